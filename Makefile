@@ -1,0 +1,28 @@
+# make sft   fine-tune a small chat model and talk to it        (the main job)
+# make test  run every test
+# Both create the environment in .venv on the first call and reuse it afterwards.
+
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+
+.PHONY: sft test check clean
+
+sft: $(VENV)/.ready
+	$(PY) -m recipes.chat_sft $(ARGS)
+
+test: $(VENV)/.ready
+	$(PY) -m pytest $(ARGS)
+
+check: $(VENV)/.ready
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist
