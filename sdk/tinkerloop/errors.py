@@ -44,11 +44,7 @@ class DatumError(TinkerloopError, ValueError):
             given,
         )
         where = f"{field or 'datum'}{'' if index is None else f'[{index}]'}"
-        details = [
-            f"{label} {value}"
-            for label, value in (("expected", expected), ("got", given))
-            if value is not None
-        ]
+        details = [f"{label} {value}" for label, value in (("expected", expected), ("got", given)) if value is not None]
         super().__init__(f"{where}: {problem}" + (f" ({', '.join(details)})" if details else ""))
 
 
@@ -59,9 +55,7 @@ class ZeroWeightError(DatumError):
 class DataError(TinkerloopError, ValueError):
     """A row or a file that is not training data: names the file, the line, the problem and the remedy."""
 
-    def __init__(
-        self, problem: str, *, path: object = None, line: int | None = None, remedy: str | None = None
-    ):
+    def __init__(self, problem: str, *, path: object = None, line: int | None = None, remedy: str | None = None):
         self.problem, self.path, self.line, self.remedy = problem, path, line, remedy
         where = "" if path is None else f"{path}{'' if line is None else f':{line}'}: "
         super().__init__(f"{where}{problem}" + (f"; {remedy}" if remedy else ""))

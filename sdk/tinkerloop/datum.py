@@ -1,0 +1,323 @@
+"""Datums: checked training examples.
+
+A `tinker.Datum` pairs a model input of N positions with what each position should predict. `make_datum` builds one
+from unshifted tokens and weights and refuses what cannot train; `check_datum` applies the same rules to a datum that
+somebody else built. The convention is Tinker's: position i of the input predicts `target_tokens[i]`, so tokens t[0..N]
+become inputs t[0..N-1] and targets t[1..N].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tinkerloop._lazy import tinker
+from tinkerloop.errors import DatumError, ZeroWeightError
+
+if TYPE_CHECKING:
+    from tinker.types import ModelInputChunk
+
+_POLICY_INPUTS = ("target_tokens", "logprobs", "advantages")
+LOSS_INPUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "cross_entropy": ("target_tokens", "weights"),
+        "importance_sampling": _POLICY_INPUTS,
+        "ppo": _POLICY_INPUTS,
+        "cispo": _POLICY_INPUTS,
+        "dro": _POLICY_INPUTS,
+        "gspo": (*_POLICY_INPUTS, "sequence_ratio_mask"),
+    }
+)
+"""The loss inputs each built-in loss takes: all of them, and no others."""
+
+
+def make_datum(
+    model_input: tinker.ModelInput | Sequence[int] | NDArray[np.integer],
+    weights: ArrayLike,
+    *,
+    targets: ArrayLike | None = None,
+    max_length: int | None = None,
+    vocab_size: int | None = None,
+) -> tinker.Datum:
+    """The datum that trains each token t[i], i >= 1, with weight w[i], given the tokens before it.
+
+    Args:
+        model_input: the N tokens of the example, unshifted; images count their `expected_tokens`.
+        weights: (N,) any real numbers, 0 on images. The first has no effect: nothing precedes its token.
+        targets: (N, K) alternative tokens for each position, with (N, K) weights (distillation); by default the
+            tokens themselves. Row i says what should stand at position i.
+        max_length: keep at most this many tokens. The end is cut; an image is kept whole or dropped together with
+            all that follows it.
+        vocab_size: when given, every token id must be below it.
+
+    Returns:
+        A cross-entropy datum with N - 1 positions: `target_tokens` int64 and `weights` float32, each (N - 1,) or
+        (N - 1, K). A target that is an image position is 0 with weight 0.
+
+    Raises:
+        ZeroWeightError: no target carries weight, or the cut removed all that did.
+        DatumError: anything else that cannot train; names the field, the index, what was expected and given.
+    """
+    chunks = _chunks(model_input)
+    length = sum(chunk.length for chunk in chunks)
+    weight = _real_array("weights", weights)
+    if weight.shape[:1] != (length,):
+        raise DatumError(
+            "one weight per token is needed",
+            field="weights",
+            expected=length,
+            given=len(weight) if weight.ndim else 0,
+        )
+    if targets is not None:
+        target = _int_array("targets", targets)
+        if target.ndim != 2 or target.shape != weight.shape or len(target) != length:
+            raise DatumError(
+                "targets and weights must both be (N, K)",
+                field="targets",
+                expected=f"({length}, K) for both",
+                given=f"targets {target.shape}, weights {weight.shape}",
+            )
+    elif weight.ndim != 1:
+        raise DatumError("2-D weights need 2-D targets", field="weights", expected=f"({length},)", given=weight.shape)
+    else:
+        target = None
+
+    had_weight = bool(np.any(weight[1:]))
+    if max_length is not None and length > max_length:
+        chunks, length = _truncate(chunks, max_length)
+    if length < 2:
+        raise DatumError("too short: predicting a token takes the one before it", expected=">= 2 tokens", given=length)
+    last = chunks[-1]
+    if not isinstance(last, tinker.EncodedTextChunk):
+        raise DatumError(
+            "the last chunk must be text: nothing can be predicted after it",
+            field="model_input",
+            index=len(chunks) - 1,
+            expected="encoded_text",
+            given=last.type,
+        )
+
+    tokens, is_text = _flatten(chunks, length)
+    _check_ids("model_input", tokens, vocab_size)
+    weight = weight[:length]
+    if not is_text.all():
+        on_image = np.flatnonzero(~is_text & (weight != 0 if weight.ndim == 1 else (weight != 0).any(axis=1)))
+        if len(on_image):
+            raise DatumError(
+                "an image position cannot be trained",
+                field="weights",
+                index=int(on_image[0]),
+                expected=0,
+                given=weight[on_image[0]],
+            )
+    if target is None:
+        target = tokens
+    else:
+        target = np.where(is_text[:, None], target[:length], 0)
+        _check_ids("targets", target, vocab_size)
+    if not np.any(weight[1:]):
+        cut = had_weight and max_length is not None
+        raise ZeroWeightError(
+            f"truncating to max_length={max_length} leaves no trained token"
+            if cut
+            else "all weights are zero, so nothing would be learned",
+            field="weights",
+        )
+
+    shortened = list(last.tokens[:-1])
+    inputs = [*chunks[:-1], tinker.EncodedTextChunk(tokens=shortened)] if shortened else list(chunks[:-1])
+    return tinker.Datum(
+        model_input=tinker.ModelInput(chunks=inputs),
+        loss_fn_inputs={
+            "target_tokens": tinker.TensorData.from_numpy(np.ascontiguousarray(target[1:])),
+            "weights": tinker.TensorData.from_numpy(np.ascontiguousarray(weight[1:], dtype=np.float32)),
+        },
+    )
+
+
+def check_datum(
+    datum: tinker.Datum,
+    *,
+    loss_fn: str = "cross_entropy",
+    vocab_size: int | None = None,
+    allow_zero_weight: bool = False,
+) -> None:
+    """Raise unless `datum` can be trained on with `loss_fn`.
+
+    Applies the rules of `make_datum` to a finished datum: the loss inputs are exactly those `loss_fn` takes, each has
+    the model input's length, ids are in range, numbers are finite, no image is trained, and some weight is not zero.
+    For `loss_fn="custom"` any inputs may accompany `target_tokens`.
+
+    Raises:
+        ZeroWeightError: all `weights` are zero and `allow_zero_weight` is false.
+        DatumError: any other broken rule; names the field, the index, what was expected and given.
+    """
+    chunks = _chunks(datum.model_input)
+    length = sum(chunk.length for chunk in chunks)
+    if length < 1:
+        raise DatumError("the model input is empty", field="model_input", expected=">= 1 token", given=0)
+    tokens, is_text = _flatten(chunks, length)
+    _check_ids("model_input", tokens, vocab_size)
+
+    inputs = datum.loss_fn_inputs
+    if loss_fn != "custom":
+        if loss_fn not in LOSS_INPUTS:
+            raise DatumError(
+                "unknown loss", field="loss_fn", expected=" | ".join([*LOSS_INPUTS, "custom"]), given=loss_fn
+            )
+        if set(inputs) != set(LOSS_INPUTS[loss_fn]):
+            raise DatumError(
+                f"{loss_fn} takes other inputs",
+                field="loss_fn_inputs",
+                expected=sorted(LOSS_INPUTS[loss_fn]),
+                given=sorted(inputs),
+            )
+    elif "target_tokens" not in inputs:
+        raise DatumError("a custom loss needs target_tokens", field="loss_fn_inputs", given=sorted(inputs))
+
+    target = inputs["target_tokens"].to_numpy()
+    if target.dtype != np.int64:
+        raise DatumError("token ids must be int64", field="target_tokens", expected="int64", given=target.dtype)
+    if target.ndim not in (1, 2) or len(target) != length or target.size == 0:
+        raise DatumError(
+            "one target (or K targets) per input position",
+            field="target_tokens",
+            expected=f"({length},) or ({length}, K)",
+            given=target.shape,
+        )
+    _check_ids("target_tokens", target, vocab_size)
+    if loss_fn == "custom":
+        return
+    if target.ndim == 2 and loss_fn != "cross_entropy":
+        raise DatumError(f"{loss_fn} takes one target per position", field="target_tokens", given=target.shape)
+    for name in LOSS_INPUTS[loss_fn][1:]:
+        values = inputs[name].to_numpy()
+        if values.dtype != np.float32:
+            raise DatumError("must be float32", field=name, expected="float32", given=values.dtype)
+        if values.shape != target.shape:
+            raise DatumError(
+                "must have the shape of target_tokens", field=name, expected=target.shape, given=values.shape
+            )
+        _check_finite(name, values)
+    if loss_fn == "cross_entropy":
+        weight = inputs["weights"].to_numpy()
+        if not allow_zero_weight and not np.any(weight):
+            raise ZeroWeightError("all weights are zero, so nothing would be learned", field="weights")
+        predicts_image = np.flatnonzero(~is_text[1:])
+        if len(predicts_image) and np.any(weight[predicts_image]):
+            index = next(int(i) for i in predicts_image if np.any(weight[i]))
+            raise DatumError(
+                "an image position cannot be a target",
+                field="weights",
+                index=index,
+                expected=0,
+                given=weight[index],
+            )
+
+
+def scale_weights(datum: tinker.Datum, factor: float) -> tinker.Datum:
+    """The same cross-entropy datum with every weight multiplied by `factor`."""
+    weights = datum.loss_fn_inputs["weights"].to_numpy()
+    scaled = tinker.TensorData.from_numpy((weights * np.float64(factor)).astype(np.float32))
+    return tinker.Datum(model_input=datum.model_input, loss_fn_inputs={**datum.loss_fn_inputs, "weights": scaled})
+
+
+def _chunks(model_input: Any) -> Sequence[ModelInputChunk]:
+    if isinstance(model_input, tinker.ModelInput):
+        chunks = model_input.chunks
+        for index, chunk in enumerate(chunks):
+            if isinstance(chunk, tinker.EncodedTextChunk):
+                if not len(chunk.tokens):
+                    raise DatumError(
+                        "empty text chunk", field="model_input", index=index, expected=">= 1 token", given=0
+                    )
+            elif getattr(chunk, "expected_tokens", 1) is None:
+                raise DatumError(
+                    "expected_tokens is not set; build the chunk with tinkerloop.image_chunk",
+                    field="model_input",
+                    index=index,
+                )
+        return chunks
+    tokens = _int_array("model_input", model_input)
+    if tokens.ndim != 1:
+        raise DatumError("tokens must be one flat sequence", field="model_input", expected="(N,)", given=tokens.shape)
+    return [tinker.EncodedTextChunk(tokens=tokens.tolist())] if len(tokens) else []
+
+
+def _truncate(chunks: Sequence[ModelInputChunk], max_length: int) -> tuple[list[ModelInputChunk], int]:
+    """The longest prefix of at most `max_length` tokens that ends in text and cuts no image, and its length."""
+    kept: list[ModelInputChunk] = []
+    room = max_length
+    for index, chunk in enumerate(chunks):
+        if chunk.length <= room:
+            kept.append(chunk)
+            room -= chunk.length
+            continue
+        if isinstance(chunk, tinker.EncodedTextChunk):
+            if room > 0:
+                kept.append(tinker.EncodedTextChunk(tokens=list(chunk.tokens[:room])))
+        elif chunk.length > max_length:
+            raise DatumError(
+                "the image alone is longer than max_length: raise max_length or shrink the image",
+                field="model_input",
+                index=index,
+                expected=f"<= {max_length} tokens",
+                given=chunk.length,
+            )
+        break
+    while kept and not isinstance(kept[-1], tinker.EncodedTextChunk):
+        kept.pop()
+    return kept, sum(chunk.length for chunk in kept)
+
+
+def _flatten(chunks: Sequence[ModelInputChunk], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Token ids (N,) with 0 on images, and whether each position is text (N,)."""
+    if len(chunks) == 1 and isinstance(chunks[0], tinker.EncodedTextChunk):
+        return np.array(chunks[0].tokens, dtype=np.int64), np.ones(length, dtype=bool)
+    tokens, is_text = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=bool)
+    start = 0
+    for chunk in chunks:
+        stop = start + chunk.length
+        if isinstance(chunk, tinker.EncodedTextChunk):
+            tokens[start:stop] = chunk.tokens
+            is_text[start:stop] = True
+        start = stop
+    return tokens, is_text
+
+
+def _int_array(field: str, values: Any) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise DatumError("token ids must be integers", field=field, expected="integers", given=array.dtype)
+    return array.astype(np.int64)
+
+
+def _real_array(field: str, values: Any) -> NDArray[np.float32]:
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise DatumError("must be a rectangular array of numbers", field=field, given="ragged rows") from None
+    if array.size and array.dtype.kind not in "biuf":
+        raise DatumError("must be real numbers", field=field, expected="real numbers", given=array.dtype)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    _check_finite(field, array)
+    return array
+
+
+def _check_finite(field: str, values: NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise DatumError("must be finite in float32", field=field, index=index[0], given=values[index])
+
+
+def _check_ids(field: str, ids: NDArray[np.int64], vocab_size: int | None) -> None:
+    wrong = ids < 0 if vocab_size is None else (ids < 0) | (ids >= vocab_size)
+    if wrong.any():
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        expected = ">= 0" if vocab_size is None else f"0 <= id < {vocab_size}"
+        raise DatumError("token id out of range", field=field, index=index[0], expected=expected, given=ids[index])
