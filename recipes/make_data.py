@@ -1,0 +1,131 @@
+"""Write the conversations of the main job: English to Pig Latin, one OpenAI-style `messages` object a line.
+
+    python -m recipes.make_data
+
+Everything is generated from `words.txt` with a fixed seed, so a second run writes the same bytes.
+
+The rule, stated here and nowhere else (`pig_latin`): words are lower case; a word that starts with a vowel gets
+"way"; any other word moves its leading consonants to the end and gets "ay". "y" is a consonant at the start of a
+word and a vowel elsewhere; "qu" moves as one. A final ".", "!" or "?" stays at the end.
+
+Held out twice over: no sentence of a test file occurs in the training file, and about one content word in eight
+(`is_held_out`) occurs in no training sentence, nor in the text of the base model (make_base.py).
+
+* `pig_latin_train.jsonl`           2000 conversations
+* `pig_latin_test.jsonl`            160 conversations; in half of them every noun, verb, adjective and adverb is one
+                                    of the words that training never shows
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import zlib
+from pathlib import Path
+
+HERE = Path(__file__).parent
+FUNCTION_WORDS = ("determiner", "subject")
+
+PROMPTS = (
+    "Pig Latin: {}",
+    "Say in Pig Latin: {}",
+    "Translate to Pig Latin: {}",
+    "Turn this into Pig Latin: {}",
+    "{}\nIn Pig Latin, please.",
+    'How do you say "{}" in Pig Latin?',
+)
+
+PATTERNS = (
+    "adjective noun",
+    "transitive adverb",
+    "determiner noun intransitive",
+    "subject intransitive adverb",
+    "determiner adjective noun",
+    "subject transitive determiner noun",
+    "determiner noun intransitive adverb",
+    "determiner adjective noun intransitive",
+    "determiner noun transitive determiner noun",
+    "determiner adjective noun intransitive adverb",
+    "subject transitive determiner adjective noun",
+)
+
+
+def read_words() -> dict[str, list[str]]:
+    """The word list by class, in file order."""
+    lines = (HERE / "words.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split(":") for line in lines if not line.startswith("#"))
+    return {name: words.split() for name, words in pairs}
+
+
+def is_held_out(word: str) -> bool:
+    """Whether a content word is kept from the training text; the choice depends on the word alone."""
+    return zlib.crc32(word.encode()) % 8 == 0
+
+
+def split_words() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """(words that training may use, words that it never shows); function words are in both."""
+    function_words = {word for name in FUNCTION_WORDS for word in read_words()[name]}
+    seen, unseen = {}, {}
+    for name, words in read_words().items():
+        held_out = [w for w in words if is_held_out(w) and w not in function_words]
+        seen[name] = [w for w in words if w not in held_out]
+        unseen[name] = words if name in FUNCTION_WORDS else held_out
+    return seen, unseen
+
+
+def pig_latin(text: str) -> str:
+    """A lower-case sentence in Pig Latin; see the top of this file for the rule."""
+
+    def convert(match: re.Match[str]) -> str:
+        word = match.group()
+        start = re.match(r"y?(?:qu|[^aeiouy])*", word).end()  # always matches, at least the empty string
+        return word[start:] + word[:start] + ("ay" if start else "way")
+
+    return re.sub("[a-z]+", convert, text)
+
+
+def sentence(rng: random.Random, words: dict[str, list[str]]) -> str:
+    """Two to five words, grammatical if not always sensible, with a full stop (or the like) half of the time."""
+    picked = " ".join(rng.choice(words[part]) for part in rng.choice(PATTERNS).split())
+    return picked + rng.choice(["", "", "", ".", "!", "?"])
+
+
+def conversation(rng: random.Random, text: str) -> dict:
+    return {
+        "messages": [
+            {"role": "user", "content": rng.choice(PROMPTS).format(text)},
+            {"role": "assistant", "content": pig_latin(text)},
+        ]
+    }
+
+
+def conversations(rng: random.Random, words: dict[str, list[str]], count: int, taken: set[str]) -> list[dict]:
+    """`count` conversations about sentences that are not `taken` (punctuation aside); takes theirs."""
+    rows = []
+    while len(rows) < count:
+        text = sentence(rng, words)
+        if (bare := text.rstrip(".!?")) not in taken:
+            taken.add(bare)
+            rows.append(conversation(rng, text))
+    return rows
+
+
+def write(name: str, rows: list[dict]) -> None:
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (HERE / "data" / name).write_text("".join(lines), encoding="utf-8")
+    print(f"{name}: {len(rows)} conversations")
+
+
+def main() -> None:
+    rng = random.Random("pig latin")
+    seen, unseen = split_words()
+    taken: set[str] = set()
+    write("pig_latin_train.jsonl", conversations(rng, seen, 2000, taken))
+    test = conversations(rng, seen, 80, taken) + conversations(rng, unseen, 80, taken)
+    rng.shuffle(test)
+    write("pig_latin_test.jsonl", test)
+
+
+if __name__ == "__main__":
+    main()
