@@ -1,0 +1,60 @@
+"""Data for the loop: rows from files, streams and data sets, checked, batched, and always at a known position."""
+
+from tinkerloop.data.adapters import ADAPTERS, Adapter, alpaca, prompt_completion, sharegpt
+from tinkerloop.data.batches import Batches, RowBatches, batches
+from tinkerloop.data.conversations import (
+    Conversation,
+    Conversations,
+    ConversationSource,
+    Report,
+    Skipped,
+    load_conversations,
+    parse_conversation,
+    stream_conversations,
+)
+from tinkerloop.data.datums import Datums, conversation_datums, conversation_to_datum
+from tinkerloop.data.files import FileSource, JsonlFile, RawRow, find_files
+from tinkerloop.data.messages import check_messages, check_tools
+from tinkerloop.data.mixing import MixedBatches, mix
+from tinkerloop.data.prefetch import Prefetched, prefetch
+from tinkerloop.data.split import Subset, train_test_split
+from tinkerloop.data.streams import HFSource, IterableSource, Source, StreamBatches, stream
+
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "Batches",
+    "Conversation",
+    "ConversationSource",
+    "Conversations",
+    "Datums",
+    "FileSource",
+    "HFSource",
+    "IterableSource",
+    "JsonlFile",
+    "MixedBatches",
+    "Prefetched",
+    "RawRow",
+    "Report",
+    "RowBatches",
+    "Skipped",
+    "Source",
+    "StreamBatches",
+    "Subset",
+    "alpaca",
+    "batches",
+    "check_messages",
+    "check_tools",
+    "conversation_datums",
+    "conversation_to_datum",
+    "find_files",
+    "load_conversations",
+    "mix",
+    "parse_conversation",
+    "prefetch",
+    "prompt_completion",
+    "sharegpt",
+    "stream",
+    "stream_conversations",
+    "train_test_split",
+]

@@ -1,0 +1,124 @@
+"""Conversations -> datums, with every row that does not become one located and counted before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from tinkerloop.data.conversations import Conversation, OnBad, Report
+from tinkerloop.data.messages import check_messages, check_tools
+from tinkerloop.errors import DataError, DatumError, ImageError, RenderError, ZeroWeightError
+
+if TYPE_CHECKING:
+    import tinker
+
+OnLong = Literal["error", "skip", "truncate"]
+
+
+class Renders(Protocol):
+    """The part of a renderer that makes training data."""
+
+    def build_supervised_example(self, messages: Any, train_on_what: Any = ...) -> Any: ...
+
+
+class Datums(list["tinker.Datum"]):
+    """Datums with a report on the conversations that did not become one. `truncated` counts the shortened ones."""
+
+    report: Report
+    truncated: int = 0
+
+
+def conversation_to_datum(
+    messages: Sequence[Mapping[str, Any]],
+    renderer: Renders,
+    max_length: int | None = None,
+    train_on_what: Any = "all_assistant_messages",
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> tinker.Datum:
+    """One conversation -> one datum, shortened at its end to `max_length` tokens.
+
+    Raises DataError for messages that are no conversation, RenderError and DatumError for those that cannot be
+    rendered or trained on.
+    """
+    checked = with_tools(check_messages(list(messages), train=False), check_tools(tools))
+    return renderer.build_supervised_example(checked, train_on_what=train_on_what).to_datum(max_length=max_length)
+
+
+def conversation_datums(
+    conversations: Iterable[Conversation],
+    renderer: Renders,
+    max_length: int | None = None,
+    *,
+    train_on_what: Any = "all_assistant_messages",
+    on_bad: OnBad = "error",
+    on_long: OnLong = "error",
+) -> Datums:
+    """Render all conversations now, so that nothing is found out in the middle of a run.
+
+    on_bad: a conversation that cannot be rendered or has nothing to train on is an error, or skipped and counted.
+    on_long: one of more than `max_length` tokens is an error, skipped and counted, or shortened at its end.
+    Raises DataError with file, line and remedy; also when no datum is left.
+    """
+    for name, value, choices in (
+        ("on_bad", on_bad, ("error", "skip")),
+        ("on_long", on_long, ("error", "skip", "truncate")),
+    ):
+        if value not in choices:
+            raise DataError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    datums, report = Datums(), Report()
+    for conversation in conversations:
+        try:
+            example, length = _render(conversation, renderer, train_on_what)
+            too_long = max_length is not None and length > max_length
+            if too_long and on_long != "truncate":
+                raise _TooLong(length, max_length, conversation)
+            datums.append(_located(conversation, lambda e=example: e.to_datum(max_length=max_length)))
+            datums.truncated += too_long
+        except DataError as error:
+            if (on_long if isinstance(error, _TooLong) else on_bad) == "error":
+                raise
+            report.skip(error)
+    report.used = len(datums)
+    datums.report = report
+    if not datums:
+        raise DataError(f"no conversation became a datum: {report}")
+    return datums
+
+
+def with_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """The messages with the declared tools where a renderer looks for them: on a system message at the start."""
+    if not tools:
+        return messages
+    specs = [tool.get("function", tool) for tool in tools]
+    if messages[0]["role"] == "system":
+        return [{**messages[0], "tools": specs}, *messages[1:]]
+    return [{"role": "system", "content": "", "tools": specs}, *messages]
+
+
+class _TooLong(DataError):
+    def __init__(self, length: int, max_length: int | None, conversation: Conversation):
+        super().__init__(
+            f"{length} tokens, more than max_length={max_length}",
+            path=conversation.path,
+            line=conversation.line,
+            remedy='raise max_length, or choose on_long="truncate" or on_long="skip"',
+        )
+
+
+def _render(conversation: Conversation, renderer: Renders, train_on_what: Any) -> tuple[Any, int]:
+    messages = with_tools(conversation.messages, conversation.tools)
+    example = _located(conversation, lambda: renderer.build_supervised_example(messages, train_on_what=train_on_what))
+    return example, example.model_input.length
+
+
+def _located(conversation: Conversation, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except (RenderError, DatumError, ImageError) as error:
+        remedy = "the tokens that would be trained lie behind max_length: raise it" if _cut_away(error) else None
+        raise DataError(str(error), path=conversation.path, line=conversation.line, remedy=remedy) from error
+
+
+def _cut_away(error: Exception) -> bool:
+    return isinstance(error, ZeroWeightError) and "max_length" in error.problem

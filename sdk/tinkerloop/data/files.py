@@ -1,0 +1,307 @@
+"""Rows out of files, each with its place: JSONL (plain, gzip, zstd), JSON arrays and parquet.
+
+A row that cannot be read is reported when it is parsed, so that a caller may count it and go on; a file that cannot be
+read at all is always an error.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import zlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tinkerloop.errors import DataError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """One row as it stands in its file; `line` counts from 1 (in parquet and JSON arrays: the row)."""
+
+    path: str
+    line: int
+    raw: Any
+    """The bytes of a line, or the value where the file holds values."""
+
+    def parse(self) -> dict[str, Any]:
+        """The row as a dict. Raises DataError with its place."""
+        value = _parse_line(self.raw, self.path, self.line) if isinstance(self.raw, bytes) else self.raw
+        if not isinstance(value, dict):
+            raise DataError(
+                f"a row must be a JSON object, this is a {_json_name(value)}",
+                path=self.path,
+                line=self.line,
+                remedy='write one object per line, like {"messages": [...]}',
+            )
+        return value
+
+
+def find_files(path: PathLike | Sequence[PathLike]) -> list[str]:
+    """The data files meant by a file, a folder (its data files, nested ones too), a glob, or a list of those; sorted
+    within each. Raises DataError when there is none, or when a named file has an unknown kind."""
+    if isinstance(path, Sequence) and not isinstance(path, str):
+        return [file for one in path for file in find_files(one)]
+    path = os.path.expanduser(os.fspath(path))
+    if os.path.isdir(path):
+        files = sorted(str(p) for p in Path(path).rglob("*") if p.is_file() and str(p).endswith(SUFFIXES))
+        if not files:
+            raise DataError("no data file in this folder", path=path, remedy=f"known kinds: {', '.join(SUFFIXES)}")
+        return files
+    if os.path.exists(path):
+        files = [path]
+    elif files := sorted(f for f in glob.glob(path, recursive=True) if os.path.isfile(f)):
+        pass
+    else:
+        raise DataError("no such file", path=path, remedy=f"looked in {os.getcwd()}")
+    for file in files:
+        if not file.endswith(SUFFIXES):
+            raise DataError("unknown kind of file", path=file, remedy=f"known kinds: {', '.join(SUFFIXES)}")
+    return files
+
+
+class FileSource:
+    """The rows of files as a stream that opens at any position: in O(1) for plain JSONL and parquet row groups, by
+    reading past the rows before it for compressed files.
+
+    parse: RawRow -> what a row becomes, a dict by default. Returning None leaves the row out.
+    """
+
+    def __init__(self, path: PathLike | Sequence[PathLike], parse: Callable[[RawRow], Any] = RawRow.parse):
+        self.files, self._parse = find_files(path), parse
+
+    @property
+    def fingerprint(self) -> str:
+        """Names and sizes of the files: another size means other rows."""
+        sizes = [(os.path.basename(file), os.path.getsize(file)) for file in self.files]
+        return hashlib.blake2b(json.dumps(sizes).encode(), digest_size=8).hexdigest()
+
+    def open(self, position: Any = None) -> OpenFiles:
+        return OpenFiles(self.files, self._parse, **(position or {}))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.open()
+
+
+class OpenFiles:
+    """Files being read one after another."""
+
+    def __init__(
+        self, files: Sequence[str], parse: Callable[[RawRow], Any], file: int = 0, row: int = 0, offset: int = 0
+    ):
+        self._files, self._parse = files, parse
+        self._file, self._row, self._offset = file, row, offset
+        self._reading: Iterator[tuple[int, int, Any]] | None = None
+
+    @property
+    def position(self) -> dict[str, int]:
+        return {"file": self._file, "row": self._row, "offset": self._offset}
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        while self._file < len(self._files):
+            path = self._files[self._file]
+            if self._reading is None:
+                self._reading = _reader(path)(path, self._row, self._offset)
+            try:
+                self._row, self._offset, raw = next(self._reading)
+            except StopIteration:
+                self._file, self._row, self._offset, self._reading = self._file + 1, 0, 0, None
+                continue
+            except DataError:
+                self._reading = None  # asked again, it says so again
+                raise
+            value = self._parse(RawRow(path, self._row, raw))
+            if value is not None:
+                return value
+        raise StopIteration
+
+
+class JsonlFile(Sequence[Any]):
+    """The rows of one plain JSONL file, read when they are asked for: only where each line begins is held (8 bytes a
+    row). Blank lines are no rows. `fingerprint` is a hash of the content."""
+
+    def __init__(self, path: PathLike, parse: Callable[[RawRow], Any] = RawRow.parse):
+        (self.path,) = find_files(path)
+        if not self.path.endswith(".jsonl"):
+            raise DataError("only a plain .jsonl file can be read at any row", path=self.path, remedy="unpack it")
+        self._parse = parse
+        self._offsets, self._lines = array("q"), array("q")
+        digest, offset = hashlib.blake2b(digest_size=8), 0
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                digest.update(line)
+                if not line.isspace():
+                    self._offsets.append(offset)
+                    self._lines.append(number)
+                offset += len(line)
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        offset, line = self._offsets[index], self._lines[index]
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return self._parse(RawRow(self.path, line, file.readline()))
+
+
+# Readers: (path, rows already read, byte offset) -> (row number from 1, offset after it, raw row) --------------------
+
+
+def _reader(path: str) -> Callable[[str, int, int], Iterator[tuple[int, int, Any]]]:
+    if path.endswith(".parquet"):
+        return _read_parquet
+    return _read_array if path.endswith(".json") else _read_lines
+
+
+def _read_lines(path: str, row: int, offset: int) -> Iterator[tuple[int, int, bytes]]:
+    plain = path.endswith(".jsonl")
+    try:
+        with _open(path) as file:
+            if plain:
+                file.seek(offset)
+            else:
+                next(itertools.islice(file, row, row), None)  # reads past them
+            for number, line in enumerate(file, start=row + 1):
+                offset += len(line)
+                if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                    raise DataError("the file is UTF-16", path=path, remedy="convert it to UTF-8")
+                if not line.isspace():
+                    yield number, offset, line
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"cannot be read: {error}", path=path, remedy="is the file complete?") from error
+
+
+def _open(path: str) -> IO[bytes]:
+    if path.endswith(".gz"):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.endswith(".zst"):
+        return _open_zstd(path)
+    return open(path, "rb")
+
+
+def _open_zstd(path: str) -> IO[bytes]:
+    import io
+
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise _needs("pyarrow", path) from error
+    # pyarrow's reader reports a file that was cut off; zstandard's takes it for the end.
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd"))  # type: ignore[arg-type]
+
+
+def _read_array(path: str, row: int, offset: int) -> Iterator[tuple[int, int, Any]]:
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error}", path=path) from error
+    try:
+        rows = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"not JSON: {error}", path=path, remedy="name a file with one object per line .jsonl"
+        ) from error
+    if not isinstance(rows, list):
+        raise DataError(
+            f"a .json file must hold an array of rows, this is a {_json_name(rows)}",
+            path=path,
+            remedy="name a file with one object per line .jsonl",
+        )
+    for number, value in enumerate(rows[row:], start=row + 1):
+        yield number, 0, value
+
+
+def _read_parquet(path: str, row: int, offset: int) -> Iterator[tuple[int, int, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise _needs("pyarrow", path) from error
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        number = 0
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if number + rows <= row:
+                number += rows
+                continue
+            for batch in file.iter_batches(batch_size=512, row_groups=[group]):
+                for value in batch.to_pylist():
+                    number += 1
+                    if number > row:
+                        # Parquet stores every field of a nested type in every row: null means that it is absent.
+                        yield number, 0, _without_nulls(value)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"cannot be read: {error}", path=path, remedy="is it parquet, and complete?") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+# One line --------------------------------------------------------------------------------------------------------
+
+
+def _parse_line(line: bytes, path: str, number: int) -> Any:
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8 at byte {error.start} of the line", path=path, line=number, remedy="convert the file to UTF-8"
+        ) from error
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        cut = error.pos >= len(text.rstrip()) and not line.endswith(b"\n")
+        remedy = "the file seems cut off here" if cut else "write one JSON object per line"
+        raise DataError(
+            f"not JSON: {error.msg} at column {error.colno}", path=path, line=number, remedy=remedy
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON that can be used: {error}", path=path, line=number) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
+    return made
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _json_name(value: Any) -> str:
+    names = {list: "array", str: "string", bool: "boolean", type(None): "null", dict: "object"}
+    return names.get(type(value), "number")
+
+
+def _needs(package: str, path: str) -> DataError:
+    return DataError(f"reading this needs {package}", path=path, remedy="pip install 'tinkerloop[data]'")

@@ -1,0 +1,116 @@
+"""Several sources in one stream of batches, in fixed proportions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tinkerloop.data.batches import Batches, Cursor, check_cursor
+from tinkerloop.errors import DataError
+
+
+def mix(
+    parts: Mapping[str, Batches],
+    weights: Mapping[str, float],
+    batch_size: int,
+    *,
+    until: str = "first",
+) -> MixedBatches:
+    """Batches that interleave `parts` in the proportions of `weights`.
+
+    Every draw takes the part that is furthest behind its share (ties: the earlier one), so after t draws a part has
+    been drawn share * t times to within one or two: the proportions hold in every batch, not only in the long run,
+    and no randomness is needed. Give the parts `batch_size=1` and a `shuffle` seed each; a mixed batch is then
+    `batch_size` rows. A repeating part (`epochs=None`) never ends.
+
+    until: "first" ends when any part has ended; "all" goes on with the parts that are left. The last batch may hold
+    fewer rows.
+    """
+    return MixedBatches(parts, weights, batch_size, until=until)
+
+
+class MixedBatches:
+    """The batches of `mix()`."""
+
+    def __init__(
+        self, parts: Mapping[str, Batches], weights: Mapping[str, float], batch_size: int, *, until: str = "first"
+    ):
+        if not parts or set(parts) != set(weights):
+            raise DataError(f"every part needs a weight: got parts {sorted(parts)}, weights {sorted(weights)}")
+        for name, weight in weights.items():
+            if not 0 < weight < float("inf"):
+                raise DataError(f"the weight of {name!r} must be positive, got {weight}")
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, got {batch_size}")
+        if until not in ("first", "all"):
+            raise DataError(f'until is "first" or "all", got {until!r}')
+        self.parts, self.batch_size, self.until = dict(parts), batch_size, until
+        self.weights = {name: float(weights[name]) for name in self.parts}
+        self._restart(dict.fromkeys(self.parts, 0), set())
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> list[Any]:
+        before = self.cursor
+        try:
+            batch = self._draw()
+        except Exception:
+            self.seek(before)  # a batch that failed has not been handed out
+            raise
+        if not batch:
+            raise StopIteration
+        return batch
+
+    def _draw(self) -> list[Any]:
+        batch: list[Any] = []
+        draws = 0
+        while draws < self.batch_size and (name := self._furthest_behind()):
+            try:
+                batch.extend(next(self.parts[name]))
+            except StopIteration:
+                self._end(name)
+            else:
+                self._taken[name] += 1
+                draws += 1
+        return batch
+
+    @property
+    def cursor(self) -> Cursor:
+        return {
+            **self._identity(),
+            "taken": dict(self._taken),
+            "ended": sorted(self._ended),
+            "parts": {name: part.cursor for name, part in self.parts.items()},
+        }
+
+    def seek(self, cursor: Any) -> None:
+        check_cursor(cursor, self._identity(), ())
+        for name, part in self.parts.items():
+            part.seek(cursor["parts"][name])
+        self._restart(dict(cursor["taken"]), set(cursor["ended"]))
+
+    def __str__(self) -> str:
+        total = sum(self.weights.values())
+        return "; ".join(f"{self.weights[name] / total:.1%} {name} ({part})" for name, part in self.parts.items())
+
+    def _identity(self) -> Cursor:
+        return {"kind": "mix", "weights": self.weights, "until": self.until}
+
+    def _restart(self, taken: dict[str, int], ended: set[str]) -> None:
+        self._taken, self._ended = taken, ended
+
+    def _end(self, name: str) -> None:
+        self._ended.add(name)
+        # The others go on in their own proportions from here: an ended part leaves no debt behind.
+        self._taken = dict.fromkeys(self._taken, 0)
+
+    def _furthest_behind(self) -> str | None:
+        if self.until == "first" and self._ended:
+            return None
+        left = [name for name in self.parts if name not in self._ended]
+        if not left:
+            return None
+        total, drawn = sum(self.weights[n] for n in left), sum(self._taken[n] for n in left)
+        # After the next draw a part should have been drawn (drawn + 1) * share times.
+        return max(left, key=lambda n: (drawn + 1) * self.weights[n] / total - self._taken[n])

@@ -1,0 +1,106 @@
+"""Batches made ahead on a thread, each with the cursor that belongs to it.
+
+The position reported is what has been *handed out*, not what the thread has already made: a record saved now and
+resumed later continues with the very next batch, whatever had been prefetched.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tinkerloop.errors import DataError
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinkerloop.data.batches import Batches
+
+
+def prefetch(batches: Batches, n: int = 2) -> Prefetched:
+    """The same batches, up to `n` of them made ahead on one thread. Errors surface at their place in the order."""
+    return Prefetched(batches, n)
+
+
+class Prefetched:
+    """The batches of `prefetch()`. The thread starts with the first batch asked for and ends with the last one."""
+
+    def __init__(self, batches: Batches, n: int):
+        if n < 1:
+            raise DataError(f"prefetch needs room for at least one batch, got {n}")
+        self._inner, self._ahead = batches, n
+        self._cursor = batches.cursor
+        self._work: _Worker | None = None
+        self._stale = False  # the batches underneath have gone further than what was handed out
+
+    def __len__(self) -> int:
+        return len(self._inner)  # type: ignore[arg-type]  # those that know their length say it
+
+    def __iter__(self) -> Iterator[Sequence[tinker.Datum]]:
+        return self
+
+    def __next__(self) -> Sequence[tinker.Datum]:
+        if self._work is None:
+            if self._stale:
+                self._inner.seek(self._cursor)
+                self._stale = False
+            self._work = _Worker(self._inner, self._ahead)
+        batch, cursor, error = self._work.get()
+        if error is None:
+            self._cursor = cursor
+            return batch
+        self._work.stop()  # it has ended by itself, and the batches underneath stand where they were
+        self._work = None
+        raise error
+
+    @property
+    def cursor(self) -> Any:
+        return self._cursor
+
+    def seek(self, cursor: Any) -> None:
+        self.close()
+        self._inner.seek(cursor)
+        self._cursor, self._stale = self._inner.cursor, False
+
+    def close(self) -> None:
+        """Stop the thread and forget what it has made ahead; the next batch asked for continues from `cursor`."""
+        if self._work is not None:
+            self._work.stop()
+            self._work, self._stale = None, True
+
+    def __str__(self) -> str:
+        return f"{self._inner}; {self._ahead} ahead"
+
+
+class _Worker:
+    def __init__(self, batches: Batches, ahead: int):
+        self._batches = batches
+        self._made: queue.Queue[tuple[Any, Any, BaseException | None]] = queue.Queue()
+        self._room = threading.Semaphore(ahead)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="tinkerloop-prefetch", daemon=True)
+        self._thread.start()
+
+    def get(self) -> tuple[Any, Any, BaseException | None]:
+        item = self._made.get()
+        self._room.release()
+        return item
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._room.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._room.acquire()
+            if self._stopped:
+                return
+            try:
+                batch = next(self._batches)
+                self._made.put((batch, self._batches.cursor, None))
+            except BaseException as error:  # delivered in order by get(), StopIteration too
+                self._made.put((None, None, error))
+                return

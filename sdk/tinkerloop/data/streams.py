@@ -1,0 +1,317 @@
+"""Batches from rows that are read as they come: constant memory, and a position that is exact all the same.
+
+Shuffling works block by block: `buffer_size` rows are read, put in a computed order and handed out, then the next
+block follows. The position is therefore three small numbers: where the block starts in the source, how many rows came
+before it, and how many of it are gone. Resuming opens the source there and reads one block again. (A buffer that
+mixes old rows with new ones, as most libraries have it, could only be resumed by saving its contents.) The first
+block of every epoch has another size, so rows that shared a block once do not share it for ever.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from tinkerloop.data.batches import Cursor, RowMap, check_batching, check_cursor
+from tinkerloop.data.permutation import shuffled_positions
+from tinkerloop.errors import DataError
+
+
+class OpenRows(Protocol):
+    """Rows being read: an iterator that knows where it stands."""
+
+    def __next__(self) -> Any: ...
+
+    @property
+    def position(self) -> Any:
+        """Where the next row begins: JSON-able, and accepted by `open` of the source it came from."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Rows that can be opened at any position that was reported before."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What the positions belong to; None when nobody can tell."""
+        ...
+
+    def open(self, position: Any) -> OpenRows:
+        """Rows from `position` on; None is the start."""
+        ...
+
+
+def stream(
+    source: Source | Callable[[], Iterable[Any]] | Iterable[Any],
+    batch_size: int,
+    *,
+    epochs: int | None = 1,
+    shuffle: int | None = None,
+    buffer_size: int = 4096,
+    length: int | None = None,
+    map_fn: Callable[[Any], Any] | None = None,
+    flatmap_fn: Callable[[Any], Iterable[Any]] | None = None,
+    drop_last: bool = False,
+) -> StreamBatches:
+    """Batches of `batch_size` rows from a source too large to hold: a `FileSource`, a Hugging Face IterableDataset, or
+    a function that returns a fresh iterator (resumed by reading past what has been used).
+
+    shuffle: a seed, or None for the order of the source. buffer_size: rows held and shuffled at a time.
+    length: rows used in each epoch, None for all there are. The other arguments are those of `batches`.
+    """
+    return StreamBatches(
+        as_source(source),
+        batch_size,
+        epochs=epochs,
+        shuffle=shuffle,
+        buffer_size=buffer_size,
+        length=length,
+        map_fn=map_fn,
+        flatmap_fn=flatmap_fn,
+        drop_last=drop_last,
+    )
+
+
+class StreamBatches:
+    """The batches of `stream()`."""
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        *,
+        epochs: int | None = 1,
+        shuffle: int | None = None,
+        buffer_size: int = 4096,
+        length: int | None = None,
+        map_fn: Callable[[Any], Any] | None = None,
+        flatmap_fn: Callable[[Any], Iterable[Any]] | None = None,
+        drop_last: bool = False,
+    ):
+        check_batching(batch_size, epochs, shuffle, map_fn, flatmap_fn)
+        if buffer_size < 1 or (length is not None and length < 1):
+            raise DataError(
+                f"buffer_size and length must be at least 1, got {buffer_size=} and {length=}",
+                remedy="length=None uses all rows",
+            )
+        self.source, self.batch_size, self.epochs, self.shuffle = source, batch_size, epochs, shuffle
+        self.buffer_size, self.length, self.drop_last = buffer_size, length, drop_last
+        self._map = RowMap(map_fn, flatmap_fn)
+        self._rows: OpenRows | None = None
+        self._start_epoch(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> list[Any]:
+        before = self.cursor
+        try:
+            return self._next_batch()
+        except StopIteration:
+            raise
+        except Exception:
+            self._go_to(**{name: before[name] for name in ("epoch", "position", "first", "offset")})
+            raise
+
+    @property
+    def cursor(self) -> Cursor:
+        return {
+            **self._identity(),
+            "epoch": self._epoch,
+            "position": self._position,
+            "first": self._first,
+            "offset": self._offset,
+        }
+
+    def seek(self, cursor: Any) -> None:
+        if not isinstance(cursor, dict) or "position" not in cursor:
+            raise DataError(f"a cursor of a stream is a dict with a position, got {cursor!r}")
+        epoch, first, offset = check_cursor(cursor, self._identity(), ("epoch", "first", "offset"))
+        self._go_to(epoch, cursor["position"], first, offset)
+
+    def __len__(self) -> int:
+        """Batches in all epochs, known when `length` and `epochs` are given. A shorter stream ends earlier."""
+        if self.epochs is None or self.length is None:
+            raise TypeError("a stream without length= and epochs= has no length; say how many steps to run")
+        full, rest = divmod(self.length, self.batch_size)
+        return self.epochs * (full + (rest > 0 and not self.drop_last))
+
+    def __str__(self) -> str:
+        rows = "all rows" if self.length is None else f"{self.length} rows"
+        order = "in order" if self.shuffle is None else f"shuffled in blocks of {self.buffer_size}"
+        epochs = "endless epochs" if self.epochs is None else f"{self.epochs} epoch{'s'[: self.epochs != 1]}"
+        last = "a last partial batch is " + ("dropped" if self.drop_last else "kept")
+        return f"a stream of {rows}, batches of {self.batch_size} ({last}); {epochs}, {order}"
+
+    def _identity(self) -> Cursor:
+        return {
+            "kind": "stream",
+            "source": self.source.fingerprint,
+            "shuffle": self.shuffle,
+            "buffer_size": None if self.shuffle is None else self.buffer_size,
+            "length": self.length,
+        }
+
+    def _next_batch(self) -> list[Any]:
+        while self.epochs is None or self._epoch < self.epochs:
+            rows, numbers = self._take(self.batch_size)
+            full = len(rows) == self.batch_size
+            if full or (rows and not self.drop_last):
+                return self._map(rows, numbers, self._epoch)
+            if self._first == 0 or (self.drop_last and self._first < self.batch_size):
+                raise DataError(
+                    f"the stream ended after {self._first} rows, before one batch of {self.batch_size} was full",
+                    remedy="check the source, or use a smaller batch_size",
+                )
+            self._start_epoch(self._epoch + 1)
+        raise StopIteration
+
+    def _take(self, count: int) -> tuple[list[Any], list[int]]:
+        """The next `count` rows of this epoch, fewer at its end, with their numbers in the order handed out."""
+        rows: list[Any] = []
+        start = self._first + self._offset
+        while len(rows) < count:
+            if self._block is None:
+                self._block = self._read_block()
+                if not self._block:
+                    break
+            part = self._block[self._offset : self._offset + count - len(rows)]
+            rows += part
+            self._offset += len(part)
+            if self._offset >= len(self._block):  # on to the next block: nothing of this one is needed again
+                assert self._rows is not None
+                self._position = self._rows.position
+                self._first, self._offset, self._block = self._first + len(self._block), 0, None
+        return rows, list(range(start, start + len(rows)))
+
+    def _read_block(self) -> list[Any]:
+        if self._rows is None:
+            self._rows = self.source.open(self._position)
+        size = self._block_size() if self.length is None else min(self._block_size(), self.length - self._first)
+        rows: list[Any] = []
+        while len(rows) < size:
+            try:
+                rows.append(next(self._rows))
+            except StopIteration:
+                break
+        if self.shuffle is None or not rows:
+            return rows
+        order = shuffled_positions(f"{self.shuffle}/{self._epoch}/{self._first}", len(rows), 0, len(rows))
+        return [rows[i] for i in order]
+
+    def _block_size(self) -> int:
+        if self.shuffle is None:
+            return self.batch_size
+        if self._first > 0:
+            return self.buffer_size
+        return self.buffer_size - random.Random(f"{self.shuffle}/block/{self._epoch}").randrange(
+            max(self.buffer_size // 2, 1)
+        )
+
+    def _start_epoch(self, epoch: int) -> None:
+        self._go_to(epoch, None, 0, 0)
+
+    def _go_to(self, epoch: int, position: Any, first: int, offset: int) -> None:
+        self._epoch, self._position, self._first, self._offset = epoch, position, first, offset
+        self._block: list[Any] | None = None
+        self._rows = None
+
+
+def as_source(source: Any) -> Source:
+    """The source behind what a user has: itself, a Hugging Face stream, a function, or any re-iterable."""
+    if hasattr(source, "open"):
+        return source
+    if hasattr(source, "state_dict") and hasattr(source, "load_state_dict"):
+        return HFSource(source)
+    if isinstance(source, Iterator):
+        return _OneShot(source)
+    return IterableSource(source if callable(source) else lambda: source)
+
+
+class IterableSource:
+    """Rows of an iterable that can be started again. Seeking reads past the rows before the position."""
+
+    fingerprint = None
+
+    def __init__(self, start: Callable[[], Any]):
+        self._start = start
+
+    def open(self, position: Any) -> OpenRows:
+        rows = _Counted(iter(self._start()))
+        if position is not None:
+            skipped = sum(1 for _ in itertools.islice(rows, position))
+            if skipped < position:
+                raise DataError(
+                    f"the stream ended after {skipped} rows, the cursor stands at row {position}",
+                    remedy="the source must give the same rows every time it is started",
+                )
+        return rows
+
+
+class _OneShot:
+    """Rows of an iterator that can be gone through once. Anything else is refused, with the way out."""
+
+    fingerprint = None
+
+    def __init__(self, rows: Iterator[Any]):
+        self._rows = _Counted(rows)
+
+    def open(self, position: Any) -> OpenRows:
+        if (position or 0) != self._rows.position:
+            raise DataError(
+                "an iterator can be read once: it can be neither resumed nor repeated",
+                remedy="pass a function that returns a fresh iterator, for example stream(lambda: rows(), ...)",
+            )
+        return self._rows
+
+
+class _Counted:
+    def __init__(self, rows: Iterator[Any]):
+        self._rows, self.position = rows, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        row = next(self._rows)
+        self.position += 1
+        return row
+
+
+class HFSource:
+    """Rows of a Hugging Face IterableDataset, at the positions of its own `state_dict`."""
+
+    fingerprint = None
+
+    def __init__(self, dataset: Any):
+        examples = getattr(dataset, "_ex_iterable", None)
+        while examples is not None:
+            if type(examples).__name__.startswith("BufferShuffled"):
+                raise DataError(
+                    "this IterableDataset shuffles in a buffer of its own, which cannot be resumed exactly",
+                    remedy="leave out dataset.shuffle(...) and use shuffle=SEED, buffer_size=N of the batches",
+                )
+            examples = getattr(examples, "ex_iterable", None)
+        self._dataset = dataset
+
+    def open(self, position: Any) -> OpenRows:
+        dataset = object.__new__(type(self._dataset))  # copy.copy would share its attributes, the state among them
+        dataset.__dict__.update(self._dataset.__dict__)
+        dataset.load_state_dict(copy.deepcopy(position))  # None is the start
+        return _HFRows(dataset)
+
+
+class _HFRows:
+    def __init__(self, dataset: Any):
+        self._dataset, self._rows = dataset, iter(dataset)
+
+    def __next__(self) -> Any:
+        return next(self._rows)
+
+    @property
+    def position(self) -> Any:
+        return self._dataset.state_dict()
