@@ -1,0 +1,26 @@
+"""The built-in callbacks, one concern a file."""
+
+from tinkerloop.callbacks.accumulation import GradientAccumulation
+from tinkerloop.callbacks.checkpoint import Best, Checkpoint
+from tinkerloop.callbacks.evaluation import Evaluate, nll, sampled
+from tinkerloop.callbacks.preempt import Preempt
+from tinkerloop.callbacks.progress import Progress
+from tinkerloop.callbacks.schedule import LRSchedule
+from tinkerloop.callbacks.stopping import Budget, EarlyStop, StopOnNonFinite
+from tinkerloop.callbacks.timing import Timing
+
+__all__ = [
+    "Best",
+    "Budget",
+    "Checkpoint",
+    "EarlyStop",
+    "Evaluate",
+    "GradientAccumulation",
+    "LRSchedule",
+    "Preempt",
+    "Progress",
+    "StopOnNonFinite",
+    "Timing",
+    "nll",
+    "sampled",
+]

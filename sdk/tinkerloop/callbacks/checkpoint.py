@@ -1,0 +1,105 @@
+"""When to write checkpoints, and which to keep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinkerloop.errors import PlanError
+from tinkerloop.loop.callback import Callback
+from tinkerloop.loop.checkpoints import Record
+from tinkerloop.loop.events import Boundary, Requests, Retain, Save
+
+
+@dataclass(frozen=True)
+class Best:
+    """Keep the records with the best values of a metric, such as `Best("test/nll")`."""
+
+    metric: str
+    keep: int = 1
+    mode: str = "min"
+    """"min" or "max": which values are better."""
+
+
+@dataclass
+class _State:
+    tokens: int = 0
+    """Of the last record asked for."""
+
+
+class Checkpoint(Callback):
+    """Asks for a record at the boundaries due, and forgets old ones.
+
+    Args:
+        every: steps between records.
+        every_tokens: input positions between records.
+        every_seconds: seconds between records. The only cadence that depends on the clock; weights stay exact.
+        keep_last: keep this many of the newest records; None keeps all. The newest is always kept.
+        keep_every: also keep the records whose step this divides.
+        keep_best: also keep the best by a metric. It is compared as it stood when the record was written: an
+            evaluation at the same boundary counts.
+        ttl_seconds: how long the service keeps each; None: for good.
+        sampler: also save weights that a sampling client can be opened from.
+    """
+
+    def __init__(
+        self,
+        every: int | None = None,
+        *,
+        every_tokens: int | None = None,
+        every_seconds: float | None = None,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        keep_best: Best | None = None,
+        ttl_seconds: int | None = None,
+        sampler: bool = False,
+    ):
+        limits = {"every": every, "every_tokens": every_tokens, "every_seconds": every_seconds}
+        limits |= {"keep_last": keep_last, "keep_every": keep_every, "ttl_seconds": ttl_seconds}
+        for name, value in limits.items():
+            if value is not None and value <= 0:
+                raise PlanError(f"{name} must be > 0, got {value}")
+        if keep_best and (keep_best.mode not in ("min", "max") or keep_best.keep < 1):
+            raise PlanError(f'keep_best needs mode "min" or "max" and keep >= 1, got {keep_best}')
+        if keep_last is None and (keep_every or keep_best):
+            raise PlanError("keep_every and keep_best add to keep_last: set keep_last too, or every record is kept")
+        self._every, self._every_tokens, self._every_seconds = every, every_tokens, every_seconds
+        self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
+        self._save = Save(ttl_seconds, sampler)
+        self._saved_at = time.monotonic()
+        self.state = _State()
+
+    def on_boundary(self, boundary: Boundary) -> Requests:
+        if boundary.step == 0 or not (self._due(boundary) or boundary.final):
+            return None
+        self.state.tokens = boundary.tokens
+        self._saved_at = time.monotonic()
+        return self._save
+
+    def on_save(self, record: Record) -> Requests:
+        return None if self._keep_last is None else Retain(self.keep)
+
+    def keep(self, records: Sequence[Record]) -> set[int]:
+        """The steps to keep: the newest, every so many, and the best.
+
+        Among equally good records the older is the better; one without the metric cannot be best. A pure function of
+        the records, so what is kept does not depend on where a run was interrupted.
+        """
+        steps = [record.step for record in records]
+        kept = set(steps if self._keep_last is None else steps[-self._keep_last :])
+        if self._keep_every:
+            kept |= {step for step in steps if step % self._keep_every == 0}
+        if best := self._keep_best:
+            sign = 1 if best.mode == "min" else -1
+            measured = [record for record in records if best.metric in record.metrics]
+            measured.sort(key=lambda record: sign * record.metrics[best.metric])
+            kept |= {record.step for record in measured[: best.keep]}
+        return kept
+
+    def _due(self, boundary: Boundary) -> bool:
+        return (
+            (self._every is not None and boundary.step % self._every == 0)
+            or (self._every_tokens is not None and boundary.tokens - self.state.tokens >= self._every_tokens)
+            or (self._every_seconds is not None and time.monotonic() - self._saved_at >= self._every_seconds)
+        )

@@ -1,0 +1,134 @@
+"""Evaluations during training, at the boundaries you choose, each seeing exactly its boundary's weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinkerloop._lazy import tinker
+from tinkerloop.errors import PlanError, TinkerloopError
+from tinkerloop.loop.callback import Callback
+from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
+from tinkerloop.loop.futures import Future, Mapped, background, resolve
+
+Metrics = Mapping[str, float]
+Evaluator = Callable[[Any], Future[Metrics]]
+"""`training client -> future of metrics`: submits work and returns at once."""
+
+
+class Evaluate(Callback):
+    """Runs an evaluator and logs its metrics as `<name>/<metric>`.
+
+    Args:
+        name: names the evaluation in the metrics and to other callbacks (`EvalResult.name`); unique in a run.
+        evaluator: `nll(...)`, `sampled(...)`, or any function from a training client to a future of metrics.
+        every: evaluate at boundaries 0 < step, divisible by this; None: not between.
+        at_start, at_end: also at boundary 0, and at the run's last.
+        detached: let it run beside training and deliver it when ready (see `Eval`).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        evaluator: Evaluator,
+        *,
+        every: int | None = None,
+        at_start: bool = True,
+        at_end: bool = True,
+        detached: bool = False,
+    ):
+        if every is not None and every < 1:
+            raise PlanError(f"every must be >= 1, got {every}")
+        self.name = name
+        self._evaluator, self._every, self._detached = evaluator, every, detached
+        self._at_start, self._at_end = at_start, at_end
+
+    def on_boundary(self, boundary: Boundary) -> Requests:
+        periodic = self._every is not None and boundary.step > 0 and boundary.step % self._every == 0
+        if periodic or (self._at_start and boundary.step == 0) or (self._at_end and boundary.final):
+            return Eval(self.name, self._evaluator(boundary.client), self._detached)
+        return None
+
+    def on_eval(self, result: EvalResult) -> Requests:
+        if result.name == self.name:
+            return Log({f"{self.name}/{metric}": float(value) for metric, value in result.value.items()})
+        return None
+
+
+def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_bytes: int | None = None) -> Evaluator:
+    """Held-out loss of cross-entropy datums, by forward passes queued between the training steps.
+
+    Metrics: `nll`, the mean negative log-likelihood in nats per weighted token: sum(-w * logp) / sum(w). With
+    `utf8_bytes`, the number of UTF-8 bytes that the weighted tokens stand for, also `bits_per_byte`:
+    sum(-w * logp) / (bytes * ln 2).
+
+    Args:
+        batch_size: datums in one forward call; None: all in one.
+    """
+    if not datums:
+        raise PlanError("nll needs at least one datum to evaluate on")
+    size = batch_size or len(datums)
+    batches = [list(datums[start : start + size]) for start in range(0, len(datums), size)]
+    total = math.fsum(float(np.sum(d.loss_fn_inputs["weights"].to_numpy(), dtype=np.float64)) for d in datums)
+    if not total > 0:
+        raise PlanError(f"the weights of the datums to evaluate sum to {total:g}; they must be positive in sum")
+
+    def submit(client: Any) -> Future[Metrics]:
+        futures = [client.forward(batch, "cross_entropy") for batch in batches]
+        return Mapped(_All(futures), metrics)
+
+    def metrics(outputs: list[Any]) -> Metrics:
+        loss = math.fsum(output.metrics["loss:sum"] for output in outputs)
+        values = {"nll": loss / total}
+        if utf8_bytes is not None:
+            values["bits_per_byte"] = loss / (utf8_bytes * math.log(2))
+        return values
+
+    return submit
+
+
+def sampled(score: Callable[[Any], Metrics]) -> Evaluator:
+    """An evaluator that samples: `score(sampling_client) -> metrics` runs on a thread of its own.
+
+    The weights are snapshotted in order with the training steps, so the scores belong to the boundary even when
+    training goes on meanwhile. `score` may be a coroutine function.
+    """
+
+    def submit(client: Any) -> Future[Metrics]:
+        snapshot = client.save_weights_and_get_sampling_client()
+        return background(lambda: score(resolve(snapshot)))
+
+    return submit
+
+
+class _All:
+    """The future of a list of values, one per future, in order."""
+
+    def __init__(self, futures: Sequence[Any]):
+        self._futures = futures
+
+    def result(self, timeout: float | None = None) -> list[Any]:
+        return [future.result(timeout) for future in self._futures]
+
+    def __await__(self) -> Any:
+        return self._gather().__await__()
+
+    async def _gather(self) -> list[Any]:
+        return [await future for future in self._futures]
+
+
+def metric_of(result: EvalResult, metric: str) -> float | None:
+    """The value of `name/metric` if `result` is of that evaluation, else None.
+
+    Raises:
+        TinkerloopError: the evaluation is the named one, but has no such metric.
+    """
+    name, _, key = metric.rpartition("/")
+    if result.name != name:
+        return None
+    if key not in result.value:
+        raise TinkerloopError(f"evaluation {name!r} has no metric {key!r}; it has {sorted(result.value)}")
+    return float(result.value[key])

@@ -1,0 +1,24 @@
+"""Optimizer parameters that change with the step."""
+
+from __future__ import annotations
+
+from tinkerloop.loop.callback import Callback
+from tinkerloop.loop.plan import Plan
+from tinkerloop.loop.schedules import Schedule
+
+
+class LRSchedule(Callback):
+    """Sets the learning rate, and other optimizer parameters, of each step from schedules.
+
+    >>> LRSchedule(linear(1e-3, 0.0, 100), weight_decay=constant(0.1))          # doctest: +SKIP
+
+    Args:
+        learning_rate: step -> learning rate.
+        others: schedules for other fields of the optimizer parameters: `weight_decay`, `beta1`, `grad_clip_norm`, ...
+    """
+
+    def __init__(self, learning_rate: Schedule | None = None, **others: Schedule):
+        self._schedules = others if learning_rate is None else {"learning_rate": learning_rate, **others}
+
+    def on_plan(self, plan: Plan) -> Plan:
+        return plan.with_optim(**{name: schedule(plan.step) for name, schedule in self._schedules.items()})

@@ -1,0 +1,126 @@
+"""Reasons to end a run before its last step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tinkerloop.callbacks.evaluation import metric_of
+from tinkerloop.errors import NonFiniteError, PlanError
+from tinkerloop.loop.callback import Callback
+from tinkerloop.loop.events import EvalResult, Requests, StepResult, Stop
+
+
+@dataclass
+class _Patience:
+    best: float | None = None
+    best_step: int = 0
+    bad: int = 0
+
+
+class EarlyStop(Callback):
+    """Stops when an evaluation's metric has not improved for `patience` evaluations in a row.
+
+    Whether to stop is decided again from the saved state when a run starts, so a stopped run stays stopped, and more
+    patience continues it.
+
+    Args:
+        metric: `<evaluation>/<metric>`, such as "test/nll".
+        patience: evaluations without improvement that are allowed.
+        mode: "min" or "max": which values are better.
+        min_delta: an improvement smaller than this does not count.
+    """
+
+    def __init__(self, metric: str, *, patience: int = 3, mode: str = "min", min_delta: float = 0.0):
+        if mode not in ("min", "max"):
+            raise PlanError(f'mode must be "min" or "max", got {mode!r}')
+        if patience < 1 or min_delta < 0:
+            raise PlanError(f"patience must be >= 1 and min_delta >= 0, got {patience} and {min_delta}")
+        self.name = f"early-stop:{metric}"
+        self._metric, self._patience, self._min_delta = metric, patience, min_delta
+        self._sign = 1.0 if mode == "min" else -1.0
+        self.state = _Patience()
+
+    def on_start(self, step: int, steps: int | None) -> Requests:
+        return self._decide()
+
+    def on_eval(self, result: EvalResult) -> Requests:
+        value = metric_of(result, self._metric)
+        if value is None:
+            return None
+        best = self.state.best
+        if best is None or self._sign * (best - value) > self._min_delta:
+            self.state = _Patience(value, result.step, 0)
+        else:
+            self.state.bad += 1
+        return self._decide()
+
+    def _decide(self) -> Requests:
+        if self.state.bad < self._patience:
+            return None
+        return Stop(f"{self._metric} has not improved on {self.state.best:.6g} since step {self.state.best_step}")
+
+
+class StopOnNonFinite(Callback):
+    """Raises NonFiniteError when a step's loss or metric is NaN or infinite. The last record stays good.
+
+    Args:
+        ignore: metrics that may be so.
+    """
+
+    def __init__(self, ignore: Sequence[str] = ()):
+        self._ignore = frozenset(ignore)
+
+    def on_step(self, result: StepResult) -> Requests:
+        for name, value in result.metrics.items():
+            if not math.isfinite(value) and name not in self._ignore:
+                raise NonFiniteError(
+                    f"{name} is {value} at step {result.step} (learning rate {result.metrics['learning_rate']:g}): "
+                    "resume from the last record with a lower learning rate or grad_clip_norm, or look at the batch"
+                )
+        return None
+
+
+@dataclass
+class _Spent:
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Budget(Callback):
+    """Stops once so many input positions have been trained on, or so many seconds spent, over all resumed parts.
+
+    Args:
+        tokens: stop behind the step that reaches this.
+        seconds: likewise, in wall-clock time between start and the step's delivery.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: int | None = None,
+        seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        if tokens is None and seconds is None:
+            raise PlanError("a Budget needs tokens= or seconds=")
+        self._tokens, self._seconds, self._clock = tokens, seconds, clock
+        self.state = _Spent()
+
+    def on_start(self, step: int, steps: int | None) -> Requests:
+        self._began = self._clock() - self.state.seconds
+        return self._decide()
+
+    def on_step(self, result: StepResult) -> Requests:
+        self.state = _Spent(self.state.tokens + result.plan.tokens, self._clock() - self._began)
+        return self._decide()
+
+    def _decide(self) -> Requests:
+        if self._tokens is not None and self.state.tokens >= self._tokens:
+            return Stop(f"the budget of {self._tokens} tokens is spent")
+        if self._seconds is not None and self.state.seconds >= self._seconds:
+            return Stop(f"the budget of {self._seconds:g} seconds is spent")
+        return None

@@ -1,0 +1,53 @@
+"""The explicit training loop, and every piece of it for use on its own."""
+
+from tinkerloop.loop.batches import Batches
+from tinkerloop.loop.callback import Callback
+from tinkerloop.loop.checkpoints import Checkpoints, Record, open_training_client
+from tinkerloop.loop.events import (
+    Accumulate,
+    Boundary,
+    Eval,
+    EvalResult,
+    Log,
+    Retain,
+    Save,
+    StepResult,
+    Stop,
+    Summary,
+)
+from tinkerloop.loop.futures import background, resolve
+from tinkerloop.loop.loop import Loop
+from tinkerloop.loop.pipeline import Pipeline, SaveResult
+from tinkerloop.loop.plan import Pass, Plan
+from tinkerloop.loop.sinks import Console, Jsonl, MLflow, Sink, TensorBoard, WandB
+
+__all__ = [
+    "Accumulate",
+    "Batches",
+    "Boundary",
+    "Callback",
+    "Checkpoints",
+    "Console",
+    "Eval",
+    "EvalResult",
+    "Jsonl",
+    "Log",
+    "Loop",
+    "MLflow",
+    "Pass",
+    "Pipeline",
+    "Plan",
+    "Record",
+    "Retain",
+    "Save",
+    "SaveResult",
+    "Sink",
+    "StepResult",
+    "Stop",
+    "Summary",
+    "TensorBoard",
+    "WandB",
+    "background",
+    "open_training_client",
+    "resolve",
+]

@@ -1,0 +1,78 @@
+"""What the loop reads from: batches of datums with a position that can be saved and sought."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from tinkerloop._lazy import tinker
+from tinkerloop.errors import PlanError
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Batches with a cursor. `tinkerloop.data` makes them; so can you."""
+
+    def __next__(self) -> Sequence[tinker.Datum]:
+        """The next batch; StopIteration when there are no more."""
+        ...
+
+    @property
+    def cursor(self) -> Any:
+        """A JSON value: the position behind the batches handed out so far."""
+        ...
+
+    def seek(self, cursor: Any) -> None:
+        """Go to a position: the next batch is the one that followed when `cursor` was read."""
+        ...
+
+
+class _Listed:
+    """Batches of a sequence of batches; the cursor is an index."""
+
+    def __init__(self, batches: Sequence[Sequence[tinker.Datum]]):
+        self._batches, self.cursor = batches, 0
+
+    def __next__(self) -> Sequence[tinker.Datum]:
+        if self.cursor >= len(self._batches):
+            raise StopIteration
+        self.cursor += 1
+        return self._batches[self.cursor - 1]
+
+    def seek(self, cursor: int) -> None:
+        if not 0 <= cursor <= len(self._batches):
+            raise PlanError(f"cannot seek to batch {cursor} of {len(self._batches)}: these are not the same batches")
+        self.cursor = cursor
+
+
+class _Iterated:
+    """Batches of an iterable that cannot be sought."""
+
+    cursor = None
+
+    def __init__(self, batches: Iterable[Sequence[tinker.Datum]]):
+        self._iterator: Iterator[Sequence[tinker.Datum]] = iter(batches)
+
+    def __next__(self) -> Sequence[tinker.Datum]:
+        return next(self._iterator)
+
+    def seek(self, cursor: Any) -> None:
+        raise PlanError("an iterator cannot be sought")
+
+
+def as_batches(batches: Any, *, seekable: bool) -> Batches:
+    """`batches` itself if it has a cursor, else a list or an iterable of batches made to look so.
+
+    Raises:
+        PlanError: it cannot be sought, and the run is to be recorded.
+    """
+    if isinstance(batches, Batches):
+        return batches
+    if isinstance(batches, Sequence):
+        return _Listed(batches)
+    if seekable:
+        raise PlanError(
+            f"a run with checkpoints needs batches that can be sought, got {type(batches).__name__}: "
+            "use tinkerloop.data, a list of batches, or an object with `cursor` and `seek`"
+        )
+    return _Iterated(batches)

@@ -1,0 +1,156 @@
+"""Telling callbacks and taking their answers: names, saved state, what may be asked for, cost, and blame for errors."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+from tinkerloop.errors import CheckpointError, PlanError
+from tinkerloop.loop.callback import Callback, callback_name
+from tinkerloop.loop.checkpoints import Record
+from tinkerloop.loop.events import Accumulate, Eval, Log, Request, Retain, Save, Stop
+from tinkerloop.loop.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+ALLOWED: Mapping[str, tuple[type, ...]] = {
+    "on_start": (Accumulate, Log, Stop),
+    "on_boundary": (Eval, Log, Save, Stop),
+    "on_step": (Log, Stop),
+    "on_eval": (Log, Stop),
+    "on_save": (Log, Retain, Stop),
+    "on_end": (),
+}
+"""What a callback may ask for at each event."""
+
+
+class Dispatcher:
+    """The callbacks of one run, by name, and the seconds spent in each since the clock was last cleared."""
+
+    def __init__(self, callbacks: Sequence[Callback]):
+        self._callbacks: dict[str, Callback] = {}
+        for callback in callbacks:
+            if not isinstance(callback, Callback):
+                raise PlanError(f"callbacks must be tinkerloop.Callback objects, got {callback!r}")
+            name, state = callback_name(callback), callback.state
+            if name in self._callbacks:
+                raise PlanError(f"two callbacks are named {name!r}: give one of them another name")
+            if state is not None and (not is_dataclass(state) or isinstance(state, type)):
+                raise PlanError(f"the state of callback {name!r} must be a dataclass or None, got {state!r}")
+            self._callbacks[name] = callback
+        self._unclaimed: dict[str, Mapping[str, Any]] = {}
+        self._started: list[Callback] = []
+        self.clock: dict[str, float] = defaultdict(float)
+
+    # --- state ---
+
+    def states(self) -> dict[str, Mapping[str, Any]]:
+        """Every callback's state by name, and saved states that no callback of this run claims."""
+        own = {name: asdict(cb.state) for name, cb in self._callbacks.items() if cb.state is not None}
+        return self._unclaimed | own
+
+    def restore(self, record: Record) -> None:
+        """Put the states of a record back.
+
+        Raises:
+            CheckpointError: a state's fields are not those its class has now.
+        """
+        stateful = {name: cb for name, cb in self._callbacks.items() if cb.state is not None}
+        for name, callback in stateful.items():
+            if name not in record.callbacks:
+                logger.warning("no state was saved for callback %r: it starts afresh", name)
+                continue
+            saved, expected = record.callbacks[name], {field.name for field in fields(callback.state)}
+            if set(saved) != expected:
+                raise CheckpointError(
+                    f"the state of callback {name!r} has changed: the record of step {record.step} has "
+                    f"{sorted(saved)}, its class has {sorted(expected)}; "
+                    f"they differ in {sorted(set(saved) ^ expected)}"
+                )
+            callback.state = type(callback.state)(**saved)
+        self._unclaimed = {name: state for name, state in record.callbacks.items() if name not in stateful}
+        for name in self._unclaimed:
+            logger.warning("the record holds state for a callback %r that this run does not have: kept, unused", name)
+
+    # --- events ---
+
+    def ask(self, event: str, step: int, *args: Any) -> list[tuple[str, Request]]:
+        """Tell every callback that handles `event`; returns (name, request) in list order."""
+        return [
+            (name, request)
+            for name, callback in self._handlers(event)
+            for request in self._requests(name, event, self._call(callback, name, event, step, *args))
+        ]
+
+    def start(self, step: int, steps: int | None) -> list[tuple[str, Request]]:
+        """`on_start`, remembering whom to tell of the end if one of them raises."""
+        asked: list[tuple[str, Request]] = []
+        for name, callback in list(self._callbacks.items()):
+            self._started.append(callback)
+            answer = self._call(callback, name, "on_start", step, step, steps)
+            asked += [(name, request) for request in self._requests(name, "on_start", answer)]
+        return asked
+
+    def plan(self, plan: Plan) -> Plan:
+        """`on_plan`, composed in list order."""
+        for name, callback in self._handlers("on_plan"):
+            changed = self._call(callback, name, "on_plan", plan.step, plan)
+            if changed is _DROPPED:
+                continue
+            if not isinstance(changed, Plan):
+                raise PlanError(f"{name}.on_plan must return a Plan, got {changed!r}")
+            plan = changed
+        return plan
+
+    def end(self, step: int, summary: Any) -> list[Exception]:
+        """`on_end` for every started callback, last started first, whatever fails; returns what did."""
+        failures: list[Exception] = []
+        for callback in reversed(self._started):
+            name = callback_name(callback)
+            if name not in self._callbacks:
+                continue
+            try:
+                self._requests(name, "on_end", self._call(callback, name, "on_end", step, summary))
+            except Exception as error:
+                failures.append(error)
+        return failures
+
+    def _handlers(self, event: str) -> list[tuple[str, Callback]]:
+        base = getattr(Callback, event)
+        return [(name, cb) for name, cb in self._callbacks.items() if getattr(type(cb), event) is not base]
+
+    def _call(self, callback: Callback, name: str, event: str, step: int, *args: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return getattr(callback, event)(*args)
+        except Exception as error:
+            if not callback.optional:
+                error.add_note(f"in {name}.{event} at step {step}")
+                raise
+            logger.warning("%s.%s failed at step %d; the callback is dropped", name, event, step, exc_info=error)
+            del self._callbacks[name]
+            return _DROPPED
+        finally:
+            seconds = time.perf_counter() - began
+            self.clock["callbacks"] += seconds
+            self.clock[f"callback/{name}"] += seconds
+
+    def _requests(self, name: str, event: str, answer: Any) -> list[Request]:
+        if answer is None or answer is _DROPPED:
+            return []
+        try:
+            requests = [answer] if isinstance(answer, Request) else list(answer)
+        except TypeError:
+            requests = [answer]
+        for request in requests:
+            if not isinstance(request, ALLOWED[event]):
+                allowed = ", ".join([*(kind.__name__ for kind in ALLOWED[event]), "None"])
+                raise PlanError(f"{name}.{event} returned {request!r}; it may return {allowed}")
+        return requests
+
+
+_DROPPED = object()

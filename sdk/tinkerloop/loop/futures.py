@@ -1,0 +1,134 @@
+"""Waiting, written once: the loop is a generator that yields what it waits for, and a driver does the waiting.
+
+A `Flow` yields `Wait(future)` and is sent the future's value (or thrown its exception). Whatever else it yields is
+passed on to the caller. `iterate` drives a flow in ordinary code and `aiterate` in async code, so both perform exactly
+the same operations in the same order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+U = TypeVar("U")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Future(Protocol[T_co]):
+    """What the loop can wait for: tinker's APIFuture, a concurrent.futures.Future, or anything alike."""
+
+    def result(self, timeout: float | None = None) -> T_co: ...
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Yielded by a flow: resume me with this future's value."""
+
+    future: Future[Any]
+
+
+Flow = Generator[Any, Any, T]
+
+
+def iterate(flow: Flow[Any]) -> Iterator[Any]:
+    """Drive `flow`, blocking at each wait, and yield everything else that it yields."""
+    resume: Callable[[Any], Any] = flow.send
+    value: Any = None
+    with closing(flow):
+        while True:
+            try:
+                item = resume(value)
+            except StopIteration:
+                return
+            resume, value = flow.send, None
+            if not isinstance(item, Wait):
+                yield item
+                continue
+            try:
+                value = item.future.result()
+            except BaseException as error:
+                resume, value = flow.throw, error
+
+
+async def aiterate(flow: Flow[Any]) -> AsyncIterator[Any]:
+    """Drive `flow`, awaiting at each wait, and yield everything else that it yields."""
+    resume: Callable[[Any], Any] = flow.send
+    value: Any = None
+    with closing(flow):
+        while True:
+            try:
+                item = resume(value)
+            except StopIteration:
+                return
+            resume, value = flow.send, None
+            if not isinstance(item, Wait):
+                yield item
+                continue
+            try:
+                value = await _awaitable(item.future)
+            except BaseException as error:
+                resume, value = flow.throw, error
+
+
+def _awaitable(future: Any) -> Awaitable[Any]:
+    if hasattr(future, "__await__"):
+        return future
+    return asyncio.wrap_future(future)  # a concurrent.futures.Future
+
+
+class Mapped(Generic[T, U]):
+    """The future of `fn(value)`: `fn` runs when, and where, the value is asked for."""
+
+    def __init__(self, future: Future[T], fn: Callable[[T], U]):
+        self._future, self._fn = future, fn
+
+    def result(self, timeout: float | None = None) -> U:
+        return self._fn(self._future.result(timeout))
+
+    def __await__(self) -> Generator[Any, Any, U]:
+        return self._run().__await__()
+
+    async def _run(self) -> U:
+        return self._fn(await _awaitable(self._future))
+
+
+def background(work: Callable[..., T] | Coroutine[Any, Any, T], *args: Any) -> concurrent.futures.Future[T]:
+    """Run `work(*args)`, or a coroutine, on a thread of its own; returns the future of its value.
+
+    The thread is a daemon: a run that dies does not wait for it.
+    """
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            if inspect.iscoroutine(work):
+                value = asyncio.run(work)
+            else:
+                value = work(*args)  # type: ignore[operator]
+                if inspect.iscoroutine(value):
+                    value = asyncio.run(value)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(value)  # type: ignore[arg-type]
+
+    future.set_running_or_notify_cancel()
+    threading.Thread(target=run, name="tinkerloop-background", daemon=True).start()
+    return future
+
+
+def resolve(value: Any) -> Any:
+    """The client itself, whether `create_*` returned it or, as newer versions of tinker do, a future of it."""
+    return value.result() if hasattr(value, "result") else value
+
+
+def is_done(future: Any) -> bool:
+    """Whether the future's value is there without waiting; false for futures that cannot tell."""
+    return hasattr(future, "done") and future.done()

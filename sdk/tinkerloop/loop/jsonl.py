@@ -1,0 +1,89 @@
+"""Append-only files of one JSON object a line, that survive a kill at any moment and a full disk.
+
+A line counts once its newline is written; what stands behind the last newline is an append that was cut off, and is
+ignored by readers and removed by the next writer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tinkerloop.errors import CheckpointError
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Every complete line, parsed; nothing if there is no file.
+
+    Raises:
+        CheckpointError: a complete line is not a JSON object.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            if not isinstance(value, dict):
+                raise CheckpointError(f"{path}:{number}: not a JSON object: {line[:80]!r}; repair or move the file")
+            yield value
+
+
+def cut(path: Path, lines: int | None = None) -> int:
+    """Keep the first `lines` complete lines (all of them if None), drop the rest; returns how many were kept."""
+    if not path.exists():
+        return 0
+    kept, end = 0, 0
+    with path.open("r+b") as file:
+        while lines is None or kept < lines:
+            line = file.readline()
+            if not line.endswith(b"\n"):
+                break
+            kept, end = kept + 1, end + len(line)
+        file.truncate(end)
+    return kept
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one line and force it to disk, or leave the file as it was and raise."""
+    end = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(encode(row))
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        if path.exists():
+            os.truncate(path, end)
+        raise
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace the file's content by `rows`, at once and durably: a reader sees the old file or the new one."""
+    write_atomic(path, b"".join(encode(row) for row in rows))
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace the file's content, at once and durably."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def encode(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()

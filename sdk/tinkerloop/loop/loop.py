@@ -1,0 +1,313 @@
+"""The training loop: one generator of waits, a page long, with two drivers.
+
+loop = Loop(client, batches, steps=1000, callbacks=[LRSchedule(cosine(2e-4, 0.0, 1000)), Checkpoint(every=100)],
+            sinks=[Jsonl("run/metrics.jsonl")], checkpoints=Checkpoints("run"))
+summary = loop.run()                     # or: summary = await loop.arun()
+                                         # or: for result in loop.steps(): ...
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tinkerloop._lazy import tinker
+from tinkerloop.errors import CheckpointError, NonFiniteError, PlanError
+from tinkerloop.loop.batches import Batches, as_batches
+from tinkerloop.loop.callback import Callback
+from tinkerloop.loop.checkpoints import Checkpoints, Record
+from tinkerloop.loop.dispatch import Dispatcher
+from tinkerloop.loop.events import Accumulate, Boundary, Eval, EvalResult, Log, Retain, Save, StepResult, Stop, Summary
+from tinkerloop.loop.futures import Flow, Wait, aiterate, is_done, iterate
+from tinkerloop.loop.pipeline import Pipeline, Result, SaveResult
+from tinkerloop.loop.plan import NORMALIZE, CustomLoss, Normalize, Pass, Plan
+from tinkerloop.loop.sinks import Row, Sink, Sinks
+
+
+class Loop:
+    """Trains `client` on `batches`, asking the callbacks at each event.
+
+    Args:
+        client: a tinker TrainingClient, or anything with its interface.
+        batches: `Batches`, or any iterable of lists of datums (one that cannot be sought cannot be checkpointed).
+        steps: train until the weights hold this many optimizer steps; None: until the data ends.
+        callbacks: see `tinkerloop.loop.callback`.
+        sinks: given every row of metrics: functions `(step, row)` or `Sink`s.
+        checkpoints: where records are kept. Given, a run that ends writes one for its last boundary.
+        record: resume from here; `client` must have been opened from it (`open_training_client`).
+        optim: the optimizer parameters that plans start from.
+        loss_fn, loss_fn_config: the loss that plans start from.
+        normalize: see `Plan.normalize`.
+        ahead: how many steps may be queued beyond the one being answered. 0 waits for each; 1 hides the round trip.
+
+    Raises:
+        PlanError: the arguments contradict each other.
+        CheckpointError: the folder already holds records and none was given to resume from.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        batches: Batches | Iterable[Sequence[tinker.Datum]],
+        *,
+        steps: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        sinks: Sequence[Sink | Callable[[int, Row], Any]] = (),
+        checkpoints: Checkpoints | None = None,
+        record: Record | None = None,
+        optim: tinker.AdamParams | None = None,
+        loss_fn: str | CustomLoss = "cross_entropy",
+        loss_fn_config: Mapping[str, float | str] | None = None,
+        normalize: Normalize = "token",
+        ahead: int = 1,
+    ):
+        if steps is not None and steps < 0:
+            raise PlanError(f"steps must be >= 0, got {steps}")
+        if normalize not in NORMALIZE:
+            raise PlanError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}")
+        if record is None and checkpoints is not None and (latest := checkpoints.latest()):
+            raise CheckpointError(
+                f"{checkpoints.file} holds a record of step {latest.step}: resume from it with "
+                "record=checkpoints.latest() and a client opened from it, or use a new folder"
+            )
+        self._client, self._steps, self._checkpoints, self._record = client, steps, checkpoints, record
+        self._pipeline = Pipeline(client, ahead)
+        self._batches = as_batches(batches, seekable=checkpoints is not None or record is not None)
+        self._callbacks = Dispatcher(callbacks)
+        self._sinks = Sinks(sinks)
+        self._optim = optim or tinker.AdamParams()
+        self._normalize: Normalize = normalize
+        self._loss: tuple[str | CustomLoss, Mapping[str, float | str] | None] = (loss_fn, loss_fn_config)
+
+        self._step = record.step if record else 0
+        self._tokens = record.tokens if record else 0
+        self._metrics = dict(record.metrics) if record else {}
+        if record:
+            self._batches.seek(record.cursor)
+            self._callbacks.restore(record)
+        self._accumulate: int | None = None
+        self._stop: Stop | None = None
+        self._detached: list[tuple[int, Eval, bool]] = []
+        self._delivered_at = time.perf_counter()
+        self.summary: Summary | None = None
+        """How the run ended; None until it has."""
+
+    # --- the three ways to run it ---
+
+    def run(self) -> Summary:
+        """Train to the end, blocking."""
+        for _ in self.steps():
+            pass
+        assert self.summary is not None
+        return self.summary
+
+    async def arun(self) -> Summary:
+        """Train to the end, awaiting the service; callbacks and batches run on the event loop's thread."""
+        async for _ in self.asteps():
+            pass
+        assert self.summary is not None
+        return self.summary
+
+    def steps(self) -> Iterator[StepResult]:
+        """Train, and yield each step's result after the callbacks have seen it. Leaving early abandons the run."""
+        return iterate(self._run())
+
+    def asteps(self) -> AsyncIterator[StepResult]:
+        """`steps`, for async code."""
+        return aiterate(self._run())
+
+    def stop(self, reason: str, *, save: bool = True) -> None:
+        """Ask for the run to end, as a callback's `Stop` does."""
+        self._stop = self._stop or Stop(reason, save)
+
+    # --- the loop ---
+
+    def _run(self) -> Flow[None]:
+        if self.summary is not None:
+            raise PlanError("this loop has already run; make a new one, with the latest record, to train on")
+        error: BaseException | None = None
+        reason = "error"
+        try:
+            if self._checkpoints is not None:
+                self._checkpoints.rewind(self._step)
+            self._sinks.open(self._record.rows if self._record else 0, self._step)
+            self._take(self._step, self._callbacks.start(self._step, self._steps))
+            yield from self._train()
+            ended = "steps reached" if self._step == self._steps else "data exhausted"
+            reason = self._stop.reason if self._stop else ended
+        except GeneratorExit:
+            reason = "abandoned"
+            raise
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.summary = Summary(self._step, reason, dict(self._metrics), error)
+            failures = [*self._callbacks.end(self._step, self.summary), *self._sinks.close()]
+            for failure in failures[error is None :]:
+                (error or failures[0]).add_note(f"then, while ending: {failure!r}")
+            if failures and error is None:
+                raise failures[0]
+
+    def _train(self) -> Flow[None]:
+        asked = self._record is not None  # a record is written from inside its boundary, which is not asked again
+        while True:
+            step, settled = self._step, self._step - 1 - self._pipeline.ahead
+            yield from self._deliver(settled)
+            cursor = self._batches.cursor  # before looking for the next batch, which a record must not skip
+            batches = self._fetch()
+            save = None if asked else self._ask_boundary(final=not batches)
+            yield from self._deliver(settled)  # with ahead=0, evaluations decide before the next step is queued
+            ending = not batches or self._stop is not None
+            if ending and not asked and self._checkpoints and (self._stop is None or self._stop.save):
+                save = save or Save()
+            if save:
+                yield from self._save(save, cursor)
+            if ending or self._stop:
+                break
+            self._queue(batches)
+            self._step, asked = step + 1, False
+        yield from self._deliver(self._step)
+        yield from self._settle()
+
+    def _fetch(self) -> list[Sequence[tinker.Datum]]:
+        """The batches of the next step; none if the run ends here. At the end of the data a step may be short."""
+        batches: list[Sequence[tinker.Datum]] = []
+        if self._stop or self._step == self._steps:
+            return batches
+        began = time.perf_counter()
+        while len(batches) < (self._accumulate or 1):
+            try:
+                batches.append(next(self._batches))
+            except StopIteration:
+                break
+        self._callbacks.clock["data"] += time.perf_counter() - began
+        return batches
+
+    def _queue(self, batches: list[Sequence[tinker.Datum]]) -> None:
+        passes = tuple(Pass(tuple(batch), *self._loss) for batch in batches)
+        plan = self._callbacks.plan(Plan(self._step, passes, self._optim, self._normalize))
+        self._tokens += self._pipeline.step(plan).tokens
+
+    def _ask_boundary(self, *, final: bool) -> Save | None:
+        """Ask the callbacks, queue their evaluations; returns the save they want, all requests made one."""
+        step = self._step
+        boundary = Boundary(step, self._steps, final, self._client, self._tokens, dict(self._metrics))
+        saves: list[Save] = []
+        for name, request in self._callbacks.ask("on_boundary", step, boundary):
+            if isinstance(request, Save):
+                if self._checkpoints is None:
+                    raise PlanError(f"{name} asked for a Save, but the loop has no checkpoints= to record it in")
+                saves.append(request)
+            elif isinstance(request, Eval) and request.detached:
+                self._detached.append((step, request, final))
+            elif isinstance(request, Eval):
+                self._pipeline.eval(step, request.name, request.future, final=final)
+            else:
+                self._take(step, [(name, request)])
+        if not saves:
+            return None
+        lives = [save.ttl_seconds for save in saves if save.ttl_seconds is not None]
+        return Save(max(lives) if len(lives) == len(saves) else None, any(save.sampler for save in saves))
+
+    def _save(self, save: Save, cursor: Any) -> Flow[None]:
+        """Queue the save right behind the last step, deliver everything outstanding, snapshot what belongs together.
+
+        The barrier is nearly free, because the service is saving meanwhile. The record is written when the save's
+        answer comes.
+        """
+        saving = self._pipeline.submit_save(self._step, ttl_seconds=save.ttl_seconds, sampler=save.sampler)
+        yield from self._deliver(self._step)
+        yield from self._settle()
+        if self._stop and not self._stop.save:
+            return
+        if not math.isfinite(self._metrics.get("loss", 0.0)):
+            raise NonFiniteError(f"the loss is {self._metrics['loss']} at boundary {self._step}: it is not recorded")
+        states, metrics = self._callbacks.states(), dict(self._metrics)
+        record = Record(self._step, "", cursor, states, metrics, self._tokens, self._sinks.rows)
+
+        def finish(values: list[Any]) -> Result:
+            saved = saving.finish(values)
+            assert isinstance(saved, SaveResult)
+            self._write(replace(record, path=saved.path, sampler_path=saved.sampler_path))
+            return saved
+
+        self._pipeline.push(replace(saving, finish=finish))
+
+    def _write(self, record: Record) -> None:
+        assert self._checkpoints is not None
+        self._sinks.sync()
+        self._checkpoints.append(record)
+        for name, request in self._callbacks.ask("on_save", record.step, record):
+            if isinstance(request, Retain):
+                self._checkpoints.retain(request.keep)
+            else:
+                self._take(record.step, [(name, request)])
+
+    # --- the result clock ---
+
+    def _deliver(self, upto: int) -> Flow[None]:
+        """Everything queued behind steps <= upto, in queue order, and detached evaluations that are ready."""
+        while queued := self._pipeline.pop(upto):
+            began = time.perf_counter()
+            result = yield from queued.answer()
+            self._callbacks.clock["server"] += time.perf_counter() - began
+            if isinstance(result, StepResult):
+                result = replace(result, timings=self._lap())
+                self._report("on_step", result, result.metrics)
+                yield result
+            elif isinstance(result, EvalResult):
+                self._report("on_eval", result, {})
+        yield from self._settle(wait=False)
+
+    def _settle(self, *, wait: bool = True) -> Flow[None]:
+        """Deliver the detached evaluations that are ready; all of them, with `wait`."""
+        for item in list(self._detached):
+            step, request, final = item
+            if wait or is_done(request.future):
+                self._detached.remove(item)
+                value = yield Wait(request.future)
+                self._report("on_eval", EvalResult(step, request.name, value, final), {}, detached=True)
+
+    def _report(self, event: str, result: StepResult | EvalResult, metrics: Row, *, detached: bool = False) -> None:
+        """Tell the callbacks; give the sinks one row: the result's metrics and what the callbacks log with it."""
+        row = dict(metrics)
+        for name, request in self._callbacks.ask(event, result.step, result):
+            if isinstance(request, Log):
+                if twice := sorted(row.keys() & request.metrics.keys()):
+                    raise PlanError(f"{name}.{event} logs {twice}, which the row of step {result.step} has already")
+                row.update(request.metrics)
+            elif detached:
+                raise PlanError(
+                    f"{name}.on_eval asked for {request!r} on the detached evaluation {getattr(result, 'name', '')!r}: "
+                    "when it arrives is not reproducible, so it can only be logged"
+                )
+            else:
+                self._take(result.step, [(name, request)])
+        self._emit(result.step, row)
+
+    def _take(self, step: int, asked: Iterable[tuple[str, Any]]) -> None:
+        for name, request in asked:
+            if isinstance(request, Stop):
+                self._stop = self._stop or request
+            elif isinstance(request, Log):
+                self._emit(step, request.metrics)
+            elif isinstance(request, Accumulate):
+                if request.batches < 1 or self._accumulate not in (None, request.batches):
+                    raise PlanError(f"{name} asked for {request.batches} batches a step, after {self._accumulate or 1}")
+                self._accumulate = request.batches
+
+    def _emit(self, step: int, row: Row) -> None:
+        if row:
+            self._metrics.update(row)
+            self._sinks.emit(step, row)
+
+    def _lap(self) -> dict[str, float]:
+        now, clock = time.perf_counter(), self._callbacks.clock
+        lap = {"total": now - self._delivered_at, **clock}
+        self._delivered_at = now
+        clock.clear()
+        return lap

@@ -1,0 +1,186 @@
+"""The one FIFO: steps, evaluations and saves are queued here in order and answered here in order.
+
+The loop is built on it, and so can a hand-written script be:
+
+    pipeline = Pipeline(client, ahead=1)
+    for step in range(100):
+        for result in pipeline.before(step):
+            print(result)
+        pipeline.step(Plan(step, (Pass(next(batches)),), AdamParams(learning_rate=schedule(step))))
+    for result in pipeline.drain():
+        print(result)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tinkerloop._lazy import tinker
+from tinkerloop.errors import PlanError, TinkerloopError
+from tinkerloop.loop.events import EvalResult, StepResult
+from tinkerloop.loop.futures import Flow, Future, Wait, iterate
+from tinkerloop.loop.plan import Plan, mean_loss, normalized
+
+
+@dataclass(frozen=True)
+class SaveResult:
+    """A checkpoint the service has written at boundary `step`."""
+
+    step: int
+    path: str
+    """Training state: weights and optimizer."""
+    sampler_path: str | None
+
+
+Result = StepResult | EvalResult | SaveResult
+
+
+@dataclass(frozen=True)
+class Queued:
+    """Work the service has accepted and not yet answered."""
+
+    after: int
+    """It is queued behind this step (a step: itself), so it is answered no later than the next step's answer."""
+    what: str
+    futures: tuple[Future[Any], ...]
+    finish: Callable[[list[Any]], Result]
+
+    def answer(self) -> Flow[Result]:
+        """Wait for every future, in order, and make the result of their values."""
+        values = []
+        for future in self.futures:
+            try:
+                values.append((yield Wait(future)))
+            except Exception as error:
+                error.add_note(f"in {self.what}")
+                raise
+        return self.finish(values)
+
+
+class Pipeline:
+    """Queues work on a training client and hands back its results in queue order, `ahead` steps behind.
+
+    `client` needs tinker's `forward_backward`, `optim_step`, `save_state` and whatever else is asked of it. Nothing
+    here blocks except `before`, `drain` and a `Wait` that is driven.
+    """
+
+    def __init__(self, client: Any, ahead: int = 1):
+        if ahead < 0:
+            raise PlanError(f"ahead must be >= 0, got {ahead}")
+        self.client = client
+        self.ahead = ahead
+        self._queue: deque[Queued] = deque()
+
+    # --- the submit clock ---
+
+    def step(self, plan: Plan) -> Plan:
+        """Queue one optimizer step; returns the plan as queued, its weights normalised."""
+        plan = normalized(plan)
+        futures = [_submit(self.client, one) for one in plan.passes]
+        futures.append(self.client.optim_step(plan.optim))
+
+        def finish(values: list[Any]) -> StepResult:
+            return _step_result(plan, values[:-1], values[-1])
+
+        self._queue.append(Queued(plan.step, f"step {plan.step}", tuple(futures), finish))
+        return plan
+
+    def eval(self, step: int, name: str, future: Future[Any], *, final: bool = False) -> None:
+        """Queue an evaluation of boundary `step`'s weights that has just been submitted."""
+
+        def finish(values: list[Any]) -> EvalResult:
+            return EvalResult(step, name, values[0], final)
+
+        self._queue.append(Queued(step - 1, f"evaluation {name!r} at boundary {step}", (future,), finish))
+
+    def submit_save(self, step: int, *, ttl_seconds: int | None = None, sampler: bool = False) -> Queued:
+        """Ask the service to save boundary `step`; hand the returned work to `push` when its result is wanted.
+
+        The name is the step, and the same step means the same weights: overwriting is safe, and a name can never
+        collide.
+        """
+        name = f"{step:06d}"
+        futures = [self.client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True)]
+        if sampler:
+            futures.append(self.client.save_weights_for_sampler(name, ttl_seconds=ttl_seconds))
+
+        def finish(values: list[Any]) -> SaveResult:
+            return SaveResult(step, values[0].path, values[1].path if sampler else None)
+
+        return Queued(step - 1, f"save at boundary {step}", tuple(futures), finish)
+
+    def push(self, queued: Queued) -> None:
+        """Put submitted work at the end of the FIFO."""
+        self._queue.append(queued)
+
+    # --- the result clock ---
+
+    def pop(self, upto: float = math.inf) -> Queued | None:
+        """The oldest unanswered work if it is queued behind step `upto` or an earlier one, else None."""
+        return self._queue.popleft() if self._queue and self._queue[0].after <= upto else None
+
+    def before(self, step: int) -> Iterator[Result]:
+        """Every result that must be delivered before `step` is queued: those up to step `step - 1 - ahead`."""
+        return self._deliver(step - 1 - self.ahead)
+
+    def drain(self) -> Iterator[Result]:
+        """Every outstanding result."""
+        return self._deliver(math.inf)
+
+    def _deliver(self, upto: float) -> Iterator[Result]:
+        def flow() -> Flow[None]:
+            while queued := self.pop(upto):
+                yield (yield from queued.answer())
+
+        return iterate(flow())
+
+
+def _submit(client: Any, one: Any) -> Future[Any]:
+    datums = list(one.datums)
+    if isinstance(one.loss_fn, str):
+        return client.forward_backward(datums, one.loss_fn, dict(one.config) if one.config else None)
+    if one.config:
+        raise PlanError("a custom loss takes no config: close over its options instead")
+    return client.forward_backward_custom(datums, one.loss_fn)
+
+
+RESERVED = ("loss", "learning_rate", "tokens")
+
+
+def _step_result(plan: Plan, outputs: Sequence[tinker.ForwardBackwardOutput], optim: Any) -> StepResult:
+    metrics = reduce_metrics([output.metrics for output in outputs], [len(one.datums) for one in plan.passes])
+    metrics.update(optim.metrics or {})
+    taken = [name for name in RESERVED if name in metrics]
+    if taken:
+        raise PlanError(f"step {plan.step} returned metrics named {taken}, which the loop uses itself: rename them")
+    if "loss:sum" not in metrics:
+        raise TinkerloopError(f"the service returned no 'loss:sum' at step {plan.step}; it returned {sorted(metrics)}")
+    loss = mean_loss(plan, metrics["loss:sum"])
+    own = {"loss": loss, "learning_rate": plan.optim.learning_rate, "tokens": plan.tokens}
+    return StepResult(plan.step, loss, own | metrics, plan, tuple(outputs))
+
+
+def reduce_metrics(metrics: Sequence[Mapping[str, float]], counts: Sequence[int]) -> dict[str, float]:
+    """One value per metric name over several calls, by the suffix after the colon, as tinker's client reduces chunks.
+
+    `sum` adds, `min` and `max` take the extreme, all else is the mean weighted by `counts`, the datums in each call
+    that returned it.
+    """
+    if len(metrics) == 1:
+        return dict(metrics[0])
+    reduced: dict[str, float] = {}
+    for name in dict.fromkeys(name for one in metrics for name in one):
+        present = [(one[name], count) for one, count in zip(metrics, counts, strict=True) if name in one]
+        values = [value for value, _ in present]
+        suffix = name.rpartition(":")[2]
+        if suffix == "sum":
+            reduced[name] = math.fsum(values)
+        elif suffix in ("min", "max"):
+            reduced[name] = {"min": min, "max": max}[suffix](values)
+        else:
+            reduced[name] = math.fsum(v * n for v, n in present) / sum(n for _, n in present)
+    return reduced

@@ -1,0 +1,151 @@
+"""What one optimizer step does: which datums, in which forward_backward calls, with which loss and optimizer.
+
+A `Plan` is a value. Callbacks return changed copies of it; nothing is queued until every callback has had its say.
+The loop then normalises the weights over the whole step, so neither splitting nor accumulating can change the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from tinkerloop._lazy import tinker
+from tinkerloop.datum import scale_weights
+from tinkerloop.errors import PlanError
+
+Normalize = Literal["token", "example", "none"]
+NORMALIZE: tuple[Normalize, ...] = ("token", "example", "none")
+
+CustomLoss: TypeAlias = Callable[[list[Any], list[Any]], tuple[Any, dict[str, float]]]
+"""`(datums, logprobs) -> (scalar loss, metrics)`, as `TrainingClient.forward_backward_custom` takes it."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One `forward_backward` call. Its gradient adds to those of the step's other passes."""
+
+    datums: tuple[tinker.Datum, ...]
+    loss_fn: str | CustomLoss = "cross_entropy"
+    """The name of a built-in loss, or a function for `forward_backward_custom`."""
+    config: Mapping[str, float | str] | None = None
+    """The built-in loss's options (`loss_fn_config`), such as `{"clip_high_threshold": 1.2}`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One optimizer step, before it is queued."""
+
+    step: int
+    """0 for the first step: the weights hold exactly steps [0, step) when it begins."""
+    passes: tuple[Pass, ...]
+    optim: tinker.AdamParams
+    normalize: Normalize = "token"
+    """What the weights of the whole step are scaled to: "token": they sum to 1, so the loss is the mean per weighted
+    token; "example": each datum's sum to 1/n, so the loss is the mean over examples of their means; "none": left alone.
+    """
+
+    @cached_property
+    def datums(self) -> tuple[tinker.Datum, ...]:
+        """All datums, in the order of the passes."""
+        return tuple(datum for one in self.passes for datum in one.datums)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Input positions in all datums."""
+        return sum(datum.model_input.length for datum in self.datums)
+
+    def with_optim(self, **fields: float) -> Plan:
+        """The same plan with some optimizer parameters changed: `plan.with_optim(learning_rate=1e-4)`."""
+        unknown = sorted(set(fields) - set(type(self.optim).model_fields))
+        if unknown:
+            known = ", ".join(type(self.optim).model_fields)
+            raise PlanError(f"unknown optimizer parameters {unknown}; {type(self.optim).__name__} has {known}")
+        return replace(self, optim=self.optim.model_copy(update=fields))
+
+    def with_passes(self, passes: Iterable[Pass], **changes: Any) -> Plan:
+        """The same plan with other passes, and other fields where given."""
+        return replace(self, passes=tuple(passes), **changes)
+
+    def split(self, size: Callable[[tinker.Datum], float], limit: float) -> Plan:
+        """Each pass cut into consecutive passes whose datums' sizes add up to at most `limit`, or are single datums."""
+        return self.with_passes(
+            replace(one, datums=chunk) for one in self.passes for chunk in _chunked(one.datums, size, limit)
+        )
+
+
+def _chunked(
+    datums: Sequence[tinker.Datum], size: Callable[[tinker.Datum], float], limit: float
+) -> list[tuple[tinker.Datum, ...]]:
+    chunks: list[list[tinker.Datum]] = []
+    room = -1.0
+    for datum in datums:
+        need = size(datum)
+        if need > room:
+            chunks.append([])
+            room = limit
+        chunks[-1].append(datum)
+        room -= need
+    return [tuple(chunk) for chunk in chunks]
+
+
+def normalized(plan: Plan) -> Plan:
+    """The plan as it is queued: checked, and its weights scaled over the whole step (see `Plan.normalize`).
+
+    Raises:
+        PlanError: there is nothing to train on, or the weights cannot be scaled as asked.
+    """
+    if not plan.datums or not all(one.datums for one in plan.passes):
+        raise PlanError(f"step {plan.step} has no datums (or an empty pass): every pass needs at least one datum")
+    if plan.normalize == "none":
+        return plan
+    other = next((one.loss_fn for one in plan.passes if one.loss_fn != "cross_entropy"), None)
+    if other is not None:
+        raise PlanError(
+            f"normalize={plan.normalize!r} scales cross_entropy weights, but step {plan.step} has a pass with loss "
+            f'{_loss_name(other)}: use normalize="none" and scale its inputs yourself'
+        )
+    sums = [float(np.sum(_weights(datum), dtype=np.float64)) for datum in plan.datums]
+    if plan.normalize == "token":
+        _refuse_unless_positive(plan, sum(sums), "the step's weights")
+        factors = [1.0 / sum(sums)] * len(sums)
+    else:
+        for index, total in enumerate(sums):
+            _refuse_unless_positive(plan, total, f"the weights of datum {index}")
+        factors = [1.0 / (total * len(sums)) for total in sums]
+    scaled = iter([scale_weights(datum, factor) for datum, factor in zip(plan.datums, factors, strict=True)])
+    return plan.with_passes(replace(one, datums=tuple(next(scaled) for _ in one.datums)) for one in plan.passes)
+
+
+def mean_loss(plan: Plan, loss_sum: float) -> float:
+    """The loss to report for a queued plan whose passes returned `loss:sum` values that add up to `loss_sum`.
+
+    The mean per weighted token ("token"), the mean of the examples' means ("example"), and with "none" the sum divided
+    by the sum of the weights when every pass is cross_entropy with a positive sum, else the sum itself.
+    """
+    if plan.normalize != "none" or any(one.loss_fn != "cross_entropy" for one in plan.passes):
+        return loss_sum
+    total = sum(float(np.sum(_weights(datum), dtype=np.float64)) for datum in plan.datums)
+    return loss_sum / total if total > 0 else loss_sum
+
+
+def _refuse_unless_positive(plan: Plan, total: float, what: str) -> None:
+    if not total > 0:
+        raise PlanError(
+            f"{what} sum to {total:g} at step {plan.step}, so normalize={plan.normalize!r} cannot scale them: "
+            'drop datums without trained tokens, or use normalize="none" for weights of mixed sign'
+        )
+
+
+def _weights(datum: tinker.Datum) -> np.ndarray:
+    weights = datum.loss_fn_inputs.get("weights")
+    if weights is None:
+        raise PlanError(f"a cross_entropy datum has no weights; it has {sorted(datum.loss_fn_inputs)}")
+    return weights.to_numpy()
+
+
+def _loss_name(loss_fn: str | CustomLoss) -> str:
+    return repr(loss_fn) if isinstance(loss_fn, str) else getattr(loss_fn, "__name__", repr(loss_fn))

@@ -1,0 +1,224 @@
+"""Sinks: where rows of metrics go. A sink is called as `sink(step, row)`; every sink of a run is given the same rows.
+
+Any function of two arguments is a sink. Subclass `Sink` to be told when the run starts, records and ends, or to declare
+yourself `optional`: then an exception is reported once and the sink dropped, instead of ending the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from tinkerloop.errors import CheckpointError
+from tinkerloop.loop.jsonl import cut, encode
+
+Row = Mapping[str, float]
+
+logger = logging.getLogger(__name__)
+
+
+class Sink:
+    """The base of the built-in sinks."""
+
+    optional: bool = False
+
+    def open(self, rows: int, step: int) -> None:
+        """Before the first row. A resumed run goes on after its first `rows` rows, at `step`; later ones come again."""
+
+    def __call__(self, step: int, row: Row) -> None:
+        """One item's metrics: a step, an evaluation, or what a callback logged."""
+
+    def sync(self) -> None:
+        """Make sure that the rows so far outlive the process: a record that counts them is about to be written."""
+
+    def close(self) -> None:
+        """After the last row."""
+
+
+class FunctionSink(Sink):
+    """A sink made of a function."""
+
+    def __init__(self, function: Callable[[int, Row], Any]):
+        self._function = function
+
+    def __call__(self, step: int, row: Row) -> None:
+        self._function(step, row)
+
+
+class Sinks:
+    """The sinks of one run: all are given the same rows, which are counted."""
+
+    def __init__(self, sinks: Sequence[Sink | Callable[[int, Row], Any]]):
+        self._sinks = [sink if isinstance(sink, Sink) else FunctionSink(sink) for sink in sinks]
+        self._opened: list[Sink] = []
+        self.rows = 0
+
+    def open(self, rows: int, step: int) -> None:
+        self.rows = rows
+        for sink in self._sinks:
+            if self._guard(sink, sink.open, rows, step):
+                self._opened.append(sink)
+
+    def emit(self, step: int, row: Row) -> None:
+        self.rows += 1
+        for sink in list(self._opened):
+            self._guard(sink, sink, step, row)
+
+    def sync(self) -> None:
+        for sink in list(self._opened):
+            self._guard(sink, sink.sync)
+
+    def close(self) -> list[Exception]:
+        """Close all that were opened, whatever fails; returns what did."""
+        failures: list[Exception] = []
+        for sink in list(self._opened):
+            try:
+                self._guard(sink, sink.close)
+            except Exception as error:
+                failures.append(error)
+        return failures
+
+    def _guard(self, sink: Sink, call: Callable[..., None], *args: Any) -> bool:
+        try:
+            call(*args)
+        except Exception as error:
+            if not sink.optional:
+                error.add_note(f"in the sink {type(sink).__name__}")
+                raise
+            logger.warning("the optional sink %s failed and is dropped", type(sink).__name__, exc_info=error)
+            self._opened = [other for other in self._opened if other is not sink]
+            return False
+        return True
+
+
+class Jsonl(Sink):
+    """One JSON object a line: `{"step": 3, "loss": 0.5, ...}`.
+
+    Each row is written when it comes, and forced to disk before a record counts it. On resume, rows behind the record
+    are cut off, so that steps stay monotone and no row stands twice.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def open(self, rows: int, step: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = cut(self.path, rows)
+        if kept < rows:
+            raise CheckpointError(
+                f"{self.path} holds {kept} rows, but the record of step {step} was written after {rows}: "
+                "rows are missing. Restore the file, or resume in a new folder"
+            )
+        self._file = self.path.open("ab", buffering=0)
+
+    def __call__(self, step: int, row: Row) -> None:
+        line = memoryview(encode({"step": step, **row}))
+        while line:
+            line = line[self._file.write(line) :]
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Console(Sink):
+    """One line a row, to `file` (standard error unless given); `only` picks metrics by name."""
+
+    def __init__(self, only: tuple[str, ...] | None = None, file: TextIO | None = None):
+        self._only, self._out = only, file
+
+    def __call__(self, step: int, row: Row) -> None:
+        shown = row if self._only is None else {name: row[name] for name in self._only if name in row}
+        if shown:
+            numbers = "  ".join(f"{name} {value:.6g}" for name, value in shown.items())
+            print(f"step {step}  {numbers}", file=self._out or sys.stderr)
+
+
+class TensorBoard(Sink):
+    """TensorBoard event files in `folder` (extra: `tinkerloop[tensorboard]`). A resumed run replaces repeats."""
+
+    optional = True
+
+    def __init__(self, folder: str | Path):
+        self._folder = str(folder)
+
+    def open(self, rows: int, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(self._folder, purge_step=step if rows else None)
+
+    def __call__(self, step: int, row: Row) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB(Sink):
+    """Weights & Biases (extra: `tinkerloop[wandb]`). `folder` keeps the run's id: a resumed run goes on in it.
+
+    Args:
+        settings: further arguments of `wandb.init`, such as `project=`, `name=`, `mode="offline"`.
+    """
+
+    optional = True
+
+    def __init__(self, folder: str | Path, **settings: Any):
+        self._folder, self._settings = Path(folder), settings
+
+    def open(self, rows: int, step: int) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        kept = self._folder / "wandb_run_id"
+        run_id = kept.read_text() if kept.exists() else wandb.util.generate_id()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(run_id)
+        self._run = wandb.init(id=run_id, resume="allow", dir=str(self._folder), **self._settings)
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def __call__(self, step: int, row: Row) -> None:
+        self._run.log({"step": step, **row})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow(Sink):
+    """MLflow (extra: `tinkerloop[mlflow]`). `folder` keeps the run's id: a resumed run goes on in it."""
+
+    optional = True
+
+    def __init__(self, folder: str | Path, *, experiment: str = "tinkerloop", tracking_uri: str | None = None):
+        self._folder, self._experiment, self._uri = Path(folder), experiment, tracking_uri
+
+    def open(self, rows: int, step: int) -> None:
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+
+        self._client = MlflowClient(tracking_uri=self._uri)
+        kept = self._folder / "mlflow_run_id"
+        if kept.exists():
+            self._run_id = kept.read_text()
+            return
+        experiment = self._client.get_experiment_by_name(self._experiment)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
+        self._run_id = self._client.create_run(experiment_id).info.run_id
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(self._run_id)
+
+    def __call__(self, step: int, row: Row) -> None:
+        for name, value in row.items():
+            self._client.log_metric(self._run_id, name.replace(":", "."), value, step=step)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run_id)

@@ -1,0 +1,271 @@
+"""An in-memory service for tests: ordered, exact, instant, and open to faults.
+
+`OrderedService` has the interface of `tinker.ServiceClient` as far as training loops use it. What it trains is real, if
+small: a unigram language model (one logit per token, the same at every position) by cross-entropy and Adam, so losses
+fall, gradients accumulate over calls, and saved states continue exactly. It does every operation at once and in order,
+and writes down what was done, in `operations`:
+
+    service = OrderedService()
+    client = service.create_lora_training_client(base_model="unigram")
+    Loop(client, batches, steps=3).run()
+    assert service.operations[:2] == [("forward_backward", 8, "cross_entropy"), ("optim_step", 1e-4)]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinkerloop._lazy import tinker
+from tinkerloop.datum import check_datum
+from tinkerloop.errors import TinkerloopError
+
+Operation = tuple[Any, ...]
+
+
+class MissingCheckpointError(TinkerloopError, FileNotFoundError):
+    """There is no checkpoint at this path."""
+
+
+@dataclass(frozen=True)
+class UnigramState:
+    """Everything that training changes: logits (V,), Adam's moments (V,) and step count, and the pending gradient."""
+
+    logits: NDArray[np.float64]
+    first: NDArray[np.float64]
+    second: NDArray[np.float64]
+    updates: int = 0
+    gradient: NDArray[np.float64] | None = None
+
+
+@dataclass
+class OrderedService:
+    """A stand-in for `tinker.ServiceClient`, shared by all clients opened from it.
+
+    Args:
+        vocab_size: tokens of the unigram model.
+        fault: called with each operation before it is done, and with `("result", operation)` before its result is
+            handed over; what it raises fails the operation: at the call, or from the result.
+    """
+
+    vocab_size: int = 64
+    fault: Callable[[Operation], None] | None = None
+    operations: list[Operation] = field(default_factory=list)
+    checkpoints: dict[str, UnigramState] = field(default_factory=dict)
+    """Saved states by path."""
+    clients: int = 0
+
+    def create_lora_training_client(self, base_model: str = "unigram", **options: Any) -> OrderedClient:
+        """A fresh client. Options of the real call are accepted and mean nothing to a unigram model."""
+        zeros = np.zeros(self.vocab_size)
+        return self._client(UnigramState(zeros, zeros, zeros))
+
+    def create_training_client_from_state_with_optimizer(self, path: str, **options: Any) -> OrderedClient:
+        """A client that goes on from a saved state."""
+        return self._client(self._load(path))
+
+    def create_training_client_from_state(self, path: str, **options: Any) -> OrderedClient:
+        """A client with saved weights and a fresh optimizer."""
+        zeros = np.zeros(self.vocab_size)
+        return self._client(UnigramState(self._load(path).logits, zeros, zeros))
+
+    def delete(self, path: str) -> None:
+        """Delete a checkpoint."""
+        self._load(path)
+        del self.checkpoints[path]
+
+    def _client(self, state: UnigramState) -> OrderedClient:
+        self.clients += 1
+        return OrderedClient(self, f"ordered:train:{self.clients - 1}", state)
+
+    def _load(self, path: str) -> UnigramState:
+        if path not in self.checkpoints:
+            raise MissingCheckpointError(f"no checkpoint at {path}; there are {sorted(self.checkpoints)}")
+        return self.checkpoints[path]
+
+
+class OrderedClient:
+    """A stand-in for `tinker.TrainingClient`. `state` is public: it is what tests compare."""
+
+    def __init__(self, service: OrderedService, model_id: str, state: UnigramState):
+        self._service, self.model_id, self.state = service, model_id, state
+
+    def forward(self, data: list[Any], loss_fn: str, loss_fn_config: Mapping[str, Any] | None = None) -> Ready:
+        """Cross-entropy without a gradient."""
+        return self._do(("forward", len(data), loss_fn), lambda: self._cross_entropy(data, loss_fn)[0])
+
+    def forward_backward(self, data: list[Any], loss_fn: str, loss_fn_config: Mapping[str, Any] | None = None) -> Ready:
+        """Cross-entropy; adds to the pending gradient."""
+
+        def work() -> Any:
+            output, gradient = self._cross_entropy(data, loss_fn)
+            self._add(gradient)
+            return output
+
+        return self._do(("forward_backward", len(data), loss_fn), work)
+
+    def forward_backward_custom(self, data: list[Any], loss_fn: Callable[[Any, Any], Any]) -> Ready:
+        """A loss of logprobs, differentiated by torch, then backpropagated as weighted cross-entropy."""
+
+        def work() -> Any:
+            import torch
+
+            output, _ = self._cross_entropy(data, "custom")
+            logprobs = [torch.tensor(one["logprobs"].to_numpy(), requires_grad=True) for one in output.loss_fn_outputs]
+            loss, metrics = loss_fn(data, logprobs)
+            loss.backward()
+            for datum, one in zip(data, logprobs, strict=True):
+                if one.grad is None:
+                    raise ValueError("No gradient computed for logprob tensor")
+                self._add(self._gradient(_targets(datum), -one.grad.numpy()))
+            return replace(output, metrics={**metrics, "loss:sum": float(loss)})
+
+        return self._do(("forward_backward_custom", len(data), getattr(loss_fn, "__name__", "custom")), work)
+
+    def optim_step(self, optim_params: Any) -> Ready:
+        """Adam with decoupled weight decay and clipping by global norm; clears the pending gradient."""
+
+        def work() -> Any:
+            state, p = self.state, optim_params
+            gradient = np.zeros(self._service.vocab_size) if state.gradient is None else state.gradient
+            norm = float(np.linalg.norm(gradient))
+            if p.grad_clip_norm > 0:
+                gradient = gradient * min(1.0, p.grad_clip_norm / max(norm, 1e-300))
+            updates = state.updates + 1
+            first = p.beta1 * state.first + (1 - p.beta1) * gradient
+            second = p.beta2 * state.second + (1 - p.beta2) * gradient**2
+            update = (first / (1 - p.beta1**updates)) / (np.sqrt(second / (1 - p.beta2**updates)) + p.eps)
+            logits = state.logits * (1 - p.learning_rate * p.weight_decay) - p.learning_rate * update
+            self.state = UnigramState(logits, first, second, updates)
+            return tinker.OptimStepResponse(metrics={"unclipped_grad_l2:mean": norm})
+
+        return self._do(("optim_step", optim_params.learning_rate), work)
+
+    def save_state(self, name: str, ttl_seconds: int | None = None, overwrite: bool = False) -> Ready:
+        """Keep the state under a path of this client."""
+        return self._do(("save_state", name), lambda: self._save("weights", name, overwrite))
+
+    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None) -> Ready:
+        """Keep the weights under a path of this client."""
+        return self._do(("save_weights_for_sampler", name), lambda: self._save("sampler_weights", name, False))
+
+    def save_weights_and_get_sampling_client(self) -> OrderedSampler:
+        """The weights as they are now."""
+        self._note(("save_weights_and_get_sampling_client",))
+        return OrderedSampler(self.state.logits)
+
+    def _save(self, kind: str, name: str, overwrite: bool) -> Any:
+        path = f"tinker://{self.model_id}/{kind}/{name}"
+        if path in self._service.checkpoints and not overwrite:
+            raise FileExistsError(f"Checkpoint {name!r} already exists; pass overwrite=True")
+        self._service.checkpoints[path] = replace(self.state, gradient=None)
+        return tinker.types.SaveWeightsResponse(path=path)
+
+    def _cross_entropy(self, data: Sequence[Any], loss_fn: str) -> tuple[Any, NDArray[np.float64]]:
+        if not data:
+            raise ValueError("No data provided")
+        if loss_fn not in ("cross_entropy", "custom"):
+            raise NotImplementedError(f"the ordered service computes cross_entropy and custom losses, not {loss_fn!r}")
+        total, gradient, outputs = [], np.zeros(self._service.vocab_size), []
+        logprobs = _log_softmax(self.state.logits)
+        for datum in data:
+            check_datum(datum, loss_fn=loss_fn, vocab_size=self._service.vocab_size, allow_zero_weight=True)
+            targets, one = _targets(datum), {"logprobs": logprobs[_targets(datum)]}
+            if loss_fn == "cross_entropy":
+                weights = datum.loss_fn_inputs["weights"].to_numpy().astype(np.float64)
+                one["elementwise_loss"] = -one["logprobs"] * weights
+                total.append(float(one["elementwise_loss"].sum()))
+                gradient += self._gradient(targets, weights)
+            outputs.append({name: tinker.TensorData.from_numpy(v.astype(np.float32)) for name, v in one.items()})
+        output = tinker.ForwardBackwardOutput(
+            loss_fn_output_type="ArrayRecord", loss_fn_outputs=outputs, metrics={"loss:sum": math.fsum(total)}
+        )
+        return output, gradient
+
+    def _gradient(self, targets: NDArray[np.int64], weights: NDArray[Any]) -> NDArray[np.float64]:
+        """d/dlogits of sum(-w * logp[target]) = sum(w) * softmax - sum of w at each target."""
+        at_targets = np.bincount(targets.ravel(), weights.ravel(), minlength=self._service.vocab_size)
+        return weights.sum(dtype=np.float64) * np.exp(_log_softmax(self.state.logits)) - at_targets
+
+    def _add(self, gradient: NDArray[np.float64]) -> None:
+        pending = self.state.gradient
+        self.state = replace(self.state, gradient=gradient if pending is None else pending + gradient)
+
+    def _note(self, operation: Operation) -> None:
+        if self._service.fault is not None:
+            self._service.fault(operation)
+        self._service.operations.append(operation)
+
+    def _do(self, operation: Operation, work: Callable[[], Any]) -> Ready:
+        self._note(operation)
+        try:
+            return Ready(lambda: self._note(("result", operation)), work())
+        except Exception as error:
+            return Ready(lambda: self._note(("result", operation)), error=error)
+
+
+class Ready:
+    """A future whose work is done; asking for its value is itself written down."""
+
+    def __init__(self, asked: Callable[[], None], value: Any = None, error: Exception | None = None):
+        self._asked, self._value, self._error = asked, value, error
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value, or the error."""
+        self._asked()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def done(self) -> bool:
+        """Always."""
+        return True
+
+    async def result_async(self, timeout: float | None = None) -> Any:
+        """The value, or the error."""
+        return self.result()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self.result_async().__await__()
+
+
+class OrderedSampler:
+    """A stand-in for `tinker.SamplingClient`: draws tokens from the unigram model's weights at its creation."""
+
+    def __init__(self, logits: NDArray[np.float64]):
+        self.logits = logits
+
+    def sample(self, prompt: Any, num_samples: int, sampling_params: Any, **options: Any) -> Ready:
+        """`max_tokens` tokens each; greedy at temperature 0, else by `seed`."""
+        logprobs = _log_softmax(self.logits)
+        rng = np.random.default_rng(sampling_params.seed or 0)
+        length = sampling_params.max_tokens or 16
+        sequences = []
+        for index in range(num_samples):
+            if sampling_params.temperature == 0:
+                tokens = np.full(length, int(np.argmax(logprobs)))
+            else:
+                tokens = rng.choice(len(logprobs), size=length, p=np.exp(logprobs))
+            sequences.append(
+                tinker.SampledSequence(
+                    stop_reason="length",
+                    sequence_id=str(index),
+                    tokens_np=tokens.astype(np.int32),
+                    logprobs_np=logprobs[tokens].astype(np.float32),
+                )
+            )
+        return Ready(lambda: None, tinker.SampleResponse(sequences=sequences))
+
+
+def _targets(datum: Any) -> NDArray[np.int64]:
+    return datum.loss_fn_inputs["target_tokens"].to_numpy()
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())
