@@ -122,7 +122,7 @@ def load_conversations(
             report.skip(error)
     report.used = len(items)
     if not items:
-        shown = path if isinstance(path, str | os.PathLike) else ", ".join(map(str, path))
+        shown = os.fspath(path) if isinstance(path, str | os.PathLike) else ", ".join(map(str, path))
         what = str(report) if report.skipped else "the file is empty"
         raise DataError(f"no conversation to train on: {what}", path=shown)
     return Conversations(items, report)

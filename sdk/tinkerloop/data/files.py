@@ -40,7 +40,7 @@ class RawRow:
         value = _parse_line(self.raw, self.path, self.line) if isinstance(self.raw, bytes) else self.raw
         if not isinstance(value, dict):
             raise DataError(
-                f"a row must be a JSON object, this is a {_json_name(value)}",
+                f"a row must be a JSON object, this is {_json_name(value)}",
                 path=self.path,
                 line=self.line,
                 remedy='write one object per line, like {"messages": [...]}',
@@ -223,7 +223,7 @@ def _read_array(path: str, row: int, offset: int) -> Iterator[tuple[int, int, An
         ) from error
     if not isinstance(rows, list):
         raise DataError(
-            f"a .json file must hold an array of rows, this is a {_json_name(rows)}",
+            f"a .json file must hold an array of rows, this is {_json_name(rows)}",
             path=path,
             remedy="name a file with one object per line .jsonl",
         )
@@ -276,7 +276,7 @@ def _parse_line(line: bytes, path: str, number: int) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        cut = error.pos >= len(text.rstrip()) and not line.endswith(b"\n")
+        cut = text.startswith("{") and not text.endswith(("}", "\n"))
         remedy = "the file seems cut off here" if cut else "write one JSON object per line"
         raise DataError(
             f"not JSON: {error.msg} at column {error.colno}", path=path, line=number, remedy=remedy
@@ -299,8 +299,8 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _json_name(value: Any) -> str:
-    names = {list: "array", str: "string", bool: "boolean", type(None): "null", dict: "object"}
-    return names.get(type(value), "number")
+    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null", dict: "an object"}
+    return names.get(type(value), "a number")
 
 
 def _needs(package: str, path: str) -> DataError:

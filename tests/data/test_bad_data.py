@@ -1,0 +1,199 @@
+"""A corpus of broken rows and files. Each is one located error, or one counted skip; nothing is repaired in silence."""
+
+import gzip
+import json
+import re
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tinkerloop.data import load_conversations, stream, stream_conversations
+from tinkerloop.errors import DataError
+
+USER = {"role": "user", "content": "hi"}
+REPLY = {"role": "assistant", "content": "hello"}
+GOOD = json.dumps({"messages": [USER, REPLY]})
+
+
+def row(*messages, **other):
+    return json.dumps({"messages": list(messages), **other})
+
+
+def call(name="f", arguments="{}", **other):
+    function = {"name": name, "arguments": arguments}
+    return {"role": "assistant", "tool_calls": [{"type": "function", "function": function, **other}]}
+
+
+# name -> (the line, what the error says)
+ROWS = {
+    "not JSON": ("hello", "not JSON: Expecting value at column 1; write one JSON object per line"),
+    "single quotes": ("{'messages': []}", "not JSON"),
+    "trailing comma": (GOOD[:-1] + ",}", "not JSON"),
+    "two objects on a line": (GOOD + GOOD, "not JSON: Extra data"),
+    "cut off": (GOOD[:30], "not JSON"),
+    "NaN": (row(USER, REPLY, score=float("nan")), "NaN is no JSON number"),
+    "a key twice": ('{"messages": [], ' + GOOD[1:], "the key 'messages' stands twice"),
+    "nested too deeply": ("[" * 100_000 + "]" * 100_000, "not JSON that can be used"),
+    "an array": ("[1, 2]", 'a row must be a JSON object, this is an array'),
+    "a string": ('"hello"', "must be a JSON object, this is a string"),
+    "a number": ("3", "must be a JSON object, this is a number"),
+    "null": ("null", "must be a JSON object, this is null"),
+    "no messages": ('{"text": "hi"}', r"no messages, only \['text'\]; a row is"),
+    "messages in another spelling": ('{"Messages": []}', r"no messages, only \['Messages'\]"),
+    "ShareGPT": ('{"conversations": []}', "this looks like adapter='sharegpt'"),
+    "Alpaca": ('{"instruction": "a", "output": "b"}', "this looks like adapter='alpaca'"),
+    "prompt and completion": ('{"prompt": "a", "completion": "b"}', "this looks like adapter='prompt_completion'"),
+    "messages is null": ('{"messages": null}', "messages must be a list"),
+    "messages is text": ('{"messages": "hi"}', "messages must be a list of messages, this is a str"),
+    "messages is an object": ('{"messages": {"role": "user"}}', "this is a dict"),
+    "messages is empty": ('{"messages": []}', "this is an empty list"),
+    "a message is text": (row("hi"), "message 1: must be an object with role and content, got str"),
+    "a message is null": (row(USER, None), "message 2: must be an object"),
+    "no role": (row({"content": "hi"}), r"message 1: has no role, only \['content'\]"),
+    "role is null": (row({"role": None, "content": "hi"}), "message 1: has no role"),
+    "from and value": (row({"from": "human", "value": "a"}), "ShareGPT rows need adapter='sharegpt'"),
+    "role is a number": (row({"role": 3, "content": "hi"}), "unknown role 3"),
+    "unknown role": (row(USER, {"role": "narrator", "content": "x"}), "unknown role 'narrator'; known roles: system"),
+    "a foreign role": (row({"role": "human", "content": "x"}), "unknown role 'human'; did you mean 'user'"),
+    "a misspelt role": (row(USER, {"role": "asistant", "content": "x"}), "did you mean 'assistant'"),
+    "a role in capitals": (row({"role": "User", "content": "x"}), "did you mean 'user'"),
+    "no content": (row({"role": "user"}, REPLY), "message 1: user message without content"),
+    "content is null": (row(USER, {"role": "assistant", "content": None}), "assistant message without content"),
+    "empty content": (row(USER, {"role": "assistant", "content": ""}), "empty content of the assistant message"),
+    "blank content": (row({"role": "user", "content": " \n"}, REPLY), "empty content of the user message"),
+    "content is a number": (row({"role": "user", "content": 3}, REPLY), "content must be text or a list of parts"),
+    "content is an object": (row({"role": "user", "content": {"text": "a"}}, REPLY), "got dict"),
+    "no parts": (row({"role": "user", "content": []}, REPLY), "empty content"),
+    "an unknown part": (row({"role": "user", "content": [{"type": "audio"}]}, REPLY), "part of content: 'audio'"),
+    "a part without type": (row({"role": "user", "content": [{"text": "a"}]}, REPLY), "unknown part of content"),
+    "a part without text": (row({"role": "user", "content": [{"type": "text"}]}, REPLY), 'needs "text"'),
+    "an empty part": (row({"role": "user", "content": [{"type": "text", "text": ""}]}, REPLY), "empty content"),
+    "an image part without image": (row({"role": "user", "content": [{"type": "image"}]}, REPLY), 'needs "image"'),
+    "half a surrogate pair": (row({"role": "user", "content": "a\ud83d"}, REPLY), "half of a surrogate pair"),
+    "only user turns": (row(USER, USER), "no assistant message.*nothing to train on.*add the reply"),
+    "only a system prompt": (row({"role": "system", "content": "x"}), "no assistant message"),
+    "weight is text": (row(USER, {**REPLY, "weight": "1"}), "weight must be a finite number"),
+    "trainable is text": (row(USER, {**REPLY, "trainable": "yes"}), "trainable must be true or false"),
+    "tool_calls is an object": (row(USER, {"role": "assistant", "tool_calls": {"a": 1}}), "tool_calls must be a list"),
+    "the user calls a tool": (row({**call(), "role": "user"}, REPLY), "only the assistant calls tools"),
+    "a call without a name": (row(USER, call(name="")), "no function name"),
+    "a call without a function": (row(USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}), "no function name"),
+    "broken arguments": (row(USER, call(arguments='{"a":')), "the arguments of f are not JSON"),
+    "arguments are a list": (row(USER, call(arguments="[1]")), "the arguments of f must be an object, got list"),
+    "an answer to no call": (
+        row(USER, call(id="a"), {"role": "tool", "content": "1", "tool_call_id": "b"}, REPLY),
+        "answers the tool call 'b', which was never made",
+    ),
+    "tools is text": (row(USER, REPLY, tools="f"), "tools must be a list"),
+    "a tool without a name": (row(USER, REPLY, tools=[{"type": "function", "function": {}}]), "tool 1 has no name"),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_broken_row_is_named_with_file_line_and_problem(tmp_path, kind):
+    line, problem = ROWS[kind]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n")
+    with pytest.raises(DataError, match=f"chats.jsonl:3: .*({problem})") as caught:
+        load_conversations(path)
+    assert (caught.value.path, caught.value.line) == (str(path), 3)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_broken_row_is_skipped_and_counted_when_asked_for(tmp_path, kind):
+    line, _ = ROWS[kind]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n")
+    conversations = load_conversations(path, on_bad="skip")
+    assert [c.line for c in conversations] == [1, 4]
+    (skipped,) = conversations.report.skipped
+    assert (skipped.path, skipped.line) == (str(path), 3)
+    assert "1 of 3 rows skipped" in str(conversations.report)
+    assert str(path) in str(conversations.report)
+
+
+def test_a_stream_meets_the_same_errors_and_counts_the_same_skips_once(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(GOOD + "\n" + "\n".join(line for line, _ in ROWS.values()) + "\n" + GOOD + "\n")
+    with pytest.raises(DataError, match=r"chats\.jsonl:2: not JSON"):
+        list(stream(stream_conversations(path), 1))
+    source = stream_conversations(path, on_bad="skip")
+    assert len(list(stream(source, 1, epochs=2))) == 4
+    assert [row.line for row in source.skipped] == list(range(2, 2 + len(ROWS)))
+
+
+def truncated(content):
+    return content[: len(content) * 2 // 3]
+
+
+def parquet_bytes():
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"messages": [[USER, REPLY]] * 3}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+MANY = (GOOD + "\n").encode() * 2000
+
+# name -> (file name, its bytes, what the error says)
+FILES = {
+    "an empty file": ("a.jsonl", b"", "a.jsonl: no conversation to train on: the file is empty"),
+    "blank lines only": ("a.jsonl", b"\n \n", "the file is empty"),
+    "an unknown suffix": ("a.txt", MANY, r"unknown kind of file; known kinds: \.jsonl"),
+    "UTF-16": ("a.jsonl", (GOOD + "\n").encode("utf-16"), "the file is UTF-16; convert it to UTF-8"),
+    "lines under the name of an array": ("a.json", MANY, r"not JSON.*name a file with one object per line \.jsonl"),
+    "an object under the name of an array": ("a.json", GOOD.encode(), "must hold an array of rows"),
+    "gzip that is not": ("a.jsonl.gz", MANY, "a.jsonl.gz: cannot be read: Not a gzipped file"),
+    "gzip cut off": ("a.jsonl.gz", truncated(gzip.compress(MANY)), "cannot be read: Compressed file ended"),
+    "gzip damaged": ("a.jsonl.gz", gzip.compress(MANY)[:-8] + b"\0" * 8, "cannot be read: CRC check failed"),
+    "zstd that is not": ("a.jsonl.zst", MANY, "a.jsonl.zst: cannot be read"),
+    "zstd cut off": ("a.jsonl.zst", truncated(pyarrow.compress(MANY, "zstd", asbytes=True)), "cannot be read: Trunc"),
+    "parquet that is not": ("a.parquet", MANY, "a.parquet: cannot be read"),
+    "parquet cut off": ("a.parquet", truncated(parquet_bytes()), "a.parquet: cannot be read"),
+    "no good row at all": ("a.jsonl", b'{"a": 1}\n', "no messages"),
+}
+
+# The same, where it is a row that shows it.
+FILES_WITH_A_BROKEN_ROW = {
+    "Latin-1": ("a.jsonl", GOOD.replace("hello", "café").encode("latin-1"), r"a.jsonl:1: not UTF-8 at byte \d+"),
+    "cut off in the last row": ("a.jsonl", MANY[:-20], "a.jsonl:2000: not JSON.*seems cut off here"),
+    "an array under the name of lines": ("a.jsonl", f"[\n{GOOD}\n]".encode(), "a.jsonl:1: not JSON"),
+    "a pretty-printed object": ("a.jsonl", json.dumps(json.loads(GOOD), indent=1).encode(), "a.jsonl:1: not JSON"),
+}
+
+
+@pytest.mark.parametrize("on_bad", ["error", "skip"])
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_cannot_be_used_is_an_error_either_way(tmp_path, kind, on_bad):
+    name, content, problem = FILES[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=problem) as caught:
+        load_conversations(tmp_path / name, on_bad=on_bad)
+    assert caught.value.path == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", FILES_WITH_A_BROKEN_ROW)
+def test_a_file_of_another_kind_is_told_by_its_first_broken_row(tmp_path, kind):
+    name, content, problem = FILES_WITH_A_BROKEN_ROW[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=problem):
+        load_conversations(tmp_path / name)
+
+
+@pytest.mark.parametrize("path", ["missing.jsonl", "missing/*.jsonl", "owner/missing.jsonl"])
+def test_a_missing_file_says_where_it_was_looked_for(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"{re.escape(path)}: no such file; looked in {tmp_path}"):
+        load_conversations(path)
+
+
+def test_a_folder_without_data_says_what_would_be_data(tmp_path):
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(DataError, match=r"no data file in this folder; known kinds: \.jsonl"):
+        load_conversations(tmp_path)
+
+
+def test_a_misspelt_choice_is_refused(tmp_path):
+    for arguments in ({"on_bad": "ignore"}, {"adapter": "shareGPT"}):
+        with pytest.raises(DataError):
+            load_conversations(tmp_path, **arguments)

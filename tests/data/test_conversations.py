@@ -1,0 +1,226 @@
+import gzip
+import json
+
+import datasets
+import pyarrow
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinkerloop.data import (
+    FileSource,
+    JsonlFile,
+    batches,
+    check_messages,
+    load_conversations,
+    stream,
+    stream_conversations,
+    train_test_split,
+)
+from tinkerloop.errors import DataError
+
+USER = {"role": "user", "content": "hi"}
+REPLY = {"role": "assistant", "content": "hello"}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+ROWS = [
+    {"messages": [USER, REPLY]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "héllo"}]}, REPLY], "id": 7},
+    {
+        "messages": [
+            USER,
+            {
+                "role": "assistant",
+                "tool_calls": [
+                    {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": null}'}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c", "content": ""},
+            {**REPLY, "weight": 0.5, "trainable": True},
+        ],
+        "tools": [TOOL],
+    },
+]
+
+
+def write(path, rows=ROWS):
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if path.suffix == ".gz":
+        text = gzip.compress(text)
+    elif path.suffix == ".zst":
+        text = pyarrow.compress(text, "zstd", asbytes=True)
+    elif path.suffix == ".json":
+        text = json.dumps(rows).encode()
+    path.write_bytes(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json"])
+def test_every_kind_of_file_holds_the_same_conversations(tmp_path, name):
+    conversations = load_conversations(write(tmp_path / name))
+    assert [c.messages for c in conversations] == [
+        ROWS[0]["messages"],
+        ROWS[1]["messages"],
+        [USER, {**ROWS[2]["messages"][1], "content": ""}, *ROWS[2]["messages"][2:]],
+    ]
+    assert [c.tools for c in conversations] == [None, None, [TOOL]]
+    assert [c.extra for c in conversations] == [{}, {"id": 7}, {}]
+    assert [c.line for c in conversations] == [1, 2, 3]
+    assert str(conversations.report) == "3 rows, all used"
+
+
+def test_columns_unified_by_parquet_bring_no_nulls_into_messages(tmp_path):
+    path = tmp_path / "rows.parquet"
+    rows = [ROWS[0], {"messages": ROWS[2]["messages"], "tools": [TOOL]}]
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    first, second = load_conversations(path)
+    assert first.messages == [USER, REPLY]  # no tool_calls, weight or name
+    assert first.tools is None
+    assert second.messages[0] == USER
+    assert set(second.messages[3]) == {"role", "content", "weight", "trainable"}
+
+
+def test_folders_globs_and_lists_are_read_in_order(tmp_path):
+    for name in ("b.jsonl", "a.jsonl.gz", "deep/c.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, ROWS[:1])
+    (tmp_path / "README.md").write_text("not data")
+
+    def names(path):
+        return [c.path.removeprefix(f"{tmp_path}/") for c in load_conversations(path)]
+
+    assert names(tmp_path) == ["a.jsonl.gz", "b.jsonl", "deep/c.jsonl"]
+    assert names(str(tmp_path / "*.jsonl")) == ["b.jsonl"]
+    assert names([tmp_path / "deep/c.jsonl", tmp_path / "b.jsonl"]) == ["deep/c.jsonl", "b.jsonl"]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + (json.dumps(ROWS[0]) + "\r\n\r\n").encode() * 2)
+    assert [c.line for c in load_conversations(path)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "adapter, row",
+    [
+        ("prompt_completion", {"prompt": "hi", "completion": "hello", "source": "x"}),
+        ("prompt_completion", {"prompt": [USER], "completion": [REPLY], "source": "x"}),
+        ("prompt_completion", {"prompt": "hi", "response": "hello", "source": "x"}),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}], "source": "x"},
+        ),
+        ("alpaca", {"instruction": "hi", "input": "", "output": "hello", "source": "x"}),
+        (lambda row: {"messages": [USER, REPLY], "source": row["s"]}, {"s": "x"}),
+    ],
+)
+def test_a_named_adapter_maps_other_rows_and_keeps_other_keys(tmp_path, adapter, row):
+    (conversation,) = load_conversations(write(tmp_path / "a.jsonl", [row]), adapter=adapter)
+    assert conversation.messages == [USER, REPLY]
+    assert conversation.extra == {"source": "x"}
+
+
+def test_system_prompts_and_inputs_of_other_rows_are_kept(tmp_path):
+    rows = [{"system": "be brief", "instruction": "Add.", "input": "1, 2", "output": "3"}]
+    (conversation,) = load_conversations(write(tmp_path / "a.jsonl", rows), adapter="alpaca")
+    assert [m["content"] for m in conversation.messages] == ["be brief", "Add.\n\n1, 2", "3"]
+
+
+@pytest.mark.parametrize(
+    "adapter, row, problem",
+    [
+        ("prompt_completion", {"prompt": "hi"}, "no 'completion' or 'response'"),
+        ("sharegpt", {"conversations": [{"role": "user"}]}, 'a ShareGPT turn has "from" and "value"'),
+        ("sharegpt", {"conversations": "hi"}, "must be a list of objects"),
+        ("sharegpt", {"conversations": [{"from": "narrator", "value": "x"}]}, "unknown role 'narrator'"),
+        ("alpaca", {"instruction": "hi"}, "no 'output'"),
+    ],
+)
+def test_a_row_that_its_adapter_cannot_read_is_located(tmp_path, adapter, row, problem):
+    with pytest.raises(DataError, match=f"a.jsonl:1: .*{problem}"):
+        load_conversations(write(tmp_path / "a.jsonl", [row]), adapter=adapter)
+
+
+def test_the_messages_of_a_prompt_need_no_reply():
+    assert check_messages([USER], train=False) == [USER]
+
+
+def test_a_lazily_read_file_gives_the_rows_of_the_file_in_any_order(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"x": i}) + "\n" * (i % 2) for i in range(30)))  # with blank lines
+    rows = JsonlFile(path)
+    assert [rows[i]["x"] for i in (29, 3, 0, -1)] == [29, 3, 0, 29]
+    assert [row["x"] for row in rows[5:8]] == [5, 6, 7]
+    epoch = [row["x"] for batch in batches(rows, 4, shuffle=0) for row in batch]
+    assert sorted(epoch) == list(range(30))
+    path.write_text(json.dumps({"x": 0}) + "\n" + "broken\n")
+    with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON"):
+        JsonlFile(path)[1]
+
+
+def test_a_changed_file_is_noticed_by_the_cursor(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"x": 1}, {"x": 2}])
+    cursor = batches(JsonlFile(path), 1).cursor
+    write(path, [{"x": 1}, {"x": 3}])
+    with pytest.raises(DataError, match="fingerprint"):
+        batches(JsonlFile(path), 1).seek(cursor)
+
+
+def test_streamed_conversations_equal_loaded_ones(tmp_path):
+    path = write(tmp_path / "a.jsonl.gz")
+    (batch,) = stream(stream_conversations(path), 3)
+    assert batch == list(load_conversations(path))
+    assert [row["messages"] for row in FileSource(path)] == [row["messages"] for row in ROWS]
+
+
+# Splits
+
+
+@given(
+    texts=st.lists(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), min_size=4, max_size=60),
+    fraction=st.floats(0.1, 0.9),
+    seed=st.integers(0, 5),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_split_loses_nothing_and_lets_no_row_stand_on_both_sides(texts, fraction, seed):
+    try:
+        train, test = train_test_split(texts, fraction, seed=seed)
+    except DataError:
+        assert max(map(texts.count, texts)) > 1 or round(fraction * len(texts)) >= len(texts)
+        return
+    assert sorted([*train, *test]) == sorted(texts)
+    assert not set(train) & set(test)
+    assert 1 <= len(test) <= max(1, round(fraction * len(texts)))
+    assert [*train_test_split(texts, fraction, seed=seed)[1]] == [*test]
+
+
+def test_a_split_by_count_is_exact_for_distinct_rows():
+    rows = [{"messages": i} for i in range(100)]
+    train, test = train_test_split(rows, 13)
+    assert (len(train), len(test)) == (87, 13)
+    assert [*train_test_split(rows, 13, seed=1)[1]] != [*test]
+
+
+def test_reordering_and_adding_rows_moves_few_across_the_split():
+    rows = [{"x": i} for i in range(200)]
+    test = {row["x"] for row in train_test_split(rows, 0.1)[1]}
+    assert {row["x"] for row in train_test_split(rows[::-1], 0.1)[1]} == test
+    more = {row["x"] for row in train_test_split([*rows, *({"x": i} for i in range(200, 220))], 0.1)[1]}
+    assert len(test - more) <= 4
+
+
+def test_rows_are_grouped_by_a_key_when_one_is_given():
+    rows = [{"user": i % 5, "x": i} for i in range(50)]
+    train, test = train_test_split(rows, 10, key=lambda row: str(row["user"]))
+    assert len({row["user"] for row in test}) == 1
+    assert not {row["user"] for row in train} & {row["user"] for row in test}
+
+
+@pytest.mark.parametrize("test", [0, -1, 1.0, 5, 4, True, "3"])
+def test_impossible_splits_are_refused(test):
+    with pytest.raises(DataError):
+        train_test_split([1, 2, 3, 4], test)
+
+
+def test_only_duplicates_cannot_be_split():
+    with pytest.raises(DataError, match="remove duplicates"):
+        train_test_split(["same"] * 10, 3)
