@@ -1,0 +1,67 @@
+"""Chat formats: messages to tokens with weights, prompts, and sampled tokens back to messages."""
+
+from tinkerloop.renderers.base import Options, Renderer
+from tinkerloop.renderers.parsing import (
+    MessageDelta,
+    Parsed,
+    ReplyParser,
+    StreamingMessageHeader,
+    StreamingTextDelta,
+    StreamingThinkingDelta,
+    StreamingToolCallDelta,
+)
+from tinkerloop.renderers.registry import (
+    get_registered_renderer_names,
+    get_renderer,
+    is_renderer_registered,
+    register_renderer,
+    unregister_renderer,
+)
+from tinkerloop.renderers.rendered import Rendered, Span
+from tinkerloop.renderers.segments import Part
+from tinkerloop.renderers.types import (
+    Content,
+    ContentPart,
+    ImagePart,
+    Message,
+    ParseTermination,
+    Role,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolSpec,
+    TrainOnWhat,
+    UnparsedToolCall,
+)
+
+__all__ = [
+    "Content",
+    "ContentPart",
+    "ImagePart",
+    "Message",
+    "MessageDelta",
+    "Options",
+    "ParseTermination",
+    "Parsed",
+    "Part",
+    "Rendered",
+    "Renderer",
+    "ReplyParser",
+    "Role",
+    "Span",
+    "StreamingMessageHeader",
+    "StreamingTextDelta",
+    "StreamingThinkingDelta",
+    "StreamingToolCallDelta",
+    "TextPart",
+    "ThinkingPart",
+    "ToolCall",
+    "ToolSpec",
+    "TrainOnWhat",
+    "UnparsedToolCall",
+    "get_registered_renderer_names",
+    "get_renderer",
+    "is_renderer_registered",
+    "register_renderer",
+    "unregister_renderer",
+]

@@ -1,0 +1,157 @@
+"""Pieces -> tokens. The one place where text of a conversation becomes ids.
+
+Text between two control tokens is encoded in one call, whatever pieces it came from, because that is what encoding
+the finished string of an official template does: a role header's newline may merge with the newlines that follow it.
+Where a weight or a message changes inside such a run, the boundary is found by comparing with the ids of the known
+end pieces; a token that straddles it belongs to neither side and is never trained. `SEAM` ends a run on purpose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers.rendered import Rendered, Span
+from tinkerloop.renderers.segments import SEAM, Part, Piece
+from tinkerloop.tokenizers import Encoder
+
+
+class Weighed(NamedTuple):
+    piece: Piece
+    message: int
+    weight: float
+
+
+class _Group(NamedTuple):
+    """Adjacent text of a run that is one part of one message."""
+
+    text: str
+    message: int
+    part: Part
+    weight: float
+    constant: bool
+    """The family's own text: its ids are worth keeping."""
+
+
+class Assembler:
+    """Encodes pieces with one encoder and one family's control tokens."""
+
+    def __init__(self, encoder: Encoder, control: Iterable[str], family: str):
+        self.encoder = encoder
+        self.ids: dict[str, int] = {}
+        for token in control:
+            token_id = encoder.id_of(token)
+            if token_id is None:
+                raise RenderError(f"the tokenizer has no token {token!r}, which the {family!r} format is written with")
+            self.ids[token] = token_id
+        names = sorted(self.ids, key=len, reverse=True)  # the longest first, should one begin another
+        self._control = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
+        self._split: dict[str, list[str]] = {}
+        self._constants: dict[str, list[int]] = {}
+
+    def assemble(self, pieces: Iterable[Weighed], max_length: int | None = None) -> Rendered:
+        """Tokens, spans and images of the pieces, in order."""
+        tokens: list[int] = []
+        spans: list[Span] = []
+        images = []
+        run: list[_Group] = []
+
+        def close(part: Part, message: int, weight: float) -> None:
+            """What was appended to `tokens` since the last span becomes one, joined to its like."""
+            start = spans[-1].stop if spans else 0
+            if len(tokens) == start:
+                return
+            if spans and spans[-1][2:] == (message, part, weight):
+                start = spans.pop().start
+            spans.append(Span(start, len(tokens), message, part, weight))
+
+        def flush() -> None:
+            if not run:
+                return
+            for ids, group in self._encode_run(run):
+                tokens.extend(ids)
+                close(group.part, group.message, group.weight)
+            run.clear()
+
+        for piece, message, weight in pieces:
+            if piece is SEAM:
+                flush()
+            elif piece.image is not None:
+                flush()
+                images.append((len(tokens), piece.image))
+                tokens.extend([0] * (piece.image.expected_tokens or 0))
+                close(piece.part, message, 0.0)
+            else:
+                for text in self._texts(piece):
+                    if piece.trusted and text in self.ids:
+                        flush()
+                        tokens.append(self.ids[text])
+                        close(piece.part, message, weight)
+                    elif text:
+                        _append(run, _Group(text, message, piece.part, weight, piece.trusted))
+        flush()
+        return Rendered(tokens, tuple(spans), tuple(images), max_length)
+
+    def _texts(self, piece: Piece) -> list[str]:
+        """A piece's text, split at control tokens where it is trusted."""
+        if not piece.trusted or self._control is None:
+            return [piece.text]
+        if piece.text not in self._split:
+            self._split[piece.text] = [text for text in self._control.split(piece.text) if text]
+        return self._split[piece.text]
+
+    def _encode_run(self, run: list[_Group]) -> Iterable[tuple[list[int], _Group]]:
+        """A run's ids, divided among its groups."""
+        if len(run) == 1:
+            return [(self._ids(run), run[0])]
+        joint = self.encoder.encode("".join(group.text for group in run))
+        divided = []
+        start = 0
+        for i, group in enumerate(run[:-1]):
+            end, resume = self._boundary(joint, run[: i + 1], run[i + 1 :])
+            end = max(start, end)
+            divided.append((joint[start:end], group))
+            start = max(end, resume)
+            divided.append((joint[end:start], group._replace(part=Part.SCAFFOLD, weight=0.0)))
+        divided.append((joint[start:], run[-1]))
+        return divided
+
+    def _boundary(self, joint: list[int], before: list[_Group], after: list[_Group]) -> tuple[int, int]:
+        """(tokens that spell only `before`, first token that spells only `after`).
+
+        Ids that begin with those of `before` spell it with exactly that many tokens, and likewise at the end; so one
+        comparison settles all but the rare case of a token that spans both.
+        """
+        n = len(joint)
+        if all(group.constant for group in before):
+            head = self._ids(before)
+            if joint[: len(head)] == head:
+                return len(head), len(head)
+        if all(group.constant for group in after):
+            tail = self._ids(after)
+            if joint[n - len(tail) :] == tail:
+                return n - len(tail), n - len(tail)
+        end = _common(joint, self._ids(before))
+        return end, max(end, n - _common(joint[::-1], self._ids(after)[::-1]))
+
+    def _ids(self, groups: list[_Group]) -> list[int]:
+        text = "".join(group.text for group in groups)
+        if not all(group.constant for group in groups):
+            return self.encoder.encode(text)
+        if text not in self._constants:
+            self._constants[text] = self.encoder.encode(text)
+        return self._constants[text]
+
+
+def _append(run: list[_Group], group: _Group) -> None:
+    """Adds to a run, joined to a last group of the same kind."""
+    if run and run[-1][1:] == group[1:]:
+        group = group._replace(text=run.pop().text + group.text)
+    run.append(group)
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """The length of the longest common prefix."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

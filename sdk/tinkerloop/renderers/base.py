@@ -1,0 +1,358 @@
+"""`Renderer`: everything that all chat formats have in common.
+
+A family states how its messages are written, as pieces, and what its replies consist of, as a grammar. Supervised
+examples, prompts, weights, stop sequences, parsing and streaming all follow from these two, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tinkerloop._lazy import tinker
+from tinkerloop.errors import RenderError, ZeroWeightError
+from tinkerloop.renderers.assembly import Assembler, Weighed
+from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image, read_conversation
+from tinkerloop.renderers.parsing import Grammar, MessageDelta, Parsed, ReplyParser
+from tinkerloop.renderers.rendered import Rendered
+from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, marked, scaffold, text
+from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, TrainOnWhat
+from tinkerloop.renderers.weights import message_weights
+from tinkerloop.tokenizers import encoder_of
+
+if TYPE_CHECKING:
+    from tinkerloop.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen about a family. The options and the tokenizer are the whole identity of a renderer."""
+
+
+class Renderer:
+    """Messages to tokens and back, for one chat format.
+
+    Subclasses define `family`, `roles`, `grammar` and `control`, and write `message`, `reply` and, where they
+    differ, `preamble`, `header` and `primer`.
+    """
+
+    family: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Part of the fingerprint; raised when the same messages get other tokens."""
+    Options: ClassVar[type[Options]] = Options
+    control: ClassVar[tuple[str, ...]] = ()
+    """Control tokens of the format, besides those of the grammar."""
+    roles: ClassVar[frozenset[str]] = frozenset({"system", "user", "assistant", "tool"})
+    has_extension_property: bool = False
+    """Whether a conversation's tokens always begin with those of its earlier turns, as they were sampled."""
+    disables_thinking: bool = False
+    """Whether replies to this format's prompts have no reasoning."""
+    supports_streaming: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        options: Options | None = None,
+        *,
+        name: str | None = None,
+        image_processor: Any = None,
+        model_name: str | None = None,
+        max_length: int | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.options: Any = self.Options() if options is None else options
+        self.name = name or self.family
+        self.image_processor = image_processor
+        self.model_name = model_name
+        self.max_length = max_length
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Everything that follows from the identity."""
+        self.grammar = self.make_grammar()
+        self._encoder = encoder_of(self.tokenizer)
+        control = dict.fromkeys((*self.control, *sorted(self.grammar.control)))
+        self._assembler = Assembler(self._encoder, control, self.name)
+
+    # ---- what a family states
+
+    def make_grammar(self) -> Grammar:
+        """What a reply consists of."""
+        raise NotImplementedError
+
+    def preamble(self, conversation: Conversation) -> Pieces:
+        """What precedes the first message."""
+        yield from ()
+
+    def message(self, conversation: Conversation, index: int) -> Pieces:
+        """Message `index`, unless an assistant's: its header, its content, its end."""
+        raise NotImplementedError
+
+    def header(self, role: str) -> str:
+        """What announces a turn of `role`."""
+        raise NotImplementedError
+
+    def primer(self, conversation: Conversation, index: int) -> str:
+        """What the format itself writes of an assistant's turn `index`, between the header and what is sampled."""
+        return ""
+
+    def reply(self, conversation: Conversation, index: int) -> Pieces:
+        """What an assistant samples in turn `index`, up to and with the stop token."""
+        raise NotImplementedError
+
+    def after_reply(self, conversation: Conversation, index: int) -> Pieces:
+        """What follows an assistant's stop token."""
+        yield from ()
+
+    # ---- rendering
+
+    def pieces(self, conversation: Conversation) -> Iterator[tuple[int, Piece]]:
+        """The whole conversation as (message index, piece), with the opening of a reply if one is asked for."""
+        for piece in self.preamble(conversation):
+            yield -1, piece
+        for i, message in enumerate(conversation.messages):
+            if message.role == "assistant":
+                yield from ((i, piece) for piece in self._opening(conversation, i))
+                yield from ((i, piece) for piece in self.reply(conversation, i))
+                yield from ((i, piece) for piece in self.after_reply(conversation, i))
+            else:
+                yield from ((i, piece) for piece in self.message(conversation, i))
+
+    def _opening(self, conversation: Conversation, index: int) -> Pieces:
+        """What a prompt ends with and a supervised turn begins with. The seam is where sampling starts."""
+        yield scaffold(self.header("assistant"))
+        if primer := self.primer(conversation, index):
+            yield scaffold(primer)
+        yield SEAM
+
+    def build_supervised_example(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        train_on_what: TrainOnWhat | str = TrainOnWhat.LAST_ASSISTANT_MESSAGE,
+        *,
+        tools: Sequence[Any] | None = None,
+        part_weights: Mapping[Part | str, float] | None = None,
+        allow_zero_weight: bool = False,
+    ) -> Rendered:
+        """A conversation as tokens and weights.
+
+        Args:
+            messages: the conversation, in OpenAI's or the Cookbook's shape.
+            train_on_what: which messages are learned; a message's `weight` multiplies.
+            tools: declarations of the tools the assistant may call.
+            part_weights: multiplies the weight of parts, e.g. `{"reasoning": 0, "tool_call": 1}`.
+            allow_zero_weight: whether an example in which nothing is learned is wanted.
+
+        Raises:
+            RenderError: messages that this format cannot say.
+            ZeroWeightError: nothing would be learned.
+        """
+        conversation = self._read(messages, tools)
+        rendered = self._assembler.assemble(
+            self._weighed(conversation, train_on_what, part_weights), max_length=self.max_length
+        )
+        if not allow_zero_weight and not any(span.weight for span in rendered.spans):
+            raise ZeroWeightError(
+                f"train_on_what={TrainOnWhat(train_on_what).value!r} trains nothing in this conversation of roles "
+                f"{', '.join(m.role for m in conversation.messages) or '(none)'}; "
+                "pass allow_zero_weight=True if that is meant",
+                field="weights",
+            )
+        return rendered
+
+    def _weighed(
+        self,
+        conversation: Conversation,
+        train_on_what: TrainOnWhat | str,
+        part_weights: Mapping[Part | str, float] | None,
+    ) -> Iterator[Weighed]:
+        of_message = message_weights(conversation, train_on_what)
+        of_part = _part_weights(part_weights)
+        of_part[Part.SCAFFOLD] = float(train_on_what == TrainOnWhat.ALL_TOKENS)
+        pieces = list(self.pieces(conversation))
+        while pieces and pieces[-1][1].part is Part.SCAFFOLD and not pieces[-1][1].text.strip():
+            pieces.pop()  # what separates the last turn from a next one: an example ends with what ends its last turn
+        for index, piece in pieces:
+            weight = (of_message[index] if index >= 0 else of_part[Part.SCAFFOLD]) * of_part[piece.part]
+            if weight and piece.part is Part.REASONING and self.disables_thinking:
+                raise RenderError(f"messages[{index}]: {self.name} disables thinking, so reasoning cannot be trained")
+            yield Weighed(piece, index, weight)
+
+    def build_generation_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        role: str = "assistant",
+        prefill: str | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+    ) -> tinker.ModelInput:
+        """The tokens after which a model writes the next turn.
+
+        Args:
+            role: who speaks next.
+            prefill: text that the turn begins with; pass it to `parse_response` too.
+        """
+        conversation = self._read(messages, tools, prompting=True)
+        return self._assembler.assemble(self._prompt(conversation, role, prefill)).model_input
+
+    def _prompt(self, conversation: Conversation, role: str, prefill: str | None) -> Iterator[Weighed]:
+        for index, piece in self.pieces(conversation):
+            yield Weighed(piece, index, 0.0)
+        index = len(conversation)
+        if role == "assistant":
+            yield from (Weighed(piece, index, 0.0) for piece in self._opening(conversation, index))
+        elif role in self.roles:
+            yield Weighed(scaffold(self.header(role)), index, 0.0)
+        else:
+            raise RenderError(f"{self.name} has no role {role!r}; known are {', '.join(sorted(self.roles))}")
+        if prefill:
+            yield Weighed(SEAM, index, 0.0)
+            yield Weighed(text(prefill), index, 0.0)
+
+    def _read(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, prompting: bool = False
+    ) -> Conversation:
+        conversation = read_conversation(messages, tools, prompting=prompting)
+        for i, message in enumerate(conversation.messages):
+            if message.role not in self.roles:
+                known = ", ".join(sorted(self.roles))
+                raise RenderError(f"messages[{i}]: {self.name} has no role {message.role!r}; known are {known}")
+        if not conversation.messages and not prompting:
+            raise RenderError("there are no messages")
+        return replace(conversation, messages=tuple(self.lifted(message) for message in conversation.messages))
+
+    def lifted(self, message: ChatMessage) -> ChatMessage:
+        """The message with reasoning that its author wrote inline, as some data sets do, made a part of its own.
+
+        Families whose official template does this override it; elsewhere the text stays text.
+        """
+        return message
+
+    def content(self, message: ChatMessage) -> Pieces:
+        """A message's text, and its images where the format has them."""
+        for part in message.content:
+            if isinstance(part, Image):
+                yield from self.image(part)
+            else:
+                yield text(part)
+
+    def image(self, image: Image) -> Pieces:
+        """An image with the tokens around it."""
+        raise RenderError(f"{self.name} is a text format and has no images")
+
+    def call(self, call: ToolCall) -> Pieces:
+        """One tool call, inside its block."""
+        raise RenderError(f"{self.name} has no tool calls")
+
+    def calls(self, message: ChatMessage) -> Pieces:
+        """A message's tool calls, each in the block that the grammar has for them; unparsed ones as sampled."""
+        block = self.grammar.block(Part.TOOL_CALL)
+        if block is None:
+            if message.tool_calls or message.unparsed:
+                raise RenderError(f"{self.name} has no tool calls")
+            return
+        follows = bool(message.content)
+        for call in (*message.tool_calls, *message.unparsed):
+            yield marked((block.lead if follows else "") + block.open, Part.TOOL_CALL)
+            follows = True
+            if isinstance(call, ToolCall):
+                yield marked(block.head, Part.TOOL_CALL)
+                yield from self.call(call)
+                yield marked(block.foot + block.close, Part.TOOL_CALL)
+            else:
+                inside = call.raw_text.removeprefix(block.open)
+                yield text(inside.removesuffix(block.close), Part.TOOL_CALL)
+                if inside.endswith(block.close):
+                    yield marked(block.close, Part.TOOL_CALL)
+
+    # ---- replies
+
+    def get_stop_sequences(self) -> list[int] | list[str]:
+        """What sampling stops at: token ids, or strings for a format that ends turns with text."""
+        if self.grammar.stop_texts:
+            return list(self.grammar.stop_texts)
+        return [self._assembler.ids[token] for token in self.grammar.stops]
+
+    def parser(self, *, prefill: str | None = None, tools: Sequence[Any] | None = None) -> ReplyParser:
+        """A parser for a reply to this format's prompt: `feed` it ids as they come, then `finish` it."""
+        declared = read_conversation([], tools).tools
+        parser = ReplyParser(self.grammar, self._encoder, self._assembler.ids, tools=declared)
+        asked = Conversation((), declared, prompting=True)
+        primer = [Weighed(scaffold(self.primer(asked, 0)), 0, 0.0), Weighed(SEAM, 0, 0.0)]
+        parser.prime(self._assembler.assemble([*primer, Weighed(text(prefill or ""), 0, 0.0)]).tokens)
+        return parser
+
+    def parse_response(
+        self, response: Iterable[int], *, prefill: str | None = None, tools: Sequence[Any] | None = None
+    ) -> Parsed:
+        """Sampled ids as a message and the way it ended: `message, termination = renderer.parse_response(ids)`.
+
+        Never raises for any ids. What cannot be read is kept: `unparsed_tool_calls` in the message, and `spans`, which
+        account for every id.
+        """
+        parser = self.parser(prefill=prefill, tools=tools)
+        parser.feed(response)
+        return parser.finish()[1]
+
+    def parse_response_streaming(
+        self, response: Iterable[int], *, prefill: str | None = None, tools: Sequence[Any] | None = None
+    ) -> Iterator[MessageDelta]:
+        """The deltas of a reply, token by token, and at the end the message."""
+        parser = self.parser(prefill=prefill, tools=tools)
+        for token_id in response:
+            yield from parser.feed((token_id,))
+        yield from parser.finish()[0]
+
+    # ---- tools in the Cookbook's manner
+
+    def create_conversation_prefix_with_tools(
+        self, tools: Sequence[ToolSpec], system_prompt: str = ""
+    ) -> list[Message]:
+        """Messages to put before a conversation so that it declares `tools`: one system message that carries them."""
+        return [Message(role="system", content=system_prompt, tools=list(tools))]
+
+    # ---- identity
+
+    def fingerprint(self) -> str:
+        """A short hash of all that decides the tokens: family, version, options, vocabulary."""
+        identity = {
+            "family": self.family,
+            "version": self.version,
+            "options": asdict(self.options),
+            "vocabulary": [self._encoder.encode(_SAMPLE), self._assembler.ids],
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        for derived in ("grammar", "_encoder", "_assembler"):
+            state.pop(derived, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._prepare()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.options})"
+
+
+_SAMPLE = 'The quick brown fox, 1234567890 times:\n\n\tdéjà vu — 你好 👋🏽 {"a": [1, null]}'
+"""Text whose ids tell vocabularies apart."""
+
+
+def _part_weights(given: Mapping[Part | str, float] | None) -> dict[Part, float]:
+    weights = dict.fromkeys(Part, 1.0)
+    for key, value in (given or {}).items():
+        try:
+            part = key if isinstance(key, Part) else Part[key.upper()]
+        except KeyError:
+            part = Part.SCAFFOLD
+        if part is Part.SCAFFOLD:
+            known = ", ".join(p.name.lower() for p in Part if p is not Part.SCAFFOLD)
+            raise RenderError(f"part_weights: unknown part {key!r}; known are {known}")
+        weights[part] = float(value)
+    return weights

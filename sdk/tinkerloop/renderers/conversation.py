@@ -1,0 +1,206 @@
+"""Messages as users write them -> one checked, immutable shape that every family reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, UnparsedToolCall
+
+_KEYS = frozenset(Message.__annotations__) | {"reasoning_content", "reasoning", "thinking"}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image in a message, not opened yet."""
+
+    source: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message. `reasoning` is None where the author gave none, which is not the same as an empty one."""
+
+    role: str
+    content: tuple[str | Image, ...]
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    unparsed: tuple[UnparsedToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    trainable: bool | None = None
+    weight: float = 1.0
+
+    @property
+    def text(self) -> str:
+        """All of the text, images left out."""
+        return "".join(part for part in self.content if isinstance(part, str))
+
+    def with_text(self, text: str) -> ChatMessage:
+        """This message with its text, where it has no images, replaced."""
+        return replace(self, content=(text,) if text else ())
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What is rendered: the messages, the declared tools, and whether a reply is asked for after them."""
+
+    messages: tuple[ChatMessage, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    prompting: bool = False
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def __getitem__(self, index: int) -> ChatMessage:
+        return self.messages[index]
+
+    def role(self, index: int) -> str | None:
+        """The role of message `index`, None outside the conversation."""
+        return self.messages[index].role if 0 <= index < len(self.messages) else None
+
+    def is_final(self, index: int) -> bool:
+        """Whether `index` is the turn that is asked for, or the last message of a finished conversation."""
+        return index == len(self.messages) - (not self.prompting)
+
+    @cached_property
+    def last_user(self) -> int:
+        """The index of the last user message, -1 if there is none."""
+        return max((i for i, m in enumerate(self.messages) if m.role == "user"), default=-1)
+
+
+def read_conversation(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, *, prompting: bool = False
+) -> Conversation:
+    """Checks messages in the Cookbook's or OpenAI's shape; the input is left as it is.
+
+    Raises:
+        RenderError: a message that is not one, with its index and what was expected.
+    """
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
+        raise RenderError(f"expected a list of messages, got {type(messages).__name__}")
+    read = tuple(_read_message(message, i) for i, message in enumerate(messages))
+    carried = [(i, m["tools"]) for i, m in enumerate(messages) if m.get("tools")]
+    if carried and tools:
+        raise RenderError("tools are declared twice: by `tools=` and by a message")
+    if carried and (len(carried) > 1 or carried[0][0] != 0 or read[0].role != "system"):
+        raise RenderError("only a system message at the start can carry `tools`")
+    declared = tools or (carried[0][1] if carried else ())
+    return Conversation(read, tuple(_read_tool(tool) for tool in declared), prompting)
+
+
+def _read_message(message: Any, index: int) -> ChatMessage:
+    def fail(problem: str) -> RenderError:
+        return RenderError(f"messages[{index}]: {problem}")
+
+    if not isinstance(message, Mapping):
+        raise fail(f"expected a dictionary with 'role' and 'content', got {type(message).__name__}")
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise fail(f"'role' must be a string, got {role!r}")
+    unknown = sorted(str(key) for key in message if key not in _KEYS and message[key] not in (None, [], {}, ""))
+    if unknown:
+        raise fail(f"unknown keys {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
+    if "content" not in message and not message.get("tool_calls"):
+        raise fail("'content' is missing")
+
+    content, thoughts = _read_content(message.get("content"), fail)
+    given = [message[k] for k in ("reasoning_content", "reasoning", "thinking") if isinstance(message.get(k), str)]
+    if len(given) + bool(thoughts) > 1:
+        raise fail("reasoning is given more than once")
+    reasoning = "".join(thoughts) if thoughts else (given[0] if given else None)
+    calls = tuple(_read_call(call, fail) for call in message.get("tool_calls") or ())
+    unparsed = tuple(_read_unparsed(call, fail) for call in message.get("unparsed_tool_calls") or ())
+    if role != "assistant" and (calls or unparsed or reasoning is not None):
+        raise fail(f"only an assistant reasons and calls tools, the role is {role!r}")
+    trainable, weight = message.get("trainable"), message.get("weight", 1.0)
+    if not (trainable is None or isinstance(trainable, bool)):
+        raise fail(f"'trainable' must be true or false, got {trainable!r}")
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < float("inf"):
+        raise fail(f"'weight' must be a finite number, got {weight!r}")
+    return ChatMessage(
+        role, content, reasoning, calls, unparsed, _string(message, "tool_call_id", fail),
+        _string(message, "name", fail), trainable, float(weight),
+    )  # fmt: skip
+
+
+def _string(message: Mapping[str, Any], key: str, fail: Any) -> str | None:
+    value = message.get(key)
+    if value is not None and not isinstance(value, str):
+        raise fail(f"'{key}' must be a string, got {value!r}")
+    return value
+
+
+def _read_content(content: Any, fail: Any) -> tuple[tuple[str | Image, ...], list[str]]:
+    """Content -> (text and images in order, adjacent text joined; reasoning)."""
+    if content is None:
+        return (), []
+    if isinstance(content, str):
+        return (_utf8(content, fail),) if content else (), []
+    if isinstance(content, Mapping) or not isinstance(content, Sequence):
+        raise fail(f"'content' must be a string or a list of parts, got {type(content).__name__}")
+    parts: list[str | Image] = []
+    thoughts: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            text = _utf8(part["text"], fail)
+            if parts and isinstance(parts[-1], str):
+                parts[-1] += text
+            elif text:
+                parts.append(text)
+        elif kind == "thinking" and isinstance(part.get("thinking"), str):
+            if parts:
+                raise fail("a thinking part follows text; reasoning comes first in every format")
+            thoughts.append(_utf8(part["thinking"], fail))
+        elif kind == "image" and part.get("image") is not None:
+            parts.append(Image(part["image"]))
+        elif kind == "image_url" and part.get("image_url") is not None:
+            url = part["image_url"]
+            parts.append(Image(url["url"] if isinstance(url, Mapping) and "url" in url else url))
+        else:
+            raise fail(f"unknown content part {str(part)[:80]}; known are text, thinking, image and image_url")
+    return tuple(parts), thoughts
+
+
+def _utf8(text: str, fail: Any) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise fail(f"the text is not valid Unicode: {error.reason} at {error.start}") from None
+    return text
+
+
+def _read_call(call: Any, fail: Any) -> ToolCall:
+    if isinstance(call, ToolCall):
+        return call
+    body = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(body, Mapping) or not isinstance(body.get("name"), str) or not body["name"]:
+        raise fail(f"a tool call needs a function with a name, got {str(call)[:80]}")
+    arguments = body.get("arguments", {})
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, (str, Mapping)):
+        raise fail(f"the arguments of {body['name']!r} must be a JSON object, got {type(arguments).__name__}")
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(ToolCall.FunctionBody(_utf8(body["name"], fail), _utf8(written, fail)), call.get("id"))
+
+
+def _read_unparsed(call: Any, fail: Any) -> UnparsedToolCall:
+    if isinstance(call, Mapping) and isinstance(call.get("raw_text"), str):
+        return UnparsedToolCall(call["raw_text"], str(call.get("error", "")))
+    if not isinstance(call, UnparsedToolCall):
+        raise fail(f"an unparsed tool call needs 'raw_text' and 'error', got {str(call)[:80]}")
+    return call
+
+
+def _read_tool(tool: Any) -> ToolSpec:
+    """A declaration, bare or inside OpenAI's `{"type": "function", "function": ...}`."""
+    body = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(body, Mapping) or not isinstance(body.get("name"), str):
+        raise RenderError(f"a tool needs a name, a description and parameters, got {str(tool)[:80]}")
+    return body  # type: ignore[return-value]

@@ -1,0 +1,379 @@
+"""Sampled ids -> a message. One state machine reads whole replies and streams alike.
+
+The machine looks at ids: only the id of a control token opens or closes a block or ends the turn, so a tag that the
+model spelled out in ordinary text stays text. It never raises and never loses an id: whatever does not fit is kept as
+text, and the way the turn ended says so.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tinkerloop.renderers.segments import Part
+from tinkerloop.renderers.types import (
+    ContentPart,
+    Message,
+    ParseTermination,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolSpec,
+    UnparsedToolCall,
+)
+from tinkerloop.tokenizers import Encoder
+
+ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], "ToolCall | UnparsedToolCall"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a reply between two control tokens, with the text of the format inside and after them."""
+
+    part: Part
+    open: str
+    close: str
+    head: str = ""
+    """Written after `open`."""
+    foot: str = ""
+    """Written before `close`."""
+    lead: str = ""
+    """Written before `open` where something precedes it."""
+    gap: str = ""
+    """Written after `close` where text follows."""
+    trim: str = ""
+    """Characters that the format takes off both ends of what is inside, and off the start of the text after it."""
+    separators: tuple[str, ...] = ()
+    """Control tokens that divide the inside into fields."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a reply of a family can consist of."""
+
+    stops: tuple[str, ...]
+    """Control tokens that end a reply."""
+    blocks: tuple[Block, ...] = ()
+    wrappers: tuple[str, ...] = ()
+    """Control tokens around a group of blocks, which carry nothing."""
+    eos: tuple[str, ...] = ()
+    """Control tokens that also end a reply, though the format does not write them."""
+    stop_texts: tuple[str, ...] = ()
+    """Ordinary text that ends a reply."""
+    text_head: str = ""
+    """Ordinary text that begins a reply."""
+    text_foot: str = ""
+    """Ordinary text that precedes an end other than one of `stop_texts`."""
+    read_call: ReadCall | None = None
+
+    @property
+    def control(self) -> set[str]:
+        """Every control token the machine reacts to."""
+        tags = {tag for b in self.blocks for tag in (b.open, b.close, *b.separators)}
+        return tags | {*self.stops, *self.eos, *self.wrappers}
+
+    def block(self, part: Part) -> Block | None:
+        return next((block for block in self.blocks if block.part is part), None)
+
+
+@dataclass(frozen=True)
+class StreamingMessageHeader:
+    """The first delta of a reply."""
+
+    role: str
+
+
+@dataclass(frozen=True)
+class StreamingTextDelta:
+    text: str
+    content_index: int = 0
+
+
+@dataclass(frozen=True)
+class StreamingThinkingDelta:
+    thinking: str
+    content_index: int = 0
+
+
+@dataclass(frozen=True)
+class StreamingToolCallDelta:
+    """Raw text of tool call number `index`, its format's tags left out."""
+
+    text: str
+    index: int
+
+
+MessageDelta = StreamingMessageHeader | StreamingTextDelta | StreamingThinkingDelta | StreamingToolCallDelta | Message
+
+
+class RawSpan(NamedTuple):
+    """Sampled ids [start, stop) and what they were read as. The spans of a reply cover all of its ids."""
+
+    part: Part
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A parsed reply. Unpacks as `message, termination`."""
+
+    message: Message
+    termination: ParseTermination
+    spans: tuple[RawSpan, ...]
+    ids: tuple[int, ...]
+    """As sampled."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.message, self.termination))
+
+
+class _Text:
+    """A stretch of text on its way out. What may yet be trimmed is held back, so no delta is ever retracted."""
+
+    def __init__(self, drop: str = "", head: str = "", hold: str = "", stop_texts: tuple[str, ...] = ()):
+        self._drop = drop  # characters dropped until anything is let out
+        self._head = head  # one exact beginning, dropped if it is there
+        self._hold = hold  # characters held back at the end
+        self._stops = stop_texts  # whose beginnings are held back at the end
+        self._fresh = True
+        self.pending = ""
+
+    def push(self, text: str) -> str:
+        """Takes text in, gives out what is certain."""
+        text = self.pending + text
+        if self._fresh:
+            if self._head and text != self._head and self._head.startswith(text):
+                self.pending = text
+                return ""
+            text, self._head = text.removeprefix(self._head), ""
+            if self._drop:
+                text = text.lstrip(self._drop)
+            self._fresh = not text
+        sure = len(text.rstrip(self._hold)) if self._hold else len(text)
+        for end in self._stops:
+            found = text.find(end)
+            sure = min(sure, found if found >= 0 else len(text) - _overlap(text, end))
+        self.pending = text[sure:]
+        return text[:sure]
+
+    def close(self, suffix: str = "", trim: str = "") -> str:
+        """Gives out the rest, without trailing characters of `trim` and one exact `suffix`."""
+        rest = self.pending.rstrip(trim) if trim else self.pending
+        self.pending = ""
+        return rest.removesuffix(suffix)
+
+
+def _overlap(text: str, end: str) -> int:
+    """How many characters at the end of `text` begin `end`."""
+    return next((n for n in range(min(len(end), len(text)), 0, -1) if text.endswith(end[:n])), 0)
+
+
+class ReplyParser:
+    """Reads one reply: `prime` it with what the prompt prefilled, `feed` ids as they come, then `finish`."""
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        encoder: Encoder,
+        ids: Mapping[str, int],
+        *,
+        role: str = "assistant",
+        tools: Sequence[ToolSpec] = (),
+    ):
+        self._grammar, self._encoder, self._tools, self._role = grammar, encoder, tools, role
+        self._names = {ids[name]: name for name in grammar.control}
+        self._opening = {block.open: block for block in grammar.blocks}
+        self._ends = {*grammar.stops, *grammar.eos}
+        self._lead = max((block.lead for block in grammar.blocks), key=len, default="")
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._ids: list[int] = []
+        self._spans: list[RawSpan] = []
+        self._parts: list[list[str]] = []  # text and reasoning as pieces, in order
+        self._kinds: list[Part] = []
+        self._calls: list[ToolCall | UnparsedToolCall] = []
+        self._fields: list[list[str]] = []  # of the open call
+        self._block: Block | None = None
+        self._end: ParseTermination | None = None
+        self._flaw = False
+        self._new_part = True
+        self._text = _Text(head=grammar.text_head, hold=self._lead, stop_texts=grammar.stop_texts)
+        self._deltas: list[MessageDelta] = [StreamingMessageHeader(role)]
+
+    def prime(self, ids: Iterable[int]) -> None:
+        """Takes what the prompt already holds of the reply. It is part of the message, though it was not sampled."""
+        for token_id in ids:
+            self._take([token_id], token_id)
+
+    def feed(self, ids: Iterable[int]) -> list[MessageDelta]:
+        """Takes sampled ids in; gives the deltas that are certain by now."""
+        ids = list(ids)
+        offset = len(self._ids)
+        self._ids += ids
+        start = 0
+        for i, token_id in enumerate(ids):
+            if token_id in self._names:
+                if i > start:
+                    self._span(self._take(ids[start:i], None), offset + start, offset + i)
+                self._span(self._take([token_id], token_id), offset + i, offset + i + 1)
+                start = i + 1
+        if start < len(ids):
+            self._span(self._take(ids[start:], None), offset + start, offset + len(ids))
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def finish(self) -> tuple[list[MessageDelta], Parsed]:
+        """The last deltas, the message itself the very last of them; and the reply as a whole."""
+        self._flush()
+        if self._end is None:
+            self._close_all()
+            self._end = ParseTermination.TRUNCATED
+        if self._flaw:
+            self._end = ParseTermination.MALFORMED
+        message = self._message()
+        deltas, self._deltas = [*self._deltas, message], []
+        return deltas, Parsed(message, self._end, tuple(self._spans), tuple(self._ids))
+
+    def _span(self, part: Part, start: int, stop: int) -> None:
+        if self._spans and self._spans[-1].part is part:
+            start = self._spans.pop().start
+        self._spans.append(RawSpan(part, start, stop))
+
+    def _take(self, ids: list[int], control: int | None) -> Part:
+        """Ordinary ids, or one control id. Returns the part they belong to."""
+        name = self._names.get(control) if control is not None else None
+        if name is not None:
+            return self._control(name)
+        self._push(self._utf8.decode(self._encoder.decode_bytes(ids)))
+        return self._part
+
+    @property
+    def _part(self) -> Part:
+        """The part that is being read."""
+        if self._end is not None:
+            return Part.SCAFFOLD
+        return self._block.part if self._block else Part.TEXT
+
+    def _control(self, name: str) -> Part:
+        self._flush()
+        block, part = self._block, self._part
+        if self._end is not None:
+            self._flaw = True
+        elif name in self._ends:
+            self._flaw |= self._close_all()
+            self._end = ParseTermination.STOP_SEQUENCE if name in self._grammar.stops else ParseTermination.EOS
+            return Part.STOP
+        elif block is None and name in self._opening:
+            self._open(self._opening[name])
+            return self._part
+        elif block is not None and name == block.close:
+            self._close(block)
+        elif block is not None and name in block.separators:
+            self._fields.append([])
+        elif block is not None or name not in self._grammar.wrappers:
+            self._flaw |= block is None  # a tag quoted inside a block is text there; outside it is a mistake
+            self._push(name)
+        return part
+
+    def _flush(self) -> None:
+        """A character that was cut in two becomes U+FFFD, as in any other decoder."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        if rest:
+            self._push(rest)
+
+    def _open(self, block: Block) -> None:
+        self._out(self._text.close(suffix=block.lead))
+        self._block = block
+        if block.part is Part.TOOL_CALL:
+            self._fields = [[]]
+            return
+        self._flaw |= Part.TEXT in self._kinds  # reasoning after text: no format writes that
+        self._new_part = True
+        self._text = _Text(drop=block.trim, head=block.head, hold=block.trim + block.foot)
+
+    def _close(self, block: Block) -> None:
+        if block.part is Part.TOOL_CALL:
+            fields = ["".join(pieces) for pieces in self._fields]
+            assert self._grammar.read_call is not None, "a grammar with tool calls reads them"
+            fields[0] = fields[0].removeprefix(block.head)
+            fields[-1] = fields[-1].removesuffix(block.foot)
+            call = self._grammar.read_call(fields, self._tools)
+            if isinstance(call, UnparsedToolCall):
+                call = UnparsedToolCall(block.open + call.raw_text + block.close, call.error)
+            self._calls.append(call)
+        else:
+            self._out(self._text.close(suffix=block.foot, trim=block.trim))
+        self._block = None
+        after_reasoning = block.part is Part.REASONING
+        self._text = _Text(
+            drop=block.trim if after_reasoning else "",
+            head=block.gap if after_reasoning else "",
+            hold=self._lead,
+            stop_texts=self._grammar.stop_texts,
+        )
+
+    def _close_all(self) -> bool:
+        """Ends whatever is open; true if that was a block."""
+        block, self._block = self._block, None
+        if block is None:
+            self._out(self._text.close(suffix=self._grammar.text_foot))
+        elif block.part is Part.TOOL_CALL:
+            raw = block.open + "".join("".join(pieces) for pieces in self._fields)
+            self._calls.append(UnparsedToolCall(raw, "the call was not finished"))
+        else:
+            self._block = block  # so that the rest is let out as what it is
+            self._out(self._text.close(trim=block.trim))
+            self._block = None
+        return block is not None
+
+    def _push(self, text: str) -> None:
+        if self._end is not None:
+            self._flaw = True
+        elif self._block is not None and self._block.part is Part.TOOL_CALL:
+            self._fields[-1].append(text)
+            self._deltas.append(StreamingToolCallDelta(text, len(self._calls)))
+        else:
+            self._out(self._text.push(text))
+            for end in self._grammar.stop_texts if self._block is None else ():
+                if self._text.pending.startswith(end):
+                    self._flaw |= self._text.pending != end
+                    self._text.pending = ""
+                    self._end = ParseTermination.STOP_SEQUENCE
+                    return
+
+    def _out(self, text: str) -> None:
+        """Text that is certain: into the message and into a delta."""
+        if not text:
+            return
+        kind = Part.TEXT if self._block is None else Part.REASONING
+        if not self._kinds or self._kinds[-1] is not kind or (self._new_part and kind is Part.REASONING):
+            self._parts.append([])
+            self._kinds.append(kind)
+            self._new_part = False
+        if kind is Part.TEXT:
+            self._deltas.append(StreamingTextDelta(text, len(self._parts) - 1))
+        else:
+            self._deltas.append(StreamingThinkingDelta(text, len(self._parts) - 1))
+        self._parts[-1].append(text)
+
+    def _message(self) -> Message:
+        content: list[ContentPart] = []
+        for kind, pieces in zip(self._kinds, self._parts, strict=True):
+            text = "".join(pieces)
+            if kind is Part.TEXT:
+                content.append(TextPart(type="text", text=text))
+            else:
+                content.append(ThinkingPart(type="thinking", thinking=text))
+        plain = all(part["type"] == "text" for part in content)
+        whole = "".join(part["text"] for part in content if part["type"] == "text")
+        message = Message(role=self._role, content=whole if plain else content)
+        calls = [call for call in self._calls if isinstance(call, ToolCall)]
+        unparsed = [call for call in self._calls if isinstance(call, UnparsedToolCall)]
+        if calls:
+            message["tool_calls"] = calls
+        if unparsed:
+            message["unparsed_tool_calls"] = unparsed
+        return message

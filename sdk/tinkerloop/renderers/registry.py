@@ -1,0 +1,90 @@
+"""Renderers by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tinkerloop.errors import RenderError, UnknownRendererError
+from tinkerloop.renderers.base import Options, Renderer
+
+if TYPE_CHECKING:
+    from tinkerloop.tokenizers import Tokenizer
+
+Preset = tuple[str, type[Renderer], Options]
+Factory = Callable[..., Renderer]
+
+_FAMILIES = ("qwen3", "role_colon")
+_ALIASES = {"chatml": "qwen3_instruct"}
+_REGISTERED: dict[str, Factory] = {}
+
+
+@cache
+def presets() -> dict[str, tuple[type[Renderer], Options]]:
+    """Every built-in name -> (family, options)."""
+    found: dict[str, tuple[type[Renderer], Options]] = {}
+    for module in _FAMILIES:
+        listed: Sequence[Preset] = import_module(f"tinkerloop.renderers.{module}").PRESETS
+        found.update({name: (family, options) for name, family, options in listed})
+    return found
+
+
+def get_renderer(
+    name: str,
+    tokenizer: Tokenizer,
+    image_processor: Any = None,
+    model_name: str | None = None,
+    max_length: int | None = None,
+) -> Renderer:
+    """The renderer called `name`, for a tokenizer that has the format's control tokens.
+
+    Args:
+        max_length: the default of its examples' `to_datum`.
+
+    Raises:
+        UnknownRendererError: no renderer has that name; names the nearest ones.
+        RenderError: the tokenizer lacks a control token of the format.
+    """
+    if name in _REGISTERED:
+        renderer = _REGISTERED[name](tokenizer, image_processor)
+        renderer.name, renderer.model_name = name, model_name
+        renderer.max_length = max_length if max_length is not None else renderer.max_length
+        return renderer
+    family = presets().get(_ALIASES.get(name, name))
+    if family is None:
+        known = get_registered_renderer_names()
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+        raise UnknownRendererError(f"no renderer is called {name!r}; did you mean {', '.join(near)}?")
+    return family[0](
+        tokenizer,
+        family[1],
+        name=name,
+        image_processor=image_processor,
+        model_name=model_name,
+        max_length=max_length,
+    )
+
+
+def register_renderer(name: str, factory: Factory) -> None:
+    """Makes `get_renderer(name, ...)` call `factory(tokenizer, image_processor)`."""
+    if name in presets() or name in _ALIASES:
+        raise RenderError(f"{name!r} is the name of a built-in renderer")
+    _REGISTERED[name] = factory
+
+
+def unregister_renderer(name: str) -> bool:
+    """Undoes `register_renderer`; false if there was nothing to undo."""
+    return _REGISTERED.pop(name, None) is not None
+
+
+def is_renderer_registered(name: str) -> bool:
+    """Whether `register_renderer` was called for this name."""
+    return name in _REGISTERED
+
+
+def get_registered_renderer_names() -> list[str]:
+    """All names that `get_renderer` knows, aliases included."""
+    return sorted({*presets(), *_ALIASES, *_REGISTERED})
