@@ -19,6 +19,7 @@ from tinkerloop.loop.futures import background, resolve
 from tinkerloop.loop.loop import Loop
 from tinkerloop.loop.pipeline import Pipeline, SaveResult
 from tinkerloop.loop.plan import Pass, Plan
+from tinkerloop.loop.run import Run
 from tinkerloop.loop.sinks import Console, Jsonl, MLflow, Sink, TensorBoard, WandB
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Plan",
     "Record",
     "Retain",
+    "Run",
     "Save",
     "SaveResult",
     "Sink",

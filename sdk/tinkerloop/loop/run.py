@@ -1,0 +1,155 @@
+"""One folder per run: what was asked for, in which environment, what came out, and a lock."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tinkerloop.errors import CheckpointError, RunLockedError
+from tinkerloop.loop.checkpoints import Checkpoints
+from tinkerloop.loop.events import Summary
+from tinkerloop.loop.jsonl import append_line, cut, write_atomic
+from tinkerloop.loop.sinks import Jsonl
+
+_PACKAGES = ("tinkerloop", "tinker", "torch", "transformers", "peft", "numpy")
+
+
+class Run:
+    """A run folder, locked while open. Another process that opens it is refused; a dead one's lock is void.
+
+        config.json        what the newest start was asked for
+        environment.json   its time, command, code revision, host, Python and package versions
+        starts.jsonl       both, for every start
+        metrics.jsonl      one row per item; `run.metrics` is the sink that writes it
+        checkpoints.jsonl  one line per record; `run.checkpoints`
+        summary.json       how it ended; absent while it runs and after a kill
+
+        with Run("runs/one", config={"steps": 100}) as run:
+            record = run.checkpoints.latest()
+            ...
+            run.finish(loop.run())
+
+    Args:
+        config: JSON values.
+        delete: see `Checkpoints`.
+
+    Raises:
+        RunLockedError: on entering, when another process works here.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Mapping[str, Any] | None = None,
+        *,
+        delete: Callable[[str], Any] | None = None,
+    ):
+        self.folder = Path(folder)
+        self.config = dict(config or {})
+        self.checkpoints = Checkpoints(self.folder, delete)
+        self.metrics = Jsonl(self.folder / "metrics.jsonl")
+
+    def __enter__(self) -> Run:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder} is a file; a run needs a folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        started = environment()
+        self._summary.unlink(missing_ok=True)
+        self._write("config.json", self.config)
+        self._write("environment.json", started)
+        cut(self.folder / "starts.jsonl")
+        append_line(self.folder / "starts.jsonl", {"config": self.config, **started})
+        return self
+
+    def finish(self, summary: Summary) -> None:
+        """Write summary.json."""
+        self._write(
+            "summary.json",
+            {
+                "step": summary.step,
+                "reason": summary.reason,
+                "error": None if summary.error is None else repr(summary.error),
+                "metrics": dict(summary.metrics),
+                "ended": _now(),
+            },
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None:
+                latest = self.checkpoints.latest()
+                self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
+        finally:
+            os.close(self._descriptor)  # releases the lock, as the death of the process would
+
+    @property
+    def _summary(self) -> Path:
+        return self.folder / "summary.json"
+
+    def _lock(self) -> None:
+        path = self.folder / "lock"
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._descriptor, 200).decode(errors="replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise RunLockedError(
+                f"{self.folder} is in use by another process ({holder}): wait for it, stop it, or use another folder"
+            ) from None
+        os.truncate(self._descriptor, 0)
+        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+    def _write(self, name: str, value: Any) -> None:
+        write_atomic(self.folder / name, json.dumps(value, indent=2, default=str).encode() + b"\n")
+
+
+def environment() -> dict[str, Any]:
+    """Time (UTC), command, code revision, host, Python and package versions."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "started": _now(),
+        "command": sys.argv,
+        "revision": _revision(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def _revision() -> str | None:
+    """The git commit of the working directory, with "+" where it has uncommitted changes; None outside git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,44 @@
+"""Pictures of a run (extra: `tinkerloop[plots]`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tinkerloop.loop.jsonl import read_lines
+
+
+def plot_metrics(metrics: str | Path, file: str | Path, panels: Sequence[Sequence[str]]) -> None:
+    """Draw metrics over steps, one panel for each group of names, into `file` (PNG or SVG, by its suffix).
+
+    Args:
+        metrics: a metrics.jsonl.
+        panels: names to draw together, such as `[["loss", "test/nll"], ["test/exact_match"]]`. A name without
+            values is left out.
+    """
+    from matplotlib.figure import Figure
+
+    rows = list(read_lines(Path(metrics)))
+    figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
+    for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else "", label=name)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    figure.savefig(file)
+
+
+def plot_schedule(schedule: Callable[[int], float], steps: int, file: str | Path) -> None:
+    """Draw `schedule` over steps [0, steps) into `file` (PNG or SVG, by its suffix)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(range(steps), [schedule(step) for step in range(steps)])
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    figure.savefig(file)

@@ -1,0 +1,201 @@
+"""A run that is killed anywhere and resumed ends as one that was not."""
+
+import itertools
+import json
+from dataclasses import asdict, dataclass
+
+import pytest
+
+from tinkerloop.callbacks import (
+    Checkpoint,
+    EarlyStop,
+    Evaluate,
+    GradientAccumulation,
+    LRSchedule,
+    StopOnNonFinite,
+    nll,
+)
+from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, open_training_client
+from tinkerloop.loop.schedules import cosine
+from tinkerloop.testing import OrderedService
+
+
+class Killed(BaseException):
+    """Not an Exception, so that nothing can handle it, as nothing handles kill -9."""
+
+
+@dataclass
+class Feedback:
+    factor: float = 1.0
+
+
+class LossDrivenRate(Callback):
+    """Decides by results: scales the learning rate by what the last delivered loss was."""
+
+    def __init__(self):
+        self.state = Feedback()
+
+    def on_plan(self, plan):
+        return plan.with_optim(learning_rate=plan.optim.learning_rate * self.state.factor)
+
+    def on_step(self, result):
+        self.state.factor = 0.5 + result.loss / 4
+        return Log({"factor": self.state.factor})
+
+
+@dataclass(frozen=True)
+class Case:
+    ahead: int
+    save_every: int
+    accumulate: int
+    patience: int
+
+
+CASES = [Case(*values) for values in itertools.product((0, 1, 2, 5), (2, 3), (1, 3), (1, 9))]
+
+
+def train(folder, service, batches, case, kill_at=None):
+    """One process of the run: from the newest record to the end, or until operation number `kill_at`."""
+    count = itertools.count()
+
+    def fault(operation):
+        if next(count) == kill_at:
+            raise Killed(operation)
+
+    service.fault = fault
+    checkpoints = Checkpoints(folder)
+    record = checkpoints.latest()
+    client = open_training_client(service, record, base_model="unigram")
+    loop = Loop(
+        client,
+        batches,
+        steps=12 // case.accumulate,
+        callbacks=[
+            LRSchedule(cosine(2.0, 0.0, 12)),
+            LossDrivenRate(),
+            GradientAccumulation(case.accumulate, micro_batch=3),
+            Evaluate("test", nll(batches[0], batch_size=2), every=2),
+            Checkpoint(every=case.save_every, keep_last=2),
+            EarlyStop("test/nll", patience=case.patience, min_delta=0.4),
+            StopOnNonFinite(),
+        ],
+        sinks=[Jsonl(folder / "metrics.jsonl")],
+        checkpoints=checkpoints,
+        record=record,
+        ahead=case.ahead,
+    )
+    return loop.run(), client, next(count)
+
+
+def outcome(folder, summary, client):
+    """All that must not depend on interruptions: every bit of it but the saved states' paths."""
+    state = client.state
+    records = [asdict(record) | {"path": ""} for record in Checkpoints(folder).records()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    weights = [array.tobytes() for array in (state.logits, state.first, state.second)]
+    return {"weights": weights, "records": records, "rows": rows, "summary": summary, "updates": state.updates}
+
+
+@pytest.mark.parametrize(
+    "case", CASES, ids=lambda c: f"ahead{c.ahead}-save{c.save_every}-acc{c.accumulate}-p{c.patience}"
+)
+def test_killed_at_every_operation(case, batches, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # a killed process loses no written page
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    summary, client, operations = train(whole, OrderedService(20), batches, case)
+    expected = outcome(whole, summary, client)
+    assert operations > 20
+
+    for kill_at in range(operations):
+        folder = tmp_path / str(kill_at)
+        folder.mkdir()
+        service = OrderedService(20)
+        with pytest.raises(Killed):
+            train(folder, service, batches, case, kill_at)
+        summary, client, _ = train(folder, service, batches, case)
+        assert outcome(folder, summary, client) == expected, f"killed at operation {kill_at}"
+
+
+def test_killed_twice(batches, tmp_path):
+    case = Case(ahead=1, save_every=2, accumulate=1, patience=9)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    summary, client, _ = train(whole, OrderedService(20), batches, case)
+    service = OrderedService(20)
+    for kill_at in (30, 25):
+        with pytest.raises(Killed):
+            train(broken, service, batches, case, kill_at)
+    again, resumed, _ = train(broken, service, batches, case)
+    assert outcome(broken, again, resumed) == outcome(whole, summary, client)
+
+
+def test_every_batch_is_trained_exactly_once(batches, tmp_path):
+    """The weights cannot tell this from twice as much of half: count the updates of each resumed process too."""
+    case = Case(ahead=2, save_every=3, accumulate=1, patience=9)
+    service = OrderedService(20)
+    with pytest.raises(Killed):
+        train(tmp_path, service, batches, case, kill_at=33)
+    _, client, _ = train(tmp_path, service, batches, case)
+    assert client.state.updates == 12
+
+
+def test_a_complete_run_does_nothing_more(batches, tmp_path):
+    case = Case(ahead=1, save_every=2, accumulate=1, patience=9)
+    service = OrderedService(20)
+    train(tmp_path, service, batches, case)
+    done = list(service.operations)
+    summary, _, _ = train(tmp_path, service, batches, case)
+    assert (summary.step, summary.reason, service.operations) == (12, "steps reached", done)
+
+
+def extend(folder, service, batches, steps, callbacks=()):
+    checkpoints = Checkpoints(folder)
+    record = checkpoints.latest()
+    client = open_training_client(service, record, base_model="unigram")
+    loop = Loop(client, batches, steps=steps, callbacks=callbacks, checkpoints=checkpoints, record=record)
+    return loop.run(), client
+
+
+def test_more_steps_extend_a_finished_run(batches, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    service = OrderedService(20)
+    _, whole = extend(tmp_path / "a", service, batches, 10)
+    extend(tmp_path / "b", service, batches, 4)
+    _, extended = extend(tmp_path / "b", service, batches, 10)
+    assert extended.state.logits.tobytes() == whole.state.logits.tobytes()
+
+
+def impatient(batches, patience):
+    return [
+        Evaluate("test", nll(batches[0]), every=1),
+        EarlyStop("test/nll", patience=patience, min_delta=10.0),
+    ]
+
+
+def test_a_stopped_run_stays_stopped(batches, tmp_path):
+    service = OrderedService(20)
+    first, _ = extend(tmp_path, service, batches, 12, impatient(batches, 2))
+    again, _ = extend(tmp_path, service, batches, 12, impatient(batches, 2))
+    assert first.stopped_early
+    assert (again.step, again.reason) == (first.step, first.reason)
+
+
+def test_more_patience_continues_a_stopped_run(batches, tmp_path):
+    service = OrderedService(20)
+    first, _ = extend(tmp_path, service, batches, 12, impatient(batches, 2))
+    again, _ = extend(tmp_path, service, batches, 12, impatient(batches, 5))
+    assert again.step > first.step
+
+
+def test_resuming_an_older_record_drops_the_later_ones_and_keeps_a_copy(batches, tmp_path):
+    service = OrderedService(20)
+    extend(tmp_path, service, batches, 8, [Checkpoint(every=2)])
+    checkpoints = Checkpoints(tmp_path)
+    record = checkpoints.at(4)
+    client = open_training_client(service, record)
+    Loop(client, batches, steps=6, checkpoints=checkpoints, record=record).run()
+    assert [r.step for r in checkpoints.records()] == [2, 4, 6]
+    assert len((tmp_path / "checkpoints.jsonl.bak").read_text().splitlines()) == 4
