@@ -35,7 +35,7 @@ ROWS = {
     "NaN": (row(USER, REPLY, score=float("nan")), "NaN is no JSON number"),
     "a key twice": ('{"messages": [], ' + GOOD[1:], "the key 'messages' stands twice"),
     "nested too deeply": ("[" * 100_000 + "]" * 100_000, "not JSON that can be used"),
-    "an array": ("[1, 2]", 'a row must be a JSON object, this is an array'),
+    "an array": ("[1, 2]", "a row must be a JSON object, this is an array"),
     "a string": ('"hello"', "must be a JSON object, this is a string"),
     "a number": ("3", "must be a JSON object, this is a number"),
     "null": ("null", "must be a JSON object, this is null"),

@@ -140,6 +140,13 @@ def test_a_row_that_its_adapter_cannot_read_is_located(tmp_path, adapter, row, p
         load_conversations(write(tmp_path / "a.jsonl", [row]), adapter=adapter)
 
 
+def test_message_keys_that_no_renderer_reads_are_left_out_and_counted(tmp_path):
+    rows = [{"messages": [{**USER, "id": 3, "refusal": None}, {**REPLY, "id": 4, "score": 1}]}]
+    conversations = load_conversations(write(tmp_path / "a.jsonl", rows))
+    assert conversations[0].messages == [USER, REPLY]
+    assert str(conversations.report) == "1 rows, all used; message keys ignored: id (2), score (1)"
+
+
 def test_the_messages_of_a_prompt_need_no_reply():
     assert check_messages([USER], train=False) == [USER]
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from tinkerloop.data.adapters import Adapter, get_adapter, suggest_adapter
 from tinkerloop.data.files import FileSource, PathLike, RawRow
-from tinkerloop.data.messages import check_messages, check_tools
+from tinkerloop.data.messages import KEYS, check_messages, check_tools
 from tinkerloop.errors import DataError
 
 OnBad = Literal["error", "skip"]
@@ -56,11 +56,17 @@ class Report:
 
     used: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    ignored_keys: Counter[str] = field(default_factory=Counter)
+    """Keys of messages that no renderer reads, and in how many messages they stood."""
 
     def skip(self, error: DataError) -> None:
         self.skipped.append(Skipped(error.problem, error.path, error.line))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
+        ignored = ", ".join(f"{key} ({count:,})" for key, count in self.ignored_keys.items())
+        return self._rows() + (f"; message keys ignored: {ignored}" if ignored else "")
+
+    def _rows(self) -> str:
         total = self.used + len(self.skipped)
         if not self.skipped:
             return f"{total:,} rows, all used"
@@ -115,7 +121,7 @@ def load_conversations(
     report, items = Report(), []
     for raw in _raw_rows(path, split):
         try:
-            items.append(parse_conversation(raw, adapt))
+            items.append(parse_conversation(raw, adapt, report.ignored_keys))
         except DataError as error:
             if on_bad == "error":
                 raise
@@ -139,12 +145,14 @@ def stream_conversations(
 
 
 class ConversationSource(FileSource):
-    """Files as a source of conversations; `.skipped` holds the rows left out so far, once each."""
+    """Files as a source of conversations; `.skipped` holds the rows left out so far, once each, and
+    `.ignored_keys` counts what was ignored each time it was read."""
 
     def __init__(self, path: Any, *, on_bad: OnBad = "error", adapter: str | Adapter = "messages"):
         _check_choice("on_bad", on_bad, ("error", "skip"))
         self._adapt, self._on_bad = get_adapter(adapter), on_bad
         self._skipped: dict[tuple[str, int], Skipped] = {}
+        self.ignored_keys: Counter[str] = Counter()
         super().__init__(path, self._conversation)
 
     @property
@@ -153,7 +161,7 @@ class ConversationSource(FileSource):
 
     def _conversation(self, raw: RawRow) -> Conversation | None:
         try:
-            return parse_conversation(raw, self._adapt)
+            return parse_conversation(raw, self._adapt, self.ignored_keys)
         except DataError as error:
             if self._on_bad == "error":
                 raise
@@ -161,8 +169,11 @@ class ConversationSource(FileSource):
             return None
 
 
-def parse_conversation(raw: RawRow, adapter: Adapter = lambda row: row) -> Conversation:
-    """One row -> one checked conversation. Raises DataError with the row's place."""
+def parse_conversation(
+    raw: RawRow, adapter: Adapter = lambda row: row, ignored_keys: Counter[str] | None = None
+) -> Conversation:
+    """One row -> one checked conversation. Keys of its messages that no renderer reads are left out, and counted in
+    `ignored_keys`. Raises DataError with the row's place."""
     try:
         row = raw.parse()
         adapted = adapter(row)
@@ -173,6 +184,11 @@ def parse_conversation(raw: RawRow, adapter: Adapter = lambda row: row) -> Conve
         if error.path is not None:
             raise
         raise DataError(error.problem, path=raw.path, line=raw.line, remedy=error.remedy) from error
+    for message in messages:
+        for key in [key for key in message if key not in KEYS]:
+            del message[key]
+            if ignored_keys is not None:
+                ignored_keys[key] += 1
     extra = {key: value for key, value in adapted.items() if key not in ("messages", "tools")}
     return Conversation(messages, tools, extra, raw.path, raw.line)
 

@@ -18,7 +18,7 @@ OnLong = Literal["error", "skip", "truncate"]
 class Renders(Protocol):
     """The part of a renderer that makes training data."""
 
-    def build_supervised_example(self, messages: Any, train_on_what: Any = ...) -> Any: ...
+    def build_supervised_example(self, messages: Any, train_on_what: Any = ..., **options: Any) -> Any: ...
 
 
 class Datums(list["tinker.Datum"]):
@@ -41,8 +41,8 @@ def conversation_to_datum(
     Raises DataError for messages that are no conversation, RenderError and DatumError for those that cannot be
     rendered or trained on.
     """
-    checked = with_tools(check_messages(list(messages), train=False), check_tools(tools))
-    return renderer.build_supervised_example(checked, train_on_what=train_on_what).to_datum(max_length=max_length)
+    conversation = Conversation(check_messages(list(messages), train=False), check_tools(tools))
+    return _example(conversation, renderer, train_on_what).to_datum(max_length=max_length)
 
 
 def conversation_datums(
@@ -69,7 +69,8 @@ def conversation_datums(
     datums, report = Datums(), Report()
     for conversation in conversations:
         try:
-            example, length = _render(conversation, renderer, train_on_what)
+            example = _located(conversation, lambda c=conversation: _example(c, renderer, train_on_what))
+            length = example.model_input.length
             too_long = max_length is not None and length > max_length
             if too_long and on_long != "truncate":
                 raise _TooLong(length, max_length, conversation)
@@ -86,16 +87,6 @@ def conversation_datums(
     return datums
 
 
-def with_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """The messages with the declared tools where a renderer looks for them: on a system message at the start."""
-    if not tools:
-        return messages
-    specs = [tool.get("function", tool) for tool in tools]
-    if messages[0]["role"] == "system":
-        return [{**messages[0], "tools": specs}, *messages[1:]]
-    return [{"role": "system", "content": "", "tools": specs}, *messages]
-
-
 class _TooLong(DataError):
     def __init__(self, length: int, max_length: int | None, conversation: Conversation):
         super().__init__(
@@ -106,10 +97,9 @@ class _TooLong(DataError):
         )
 
 
-def _render(conversation: Conversation, renderer: Renders, train_on_what: Any) -> tuple[Any, int]:
-    messages = with_tools(conversation.messages, conversation.tools)
-    example = _located(conversation, lambda: renderer.build_supervised_example(messages, train_on_what=train_on_what))
-    return example, example.model_input.length
+def _example(conversation: Conversation, renderer: Renders, train_on_what: Any) -> Any:
+    declared = {"tools": conversation.tools} if conversation.tools else {}
+    return renderer.build_supervised_example(conversation.messages, train_on_what=train_on_what, **declared)
 
 
 def _located(conversation: Conversation, make: Callable[[], Any]) -> Any:

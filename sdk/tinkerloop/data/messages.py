@@ -12,6 +12,10 @@ from tinkerloop.errors import DataError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
+KEYS = ("role", "content", "tool_calls", "unparsed_tool_calls", "tool_call_id", "name", "trainable", "weight")
+KEYS += ("tools", "thinking", "reasoning", "reasoning_content")
+"""What a message may say that a renderer reads."""
+
 _PARTS = {"text": "text", "thinking": "thinking", "image": "image", "image_url": "image_url"}
 _FOREIGN_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "function": "tool"}
 

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+
+from tinkerloop.data import Conversation, check_messages, conversation_datums, conversation_to_datum, load_conversations
+from tinkerloop.errors import DataError, RenderError
+from tinkerloop.renderers import TrainOnWhat, get_renderer
+from tinkerloop.tokenizers import get_tokenizer
+
+USER = {"role": "user", "content": "hi"}
+REPLY = {"role": "assistant", "content": "hello"}
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    return get_renderer("qwen3", get_tokenizer("tiny"))
+
+
+def conversation(*messages, line=1, tools=None):
+    return Conversation(check_messages(list(messages)), tools, path="chats.jsonl", line=line)
+
+
+def trained(datum):
+    inputs = datum.loss_fn_inputs
+    return [t for t, w in zip(inputs["target_tokens"].tolist(), inputs["weights"].tolist(), strict=True) if w]
+
+
+def test_a_conversation_becomes_a_datum_that_trains_its_replies(renderer):
+    datum = conversation_to_datum(messages=[USER, REPLY], renderer=renderer, max_length=100)
+    assert get_tokenizer("tiny").decode(trained(datum)).endswith("hello<|im_end|>")
+
+
+def test_train_on_what_is_passed_on_and_all_assistant_messages_is_the_default(renderer):
+    messages = [USER, {**REPLY, "content": "one"}, USER, {**REPLY, "content": "two"}]
+    both = conversation_to_datum(messages, renderer, None)
+    last = conversation_to_datum(messages, renderer, None, TrainOnWhat.LAST_ASSISTANT_MESSAGE)
+    assert len(trained(both)) > len(trained(last)) > 0
+
+
+def test_declared_tools_reach_the_renderer(renderer):
+    tools = [{"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}]
+    (with_tools,) = conversation_datums([conversation(USER, REPLY, tools=tools)], renderer)
+    (without,) = conversation_datums([conversation(USER, REPLY)], renderer)
+    assert b'"add"' in bytes(t for t in with_tools.model_input.to_ints() if t < 256)
+    assert len(with_tools.model_input.to_ints()) > len(without.model_input.to_ints())
+    assert conversation_to_datum([USER, REPLY], renderer, tools=tools).model_input == with_tools.model_input
+
+
+def test_a_conversation_over_max_length_is_an_error_a_counted_skip_or_shortened(renderer):
+    long = conversation(USER, {**REPLY, "content": "x" * 100}, line=7)
+    short = conversation(USER, REPLY)
+    with pytest.raises(DataError, match=r"chats.jsonl:7: \d+ tokens, more than max_length=60; raise max_length, or "):
+        conversation_datums([short, long], renderer, 60)
+    datums = conversation_datums([short, long], renderer, 60, on_long="skip")
+    assert len(datums) == 1
+    assert [row.line for row in datums.report.skipped] == [7]
+    datums = conversation_datums([short, long], renderer, 60, on_long="truncate")
+    assert [datum.model_input.length for datum in datums][1] == 59
+    assert datums.truncated == 1
+
+
+def test_a_conversation_whose_replies_are_cut_away_is_named(renderer):
+    late = conversation({**USER, "content": "x" * 100}, REPLY, line=3)
+    with pytest.raises(DataError, match=r"chats.jsonl:3: .*lie behind max_length"):
+        conversation_datums([late], renderer, 60, on_long="truncate")
+    datums = conversation_datums([conversation(USER, REPLY), late], renderer, 60, on_long="truncate", on_bad="skip")
+    assert len(datums) == 1
+    assert datums.report.skipped[0].line == 3
+
+
+def test_a_conversation_that_the_family_cannot_render_is_named(renderer):
+    image = conversation({"role": "user", "content": [{"type": "image", "image": "x.png"}]}, REPLY, line=5)
+    with pytest.raises(DataError, match=r"chats\.jsonl:5: .*no images") as caught:
+        conversation_datums([image], renderer)
+    assert isinstance(caught.value.__cause__, RenderError)
+
+
+def test_no_datum_at_all_is_an_error_even_when_skipping(renderer):
+    with pytest.raises(DataError, match="no conversation became a datum: 1 of 1 rows skipped"):
+        conversation_datums([conversation(USER, REPLY)], renderer, 5, on_long="skip")
+
+
+def test_a_misspelt_choice_is_refused(renderer):
+    for arguments in ({"on_long": "cut"}, {"on_bad": "ignore"}):
+        with pytest.raises(DataError, match="must be one of"):
+            conversation_datums([conversation(USER, REPLY)], renderer, **arguments)
+
+
+def test_the_bundled_conversations_all_become_datums(renderer):
+    conversations = load_conversations(Path(__file__).parents[2] / "recipes/data/pig_latin_test.jsonl")
+    assert len(conversation_datums(conversations, renderer, 512)) == len(conversations)
