@@ -1,0 +1,100 @@
+"""Attention for sequences packed one after another into a single row, through transformers' attention registry.
+
+A packed batch has shape (1, T) and needs block-diagonal attention. transformers hands a 4-D mask through to the
+attention function untouched, so the lengths travel in its place: an int32 tensor of shape (1, 1, 1, sequences).
+Any other mask (a boolean one for a padded batch, None for one causal sequence) is treated as usual.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "tinkerloop"
+
+
+def packed_mask(lengths: list[int]) -> torch.Tensor:
+    """What to pass as `attention_mask` with sequences of these lengths packed into one row; stays on the CPU."""
+    return torch.tensor(lengths, dtype=torch.int32).view(1, 1, 1, -1)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (B, heads, T, D)
+    key: torch.Tensor,  # (B, key-value heads, S, D)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention: (B, T, heads, D). Dropout is never applied: Tinker trains without it."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    special = softcap is not None or s_aux is not None
+    if attention_mask is None or attention_mask.dtype != torch.int32:
+        if special:
+            return _eager(query, key, value, attention_mask, scale, softcap, s_aux).transpose(1, 2), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **kwargs)
+    grouped = query.shape[1] != key.shape[1]
+    lengths = attention_mask.flatten().tolist()
+    outputs = []
+    for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
+        length = q.shape[2]
+        band = None
+        if sliding_window is not None and length > sliding_window:
+            band = _band(length, sliding_window, q.device)
+        if special:
+            outputs.append(_eager(q, k, v, band, scale, softcap, s_aux))
+        else:
+            outputs.append(
+                scaled_dot_product_attention(
+                    q, k, v, attn_mask=band, is_causal=band is None, scale=scale, enable_gqa=grouped
+                )
+            )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """(1, 1, T, T) True where a position may look: itself and the `window` - 1 before it."""
+    i = torch.arange(length, device=device)
+    distance = i[:, None] - i[None, :]
+    return ((distance >= 0) & (distance < window))[None, None]
+
+
+def _eager(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention written out, for what the fused kernels lack: soft-capped scores (Gemma) and sinks (gpt-oss)."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = (query @ key.transpose(2, 3)) * scale  # (B, heads, T, S)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        rows, columns = scores.shape[-2:]
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(columns - rows)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:  # a learned score per head that takes probability and gives no value
+        column = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)
+        weights = torch.cat([scores, column], dim=-1).softmax(-1, dtype=torch.float32)[..., :-1]
+    else:
+        weights = scores.softmax(-1, dtype=torch.float32)
+    return weights.to(value.dtype) @ value
+
+
+def register() -> None:
+    """Make the function known to transformers under NAME (idempotent)."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)

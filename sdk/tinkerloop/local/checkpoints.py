@@ -1,0 +1,269 @@
+"""Checkpoints on disk: `tinker://RUN/KIND/NAME` paths under one root folder.
+
+    ROOT/RUN/KIND/NAME/            KIND is weights (training) or sampler_weights; ":" in RUN is written "_"
+        checkpoint.json            what it is: base model, LoRA, optimizer step, time, expiry, user metadata
+        adapter_model.safetensors  the adapter in PEFT's format, with
+        adapter_config.json        PEFT's configuration; or model.safetensors when every weight was trained
+        optimizer.safetensors      Adam's moments (training checkpoints only)
+
+A checkpoint is written to a temporary folder, flushed to the disk, and renamed into place, so it is there whole or not
+at all. Only JSON and safetensors are read: nothing is ever unpickled, and no path leads out of the root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tinkerloop.local.futures import bad_request, conflict, not_found, server_error
+from tinkerloop.local.lora import ALPHA, LoraSpec
+
+Kind = Literal["weights", "sampler_weights"]
+KINDS: tuple[Kind, ...] = ("weights", "sampler_weights")
+PEFT_PREFIX = "base_model.model."
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+_RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
+    "checkpoint.json",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "optimizer.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a checkpoint without reading its tensors."""
+
+    path: str
+    base_model: str
+    lora: LoraSpec
+    step: int
+    time: str
+    expires_at: str | None = None
+    user_metadata: dict[str, str] | None = None
+    run_metadata: dict[str, str] | None = None
+    size_bytes: int = 0
+    public: bool = False
+
+    @property
+    def expired(self) -> bool:
+        return self.expires_at is not None and datetime.fromisoformat(self.expires_at) <= datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The tensors of a checkpoint by name; `moments` is None for a sampler checkpoint."""
+
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, dict[str, torch.Tensor]] | None = None
+    """ "exp_avg" and "exp_avg_sq", each by name."""
+    target_modules: list[str] = field(default_factory=list)
+
+
+def parse(path: str) -> tuple[str, Kind, str]:
+    """(run, kind, name) of a tinker:// path; ValueError for anything else."""
+    segments = path.removeprefix("tinker://").split("/")
+    if not path.startswith("tinker://") or len(segments) != 3:
+        raise ValueError(f"Invalid tinker path {path!r}: expected tinker://RUN/weights|sampler_weights/NAME")
+    run, kind, name = segments
+    if kind not in KINDS:
+        raise ValueError(f"Invalid tinker path {path!r}: unknown kind {kind!r}, expected one of {', '.join(KINDS)}")
+    for segment in (run, name):
+        if not _SEGMENT.fullmatch(segment):
+            raise ValueError(f"Invalid tinker path {path!r}: {segment!r} is not a name")
+    return run, kind, name
+
+
+class Store:
+    """All checkpoints under one root."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def save(self, record: Record, contents: Contents, *, overwrite: bool = False) -> Record:
+        """Write a checkpoint atomically. Raises ConflictError if the name is taken and `overwrite` is false."""
+        folder = self._folder(record.path)
+        if folder.exists() and not overwrite:
+            run, _, name = parse(record.path)
+            raise conflict(
+                f"Checkpoint '{name}' already exists for model {run}. Please choose a different name, "
+                "or pass overwrite=True"
+            )
+        scratch = self.root / f".writing-{uuid.uuid4().hex}"
+        try:
+            scratch.mkdir(parents=True)
+            _write_tensors(scratch, record, contents)
+            size = sum(file.stat().st_size for file in scratch.iterdir())
+            record = Record(**{**record.__dict__, "size_bytes": size})
+            _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+            for file in scratch.iterdir():
+                _flush(file)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _swap(scratch, folder)
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise server_error(f"cannot save {record.path} under {self.root}: {error}") from error
+        return record
+
+    def read(self, path: str) -> Record:
+        """The record of an existing, unexpired checkpoint; NotFoundError or BadRequestError otherwise."""
+        try:
+            folder = self._folder(path)
+        except ValueError as error:
+            raise bad_request(str(error)) from error
+        try:
+            record = _read_record(folder / _RECORD)
+        except FileNotFoundError:
+            raise not_found(f"no checkpoint {path} under {self.root}") from None
+        if record.expired:
+            raise not_found(f"checkpoint {path} expired at {record.expires_at}")
+        return record
+
+    def load_weights(self, path: str) -> dict[str, torch.Tensor]:
+        folder = self._folder(path)
+        if (folder / _FULL).exists():
+            return load_file(folder / _FULL)
+        named = load_file(folder / _ADAPTER)
+        return {_own_name(name): tensor for name, tensor in named.items()}
+
+    def load_moments(self, path: str) -> dict[str, dict[str, torch.Tensor]]:
+        """Adam's moments; NotFoundError if the checkpoint has none (never a partial resume)."""
+        file = self._folder(path) / _OPTIMIZER
+        if not file.exists():
+            raise not_found(f"checkpoint {path} holds no optimizer state")
+        moments: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
+        for name, tensor in load_file(file).items():
+            kind, _, own = name.partition(".")
+            moments[kind][own] = tensor
+        return moments
+
+    def folder(self, path: str) -> Path:
+        """The folder of an existing checkpoint, which PEFT can load."""
+        self.read(path)
+        return self._folder(path)
+
+    def delete(self, path: str) -> None:
+        self.read(path)
+        folder = self._folder(path)
+        doomed = self.root / f".deleting-{uuid.uuid4().hex}"
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
+
+    def update(self, path: str, **changes: Any) -> Record:
+        """Replace fields of a checkpoint's record."""
+        record = Record(**{**self.read(path).__dict__, **changes})
+        file = self._folder(path) / _RECORD
+        scratch = file.with_suffix(f".{uuid.uuid4().hex}")
+        _write_json(scratch, {**asdict(record), "format": 1})
+        os.replace(scratch, file)
+        return record
+
+    def records(self, run: str | None = None) -> Iterator[Record]:
+        """Every unexpired checkpoint (of one run), oldest first."""
+        found = []
+        for file in self.root.glob(f"{'*' if run is None else _on_disk(run)}/*/*/{_RECORD}"):
+            record = _read_record(file)
+            if not record.expired and not file.parent.name.startswith("."):
+                found.append(record)
+        return iter(sorted(found, key=lambda record: record.time))
+
+    def _folder(self, path: str) -> Path:
+        run, kind, name = parse(path)
+        folder = self.root / _on_disk(run) / kind / name
+        backup = folder.with_name(f".previous-{name}")
+        if not folder.exists() and backup.exists():  # a save was killed between its two renames
+            os.replace(backup, folder)
+        return folder
+
+
+def expiry(ttl_seconds: int | None) -> str | None:
+    """The moment a checkpoint of this time-to-live ends (3600 seconds to 10 years; None: never)."""
+    if ttl_seconds is None:
+        return None
+    if not 3600 <= ttl_seconds <= 10 * 366 * 86400:
+        raise bad_request(f"ttl_seconds must be between 3600 and ten years, got {ttl_seconds}")
+    return (datetime.now(UTC) + timedelta(seconds=ttl_seconds)).isoformat()
+
+
+def peft_config(record: Record, target_modules: list[str]) -> dict[str, Any]:
+    """The adapter_config.json that makes PEFT compute what the engine computes."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": record.base_model,
+        "r": record.lora.rank,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.0,
+        "target_modules": target_modules,
+        "bias": "none",
+        "inference_mode": True,
+    }
+
+
+def _read_record(file: Path) -> Record:
+    fields = json.loads(file.read_text())
+    fields.pop("format")
+    return Record(**{**fields, "lora": LoraSpec(**fields["lora"])})
+
+
+def _on_disk(run: str) -> str:
+    return run.replace(":", "_")
+
+
+def _peft_name(name: str) -> str:
+    return f"{PEFT_PREFIX}{name}.weight"
+
+
+def _own_name(peft_name: str) -> str:
+    return peft_name.removeprefix(PEFT_PREFIX).removesuffix(".weight")
+
+
+def _write_tensors(folder: Path, record: Record, contents: Contents) -> None:
+    def on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # Cloned: the tensors are views of one vector, and safetensors refuses shared storage.
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    if record.lora.rank == 0:
+        save_file(on_cpu(contents.weights), folder / _FULL, metadata={"format": "pt"})
+    else:
+        named = {_peft_name(name): tensor for name, tensor in on_cpu(contents.weights).items()}
+        save_file(named, folder / _ADAPTER, metadata={"format": "pt"})
+        _write_json(folder / "adapter_config.json", peft_config(record, contents.target_modules))
+    if contents.moments is not None:
+        flat = {f"{kind}.{name}": t for kind, named in contents.moments.items() for name, t in named.items()}
+        save_file(on_cpu(flat), folder / _OPTIMIZER)
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n")
+    _flush(file)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in `folder`'s place. At every moment the old or the new one is there, or the old as a backup."""
+    backup = folder.with_name(f".previous-{folder.name}")
+    if folder.exists():
+        shutil.rmtree(backup, ignore_errors=True)
+        os.replace(folder, backup)
+    os.replace(new, folder)
+    _flush(folder.parent)
+    shutil.rmtree(backup, ignore_errors=True)

@@ -1,0 +1,229 @@
+"""What the clients of one ServiceClient share, and the operations that the worker executes for them.
+
+Every method that takes a `Run` or a `Sampler` runs on the worker's thread, one at a time, in the order submitted.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tinker
+import torch
+
+from tinkerloop.local import checkpoints, model
+from tinkerloop.local.checkpoints import Contents, Kind, Record, Store
+from tinkerloop.local.futures import bad_request, user_error
+from tinkerloop.local.inputs import Example
+from tinkerloop.local.lora import LoraSpec
+from tinkerloop.local.model import Model
+from tinkerloop.local.optim import adam_step
+from tinkerloop.local.parameters import TrainState, Weights
+from tinkerloop.local.passes import Pass, run_pass
+from tinkerloop.local.worker import Worker
+
+
+@dataclass
+class Run:
+    """One training client's side of the engine."""
+
+    id: str
+    model: Model
+    spec: LoraSpec
+    state: TrainState
+    user_metadata: dict[str, str] | None = None
+    requests: int = 0
+    """How many requests have been executed; load_state must be the first."""
+
+
+@dataclass
+class Sampler:
+    """One sampling client's weights: a snapshot (None: the base model alone)."""
+
+    model: Model
+    spec: LoraSpec | None = None
+    weights: Weights | None = None
+    path: str | None = None
+
+
+@dataclass(eq=False)
+class Engine:
+    """The loaded models, the checkpoints, the worker and the options of one ServiceClient."""
+
+    store: Store
+    device: torch.device
+    dtype: torch.dtype
+    token_budget: int
+    skip_zero_weight: bool
+    worker: Worker = field(default_factory=lambda: Worker("tinkerloop-engine"))
+    session: str = field(default_factory=lambda: str(uuid.uuid4()))
+    runs: dict[str, Run] = field(default_factory=dict)
+    _models: dict[str, Model] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.worker.abandon)  # also at interpreter exit
+
+    def model(self, name: str) -> Model:
+        if name not in self._models:
+            self._models[name] = model.load(name, self.device, self.dtype)
+        return self._models[name]
+
+    def create_run(self, base_model: str, spec: LoraSpec, user_metadata: Mapping[str, str] | None = None) -> Run:
+        base = self.model(base_model)
+        state = TrainState(base.new_weights(spec))
+        metadata = None if user_metadata is None else dict(user_metadata)
+        run = Run(f"{self.session}:train:{len(self.runs)}", base, spec, state, metadata)
+        self.runs[run.id] = run
+        return run
+
+    def create_run_from(
+        self, path: str, base_model: str | None, optimizer: bool, user_metadata: Mapping[str, str] | None
+    ) -> Run:
+        """A new run that continues from a training checkpoint."""
+        record = self._training_record(path)
+        if base_model is not None and base_model != record.base_model:
+            raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
+        run = self.create_run(record.base_model, record.lora, user_metadata)
+        self._load(run, record, optimizer)
+        return run
+
+    def load_state(self, run: Run, path: str, optimizer: bool) -> tinker.types.LoadWeightsResponse:
+        if run.requests:
+            raise bad_request(
+                f"LoadWeights is not permitted with seq_id {run.requests}: it must be a client's first request; "
+                "use create_training_client_from_state"
+            )
+        record = self._training_record(path)
+        if record.base_model != run.model.name or record.lora != _like(run.spec, record.lora):
+            raise bad_request(f"{path} holds {record.base_model} {record.lora}, this client has {run.spec}")
+        self._load(run, record, optimizer)
+        run.requests += 1
+        return tinker.types.LoadWeightsResponse(path=path, model_id=run.id, type="load_weights")
+
+    def run_pass(self, run: Run, examples: Sequence[Example], work: Pass) -> tinker.ForwardBackwardOutput:
+        run.requests += 1
+        state = run.state
+        if not work.backward:
+            run.model.bind(run.spec, state.weights, None)
+            return run_pass(run.model, examples, work)
+        state.scratch.zero_()
+        run.model.bind(run.spec, state.weights, state.scratch_views)
+        output = run_pass(run.model, examples, work)
+        if not torch.isfinite(torch.linalg.vector_norm(state.scratch)):
+            raise user_error(f"NonFiniteInTensor: the gradient of {work.name} is not finite; it was not added")
+        state.commit_scratch()
+        return output
+
+    def optim_step(self, run: Run, params: tinker.AdamParams) -> tinker.OptimStepResponse:
+        run.requests += 1
+        if not run.state.pending:
+            warnings.warn("optim_step without a forward_backward since the last: Adam steps on zeros", stacklevel=2)
+        return tinker.OptimStepResponse(metrics=adam_step(run.state, params))
+
+    def save(
+        self,
+        run: Run,
+        kind: Kind,
+        name: str,
+        ttl_seconds: int | None,
+        overwrite: bool,
+        user_metadata: Mapping[str, str] | None,
+    ) -> str:
+        run.requests += 1
+        path = f"tinker://{run.id}/{kind}/{name}"
+        try:
+            checkpoints.parse(path)
+        except ValueError as error:
+            raise bad_request(str(error)) from error
+        state, layout = run.state, run.state.weights.layout
+        moments = None
+        if kind == "weights":
+            if state.pending:
+                warnings.warn(
+                    f"{path}: the gradient of {state.pending} forward_backward calls is not saved", stacklevel=2
+                )
+            moments = {"exp_avg": layout.views(state.exp_avg), "exp_avg_sq": layout.views(state.exp_avg_sq)}
+        record = Record(
+            path=path,
+            base_model=run.model.name,
+            lora=run.spec,
+            step=state.step,
+            time=datetime.now(UTC).isoformat(),
+            expires_at=checkpoints.expiry(ttl_seconds),
+            user_metadata=None if user_metadata is None else dict(user_metadata),
+            run_metadata=run.user_metadata,
+        )
+        modules = run.model.peft_targets(run.spec)
+        self.store.save(record, Contents(state.weights.named, moments, modules), overwrite=overwrite)
+        return path
+
+    def snapshot(self, run: Run, sampler: Sampler) -> None:
+        """Give `sampler` the weights as they are now."""
+        run.requests += 1
+        sampler.weights = run.state.weights.snapshot()
+
+    def create_sampler(self, path: str | None, base_model: str | None) -> Sampler:
+        if path is None:
+            assert base_model is not None
+            return Sampler(self.model(base_model))
+        record = self.store.read(path)
+        if checkpoints.parse(path)[1] != "sampler_weights":
+            raise bad_request(f"{path} must point to a sampler weights checkpoint (save_weights_for_sampler)")
+        if base_model is not None and base_model != record.base_model:
+            raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
+        base = self.model(record.base_model)
+        weights = base.new_weights(record.lora)
+        _fill(weights.named, self.store.load_weights(path), path)
+        return Sampler(base, record.lora, weights, path)
+
+    def apply(self, run: Run, function: Callable[[TrainState], Any]) -> Any:
+        """Call `function` on the run's state; whatever it changed counts from here on."""
+        run.requests += 1
+        try:
+            return function(run.state)
+        finally:
+            run.state.weights.touch()
+
+    def _training_record(self, path: str) -> Record:
+        record = self.store.read(path)
+        if checkpoints.parse(path)[1] != "weights":
+            raise bad_request(f"{path} is a sampler checkpoint: only a save_state path can be trained further")
+        return record
+
+    def _load(self, run: Run, record: Record, optimizer: bool) -> None:
+        state, layout = run.state, run.state.weights.layout
+        _fill(state.weights.named, self.store.load_weights(record.path), record.path)
+        state.weights.touch()
+        if optimizer:
+            moments = self.store.load_moments(record.path)
+            _fill(layout.views(state.exp_avg), moments["exp_avg"], record.path)
+            _fill(layout.views(state.exp_avg_sq), moments["exp_avg_sq"], record.path)
+            state.step = record.step
+
+
+def default_root() -> Path:
+    return Path.home() / ".tinkerloop"
+
+
+def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
+    """`spec` with the seed of `other`, which says nothing about what is trained."""
+    return LoraSpec(spec.rank, other.seed, spec.train_mlp, spec.train_attn, spec.train_unembed)
+
+
+def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], path: str) -> None:
+    """Copy loaded tensors into place; the names and shapes must be exactly those expected."""
+    if named.keys() != loaded.keys():
+        odd = sorted(named.keys() ^ loaded.keys())
+        raise bad_request(f"{path} does not fit this base model: {odd[0]} and {len(odd) - 1} more tensors differ")
+    for name, tensor in named.items():
+        if tensor.shape != loaded[name].shape:
+            shapes = f"{tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}"
+            raise bad_request(f"{path} does not fit this base model: {name} has shape {shapes}")
+    for name, tensor in named.items():
+        tensor.copy_(loaded[name])

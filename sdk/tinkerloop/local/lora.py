@@ -1,0 +1,165 @@
+"""LoRA on a frozen linear layer: W' = W + (alpha / rank) B A, after Hu et al. 2021 (arXiv:2106.09685).
+
+When the base is float32 and small enough, W' is computed once per change of the adapter ("folded"): the forward pass is
+then one matrix product, and only the gradients of A and B are ever formed. Otherwise the two thin products run beside
+the frozen one, which keeps a bf16 base from rounding the adapter away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+ALPHA = 32
+"""Tinker's fixed LoRA alpha; the adapter's scale is ALPHA / rank."""
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Which layers carry an adapter, and of what rank; rank 0 trains every weight of the model itself."""
+
+    rank: int = 32
+    seed: int = 0
+    train_mlp: bool = True
+    train_attn: bool = True
+    train_unembed: bool = True
+
+    @property
+    def scale(self) -> float:
+        return ALPHA / self.rank
+
+    def covers(self, kind: str) -> bool:
+        return {"mlp": self.train_mlp, "attn": self.train_attn, "unembed": self.train_unembed}[kind]
+
+
+@dataclass
+class Slot:
+    """The adapter bound to a layer: its tensors, where gradients go (None while sampling), and W' if folded."""
+
+    a: torch.Tensor  # (rank, in), requires grad so that autograd calls backward
+    b: torch.Tensor  # (out, rank)
+    scale: float
+    grad_a: torch.Tensor | None
+    grad_b: torch.Tensor | None
+    folded: torch.Tensor | None  # (out, in)
+
+
+class LoRALinear(nn.Linear):
+    """A frozen `nn.Linear` that adds whatever adapter is in its `slot`."""
+
+    slot: Slot | None = None
+    fold_buffer: torch.Tensor | None = None
+
+    @classmethod
+    def wrap(cls, linear: nn.Linear) -> LoRALinear:
+        """The same layer, sharing its weight and bias."""
+        wrapped = cls.__new__(cls)
+        nn.Module.__init__(wrapped)
+        wrapped.in_features, wrapped.out_features = linear.in_features, linear.out_features
+        wrapped.weight, wrapped.bias = linear.weight, linear.bias
+        return wrapped
+
+    def bind(
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+        gradients: tuple[torch.Tensor, torch.Tensor] | None,
+        fold: bool,
+    ) -> None:
+        """Attach an adapter; with `fold`, compute W' into a buffer kept for the layer's life."""
+        folded = None
+        if fold:
+            if self.fold_buffer is None:
+                self.fold_buffer = torch.empty_like(self.weight, requires_grad=False)
+            folded = torch.addmm(self.weight.detach(), b, a, alpha=scale, out=self.fold_buffer)
+        grad_a, grad_b = gradients if gradients is not None else (None, None)
+        self.slot = Slot(a.detach().requires_grad_(), b, scale, grad_a, grad_b, folded)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.slot is None:
+            return F.linear(input, self.weight, self.bias)
+        y = _Adapted.apply(input.flatten(0, -2), self.slot.a, self)
+        assert y is not None
+        return y.unflatten(0, input.shape[:-1])
+
+    def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """y = x W'^T + bias for x (T, in), outside autograd, and x A^T (T, rank) where that was needed."""
+        slot = self.slot
+        weight = self.weight if slot is None or slot.folded is None else slot.folded
+        y = F.linear(x, weight, self.bias)
+        if slot is None or slot.folded is not None:
+            return y, None
+        x_a = x.to(slot.a.dtype) @ slot.a.detach().T
+        if y.dtype == slot.b.dtype:
+            return y.addmm_(x_a, slot.b.T, alpha=slot.scale), x_a
+        return y + ((x_a @ slot.b.T) * slot.scale).to(y.dtype), x_a
+
+    def product_backward(
+        self, grad_y: torch.Tensor, x: torch.Tensor, x_a: torch.Tensor | None, need_x: bool = True
+    ) -> torch.Tensor | None:
+        """The gradient of x, given that of y; those of A and B (or of W itself) are added to their buffers."""
+        slot = self.slot
+        if slot is None:
+            if self.weight.grad is not None:  # full-parameter training
+                self.weight.grad.addmm_(grad_y.T, x)
+                if self.bias is not None and self.bias.grad is not None:
+                    self.bias.grad += grad_y.sum(0)
+            return grad_y @ self.weight.detach() if need_x else None
+        a, grad = slot.a.detach(), grad_y.to(slot.b.dtype)
+        grad_low = grad @ slot.b  # (T, rank)
+        if slot.grad_a is not None and slot.grad_b is not None:
+            x_wide = x.to(a.dtype)
+            slot.grad_b.addmm_(grad.T, x_wide @ a.T if x_a is None else x_a, alpha=slot.scale)
+            slot.grad_a.addmm_(grad_low.T, x_wide, alpha=slot.scale)
+        if not need_x:
+            return None
+        if slot.folded is not None:
+            return grad_y @ slot.folded
+        return grad_y @ self.weight.detach() + ((grad_low @ a) * slot.scale).to(grad_y.dtype)
+
+
+class _Adapted(torch.autograd.Function):
+    """x (T, in) -> x W'^T (T, out). Gradients of A and B go straight into the slot's buffers."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, _a: torch.Tensor, layer: LoRALinear) -> torch.Tensor:
+        y, x_a = layer.product(x)
+        ctx.layer = layer
+        ctx.save_for_backward(x, x_a)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad_y: torch.Tensor):  # type: ignore[override]
+        x, x_a = ctx.saved_tensors
+        return ctx.layer.product_backward(grad_y, x, x_a, need_x=ctx.needs_input_grad[0]), None, None
+
+
+def adapter_shapes(layers: Mapping[str, LoRALinear], rank: int) -> dict[str, tuple[int, ...]]:
+    """Names (PEFT's, without its prefix) and shapes of the adapter tensors of these layers."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, layer in layers.items():
+        shapes[f"{name}.lora_A"] = (rank, layer.in_features)
+        shapes[f"{name}.lora_B"] = (layer.out_features, rank)
+    return shapes
+
+
+def initialise(named: Mapping[str, torch.Tensor], seed: int) -> None:
+    """A ~ U(-1/sqrt(in), 1/sqrt(in)) (PEFT's Kaiming-uniform), B = 0: a fresh adapter is exactly the base model.
+
+    Each tensor draws from its own generator, so its values depend on the seed and its name alone.
+    """
+    for name, tensor in named.items():
+        if name.endswith("lora_B"):
+            tensor.zero_()
+            continue
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        bound = 1 / math.sqrt(tensor.shape[-1])
+        tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator))

@@ -1,0 +1,210 @@
+"""A frozen base model: loading it, its adaptable layers, and the forward pass over a packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tinkerloop.local import attention
+from tinkerloop.local.futures import bad_request
+from tinkerloop.local.head import Head
+from tinkerloop.local.inputs import Batch
+from tinkerloop.local.lora import LoRALinear, LoraSpec, adapter_shapes, initialise
+from tinkerloop.local.parameters import Layout, Weights
+
+TINY = "tiny"
+"""The name of the built-in model, which is made from code."""
+
+FOLD_LIMIT = 2 * 2**30
+"""Fold adapters into a copy of the frozen weights up to this many bytes of float32 weights."""
+
+
+class Model:
+    """One frozen base, shared by every client that trains or samples an adapter on it."""
+
+    def __init__(self, name: str, module: nn.Module, tokenizer: PreTrainedTokenizerBase):
+        assert isinstance(module, PreTrainedModel)
+        attention.register()
+        module.set_attn_implementation(attention.NAME)
+        module.eval().requires_grad_(False)
+        self.name, self.module, self.tokenizer = name, module, tokenizer
+        self.trunk = cast(nn.Module, module.base_model)
+        config = module.config.get_text_config()
+        self.vocab_size: int = config.vocab_size
+        self.max_length: int = config.max_position_embeddings
+        self.layers, self.kinds = _wrap_linears(module)
+        output = module.get_output_embeddings()
+        if not isinstance(output, LoRALinear):
+            raise NotImplementedError(f"{name}: the output layer is a {type(output).__name__}, not a linear layer")
+        self.head = Head(output, *_logit_transform(config))
+        self.device, self.dtype = output.weight.device, output.weight.dtype
+        weights = sum(layer.weight.numel() * 4 for layer in self.layers.values())
+        self.fold = self.dtype == torch.float32 and weights <= FOLD_LIMIT
+        self.end_tokens = _end_tokens(module, tokenizer)
+        self._bound: tuple[object, object] | None = None
+        self._base: dict[str, torch.Tensor] = {}
+        self._check_own_forward()
+
+    def trained_layers(self, spec: LoraSpec) -> dict[str, LoRALinear]:
+        return {name: layer for name, layer in self.layers.items() if spec.covers(self.kinds[name])}
+
+    def new_weights(self, spec: LoraSpec) -> Weights:
+        """Fresh weights: an adapter that changes nothing yet, or (rank 0) a copy of the whole model."""
+        layout = self.layout(spec)
+        weights = Weights(layout, layout.zeros(self.device))
+        if spec.rank == 0:
+            for name, parameter in self.module.named_parameters():
+                weights.named[name].copy_(self._base.get(name, parameter.data))
+        else:
+            initialise(weights.named, spec.seed)
+        return weights
+
+    def layout(self, spec: LoraSpec) -> Layout:
+        """The names and shapes of what `spec` trains."""
+        if spec.rank == 0:
+            if self.dtype != torch.float32:
+                raise bad_request("rank=0 (training every weight) needs dtype=float32")
+            return Layout({name: tuple(p.shape) for name, p in self.module.named_parameters()})
+        return Layout(adapter_shapes(self.trained_layers(spec), spec.rank))
+
+    def peft_targets(self, spec: LoraSpec) -> list[str]:
+        """PEFT's `target_modules`: the layers' last names where those mean exactly these layers, else full names."""
+        trained = list(self.trained_layers(spec))
+        leaves = {name.rsplit(".", 1)[-1] for name in trained}
+        linears = [name for name, module in self.module.named_modules() if isinstance(module, nn.Linear)]
+        meant = [name for name in linears if name.rsplit(".", 1)[-1] in leaves]
+        return sorted(leaves) if meant == trained else trained
+
+    def bind(
+        self, spec: LoraSpec | None, weights: Weights | None, gradients: Mapping[str, torch.Tensor] | None
+    ) -> None:
+        """Make the next passes use these weights (None: the base alone) and add gradients to these buffers."""
+        key = (None if weights is None else weights.version, None if gradients is None else id(gradients))
+        if self._bound == key:
+            return
+        self._unbind()
+        if spec is not None and weights is not None:
+            if spec.rank == 0:
+                self._bind_parameters(weights, gradients)
+            else:
+                self._bind_adapter(spec, weights, gradients)
+        self._bound = key
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """The last hidden states (T, H) of a packed batch; with autograd if it is enabled and gradients are bound."""
+        output = self.trunk(
+            input_ids=batch.tokens,
+            attention_mask=attention.packed_mask(batch.lengths),
+            position_ids=batch.positions,
+            use_cache=False,
+        )
+        return output.last_hidden_state[0]
+
+    def _unbind(self) -> None:
+        for layer in self.layers.values():
+            layer.slot = None
+        if self._base:
+            for name, parameter in self.module.named_parameters():
+                parameter.requires_grad_(False)
+                parameter.grad = None
+                parameter.data = self._base[name]
+            self._base = {}
+
+    def _bind_adapter(self, spec: LoraSpec, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
+        for name, layer in self.trained_layers(spec).items():
+            a, b = f"{name}.lora_A", f"{name}.lora_B"
+            pair = None if gradients is None else (gradients[a], gradients[b])
+            layer.bind(weights.named[a], weights.named[b], spec.scale, pair, self.fold)
+
+    def _bind_parameters(self, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
+        for name, parameter in self.module.named_parameters():
+            self._base[name] = parameter.data
+            parameter.data = weights.named[name]
+            if gradients is not None:
+                parameter.requires_grad_(True)
+                parameter.grad = gradients[name]  # autograd accumulates in place
+
+    @torch.no_grad()
+    def _check_own_forward(self) -> None:
+        """Refuse an architecture whose own logits differ from what packing and `Head` make of it."""
+        tokens = [torch.arange(1, n + 1) % self.vocab_size for n in (3, 5)]
+        packed = self.head.logits(self.hidden(Batch.of([t.numpy() for t in tokens], self.device)))
+        alone = torch.cat(
+            [self.module(input_ids=t[None].to(self.device), use_cache=False).logits[0].float() for t in tokens]
+        )
+        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
+        error = ((packed - alone).abs().max() / alone.abs().max().clamp(min=1)).item()
+        if not error <= tolerance:
+            raise NotImplementedError(
+                f"{self.name} ({type(self.module).__name__}): packed sequences give logits that differ from the "
+                f"model's own by {error:.2g} (relative); this architecture is not supported"
+            )
+
+
+def load(name: str, device: torch.device, dtype: torch.dtype) -> Model:
+    """The built-in "tiny" model, or any transformers causal LM from a local folder or the hub (safetensors only)."""
+    if name == TINY:
+        from tinkerloop.local.tiny import tiny_model, tiny_tokenizer
+
+        return Model(name, cast(nn.Module, tiny_model()).to(device=device, dtype=dtype), tiny_tokenizer())
+    attention.register()
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, attn_implementation=attention.NAME, use_safetensors=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        hint = "" if Path(name).exists() else "; no such folder here, and it cannot be loaded from the hub"
+        raise bad_request(f"cannot load base_model={name!r}{hint}: {error}") from error
+    return Model(name, cast(nn.Module, module).to(device), tokenizer)
+
+
+def _wrap_linears(module: PreTrainedModel) -> tuple[dict[str, LoRALinear], dict[str, str]]:
+    """Replace every adaptable linear layer by a LoRALinear; name -> layer and name -> kind, in the model's order."""
+    output = module.get_output_embeddings()
+    layers: dict[str, LoRALinear] = {}
+    kinds: dict[str, str] = {}
+    for name, linear in list(module.named_modules()):
+        if not isinstance(linear, nn.Linear):
+            continue
+        kind = "unembed" if linear is output else _kind(name)
+        if kind is None:
+            continue
+        wrapped = LoRALinear.wrap(linear)
+        module.set_submodule(name, wrapped)
+        layers[name], kinds[name] = wrapped, kind
+    return layers, kinds
+
+
+def _kind(name: str) -> str | None:
+    """ "attn" or "mlp" for a linear layer of a decoder block; None for a router's, which is not adapted."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("gate", "router", "shared_expert_gate"):
+        return None
+    if any(part in name for part in (".mlp.", "expert", "feed_forward", ".ffn.", "block_sparse_moe")):
+        return "mlp"
+    return "attn"
+
+
+def _logit_transform(config: Any) -> tuple[float, float | None]:
+    """What lies between the output projection and the logits: (factor, tanh cap)."""
+    scale = getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+    factor = 1.0 if scale is None else float(scale)
+    if divisor is not None:
+        factor /= float(divisor)
+    return factor, getattr(config, "final_logit_softcapping", None)
+
+
+def _end_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a sequence: the generation configuration's, the model's, else the tokenizer's."""
+    for owner in (module.generation_config, module.config.get_text_config(), tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, list | tuple) else [ids])
+    return frozenset()

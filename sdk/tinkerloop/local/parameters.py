@@ -1,0 +1,84 @@
+"""The numbers one client trains, each kind in one flat vector.
+
+Weights, gradients and moments are float32 vectors with a view per named tensor. One vector makes the optimizer a
+handful of operations whatever the number of tensors, a snapshot one copy, and a failed request harmless: it only ever
+wrote to `scratch`, which is added to the gradient when everything has succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+ALIGNMENT = 16  # floats: every view starts on a cache line; the gaps hold zeros for ever
+
+
+class Layout:
+    """Where each named tensor lies in a flat vector."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
+        self.shapes = dict(shapes)
+        self._starts: dict[str, int] = {}
+        end = 0
+        for name, shape in self.shapes.items():
+            self._starts[name] = end
+            size = 1
+            for dimension in shape:
+                size *= dimension
+            end += -(-size // ALIGNMENT) * ALIGNMENT
+        self.size = end
+
+    def zeros(self, device: torch.device) -> torch.Tensor:
+        return torch.zeros(self.size, device=device)
+
+    def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Named views of `flat`, which they share memory with."""
+        return {
+            name: flat[start : start + torch.Size(shape).numel()].view(shape)
+            for (name, start), shape in zip(self._starts.items(), self.shapes.values(), strict=True)
+        }
+
+
+class Weights:
+    """A set of named weights. Equal `version` objects mean equal numbers, so that derived values can be kept."""
+
+    def __init__(self, layout: Layout, flat: torch.Tensor):
+        self.layout, self.flat = layout, flat
+        self.named = layout.views(flat)
+        self.version = object()
+
+    def snapshot(self) -> Weights:
+        """A copy that later training does not change."""
+        copy = Weights(self.layout, self.flat.clone())
+        copy.version = self.version
+        return copy
+
+    def touch(self) -> None:
+        """The numbers have changed."""
+        self.version = object()
+
+
+class TrainState:
+    """Weights with their accumulated gradient (a plain sum) and Adam's moments."""
+
+    def __init__(self, weights: Weights):
+        layout, device = weights.layout, weights.flat.device
+        self.weights = weights
+        self.gradient = layout.zeros(device)
+        self.scratch = layout.zeros(device)
+        self.exp_avg = layout.zeros(device)
+        self.exp_avg_sq = layout.zeros(device)
+        self.step = 0
+        self.pending = 0
+        """How many forward_backward calls the gradient holds."""
+        self.scratch_views = layout.views(self.scratch)
+
+    def commit_scratch(self) -> None:
+        """Add what one successful forward_backward computed to the gradient."""
+        self.gradient += self.scratch
+        self.pending += 1
+
+    def clear_gradient(self) -> None:
+        self.gradient.zero_()
+        self.pending = 0

@@ -1,0 +1,21 @@
+"""Clients that are also their own finished future."""
+
+from __future__ import annotations
+
+from typing import Self
+
+
+class Resolved:
+    """Before tinker 0.38 `create_*` returned a client, since then a future of one that also acts as the client.
+
+    A script written for either works with an object that is the client and answers `.result()` with itself.
+    """
+
+    def result(self, timeout: float | None = None) -> Self:
+        return self
+
+    async def result_async(self, timeout: float | None = None) -> Self:
+        return self
+
+    def __await__(self):
+        return self.result_async().__await__()

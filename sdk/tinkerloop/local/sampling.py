@@ -1,0 +1,235 @@
+"""The sampling client: tinker.SamplingClient's interface on the embedded engine."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tinker
+from numpy.typing import NDArray
+from tinker.types import SampledSequence, SampleResponse, SamplingParams
+from tinker.types.topk_logprobs import TopkLogprobs
+from transformers import PreTrainedTokenizerBase
+
+from tinkerloop.local.decode import Continuation, Request, generate, score_prompt
+from tinkerloop.local.engine import Engine, Sampler
+from tinkerloop.local.futures import Future, failed, user_error
+from tinkerloop.local.inputs import read_prompt
+from tinkerloop.local.model import Model
+from tinkerloop.local.resolved import Resolved
+from tinkerloop.local.twins import awaited, queued
+
+MAX_TOPK = 20
+TOPK_FILL = (0, -99999.0)
+"""Tinker's (token id, log-probability) where nothing is reported."""
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Which log-probabilities of the prompt to report."""
+
+    logprobs: bool = False
+    topk: int = 0
+    targets: NDArray[np.int64] | None = None  # (N-1, K), -1 skips
+    last: int | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    request: Request | None
+    prompt: NDArray[np.int64]
+    scores: PromptScores
+
+
+class SamplingClient(Resolved):
+    """Samples from one fixed set of weights. Calls are independent; those that wait are computed together."""
+
+    def __init__(self, engine: Engine, sampler: Sampler):
+        self._engine, self._sampler = engine, sampler
+
+    def sample(
+        self,
+        prompt: tinker.ModelInput,
+        num_samples: int,
+        sampling_params: SamplingParams,
+        include_prompt_logprobs: bool = False,
+        topk_prompt_logprobs: int = 0,
+        topk_sample_logprobs: int = 0,
+        target_prompt_logprobs: tinker.TensorData | None = None,
+        prompt_alt_tokens_k: int = 0,
+        prompt_logprobs_last_n: int | None = None,
+    ) -> Future[SampleResponse]:
+        """`num_samples` continuations of `prompt`.
+
+        The stop token is part of the tokens. `stop=None` stops at the model's end-of-sequence tokens, `stop=[]`
+        never; given stops replace the default ones. Log-probabilities are at temperature 1, before top-k and top-p.
+        """
+        if prompt_alt_tokens_k:
+            raise NotImplementedError("the embedded engine does not support prompt_alt_tokens_k")
+        if prompt_logprobs_last_n is not None and not (prompt_logprobs_last_n >= 1 and include_prompt_logprobs):
+            raise ValueError("prompt_logprobs_last_n must be >= 1 and needs include_prompt_logprobs=True")
+        try:
+            tokens = self._read(prompt)
+            targets = _read_targets(target_prompt_logprobs, len(tokens), self._sampler.model.vocab_size)
+            for name, k in (("prompt", topk_prompt_logprobs), ("sample", topk_sample_logprobs)):
+                if not 0 <= k <= min(MAX_TOPK, self._sampler.model.vocab_size):
+                    raise user_error(f"topk_{name}_logprobs must be between 0 and {MAX_TOPK}, got {k}")
+            request = self._request(tokens, num_samples, sampling_params, topk_sample_logprobs)
+        except (tinker.TinkerError, NotImplementedError) as error:
+            return failed(error)
+        scores = PromptScores(include_prompt_logprobs, topk_prompt_logprobs, targets, prompt_logprobs_last_n)
+        return self._submit(_Call(request, tokens, scores))
+
+    def compute_logprobs(
+        self, prompt: tinker.ModelInput, prompt_logprobs_last_n: int | None = None
+    ) -> Future[list[float | None]]:
+        """log p(token | tokens before it) for every token of the prompt; None for the first."""
+        if prompt_logprobs_last_n is not None and prompt_logprobs_last_n < 1:
+            raise ValueError("prompt_logprobs_last_n must be >= 1")
+        try:
+            tokens = self._read(prompt)
+        except (tinker.TinkerError, NotImplementedError) as error:
+            return failed(error)
+        return self._submit(_Call(None, tokens, PromptScores(logprobs=True, last=prompt_logprobs_last_n)))
+
+    sample_async = awaited(sample)
+    compute_logprobs_async = awaited(compute_logprobs)
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._sampler.model.tokenizer
+
+    def get_base_model(self) -> str:
+        return self._sampler.model.name
+
+    get_base_model_async = queued(get_base_model)
+
+    def _read(self, prompt: tinker.ModelInput) -> NDArray[np.int64]:
+        return read_prompt(prompt, self._sampler.model.vocab_size, self._sampler.model.max_length)
+
+    def _request(self, tokens: NDArray[np.int64], num_samples: int, params: SamplingParams, topk: int) -> Request:
+        model = self._sampler.model
+        if num_samples < 1:
+            raise user_error(f"num_samples must be >= 1, got {num_samples}")
+        room = model.max_length - len(tokens)
+        max_tokens = room if params.max_tokens is None else params.max_tokens
+        if max_tokens < 1 and params.max_tokens is not None:
+            raise user_error(f"max_tokens must be >= 1, got {max_tokens}")
+        if max_tokens > room or max_tokens < 1:
+            raise user_error(
+                f"Prompt length plus max_tokens exceeds the model's context window: {len(tokens)} + "
+                f"{max(max_tokens, 1)} > {model.max_length}"
+            )
+        for name, ok, wanted in (
+            ("temperature", 0 <= params.temperature < float("inf"), "a finite number >= 0"),
+            ("top_p", 0 < params.top_p <= 1, "in (0, 1]"),
+            ("top_k", params.top_k == -1 or params.top_k >= 1, "-1 (off) or >= 1"),
+            ("seed", params.seed is None or params.seed >= 0, "None or >= 0"),
+        ):
+            if not ok:
+                raise user_error(f"SamplingParams.{name} must be {wanted}, got {getattr(params, name)}")
+        ids, strings = _stops(params.stop, model)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        return Request(
+            tokens, num_samples, max_tokens, params.temperature, params.top_k, params.top_p, seed, ids, strings, topk
+        )
+
+    def _submit(self, call: _Call) -> Future[Any]:
+        engine, sampler = self._engine, self._sampler
+        return engine.worker.submit_grouped(id(sampler), call, lambda calls: _answer(sampler, calls))
+
+
+def _answer(sampler: Sampler, calls: Sequence[_Call]) -> list[Any]:
+    """Execute the calls that wait for this sampler's weights; on the worker's thread."""
+    model = sampler.model
+    model.bind(sampler.spec, sampler.weights, None)
+    requests = [call.request for call in calls if call.request is not None]
+    generated = iter(generate(model, requests))
+    return [_response(model, call, next(generated) if call.request is not None else None) for call in calls]
+
+
+def _response(model: Model, call: _Call, sequences: Sequence[Continuation] | None) -> Any:
+    scores = call.scores
+    prompt_logprobs = topk = targets = None
+    if scores.logprobs or scores.topk or scores.targets is not None:
+        prompt_logprobs, topk, targets = _prompt_scores(model, call.prompt, scores)
+    if sequences is None:
+        assert prompt_logprobs is not None
+        return [None if np.isnan(value) else value for value in prompt_logprobs.tolist()]
+    return SampleResponse(
+        sequences=[_sampled(sequence) for sequence in sequences],
+        prompt_logprobs_np=prompt_logprobs if scores.logprobs else None,
+        topk_prompt_logprobs_np=topk,
+        target_prompt_logprobs=targets,
+    )
+
+
+def _prompt_scores(
+    model: Model, prompt: NDArray[np.int64], scores: PromptScores
+) -> tuple[NDArray[np.float32], TopkLogprobs | None, tinker.TensorData | None]:
+    """Per prompt position; the first has no log-probability (NaN, and the fill value among the top k)."""
+    wanted = prompt[1:, None]
+    if scores.targets is not None:
+        wanted = np.concatenate([wanted, np.maximum(scores.targets, 0)], axis=1)
+    if len(wanted):
+        found, ids, values = score_prompt(model, prompt, wanted, scores.topk)
+    else:
+        found = np.zeros((0, wanted.shape[1]), np.float32)
+        ids, values = np.zeros((0, scores.topk), np.int32), np.zeros((0, scores.topk), np.float32)
+    last = len(prompt) if scores.last is None else min(scores.last, len(prompt))
+    logprobs = np.concatenate([[np.float32(np.nan)], found[:, 0]])[-last:]
+    topk = targets = None
+    if scores.topk and ids is not None and values is not None:
+        fill = np.full((1, scores.topk), TOPK_FILL[0], np.int32), np.full((1, scores.topk), TOPK_FILL[1], np.float32)
+        topk = TopkLogprobs(
+            token_ids=np.concatenate([fill[0], ids])[-last:], logprobs=np.concatenate([fill[1], values])[-last:]
+        )
+    if scores.targets is not None:
+        kept = np.where(scores.targets < 0, np.float32(0), found[:, 1:])
+        targets = tinker.TensorData.from_numpy(np.ascontiguousarray(kept))
+    return logprobs, topk, targets
+
+
+def _sampled(sequence: Continuation) -> SampledSequence:
+    topk = None
+    if sequence.request.topk:
+        topk = TopkLogprobs(
+            token_ids=np.array([ids for ids, _ in sequence.topk], np.int32),
+            logprobs=np.array([values for _, values in sequence.topk], np.float32),
+        )
+    assert sequence.stop_reason in ("stop", "length")
+    return SampledSequence(
+        stop_reason=sequence.stop_reason,
+        sequence_id=secrets.token_hex(8),
+        tokens_np=np.array(sequence.tokens, np.int32),
+        logprobs_np=np.array(sequence.logprobs, np.float32),
+        topk_logprobs_np=topk,
+    )
+
+
+def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tuple[frozenset[int], tuple[str, ...]]:
+    """(stop token ids, stop texts)."""
+    if stop is None:
+        return model.end_tokens, ()
+    if isinstance(stop, str):
+        stop = [stop]
+    ids = frozenset(item for item in stop if isinstance(item, int))
+    strings = tuple(item for item in stop if isinstance(item, str))
+    if "" in strings:
+        raise user_error("an empty stop text would stop at once")
+    return ids, strings
+
+
+def _read_targets(data: tinker.TensorData | None, length: int, vocab_size: int) -> NDArray[np.int64] | None:
+    if data is None:
+        return None
+    targets = data.to_numpy()
+    if targets.dtype != np.int64 or targets.ndim != 2 or len(targets) != length - 1:
+        raise ValueError(
+            f"target_prompt_logprobs must be int64 of shape ({length - 1}, K), got {targets.dtype} {targets.shape}"
+        )
+    if ((targets < -1) | (targets >= vocab_size)).any():
+        raise user_error(f"target_prompt_logprobs holds ids outside [-1, {vocab_size})")
+    return targets
