@@ -1,0 +1,78 @@
+import pytest
+
+from tinkerloop.callbacks import Best, Checkpoint, Evaluate, nll
+from tinkerloop.errors import PlanError
+from tinkerloop.loop import Checkpoints, Loop, Save
+
+
+def due(callback, boundary, steps, tokens=0, final=None):
+    asked = []
+    for step in range(steps):
+        if callback.on_boundary(boundary(step, tokens=step * tokens, final=step == final)) is not None:
+            asked.append(step)
+    return asked
+
+
+def test_by_steps_and_at_the_end(boundary):
+    assert due(Checkpoint(every=3), boundary, 9, final=8) == [3, 6, 8]
+
+
+def test_by_tokens(boundary):
+    assert due(Checkpoint(every_tokens=25), boundary, 9, tokens=10) == [3, 6]
+
+
+def test_by_seconds(boundary):
+    assert due(Checkpoint(every_seconds=1e-9), boundary, 3) == [1, 2]
+    assert due(Checkpoint(every_seconds=1e9), boundary, 3) == []
+
+
+def test_the_request_carries_the_life_and_the_sampler(boundary):
+    callback = Checkpoint(every=1, ttl_seconds=3600, sampler=True)
+    assert callback.on_boundary(boundary(1)) == Save(ttl_seconds=3600, sampler=True)
+
+
+def test_all_records_are_kept_unless_asked(record):
+    assert Checkpoint(every=1).on_save(record(1)) is None
+
+
+def test_the_newest_are_kept(record):
+    assert Checkpoint(every=1, keep_last=2).keep([record(step) for step in range(1, 6)]) == {4, 5}
+
+
+def test_milestones_are_kept_too(record):
+    assert Checkpoint(every=1, keep_last=1, keep_every=2).keep([record(step) for step in range(1, 6)]) == {2, 4, 5}
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 3), ("max", 1)])
+def test_the_best_are_kept_too(record, mode, best):
+    records = [record(step, **{"test/nll": value}) for step, value in ((1, 3.0), (2, 2.0), (3, 1.0), (4, 2.0))]
+    callback = Checkpoint(every=1, keep_last=1, keep_best=Best("test/nll", mode=mode))
+    assert callback.keep(records) == {best, 4}
+
+
+def test_records_without_the_metric_are_not_best(record):
+    callback = Checkpoint(every=1, keep_last=1, keep_best=Best("test/nll"))
+    assert callback.keep([record(1), record(2, **{"test/nll": 9.0}), record(3)]) == {2, 3}
+
+
+def test_what_is_not_kept_is_deleted_on_the_service_too(service, batches, tmp_path):
+    checkpoints = Checkpoints(tmp_path, delete=service.delete)
+    callbacks = [Evaluate("test", nll(batches[0]), every=1), Checkpoint(every=1, keep_last=2, sampler=True)]
+    Loop(service.create_lora_training_client(), batches, callbacks=callbacks, checkpoints=checkpoints).run()
+    records = checkpoints.records()
+    assert [record.step for record in records] == [5, 6]
+    assert set(service.checkpoints) == {path for record in records for path in (record.path, record.sampler_path)}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"every": 0}, "every must be > 0"),
+        ({"ttl_seconds": -1}, "ttl_seconds must be > 0"),
+        ({"keep_every": 5}, "set keep_last too"),
+        ({"keep_last": 1, "keep_best": Best("x", mode="least")}, 'mode "min" or "max"'),
+    ],
+)
+def test_contradictions_are_refused(options, says):
+    with pytest.raises(PlanError, match=says):
+        Checkpoint(**options)

@@ -1,0 +1,102 @@
+import asyncio
+import math
+
+import numpy as np
+import pytest
+import tinker
+
+from tinkerloop.callbacks import Evaluate, nll, sampled
+from tinkerloop.errors import PlanError
+from tinkerloop.loop import Eval, Log, Loop
+
+
+def asked(callback, boundary, steps, final=None):
+    return [step for step in range(steps) if callback.on_boundary(boundary(step, final=step == final)) is not None]
+
+
+def test_it_evaluates_at_the_start_every_so_often_and_at_the_end(boundary):
+    evaluate = Evaluate("test", lambda client: None, every=3)
+    assert asked(evaluate, boundary, 9, final=8) == [0, 3, 6, 8]
+
+
+def test_start_and_end_can_be_left_out(boundary):
+    evaluate = Evaluate("test", lambda client: None, every=3, at_start=False, at_end=False)
+    assert asked(evaluate, boundary, 9, final=8) == [3, 6]
+
+
+def test_the_request_names_the_evaluation_and_carries_its_future(boundary):
+    assert Evaluate("test", lambda client: "future").on_boundary(boundary(0)) == Eval("test", "future")
+
+
+def test_its_metrics_are_logged_under_its_name(eval_result):
+    assert Evaluate("test", lambda client: None).on_eval(eval_result(3, nll=1.5)) == Log({"test/nll": 1.5})
+
+
+def test_it_leaves_other_evaluations_alone(eval_result):
+    assert Evaluate("other", lambda client: None).on_eval(eval_result(3, nll=1.5)) is None
+
+
+def test_several_evaluations_have_their_own_cadence(service, batches):
+    rows = []
+    callbacks = [Evaluate("a", nll(batches[0]), every=2), Evaluate("b", nll(batches[1]), every=3)]
+    sinks = [lambda step, row: rows.extend((step, name) for name in row if name.endswith("/nll"))]
+    Loop(service.create_lora_training_client(), batches, steps=6, callbacks=callbacks, sinks=sinks).run()
+    assert [step for step, name in rows if name == "a/nll"] == [0, 2, 4, 6]
+    assert [step for step, name in rows if name == "b/nll"] == [0, 3, 6]
+
+
+def test_nll_is_the_mean_over_weighted_tokens(service, datums):
+    assert nll(datums)(service.create_lora_training_client()).result() == {"nll": pytest.approx(math.log(20))}
+
+
+def test_nll_does_not_depend_on_the_batch_size(service, datums):
+    client = service.create_lora_training_client()
+    client.state = client.state.__class__(np.arange(20.0) / 5, *[np.zeros(20)] * 2)
+    values = [nll(datums, batch_size=size)(client).result()["nll"] for size in (None, 1, 5)]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+
+
+def test_bits_per_byte_counts_the_bytes_of_the_text(service, datums):
+    trained = sum(np.count_nonzero(datum.loss_fn_inputs["weights"].to_numpy()) for datum in datums)
+    metrics = nll(datums, utf8_bytes=2 * trained)(service.create_lora_training_client()).result()
+    assert metrics["bits_per_byte"] == pytest.approx(math.log2(20) / 2)
+
+
+def test_nll_can_be_awaited(service, datums):
+    async def run():
+        return await nll(datums, batch_size=7)(service.create_lora_training_client())
+
+    assert asyncio.run(run()) == {"nll": pytest.approx(math.log(20))}
+
+
+def test_nll_refuses_nothing_to_evaluate_on():
+    with pytest.raises(PlanError, match="at least one datum"):
+        nll([])
+
+
+def test_a_sampled_evaluation_scores_the_boundarys_weights_while_training_goes_on(service, batches):
+    def most_likely(sampler):
+        params = tinker.SamplingParams(max_tokens=1, temperature=0)
+        (sequence,) = sampler.sample(tinker.ModelInput.empty(), 1, params).result().sequences
+        return {"token": sequence.tokens[0], "logprob": float(sequence.logprobs[0])}
+
+    rows = {}
+    loop = Loop(
+        service.create_lora_training_client(),
+        batches,
+        callbacks=[Evaluate("sampled", sampled(most_likely), every=1)],
+        sinks=[lambda step, row: rows.setdefault(step, row.get("sampled/logprob"))],
+        optim=tinker.AdamParams(learning_rate=1.0),
+    )
+    loop.run()
+    assert rows[0] == pytest.approx(-math.log(20), rel=1e-6)
+    assert rows[1] > rows[0]
+
+
+def test_a_failing_evaluation_ends_the_run_and_says_which(service, batches):
+    def fail(sampler):
+        raise RuntimeError("no answer")
+
+    with pytest.raises(RuntimeError) as caught:
+        Loop(service.create_lora_training_client(), batches, callbacks=[Evaluate("bad", sampled(fail))]).run()
+    assert caught.value.__notes__ == ["in evaluation 'bad' at boundary 0"]

@@ -1,0 +1,52 @@
+import io
+import time
+
+import pytest
+
+from tinkerloop.callbacks import Evaluate, Progress, Timing, nll
+from tinkerloop.loop import Callback, Loop
+
+
+def test_without_a_terminal_it_prints_plain_lines(service, batches):
+    out = io.StringIO()
+    callbacks = [Progress(every=2, file=out), Evaluate("test", nll(batches[0]), every=3)]
+    Loop(service.create_lora_training_client(), batches, steps=4, callbacks=callbacks).run()
+    lines = out.getvalue().splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == ["0", "0", "2", "3", "3", "4"]
+    assert all("loss" in line and "tok/s" in line for line in lines[:-1] if "nll" not in line)
+    assert lines[-1] == "ended at step 4: steps reached"
+
+
+def test_it_says_how_a_failed_run_ended(service, batches):
+    out = io.StringIO()
+
+    class Broken(Callback):
+        def on_step(self, result):
+            raise RuntimeError("oops")
+
+    with pytest.raises(RuntimeError):
+        Loop(service.create_lora_training_client(), batches, callbacks=[Progress(file=out), Broken()]).run()
+    assert out.getvalue().splitlines()[-1].endswith("error")
+
+
+class Sleepy(Callback):
+    def on_step(self, result):
+        time.sleep(0.01)
+
+
+def test_timing_says_where_a_steps_time_went(service, batches):
+    rows = []
+    timing = Timing(per_callback=True)
+
+    def slow():
+        for batch in batches:
+            time.sleep(0.02)
+            yield batch
+
+    sinks = [lambda step, row: rows.append(row)]
+    Loop(service.create_lora_training_client(), slow(), steps=4, callbacks=[Sleepy(), timing], sinks=sinks).run()
+    last = rows[-1]
+    assert last["time/callback/sleepy"] >= 0.01
+    assert sum(row["time/data"] for row in rows) >= 0.08
+    assert last["time/total"] >= last["time/data"] + last["time/callbacks"]
+    assert "data" in timing.report()

@@ -1,0 +1,88 @@
+import math
+
+import pytest
+
+from tinkerloop.callbacks import Budget, EarlyStop, StopOnNonFinite
+from tinkerloop.errors import NonFiniteError, PlanError, TinkerloopError
+from tinkerloop.loop import Loop, Stop
+
+
+def feed(callback, eval_result, values):
+    return [callback.on_eval(eval_result(step, nll=value)) for step, value in enumerate(values)]
+
+
+def test_early_stop_waits_for_its_patience(eval_result):
+    answers = feed(EarlyStop("test/nll", patience=2), eval_result, [3.0, 2.0, 2.5, 2.1])
+    assert answers == [None, None, None, Stop("test/nll has not improved on 2 since step 1")]
+
+
+def test_an_improvement_resets_the_patience(eval_result):
+    assert feed(EarlyStop("test/nll", patience=2), eval_result, [3.0, 3.5, 2.0, 2.5]) == [None] * 4
+
+
+def test_max_mode_wants_more(eval_result):
+    answers = feed(EarlyStop("test/nll", patience=1, mode="max"), eval_result, [1.0, 2.0, 1.5])
+    assert answers[-1] == Stop("test/nll has not improved on 2 since step 1")
+
+
+def test_a_small_improvement_does_not_count(eval_result):
+    answers = feed(EarlyStop("test/nll", patience=1, min_delta=0.5), eval_result, [3.0, 2.8])
+    assert isinstance(answers[-1], Stop)
+
+
+def test_early_stop_ignores_other_evaluations(eval_result):
+    callback = EarlyStop("other/nll", patience=1)
+    assert feed(callback, eval_result, [1.0, 2.0, 3.0]) == [None] * 3
+
+
+def test_a_missing_metric_is_an_error(eval_result):
+    with pytest.raises(TinkerloopError, match=r"no metric 'accuracy'; it has \['nll'\]"):
+        EarlyStop("test/accuracy").on_eval(eval_result(0, nll=1.0))
+
+
+def test_early_stop_decides_again_from_its_state(eval_result):
+    callback = EarlyStop("test/nll", patience=1)
+    feed(callback, eval_result, [1.0, 2.0])
+    patient = EarlyStop("test/nll", patience=2)
+    patient.state = callback.state
+    assert isinstance(callback.on_start(2, None), Stop)
+    assert patient.on_start(2, None) is None
+
+
+def test_two_early_stops_have_two_names():
+    assert EarlyStop("a/nll").name != EarlyStop("b/nll").name
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_non_finite_metric_raises(step_result, value):
+    with pytest.raises(NonFiniteError, match="grad_norm is"):
+        StopOnNonFinite().on_step(step_result(grad_norm=value))
+
+
+def test_metrics_may_be_excepted(step_result):
+    assert StopOnNonFinite(ignore=["grad_norm"]).on_step(step_result(grad_norm=math.nan)) is None
+
+
+def test_a_token_budget_stops_the_run(service, batches):
+    tokens = sum(datum.model_input.length for batch in batches[:2] for datum in batch)
+    summary = Loop(service.create_lora_training_client(), batches, callbacks=[Budget(tokens=tokens)], ahead=0).run()
+    assert (summary.step, summary.reason) == (2, f"the budget of {tokens} tokens is spent")
+
+
+def test_a_time_budget_counts_what_earlier_parts_spent(step_result):
+    now = [0.0]
+    first = Budget(seconds=10, clock=lambda: now[0])
+    assert first.on_start(0, None) is None
+    now[0] = 6.0
+    assert first.on_step(step_result()) is None
+    second = Budget(seconds=10, clock=lambda: now[0])
+    second.state = first.state
+    now[0] = 100.0
+    assert second.on_start(1, None) is None
+    now[0] = 104.0
+    assert second.on_step(step_result()) == Stop("the budget of 10 seconds is spent")
+
+
+def test_a_budget_needs_a_limit():
+    with pytest.raises(PlanError, match="tokens= or seconds="):
+        Budget()

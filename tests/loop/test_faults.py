@@ -1,0 +1,242 @@
+"""One fault, one outcome: never a record that cannot be resumed."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tinkerloop.callbacks import Checkpoint, Evaluate, nll
+from tinkerloop.errors import CheckpointError, RunLockedError
+from tinkerloop.loop import Checkpoints, Jsonl, Loop, Run, Sink, open_training_client
+from tinkerloop.testing import OrderedService
+
+
+def run(service, batches, folder, steps=6, sinks=()):
+    checkpoints = Checkpoints(folder)
+    record = checkpoints.latest()
+    client = open_training_client(service, record)
+    loop = Loop(
+        client,
+        batches,
+        steps=steps,
+        callbacks=[Checkpoint(every=2), Evaluate("test", nll(batches[0]), every=2)],
+        checkpoints=checkpoints,
+        record=record,
+        sinks=[Jsonl(folder / "metrics.jsonl"), *sinks],
+    )
+    loop.run()
+    return client
+
+
+def failing(name, times=1):
+    """A fault that fails the result of the `times`-th operation called `name`."""
+    count = [0]
+
+    def fault(operation):
+        if operation[0] == "result" and operation[1][0] == name:
+            count[0] += 1
+            if count[0] == times:
+                raise OSError(f"{name} failed")
+
+    return fault
+
+
+@pytest.fixture
+def whole(batches, tmp_path_factory):
+    """The folder and client of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(OrderedService(20), batches, folder)
+
+
+def assert_resumes(service, batches, folder, whole):
+    """The run can be resumed and ends as if nothing had happened."""
+    for record in Checkpoints(folder).records():
+        assert record.path in service.checkpoints
+    service.fault = None
+    client = run(service, batches, folder)
+    assert client.state.logits.tobytes() == whole[1].state.logits.tobytes()
+    assert (folder / "metrics.jsonl").read_text() == (whole[0] / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "note"),
+    [
+        ("save_state", 2, "in save at boundary 4"),
+        ("forward", 2, "in evaluation 'test' at boundary 2"),
+        ("optim_step", 4, "in step 3"),
+        ("forward_backward", 4, "in step 3"),
+    ],
+)
+def test_a_failed_operation_surfaces_in_its_place_and_the_run_resumes(
+    service, batches, tmp_path, whole, name, times, note
+):
+    service.fault = failing(name, times)
+    with pytest.raises(OSError, match=f"{name} failed") as caught:
+        run(service, batches, tmp_path)
+    assert note in caught.value.__notes__
+    assert_resumes(service, batches, tmp_path, whole)
+
+
+def test_a_poisoned_client_ends_the_run_where_it_is_next_used(service, batches, tmp_path, whole):
+    seen = []
+
+    def poisoned(operation):
+        seen.append(operation)
+        if len(seen) > 20:
+            raise RuntimeError("A previous request failed; this TrainingClient is poisoned")
+
+    service.fault = poisoned
+    with pytest.raises(RuntimeError, match="poisoned"):
+        run(service, batches, tmp_path)
+    assert_resumes(service, batches, tmp_path, whole)
+
+
+class FullDisk(Sink):
+    """Fails as a full disk does, after some rows."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __call__(self, step, row):
+        self.rows -= 1
+        if self.rows < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_under_a_sink_ends_the_run_with_a_note(service, batches, tmp_path, whole):
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(service, batches, tmp_path, sinks=[FullDisk(5)])
+    assert "in the sink FullDisk" in caught.value.__notes__
+    assert_resumes(service, batches, tmp_path, whole)
+
+
+def test_an_optional_sink_may_fail(service, batches, tmp_path, caplog):
+    full = FullDisk(5)
+    full.optional = True
+    assert run(service, batches, tmp_path, sinks=[full]).state.updates == 6
+    assert "the optional sink FullDisk failed and is dropped" in caplog.text
+
+
+def test_a_full_disk_under_metrics_jsonl_leaves_a_run_that_resumes(service, batches, tmp_path, whole, monkeypatch):
+    call, count = Jsonl.__call__, [0]
+
+    def torn(self, step, row):
+        count[0] += 1
+        if count[0] == 6:
+            self._file.write(b'{"step": 3, "lo')
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        call(self, step, row)
+
+    monkeypatch.setattr(Jsonl, "__call__", torn)
+    with pytest.raises(OSError, match="No space left"):
+        run(service, batches, tmp_path)
+    monkeypatch.undo()
+    assert_resumes(service, batches, tmp_path, whole)
+
+
+def test_a_full_disk_under_checkpoints_jsonl_leaves_a_run_that_resumes(service, batches, tmp_path, whole, monkeypatch):
+    fsync, count = os.fsync, [0]
+
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("checkpoints.jsonl"):
+            count[0] += 1
+            if count[0] == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(service, batches, tmp_path)
+    monkeypatch.undo()
+    assert [record.step for record in Checkpoints(tmp_path).records()] == [2]
+    assert_resumes(service, batches, tmp_path, whole)
+
+
+@pytest.mark.parametrize("torn", ['{"step": 4, "path": "tin', '{"step": 4}'])
+def test_a_truncated_last_line_of_checkpoints_is_ignored_and_repaired(service, batches, tmp_path, torn):
+    run(service, batches, tmp_path, steps=2)
+    with (tmp_path / "checkpoints.jsonl").open("a") as file:
+        file.write(torn)
+    assert Checkpoints(tmp_path).latest().step == 2
+    run(service, batches, tmp_path, steps=4)
+    assert [json.loads(line)["step"] for line in (tmp_path / "checkpoints.jsonl").open()] == [2, 4]
+
+
+def test_a_broken_line_in_the_middle_is_an_error_that_names_it(service, batches, tmp_path):
+    run(service, batches, tmp_path)
+    file = tmp_path / "checkpoints.jsonl"
+    file.write_text("not json\n" + file.read_text())
+    with pytest.raises(CheckpointError, match=r"checkpoints.jsonl:1: not a JSON object"):
+        Checkpoints(tmp_path).latest()
+
+
+def test_a_missing_checkpoint_says_what_to_do(service, batches, tmp_path):
+    run(service, batches, tmp_path)
+    service.checkpoints.clear()
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 6 is gone .* Resume from an older record"):
+        open_training_client(service, Checkpoints(tmp_path).latest())
+
+
+def test_missing_rows_of_metrics_are_an_error(service, batches, tmp_path):
+    run(service, batches, tmp_path, steps=2)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match="rows are missing"):
+        run(service, batches, tmp_path, steps=4)
+
+
+def test_a_run_folder_tells_what_was_asked_for_and_how_it_ended(service, batches, tmp_path):
+    with Run(tmp_path / "run", {"steps": 4}) as one:
+        client = service.create_lora_training_client()
+        loop = Loop(client, batches, steps=4, checkpoints=one.checkpoints, sinks=[one.metrics])
+        one.finish(loop.run())
+    read = {name: json.loads((tmp_path / "run" / name).read_text()) for name in ("config.json", "summary.json")}
+    assert read["config.json"] == {"steps": 4}
+    assert (read["summary.json"]["step"], read["summary.json"]["reason"]) == (4, "steps reached")
+    assert {"command", "revision", "python", "packages"} <= set(
+        json.loads((one.folder / "environment.json").read_text())
+    )
+    assert len((one.folder / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_failed_run_leaves_its_error_in_the_summary(tmp_path):
+    with pytest.raises(RuntimeError), Run(tmp_path):
+        raise RuntimeError("out of luck")
+    assert "out of luck" in json.loads((tmp_path / "summary.json").read_text())["error"]
+
+
+HOLD = (
+    "import sys, tinkerloop.loop as t; r = t.Run(sys.argv[1]); r.__enter__(); print('in', flush=True); sys.stdin.read()"
+)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "in\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_process_on_the_folder_is_refused(tmp_path, holder):
+    with pytest.raises(RunLockedError, match=f"process {holder.pid}"), Run(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_process_is_void(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    with Run(tmp_path):
+        pass
+
+
+def test_a_sink_that_cannot_open_ends_the_run_before_anything_is_queued(service, batches, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        Loop(service.create_lora_training_client(), batches, sinks=[Jsonl(tmp_path / "file" / "m.jsonl")]).run()
+    assert service.operations == []

@@ -1,0 +1,157 @@
+"""What callbacks can do to a step. Each test reads as an example of how."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tinker
+
+from tinkerloop.datum import make_datum
+from tinkerloop.errors import PlanError
+from tinkerloop.loop import Callback, Log, Loop, Pass, Plan
+from tinkerloop.loop.plan import normalized
+
+torch = pytest.importorskip("torch")
+
+
+def run(service, batches, *callbacks, steps=1, **options):
+    rows = []
+    loop = Loop(
+        service.create_lora_training_client(),
+        batches,
+        steps=steps,
+        callbacks=callbacks,
+        sinks=[lambda step, row: rows.append(row)],
+        **options,
+    )
+    return list(loop.steps()), rows
+
+
+def test_a_callback_can_train_on_part_of_the_batch(service, batches):
+    class ShortOnly(Callback):
+        def on_plan(self, plan):
+            return plan.with_passes(replace(one, datums=one.datums[:2]) for one in plan.passes)
+
+    (result,), _ = run(service, batches, ShortOnly())
+    assert len(result.plan.datums) == 2
+
+
+def test_a_callback_can_set_a_builtin_loss_and_its_config(service, batches):
+    class Clipped(Callback):
+        def on_plan(self, plan):
+            config = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+            passes = [Pass(one.datums, "ppo", config) for one in plan.passes]
+            return plan.with_passes(passes, normalize="none")
+
+    with pytest.raises(NotImplementedError, match="not 'ppo'"):
+        run(service, batches, Clipped())
+    assert service.operations[0] == ("forward_backward", 4, "ppo")
+
+
+def test_a_callback_can_submit_a_custom_loss_and_log_what_it_computed(service, batches):
+    class LabelSmoothing(Callback):
+        def on_plan(self, plan):
+            return plan.with_passes([Pass(plan.datums, self.loss)], normalize="none")
+
+        @staticmethod
+        def loss(datums, logprobs):
+            mean = -torch.cat(logprobs).mean()
+            return mean, {"perplexity": float(mean.exp())}
+
+        def on_step(self, result):
+            return Log({"loss_again": result.loss})
+
+    _, rows = run(service, batches, LabelSmoothing())
+    assert rows[0]["perplexity"] == pytest.approx(20, rel=1e-5)
+    assert rows[0]["loss_again"] == rows[0]["loss"] == pytest.approx(np.log(20), rel=1e-5)
+
+
+def test_two_losses_make_one_step(service, batches):
+    """Cross-entropy on the batch plus a pull towards given logprobs: two passes, one update."""
+
+    class Anchor(Callback):
+        def on_plan(self, plan):
+            scaled = normalized(plan).passes
+            return plan.with_passes([*scaled, Pass(plan.datums[:2], self.pull)], normalize="none")
+
+        @staticmethod
+        def pull(datums, logprobs):
+            loss = sum(((one + 2.0) ** 2).mean() for one in logprobs) / len(logprobs)
+            return loss, {"pull": float(loss)}
+
+    (result,), rows = run(service, batches, Anchor())
+    assert [op[0] for op in service.operations[:3]] == ["forward_backward", "forward_backward_custom", "optim_step"]
+    assert result.loss == pytest.approx(np.log(20) + rows[0]["pull"], rel=1e-5)
+
+
+def test_a_preference_pair_loss_sees_the_whole_step(service):
+    """DPO on (chosen, rejected) pairs whose reference logprobs travel as a loss input of the custom loss."""
+    chosen, rejected = make_datum([1, 2, 3], [0, 1, 1]), make_datum([1, 4, 5], [0, 1, 1])
+
+    class DPO(Callback):
+        def on_plan(self, plan):
+            return plan.with_passes([Pass(plan.datums, self.loss)], normalize="none")
+
+        @staticmethod
+        def loss(datums, logprobs, beta=0.1):
+            reference = 2 * -np.log(20)
+            chosen, rejected = (beta * (one.sum() - reference) for one in logprobs)
+            loss = -torch.nn.functional.logsigmoid(chosen - rejected)
+            return loss, {"margin": float(chosen - rejected)}
+
+    results, rows = run(service, [[chosen, rejected]] * 3, DPO(), steps=3, optim=tinker.AdamParams(learning_rate=1.0))
+    assert rows[0]["margin"] == pytest.approx(0, abs=1e-6)
+    assert results[0].loss == pytest.approx(np.log(2), rel=1e-5)
+    assert rows[2]["margin"] > rows[1]["margin"] > rows[0]["margin"]
+
+
+def weights(plan):
+    return [datum.loss_fn_inputs["weights"].to_numpy() for datum in plan.datums]
+
+
+@pytest.fixture
+def plan():
+    datums = [make_datum([1, 2, 3], [0, 1, 3]), make_datum([4, 5], [0, 2])]
+    return Plan(0, tuple(Pass((datum,)) for datum in datums), tinker.AdamParams())
+
+
+def test_token_normalisation_makes_all_weights_of_the_step_sum_to_one(plan):
+    assert np.concatenate(weights(normalized(plan))).tolist() == pytest.approx([1 / 6, 3 / 6, 2 / 6])
+
+
+def test_example_normalisation_gives_each_datum_the_same_share(plan):
+    assert [one.sum() for one in weights(normalized(replace(plan, normalize="example")))] == pytest.approx([0.5, 0.5])
+
+
+def test_none_leaves_the_weights_alone(plan):
+    assert normalized(replace(plan, normalize="none")) == replace(plan, normalize="none")
+
+
+def test_weights_that_sum_to_zero_cannot_be_normalised(plan):
+    mixed = replace(plan, passes=(Pass((make_datum([1, 2, 3], [0, 1, -1]),)),))
+    with pytest.raises(PlanError, match=r"sum to 0 at step 0"):
+        normalized(mixed)
+
+
+def test_a_custom_loss_cannot_be_normalised_for_you(plan):
+    custom = plan.with_passes([Pass(plan.datums, lambda datums, logprobs: None)])
+    with pytest.raises(PlanError, match='use normalize="none"'):
+        normalized(custom)
+
+
+@pytest.mark.parametrize("passes", [(), (Pass(()),)])
+def test_an_empty_step_is_refused(plan, passes):
+    with pytest.raises(PlanError, match="no datums"):
+        normalized(replace(plan, passes=passes))
+
+
+def test_metrics_with_the_loops_own_names_are_refused(service, batches):
+    class Custom(Callback):
+        def on_plan(self, plan):
+            return plan.with_passes(
+                [Pass(plan.datums, lambda datums, logprobs: (-torch.cat(logprobs).mean(), {"tokens": 1.0}))],
+                normalize="none",
+            )
+
+    with pytest.raises(PlanError, match=r"metrics named \['tokens'\]"):
+        run(service, batches, Custom())

@@ -1,0 +1,63 @@
+import io
+import json
+
+import pytest
+
+from tinkerloop.loop import Checkpoints, Console, Jsonl, Loop, MLflow, TensorBoard, WandB, open_training_client
+
+
+def train(service, batches, folder, steps, *sinks):
+    checkpoints = Checkpoints(folder)
+    record = checkpoints.latest()
+    client = open_training_client(service, record)
+    Loop(client, batches, steps=steps, checkpoints=checkpoints, record=record, sinks=sinks).run()
+
+
+def test_all_sinks_are_fed_the_same_rows(service, batches, tmp_path):
+    rows = []
+    train(
+        service, batches, tmp_path, 3, Jsonl(tmp_path / "m.jsonl"), lambda step, row: rows.append({"step": step, **row})
+    )
+    assert [json.loads(line) for line in (tmp_path / "m.jsonl").open()] == rows
+
+
+def test_jsonl_on_resume_drops_the_rows_behind_the_record(service, batches, tmp_path):
+    train(service, batches, tmp_path, 3, Jsonl(tmp_path / "m.jsonl"))
+    with (tmp_path / "m.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
+    train(service, batches, tmp_path, 5, Jsonl(tmp_path / "m.jsonl"))
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").open()] == [0, 1, 2, 3, 4]
+
+
+def test_console_prints_the_metrics_asked_for(service, batches, tmp_path):
+    out = io.StringIO()
+    train(service, batches, tmp_path, 2, Console(only=("loss",), file=out))
+    assert out.getvalue().splitlines()[0].split("  ")[1] == "loss 2.99573"
+
+
+def test_tensorboard_holds_every_step_once_after_a_resume(service, batches, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(service, batches, tmp_path, 3, TensorBoard(tmp_path / "tb"))
+    train(service, batches, tmp_path, 5, TensorBoard(tmp_path / "tb"))
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4]
+
+
+def test_wandb_resumes_the_same_run(service, batches, tmp_path):
+    pytest.importorskip("wandb")
+    for steps in (2, 4):
+        train(service, batches, tmp_path, steps, WandB(tmp_path, project="tinkerloop", mode="offline"))
+    runs = {path.name.rsplit("-", 1)[1] for path in (tmp_path / "wandb").glob("offline-run-*")}
+    assert runs == {(tmp_path / "wandb_run_id").read_text()}
+
+
+def test_mlflow_resumes_the_same_run(service, batches, tmp_path):
+    tracking = pytest.importorskip("mlflow.tracking")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for steps in (2, 4):
+        train(service, batches, tmp_path, steps, MLflow(tmp_path, tracking_uri=uri))
+    history = tracking.MlflowClient(uri).get_metric_history((tmp_path / "mlflow_run_id").read_text(), "loss")
+    assert [metric.step for metric in history] == [0, 1, 2, 3]
