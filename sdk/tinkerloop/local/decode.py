@@ -217,7 +217,7 @@ def score_prompt(
         if not topk:
             return found, None, None
         ids, values = [], []
-        for chunk in model.head.chunks(rows):
+        for chunk, _ in model.head.chunks([len(rows)]):
             logits = model.head.logits(hidden[chunk])
             best = logits.topk(topk, dim=1)
             ids.append(best.indices.int().cpu())

@@ -76,7 +76,7 @@ class Engine:
 
     def create_run(self, base_model: str, spec: LoraSpec, user_metadata: Mapping[str, str] | None = None) -> Run:
         base = self.model(base_model)
-        state = TrainState(base.new_weights(spec))
+        state = TrainState(base.new_weights(spec), torch.float32 if spec.rank == 0 else torch.float64)
         metadata = None if user_metadata is None else dict(user_metadata)
         run = Run(f"{self.session}:train:{len(self.runs)}", base, spec, state, metadata)
         self.runs[run.id] = run

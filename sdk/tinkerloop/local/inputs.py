@@ -96,6 +96,14 @@ class Batch:
     tokens: torch.Tensor  # (1, T)
     positions: torch.Tensor  # (1, T), starting at 0 in every sequence
 
+    @property
+    def segments(self) -> list[int]:
+        """The rows to sum a gradient over in one product: each datum's on the CPU, all of them on a GPU.
+
+        Per datum, sums do not depend on how datums are grouped; on a GPU that many small products would be too slow.
+        """
+        return self.lengths if self.tokens.device.type == "cpu" else [self.tokens.shape[1]]
+
     @classmethod
     def of(cls, sequences: Sequence[NDArray[np.int64]], device: torch.device) -> Batch:
         lengths = [len(sequence) for sequence in sequences]

@@ -3,18 +3,25 @@
 When the base is float32 and small enough, W' is computed once per change of the adapter ("folded"): the forward pass is
 then one matrix product, and only the gradients of A and B are ever formed. Otherwise the two thin products run beside
 the frozen one, which keeps a bf16 base from rounding the adapter away.
+
+Splitting a batch must not change the update, and Adam turns the rounding noise of a near-zero gradient into a full
+step. So on the CPU each datum's gradient is its own product of fixed shape, and datums are summed in float64: however
+a batch is cut, the same numbers are added.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+MIN_ROWS = 16
+"""BLAS kernels for fewer rows sum in another order; below this, rows are added so that a row's result is its own."""
 
 ALPHA = 32
 """Tinker's fixed LoRA alpha; the adapter's scale is ALPHA / rank."""
@@ -45,15 +52,35 @@ class Slot:
     a: torch.Tensor  # (rank, in), requires grad so that autograd calls backward
     b: torch.Tensor  # (out, rank)
     scale: float
-    grad_a: torch.Tensor | None
+    grad_a: torch.Tensor | None  # float64
     grad_b: torch.Tensor | None
     folded: torch.Tensor | None  # (out, in)
+
+    def add_gradient(
+        self, x: torch.Tensor, x_a: torch.Tensor, grad_y: torch.Tensor, low: torch.Tensor, segments: Sequence[int]
+    ) -> None:
+        """Add the gradients of A and B, given x (T, in), x A^T (T, rank), grad_y (T, out) and grad_y B (T, rank).
+
+        `segments` are the numbers of rows that belong together; other rows than those (an expert's) are one segment.
+        """
+        if self.grad_a is None or self.grad_b is None:
+            return
+        if sum(segments) != len(x):
+            segments = [len(x)]
+        start = 0
+        for length in segments:
+            rows = slice(start, start + length)
+            self.grad_b.add_(grad_y[rows].T @ x_a[rows], alpha=self.scale)
+            self.grad_a.add_(low[rows].T @ x[rows], alpha=self.scale)
+            start += length
 
 
 class LoRALinear(nn.Linear):
     """A frozen `nn.Linear` that adds whatever adapter is in its `slot`."""
 
     slot: Slot | None = None
+    segments: Sequence[int] = ()
+    """The rows of each datum in the pass under way."""
     fold_buffer: torch.Tensor | None = None
 
     @classmethod
@@ -91,6 +118,10 @@ class LoRALinear(nn.Linear):
 
     def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """y = x W'^T + bias for x (T, in), outside autograd, and x A^T (T, rank) where that was needed."""
+        rows = len(x)
+        if rows < MIN_ROWS:
+            y, x_a = self.product(F.pad(x, (0, 0, 0, MIN_ROWS - rows)))
+            return y[:rows], None if x_a is None else x_a[:rows]
         slot = self.slot
         weight = self.weight if slot is None or slot.folded is None else slot.folded
         y = F.linear(x, weight, self.bias)
@@ -102,9 +133,21 @@ class LoRALinear(nn.Linear):
         return y + ((x_a @ slot.b.T) * slot.scale).to(y.dtype), x_a
 
     def product_backward(
-        self, grad_y: torch.Tensor, x: torch.Tensor, x_a: torch.Tensor | None, need_x: bool = True
+        self,
+        grad_y: torch.Tensor,
+        x: torch.Tensor,
+        x_a: torch.Tensor | None,
+        segments: Sequence[int],
+        need_x: bool = True,
     ) -> torch.Tensor | None:
         """The gradient of x, given that of y; those of A and B (or of W itself) are added to their buffers."""
+        rows = len(x)
+        if rows < MIN_ROWS:
+            padding = (0, 0, 0, MIN_ROWS - rows)
+            grad_y, x = F.pad(grad_y, padding), F.pad(x, padding)
+            x_a = None if x_a is None else F.pad(x_a, padding)
+            grad_x = self.product_backward(grad_y, x, x_a, segments, need_x)
+            return None if grad_x is None else grad_x[:rows]
         slot = self.slot
         if slot is None:
             if self.weight.grad is not None:  # full-parameter training
@@ -112,17 +155,14 @@ class LoRALinear(nn.Linear):
                 if self.bias is not None and self.bias.grad is not None:
                     self.bias.grad += grad_y.sum(0)
             return grad_y @ self.weight.detach() if need_x else None
-        a, grad = slot.a.detach(), grad_y.to(slot.b.dtype)
-        grad_low = grad @ slot.b  # (T, rank)
-        if slot.grad_a is not None and slot.grad_b is not None:
-            x_wide = x.to(a.dtype)
-            slot.grad_b.addmm_(grad.T, x_wide @ a.T if x_a is None else x_a, alpha=slot.scale)
-            slot.grad_a.addmm_(grad_low.T, x_wide, alpha=slot.scale)
+        a, grad, x_wide = slot.a.detach(), grad_y.to(slot.b.dtype), x.to(slot.a.dtype)
+        low = grad @ slot.b  # (T, rank)
+        slot.add_gradient(x_wide, x_wide @ a.T if x_a is None else x_a, grad, low, segments)
         if not need_x:
             return None
         if slot.folded is not None:
             return grad_y @ slot.folded
-        return grad_y @ self.weight.detach() + ((grad_low @ a) * slot.scale).to(grad_y.dtype)
+        return grad_y @ self.weight.detach() + ((low @ a) * slot.scale).to(grad_y.dtype)
 
 
 class _Adapted(torch.autograd.Function):
@@ -131,14 +171,15 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, _a: torch.Tensor, layer: LoRALinear) -> torch.Tensor:
         y, x_a = layer.product(x)
-        ctx.layer = layer
+        ctx.layer, ctx.segments = layer, layer.segments
         ctx.save_for_backward(x, x_a)
         return y
 
     @staticmethod
     def backward(ctx, grad_y: torch.Tensor):  # type: ignore[override]
         x, x_a = ctx.saved_tensors
-        return ctx.layer.product_backward(grad_y, x, x_a, need_x=ctx.needs_input_grad[0]), None, None
+        grad_x = ctx.layer.product_backward(grad_y, x, x_a, ctx.segments, need_x=ctx.needs_input_grad[0])
+        return grad_x, None, None
 
 
 def adapter_shapes(layers: Mapping[str, LoRALinear], rank: int) -> dict[str, tuple[int, ...]]:

@@ -97,6 +97,8 @@ class Model:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The last hidden states (T, H) of a packed batch; with autograd if it is enabled and gradients are bound."""
+        for layer in self.layers.values():
+            layer.segments = batch.segments
         output = self.trunk(
             input_ids=batch.tokens,
             attention_mask=attention.packed_mask(batch.lengths),

@@ -42,7 +42,7 @@ def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
     with torch.no_grad():
         adamw(
             [state.weights.flat],
-            [state.gradient],
+            [state.gradient.float()],
             [state.exp_avg],
             [state.exp_avg_sq],
             [],

@@ -1,6 +1,6 @@
 """The numbers one client trains, each kind in one flat vector.
 
-Weights, gradients and moments are float32 vectors with a view per named tensor. One vector makes the optimizer a
+Weights and moments are float32 vectors, gradients float64 ones, with a view per named tensor. One vector makes the optimizer a
 handful of operations whatever the number of tensors, a snapshot one copy, and a failed request harmless: it only ever
 wrote to `scratch`, which is added to the gradient when everything has succeeded.
 """
@@ -29,8 +29,8 @@ class Layout:
             end += -(-size // ALIGNMENT) * ALIGNMENT
         self.size = end
 
-    def zeros(self, device: torch.device) -> torch.Tensor:
-        return torch.zeros(self.size, device=device)
+    def zeros(self, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.zeros(self.size, device=device, dtype=dtype)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named views of `flat`, which they share memory with."""
@@ -62,11 +62,12 @@ class Weights:
 class TrainState:
     """Weights with their accumulated gradient (a plain sum) and Adam's moments."""
 
-    def __init__(self, weights: Weights):
+    def __init__(self, weights: Weights, gradient_dtype: torch.dtype = torch.float64):
         layout, device = weights.layout, weights.flat.device
         self.weights = weights
-        self.gradient = layout.zeros(device)
-        self.scratch = layout.zeros(device)
+        # A parameter's own gradient (rank 0) must have its dtype; an adapter's is summed in float64 (see lora.py).
+        self.gradient = layout.zeros(device, gradient_dtype)
+        self.scratch = layout.zeros(device, gradient_dtype)
         self.exp_avg = layout.zeros(device)
         self.exp_avg_sq = layout.zeros(device)
         self.step = 0

@@ -102,8 +102,11 @@ def _micro_batch(model: Model, batch: Batch, targets: Targets, work: Pass) -> to
             def gradient_of(found: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
                 return _loss_gradient(found, {name: values[rows] for name, values in inputs.items()}, work)
 
+        counts = [int(part.sum()) for part in active.split(batch.lengths)]
         grad_hidden = torch.zeros_like(h) if hidden.requires_grad else None
-        lp[active_rows] = model.head.logprobs_and_gradient(h, targets.targets, active_rows, gradient_of, grad_hidden)
+        lp[active_rows] = model.head.logprobs_and_gradient(
+            h, targets.targets, active_rows, counts, gradient_of, grad_hidden
+        )
     if grad_hidden is not None:
         hidden.backward(grad_hidden)
     return lp
