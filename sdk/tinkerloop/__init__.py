@@ -1,0 +1,66 @@
+"""A low-level training-loop SDK with pluggable callbacks for fine-tuning language models with the Tinker primitives.
+
+Importing it loads neither torch nor transformers. Names that most scripts need are here; the rest is where you would
+look for it: `tinkerloop.callbacks`, `tinkerloop.data`, `tinkerloop.loop`, `tinkerloop.renderers`, `tinkerloop.local`,
+`tinkerloop.supervised`, `tinkerloop.testing`.
+"""
+
+from tinkerloop import callbacks, data, errors, loop, renderers
+from tinkerloop.connection import connect
+from tinkerloop.datum import check_datum, make_datum
+from tinkerloop.errors import TinkerloopError
+from tinkerloop.loop import (
+    Boundary,
+    Callback,
+    Checkpoints,
+    Eval,
+    EvalResult,
+    Log,
+    Loop,
+    Pass,
+    Pipeline,
+    Plan,
+    Record,
+    Run,
+    Save,
+    StepResult,
+    Stop,
+    Summary,
+    open_training_client,
+)
+from tinkerloop.loop import schedules as schedules
+from tinkerloop.renderers import TrainOnWhat, get_renderer
+from tinkerloop.tokenizers import get_tokenizer
+
+__all__ = [
+    "Boundary",
+    "Callback",
+    "Checkpoints",
+    "Eval",
+    "EvalResult",
+    "Log",
+    "Loop",
+    "Pass",
+    "Pipeline",
+    "Plan",
+    "Record",
+    "Run",
+    "Save",
+    "StepResult",
+    "Stop",
+    "Summary",
+    "TinkerloopError",
+    "TrainOnWhat",
+    "callbacks",
+    "check_datum",
+    "connect",
+    "data",
+    "errors",
+    "get_renderer",
+    "get_tokenizer",
+    "loop",
+    "make_datum",
+    "open_training_client",
+    "renderers",
+    "schedules",
+]

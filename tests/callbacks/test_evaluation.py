@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tinker
 
-from tinkerloop.callbacks import Evaluate, nll, sampled
+from tinkerloop.callbacks import Evaluate, nll, sampled, together
 from tinkerloop.errors import PlanError
 from tinkerloop.loop import Eval, Log, Loop
 
@@ -100,3 +100,26 @@ def test_a_failing_evaluation_ends_the_run_and_says_which(service, batches):
     with pytest.raises(RuntimeError) as caught:
         Loop(service.create_lora_training_client(), batches, callbacks=[Evaluate("bad", sampled(fail))]).run()
     assert caught.value.__notes__ == ["in evaluation 'bad' at boundary 0"]
+
+
+def test_evaluators_together_make_one_row(service, batches):
+    rows = []
+    evaluator = together(nll(batches[0]), sampled(lambda sampler: {"score": 1.0}))
+    sinks = [lambda step, row: rows.append(row)]
+    Loop(service.create_lora_training_client(), [], callbacks=[Evaluate("test", evaluator)], sinks=sinks).run()
+    assert rows == [{"test/nll": pytest.approx(math.log(20)), "test/score": 1.0}]
+
+
+def test_evaluators_together_can_be_awaited(service, batches):
+    evaluator = together(nll(batches[0]), sampled(lambda sampler: {"score": 1.0}))
+
+    async def run():
+        await Loop(service.create_lora_training_client(), batches, callbacks=[Evaluate("test", evaluator)]).arun()
+
+    asyncio.run(run())
+
+
+def test_evaluators_together_cannot_return_the_same_metric(service, batches):
+    evaluator = together(nll(batches[0]), nll(batches[1]))
+    with pytest.raises(PlanError, match="the same metrics"):
+        evaluator(service.create_lora_training_client()).result()

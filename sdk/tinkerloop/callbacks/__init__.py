@@ -2,7 +2,7 @@
 
 from tinkerloop.callbacks.accumulation import GradientAccumulation
 from tinkerloop.callbacks.checkpoint import Best, Checkpoint
-from tinkerloop.callbacks.evaluation import Evaluate, nll, sampled
+from tinkerloop.callbacks.evaluation import Evaluate, nll, sampled, together
 from tinkerloop.callbacks.preempt import Preempt
 from tinkerloop.callbacks.progress import Progress
 from tinkerloop.callbacks.schedule import LRSchedule
@@ -23,4 +23,5 @@ __all__ = [
     "Timing",
     "nll",
     "sampled",
+    "together",
 ]

@@ -12,7 +12,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
-from tinkerloop.loop.futures import Future, Mapped, background, resolve
+from tinkerloop.loop.futures import Future, Mapped, awaitable, background, resolve
 
 Metrics = Mapping[str, float]
 Evaluator = Callable[[Any], Future[Metrics]]
@@ -104,6 +104,21 @@ def sampled(score: Callable[[Any], Metrics]) -> Evaluator:
     return submit
 
 
+def together(*evaluators: Evaluator) -> Evaluator:
+    """Several evaluators as one: all submitted at the same boundary, their metrics in one row."""
+
+    def submit(client: Any) -> Future[Metrics]:
+        return Mapped(_All([evaluator(client) for evaluator in evaluators]), merged)
+
+    def merged(values: list[Metrics]) -> Metrics:
+        names = [name for one in values for name in one]
+        if len(names) != len(set(names)):
+            raise PlanError(f"evaluators that run together return the same metrics: {sorted(names)}")
+        return {name: value for one in values for name, value in one.items()}
+
+    return submit
+
+
 class _All:
     """The future of a list of values, one per future, in order."""
 
@@ -117,7 +132,7 @@ class _All:
         return self._gather().__await__()
 
     async def _gather(self) -> list[Any]:
-        return [await future for future in self._futures]
+        return [await awaitable(future) for future in self._futures]
 
 
 def metric_of(result: EvalResult, metric: str) -> float | None:

@@ -1,30 +1,13 @@
-"""What the loop reads from: batches of datums with a position that can be saved and sought."""
+"""Whatever the loop is given to read from, as batches with a position."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from tinkerloop._lazy import tinker
+from tinkerloop.data.batches import Batches
 from tinkerloop.errors import PlanError
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """Batches with a cursor. `tinkerloop.data` makes them; so can you."""
-
-    def __next__(self) -> Sequence[tinker.Datum]:
-        """The next batch; StopIteration when there are no more."""
-        ...
-
-    @property
-    def cursor(self) -> Any:
-        """A JSON value: the position behind the batches handed out so far."""
-        ...
-
-    def seek(self, cursor: Any) -> None:
-        """Go to a position: the next batch is the one that followed when `cursor` was read."""
-        ...
 
 
 class _Listed:

@@ -72,12 +72,13 @@ async def aiterate(flow: Flow[Any]) -> AsyncIterator[Any]:
                 yield item
                 continue
             try:
-                value = await _awaitable(item.future)
+                value = await awaitable(item.future)
             except BaseException as error:
                 resume, value = flow.throw, error
 
 
-def _awaitable(future: Any) -> Awaitable[Any]:
+def awaitable(future: Any) -> Awaitable[Any]:
+    """`future` as something to await."""
     if hasattr(future, "__await__"):
         return future
     return asyncio.wrap_future(future)  # a concurrent.futures.Future
@@ -96,7 +97,7 @@ class Mapped(Generic[T, U]):
         return self._run().__await__()
 
     async def _run(self) -> U:
-        return self._fn(await _awaitable(self._future))
+        return self._fn(await awaitable(self._future))
 
 
 def background(work: Callable[..., T] | Coroutine[Any, Any, T], *args: Any) -> concurrent.futures.Future[T]:

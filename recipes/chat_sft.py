@@ -1,0 +1,161 @@
+"""Fine-tune a chat model on conversations in a file, watch it learn, and talk to it.
+
+    python -m recipes.chat_sft                                        # English to Pig Latin, a minute or two
+    python -m recipes.chat_sft file=chats.jsonl model=path/to/model   # your data, your model
+    python -m recipes.chat_sft service=tinker model=Qwen/Qwen3-8B     # the hosted service
+    python -m recipes.chat_sft --help
+
+Run it again with the same folder and it resumes where it stood, or says that it is complete; more steps extend it.
+
+What you should see, with nothing changed: held-out exact match from 0 % to over 90 % in 300 steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import chz
+import tinker
+
+import tinkerloop
+from tinkerloop.callbacks import (
+    Checkpoint,
+    Evaluate,
+    LRSchedule,
+    Preempt,
+    Progress,
+    StopOnNonFinite,
+    nll,
+    sampled,
+    together,
+)
+from tinkerloop.data import Conversation, batches, conversation_datums, load_conversations, train_test_split
+from tinkerloop.loop import Loop, Run, open_training_client, resolve
+from tinkerloop.loop.schedules import linear, warmup
+from tinkerloop.models import get_recommended_renderer_name
+from tinkerloop.plots import plot_metrics
+from tinkerloop.renderers import Renderer, get_renderer
+
+HERE = Path(__file__).parent
+BASE = str(HERE / "base")
+
+
+@chz.chz
+class Config:
+    file: str = chz.field(
+        default=str(HERE / "data" / "pig_latin_train.jsonl"), doc="conversations to train on: JSONL with `messages`"
+    )
+    test_file: str | None = chz.field(
+        default=None, doc="held-out conversations; by default those shipped with the default file, else split off it"
+    )
+    test_size: int = chz.field(default=100, doc="held-out conversations to evaluate on")
+    model: str = chz.field(default=BASE, doc="a model folder, a hub name, or a name the service knows")
+    renderer: str | None = chz.field(default=None, doc="the chat format; by default the model's recommended one")
+    service: str = chz.field(default="local", doc="local (in this process), tinker (hosted, needs a key), or a URL")
+    run: str = chz.field(default="runs/chat_sft", doc="the run's folder: config, metrics, checkpoints, plot")
+    steps: int = chz.field(default=300, doc="optimizer steps in all")
+    batch_size: int = chz.field(default=32, doc="conversations to a step")
+    learning_rate: float = chz.field(default=2e-3, doc="peak learning rate, warmed up and then falling linearly to 0")
+    lora_rank: int = chz.field(default=32, doc="rank of the adapter")
+    max_length: int = chz.field(default=1024, doc="tokens a conversation may have")
+    on_bad: Literal["error", "skip"] = chz.field(default="error", doc="a bad or too long row: stop, or skip and count")
+    eval_every: int = chz.field(default=50, doc="steps between evaluations")
+    save_every: int = chz.field(default=50, doc="steps between checkpoints")
+    seed: int = chz.field(default=0, doc="of the adapter's start and the order of the data")
+
+
+def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
+    """Training and held-out conversations. A bad row ends the program here, with its line and a remedy."""
+    conversations = load_conversations(config.file, on_bad=config.on_bad)
+    print(f"{config.file}: {conversations.report}")
+    test_file = config.test_file
+    if test_file is None and config.file == Config().file:
+        test_file = str(HERE / "data" / "pig_latin_test.jsonl")
+    if test_file is None:
+        return train_test_split(conversations, test=min(config.test_size, len(conversations) // 5), seed=config.seed)
+    return conversations, load_conversations(test_file, on_bad=config.on_bad)[: config.test_size]
+
+
+def reply_to(
+    sampler: Any, renderer: Renderer, conversations: Sequence[Conversation], max_tokens: int = 256
+) -> list[str]:
+    """The greedy reply to each conversation's last question."""
+    params = tinker.SamplingParams(max_tokens=max_tokens, temperature=0, stop=renderer.get_stop_sequences())
+    prompts = [renderer.build_generation_prompt(one.messages[:-1], tools=one.tools) for one in conversations]
+    futures = [sampler.sample(prompt=prompt, num_samples=1, sampling_params=params) for prompt in prompts]
+    replies = [renderer.parse_response(future.result().sequences[0].tokens) for future in futures]
+    return [text_of(message) for message, _ in replies]
+
+
+def text_of(message: Any) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def main(config: Config) -> None:
+    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
+    renderer_name = config.renderer or (
+        "qwen3_instruct" if config.model == BASE else get_recommended_renderer_name(config.model)
+    )
+    renderer = get_renderer(renderer_name, tinkerloop.get_tokenizer(config.model))
+
+    # Everything that can be wrong with the data is found out here, before any training.
+    train, test = read(config)
+    options: dict[str, Any] = {"on_bad": config.on_bad, "on_long": config.on_bad}
+    datums = conversation_datums(train, renderer, config.max_length, **options)
+    held_out = conversation_datums(test, renderer, config.max_length, **options)
+    questions = [one for one in test if one.messages[-1]["role"] == "assistant"]
+
+    def exact_match(sampler: Any) -> dict[str, float]:
+        replies = reply_to(sampler, renderer, questions)
+        right = [reply.strip() == text_of(one.messages[-1]).strip() for reply, one in zip(replies, questions)]
+        return {"exact_match": sum(right) / len(right)}
+
+    with Run(config.run, config=chz.asdict(config), delete=deleter(service)) as run:
+        record = run.checkpoints.latest()
+        if record and record.step >= config.steps:
+            print(f"{config.run} is complete: {record.step} steps. Give steps= a larger number to train on.")
+            return
+        print(f"resuming at step {record.step}" if record else f"starting in {config.run}")
+        client = open_training_client(service, record, base_model=config.model, rank=config.lora_rank, seed=config.seed)
+        loop = Loop(
+            client,
+            batches(datums, config.batch_size, epochs=None, shuffle=config.seed),
+            steps=config.steps,
+            callbacks=[
+                LRSchedule(warmup(10, linear(config.learning_rate, 0.0, max(config.steps - 10, 1)))),
+                Evaluate("test", together(nll(held_out), sampled(exact_match)), every=config.eval_every),
+                Checkpoint(every=config.save_every, keep_last=3),
+                StopOnNonFinite(),
+                Preempt(),
+                Progress(),
+            ],
+            sinks=[run.metrics],
+            checkpoints=run.checkpoints,
+            record=record,
+        )
+        summary = loop.run()
+        run.finish(summary)
+        show(config, service, client, renderer, questions[:3])
+        plot_metrics(run.metrics.path, run.folder / "metrics.png", [["loss", "test/nll"], ["test/exact_match"]])
+        print(f"exact match on {len(questions)} unseen prompts: {summary.metrics['test/exact_match']:.1%}")
+        print(f"metrics, checkpoints and plot are in {run.folder}")
+
+
+def show(config: Config, service: Any, client: Any, renderer: Renderer, questions: Sequence[Conversation]) -> None:
+    """Replies to unseen prompts, before and after training."""
+    before = reply_to(resolve(service.create_sampling_client(base_model=config.model)), renderer, questions, 64)
+    after = reply_to(resolve(client.save_weights_and_get_sampling_client()), renderer, questions, 64)
+    for question, old, new in zip(questions, before, after, strict=True):
+        print(f"\n  user    {text_of(question.messages[-2])}\n  before  {old!r}\n  after   {new!r}")
+    print()
+
+
+def deleter(service: Any) -> Any:
+    return service.create_rest_client().delete_checkpoint_from_tinker_path
+
+
+if __name__ == "__main__":
+    main(chz.entrypoint(Config))
