@@ -180,19 +180,22 @@ def test_prefetching_a_stream_keeps_its_position_exact():
     weights=st.lists(st.floats(0.1, 10), min_size=1, max_size=4),
     size=st.integers(1, 8),
     until=st.sampled_from(["first", "all"]),
+    length=st.none() | st.integers(1, 30),
     data=st.data(),
 )
 @settings(deadline=None, max_examples=60)
-def test_a_mixture_keeps_its_proportions_and_resumes_exactly(weights, size, until, data):
+def test_a_mixture_keeps_its_proportions_and_resumes_exactly(weights, size, until, length, data):
     names = [f"part {i}" for i in range(len(weights))]
 
     def make():
         parts = {name: batches([(name, i) for i in range(15 + 9 * k)], 1, shuffle=k) for k, name in enumerate(names)}
-        return mix(parts, dict(zip(names, weights, strict=True)), size, until=until)
+        return mix(parts, dict(zip(names, weights, strict=True)), size, until=until, length=length)
 
     whole = list(make())
     rows = [row for batch in whole for row in batch]
-    if until == "all":
+    if length is not None and until == "all":
+        assert len(rows) == min(length, sum(15 + 9 * k for k in range(len(names))))
+    elif until == "all":
         assert len(rows) == len(set(rows)) == sum(15 + 9 * k for k in range(len(names)))
     counted = dict.fromkeys(names, 0)
     for drawn, (name, _) in enumerate(rows[:15], start=1):  # before any part has ended

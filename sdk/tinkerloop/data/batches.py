@@ -31,8 +31,6 @@ _BLOCK = 4096  # positions of the shuffled order computed at a time: 1 us a row 
 class Batches(Protocol):
     """What the loop trains on: an iterator of batches that knows its position."""
 
-    def __iter__(self) -> Iterator[Sequence[tinker.Datum]]: ...
-
     def __next__(self) -> Sequence[tinker.Datum]:
         """The next batch; StopIteration after the last one."""
         ...
@@ -125,7 +123,7 @@ class RowBatches:
         epoch, start = self._epoch, self._row
         stop = min(start + self.batch_size, self.rows)
         numbers = self._numbers(epoch, start, stop)
-        batch = self._map(_fetch(self.examples, numbers), numbers, epoch)
+        batch = self._map(self._fetch(numbers, epoch), numbers, epoch)
         self._move_to(epoch, stop)  # only now: a batch that failed has not been handed out
         return batch
 
@@ -150,6 +148,10 @@ class RowBatches:
         identity: Cursor = {"kind": "rows", "rows": self.rows, "shuffle": self.shuffle}
         fingerprint = getattr(self.examples, "fingerprint", None)
         return identity if fingerprint is None else {**identity, "fingerprint": fingerprint}
+
+    def _fetch(self, numbers: list[int], epoch: int) -> list[Any]:
+        many = getattr(self.examples, "__getitems__", None)  # a Hugging Face dataset reads a batch in one go
+        return [self.examples[number] for number in numbers] if many is None else list(many(numbers))
 
     def _move_to(self, epoch: int, row: int) -> None:
         left = self.rows - row
@@ -234,8 +236,3 @@ def check_cursor(cursor: Any, identity: Cursor, counters: Sequence[str]) -> list
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise DataError(f"the cursor has {name}={value!r}, expected a count", remedy="the record is damaged")
     return [value for value in values if value is not None]
-
-
-def _fetch(examples: Sequence[Any], numbers: list[int]) -> list[Any]:
-    many = getattr(examples, "__getitems__", None)  # a Hugging Face dataset reads a batch in one go
-    return [examples[number] for number in numbers] if many is None else list(many(numbers))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from tinkerloop.data.conversations import Conversation, OnBad, Report
 from tinkerloop.data.messages import check_messages, check_tools
@@ -12,25 +15,24 @@ from tinkerloop.errors import DataError, DatumError, ImageError, RenderError, Ze
 if TYPE_CHECKING:
     import tinker
 
+    from tinkerloop.renderers import Renderer
+
 OnLong = Literal["error", "skip", "truncate"]
 
 
-class Renders(Protocol):
-    """The part of a renderer that makes training data."""
-
-    def build_supervised_example(self, messages: Any, train_on_what: Any = ..., **options: Any) -> Any: ...
-
-
 class Datums(list["tinker.Datum"]):
-    """Datums with a report on the conversations that did not become one. `truncated` counts the shortened ones."""
+    """Datums with a report on the conversations that did not become one."""
 
     report: Report
     truncated: int = 0
+    """How many were shortened."""
+    fingerprint: str = ""
+    """A hash of all tokens: a cursor is refused when the rows, the renderer or the tokenizer have changed."""
 
 
 def conversation_to_datum(
     messages: Sequence[Mapping[str, Any]],
-    renderer: Renders,
+    renderer: Renderer,
     max_length: int | None = None,
     train_on_what: Any = "all_assistant_messages",
     *,
@@ -47,7 +49,7 @@ def conversation_to_datum(
 
 def conversation_datums(
     conversations: Iterable[Conversation],
-    renderer: Renders,
+    renderer: Renderer,
     max_length: int | None = None,
     *,
     train_on_what: Any = "all_assistant_messages",
@@ -66,22 +68,23 @@ def conversation_datums(
     ):
         if value not in choices:
             raise DataError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    datums, report = Datums(), Report()
+    datums, report, digest = Datums(), Report(), hashlib.blake2b(digest_size=8)
     for conversation in conversations:
         try:
             example = _located(conversation, lambda c=conversation: _example(c, renderer, train_on_what))
-            length = example.model_input.length
+            length = len(example)
             too_long = max_length is not None and length > max_length
             if too_long and on_long != "truncate":
                 raise _TooLong(length, max_length, conversation)
             datums.append(_located(conversation, lambda e=example: e.to_datum(max_length=max_length)))
             datums.truncated += too_long
+            digest.update(np.asarray(example.tokens, dtype=np.int32))
         except DataError as error:
             if (on_long if isinstance(error, _TooLong) else on_bad) == "error":
                 raise
             report.skip(error)
     report.used = len(datums)
-    datums.report = report
+    datums.report, datums.fingerprint = report, digest.hexdigest()
     if not datums:
         raise DataError(f"no conversation became a datum: {report}")
     return datums
@@ -97,9 +100,10 @@ class _TooLong(DataError):
         )
 
 
-def _example(conversation: Conversation, renderer: Renders, train_on_what: Any) -> Any:
-    declared = {"tools": conversation.tools} if conversation.tools else {}
-    return renderer.build_supervised_example(conversation.messages, train_on_what=train_on_what, **declared)
+def _example(conversation: Conversation, renderer: Renderer, train_on_what: Any) -> Any:
+    return renderer.build_supervised_example(
+        conversation.messages, train_on_what=train_on_what, tools=conversation.tools
+    )
 
 
 def _located(conversation: Conversation, make: Callable[[], Any]) -> Any:

@@ -15,6 +15,7 @@ def mix(
     batch_size: int,
     *,
     until: str = "first",
+    length: int | None = None,
 ) -> MixedBatches:
     """Batches that interleave `parts` in the proportions of `weights`.
 
@@ -23,30 +24,36 @@ def mix(
     and no randomness is needed. Give the parts `batch_size=1` and a `shuffle` seed each; a mixed batch is then
     `batch_size` rows. A repeating part (`epochs=None`) never ends.
 
-    until: "first" ends when any part has ended; "all" goes on with the parts that are left. The last batch may hold
-    fewer rows.
+    until: "first" ends when any part has ended; "all" goes on with the parts that are left.
+    length: ends after so many draws in any case. The last batch may hold fewer rows.
     """
-    return MixedBatches(parts, weights, batch_size, until=until)
+    return MixedBatches(parts, weights, batch_size, until=until, length=length)
 
 
 class MixedBatches:
     """The batches of `mix()`."""
 
     def __init__(
-        self, parts: Mapping[str, Batches], weights: Mapping[str, float], batch_size: int, *, until: str = "first"
+        self,
+        parts: Mapping[str, Batches],
+        weights: Mapping[str, float],
+        batch_size: int,
+        *,
+        until: str = "first",
+        length: int | None = None,
     ):
         if not parts or set(parts) != set(weights):
             raise DataError(f"every part needs a weight: got parts {sorted(parts)}, weights {sorted(weights)}")
         for name, weight in weights.items():
             if not 0 < weight < float("inf"):
                 raise DataError(f"the weight of {name!r} must be positive, got {weight}")
-        if batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, got {batch_size}")
+        if batch_size < 1 or (length is not None and length < 1):
+            raise DataError(f"batch_size and length must be at least 1, got {batch_size=} and {length=}")
         if until not in ("first", "all"):
             raise DataError(f'until is "first" or "all", got {until!r}')
-        self.parts, self.batch_size, self.until = dict(parts), batch_size, until
+        self.parts, self.batch_size, self.until, self.length = dict(parts), batch_size, until, length
         self.weights = {name: float(weights[name]) for name in self.parts}
-        self._restart(dict.fromkeys(self.parts, 0), set())
+        self._restart(0, dict.fromkeys(self.parts, 0), set())
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -64,31 +71,40 @@ class MixedBatches:
 
     def _draw(self) -> list[Any]:
         batch: list[Any] = []
-        draws = 0
-        while draws < self.batch_size and (name := self._furthest_behind()):
+        end = self._drawn + self.batch_size
+        if self.length is not None:
+            end = min(end, self.length)
+        while self._drawn < end and (name := self._furthest_behind()):
             try:
                 batch.extend(next(self.parts[name]))
             except StopIteration:
                 self._end(name)
             else:
                 self._taken[name] += 1
-                draws += 1
+                self._drawn += 1
         return batch
 
     @property
     def cursor(self) -> Cursor:
         return {
             **self._identity(),
+            "drawn": self._drawn,
             "taken": dict(self._taken),
             "ended": sorted(self._ended),
             "parts": {name: part.cursor for name, part in self.parts.items()},
         }
 
     def seek(self, cursor: Any) -> None:
-        check_cursor(cursor, self._identity(), ())
+        (drawn,) = check_cursor(cursor, self._identity(), ("drawn",))
         for name, part in self.parts.items():
             part.seek(cursor["parts"][name])
-        self._restart(dict(cursor["taken"]), set(cursor["ended"]))
+        self._restart(drawn, dict(cursor["taken"]), set(cursor["ended"]))
+
+    def __len__(self) -> int:
+        """Batches from the start, known when `length` is given and no part ends before."""
+        if self.length is None:
+            raise TypeError("a mixture without length= has no length; say how many steps to run")
+        return -(-self.length // self.batch_size)
 
     def __str__(self) -> str:
         total = sum(self.weights.values())
@@ -97,8 +113,8 @@ class MixedBatches:
     def _identity(self) -> Cursor:
         return {"kind": "mix", "weights": self.weights, "until": self.until}
 
-    def _restart(self, taken: dict[str, int], ended: set[str]) -> None:
-        self._taken, self._ended = taken, ended
+    def _restart(self, drawn: int, taken: dict[str, int], ended: set[str]) -> None:
+        self._drawn, self._taken, self._ended = drawn, taken, ended
 
     def _end(self, name: str) -> None:
         self._ended.add(name)

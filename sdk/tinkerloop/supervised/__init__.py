@@ -1,0 +1,1 @@
+"""What a Cookbook user types for supervised fine-tuning, thin over the loop."""
