@@ -27,7 +27,7 @@ from tinkerloop.image_processing_utils import ImageProcessor, as_image_processor
 if TYPE_CHECKING:
     from tinker.types import ImageChunk
 
-__all__ = ["ImageProcessor", "get_image_processor", "image_chunk", "open_image"]
+__all__ = ["ImageProcessor", "get_image_processor", "image_chunk", "image_size", "open_image"]
 
 MAX_BYTES = 2_000_000
 """The hosted service refuses larger image files."""
@@ -83,7 +83,7 @@ def image_chunk(
     given = image if isinstance(image, tinker.types.ImageChunk) else None
     source = _read(given.data if given is not None else image, fetch)
 
-    picture = _open(source, max_pixels) if isinstance(source, bytes) else source
+    picture = _open(source) if isinstance(source, bytes) else source
     _check_pixels(picture.size, max_pixels)
     if isinstance(source, bytes) and len(source) <= max_bytes and _passes(picture, source):
         _check_complete(source)
@@ -107,9 +107,21 @@ def open_image(image: Any, *, fetch: Fetch | None = None, max_pixels: int = MAX_
         ImageError: as `image_chunk` does.
     """
     source = _read(image.data if isinstance(image, tinker.types.ImageChunk) else image, fetch)
-    picture = _open(source, max_pixels) if isinstance(source, bytes) else source
+    picture = _open(source) if isinstance(source, bytes) else source
     _check_pixels(picture.size, max_pixels)
     return _to_rgb(picture)
+
+
+def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of an image file as it is seen, upright; from its header.
+
+    Raises:
+        ImageError: no image, an empty one, or one of more than `max_pixels`.
+    """
+    picture = _open(data)
+    width, height = picture.size
+    _check_pixels((width, height), max_pixels)
+    return (height, width) if _orientation(picture) >= 5 else (width, height)
 
 
 # ---- sources
@@ -202,7 +214,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 # ---- opening and checking
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes) -> Image.Image:
     """Parse the header only."""
     if not data:
         raise ImageError("the image file is empty")

@@ -1,0 +1,144 @@
+"""Images for a vision-language model: from a chunk's bytes to patches, grids and positions.
+
+The pixels are those of transformers' own image processor (its PIL variant), computed with numpy and Pillow alone. A
+picture is decoded when its micro-batch runs, so a request holds files, not pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tinker.types import ImageChunk
+from torch import nn
+
+from tinkerloop.errors import DatumError, ImageError
+from tinkerloop.image_processing_utils import ImageProcessor, QwenImageProcessor, get_image_processor
+from tinkerloop.images import image_size, open_image
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a sequence: its file, and the grid of patches that the model makes of it."""
+
+    data: bytes
+    grid: tuple[int, int, int]  # patches over (time, height, width)
+    processor: ImageProcessor
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[1] * self.grid[2] // self.processor.merge_size**2
+
+    def patches(self) -> NDArray[np.float32]:
+        """(patches, channels * frames * side * side), in the order of the tokens they are merged into."""
+        return patchify(open_image(self.data), self.processor)
+
+
+@dataclass(frozen=True)
+class Vision:
+    """What one model does with images."""
+
+    processor: ImageProcessor
+    image_token: int
+    """Stands at every position of an image."""
+    reserved: frozenset[int]
+    """Ids that the model takes for images or videos wherever they stand."""
+
+    def read(self, chunk: ImageChunk) -> Picture:
+        """Check a chunk against what this model will make of it; only the file's header is parsed.
+
+        Raises:
+            DatumError: `expected_tokens` is not the number of tokens the image takes.
+            ImageError: no image, or one that the model cannot take.
+        """
+        width, height = image_size(chunk.data)
+        picture = Picture(chunk.data, self.processor.grid(width, height), self.processor)
+        if chunk.expected_tokens != picture.tokens:
+            raise DatumError(
+                f"an image of {width} x {height} pixels takes another number of tokens in this model: build the chunk "
+                "with tinkerloop.image_chunk",
+                field="expected_tokens",
+                expected=picture.tokens,
+                given=chunk.expected_tokens,
+            )
+        return picture
+
+    def positions(self, starts: Sequence[int], pictures: Sequence[Picture], length: int) -> NDArray[np.int64]:
+        """Rotary positions (3, length) over time, height and width, of pictures that start at `starts`.
+
+        Text counts up in all three alike; a picture's tokens share one time and spread over height and width, and the
+        text after it goes on from the largest (Qwen2-VL, arXiv:2409.12191, section 2.1).
+        """
+        found = np.empty((3, length), np.int64)
+        at = position = 0
+        for start, picture in zip(starts, pictures, strict=True):
+            found[:, at:start] = np.arange(position, position + start - at)
+            position += start - at
+            h, w = (side // self.processor.merge_size for side in picture.grid[1:])
+            at = start + h * w
+            found[:, start:at] = position + np.stack([np.zeros(h * w, np.int64), *np.indices((h, w)).reshape(2, -1)])
+            position += max(h, w)
+        found[:, at:] = np.arange(position, position + length - at)
+        return found
+
+
+def images_of(pictures: Sequence[Picture], device: torch.device) -> dict[str, torch.Tensor]:
+    """What a model's forward pass takes for these pictures, in the order of their tokens; nothing for none."""
+    if not pictures:
+        return {}
+    patches = np.concatenate([picture.patches() for picture in pictures])
+    return {
+        "pixel_values": torch.from_numpy(patches).to(device),  # (patches of all, D)
+        "image_grid_thw": torch.tensor([picture.grid for picture in pictures], device=device),  # (pictures, 3)
+    }
+
+
+def vision_of(name: str, module: nn.Module) -> Vision | None:
+    """What the model called `name` does with images, None if it takes none."""
+    config = cast(Any, module).config
+    image_token = getattr(config, "image_token_id", None)
+    if image_token is None or vision_tower(module) is None:
+        return None
+    try:
+        processor = get_image_processor(name)
+    except ImageError:
+        return None
+    tower = config.vision_config
+    sides = (tower.patch_size, getattr(tower, "spatial_merge_size", 2), getattr(tower, "temporal_patch_size", 2))
+    if not isinstance(processor, QwenImageProcessor) or sides != (
+        processor.patch_size,
+        processor.merge_size,
+        processor.temporal_patch_size,
+    ):
+        return None
+    names = ("image_token_id", "video_token_id")
+    return Vision(processor, image_token, frozenset(getattr(config, n) for n in names if getattr(config, n, None)))
+
+
+def vision_tower(module: nn.Module) -> str | None:
+    """The name of the submodule that looks at pixels."""
+    return next((name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] == "visual"), None)
+
+
+def patchify(image: Image.Image, processor: ImageProcessor) -> NDArray[np.float32]:
+    """Resize, scale to [0, 1], normalise, and cut into patches, (patches, 3 * frames * side * side).
+
+    Patches that are merged into one token are neighbours: the order is (token row, token column, row and column
+    within the token).
+    """
+    width, height = processor.resized(*image.size)
+    pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+    # float64 until it is scaled, as transformers does
+    values = (pixels.astype(np.float64) * (1 / 255)).astype(np.float32)  # (H, W, 3)
+    values = (values - np.array(processor.mean, np.float32)) / np.array(processor.std, np.float32)
+    side, merge = processor.patch_size, processor.merge_size
+    _, rows, columns = processor.grid(*image.size)
+    values = values.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
+    values = values.transpose(0, 3, 1, 4, 6, 2, 5)  # (token row, token column, row, column, 3, side, side)
+    values = values.reshape(rows * columns, 3, 1, side * side)
+    return np.repeat(values, processor.temporal_patch_size, axis=2).reshape(rows * columns, -1)
