@@ -4,8 +4,9 @@ from tinkerloop.local import ServiceClient
 client = ServiceClient(root="runs").create_lora_training_client("tiny", rank=8)
 """
 
+from tinkerloop.local.rest import RestClient
 from tinkerloop.local.sampling import SamplingClient
 from tinkerloop.local.service import ServiceClient
 from tinkerloop.local.training import TrainingClient
 
-__all__ = ["SamplingClient", "ServiceClient", "TrainingClient"]
+__all__ = ["RestClient", "SamplingClient", "ServiceClient", "TrainingClient"]

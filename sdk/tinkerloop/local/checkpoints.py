@@ -31,7 +31,6 @@ from tinkerloop.local.lora import ALPHA, LoraSpec
 
 Kind = Literal["weights", "sampler_weights"]
 KINDS: tuple[Kind, ...] = ("weights", "sampler_weights")
-PEFT_PREFIX = "base_model.model."
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 _RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
     "checkpoint.json",
@@ -54,7 +53,6 @@ class Record:
     user_metadata: dict[str, str] | None = None
     run_metadata: dict[str, str] | None = None
     size_bytes: int = 0
-    public: bool = False
 
     @property
     def expired(self) -> bool:
@@ -63,12 +61,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors of a checkpoint by name; `moments` is None for a sampler checkpoint."""
+    """What a checkpoint holds; `moments` is None for a sampler checkpoint."""
 
-    weights: dict[str, torch.Tensor]
-    moments: dict[str, dict[str, torch.Tensor]] | None = None
+    weights: Mapping[str, torch.Tensor]
+    """By their names in the file: PEFT's, or the model's own when every weight was trained."""
+    moments: Mapping[str, Mapping[str, torch.Tensor]] | None = None
     """ "exp_avg" and "exp_avg_sq", each by name."""
-    target_modules: list[str] = field(default_factory=list)
+    peft_targets: Mapping[str, list[str]] = field(default_factory=dict)
+    """PEFT's `target_modules` and `target_parameters`."""
 
 
 def parse(path: str) -> tuple[str, Kind, str]:
@@ -131,11 +131,9 @@ class Store:
         return record
 
     def load_weights(self, path: str) -> dict[str, torch.Tensor]:
+        """The weights by their names in the file."""
         folder = self._folder(path)
-        if (folder / _FULL).exists():
-            return load_file(folder / _FULL)
-        named = load_file(folder / _ADAPTER)
-        return {_own_name(name): tensor for name, tensor in named.items()}
+        return load_file(folder / (_FULL if (folder / _FULL).exists() else _ADAPTER))
 
     def load_moments(self, path: str) -> dict[str, dict[str, torch.Tensor]]:
         """Adam's moments; NotFoundError if the checkpoint has none (never a partial resume)."""
@@ -160,6 +158,17 @@ class Store:
         os.replace(folder, doomed)
         shutil.rmtree(doomed)
 
+    def copy(self, path: str, new_path: str, *, expires_at: str | None) -> Record:
+        """The same checkpoint under a new path."""
+        record = Record(**{**self.read(path).__dict__, "path": new_path, "expires_at": expires_at})
+        scratch = self.root / f".writing-{uuid.uuid4().hex}"
+        shutil.copytree(self._folder(path), scratch)
+        _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+        folder = self._folder(new_path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _swap(scratch, folder)
+        return record
+
     def update(self, path: str, **changes: Any) -> Record:
         """Replace fields of a checkpoint's record."""
         record = Record(**{**self.read(path).__dict__, **changes})
@@ -178,6 +187,10 @@ class Store:
                 found.append(record)
         return iter(sorted(found, key=lambda record: record.time))
 
+    def run_folder(self, run: str) -> Path:
+        """The folder that holds a run's checkpoints; it may not exist yet."""
+        return self.root / _on_disk(run)
+
     def _folder(self, path: str) -> Path:
         run, kind, name = parse(path)
         folder = self.root / _on_disk(run) / kind / name
@@ -185,6 +198,11 @@ class Store:
         if not folder.exists() and backup.exists():  # a save was killed between its two renames
             os.replace(backup, folder)
         return folder
+
+
+def default_root() -> Path:
+    """Where checkpoints go when nobody says where."""
+    return Path.home() / ".tinkerloop"
 
 
 def expiry(ttl_seconds: int | None) -> str | None:
@@ -196,7 +214,7 @@ def expiry(ttl_seconds: int | None) -> str | None:
     return (datetime.now(UTC) + timedelta(seconds=ttl_seconds)).isoformat()
 
 
-def peft_config(record: Record, target_modules: list[str]) -> dict[str, Any]:
+def peft_config(record: Record, targets: Mapping[str, list[str]]) -> dict[str, Any]:
     """The adapter_config.json that makes PEFT compute what the engine computes."""
     return {
         "peft_type": "LORA",
@@ -205,9 +223,9 @@ def peft_config(record: Record, target_modules: list[str]) -> dict[str, Any]:
         "r": record.lora.rank,
         "lora_alpha": ALPHA,
         "lora_dropout": 0.0,
-        "target_modules": target_modules,
         "bias": "none",
         "inference_mode": True,
+        **targets,
     }
 
 
@@ -221,14 +239,6 @@ def _on_disk(run: str) -> str:
     return run.replace(":", "_")
 
 
-def _peft_name(name: str) -> str:
-    return f"{PEFT_PREFIX}{name}.weight"
-
-
-def _own_name(peft_name: str) -> str:
-    return peft_name.removeprefix(PEFT_PREFIX).removesuffix(".weight")
-
-
 def _write_tensors(folder: Path, record: Record, contents: Contents) -> None:
     def on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # Cloned: the tensors are views of one vector, and safetensors refuses shared storage.
@@ -237,9 +247,8 @@ def _write_tensors(folder: Path, record: Record, contents: Contents) -> None:
     if record.lora.rank == 0:
         save_file(on_cpu(contents.weights), folder / _FULL, metadata={"format": "pt"})
     else:
-        named = {_peft_name(name): tensor for name, tensor in on_cpu(contents.weights).items()}
-        save_file(named, folder / _ADAPTER, metadata={"format": "pt"})
-        _write_json(folder / "adapter_config.json", peft_config(record, contents.target_modules))
+        save_file(on_cpu(contents.weights), folder / _ADAPTER, metadata={"format": "pt"})
+        _write_json(folder / "adapter_config.json", peft_config(record, contents.peft_targets))
     if contents.moments is not None:
         flat = {f"{kind}.{name}": t for kind, named in contents.moments.items() for name, t in named.items()}
         save_file(on_cpu(flat), folder / _OPTIMIZER)

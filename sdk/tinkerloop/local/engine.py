@@ -9,9 +9,8 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import tinker
@@ -19,7 +18,8 @@ import torch
 
 from tinkerloop.local import checkpoints, model
 from tinkerloop.local.checkpoints import Contents, Kind, Record, Store
-from tinkerloop.local.futures import bad_request, user_error
+from tinkerloop.local.custom import CustomLoss, custom_weights
+from tinkerloop.local.futures import Verbatim, bad_request, user_error
 from tinkerloop.local.inputs import Example
 from tinkerloop.local.lora import LoraSpec
 from tinkerloop.local.model import Model
@@ -40,6 +40,14 @@ class Run:
     user_metadata: dict[str, str] | None = None
     requests: int = 0
     """How many requests have been executed; load_state must be the first."""
+    poisoned: bool = False
+    """The caller's own code failed inside a request: what was queued behind it must not be executed."""
+
+    def begin(self) -> None:
+        """Count a request."""
+        if self.poisoned:
+            raise Verbatim(RuntimeError("A previous request failed; this TrainingClient is poisoned. Create a new one"))
+        self.requests += 1
 
 
 @dataclass
@@ -59,20 +67,20 @@ class Engine:
     store: Store
     device: torch.device
     dtype: torch.dtype
-    token_budget: int
-    skip_zero_weight: bool
+    token_budget: int = 2048
+    skip_zero_weight: bool = False
     worker: Worker = field(default_factory=lambda: Worker("tinkerloop-engine"))
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
     runs: dict[str, Run] = field(default_factory=dict)
-    _models: dict[str, Model] = field(default_factory=dict)
+    models: dict[str, Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.worker.abandon)  # also at interpreter exit
 
     def model(self, name: str) -> Model:
-        if name not in self._models:
-            self._models[name] = model.load(name, self.device, self.dtype)
-        return self._models[name]
+        if name not in self.models:
+            self.models[name] = model.load(name, self.device, self.dtype)
+        return self.models[name]
 
     def create_run(self, base_model: str, spec: LoraSpec, user_metadata: Mapping[str, str] | None = None) -> Run:
         base = self.model(base_model)
@@ -103,11 +111,11 @@ class Engine:
         if record.base_model != run.model.name or record.lora != _like(run.spec, record.lora):
             raise bad_request(f"{path} holds {record.base_model} {record.lora}, this client has {run.spec}")
         self._load(run, record, optimizer)
-        run.requests += 1
+        run.begin()
         return tinker.types.LoadWeightsResponse(path=path, model_id=run.id, type="load_weights")
 
     def run_pass(self, run: Run, examples: Sequence[Example], work: Pass) -> tinker.ForwardBackwardOutput:
-        run.requests += 1
+        run.begin()
         state = run.state
         if not work.backward:
             run.model.bind(run.spec, state.weights, None)
@@ -121,7 +129,7 @@ class Engine:
         return output
 
     def optim_step(self, run: Run, params: tinker.AdamParams) -> tinker.OptimStepResponse:
-        run.requests += 1
+        run.begin()
         if not run.state.pending:
             warnings.warn("optim_step without a forward_backward since the last: Adam steps on zeros", stacklevel=2)
         return tinker.OptimStepResponse(metrics=adam_step(run.state, params))
@@ -135,7 +143,7 @@ class Engine:
         overwrite: bool,
         user_metadata: Mapping[str, str] | None,
     ) -> str:
-        run.requests += 1
+        run.begin()
         path = f"tinker://{run.id}/{kind}/{name}"
         try:
             checkpoints.parse(path)
@@ -159,13 +167,15 @@ class Engine:
             user_metadata=None if user_metadata is None else dict(user_metadata),
             run_metadata=run.user_metadata,
         )
-        modules = run.model.peft_targets(run.spec)
-        self.store.save(record, Contents(state.weights.named, moments, modules), overwrite=overwrite)
+        names = run.model.file_names(run.spec)
+        weights = {names[name]: tensor for name, tensor in state.weights.named.items()}
+        targets = run.model.peft_targets(run.spec)
+        self.store.save(record, Contents(weights, moments, targets), overwrite=overwrite)
         return path
 
     def snapshot(self, run: Run, sampler: Sampler) -> None:
         """Give `sampler` the weights as they are now."""
-        run.requests += 1
+        run.begin()
         sampler.weights = run.state.weights.snapshot()
 
     def create_sampler(self, path: str | None, base_model: str | None) -> Sampler:
@@ -179,16 +189,36 @@ class Engine:
             raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
         base = self.model(record.base_model)
         weights = base.new_weights(record.lora)
-        _fill(weights.named, self.store.load_weights(path), path)
+        self._fill_weights(base, weights, record)
         return Sampler(base, record.lora, weights, path)
 
     def apply(self, run: Run, function: Callable[[TrainState], Any]) -> Any:
         """Call `function` on the run's state; whatever it changed counts from here on."""
-        run.requests += 1
+        run.begin()
         try:
             return function(run.state)
+        except BaseException as error:
+            run.poisoned = True
+            raise Verbatim(error) from error
         finally:
             run.state.weights.touch()
+
+    def run_custom(
+        self, run: Run, data: Sequence[tinker.Datum], examples: Sequence[Example], work: Pass, function: CustomLoss
+    ) -> tinker.ForwardBackwardOutput:
+        """forward, the caller's loss and its gradient, then cross_entropy with weights -dL/dlogprob."""
+        run.model.bind(run.spec, run.state.weights, None)
+        found = run_pass(run.model, examples, replace(work, backward=False)).loss_fn_outputs
+        try:
+            total, metrics, weights = custom_weights(function, data, [output["logprobs"] for output in found])
+        except BaseException as error:
+            run.poisoned = True
+            raise Verbatim(error) from error
+        weighted = [replace(e, inputs={"weights": w}) for e, w in zip(examples, weights, strict=True)]
+        output = self.run_pass(run, weighted, work)
+        surrogate = output.metrics["loss:sum"]
+        output.metrics.update({**metrics, "loss:sum": total, "surrogate_loss:sum": surrogate})
+        return output
 
     def _training_record(self, path: str) -> Record:
         record = self.store.read(path)
@@ -196,19 +226,20 @@ class Engine:
             raise bad_request(f"{path} is a sampler checkpoint: only a save_state path can be trained further")
         return record
 
+    def _fill_weights(self, base: Model, weights: Weights, record: Record) -> None:
+        names = base.file_names(record.lora)
+        expected = {names[name]: tensor for name, tensor in weights.named.items()}
+        _fill(expected, self.store.load_weights(record.path), record.path)
+        weights.touch()
+
     def _load(self, run: Run, record: Record, optimizer: bool) -> None:
         state, layout = run.state, run.state.weights.layout
-        _fill(state.weights.named, self.store.load_weights(record.path), record.path)
-        state.weights.touch()
+        self._fill_weights(run.model, state.weights, record)
         if optimizer:
             moments = self.store.load_moments(record.path)
             _fill(layout.views(state.exp_avg), moments["exp_avg"], record.path)
             _fill(layout.views(state.exp_avg_sq), moments["exp_avg_sq"], record.path)
             state.step = record.step
-
-
-def default_root() -> Path:
-    return Path.home() / ".tinkerloop"
 
 
 def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:

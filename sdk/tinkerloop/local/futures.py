@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from typing import TypeVar
 
 import httpx
@@ -17,8 +18,24 @@ from tinker.types import RequestErrorCategory
 T = TypeVar("T")
 
 
+WORKERS: set[int] = set()
+"""Identifiers of the threads that execute requests."""
+
+
+class Verbatim(Exception):
+    """Carries an error of the caller's own code, to be raised as it is."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+
 class Future(concurrent.futures.Future[T], tinker.APIFuture[T]):
     """The answer to a request; `.result()` and `await` give it or raise the request's error."""
+
+    def result(self, timeout: float | None = None) -> T:
+        if not self.done() and threading.get_ident() in WORKERS:
+            raise RuntimeError("code that runs inside a request cannot wait for another request")
+        return super().result(timeout)
 
     async def result_async(self, timeout: float | None = None) -> T:
         async with asyncio.timeout(timeout):

@@ -1,8 +1,8 @@
 """From hidden states to log-probabilities of targets, and back, without ever holding all logits.
 
-Rows (positions) are taken a chunk at a time, a chunk being whole datums or a part of one: logits, log-softmax, the loss's gradient with respect to the
-log-probabilities, the gradient of the logits, and from it that of the hidden states and of the adapter. So memory does
-not grow with positions x vocabulary, and nothing is computed twice.
+Rows (positions) are taken a chunk at a time, a chunk being whole datums or a part of one: logits, log-softmax, the
+loss's gradient with respect to the log-probabilities, the gradient of the logits, and from it that of the hidden states
+and of the adapter. So memory does not grow with positions x vocabulary, and nothing is computed twice.
 """
 
 from __future__ import annotations

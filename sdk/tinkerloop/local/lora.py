@@ -92,6 +92,10 @@ class LoRALinear(nn.Linear):
         wrapped.weight, wrapped.bias = linear.weight, linear.bias
         return wrapped
 
+    def shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The shapes of A and B."""
+        return (rank, self.in_features), (self.out_features, rank)
+
     def bind(
         self,
         a: torch.Tensor,
@@ -180,15 +184,6 @@ class _Adapted(torch.autograd.Function):
         x, x_a = ctx.saved_tensors
         grad_x = ctx.layer.product_backward(grad_y, x, x_a, ctx.segments, need_x=ctx.needs_input_grad[0])
         return grad_x, None, None
-
-
-def adapter_shapes(layers: Mapping[str, LoRALinear], rank: int) -> dict[str, tuple[int, ...]]:
-    """Names (PEFT's, without its prefix) and shapes of the adapter tensors of these layers."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, layer in layers.items():
-        shapes[f"{name}.lora_A"] = (rank, layer.in_features)
-        shapes[f"{name}.lora_B"] = (layer.out_features, rank)
-    return shapes
 
 
 def initialise(named: Mapping[str, torch.Tensor], seed: int) -> None:

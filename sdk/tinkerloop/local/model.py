@@ -11,11 +11,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tinkerloop.local import attention
+from tinkerloop.local.experts import ExpertWeights
 from tinkerloop.local.futures import bad_request
 from tinkerloop.local.head import Head
 from tinkerloop.local.inputs import Batch
-from tinkerloop.local.lora import LoRALinear, LoraSpec, adapter_shapes, initialise
+from tinkerloop.local.lora import LoRALinear, LoraSpec, initialise
 from tinkerloop.local.parameters import Layout, Weights
+
+Layer = LoRALinear | ExpertWeights
 
 TINY = "tiny"
 """The name of the built-in model, which is made from code."""
@@ -37,7 +40,7 @@ class Model:
         config = module.config.get_text_config()
         self.vocab_size: int = config.vocab_size
         self.max_length: int = config.max_position_embeddings
-        self.layers, self.kinds = _wrap_linears(module)
+        self.layers, self.kinds = _adaptable(module)
         output = module.get_output_embeddings()
         if not isinstance(output, LoRALinear):
             raise NotImplementedError(f"{name}: the output layer is a {type(output).__name__}, not a linear layer")
@@ -50,7 +53,7 @@ class Model:
         self._base: dict[str, torch.Tensor] = {}
         self._check_own_forward()
 
-    def trained_layers(self, spec: LoraSpec) -> dict[str, LoRALinear]:
+    def trained_layers(self, spec: LoraSpec) -> dict[str, Layer]:
         return {name: layer for name, layer in self.layers.items() if spec.covers(self.kinds[name])}
 
     def new_weights(self, spec: LoraSpec) -> Weights:
@@ -70,15 +73,43 @@ class Model:
             if self.dtype != torch.float32:
                 raise bad_request("rank=0 (training every weight) needs dtype=float32")
             return Layout({name: tuple(p.shape) for name, p in self.module.named_parameters()})
-        return Layout(adapter_shapes(self.trained_layers(spec), spec.rank))
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, layer in self.trained_layers(spec).items():
+            shapes[f"{name}.lora_A"], shapes[f"{name}.lora_B"] = layer.shapes(spec.rank)
+        return Layout(shapes)
 
-    def peft_targets(self, spec: LoraSpec) -> list[str]:
-        """PEFT's `target_modules`: the layers' last names where those mean exactly these layers, else full names."""
-        trained = list(self.trained_layers(spec))
-        leaves = {name.rsplit(".", 1)[-1] for name in trained}
-        linears = [name for name, module in self.module.named_modules() if isinstance(module, nn.Linear)]
-        meant = [name for name in linears if name.rsplit(".", 1)[-1] in leaves]
-        return sorted(leaves) if meant == trained else trained
+    def peft_targets(self, spec: LoraSpec) -> dict[str, list[str]]:
+        """PEFT's names for what `spec` adapts.
+
+        Linear layers by their last names where those mean exactly these layers, else by full name.
+        """
+        trained = self.trained_layers(spec)
+        linears = [name for name, layer in trained.items() if isinstance(layer, LoRALinear)]
+        leaves = {name.rsplit(".", 1)[-1] for name in linears}
+        all_linears = [name for name, module in self.module.named_modules() if isinstance(module, nn.Linear)]
+        exact = [name for name in all_linears if name.rsplit(".", 1)[-1] in leaves] == linears
+        targets = {"target_modules": sorted(leaves) if exact else linears}
+        stacked = [name for name, layer in trained.items() if isinstance(layer, ExpertWeights)]
+        return {**targets, "target_parameters": stacked} if stacked else targets
+
+    def file_names(self, spec: LoraSpec) -> dict[str, str]:
+        """Our names of the trained tensors -> their names in a checkpoint, which are PEFT's.
+
+        PEFT wraps a module once for each of its stacked parameters, the last one outermost.
+        """
+        if spec.rank == 0:
+            return {name: name for name, _ in self.module.named_parameters()}
+        names: dict[str, str] = {}
+        trained = self.trained_layers(spec)
+        for name, layer in trained.items():
+            place = name
+            if isinstance(layer, ExpertWeights):
+                place = name.rsplit(".", 1)[0]
+                siblings = [n for n in trained if n.rsplit(".", 1)[0] == place]
+                place += ".base_layer" * (len(siblings) - 1 - siblings.index(name))
+            for part in ("lora_A", "lora_B"):
+                names[f"{name}.{part}"] = f"base_model.model.{place}.{part}.weight"
+        return names
 
     def bind(
         self, spec: LoraSpec | None, weights: Weights | None, gradients: Mapping[str, torch.Tensor] | None
@@ -166,20 +197,27 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     return Model(name, cast(nn.Module, module).to(device), tokenizer)
 
 
-def _wrap_linears(module: PreTrainedModel) -> tuple[dict[str, LoRALinear], dict[str, str]]:
-    """Replace every adaptable linear layer by a LoRALinear; name -> layer and name -> kind, in the model's order."""
+def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Every layer that can carry an adapter, name -> layer and name -> kind, in the model's order.
+
+    Linear layers are replaced by LoRALinear ones that share their weights; stacked experts are found by their shape.
+    """
     output = module.get_output_embeddings()
-    layers: dict[str, LoRALinear] = {}
+    layers: dict[str, Layer] = {}
     kinds: dict[str, str] = {}
-    for name, linear in list(module.named_modules()):
-        if not isinstance(linear, nn.Linear):
-            continue
-        kind = "unembed" if linear is output else _kind(name)
-        if kind is None:
-            continue
-        wrapped = LoRALinear.wrap(linear)
-        module.set_submodule(name, wrapped)
-        layers[name], kinds[name] = wrapped, kind
+    for name, part in list(module.named_modules()):
+        if isinstance(part, nn.Linear):
+            kind = "unembed" if part is output else _kind(name)
+            if kind is None:
+                continue
+            wrapped = LoRALinear.wrap(part)
+            module.set_submodule(name, wrapped)
+            layers[name], kinds[name] = wrapped, kind
+        elif name.rsplit(".", 1)[-1] == "experts":
+            for attribute, parameter in part.named_parameters(recurse=False):
+                if parameter.ndim == 3:
+                    layers[f"{name}.{attribute}"] = ExpertWeights(part, attribute)
+                    kinds[f"{name}.{attribute}"] = "mlp"
     return layers, kinds
 
 

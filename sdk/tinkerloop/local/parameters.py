@@ -1,8 +1,8 @@
 """The numbers one client trains, each kind in one flat vector.
 
-Weights and moments are float32 vectors, gradients float64 ones, with a view per named tensor. One vector makes the optimizer a
-handful of operations whatever the number of tensors, a snapshot one copy, and a failed request harmless: it only ever
-wrote to `scratch`, which is added to the gradient when everything has succeeded.
+Weights and moments are float32 vectors, gradients float64 ones, with a view per named tensor. One vector makes the
+optimizer a handful of operations whatever the number of tensors, a snapshot one copy, and a failed request harmless:
+it only ever wrote to `scratch`, which is added to the gradient when everything has succeeded.
 """
 
 from __future__ import annotations

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tinker
+import torch
 from numpy.typing import NDArray
 from tinker.types import SampledSequence, SampleResponse, SamplingParams
 from tinker.types.topk_logprobs import TopkLogprobs
 from transformers import PreTrainedTokenizerBase
 
+from tinkerloop.local.checkpoints import Store
 from tinkerloop.local.decode import Continuation, Request, generate, score_prompt
 from tinkerloop.local.engine import Engine, Sampler
 from tinkerloop.local.futures import Future, failed, user_error
@@ -21,6 +26,7 @@ from tinkerloop.local.inputs import read_prompt
 from tinkerloop.local.model import Model
 from tinkerloop.local.resolved import Resolved
 from tinkerloop.local.twins import awaited, queued
+from tinkerloop.local.unsupported import refuse, refuse_option
 
 MAX_TOPK = 20
 TOPK_FILL = (0, -99999.0)
@@ -44,6 +50,7 @@ class _Call:
     scores: PromptScores
 
 
+@refuse
 class SamplingClient(Resolved):
     """Samples from one fixed set of weights. Calls are independent; those that wait are computed together."""
 
@@ -67,8 +74,7 @@ class SamplingClient(Resolved):
         The stop token is part of the tokens. `stop=None` stops at the model's end-of-sequence tokens, `stop=[]`
         never; given stops replace the default ones. Log-probabilities are at temperature 1, before top-k and top-p.
         """
-        if prompt_alt_tokens_k:
-            raise NotImplementedError("the embedded engine does not support prompt_alt_tokens_k")
+        refuse_option(prompt_alt_tokens_k > 0, "prompt_alt_tokens_k > 0")
         if prompt_logprobs_last_n is not None and not (prompt_logprobs_last_n >= 1 and include_prompt_logprobs):
             raise ValueError("prompt_logprobs_last_n must be >= 1 and needs include_prompt_logprobs=True")
         try:
@@ -106,6 +112,38 @@ class SamplingClient(Resolved):
 
     get_base_model_async = queued(get_base_model)
 
+    def get_telemetry(self) -> None:
+        """There is none."""
+
+    def get_sampler_handle(self) -> str:
+        """A text from which another process opens the same weights: those of a saved checkpoint or a base model."""
+        engine, sampler = self._engine, self._sampler
+        if sampler.spec is not None and sampler.path is None:
+            raise NotImplementedError(
+                "an unsaved snapshot lives in this process alone: use save_weights_for_sampler and its path"
+            )
+        fields = {
+            "root": str(engine.store.root),
+            "device": str(engine.device),
+            "dtype": str(engine.dtype).removeprefix("torch."),
+            "model_path": sampler.path,
+            "base_model": sampler.model.name,
+        }
+        return json.dumps(fields)
+
+    @staticmethod
+    def from_sampler_handle(handle: str, *, api_key: str | None = None) -> SamplingClient:
+        """Open what `get_sampler_handle` named."""
+        fields = json.loads(handle)
+        engine = _engine_for(fields["root"], fields["device"], fields["dtype"])
+        model_path, base_model = fields["model_path"], fields["base_model"]
+        return SamplingClient(
+            engine, engine.worker.submit(lambda: engine.create_sampler(model_path, base_model)).result()
+        )
+
+    def __reduce__(self):
+        return SamplingClient.from_sampler_handle, (self.get_sampler_handle(),)
+
     def _read(self, prompt: tinker.ModelInput) -> NDArray[np.int64]:
         return read_prompt(prompt, self._sampler.model.vocab_size, self._sampler.model.max_length)
 
@@ -139,6 +177,12 @@ class SamplingClient(Resolved):
     def _submit(self, call: _Call) -> Future[Any]:
         engine, sampler = self._engine, self._sampler
         return engine.worker.submit_grouped(id(sampler), call, lambda calls: _answer(sampler, calls))
+
+
+@functools.cache
+def _engine_for(root: str, device: str, dtype: str) -> Engine:
+    """One engine for all handles of the same kind in this process."""
+    return Engine(Store(Path(root)), torch.device(device), getattr(torch, dtype))
 
 
 def _answer(sampler: Sampler, calls: Sequence[_Call]) -> list[Any]:

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import tinker
 import torch
 
-from tinkerloop.local.checkpoints import Store
-from tinkerloop.local.engine import Engine, default_root
+from tinkerloop.local.checkpoints import Store, default_root
+from tinkerloop.local.custom import loss_handles
+from tinkerloop.local.engine import Engine
 from tinkerloop.local.futures import Future, bad_request
 from tinkerloop.local.lora import LoraSpec
+from tinkerloop.local.model import TINY
+from tinkerloop.local.rest import RestClient
 from tinkerloop.local.sampling import SamplingClient
 from tinkerloop.local.training import TrainingClient
 from tinkerloop.local.twins import in_thread
+from tinkerloop.local.unsupported import refuse, refuse_option
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
-"""Tokens of one micro-batch by device type. Part of the arithmetic: another value changes the rounding of sums."""
+"""Tokens of one micro-batch by device type."""
+CloseStatus = Literal["success", "errored", "interrupted"]
 
 
+@refuse
 class ServiceClient:
     """Training and sampling clients on models in this process.
 
     Args:
         root: the folder that `tinker://` paths mean; ~/.tinkerloop by default.
-        device: "cuda" if there is one, else "cpu", by default.
-        dtype: of the frozen base; float32 on the CPU and bfloat16 on CUDA by default. Adapters are float32.
+        device: by default "cuda" if there is one, else "cpu".
+        dtype: of the frozen base; by default float32 on the CPU and bfloat16 on CUDA. Adapters are float32.
         skip_zero_weight: do not compute the log-probabilities of cross_entropy positions whose weight is 0; they are
             reported as 0. Faster training; off by default, because Tinker reports every position.
         token_budget: the tokens of a micro-batch (TOKEN_BUDGET by default): memory against speed.
+        user_metadata: attached to every training run; a client's own is merged over it.
+        project_id, display_name: taken for compatibility; projects belong to the hosted service.
+        base_url, api_key, default_headers_overrides: must be None: there is no server.
     """
 
     def __init__(
@@ -42,7 +51,15 @@ class ServiceClient:
         *,
         skip_zero_weight: bool = False,
         token_budget: int | None = None,
+        user_metadata: dict[str, str] | None = None,
+        project_id: str | None = None,
+        display_name: str | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        default_headers_overrides: Mapping[str, str] | None = None,
     ):
+        remote = (base_url, api_key, default_headers_overrides) != (None, None, None)
+        refuse_option(remote, "ServiceClient(base_url=...), (api_key=...)")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(device)
@@ -50,7 +67,9 @@ class ServiceClient:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         elif isinstance(dtype, str):
             dtype = getattr(torch, dtype)
-        assert isinstance(dtype, torch.dtype)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
+        self._user_metadata = user_metadata
         self._engine = Engine(
             store=Store(default_root() if root is None else Path(root).expanduser().absolute()),
             device=device,
@@ -58,6 +77,8 @@ class ServiceClient:
             token_budget=token_budget or TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"]),
             skip_zero_weight=skip_zero_weight,
         )
+
+    # -- training clients ----------------------------------------------------------------------------------------
 
     def create_lora_training_client(
         self,
@@ -72,13 +93,16 @@ class ServiceClient:
     ) -> TrainingClient:
         """A client that trains a fresh adapter; `rank=0` trains a copy of every weight instead.
 
-        `seed=None` means 0: the same calls give the same numbers.
+        `base_model` is "tiny" (built in), a folder or a hub name. `seed=None` means 0: the same calls give the same
+        numbers.
         """
-        return self._client(
-            self._create_run(
-                base_model, rank, seed, train_mlp, train_attn, train_unembed, user_metadata, optimizer
-            ).result()
-        )
+        assert train_mlp or train_attn or train_unembed, "train_mlp, train_attn or train_unembed must be true"
+        _check_optimizer(optimizer)
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+            raise bad_request(f"rank must be a positive integer (or 0 to train every weight), got {rank!r}")
+        spec = LoraSpec(rank, 0 if seed is None else seed, train_mlp, train_attn, train_unembed)
+        metadata = self._merged(user_metadata)
+        return self._train(lambda engine: engine.create_run(base_model, spec, metadata))
 
     def create_training_client_from_state(
         self,
@@ -89,8 +113,10 @@ class ServiceClient:
         optimizer: Any = None,
     ) -> TrainingClient:
         """A client that starts from a checkpoint's weights with a fresh optimizer."""
+        refuse_option(weights_access_token is not None, "weights_access_token")
         _check_optimizer(optimizer)
-        return self._client(self._create_run_from(path, base_model, False, user_metadata).result())
+        metadata = self._merged(user_metadata)
+        return self._train(lambda engine: engine.create_run_from(path, base_model, False, metadata))
 
     def create_training_client_from_state_with_optimizer(
         self,
@@ -100,7 +126,17 @@ class ServiceClient:
         weights_access_token: str | None = None,
     ) -> TrainingClient:
         """A client that continues a checkpoint exactly: weights, Adam's moments, step count."""
-        return self._client(self._create_run_from(path, base_model, True, user_metadata).result())
+        refuse_option(weights_access_token is not None, "weights_access_token")
+        metadata = self._merged(user_metadata)
+        return self._train(lambda engine: engine.create_run_from(path, base_model, True, metadata))
+
+    def create_custom_loss(self, fn: Callable[..., Any], input_ranks: Mapping[str, Literal[0, 1, 2]]) -> Future[Any]:
+        """Trace a per-datum loss into a LossHandle for `forward_backward_custom`; ValueError if it cannot be."""
+        future: Future[Any] = Future()
+        future.set_result(loss_handles().trace_loss(fn, input_ranks, self._engine.session))
+        return future
+
+    # -- sampling clients ----------------------------------------------------------------------------------------
 
     def create_sampling_client(
         self,
@@ -110,54 +146,76 @@ class ServiceClient:
         record_stability_info: bool = False,
     ) -> SamplingClient:
         """A client that samples from a sampler checkpoint, or from a base model as it is."""
-        return SamplingClient(self._engine, self._create_sampler(model_path, base_model).result())
-
-    create_lora_training_client_async = in_thread(create_lora_training_client)
-    create_training_client_from_state_async = in_thread(create_training_client_from_state)
-    create_training_client_from_state_with_optimizer_async = in_thread(create_training_client_from_state_with_optimizer)
-    create_sampling_client_async = in_thread(create_sampling_client)
-
-    def close(self) -> None:
-        """Finish what is queued and end the worker thread."""
-        self._engine.worker.stop()
-
-    def _client(self, run: Any) -> TrainingClient:
-        return TrainingClient(self._engine, run)
-
-    def _create_run(
-        self,
-        base_model: str,
-        rank: int,
-        seed: int | None,
-        train_mlp: bool,
-        train_attn: bool,
-        train_unembed: bool,
-        user_metadata: Mapping[str, str] | None,
-        optimizer: Any,
-    ) -> Future:
-        assert train_mlp or train_attn or train_unembed, "train_mlp, train_attn or train_unembed must be true"
-        _check_optimizer(optimizer)
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise bad_request(f"rank must be a positive integer (or 0 to train every weight), got {rank!r}")
-        spec = LoraSpec(rank, 0 if seed is None else seed, train_mlp, train_attn, train_unembed)
-        engine = self._engine
-        return engine.worker.submit(lambda: engine.create_run(base_model, spec, user_metadata))
-
-    def _create_run_from(
-        self, path: str, base_model: str | None, optimizer: bool, user_metadata: Mapping[str, str] | None
-    ) -> Future:
-        engine = self._engine
-        return engine.worker.submit(lambda: engine.create_run_from(path, base_model, optimizer, user_metadata))
-
-    def _create_sampler(self, model_path: str | None, base_model: str | None) -> Future:
+        refuse_option(record_stability_info, "record_stability_info=True")
         if model_path is None and base_model is None:
             raise ValueError("Either model_path or base_model must be provided")
         if model_path is not None and not model_path.startswith("tinker://"):
             raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
         engine = self._engine
-        return engine.worker.submit(lambda: engine.create_sampler(model_path, base_model))
+        sampler = engine.worker.submit(lambda: engine.create_sampler(model_path, base_model)).result()
+        return SamplingClient(engine, sampler)
+
+    # -- the service itself --------------------------------------------------------------------------------------
+
+    def create_rest_client(self) -> RestClient:
+        """The checkpoints under this root."""
+        return RestClient(self._engine.store.root, models=self._supported_models())
+
+    def get_server_capabilities(self) -> tinker.types.GetServerCapabilitiesResponse:
+        """The models that are loaded, and the built-in one; any other folder or hub name can be loaded too."""
+        return tinker.types.GetServerCapabilitiesResponse(supported_models=self._supported_models())
+
+    def copy_weights(
+        self, path: str, *, ttl_seconds: int | None = None, weights_access_token: str | None = None
+    ) -> Future[str]:
+        """Copy a checkpoint to a new run; the new path."""
+        rest = self.create_rest_client()
+        return rest.copy_weights(path, ttl_seconds=ttl_seconds, weights_access_token=weights_access_token)
+
+    def get_console_url(self) -> str:
+        """The root folder."""
+        return self._engine.store.root.as_uri()
+
+    def get_telemetry(self) -> None:
+        """There is none."""
+
+    def close(self, status: CloseStatus, detail: str | None = None) -> Future[None]:
+        """Finish what is queued and end the engine's thread."""
+        future: Future[None] = Future()
+        self._engine.worker.stop()
+        future.set_result(None)
+        return future
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        self.close("success" if kind is None else "interrupted" if interrupted else "errored")
+
+    create_lora_training_client_async = in_thread(create_lora_training_client)
+    create_training_client_from_state_async = in_thread(create_training_client_from_state)
+    create_training_client_from_state_with_optimizer_async = in_thread(create_training_client_from_state_with_optimizer)
+    create_sampling_client_async = in_thread(create_sampling_client)
+    get_server_capabilities_async = in_thread(get_server_capabilities)
+
+    def _train(self, create: Callable[[Engine], Any]) -> TrainingClient:
+        engine = self._engine
+        return TrainingClient(engine, engine.worker.submit(lambda: create(engine)).result())
+
+    def _merged(self, user_metadata: dict[str, str] | None) -> dict[str, str] | None:
+        if self._user_metadata is None and user_metadata is None:
+            return None
+        return {**(self._user_metadata or {}), **(user_metadata or {})}
+
+    def _supported_models(self) -> list[tinker.types.SupportedModel]:
+        lengths = {TINY: None, **{name: model.max_length for name, model in self._engine.models.items()}}
+        return [
+            tinker.types.SupportedModel(model_name=name, max_context_length=length, trainable=True, sampleable=True)
+            for name, length in lengths.items()
+        ]
 
 
 def _check_optimizer(config: Any) -> None:
-    if config is not None and not isinstance(config, tinker.AdamOptimizerConfig):
-        raise NotImplementedError(f"the embedded engine has no {type(config).__name__} optimizer")
+    wrong = config is not None and not isinstance(config, tinker.AdamOptimizerConfig)
+    refuse_option(wrong, "DimuonParams, DimuonOptimizerConfig")

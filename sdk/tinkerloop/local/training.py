@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import tinker
 from transformers import PreTrainedTokenizerBase
 
 from tinkerloop.local import losses
+from tinkerloop.local.custom import CustomLoss, as_function
 from tinkerloop.local.engine import Engine, Run, Sampler
 from tinkerloop.local.futures import Future, failed
-from tinkerloop.local.inputs import read_datum
+from tinkerloop.local.inputs import Example, read_datum
 from tinkerloop.local.parameters import TrainState
 from tinkerloop.local.passes import Pass
 from tinkerloop.local.resolved import Resolved
 from tinkerloop.local.sampling import SamplingClient
 from tinkerloop.local.twins import in_thread, queued
+from tinkerloop.local.unsupported import refuse, refuse_option
 
 LossConfig = Mapping[str, float | str] | None
 
 
+@refuse
 class TrainingClient(Resolved):
     """Trains one adapter. Requests are executed strictly in the order of the calls, whether or not anyone waits."""
 
@@ -49,13 +54,43 @@ class TrainingClient(Resolved):
         if optim_params is not None and adam_params is not None:
             raise ValueError("give optim_params or adam_params, not both")
         params = optim_params if optim_params is not None else adam_params
-        if isinstance(params, tinker.DimuonParams):
-            raise NotImplementedError("the embedded engine has no Dimuon optimizer: use AdamParams")
+        refuse_option(isinstance(params, tinker.DimuonParams), "DimuonParams, DimuonOptimizerConfig")
         if not isinstance(params, tinker.AdamParams):
             raise TypeError(f"Expected AdamParams or OptimParamsBase, got {type(params).__name__}")
         return self._submit(lambda engine, run: engine.optim_step(run, params))
 
+    def forward_backward_custom(
+        self,
+        data: list[tinker.Datum],
+        loss_fn: CustomLoss | Any,
+        *,
+        loss_type_input: Literal["logprobs"] | None = None,
+    ) -> Future[tinker.ForwardBackwardOutput]:
+        """forward_backward with a loss of the caller's, `fn(data, logprobs) -> (scalar, metrics)`, or a LossHandle.
+
+        The function runs on the engine's thread and must depend on every datum's log-probabilities. If it raises,
+        so does every later request: what was queued behind it would train on a gradient that is not there.
+        """
+        if loss_type_input not in (None, "logprobs"):
+            raise ValueError(f"loss_type_input must be 'logprobs', got {loss_type_input!r}")
+        if not data:
+            raise ValueError("No data provided")
+        if any("target_tokens" not in datum.loss_fn_inputs for datum in data):
+            raise ValueError("target_tokens must be provided when using cross_entropy")
+        function = as_function(loss_fn, data, self._engine.session)
+        try:
+            examples = [
+                replace(e, inputs={"weights": np.zeros(e.targets.shape, np.float32)})
+                for e in self._read(data, "custom")
+            ]
+        except (tinker.TinkerError, NotImplementedError) as error:
+            return failed(error)
+        # Every position's log-probability goes to the caller's loss, whatever its weight.
+        work = Pass("cross_entropy", losses.LOSSES["cross_entropy"], {}, True, self._engine.token_budget, False)
+        return self._submit(lambda engine, run: engine.run_custom(run, data, examples, work, function))
+
     forward_async = queued(forward)
+    forward_backward_custom_async = queued(forward_backward_custom)
     forward_backward_async = queued(forward_backward)
     optim_step_async = queued(optim_step)
 
@@ -64,17 +99,17 @@ class TrainingClient(Resolved):
     ) -> Future[tinker.ForwardBackwardOutput]:
         if not data:
             raise ValueError("No data provided")
-        model = self._run.model
         try:
             loss, complete = losses.resolve(loss_fn, config)
-            examples = [
-                read_datum(datum, loss_fn, model.vocab_size, model.max_length, index)
-                for index, datum in enumerate(data)
-            ]
+            examples = self._read(data, loss_fn)
         except (tinker.TinkerError, NotImplementedError) as error:
             return failed(error)
         work = Pass(loss_fn, loss, complete, backward, self._engine.token_budget, self._engine.skip_zero_weight)
         return self._submit(lambda engine, run: engine.run_pass(run, examples, work))
+
+    def _read(self, data: list[tinker.Datum], loss_fn: str) -> list[Example]:
+        model = self._run.model
+        return [read_datum(d, loss_fn, model.vocab_size, model.max_length, i) for i, d in enumerate(data)]
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -108,12 +143,14 @@ class TrainingClient(Resolved):
         self, path: str, weights_access_token: str | None = None
     ) -> Future[tinker.types.LoadWeightsResponse]:
         """Load weights alone; only as the client's first request."""
+        refuse_option(weights_access_token is not None, "weights_access_token")
         return self._submit(lambda engine, run: engine.load_state(run, path, optimizer=False))
 
     def load_state_with_optimizer(
         self, path: str, weights_access_token: str | None = None
     ) -> Future[tinker.types.LoadWeightsResponse]:
         """Load weights and optimizer; only as the client's first request."""
+        refuse_option(weights_access_token is not None, "weights_access_token")
         return self._submit(lambda engine, run: engine.load_state(run, path, optimizer=True))
 
     save_state_async = queued(save_state)
@@ -131,8 +168,8 @@ class TrainingClient(Resolved):
         kind: Literal["snapshot", "inflight"] = "snapshot",
     ) -> SamplingClient:
         """A client that samples from the weights as they are after everything submitted before; never listed."""
-        if kind != "snapshot":
-            raise NotImplementedError(f"the embedded engine has no sampling clients of kind={kind!r}")
+        refuse_option(kind != "snapshot", "kind='inflight'")
+        refuse_option(record_stability_info, "record_stability_info=True")
         sampler = Sampler(self._run.model, self._run.spec)
         self._submit(lambda engine, run: engine.snapshot(run, sampler))
         return SamplingClient(self._engine, sampler)
@@ -142,6 +179,7 @@ class TrainingClient(Resolved):
     ) -> SamplingClient:
         """A client that samples from a saved checkpoint."""
         engine = self._engine
+        refuse_option(record_stability_info, "record_stability_info=True")
         if not model_path.startswith("tinker://"):
             raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
         sampler = engine.worker.submit(lambda: engine.create_sampler(model_path, None)).result()
@@ -171,6 +209,13 @@ class TrainingClient(Resolved):
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         return self._run.model.tokenizer
+
+    def get_console_url(self) -> str:
+        """The folder of this run's checkpoints."""
+        return self._engine.store.run_folder(self._run.id).as_uri()
+
+    def get_telemetry(self) -> None:
+        """There is none."""
 
     # -- the hood: local only ------------------------------------------------------------------------------------
 

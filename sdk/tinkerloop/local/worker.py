@@ -16,7 +16,7 @@ from typing import Any
 import tinker
 
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.local.futures import Future, server_error, user_error
+from tinkerloop.local.futures import WORKERS, Future, Verbatim, server_error, user_error
 
 
 @dataclass
@@ -80,6 +80,7 @@ class Worker:
         return job.future
 
     def _loop(self) -> None:
+        WORKERS.add(threading.get_ident())
         while (jobs := self._take()) is not None:
             if jobs[0].group is None:
                 _execute(jobs[0])
@@ -132,6 +133,8 @@ def _execute_group(jobs: list[Job]) -> None:
 
 def as_request_error(error: BaseException) -> BaseException:
     """The error as a script of Tinker's expects it: Tinker's own class, with the original as its cause."""
+    if isinstance(error, Verbatim):
+        return error.error
     if isinstance(error, tinker.TinkerError | NotImplementedError):
         return error
     if isinstance(error, TinkerloopError):

@@ -1,0 +1,53 @@
+"""Losses written by the caller: a function of log-probabilities, differentiated here, applied as weights.
+
+L(lp) at lp  ->  weights w = -dL/dlp,  because the gradient of cross entropy's sum -lp w is then that of L
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tinker
+import torch
+from numpy.typing import NDArray
+
+CustomLoss = Callable[[list[tinker.Datum], list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]
+"""(data, log-probabilities of each datum, (N,) or (N, K)) -> (scalar loss, metrics)."""
+
+
+def custom_weights(
+    function: CustomLoss, data: Sequence[tinker.Datum], logprobs: Sequence[tinker.TensorData]
+) -> tuple[float, dict[str, float], list[NDArray[np.float32]]]:
+    """The loss, its metrics, and each datum's weights. ValueError if the loss ignores a datum."""
+    leaves = [values.to_torch().clone().requires_grad_() for values in logprobs]
+    with torch.enable_grad():
+        loss, metrics = function(list(data), leaves)
+        loss.backward()
+    weights = []
+    for leaf in leaves:
+        if leaf.grad is None:
+            raise ValueError("No gradient computed for logprob tensor: the loss must depend on every datum")
+        weights.append((-leaf.grad).numpy())
+    return float(loss.detach().sum()), dict(metrics), weights
+
+
+def loss_handles() -> Any:
+    """Tinker's module of traced losses (0.36 and later)."""
+    try:
+        from tinker.lib.public_interfaces import custom_loss
+    except ImportError:
+        raise NotImplementedError("create_custom_loss needs tinker >= 0.36") from None
+    return custom_loss
+
+
+def as_function(loss_fn: Any, data: Sequence[tinker.Datum], session: str) -> CustomLoss:
+    """A traced LossHandle as a plain function, its inputs checked; a function as it is."""
+    if not hasattr(loss_fn, "graph"):
+        return loss_fn
+    handles = loss_handles()
+    if loss_fn.session_id != session:
+        raise ValueError(f"loss {loss_fn.name!r} was created by another ServiceClient")
+    handles.check_loss_inputs(loss_fn, list(data))
+    return lambda data, logprobs: handles.run_loss_handle(loss_fn, data, logprobs)

@@ -1,0 +1,85 @@
+"""Tiny random models of several architectures, written as transformers folders.
+
+    python tests/local/tiny_models.py DIR [NAME ...]
+
+The tests make them in a temporary folder; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tinkerloop.local.tiny import tiny_tokenizer
+
+_COMMON = {
+    "vocab_size": 268,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "eos_token_id": 258,
+    "pad_token_id": 256,
+    "bos_token_id": None,
+}
+_MOE = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {"tie_word_embeddings": False},
+    "qwen3_moe": {**_MOE, "num_experts": 4, "norm_topk_prob": True, "decoder_sparse_step": 1},
+    "llama": {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "gemma2": {
+        "sliding_window": 4,
+        "query_pre_attn_scalar": 8,
+        "final_logit_softcapping": 5.0,
+        "attn_logit_softcapping": 10.0,
+    },
+    "gemma3_text": {"sliding_window": 4, "query_pre_attn_scalar": 8},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4},
+    "deepseek_v3": {
+        **_MOE,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+    },
+}
+"""Architecture -> configuration fields beyond the common ones. Sliding windows are short enough to matter."""
+
+
+def write_model(architecture: str, folder: Path) -> Path:
+    """A random model of `architecture` with the tiny tokenizer, in float32."""
+    config = AutoConfig.for_model(architecture, **{**_COMMON, **CONFIGS[architecture]})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                # Large enough that every part of the model shows in the logits.
+                if parameter.ndim > 1 or "sinks" in name or "bias" in name:
+                    parameter.normal_(0, 0.3)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    for name in sys.argv[2:] or CONFIGS:
+        print(write_model(name, target / name))
