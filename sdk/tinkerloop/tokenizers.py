@@ -1,6 +1,6 @@
 """Tokenizers, and the encoders that renderers write with.
 
-`get_tokenizer` finds a Hugging Face tokenizer. `encoder_of` gives the `Encoder` of one: it encodes *ordinary text only*.
+`get_tokenizer` finds a Hugging Face tokenizer. `encoder_of` gives its `Encoder`, which encodes *ordinary text only*.
 A string that spells a control token is encoded as the characters it consists of, because the encoder does not know
 the control vocabulary at all; control tokens enter a sequence by id and in no other way.
 """

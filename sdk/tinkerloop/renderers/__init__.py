@@ -1,6 +1,7 @@
 """Chat formats: messages to tokens with weights, prompts, and sampled tokens back to messages."""
 
 from tinkerloop.renderers.base import Options, Renderer
+from tinkerloop.renderers.episode import Episode
 from tinkerloop.renderers.parsing import (
     MessageDelta,
     Parsed,
@@ -37,6 +38,7 @@ from tinkerloop.renderers.types import (
 __all__ = [
     "Content",
     "ContentPart",
+    "Episode",
     "ImagePart",
     "Message",
     "MessageDelta",

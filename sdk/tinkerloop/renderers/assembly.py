@@ -3,7 +3,8 @@
 Text between two control tokens is encoded in one call, whatever pieces it came from, because that is what encoding
 the finished string of an official template does: a role header's newline may merge with the newlines that follow it.
 Where a weight or a message changes inside such a run, the boundary is found by comparing with the ids of the known
-end pieces; a token that straddles it belongs to neither side and is never trained. `SEAM` ends a run on purpose.
+end pieces. A token that straddles it is scaffold, and never trained, if one side is; between two parts that the author
+wrote it belongs to the first. `SEAM` ends a run on purpose.
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ class Assembler:
         self._split: dict[str, list[str]] = {}
         self._constants: dict[str, list[int]] = {}
 
-    def assemble(self, pieces: Iterable[Weighed], max_length: int | None = None) -> Rendered:
-        """Tokens, spans and images of the pieces, in order."""
+    def assemble(
+        self, pieces: Iterable[Weighed], max_length: int | None = None, encoded: dict[str, list[int]] | None = None
+    ) -> Rendered:
+        """Tokens, spans and images of the pieces, in order. `encoded` keeps the ids of texts between calls."""
         tokens: list[int] = []
         spans: list[Span] = []
         images = []
@@ -70,7 +73,7 @@ class Assembler:
         def flush() -> None:
             if not run:
                 return
-            for ids, group in self._encode_run(run):
+            for ids, group in self._encode_run(run, encoded):
                 tokens.extend(ids)
                 close(group.part, group.message, group.weight)
             run.clear()
@@ -102,11 +105,13 @@ class Assembler:
             self._split[piece.text] = [text for text in self._control.split(piece.text) if text]
         return self._split[piece.text]
 
-    def _encode_run(self, run: list[_Group]) -> Iterable[tuple[list[int], _Group]]:
+    def _encode_run(
+        self, run: list[_Group], encoded: dict[str, list[int]] | None
+    ) -> Iterable[tuple[list[int], _Group]]:
         """A run's ids, divided among its groups."""
         if len(run) == 1:
-            return [(self._ids(run), run[0])]
-        joint = self.encoder.encode("".join(group.text for group in run))
+            return [(self._ids(run, encoded), run[0])]
+        joint = self._ids(run, encoded)
         divided = []
         start = 0
         for i, group in enumerate(run[:-1]):
@@ -114,7 +119,8 @@ class Assembler:
             end = max(start, end)
             divided.append((joint[start:end], group))
             start = max(end, resume)
-            divided.append((joint[end:start], group._replace(part=Part.SCAFFOLD, weight=0.0)))
+            shared = Part.SCAFFOLD in (group.part, run[i + 1].part)
+            divided.append((joint[end:start], group._replace(part=Part.SCAFFOLD, weight=0.0) if shared else group))
         divided.append((joint[start:], run[-1]))
         return divided
 
@@ -136,13 +142,15 @@ class Assembler:
         end = _common(joint, self._ids(before))
         return end, max(end, n - _common(joint[::-1], self._ids(after)[::-1]))
 
-    def _ids(self, groups: list[_Group]) -> list[int]:
+    def _ids(self, groups: list[_Group], encoded: dict[str, list[int]] | None = None) -> list[int]:
+        """The ids of some adjacent text: the format's own are kept for good, others in `encoded`, if given."""
         text = "".join(group.text for group in groups)
-        if not all(group.constant for group in groups):
+        kept = self._constants if all(group.constant for group in groups) else encoded
+        if kept is None:
             return self.encoder.encode(text)
-        if text not in self._constants:
-            self._constants[text] = self.encoder.encode(text)
-        return self._constants[text]
+        if text not in kept:
+            kept[text] = self.encoder.encode(text)
+        return kept[text]
 
 
 def _append(run: list[_Group], group: _Group) -> None:

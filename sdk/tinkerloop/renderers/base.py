@@ -10,15 +10,17 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import RenderError, ZeroWeightError
 from tinkerloop.renderers.assembly import Assembler, Weighed
 from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image, read_conversation
+from tinkerloop.renderers.episode import Episode
 from tinkerloop.renderers.parsing import Grammar, MessageDelta, Parsed, ReplyParser
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, marked, scaffold, text
+from tinkerloop.renderers.splitting import split_examples
 from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, TrainOnWhat
 from tinkerloop.renderers.weights import message_weights
 from tinkerloop.tokenizers import encoder_of
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     """What can be chosen about a family. The options and the tokenizer are the whole identity of a renderer."""
+
+
+class Weights(NamedTuple):
+    """What trains: a factor for each message and one for each part."""
+
+    of_message: list[float]
+    of_part: dict[Part, float]
 
 
 class Renderer:
@@ -46,10 +55,6 @@ class Renderer:
     control: ClassVar[tuple[str, ...]] = ()
     """Control tokens of the format, besides those of the grammar."""
     roles: ClassVar[frozenset[str]] = frozenset({"system", "user", "assistant", "tool"})
-    has_extension_property: bool = False
-    """Whether a conversation's tokens always begin with those of its earlier turns, as they were sampled."""
-    disables_thinking: bool = False
-    """Whether replies to this format's prompts have no reasoning."""
     supports_streaming: ClassVar[bool] = True
 
     def __init__(
@@ -78,6 +83,20 @@ class Renderer:
         self._assembler = Assembler(self._encoder, control, self.name)
 
     # ---- what a family states
+
+    @property
+    def has_extension_property(self) -> bool:
+        """Whether a conversation's tokens begin with those of the same conversation cut after any earlier reply.
+
+        In formats whose header ends with a newline this is so unless the reply begins with one: official templates
+        are encoded as one string, in which the two newlines of a turn in history may be one token.
+        """
+        return False
+
+    @property
+    def disables_thinking(self) -> bool:
+        """Whether replies to this format's prompts have no reasoning."""
+        return False
 
     def make_grammar(self) -> Grammar:
         """What a reply consists of."""
@@ -115,18 +134,17 @@ class Renderer:
             yield -1, piece
         for i, message in enumerate(conversation.messages):
             if message.role == "assistant":
-                yield from ((i, piece) for piece in self._opening(conversation, i))
+                yield from ((i, piece) for piece in self.opening(conversation, i))
+                if conversation.is_final(i):
+                    yield i, SEAM
                 yield from ((i, piece) for piece in self.reply(conversation, i))
                 yield from ((i, piece) for piece in self.after_reply(conversation, i))
             else:
                 yield from ((i, piece) for piece in self.message(conversation, i))
 
-    def _opening(self, conversation: Conversation, index: int) -> Pieces:
-        """What a prompt ends with and a supervised turn begins with. The seam is where sampling starts."""
-        yield scaffold(self.header("assistant"))
-        if primer := self.primer(conversation, index):
-            yield scaffold(primer)
-        yield SEAM
+    def opening(self, conversation: Conversation, index: int) -> Pieces:
+        """What a prompt ends with and a supervised turn begins with; what is sampled starts on a token after it."""
+        yield scaffold(self.header("assistant") + self.primer(conversation, index))
 
     def build_supervised_example(
         self,
@@ -150,36 +168,76 @@ class Renderer:
             RenderError: messages that this format cannot say.
             ZeroWeightError: nothing would be learned.
         """
-        conversation = self._read(messages, tools)
-        rendered = self._assembler.assemble(
-            self._weighed(conversation, train_on_what, part_weights), max_length=self.max_length
-        )
-        if not allow_zero_weight and not any(span.weight for span in rendered.spans):
+        conversation = self.read(messages, tools)
+        example = self.assemble(self.weighed(conversation, self._weights(conversation, train_on_what, part_weights)))
+        return self._checked([example], train_on_what, allow_zero_weight)[0]
+
+    def build_supervised_examples(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        train_on_what: TrainOnWhat | str = TrainOnWhat.LAST_ASSISTANT_TURN,
+        *,
+        tools: Sequence[Any] | None = None,
+        part_weights: Mapping[Part | str, float] | None = None,
+        allow_zero_weight: bool = False,
+    ) -> list[Rendered]:
+        """A conversation as examples in which every trained reply follows exactly the prompt it would be sampled from.
+
+        One example where the format allows it; more where it rewrites history. A mode that trains more than replies
+        gives one. The arguments and errors are those of `build_supervised_example`.
+        """
+        conversation = self.read(messages, tools)
+        weights = self._weights(conversation, train_on_what, part_weights)
+        trained = [i for i, weight in enumerate(weights.of_message) if weight]
+        if trained and all(conversation.role(i) == "assistant" for i in trained):
+            examples = split_examples(self, conversation, weights, trained)
+        else:
+            examples = [self.assemble(self.weighed(conversation, weights))]
+        return self._checked(examples, train_on_what, allow_zero_weight)
+
+    def _checked(self, examples: list[Rendered], train_on_what: TrainOnWhat | str, allow: bool) -> list[Rendered]:
+        if not allow and not any(span.weight for example in examples for span in example.spans):
             raise ZeroWeightError(
-                f"train_on_what={TrainOnWhat(train_on_what).value!r} trains nothing in this conversation of roles "
-                f"{', '.join(m.role for m in conversation.messages) or '(none)'}; "
-                "pass allow_zero_weight=True if that is meant",
+                f"train_on_what={TrainOnWhat(train_on_what).value!r} trains nothing in this conversation; pass "
+                "allow_zero_weight=True if that is meant",
                 field="weights",
             )
-        return rendered
+        return examples
 
-    def _weighed(
+    def _weights(
         self,
         conversation: Conversation,
         train_on_what: TrainOnWhat | str,
         part_weights: Mapping[Part | str, float] | None,
-    ) -> Iterator[Weighed]:
+    ) -> Weights:
         of_message = message_weights(conversation, train_on_what)
         of_part = _part_weights(part_weights)
         of_part[Part.SCAFFOLD] = float(train_on_what == TrainOnWhat.ALL_TOKENS)
+        return Weights(of_message, of_part)
+
+    def weighed(self, conversation: Conversation, weights: Weights) -> list[Weighed]:
+        """A finished conversation's pieces with what each weighs."""
+        of_message, of_part = weights
         pieces = list(self.pieces(conversation))
         while pieces and pieces[-1][1].part is Part.SCAFFOLD and not pieces[-1][1].text.strip():
             pieces.pop()  # what separates the last turn from a next one: an example ends with what ends its last turn
+        weighed = []
         for index, piece in pieces:
             weight = (of_message[index] if index >= 0 else of_part[Part.SCAFFOLD]) * of_part[piece.part]
             if weight and piece.part is Part.REASONING and self.disables_thinking:
                 raise RenderError(f"messages[{index}]: {self.name} disables thinking, so reasoning cannot be trained")
-            yield Weighed(piece, index, weight)
+            weighed.append(Weighed(piece, index, weight))
+        return weighed
+
+    def assemble(self, pieces: Iterable[Weighed], encoded: dict[str, list[int]] | None = None) -> Rendered:
+        """Pieces as tokens. `encoded` keeps the ids of texts between calls that share them."""
+        return self._assembler.assemble(pieces, self.max_length, encoded)
+
+    def assemble_prompt(
+        self, conversation: Conversation, role: str = "assistant", prefill: str | None = None
+    ) -> Rendered:
+        """A conversation and the opening of the next turn, as tokens."""
+        return self.assemble(self._prompt(conversation, role, prefill))
 
     def build_generation_prompt(
         self,
@@ -195,15 +253,14 @@ class Renderer:
             role: who speaks next.
             prefill: text that the turn begins with; pass it to `parse_response` too.
         """
-        conversation = self._read(messages, tools, prompting=True)
-        return self._assembler.assemble(self._prompt(conversation, role, prefill)).model_input
+        return self.assemble_prompt(self.read(messages, tools, prompting=True), role, prefill).model_input
 
     def _prompt(self, conversation: Conversation, role: str, prefill: str | None) -> Iterator[Weighed]:
         for index, piece in self.pieces(conversation):
             yield Weighed(piece, index, 0.0)
         index = len(conversation)
         if role == "assistant":
-            yield from (Weighed(piece, index, 0.0) for piece in self._opening(conversation, index))
+            yield from (Weighed(piece, index, 0.0) for piece in self.opening(conversation, index))
         elif role in self.roles:
             yield Weighed(scaffold(self.header(role)), index, 0.0)
         else:
@@ -212,9 +269,10 @@ class Renderer:
             yield Weighed(SEAM, index, 0.0)
             yield Weighed(text(prefill), index, 0.0)
 
-    def _read(
+    def read(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, prompting: bool = False
     ) -> Conversation:
+        """Messages, checked for what this format can say."""
         conversation = read_conversation(messages, tools, prompting=prompting)
         for i, message in enumerate(conversation.messages):
             if message.role not in self.roles:
@@ -254,10 +312,10 @@ class Renderer:
             if message.tool_calls or message.unparsed:
                 raise RenderError(f"{self.name} has no tool calls")
             return
-        follows = bool(message.content)
+        lead = block.lead if message.content else ""
         for call in (*message.tool_calls, *message.unparsed):
-            yield marked((block.lead if follows else "") + block.open, Part.TOOL_CALL)
-            follows = True
+            yield marked(lead + block.open, Part.TOOL_CALL)
+            lead = block.between
             if isinstance(call, ToolCall):
                 yield marked(block.head, Part.TOOL_CALL)
                 yield from self.call(call)
@@ -276,32 +334,72 @@ class Renderer:
             return list(self.grammar.stop_texts)
         return [self._assembler.ids[token] for token in self.grammar.stops]
 
-    def parser(self, *, prefill: str | None = None, tools: Sequence[Any] | None = None) -> ReplyParser:
-        """A parser for a reply to this format's prompt: `feed` it ids as they come, then `finish` it."""
-        declared = read_conversation([], tools).tools
-        parser = ReplyParser(self.grammar, self._encoder, self._assembler.ids, tools=declared)
-        asked = Conversation((), declared, prompting=True)
-        primer = [Weighed(scaffold(self.primer(asked, 0)), 0, 0.0), Weighed(SEAM, 0, 0.0)]
-        parser.prime(self._assembler.assemble([*primer, Weighed(text(prefill or ""), 0, 0.0)]).tokens)
+    def parser(
+        self,
+        *,
+        prefill: str | None = None,
+        tools: Sequence[Any] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+    ) -> ReplyParser:
+        """A parser for a reply to this format's prompt: `feed` it ids as they come, then `finish` it.
+
+        Args:
+            prefill: the prefill of the prompt, which becomes part of the message.
+            tools: declarations; they give arguments their types where the format does not write them.
+            messages: the conversation that the reply answers, for the few formats in which a prompt begins the reply
+                otherwise after a tool's result; by default the reply answers a user.
+        """
+        return self.parser_of(self.read(messages or _A_QUESTION, tools, prompting=True), prefill)
+
+    def parser_of(self, conversation: Conversation, prefill: str | None = None) -> ReplyParser:
+        """The parser of a reply to this conversation."""
+        parser = self.make_parser(conversation)
+        primer = scaffold(self.primer(conversation, len(conversation)))
+        pieces = [Weighed(piece, 0, 0.0) for piece in (primer, SEAM, text(prefill or ""))]
+        parser.prime(self.assemble(pieces).tokens)
         return parser
 
+    def episode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        *,
+        on_rewrite: Literal["refuse", "segment"] = "refuse",
+    ) -> Episode:
+        """A conversation in which replies are sampled and kept as sampled; see `Episode`."""
+        return Episode(self, messages, tools, on_rewrite=on_rewrite)
+
+    def make_parser(self, conversation: Conversation) -> ReplyParser:
+        """An unprimed parser, for families that read replies with a machine of their own."""
+        return ReplyParser(self.grammar, self._encoder, self._assembler.ids, tools=conversation.tools)
+
     def parse_response(
-        self, response: Iterable[int], *, prefill: str | None = None, tools: Sequence[Any] | None = None
+        self,
+        response: Iterable[int],
+        *,
+        prefill: str | None = None,
+        tools: Sequence[Any] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> Parsed:
         """Sampled ids as a message and the way it ended: `message, termination = renderer.parse_response(ids)`.
 
         Never raises for any ids. What cannot be read is kept: `unparsed_tool_calls` in the message, and `spans`, which
-        account for every id.
+        account for every id. The arguments are those of `parser`.
         """
-        parser = self.parser(prefill=prefill, tools=tools)
+        parser = self.parser(prefill=prefill, tools=tools, messages=messages)
         parser.feed(response)
         return parser.finish()[1]
 
     def parse_response_streaming(
-        self, response: Iterable[int], *, prefill: str | None = None, tools: Sequence[Any] | None = None
+        self,
+        response: Iterable[int],
+        *,
+        prefill: str | None = None,
+        tools: Sequence[Any] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> Iterator[MessageDelta]:
         """The deltas of a reply, token by token, and at the end the message."""
-        parser = self.parser(prefill=prefill, tools=tools)
+        parser = self.parser(prefill=prefill, tools=tools, messages=messages)
         for token_id in response:
             yield from parser.feed((token_id,))
         yield from parser.finish()[0]
@@ -339,6 +437,9 @@ class Renderer:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.options})"
 
+
+_A_QUESTION = ({"role": "user", "content": ""},)
+"""What a reply answers unless the caller says so."""
 
 _SAMPLE = 'The quick brown fox, 1234567890 times:\n\n\tdéjà vu — 你好 👋🏽 {"a": [1, null]}'
 """Text whose ids tell vocabularies apart."""

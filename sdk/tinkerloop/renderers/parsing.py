@@ -25,7 +25,8 @@ from tinkerloop.renderers.types import (
 )
 from tinkerloop.tokenizers import Encoder
 
-ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], "ToolCall | UnparsedToolCall"]
+ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], ToolCall | UnparsedToolCall]
+ReadText = Callable[[str, Sequence[ToolSpec]], ToolCall | None]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Block:
     foot: str = ""
     """Written before `close`."""
     lead: str = ""
-    """Written before `open` where something precedes it."""
+    """Written before `open` where text precedes it."""
+    between: str = ""
+    """Written before `open` where a block of the same kind precedes it."""
     gap: str = ""
     """Written after `close` where text follows."""
     trim: str = ""
@@ -67,6 +70,9 @@ class Grammar:
     text_foot: str = ""
     """Ordinary text that precedes an end other than one of `stop_texts`."""
     read_call: ReadCall | None = None
+    """Reads the fields of a tool call's block."""
+    read_text: ReadText | None = None
+    """Reads a whole reply as a tool call, in formats that write calls as ordinary JSON text."""
 
     @property
     def control(self) -> set[str]:
@@ -130,14 +136,22 @@ class Parsed:
         return iter((self.message, self.termination))
 
 
-class _Text:
+class TextRun:
     """A stretch of text on its way out. What may yet be trimmed is held back, so no delta is ever retracted."""
 
-    def __init__(self, drop: str = "", head: str = "", hold: str = "", stop_texts: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        drop: str = "",
+        head: str = "",
+        hold: str = "",
+        stop_texts: tuple[str, ...] = (),
+        may_be_call: bool = False,
+    ):
         self._drop = drop  # characters dropped until anything is let out
         self._head = head  # one exact beginning, dropped if it is there
         self._hold = hold  # characters held back at the end
         self._stops = stop_texts  # whose beginnings are held back at the end
+        self._may_be_call = may_be_call  # what begins like a JSON object is held back to its end
         self._fresh = True
         self.pending = ""
 
@@ -151,6 +165,9 @@ class _Text:
             text, self._head = text.removeprefix(self._head), ""
             if self._drop:
                 text = text.lstrip(self._drop)
+            if self._may_be_call and text.lstrip()[:1] in ("", "{"):
+                self.pending = text
+                return ""
             self._fresh = not text
         sure = len(text.rstrip(self._hold)) if self._hold else len(text)
         for end in self._stops:
@@ -199,7 +216,12 @@ class ReplyParser:
         self._end: ParseTermination | None = None
         self._flaw = False
         self._new_part = True
-        self._text = _Text(head=grammar.text_head, hold=self._lead, stop_texts=grammar.stop_texts)
+        self._text = TextRun(
+            head=grammar.text_head,
+            hold=self._lead,
+            stop_texts=grammar.stop_texts,
+            may_be_call=grammar.read_text is not None,
+        )
         self._deltas: list[MessageDelta] = [StreamingMessageHeader(role)]
 
     def prime(self, ids: Iterable[int]) -> None:
@@ -285,14 +307,14 @@ class ReplyParser:
             self._push(rest)
 
     def _open(self, block: Block) -> None:
-        self._out(self._text.close(suffix=block.lead))
+        self._out(self._text.close(suffix=block.between if self._calls else block.lead))
         self._block = block
         if block.part is Part.TOOL_CALL:
             self._fields = [[]]
             return
         self._flaw |= Part.TEXT in self._kinds  # reasoning after text: no format writes that
         self._new_part = True
-        self._text = _Text(drop=block.trim, head=block.head, hold=block.trim + block.foot)
+        self._text = TextRun(drop=block.trim, head=block.head, hold=block.trim + block.foot)
 
     def _close(self, block: Block) -> None:
         if block.part is Part.TOOL_CALL:
@@ -308,8 +330,8 @@ class ReplyParser:
             self._out(self._text.close(suffix=block.foot, trim=block.trim))
         self._block = None
         after_reasoning = block.part is Part.REASONING
-        self._text = _Text(
-            drop=block.trim if after_reasoning else "",
+        self._text = TextRun(
+            drop=block.trim if after_reasoning else "\n",
             head=block.gap if after_reasoning else "",
             hold=self._lead,
             stop_texts=self._grammar.stop_texts,
@@ -319,7 +341,13 @@ class ReplyParser:
         """Ends whatever is open; true if that was a block."""
         block, self._block = self._block, None
         if block is None:
-            self._out(self._text.close(suffix=self._grammar.text_foot))
+            rest = self._text.close(suffix=self._grammar.text_foot)
+            call = self._grammar.read_text(rest, self._tools) if self._grammar.read_text and not self._parts else None
+            if call is None:
+                self._out(rest)
+            else:
+                self._deltas.append(StreamingToolCallDelta(rest, 0))
+                self._calls.append(call)
         elif block.part is Part.TOOL_CALL:
             raw = block.open + "".join("".join(pieces) for pieces in self._fields)
             self._calls.append(UnparsedToolCall(raw, "the call was not finished"))

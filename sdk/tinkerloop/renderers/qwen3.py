@@ -1,164 +1,118 @@
-"""Qwen3: ChatML, reasoning in `<think>` blocks, tool calls as JSON in `<tool_call>` blocks.
+"""Qwen3: reasoning in `<think>` blocks, tool calls as JSON in `<tool_call>` blocks.
 
-Presets of the one family: `qwen3` (hybrid models, reasoning on), `qwen3_disable_thinking` (the same models with the
-prompt holding an empty reasoning block) and `qwen3_instruct` (the 2507 instruct models, which have no reasoning).
+Presets: `qwen3` (hybrid models, reasoning on), `qwen3_disable_thinking` (the same models, the prompt holding an empty
+reasoning block), `qwen3_thinking` and `qwen3_instruct` (the 2507 models, which reason always and never), `qwen3_vl`
+and `qwen3_vl_instruct` (the vision models).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
+from tinkerloop.renderers.chatml import ChatML, VisionChatML
 from tinkerloop.renderers.conversation import ChatMessage, Conversation
 from tinkerloop.renderers.parsing import Block, Grammar
-from tinkerloop.renderers.segments import Part, Pieces, marked, scaffold, stop, text
+from tinkerloop.renderers.segments import Part, Pieces, marked, stop, text
 from tinkerloop.renderers.thinking import lift_thinking
 from tinkerloop.renderers.tools import declared, read_json_call, write_json_call
-from tinkerloop.renderers.types import ToolCall
+from tinkerloop.renderers.types import ToolCall, ToolSpec
 
 REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim="\n")
-JSON_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n")
-
-_TOOLS_HEAD = (
-    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
-)
-_TOOLS_FOOT = (
-    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
-    "<tool_call></tool_call> XML tags:\n<tool_call>\n"
-    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-)
+JSON_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n", between="\n")
 
 
 @dataclass(frozen=True)
 class Qwen3Options(base.Options):
-    thinking: Literal["on", "off", "none"] = "on"
-    """`off`: the prompt holds an empty reasoning block; `none`: the model has no reasoning at all."""
+    thinking: Literal["on", "off", "always", "never"] = "on"
+    """`on`: the model decides; `off`: the prompt holds an empty reasoning block; `always`: the prompt opens one;
+    `never`: the model does not reason."""
 
 
-class Qwen3(base.Renderer):
-    """`<|im_start|>role\\n...<|im_end|>\\n`. Reasoning before the last user message is left out, as in the template."""
+class Qwen3(ChatML):
+    """Reasoning before the last user message is left out, as in the official template."""
 
     family = "qwen3"
     Options = Qwen3Options
-    control = ("<|im_start|>", "<tool_response>", "</tool_response>")
+    tools_head = (
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+    )
+    tools_foot = (
+        "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+        "<tool_call></tool_call> XML tags:\n<tool_call>\n"
+        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    )
 
-    def __init__(self, tokenizer: Any, options: Qwen3Options | None = None, **kwargs: Any):
-        super().__init__(tokenizer, options, **kwargs)
-        self.has_extension_property = self.options.thinking == "none"
-        self.disables_thinking = self.options.thinking != "on"
+    @property
+    def has_extension_property(self) -> bool:
+        return self.options.thinking == "never"
+
+    @property
+    def disables_thinking(self) -> bool:
+        return self.options.thinking == "off"
 
     def make_grammar(self) -> Grammar:
         return Grammar(("<|im_end|>",), (REASONING, JSON_CALL), eos=("<|endoftext|>",), read_call=read_json_call)
 
-    # ---- turns
-
-    def header(self, role: str) -> str:
-        return f"<|im_start|>{role}\n"
-
-    def preamble(self, conversation: Conversation) -> Pieces:
-        if conversation.tools and conversation.role(0) != "system":
-            yield from self._system(conversation, None)
-
-    def message(self, conversation: Conversation, index: int) -> Pieces:
-        message = conversation[index]
-        if message.role == "tool":
-            yield from self._tool_result(conversation, index)
-        elif message.role == "system" and index == 0:
-            yield from self._system(conversation, message)
-        else:
-            yield scaffold(self.header(message.role))
-            yield from self.content(message)
-            yield stop("<|im_end|>")
-            yield scaffold("\n")
-
-    def _system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
-        """The system message, with the declarations of tools after what the author wrote."""
-        yield scaffold(self.header("system"))
-        if message is not None:
-            yield from self.content(message)
-        if conversation.tools:
-            yield scaffold(("\n\n" if message is not None else "") + _TOOLS_HEAD)
-            for tool in conversation.tools:
-                yield text("\n" + json.dumps(declared(tool), ensure_ascii=False), Part.SCAFFOLD)
-            yield scaffold(_TOOLS_FOOT)
-        yield stop("<|im_end|>")
-        yield scaffold("\n")
-
-    def _tool_result(self, conversation: Conversation, index: int) -> Pieces:
-        """Results in a row share one user turn."""
-        if conversation.role(index - 1) != "tool":
-            yield scaffold("<|im_start|>user")
-        yield scaffold("\n<tool_response>\n")
-        yield from self.content(conversation[index])
-        yield scaffold("\n</tool_response>")
-        if conversation.role(index + 1) != "tool":
-            yield stop("<|im_end|>")
-            yield scaffold("\n")
-
-    # ---- replies
+    def declaration(self, tool: ToolSpec) -> str:
+        return json.dumps(declared(tool), ensure_ascii=False)
 
     def lifted(self, message: ChatMessage) -> ChatMessage:
-        return message if self.options.thinking == "none" else lift_thinking(message)
+        return message if self.options.thinking == "never" else lift_thinking(message)
 
     def primer(self, conversation: Conversation, index: int) -> str:
-        return "<think>\n\n</think>\n\n" if self.options.thinking == "off" and conversation.is_final(index) else ""
+        if not conversation.is_final(index):
+            return ""
+        return {"off": "<think>\n\n</think>\n\n", "always": "<think>\n"}.get(self.options.thinking, "")
 
     def reply(self, conversation: Conversation, index: int) -> Pieces:
         message = conversation[index]
-        if self._frames(conversation, index):
-            reasoning = (message.reasoning or "").strip("\n")
-            yield marked("<think>\n", Part.REASONING)
-            yield text(reasoning, Part.REASONING)
-            yield marked("\n</think>", Part.REASONING)
-            yield marked("\n\n", Part.TEXT)
-        if self.options.thinking != "none" and self._answers(conversation, index):
-            message = message.with_text(message.text.lstrip("\n"))
+        reasoning = (message.reasoning or "").strip("\n")
+        primer = self.primer(conversation, index)
+        if self._is_framed(conversation, index, bool(reasoning)):
+            if reasoning and self.options.thinking == "off" and primer:
+                raise RenderError(
+                    f"messages[{index}]: a prompt of {self.name} rules reasoning out, so this reply cannot hold any"
+                )
+            if not primer:
+                yield marked("<think>\n", Part.REASONING)
+            if not primer.endswith("</think>\n\n"):
+                yield text(reasoning, Part.REASONING)
+                yield marked("\n</think>", Part.REASONING)
+                yield marked("\n\n", Part.TEXT)
+            if not any(not isinstance(part, str) for part in message.content):
+                message = message.with_text(message.text.lstrip("\n"))
         yield from self.content(message)
         yield from self.calls(message)
         yield stop("<|im_end|>")
 
-    def after_reply(self, conversation: Conversation, index: int) -> Pieces:
-        yield scaffold("\n")
-
-    def _answers(self, conversation: Conversation, index: int) -> bool:
-        """Whether turn `index` is written as the model writes it: with its reasoning, even an empty one."""
-        last_query = self._last_query(conversation)
-        produced = conversation.is_final(index) or bool((conversation[index].reasoning or "").strip("\n"))
-        return 0 <= last_query < index and produced
-
-    def _frames(self, conversation: Conversation, index: int) -> bool:
-        reasoning = bool((conversation[index].reasoning or "").strip("\n"))
-        if self.options.thinking == "none":
-            return reasoning
+    def _is_framed(self, conversation: Conversation, index: int, reasons: bool) -> bool:
+        """Whether the turn is written with a reasoning block, be it an empty one."""
+        if self.options.thinking == "never":
+            return reasons
         if self.primer(conversation, index):
-            if reasoning:
-                raise RenderError(
-                    f"messages[{index}]: {self.name} asks for replies without reasoning, so this one cannot have any; "
-                    "use 'qwen3', or leave the reasoning out"
-                )
-            return False
-        return self._answers(conversation, index)
-
-    def _last_query(self, conversation: Conversation) -> int:
-        """The last user message that is not a tool's result in disguise, -1 if there is none."""
-        for i in range(len(conversation) - 1, -1, -1):
-            content = conversation[i].text
-            disguised = content.startswith("<tool_response>") and content.endswith("</tool_response>")
-            if conversation[i].role == "user" and not disguised:
-                return i
-        return -1
+            return True
+        return 0 <= self.last_query(conversation) < index and (conversation.is_final(index) or reasons)
 
     def call(self, call: ToolCall) -> Pieces:
         yield text(write_json_call(call), Part.TOOL_CALL)
 
 
-PRESETS: Sequence[tuple[str, type[base.Renderer], base.Options]] = (
+class Qwen3VL(VisionChatML, Qwen3):
+    """Qwen3 with images in messages."""
+
+    family = "qwen3_vl"
+
+
+PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (
     ("qwen3", Qwen3, Qwen3Options()),
-    ("qwen3_disable_thinking", Qwen3, Qwen3Options(thinking="off")),
-    ("qwen3_instruct", Qwen3, Qwen3Options(thinking="none")),
+    ("qwen3_disable_thinking", Qwen3, Qwen3Options("off")),
+    ("qwen3_thinking", Qwen3, Qwen3Options("always")),
+    ("qwen3_instruct", Qwen3, Qwen3Options("never")),
+    ("qwen3_vl", Qwen3VL, Qwen3Options()),
+    ("qwen3_vl_instruct", Qwen3VL, Qwen3Options("never")),
 )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Preset = tuple[str, type[Renderer], Options]
 Factory = Callable[..., Renderer]
 
-_FAMILIES = ("qwen3", "role_colon")
-_ALIASES = {"chatml": "qwen3_instruct"}
+_FAMILIES = ("deepseekv3", "glm", "gpt_oss", "kimi", "llama3", "nemotron3", "qwen3", "qwen3_5", "role_colon")
+_ALIASES = {"chatml": "qwen3_instruct", "qwen3vl": "qwen3_vl", "qwen3vl_instruct": "qwen3_vl_instruct"}
 _REGISTERED: dict[str, Factory] = {}
 
 
@@ -38,11 +38,14 @@ def get_renderer(
     image_processor: Any = None,
     model_name: str | None = None,
     max_length: int | None = None,
+    *,
+    options: Options | None = None,
 ) -> Renderer:
     """The renderer called `name`, for a tokenizer that has the format's control tokens.
 
     Args:
         max_length: the default of its examples' `to_datum`.
+        options: instead of the options that the name stands for; of the family's own type.
 
     Raises:
         UnknownRendererError: no renderer has that name; names the nearest ones.
@@ -58,9 +61,11 @@ def get_renderer(
         known = get_registered_renderer_names()
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
         raise UnknownRendererError(f"no renderer is called {name!r}; did you mean {', '.join(near)}?")
+    if options is not None and type(options) is not family[0].Options:
+        raise RenderError(f"{name!r} takes {family[0].Options.__name__}, got {type(options).__name__}")
     return family[0](
         tokenizer,
-        family[1],
+        options or family[1],
         name=name,
         image_processor=image_processor,
         model_name=model_name,

@@ -23,7 +23,10 @@ class RoleColon(base.Renderer):
 
     family = "role_colon"
     roles = frozenset({"system", "user", "assistant"})
-    has_extension_property = True
+
+    @property
+    def has_extension_property(self) -> bool:
+        return True
 
     def make_grammar(self) -> Grammar:
         eos = getattr(self.tokenizer, "eos_token", None)

@@ -1,4 +1,4 @@
-"""Reasoning that authors wrote inline, `<think>...</think>` at the start of an assistant's text, made a part of its own.
+"""Reasoning written inline, `<think>...</think>` at the start of an assistant's text, made a part of its own.
 
 This happens to messages, before anything is rendered, and only in families whose official template does it.
 """
@@ -10,8 +10,10 @@ from dataclasses import replace
 from tinkerloop.renderers.conversation import ChatMessage
 
 
-def lift_thinking(message: ChatMessage) -> ChatMessage:
+def lift_thinking(message: ChatMessage, trim: str = "\n") -> ChatMessage:
     """The message with its inline reasoning as `reasoning`, where that is unambiguous; else the message as it is.
+
+    `trim` are the characters that the family's template takes off around the tags.
 
     Unambiguous: one `</think>`, and the only `<think>` before it, if any, begins the text. Templates also cut text that
     has several tags or words before the first, and lose what they cut; such text stays as it is here.
@@ -27,4 +29,4 @@ def lift_thinking(message: ChatMessage) -> ChatMessage:
         return message
     if "<think>" in inside:
         inside = opened
-    return replace(message.with_text(rest.lstrip("\n")), reasoning=inside.strip("\n"))
+    return replace(message.with_text(rest.lstrip(trim)), reasoning=inside.strip(trim))

@@ -45,7 +45,7 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
     """The inverse of `write_json_call`; arguments keep the spelling they were sampled with."""
     (body,) = fields
     written = re.fullmatch(r'\s*\{"name": "([^"\\]+)", "arguments": (.*)\}\s*', body, re.DOTALL)
-    if written and _is_object(written[2]):
+    if written and is_object(written[2]):
         return ToolCall(ToolCall.FunctionBody(written[1], written[2]))
     try:
         call = json.loads(body)
@@ -54,15 +54,122 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
     if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
         return UnparsedToolCall(body, "expected an object with a 'name'")
     arguments = call.get("arguments", {})
-    if isinstance(arguments, str) and _is_object(arguments):
+    if isinstance(arguments, str) and is_object(arguments):
         return ToolCall(ToolCall.FunctionBody(call["name"], arguments))
     if not isinstance(arguments, dict):
         return UnparsedToolCall(body, "'arguments' is not an object")
     return ToolCall(ToolCall.FunctionBody(call["name"], json.dumps(arguments, ensure_ascii=False)))
 
 
-def _is_object(text: str) -> bool:
+def is_object(text: str) -> bool:
+    """Whether a text is a JSON object."""
     try:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
+
+
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n(.*?)\n</parameter>\n", re.DOTALL)
+_PYTHON_LITERALS: dict[str, Any] = {"True": True, "False": False, "None": None}
+
+
+def write_xml_call(call: ToolCall, *, json_scalars: bool) -> str:
+    """`<function=f>\\n<parameter=k>\\nv\\n</parameter>\\n</function>`; strings raw, the rest as JSON or Python."""
+    written = [f"<function={checked_name(call.function.name)}>\n"]
+    for key, value in arguments_of(call).items():
+        if isinstance(value, str):
+            spelled = value
+        elif json_scalars or isinstance(value, (dict, list)):
+            spelled = json.dumps(value, ensure_ascii=False)
+        else:
+            spelled = str(value)
+        if "\n</parameter>" in spelled or not _PLAIN_NAME.fullmatch(key):
+            raise RenderError(f"the argument {key!r} of {call.function.name!r} holds a tag and could not be read back")
+        written.append(f"<parameter={key}>\n{spelled}\n</parameter>\n")
+    return "".join(written) + "</function>"
+
+
+def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """The inverse of `write_xml_call`.
+
+    A declared string stays a string. Without a declaration, `3`, `true`, `True`, `null`, `None`, `{...}` and `[...]`
+    are read as values: the format cannot tell them from strings.
+    """
+    (body,) = fields
+    call = re.fullmatch(r"\s*<function=([^>\n]+)>\n(.*)</function>\s*", body, re.DOTALL)
+    if call is None:
+        return UnparsedToolCall(body, "expected <function=NAME> ... </function>")
+    types = _declared_types(call[1], tools)
+    arguments: dict[str, Any] = {}
+    at = 0
+    for parameter in _PARAMETER.finditer(call[2]):
+        if call[2][at : parameter.start()].strip():
+            break
+        arguments[parameter[1]] = typed(parameter[2], types.get(parameter[1]), python=True)
+        at = parameter.end()
+    if call[2][at:].strip():
+        return UnparsedToolCall(body, f"not a parameter: {call[2][at:].strip()[:80]!r}")
+    return ToolCall(ToolCall.FunctionBody(call[1], json.dumps(arguments, ensure_ascii=False)))
+
+
+def _declared_types(name: str, tools: Sequence[ToolSpec]) -> dict[str, Any]:
+    """Parameter -> its declared type, of the tool called `name`."""
+    for tool in tools:
+        properties = (tool.get("parameters") or {}).get("properties")
+        if tool["name"] == name and isinstance(properties, dict):
+            return {k: v.get("type") for k, v in properties.items() if isinstance(v, dict)}
+    return {}
+
+
+def typed(written: str, declared_type: Any = None, *, python: bool = False) -> Any:
+    """A value that was written without quotes, by its declared type or, without one, by its looks.
+
+    `python` reads `True`, `False` and `None` too.
+    """
+    if declared_type == "string":
+        return written
+    if python and written in _PYTHON_LITERALS:
+        return _PYTHON_LITERALS[written]
+    try:
+        value = json.loads(written, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return written
+    return written if isinstance(value, str) else value
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def read_named_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """A name and the arguments as JSON, divided by a control token."""
+    if len(fields) != 2:
+        return UnparsedToolCall("".join(fields), "expected a name and arguments")
+    name, arguments = fields
+    if not name.strip() or not is_object(arguments):
+        return UnparsedToolCall("".join(fields), "the arguments are not a JSON object" if name.strip() else "no name")
+    return ToolCall(ToolCall.FunctionBody(name.strip(), arguments))
+
+
+def read_numbered_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """`functions.NAME:NUMBER`, which is the call's id too, and the arguments as JSON, divided by a control token."""
+    call = read_named_call(fields, tools)
+    if isinstance(call, UnparsedToolCall):
+        return call
+    name = re.fullmatch(r"(?:functions\.)?(.+?)(?::\d+)?", call.function.name)
+    assert name is not None, "any non-empty name matches"
+    return ToolCall(ToolCall.FunctionBody(name[1], call.function.arguments), id=call.function.name)
+
+
+def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """A name, then key and value in turns, each between control tokens of its own (so that every other field is empty).
+
+    Declared strings stay strings; other values are read as JSON where they are.
+    """
+    name = fields[0].strip()
+    inside, between = fields[1::2], [field.strip() for field in fields[2::2]]
+    if not name or len(inside) % 2 or any(between) or len(inside) != len(between):
+        return UnparsedToolCall("".join(fields), "expected a name and pairs of keys and values")
+    types = _declared_types(name, tools)
+    arguments = {k: typed(v, types.get(k)) for k, v in zip(inside[::2], inside[1::2], strict=True)}
+    return ToolCall(ToolCall.FunctionBody(name, json.dumps(arguments, ensure_ascii=False)))

@@ -25,7 +25,7 @@ def message_weights(conversation: Conversation, train_on_what: TrainOnWhat | str
             raise RenderError(f"messages[{missing}]: train_on_what='customized' needs 'trainable' on every message")
     elif marked:
         raise RenderError(
-            f"messages[{marked[0]}] has 'trainable', which only train_on_what='customized' reads; this is {mode.value!r}"
+            f"messages[{marked[0]}] has 'trainable', which train_on_what={mode.value!r} does not read; use 'customized'"
         )
     last = len(messages) - 1
 

@@ -1,0 +1,98 @@
+"""ChatML, `<|im_start|>role\\n...<|im_end|>\\n`, as the Qwen and Nemotron families share it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tinkerloop.renderers import base
+from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
+from tinkerloop.renderers.segments import Part, Piece, Pieces, scaffold, stop, text
+from tinkerloop.renderers.types import ToolSpec
+
+
+class ChatML(base.Renderer):
+    """Turns, a system message with the declarations of tools, and tool results that share one user turn."""
+
+    control = ("<|im_start|>", "<tool_response>", "</tool_response>")
+    tools_head: ClassVar[str]
+    """The instructions before the declarations, and after them."""
+    tools_foot: ClassVar[str]
+    result_head: ClassVar[str] = "\n<tool_response>\n"
+    result_foot: ClassVar[str] = "\n</tool_response>"
+
+    def header(self, role: str) -> str:
+        return f"<|im_start|>{role}\n"
+
+    def declaration(self, tool: ToolSpec) -> str:
+        """One tool, as the model reads it."""
+        raise NotImplementedError
+
+    def preamble(self, conversation: Conversation) -> Pieces:
+        if conversation.tools and conversation.role(0) != "system":
+            yield from self.system(conversation, None)
+
+    def message(self, conversation: Conversation, index: int) -> Pieces:
+        message = conversation[index]
+        if message.role == "tool":
+            yield from self.tool_result(conversation, index)
+        elif message.role == "system" and index == 0:
+            yield from self.system(conversation, message)
+        else:
+            yield scaffold(self.header(message.role))
+            yield from self.content(message)
+            yield from self.end()
+
+    def end(self) -> Pieces:
+        yield stop("<|im_end|>")
+        yield scaffold("\n")
+
+    def after_reply(self, conversation: Conversation, index: int) -> Pieces:
+        yield scaffold("\n")
+
+    def system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
+        """The system message with the declarations of tools after what the author wrote, if there is an author."""
+        yield scaffold(self.header("system"))
+        if message is not None:
+            yield from self.content(message)
+        if conversation.tools:
+            yield scaffold("\n\n" if message is not None else "")
+            yield from self.declarations(conversation)
+        yield from self.end()
+
+    def declarations(self, conversation: Conversation) -> Pieces:
+        yield scaffold(self.tools_head)
+        for tool in conversation.tools:
+            yield text("\n" + self.declaration(tool), Part.SCAFFOLD)
+        yield scaffold(self.tools_foot)
+
+    def tool_result(self, conversation: Conversation, index: int) -> Pieces:
+        if conversation.role(index - 1) != "tool":
+            yield scaffold("<|im_start|>user")
+        yield scaffold(self.result_head)
+        yield from self.content(conversation[index])
+        yield scaffold(self.result_foot)
+        if conversation.role(index + 1) != "tool":
+            yield from self.end()
+
+    def last_query(self, conversation: Conversation) -> int:
+        """The last user message that is not a tool's result in disguise, -1 if there is none."""
+        for i in range(len(conversation) - 1, -1, -1):
+            content = conversation[i].text.strip()
+            disguised = content.startswith("<tool_response>") and content.endswith("</tool_response>")
+            if conversation[i].role == "user" and not disguised:
+                return i
+        return -1
+
+
+class VisionChatML(ChatML):
+    """ChatML in which messages hold images, each between two control tokens."""
+
+    control = (*ChatML.control, "<|vision_start|>", "<|vision_end|>")
+
+    def image(self, image: Image) -> Pieces:
+        from tinkerloop.images import image_chunk  # type: ignore[import-not-found]
+
+        chunk = image_chunk(image.source, model=self.model_name, processor=self.image_processor)
+        yield scaffold("<|vision_start|>")
+        yield Piece("", Part.SCAFFOLD, image=chunk)
+        yield scaffold("<|vision_end|>")

@@ -1,0 +1,175 @@
+"""Multi-turn sampling in which what was sampled stays what was sampled.
+
+Rendering a conversation again after every turn gives other ids than the model sampled (a parsed call is written with
+other spaces, a trailing newline is lost), which breaks the prefix that a server has cached and trains on tokens that
+were never sampled. An episode only appends: the sampled ids as they came, then the new messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from tinkerloop._lazy import tinker
+from tinkerloop.errors import EpisodeError
+from tinkerloop.renderers.assembly import Weighed
+from tinkerloop.renderers.conversation import Conversation
+from tinkerloop.renderers.parsing import Parsed
+from tinkerloop.renderers.rendered import Rendered, Span
+from tinkerloop.renderers.segments import SEAM, Part
+from tinkerloop.renderers.types import ParseTermination
+
+if TYPE_CHECKING:
+    from tinkerloop.renderers.base import Renderer
+
+
+@dataclass
+class Segment:
+    """One unbroken sequence of an episode. `logprobs` is 0 where nothing was sampled."""
+
+    tokens: list[int] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    images: list[tuple[int, Any]] = field(default_factory=list)
+
+    def extend(self, rendered: Rendered) -> None:
+        """Appends what was rendered; it was not sampled."""
+        at = len(self.tokens)
+        self.tokens += rendered.tokens
+        self.spans += [span._replace(start=span.start + at, stop=span.stop + at) for span in rendered.spans]
+        self.images += [(position + at, image) for position, image in rendered.images]
+        self.logprobs += [0.0] * len(rendered.tokens)
+
+
+class Episode:
+    """A conversation that grows: `prompt()`, `add_sampled(ids)`, `add(messages)`, `prompt()`, ...
+
+    Args:
+        messages: the conversation before the first reply.
+        tools: declarations of the tools the assistant may call.
+        on_rewrite: what to do when the format writes earlier turns differently once new messages follow them
+            (reasoning is left out of history): `refuse` with an `EpisodeError`, or begin a new `segment`, rendered
+            from the messages. `examples()` then gives one example for each segment.
+    """
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Any] | None = None,
+        *,
+        on_rewrite: Literal["refuse", "segment"] = "refuse",
+    ):
+        self.renderer = renderer
+        self.messages: list[Mapping[str, Any]] = list(messages)
+        self.segments: list[Segment] = []
+        self._on_rewrite = on_rewrite
+        self._conversation = renderer.read(messages, tools, prompting=True)
+        self._parsed: Parsed | None = None  # the last reply, until messages follow it
+        self._unsettled: list[tuple[int, str]] = []  # replies that a user's message may yet rewrite, as sampled
+        self._restart()
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids of the current segment."""
+        return self.segments[-1].tokens
+
+    def prompt(self) -> tinker.ModelInput:
+        """What to sample the next reply from."""
+        if self._parsed is not None:
+            raise EpisodeError("the last turn is a reply; add the messages that follow it first")
+        segment = self.segments[-1]
+        return Rendered(segment.tokens, (), tuple(segment.images)).model_input
+
+    def add_sampled(self, ids: Iterable[int], logprobs: Iterable[float] | None = None) -> Parsed:
+        """Appends a sampled reply, verbatim, and returns it parsed."""
+        if self._parsed is not None:
+            raise EpisodeError("two replies in a row; add the messages between them first")
+        ids = list(ids)
+        given = [0.0] * len(ids) if logprobs is None else [float(x) for x in logprobs]
+        if len(given) != len(ids):
+            raise EpisodeError(f"expected {len(ids)} logprobs, one for each sampled id, got {len(given)}")
+        parser = self.renderer.parser_of(self._conversation)
+        parser.feed(ids)
+        self._parsed = parsed = parser.finish()[1]
+        segment = self.segments[-1]
+        at, index = len(segment.tokens), len(self.messages)
+        segment.tokens += ids
+        segment.logprobs += given
+        segment.spans += [Span(at + s.start, at + s.stop, index, s.part, 1.0) for s in parsed.spans]
+        self.messages.append(parsed.message)
+        return parsed
+
+    def add(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Appends what others say after a reply: tool results, the user's next message.
+
+        Raises:
+            EpisodeError: there is no reply to follow; an assistant's message among the new ones; the reply broke off
+                inside its reasoning or a tool call; or the format rewrites what has been sampled.
+        """
+        if self._parsed is None:
+            raise EpisodeError("there is no reply yet that these messages follow; call add_sampled first")
+        new = self.renderer.read(messages, None).messages
+        if any(message.role == "assistant" for message in new):
+            raise EpisodeError("an assistant's message among the new ones; replies come through add_sampled")
+        if not self._parsed.termination and self._parsed.spans and self._parsed.spans[-1].part is not Part.TEXT:
+            raise EpisodeError(
+                f"the last reply is {self._parsed.termination.value} inside its {self._parsed.spans[-1].part.name}; "
+                "nothing can follow it"
+            )
+        reply = self.renderer.read([self.messages[-1]], None).messages
+        before = self._conversation
+        index = len(before)
+        finished = replace(before, messages=(*before.messages, *reply), prompting=False)
+        after = replace(finished, messages=(*finished.messages, *new), prompting=True)
+        self._unsettled.append((index, self._written(finished, index)))
+        asked = any(message.role == "user" for message in new)
+        checked = self._unsettled if asked else self._unsettled[-1:]
+        rewritten = next((i for i, written in checked if self._written(after, i) != written), None)
+        if rewritten is not None and self._on_rewrite == "refuse":
+            self._unsettled.pop()
+            raise EpisodeError(
+                f"{self.renderer.name} writes messages[{rewritten}] differently once these messages follow; "
+                "use on_rewrite='segment', or a format that preserves history"
+            )
+        self._conversation = after
+        self.messages += messages
+        if rewritten is not None:
+            self._unsettled.clear()
+            self._parsed = None
+            self._restart()
+            return
+        if asked:
+            self._unsettled.clear()
+        self._append(finished, index)
+        self._parsed = None
+
+    def examples(self) -> list[Rendered]:
+        """One example for each segment, in which exactly the sampled ids have weight."""
+        limit = self.renderer.max_length
+        return [Rendered(s.tokens, tuple(s.spans), tuple(s.images), limit) for s in self.segments]
+
+    def _written(self, conversation: Conversation, index: int) -> str:
+        """Reply `index` as the format writes it in this conversation."""
+        pieces = (*self.renderer.opening(conversation, index), *self.renderer.reply(conversation, index))
+        return "".join(piece.text for piece in pieces)
+
+    def _append(self, finished: Conversation, index: int) -> None:
+        """The rest of reply `index`, the new messages and the opening of the next reply."""
+        renderer, conversation = self.renderer, self._conversation
+        pieces = []
+        assert self._parsed is not None
+        if self._parsed.termination is not ParseTermination.STOP_SEQUENCE:
+            pieces += [p._replace(part=Part.SCAFFOLD) for p in renderer.reply(finished, index) if p.part is Part.STOP]
+        pieces = [(index, piece) for piece in (*pieces, *renderer.after_reply(conversation, index))]
+        for i in range(index + 1, len(conversation)):
+            pieces += [(i, piece) for piece in renderer.message(conversation, i)]
+        end = len(conversation)
+        pieces += [(end, piece) for piece in renderer.opening(conversation, end)]
+        self.segments[-1].extend(renderer.assemble(Weighed(p, i, 0.0) for i, p in ((index, SEAM), *pieces)))
+
+    def _restart(self) -> None:
+        """Begins a segment with the whole conversation, rendered."""
+        self.segments.append(Segment())
+        self.segments[-1].extend(self.renderer.assemble_prompt(self._conversation))

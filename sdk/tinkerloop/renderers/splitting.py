@@ -1,0 +1,43 @@
+"""One conversation as as few examples as train every chosen reply on exactly what it was sampled from.
+
+Formats that rewrite history (reasoning is left out once the user speaks again) cannot show several replies as they were
+sampled in one sequence. Each such reply gets an example that ends with it; replies whose sequences extend one another
+share one. Text is encoded once, however many examples it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tinkerloop.renderers.assembly import Weighed
+from tinkerloop.renderers.conversation import Conversation
+from tinkerloop.renderers.rendered import Rendered
+
+if TYPE_CHECKING:
+    from tinkerloop.renderers.base import Renderer, Weights
+
+
+def split_examples(
+    renderer: Renderer, conversation: Conversation, weights: Weights, replies: Sequence[int]
+) -> list[Rendered]:
+    """Examples that together train each of `replies`, given as message indices, in order."""
+    encoded: dict[str, list[int]] = {}
+    examples: list[Rendered] = []
+    for reply in replies:
+        cut = replace(conversation, messages=conversation.messages[: reply + 1])
+        only = [w if i == reply else 0.0 for i, w in enumerate(weights.of_message[: reply + 1])]
+        pieces: list[Weighed] = renderer.weighed(cut, weights._replace(of_message=only))
+        example = renderer.assemble(pieces, encoded)
+        if examples and example.tokens[: len(examples[-1])] == examples[-1].tokens:
+            example = _joined(examples.pop(), example)
+        examples.append(example)
+    return examples
+
+
+def _joined(shorter: Rendered, longer: Rendered) -> Rendered:
+    """`longer`, with the weights of `shorter`, which it begins with."""
+    end = len(shorter)
+    rest = [span._replace(start=max(span.start, end)) for span in longer.spans if span.stop > end]
+    return replace(longer, spans=(*shorter.spans, *rest))

@@ -1,0 +1,258 @@
+"""Conversations, tokenizers and the official templates, for the tests of renderers."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tinkerloop.renderers import Renderer, get_registered_renderer_names, get_renderer
+from tinkerloop.renderers.registry import presets
+from tinkerloop.renderers.segments import SEAM
+
+MODELS = Path(os.environ.get("TINKERLOOP_MODELS") or Path(__file__).parents[2] / "../shared/models")
+NAMES = [name for name in get_registered_renderer_names() if name in presets()]
+
+# Every control token of every family, and some that are no family's, so that forgery is tried with all of them.
+CONTROL = sorted(
+    [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<tool_call>",
+        "</tool_call>",
+        "<tool_response>",
+        "</tool_response>",
+        "<think>",
+        "</think>",
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|python_tag|>",
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        "<｜User｜>",
+        "<｜Assistant｜>",
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁calls▁end｜>",
+        "<｜tool▁call▁begin｜>",
+        "<｜tool▁call▁end｜>",
+        "<｜tool▁sep｜>",
+        "<｜tool▁output▁begin｜>",
+        "<｜tool▁output▁end｜>",
+        "<|im_user|>",
+        "<|im_assistant|>",
+        "<|im_system|>",
+        "<|im_middle|>",
+        "[BOS]",
+        "[EOS]",
+        "<|tool_calls_section_begin|>",
+        "<|tool_calls_section_end|>",
+        "<|tool_call_begin|>",
+        "<|tool_call_end|>",
+        "<|tool_call_argument_begin|>",
+        "<|media_begin|>",
+        "<|media_content|>",
+        "<|media_end|>",
+        "<|media_pad|>",
+        "<|start|>",
+        "<|end|>",
+        "<|message|>",
+        "<|channel|>",
+        "<|return|>",
+        "<|call|>",
+        "<|constrain|>",
+        "[gMASK]",
+        "<sop>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|observation|>",
+        "<arg_key>",
+        "</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
+        "<|fim_prefix|>",
+        "<|reserved_7|>",
+    ]
+)
+
+
+@functools.cache
+def everyones_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with the merges that matter at joins (newlines, spaces) and all control tokens."""
+    from tinkerloop.local.tiny import _byte_characters
+
+    characters = _byte_characters()
+    spelled = functools.partial("".join)
+
+    def byte_level(text: str) -> str:
+        return spelled(characters[byte] for byte in text.encode())
+
+    pairs = [("\n", "\n"), ("\n\n", "\n\n"), ("\n\n", "\n"), (" ", " "), (">", "\n"), ("t", "h"), ("th", "e")]
+    pairs += [(" ", "t"), ("e", "r"), ("i", "n"), ("o", "n"), (" ", "a"), ("s", "e"), ("u", "se"), ("use", "r")]
+    merges = [(byte_level(a), byte_level(b)) for a, b in pairs]
+    vocab = {character: i for i, character in enumerate(characters)}
+    for a, b in merges:
+        vocab.setdefault(a + b, len(vocab))
+    core = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    core.normalizer = normalizers.NFC()
+    words = r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    for i, token in enumerate(CONTROL):
+        core.add_tokens([AddedToken(token, normalized=False, special=bool(i % 2))])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", clean_up_tokenization_spaces=False)
+
+
+@functools.cache
+def renderer(name: str) -> Renderer:
+    return get_renderer(name, everyones_tokenizer())
+
+
+def decode(tokens: list[int], tokenizer: Any = None) -> str:
+    return (tokenizer or everyones_tokenizer()).decode(tokens, skip_special_tokens=False)
+
+
+def nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+# ---- conversations
+
+WORDS = st.sampled_from(
+    ["the", "other", "user", "42", "naïve", "你好", "e\u0301", "👩‍👩‍👧", "don't", ">", "<", "a\u200bb", "\r"]
+)
+SPACES = st.sampled_from(["", " ", "  ", "\n", "\n\n", " \n", "\t", "\n\n\n"])
+TEXTS = st.lists(st.tuples(SPACES, WORDS, SPACES), max_size=4).map(lambda w: "".join("".join(x) for x in w))
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 99)
+    | st.sampled_from(["", "3", "true", "naïve", " pad ", "x\ny", "None"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("abc"), inner, max_size=2),
+    max_leaves=3,
+)
+ARGUMENTS = st.dictionaries(st.sampled_from(["city", "n", "options", "größe"]), VALUES, max_size=3)
+TOOLS = [
+    {
+        "name": name,
+        "description": "Looks up the wéather.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "Where"},
+                "n": {"type": "integer"},
+                "unit": {"type": "string", "enum": ["C", "F"]},
+            },
+            "required": ["city"],
+        },
+    }
+    for name in ("get_weather", "search")
+]
+
+
+@st.composite
+def conversations(
+    draw: st.DrawFn,
+    *,
+    system: bool = True,
+    tools: bool = True,
+    reasoning: bool = True,
+    parallel: bool = True,
+    late_system: bool = False,
+    text: st.SearchStrategy[str] = TEXTS,
+    final: str | None = "assistant",
+    max_turns: int = 3,
+) -> list[dict[str, Any]]:
+    """OpenAI-style messages: an optional system message, then turns of user, tool cycles, answer."""
+    messages: list[dict[str, Any]] = []
+    if system and draw(st.booleans()):
+        messages.append({"role": "system", "content": draw(text)})
+    for turn in range(draw(st.integers(1, max_turns))):
+        if late_system and turn and draw(st.integers(0, 3)) == 0:
+            messages.append({"role": "system", "content": draw(text)})
+        messages.append({"role": "user", "content": draw(text)})
+        for cycle in range(draw(st.integers(0, 2)) if tools else 0):
+            count = draw(st.integers(1, 2)) if parallel else 1
+            calls = [
+                {
+                    "id": f"functions.{name}:{i}",
+                    "type": "function",
+                    "function": {"name": name, "arguments": draw(ARGUMENTS)},
+                }
+                for i, name in enumerate(
+                    draw(st.sampled_from([["get_weather", "search"], ["search", "search"]]))[:count]
+                )
+            ]
+            message = {"role": "assistant", "content": draw(text), "tool_calls": calls}
+            if reasoning and draw(st.booleans()):
+                message["reasoning_content"] = draw(text)
+            messages.append(message)
+            for call in calls:
+                messages.append({"role": "tool", "content": draw(text), "tool_call_id": call["id"]})
+        message = {"role": "assistant", "content": draw(text)}
+        if reasoning and draw(st.booleans()):
+            message["reasoning_content"] = draw(text)
+        messages.append(message)
+    if final is None:
+        return messages[: draw(st.integers(1, len(messages)))]
+    return messages
+
+
+# ---- official templates
+
+
+def template_of(path: str) -> str:
+    file = MODELS / path
+    if not file.is_file():
+        pytest.skip(f"no {path} among the shared models")
+    return file.read_text()
+
+
+def official(template: str, messages: list[dict[str, Any]], tools: Any = None, **kwargs: Any) -> str:
+    """What the official template writes, by transformers' own rendering."""
+    wrapped = [{"type": "function", "function": tool} for tool in tools] if tools else None
+    return everyones_tokenizer().apply_chat_template(
+        messages, tools=wrapped, chat_template=template, tokenize=False, **kwargs
+    )
+
+
+def ids_with_seams(ours: Renderer, conversation: Any, text: str, tokenizer: Any) -> list[int]:
+    """The ids of an official text, encoded separately on both sides of every point where a reply starts."""
+    at, ids = 0, []
+    for _, piece in ours.pieces(conversation):
+        if piece is SEAM:
+            ids.append(at)
+        at += len(piece.text)
+    cuts = [0, *ids, len(text)]
+    encoded = [tokenizer.encode(text[a:b], add_special_tokens=False) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [token for part in encoded for token in part]
+
+
+def stringified(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with tool arguments as JSON in a string, as OpenAI sends them."""
+    copied = json.loads(json.dumps(messages))
+    for message in copied:
+        for call in message.get("tool_calls", ()):
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return copied
