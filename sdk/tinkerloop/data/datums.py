@@ -78,7 +78,7 @@ def conversation_datums(
                 raise _TooLong(length, max_length, conversation)
             datums.append(_located(conversation, lambda e=example: e.to_datum(max_length=max_length)))
             datums.truncated += too_long
-            digest.update(np.asarray(example.tokens, dtype=np.int32))
+            digest.update(np.asarray(example.tokens, dtype=np.int32).tobytes())
         except DataError as error:
             if (on_long if isinstance(error, _TooLong) else on_bad) == "error":
                 raise

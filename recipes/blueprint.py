@@ -1,0 +1,64 @@
+"""Fine-tune on a conversation file, configured by a Blueprint (the Cookbook's pattern 2 and its second example).
+
+    python -m recipes.blueprint
+    python -m recipes.blueprint learning_rate=1e-3 max_steps=20
+    python -m recipes.blueprint --help
+
+A Blueprint is a configuration with values already filled in by a function, which may compute and check them first;
+the command line changes what it likes. The run starts from the value that `make_from_argv` returns.
+
+What you should see: test/nll falls by more than half in 60 steps, a minute on two cores.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import chz
+
+from tinkerloop.renderers import TrainOnWhat
+from tinkerloop.supervised import train
+from tinkerloop.supervised.data import FromConversationFileBuilder
+from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
+
+HERE = Path(__file__).parent
+
+
+def build_config_blueprint() -> chz.Blueprint[train.Config]:
+    model_name = str(HERE / "base")
+    file_path = str(HERE / "data" / "pig_latin_train.jsonl")
+    if not os.path.exists(file_path):
+        raise FileNotFoundError(f"File not found: {file_path}")
+
+    common_config = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer=model_name,
+        renderer_name="qwen3_instruct",  # for a known model: get_recommended_renderer_name(model_name)
+        max_length=512,
+        batch_size=32,
+        train_on_what=TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+    )
+    dataset_builder = FromConversationFileBuilder(common_config=common_config, file_path=file_path, test_size=64)
+
+    return chz.Blueprint(train.Config).apply(
+        {
+            "log_path": "runs/blueprint",
+            "model_name": model_name,
+            "dataset_builder": dataset_builder,
+            "learning_rate": 2e-3,
+            "lr_schedule": "cosine",
+            "warmup_steps": 5,
+            "num_epochs": 1,
+            "lora_rank": 32,
+            "save_every": 20,
+            "eval_every": 20,
+        }
+    )
+
+
+def main(config: train.Config) -> None:
+    asyncio.run(train.main(config))
+
+
+if __name__ == "__main__":
+    main(build_config_blueprint().make_from_argv(sys.argv[1:], allow_hyphens=True))

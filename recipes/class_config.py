@@ -1,0 +1,69 @@
+"""Fine-tune on a conversation file, configured by a class (the Cookbook's pattern 1).
+
+    python -m recipes.class_config                                  # English to Pig Latin on the small base
+    python -m recipes.class_config file_path=chats.jsonl learning_rate=1e-3
+    python -m recipes.class_config --help
+
+What you should see: test/nll falls from about 0.9 to below 0.4 in 63 steps, a minute on two cores. Run it again with
+the same log_path and it says at once that it has ended; with more epochs it trains on.
+"""
+
+import asyncio
+from pathlib import Path
+
+import chz
+
+from tinkerloop.renderers import TrainOnWhat
+from tinkerloop.supervised import train
+from tinkerloop.supervised.data import FromConversationFileBuilder
+from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
+
+HERE = Path(__file__).parent
+
+
+@chz.chz
+class CLIConfig:
+    model_name: str = chz.field(default=str(HERE / "base"), doc="A model folder, a hub name, or the service's name.")
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
+    file_path: str = chz.field(default=str(HERE / "data" / "pig_latin_train.jsonl"), doc="JSONL with messages.")
+    log_path: str = chz.field(default="runs/class_config", doc="The run's folder.")
+    max_length: int = chz.field(default=512, doc="Tokens a conversation is cut to.")
+    batch_size: int = chz.field(default=30, doc="Conversations in a step.")
+    test_size: int = chz.field(default=100, doc="Conversations held out.")
+    learning_rate: float = chz.field(default=2e-3, doc="The highest learning rate.")
+    num_epochs: int = chz.field(default=1, doc="How often the file is gone through.")
+    max_steps: int | None = chz.field(default=None, doc="Stop after so many steps.")
+
+
+def build_dataset(cli_config: CLIConfig) -> FromConversationFileBuilder:
+    common_config = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer=cli_config.model_name,
+        renderer_name=cli_config.renderer_name,
+        max_length=cli_config.max_length,
+        batch_size=cli_config.batch_size,
+        train_on_what=TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+    )
+    return FromConversationFileBuilder(
+        common_config=common_config, file_path=cli_config.file_path, test_size=cli_config.test_size
+    )
+
+
+async def train_async(cli_config: CLIConfig) -> None:
+    config = train.Config(
+        model_name=cli_config.model_name,
+        log_path=cli_config.log_path,
+        dataset_builder=build_dataset(cli_config),
+        learning_rate=cli_config.learning_rate,
+        num_epochs=cli_config.num_epochs,
+        max_steps=cli_config.max_steps,
+        warmup_steps=5,
+    )
+    await train.main(config)
+
+
+def main(cli_config: CLIConfig) -> None:
+    asyncio.run(train_async(cli_config))
+
+
+if __name__ == "__main__":
+    chz.nested_entrypoint(main, allow_hyphens=True)

@@ -1,0 +1,86 @@
+"""Train on data that you make yourself (the Cookbook's pattern 6): a data set is a class that yields datums.
+
+    python -m recipes.custom_dataset
+    python -m recipes.custom_dataset rows=500 learning_rate=1e-3
+    python -m recipes.custom_dataset --help
+
+The data here are sums of two digits, generated. Yielding datums is enough; they are batched by the data set's
+`batch_size`. For data too large to hold write `get_batch(index)` and `__len__` instead.
+
+What you should see: test/nll falls from about 5 to below 0.5 in 60 steps, half a minute on two cores.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import chz
+import tinker
+
+import tinkerloop
+from tinkerloop.renderers import TrainOnWhat, get_renderer
+from tinkerloop.supervised import train
+from tinkerloop.supervised.types import SupervisedDataset
+
+HERE = Path(__file__).parent
+
+
+@chz.chz
+class CustomDatasetConfig:
+    model_name: str = chz.field(default=str(HERE / "base"), doc="A model folder, a hub name, or the service's name.")
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
+    log_path: str = chz.field(default="runs/custom_dataset", doc="The run's folder.")
+    rows: int = chz.field(default=1920, doc="Sums to train on.")
+    max_length: int = chz.field(default=128, doc="Tokens a conversation is cut to.")
+    batch_size: int = chz.field(default=32, doc="Sums in a step.")
+    learning_rate: float = chz.field(default=2e-3, doc="The highest learning rate.")
+    max_steps: int | None = chz.field(default=None, doc="Stop after so many steps.")
+
+
+class CustomDataset(SupervisedDataset):
+    def __init__(self, config: CustomDatasetConfig, name: str, rows: int):
+        self.config = config
+        self.tokenizer = tinkerloop.get_tokenizer(config.model_name)
+        self.renderer = get_renderer(name=config.renderer_name, tokenizer=self.tokenizer, max_length=config.max_length)
+        self.data = self._load_data(name, rows)
+
+    def _load_data(self, name: str, rows: int) -> list[tuple[int, int]]:
+        rng = random.Random(name)
+        return [(rng.randrange(10), rng.randrange(10)) for _ in range(rows)]
+
+    def __len__(self) -> int:
+        return len(self.data) // self.config.batch_size
+
+    def __iter__(self) -> Iterator[tinker.Datum]:
+        for a, b in self.data:
+            messages = [
+                {"role": "user", "content": f"{a} + {b} ="},
+                {"role": "assistant", "content": str(a + b)},
+            ]
+            example = self.renderer.build_supervised_example(
+                messages=messages, train_on_what=TrainOnWhat.ALL_ASSISTANT_MESSAGES
+            )
+            yield example.to_datum()  # shifted, weighted and checked
+
+
+def main(config: CustomDatasetConfig) -> None:
+    asyncio.run(
+        train.main(
+            train.Config(
+                model_name=config.model_name,
+                log_path=config.log_path,
+                dataset_builder=lambda: (
+                    CustomDataset(config, "train", config.rows),
+                    CustomDataset(config, "test", 64),
+                ),
+                learning_rate=config.learning_rate,
+                max_steps=config.max_steps,
+                warmup_steps=5,
+            )
+        )
+    )
+
+
+if __name__ == "__main__":
+    chz.nested_entrypoint(main, allow_hyphens=True)

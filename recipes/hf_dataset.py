@@ -1,0 +1,102 @@
+"""Fine-tune on a Hugging Face dataset with a builder of your own (the Cookbook's pattern 3 and its first example).
+
+    python -m recipes.hf_dataset                                       # the bundled file, read as a dataset
+    python -m recipes.hf_dataset dataset=HuggingFaceH4/no_robots model_name=path/to/model renderer_name=qwen3
+    python -m recipes.hf_dataset --help
+
+`map_fn` turns one row into one datum, when the row's batch is asked for. The order of every epoch is computed and not
+stored, and a run resumes in the middle of any epoch at once.
+
+What you should see: test/nll falls by more than half in 56 steps, a minute on two cores.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import chz
+import datasets
+import tinker
+
+from tinkerloop.renderers import TrainOnWhat
+from tinkerloop.supervised import train
+from tinkerloop.supervised.data import SupervisedDatasetFromHFDataset, conversation_to_datum
+from tinkerloop.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig, SupervisedDataset
+
+HERE = Path(__file__).parent
+
+
+@chz.chz
+class MyDatasetBuilder(ChatDatasetBuilder):
+    dataset: str = chz.field(doc="A data set's name, or a JSONL file.")
+    max_train_samples: int = chz.field(default=10000, doc="Rows used at most.")
+
+    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset]:
+        if Path(self.dataset).exists():
+            rows = datasets.load_dataset("json", data_files=self.dataset, split="train")
+        else:
+            rows = datasets.load_dataset(self.dataset, split="train")
+        split = rows.select(range(min(len(rows), self.max_train_samples))).train_test_split(test_size=0.1, seed=42)
+
+        def map_fn(row: dict[str, Any]) -> tinker.Datum:
+            return conversation_to_datum(
+                messages=row["messages"],
+                renderer=self.renderer,
+                max_length=self.common_config.max_length,
+                train_on_what=self.common_config.train_on_what,
+            )
+
+        batch_size = self.common_config.batch_size
+        train_dataset = SupervisedDatasetFromHFDataset(hf_dataset=split["train"], batch_size=batch_size, map_fn=map_fn)
+        test_dataset = SupervisedDatasetFromHFDataset(hf_dataset=split["test"], batch_size=batch_size, map_fn=map_fn)
+        return train_dataset, test_dataset
+
+
+@chz.chz
+class CLIConfig:
+    model_name: str = chz.field(default=str(HERE / "base"), doc="A model folder, a hub name, or the service's name.")
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
+    dataset: str = chz.field(
+        default=str(HERE / "data" / "pig_latin_train.jsonl"), doc="A data set's name, or a JSONL file."
+    )
+    max_train_samples: int = chz.field(default=10000, doc="Rows used at most.")
+    log_path: str = chz.field(default="runs/hf_dataset", doc="The run's folder.")
+    max_length: int = chz.field(default=512, doc="Tokens a conversation is cut to.")
+    batch_size: int = chz.field(default=32, doc="Conversations in a step.")
+    num_epochs: int = chz.field(default=1, doc="How often the rows are gone through.")
+    learning_rate: float = chz.field(default=2e-3, doc="The highest learning rate.")
+    max_steps: int | None = chz.field(default=None, doc="Stop after so many steps.")
+
+
+async def train_async(cli_config: CLIConfig) -> None:
+    common_config = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer=cli_config.model_name,
+        renderer_name=cli_config.renderer_name,
+        max_length=cli_config.max_length,
+        batch_size=cli_config.batch_size,
+        train_on_what=TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+    )
+    dataset_builder = MyDatasetBuilder(
+        common_config=common_config,
+        dataset=cli_config.dataset,
+        max_train_samples=cli_config.max_train_samples,
+    )
+    config = train.Config(
+        model_name=cli_config.model_name,
+        log_path=cli_config.log_path,
+        dataset_builder=dataset_builder,
+        learning_rate=cli_config.learning_rate,
+        num_epochs=cli_config.num_epochs,
+        max_steps=cli_config.max_steps,
+        lora_rank=32,
+        warmup_steps=5,
+    )
+    await train.main(config)
+
+
+def main(cli_config: CLIConfig) -> None:
+    asyncio.run(train_async(cli_config))
+
+
+if __name__ == "__main__":
+    chz.nested_entrypoint(main, allow_hyphens=True)

@@ -1,0 +1,90 @@
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes import blueprint, class_config, conversation_files, custom_dataset, hf_dataset, streaming
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "recipes" / "data" / "pig_latin_test.jsonl"
+
+
+def rows(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return [row["loss"] for row in rows(folder) if "loss" in row]
+
+
+RECIPES = {
+    "class_config": lambda **options: class_config.main(
+        class_config.CLIConfig(model_name="tiny", file_path=str(DATA), batch_size=4, test_size=4, **options)
+    ),
+    "hf_dataset": lambda **options: hf_dataset.main(
+        hf_dataset.CLIConfig(model_name="tiny", dataset=str(DATA), max_train_samples=40, batch_size=4, **options)
+    ),
+    "conversation_files": lambda **options: conversation_files.main(
+        conversation_files.CLIConfig(model_name="tiny", file_path=str(DATA), batch_size=4, **options)
+    ),
+    "streaming": lambda **options: streaming.main(
+        streaming.CLIConfig(model_name="tiny", dataset=str(DATA), max_prompts=40, batch_size=4, **options)
+    ),
+    "custom_dataset": lambda **options: custom_dataset.main(
+        custom_dataset.CustomDatasetConfig(model_name="tiny", rows=40, batch_size=4, **options)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_tests_and_resumes_where_it_stood(name):
+    RECIPES[name](log_path="run", max_steps=2)
+    RECIPES[name](log_path="run", max_steps=4)
+    steps = [row["step"] for row in rows("run") if "loss" in row]
+    assert steps == [0, 1, 2, 3]
+    assert any("test/nll" in row for row in rows("run"))
+    assert (Path("run") / "summary.json").exists()
+
+
+def test_the_blueprint_trains_with_overrides_from_the_command_line():
+    config = blueprint.build_config_blueprint().make_from_argv(
+        ["model_name=tiny", "log_path=run", "max_steps=2", "batch_size=4", "--eval_every=0"], allow_hyphens=True
+    )
+    assert (config.lr_schedule, config.eval_every) == ("cosine", 0)
+    blueprint.main(config)
+    assert len(losses("run")) == 2
+
+
+def test_two_sources_are_mixed_and_broken_rows_are_skipped_and_said(capsys):
+    alpaca = [{"instruction": f"What is {i}?", "output": str(i)} for i in range(30)]
+    lines = [json.dumps(row) for row in alpaca]
+    lines[3] = "broken"
+    with gzip.open("other.jsonl.gz", "wt") as file:
+        file.write("\n".join(lines))
+    RECIPES["conversation_files"](
+        other_path="other.jsonl.gz", other_adapter="alpaca", share=0.5, log_path="run", max_steps=2
+    )
+    said = capsys.readouterr().err
+    assert "1 of 30 rows skipped (first: other.jsonl.gz:4)" in said
+    assert "50.0% main" in said
+    assert len(losses("run")) == 2
+
+
+def recipe(*arguments):
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_help_shows_each_option_with_its_default_and_its_sentence():
+    shown = recipe("recipes.class_config", "--help").stdout
+    assert "learning_rate" in shown
+    assert "0.002 (default)" in shown
+    assert "The highest learning rate." in shown
+
+
+def test_a_misspelt_option_names_the_nearest():
+    failed = recipe("recipes.class_config", "lerning_rate=1e-3")
+    assert failed.returncode != 0
+    assert "Did you mean 'learning_rate'" in failed.stderr
