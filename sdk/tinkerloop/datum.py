@@ -222,8 +222,9 @@ def check_datum(
 def scale_weights(datum: tinker.Datum, factor: float) -> tinker.Datum:
     """The same cross-entropy datum with every weight multiplied by `factor`."""
     weights = datum.loss_fn_inputs["weights"].to_numpy()
-    scaled = tinker.TensorData.from_numpy((weights * np.float64(factor)).astype(np.float32))
-    return tinker.Datum(model_input=datum.model_input, loss_fn_inputs={**datum.loss_fn_inputs, "weights": scaled})
+    scaled = np.multiply(weights, factor, dtype=np.float64).astype(np.float32)
+    inputs = {**datum.loss_fn_inputs, "weights": tinker.TensorData.from_numpy(scaled)}
+    return tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs)
 
 
 def _chunks(model_input: Any) -> Sequence[ModelInputChunk]:

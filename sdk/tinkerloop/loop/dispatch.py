@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
@@ -29,7 +28,7 @@ ALLOWED: Mapping[str, tuple[type, ...]] = {
 
 
 class Dispatcher:
-    """The callbacks of one run, by name, and the seconds spent in each since the clock was last cleared."""
+    """The callbacks of one run, by name."""
 
     def __init__(self, callbacks: Sequence[Callback]):
         self._callbacks: dict[str, Callback] = {}
@@ -44,7 +43,15 @@ class Dispatcher:
             self._callbacks[name] = callback
         self._unclaimed: dict[str, Mapping[str, Any]] = {}
         self._started: list[Callback] = []
-        self.clock: dict[str, float] = defaultdict(float)
+        self._by_event: dict[str, list[tuple[str, Callback]]] = {}
+        self._seconds = dict.fromkeys(self._callbacks, 0.0)
+
+    def lap(self) -> dict[str, float]:
+        """Seconds spent since the last lap: in all `callbacks`, and in each that ran, `callback/<name>`."""
+        spent = {f"callback/{name}": seconds for name, seconds in self._seconds.items() if seconds}
+        lap = {"callbacks": sum(spent.values()), **spent}
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        return lap
 
     # --- state ---
 
@@ -120,8 +127,12 @@ class Dispatcher:
         return failures
 
     def _handlers(self, event: str) -> list[tuple[str, Callback]]:
-        base = getattr(Callback, event)
-        return [(name, cb) for name, cb in self._callbacks.items() if getattr(type(cb), event) is not base]
+        handlers = self._by_event.get(event)
+        if handlers is None:
+            base = getattr(Callback, event)
+            handlers = [(name, cb) for name, cb in self._callbacks.items() if getattr(type(cb), event) is not base]
+            self._by_event[event] = handlers
+        return handlers
 
     def _call(self, callback: Callback, name: str, event: str, step: int, *args: Any) -> Any:
         began = time.perf_counter()
@@ -133,11 +144,10 @@ class Dispatcher:
                 raise
             logger.warning("%s.%s failed at step %d; the callback is dropped", name, event, step, exc_info=error)
             del self._callbacks[name]
+            self._by_event.clear()
             return _DROPPED
         finally:
-            seconds = time.perf_counter() - began
-            self.clock["callbacks"] += seconds
-            self.clock[f"callback/{name}"] += seconds
+            self._seconds[name] += time.perf_counter() - began
 
     def _requests(self, name: str, event: str, answer: Any) -> list[Request]:
         if answer is None or answer is _DROPPED:

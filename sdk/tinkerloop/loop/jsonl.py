@@ -86,4 +86,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def encode(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    """The row as one line."""
+    return (_ENCODER.encode(row) + "\n").encode()
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)

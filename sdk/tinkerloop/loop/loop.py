@@ -91,7 +91,7 @@ class Loop:
         self._accumulate: int | None = None
         self._stop: Stop | None = None
         self._detached: list[tuple[int, Eval, bool]] = []
-        self._delivered_at = time.perf_counter()
+        self._delivered_at, self._waited = time.perf_counter(), {"data": 0.0, "server": 0.0}
         self.summary: Summary | None = None
         """How the run ended; None until it has."""
 
@@ -184,7 +184,7 @@ class Loop:
                 batches.append(next(self._batches))
             except StopIteration:
                 break
-        self._callbacks.clock["data"] += time.perf_counter() - began
+        self._waited["data"] += time.perf_counter() - began
         return batches
 
     def _queue(self, batches: list[Sequence[tinker.Datum]]) -> None:
@@ -254,7 +254,7 @@ class Loop:
         while queued := self._pipeline.pop(upto):
             began = time.perf_counter()
             result = yield from queued.answer()
-            self._callbacks.clock["server"] += time.perf_counter() - began
+            self._waited["server"] += time.perf_counter() - began
             if isinstance(result, StepResult):
                 result = replace(result, timings=self._lap())
                 self._report("on_step", result, result.metrics)
@@ -306,8 +306,7 @@ class Loop:
             self._sinks.emit(step, row)
 
     def _lap(self) -> dict[str, float]:
-        now, clock = time.perf_counter(), self._callbacks.clock
-        lap = {"total": now - self._delivered_at, **clock}
-        self._delivered_at = now
-        clock.clear()
+        now = time.perf_counter()
+        lap = {"total": now - self._delivered_at, **self._waited, **self._callbacks.lap()}
+        self._delivered_at, self._waited = now, {"data": 0.0, "server": 0.0}
         return lap

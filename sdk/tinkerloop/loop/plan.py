@@ -72,6 +72,8 @@ class Plan:
 
     def split(self, size: Callable[[tinker.Datum], float], limit: float) -> Plan:
         """Each pass cut into consecutive passes whose datums' sizes add up to at most `limit`, or are single datums."""
+        if all(sum(map(size, one.datums)) <= limit for one in self.passes):
+            return self
         return self.with_passes(
             replace(one, datums=chunk) for one in self.passes for chunk in _chunked(one.datums, size, limit)
         )
@@ -108,7 +110,7 @@ def normalized(plan: Plan) -> Plan:
             f"normalize={plan.normalize!r} scales cross_entropy weights, but step {plan.step} has a pass with loss "
             f'{_loss_name(other)}: use normalize="none" and scale its inputs yourself'
         )
-    sums = [float(np.sum(_weights(datum), dtype=np.float64)) for datum in plan.datums]
+    sums = [_weight_sum(datum) for datum in plan.datums]
     if plan.normalize == "token":
         _refuse_unless_positive(plan, sum(sums), "the step's weights")
         factors = [1.0 / sum(sums)] * len(sums)
@@ -128,7 +130,7 @@ def mean_loss(plan: Plan, loss_sum: float) -> float:
     """
     if plan.normalize != "none" or any(one.loss_fn != "cross_entropy" for one in plan.passes):
         return loss_sum
-    total = sum(float(np.sum(_weights(datum), dtype=np.float64)) for datum in plan.datums)
+    total = sum(_weight_sum(datum) for datum in plan.datums)
     return loss_sum / total if total > 0 else loss_sum
 
 
@@ -140,11 +142,11 @@ def _refuse_unless_positive(plan: Plan, total: float, what: str) -> None:
         )
 
 
-def _weights(datum: tinker.Datum) -> np.ndarray:
+def _weight_sum(datum: tinker.Datum) -> float:
     weights = datum.loss_fn_inputs.get("weights")
     if weights is None:
         raise PlanError(f"a cross_entropy datum has no weights; it has {sorted(datum.loss_fn_inputs)}")
-    return weights.to_numpy()
+    return float(weights.to_numpy().sum(dtype=np.float64))
 
 
 def _loss_name(loss_fn: str | CustomLoss) -> str:

@@ -1,0 +1,252 @@
+"""How well training loops keep a remote server busy, what a step of ours costs, and what resuming repeats.
+
+    python -m benchmarks.loop [--cookbook FOLDER]
+
+FOLDER holds tinker-cookbook and what its supervised loop imports:
+    pip install --no-deps --target FOLDER tinker-cookbook blobfile lxml termcolor
+Without it, only our own figures are printed. Nothing here needs a GPU or a key; see `simulated.py` for the service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import chz
+import tinker
+
+from benchmarks.simulated import Killed, SimulatedService, cookbook_main, numbered_batches
+from tinkerloop.callbacks import (
+    Budget,
+    Checkpoint,
+    EarlyStop,
+    Evaluate,
+    GradientAccumulation,
+    LRSchedule,
+    Preempt,
+    StopOnNonFinite,
+    nll,
+)
+from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, open_training_client
+from tinkerloop.loop.schedules import cosine
+from tinkerloop.testing import OrderedService
+
+SAVE_EVERY = EVAL_EVERY = 10
+STEPS = 41
+
+
+def ours(service: SimulatedService, folder: Path, ahead: int, steps: int = STEPS) -> list[int]:
+    checkpoints = Checkpoints(folder)
+    record = checkpoints.latest()
+    client = open_training_client(service, record)
+    batches = numbered_batches(steps)
+    Loop(
+        client,
+        batches,
+        steps=steps,
+        callbacks=[
+            LRSchedule(cosine(1e-4, 0.0, steps)),
+            Evaluate("test", nll(batches[0]), every=EVAL_EVERY, at_start=False, at_end=False),
+            Checkpoint(every=SAVE_EVERY, sampler=True),
+        ],
+        sinks=[Jsonl(folder / "metrics.jsonl")],
+        checkpoints=checkpoints,
+        record=record,
+        ahead=ahead,
+    ).run()
+    return client.weights
+
+
+def cookbook(
+    service: SimulatedService, folder: Path, ahead: int, steps: int = STEPS, *, background_saves: bool = False
+) -> list[int]:
+    from tinker_cookbook.eval.evaluators import TrainingClientEvaluator  # pyright: ignore[reportMissingImports]
+    from tinker_cookbook.supervised import train  # pyright: ignore[reportMissingImports]
+    from tinker_cookbook.supervised.types import (  # pyright: ignore[reportMissingImports]
+        SupervisedDataset,
+        SupervisedDatasetBuilder,
+    )
+
+    clients: list[Any] = []
+    for name in ("create_lora_training_client", "create_training_client_from_state_with_optimizer"):
+        make = getattr(service, name)
+        setattr(
+            service, name, lambda *args, _make=make, **options: clients.append(_make(*args, **options)) or clients[-1]
+        )
+    batches = numbered_batches(steps)
+
+    class Data(SupervisedDataset):
+        def get_batch(self, index: int) -> list[Any]:
+            return batches[index]
+
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_epoch(self, seed: int = 0) -> None:
+            pass
+
+    @chz.chz
+    class Builder(SupervisedDatasetBuilder):
+        def __call__(self) -> Any:
+            return Data(), None
+
+    class Forward(TrainingClientEvaluator):
+        async def __call__(self, client: Any) -> dict[str, float]:
+            output = await client.forward(batches[0], "cross_entropy")
+            return {"nll": output.metrics["loss:sum"]}
+
+    config = train.Config(
+        log_path=str(folder),
+        model_name="tiny",
+        recipe_name="benchmark",
+        dataset_builder=Builder(),
+        evaluator_builders=[Forward],
+        eval_every=EVAL_EVERY,
+        save_every=SAVE_EVERY,
+        submit_ahead=ahead,
+        async_periodic_saves=background_saves,
+    )
+    asyncio.run(cookbook_main(service)(config))
+    return clients[-1].weights
+
+
+def in_folder(run: Any, service: SimulatedService, *args: Any, **options: Any) -> SimulatedService:
+    with tempfile.TemporaryDirectory() as folder:
+        run(service, Path(folder), *args, **options)
+    return service
+
+
+def busy(with_cookbook: bool) -> None:
+    print(f"\nServer busy share over {STEPS} steps; a save and an in-stream evaluation every {SAVE_EVERY} steps.")
+    print(
+        f"{'rtt ms':>7} {'step ms':>8} {'ahead':>6} {'ours':>8}"
+        + "   cookbook   cookbook, background saves" * with_cookbook
+    )
+    for rtt, step in ((0.01, 0.05), (0.05, 0.1), (0.2, 0.25), (0.2, 0.5)):
+        for ahead in (0, 1, 2):
+            make = lambda: SimulatedService(rtt=rtt, step=step, save=step, forward=step / 2)  # noqa: B023, E731
+            row = [in_folder(ours, make(), ahead).busy_share]
+            if with_cookbook:
+                row.append(in_folder(cookbook, make(), ahead).busy_share)
+                row.append(in_folder(cookbook, make(), ahead, background_saves=True).busy_share)
+            shares = "   ".join(f"{share:8.1%}" for share in row)
+            print(f"{rtt * 1e3:7.0f} {step * 1e3:8.0f} {ahead:6} {shares}")
+
+
+def resume(with_cookbook: bool) -> None:
+    print("\nBatches trained twice, and left out, when a run is killed after 27 of 41 optimizer steps and resumed:")
+    for name, run in (("ours", ours), ("cookbook", cookbook))[: 1 + with_cookbook]:
+        for ahead in (0, 1, 3):
+            service = SimulatedService(rtt=0, step=0, save=0, forward=0, kill_after=27)
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    run(service, Path(folder), ahead)
+                except Killed:
+                    service.kill_after = None
+                weights = run(service, Path(folder), ahead)
+            twice, missing = len(weights) - len(set(weights)), STEPS - len(set(weights))
+            print(f"  {name:10} ahead={ahead}: {twice} twice, {missing} left out")
+
+
+class Small(Callback):
+    """A user's callback that reacts to every event."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def on_plan(self, plan: Any) -> Any:
+        return plan
+
+    def on_boundary(self, boundary: Any) -> None:
+        pass
+
+    def on_step(self, result: Any) -> Any:
+        return Log({f"{self.name}/loss": result.loss})
+
+
+def overhead(size: int) -> None:
+    steps = 2000
+    batch = [numbered_batches(1, size)[0]] * steps
+    callbacks = [
+        LRSchedule(cosine(1e-4, 0.0, steps)),
+        GradientAccumulation(micro_batch=64),
+        Evaluate("test", nll(batch[0]), every=10**9, at_start=False, at_end=False),
+        EarlyStop("test/nll"),
+        StopOnNonFinite(),
+        Budget(tokens=10**12),
+        Preempt(),
+        *(Small(name) for name in "abc"),
+    ]
+
+    def seconds_per_step(*callbacks: Callback) -> float:
+        client = OrderedService(vocab_size=128).create_lora_training_client()
+        with tempfile.TemporaryDirectory() as folder:
+            loop = Loop(client, batch, callbacks=callbacks, sinks=[Jsonl(Path(folder) / "metrics.jsonl")])
+            began = time.process_time()
+            loop.run()
+            return (time.process_time() - began) / steps
+
+    def client_alone() -> float:
+        client = OrderedService(vocab_size=128).create_lora_training_client()
+        optim = tinker.AdamParams()
+        began = time.process_time()
+        for one in batch:
+            forward, step = client.forward_backward(one, "cross_entropy"), client.optim_step(optim)
+            forward.result(), step.result()
+        return (time.process_time() - began) / steps
+
+    rounds = [(client_alone(), seconds_per_step(), seconds_per_step(*callbacks)) for _ in range(5)]
+    alone, bare, full = (sorted(column)[2] for column in zip(*rounds, strict=True))
+    print(f"\nOur own CPU time per step (median of 5 runs of {steps} steps, batch of {size} datums):")
+    print(
+        f"  loop with a jsonl sink {1e6 * (bare - alone):6.0f} us, with ten callbacks {1e6 * (full - alone):6.0f} us,"
+    )
+    print(f"  so {1e6 * (full - bare) / len(callbacks):.1f} us per callback")
+
+    if size > 1:
+        return
+
+    def peak(steps: int) -> int:
+        client = OrderedService(vocab_size=128).create_lora_training_client()
+        client._service.operations = Forgetful()
+        tracemalloc.start()
+        Loop(client, (batch[0] for _ in range(steps)), callbacks=[Small("a"), StopOnNonFinite()]).run()
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    print(f"  peak memory: {peak(1_000) / 1e3:.0f} kB over 1,000 steps, {peak(20_000) / 1e3:.0f} kB over 20,000")
+
+
+def overheads(with_cookbook: bool) -> None:
+    for size in (32, 1):
+        overhead(size)
+
+
+class Forgetful(list):
+    def append(self, item: Any) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cookbook", help="folder with tinker-cookbook, see above")
+    parser.add_argument("--only", choices=["busy", "resume", "overhead"])
+    arguments = parser.parse_args()
+    if arguments.cookbook:
+        sys.path.insert(0, arguments.cookbook)
+    logging.disable(logging.CRITICAL)
+    for name, part in (("overhead", overheads), ("resume", resume), ("busy", busy)):
+        if arguments.only in (None, name):
+            part(bool(arguments.cookbook))
+
+
+if __name__ == "__main__":
+    main()
