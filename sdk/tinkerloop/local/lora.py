@@ -36,13 +36,14 @@ class LoraSpec:
     train_mlp: bool = True
     train_attn: bool = True
     train_unembed: bool = True
+    train_vision: bool = False
 
     @property
     def scale(self) -> float:
         return ALPHA / self.rank
 
     def covers(self, kind: str) -> bool:
-        return {"mlp": self.train_mlp, "attn": self.train_attn, "unembed": self.train_unembed}[kind]
+        return bool(getattr(self, f"train_{kind}"))
 
 
 @dataclass
@@ -70,9 +71,14 @@ class Slot:
         start = 0
         for length in segments:
             rows = slice(start, start + length)
-            self.grad_b.add_(grad_y[rows].T @ x_a[rows], alpha=self.scale)
-            self.grad_a.add_(low[rows].T @ x[rows], alpha=self.scale)
+            self.grad_b.add_(_aligned(grad_y[rows]).T @ _aligned(x_a[rows]), alpha=self.scale)
+            self.grad_a.add_(_aligned(low[rows]).T @ _aligned(x[rows]), alpha=self.scale)
             start += length
+
+
+def _aligned(rows: torch.Tensor) -> torch.Tensor:
+    """The rows where BLAS computes the same whatever lies before them: at the start of a cache line."""
+    return rows if rows.data_ptr() % 64 == 0 else rows.clone()
 
 
 class LoRALinear(nn.Linear):
@@ -150,7 +156,7 @@ class LoRALinear(nn.Linear):
             padding = (0, 0, 0, MIN_ROWS - rows)
             grad_y, x = F.pad(grad_y, padding), F.pad(x, padding)
             x_a = None if x_a is None else F.pad(x_a, padding)
-            grad_x = self.product_backward(grad_y, x, x_a, segments, need_x)
+            grad_x = self.product_backward(grad_y, x, x_a, [*segments, MIN_ROWS - rows], need_x)
             return None if grad_x is None else grad_x[:rows]
         slot = self.slot
         if slot is None:
