@@ -1,0 +1,32 @@
+"""The code in the documentation runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def code_blocks(file):
+    return re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.S)
+
+
+def test_the_loop_of_your_own_in_the_readme_runs():
+    (code,) = code_blocks("README.md")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "step 15  loss" in done.stdout
+    assert "'perplexity'" in done.stdout
+
+
+def test_the_callback_on_the_loops_page_does_what_it_says():
+    from tinkerloop import Log, Stop
+
+    namespace = {}
+    exec(code_blocks("sdk/tinkerloop/loop/README.md")[0], namespace)
+    callback = namespace["StopOnSpike"]()
+    step = type("Result", (), {"step": 1, "loss": 1.0})
+    assert callback.on_step(step) == Log({"worst_loss": 1.0})
+    step.loss = 9.0
+    assert callback.on_step(step) == Stop("loss 9.00 at step 1")
