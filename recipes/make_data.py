@@ -11,7 +11,7 @@ word and a vowel elsewhere; "qu" moves as one. A final ".", "!" or "?" stays at 
 Held out twice over: no sentence of a test file occurs in the training file, and about one content word in eight
 (`is_held_out`) occurs in no training sentence, nor in the text of the base model (make_base.py).
 
-* `pig_latin_train.jsonl`           2000 conversations
+* `pig_latin_train.jsonl`           3000 conversations
 * `pig_latin_test.jsonl`            160 conversations; in half of them every noun, verb, adjective and adverb is one
                                     of the words that training never shows
 """
@@ -121,7 +121,7 @@ def main() -> None:
     rng = random.Random("pig latin")
     seen, unseen = split_words()
     taken: set[str] = set()
-    write("pig_latin_train.jsonl", conversations(rng, seen, 2000, taken))
+    write("pig_latin_train.jsonl", conversations(rng, seen, 3000, taken))
     test = conversations(rng, seen, 80, taken) + conversations(rng, unseen, 80, taken)
     rng.shuffle(test)
     write("pig_latin_test.jsonl", test)
