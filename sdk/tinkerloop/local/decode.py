@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from tinkerloop.local.inputs import Batch
+from tinkerloop.local.inputs import Batch, Input
 from tinkerloop.local.model import Model
+from tinkerloop.local.vision import images_of
 
 MAX_ROWS = 256
 """Sequences decoded at once."""
@@ -28,7 +29,7 @@ MAX_PREFILL = 16384
 class Request:
     """One `sample` call: `num_samples` independent continuations of one prompt."""
 
-    prompt: NDArray[np.int64]
+    prompt: Input
     num_samples: int
     max_tokens: int
     temperature: float
@@ -88,10 +89,11 @@ def _decode(model: Model, rows: list[Continuation]) -> None:
             mask = mask[index]
             rows, tokens = [rows[i] for i in alive], [tokens[i] for i in alive]
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        shift = torch.tensor([[row.request.prompt.shift] for row in rows], device=model.device)
         output = model.trunk(
             input_ids=torch.tensor(tokens, device=model.device)[:, None],
             attention_mask=mask,
-            position_ids=mask.sum(1, keepdim=True) - 1,
+            position_ids=mask.sum(1, keepdim=True) - 1 + shift,
             past_key_values=cache,
             use_cache=True,
         )
@@ -100,7 +102,7 @@ def _decode(model: Model, rows: list[Continuation]) -> None:
 
 def _prefill(model: Model, rows: Sequence[Continuation]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
     """Run each distinct prompt once, padded on the left; then one cache row, mask row and state per sequence."""
-    prompts: list[NDArray[np.int64]] = []
+    prompts: list[Input] = []
     which: list[int] = []
     for row in rows:
         if not prompts or row.request.prompt is not prompts[-1]:
@@ -110,16 +112,23 @@ def _prefill(model: Model, rows: Sequence[Continuation]) -> tuple[DynamicCache, 
     tokens = np.zeros((len(prompts), width), dtype=np.int64)
     mask = np.zeros((len(prompts), width), dtype=np.int64)
     for i, prompt in enumerate(prompts):
-        tokens[i, width - len(prompt) :] = prompt
+        tokens[i, width - len(prompt) :] = prompt.tokens
         mask[i, width - len(prompt) :] = 1
     attention_mask = torch.from_numpy(mask).to(model.device)
+    positions = (mask.cumsum(1) - 1).clip(min=0)  # (prompts, width)
+    if any(prompt.pictures for prompt in prompts):
+        positions = np.repeat(positions[None], 3, axis=0)
+        for i, prompt in enumerate(prompts):
+            if prompt.positions is not None:
+                positions[:, i, width - len(prompt) :] = prompt.positions
     cache = DynamicCache(config=model.module.config.get_text_config())
     output = model.trunk(
         input_ids=torch.from_numpy(tokens).to(model.device),
         attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(1) - 1).clamp(min=0),
+        position_ids=torch.from_numpy(positions).to(model.device),
         past_key_values=cache,
         use_cache=True,
+        **images_of([picture for prompt in prompts for picture in prompt.pictures], model.device),
     )
     hidden = output.last_hidden_state[:, -1]
     if len(prompts) < len(rows):
@@ -201,7 +210,7 @@ def _ends_in_stop(row: Continuation, model: Model) -> bool:
 
 def score_prompt(
     model: Model,
-    prompt: NDArray[np.int64],
+    prompt: Input,
     targets: NDArray[np.int64],
     topk: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32] | None, NDArray[np.float32] | None]:

@@ -244,7 +244,7 @@ class Engine:
 
 def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
     """`spec` with the seed of `other`, which says nothing about what is trained."""
-    return LoraSpec(spec.rank, other.seed, spec.train_mlp, spec.train_attn, spec.train_unembed)
+    return replace(spec, seed=other.seed)
 
 
 def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], path: str) -> None:

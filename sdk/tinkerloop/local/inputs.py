@@ -7,7 +7,7 @@ lengths alone, and laid out one after another in a single row (`Batch`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tinker
@@ -15,33 +15,99 @@ import torch
 from numpy.typing import NDArray
 
 from tinkerloop.datum import check_datum
-from tinkerloop.errors import DatumError
+from tinkerloop.errors import DatumError, ImageError
+from tinkerloop.images import image_chunk
 from tinkerloop.local.futures import user_error
+from tinkerloop.local.vision import Picture, Vision, images_of
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """What a model reads: N token ids, and the pictures that some of them stand for."""
+
+    tokens: NDArray[np.int64]  # (N,)
+    pictures: tuple[Picture, ...] = ()
+    starts: tuple[int, ...] = ()
+    """Where each picture's tokens begin."""
+    positions: NDArray[np.int64] | None = None
+    """(3, N) with pictures (see `Vision.positions`), else None: 0 .. N-1."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def on_picture(self) -> NDArray[np.bool_]:
+        """(N,) whether a position is a picture's."""
+        found = np.zeros(len(self), dtype=bool)
+        for start, picture in zip(self.starts, self.pictures, strict=True):
+            found[start : start + picture.tokens] = True
+        return found
+
+    @property
+    def shift(self) -> int:
+        """By how much the positions of what follows differ from counting tokens."""
+        return 0 if self.positions is None else int(self.positions.max()) + 1 - len(self)
 
 
 @dataclass(frozen=True)
 class Example:
     """One datum as arrays; every loss input has the shape of `targets`, (N,) or (N, K)."""
 
-    tokens: NDArray[np.int64]  # (N,)
+    input: Input
     targets: NDArray[np.int64]
     inputs: dict[str, NDArray[np.float32]]
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.input)
+
+    @property
+    def predicts_picture(self) -> NDArray[np.bool_]:
+        """(N,) whether the position before a picture's is all there is to predict: no text."""
+        return np.append(self.input.on_picture[1:], False)
 
 
-def read_tokens(model_input: tinker.ModelInput) -> NDArray[np.int64]:
-    """The token ids of a text-only input."""
+def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> Input:
+    """Chunks as one sequence.
+
+    Raises:
+        DatumError, ImageError: an image that is not what its chunk says, or text that spells an image.
+        NotImplementedError: chunks that the model has no use for.
+    """
     tokens: list[int] = []
+    pictures: list[Picture] = []
+    starts: list[int] = []
     for chunk in model_input.chunks:
-        if not isinstance(chunk, tinker.EncodedTextChunk):
-            raise NotImplementedError(f"the embedded engine does not take {type(chunk).__name__} inputs")
-        tokens.extend(chunk.tokens)
-    return np.array(tokens, dtype=np.int64)
+        if isinstance(chunk, tinker.EncodedTextChunk):
+            if vision is not None and not vision.reserved.isdisjoint(chunk.tokens):
+                raise DatumError("text holds an id that stands for an image: images are chunks", field="model_input")
+            tokens.extend(chunk.tokens)
+        elif isinstance(chunk, tinker.types.ImageChunk) and vision is not None:
+            picture = vision.read(chunk)
+            pictures.append(picture)
+            starts.append(len(tokens))
+            tokens.extend([vision.image_token] * picture.tokens)
+        else:
+            whose = "the embedded engine" if vision is not None else "this model, in the embedded engine,"
+            raise NotImplementedError(f"{whose} does not take {type(chunk).__name__} inputs")
+    positions = None if vision is None or not pictures else vision.positions(starts, pictures, len(tokens))
+    return Input(np.array(tokens, dtype=np.int64), tuple(pictures), tuple(starts), positions)
 
 
-def read_datum(datum: tinker.Datum, loss_fn: str, vocab_size: int, max_length: int, index: int = 0) -> Example:
+def example_input(vision: Vision) -> Input:
+    """A sequence with two pictures of different shapes, to compare a model's own forward pass on."""
+    pictures = [image_chunk(np.full((h, w, 3), 90, np.uint8), processor=vision.processor) for h, w in ((9, 8), (8, 16))]
+    words = [tinker.EncodedTextChunk(tokens=[t, t + 1]) for t in (1, 3, 5)]
+    return read_input(tinker.ModelInput(chunks=[words[0], pictures[0], words[1], pictures[1], words[2]]), vision)
+
+
+def read_datum(
+    datum: tinker.Datum,
+    loss_fn: str,
+    vocab_size: int,
+    max_length: int,
+    index: int = 0,
+    vision: Vision | None = None,
+) -> Example:
     """Check a datum against `loss_fn`'s rules and the model's limits, and convert it.
 
     Raises tinker.RequestFailedError (category user) naming the datum by its `index` in the request.
@@ -49,18 +115,25 @@ def read_datum(datum: tinker.Datum, loss_fn: str, vocab_size: int, max_length: i
     try:
         # An all-zero weight is harmless here: it trains nothing, and custom losses rely on it.
         check_datum(datum, loss_fn=loss_fn, vocab_size=vocab_size, allow_zero_weight=True)
-    except DatumError as error:
+        read = read_input(datum.model_input, vision)
+    except (DatumError, ImageError) as error:
         raise user_error(f"datum {index}: {error}") from error
-    tokens = read_tokens(datum.model_input)
-    if len(tokens) > max_length:
-        raise user_error(f"datum {index}: {len(tokens)} tokens exceed the model's context of {max_length}")
+    if len(read) > max_length:
+        raise user_error(f"datum {index}: {len(read)} tokens exceed the model's context of {max_length}")
     arrays = {name: tensor.to_numpy() for name, tensor in datum.loss_fn_inputs.items()}
-    return Example(tokens, arrays.pop("target_tokens"), arrays)
+    example = Example(read, arrays.pop("target_tokens"), arrays)
+    if read.pictures and np.any(arrays.get("advantages", np.zeros(len(read)))[example.predicts_picture]):
+        raise user_error(f"datum {index}: advantages must be 0 where the target is a position of an image")
+    return example
 
 
-def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int) -> NDArray[np.int64]:
-    """The tokens of a prompt, checked."""
-    tokens = read_tokens(prompt)
+def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int, vision: Vision | None = None) -> Input:
+    """A prompt, checked."""
+    try:
+        read = read_input(prompt, vision)
+    except (DatumError, ImageError) as error:
+        raise user_error(f"the prompt: {error}") from error
+    tokens = read.tokens
     if not len(tokens):
         raise user_error("the prompt is empty: give at least one token")
     wrong = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
@@ -69,7 +142,7 @@ def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int) -> 
         raise user_error(f"prompt[{at}]: token id {tokens[at]} is not in [0, {vocab_size})")
     if len(tokens) > max_length:
         raise user_error(f"the prompt's {len(tokens)} tokens exceed the model's context of {max_length}")
-    return tokens
+    return read
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -94,7 +167,9 @@ class Batch:
 
     lengths: list[int]
     tokens: torch.Tensor  # (1, T)
-    positions: torch.Tensor  # (1, T), starting at 0 in every sequence
+    positions: torch.Tensor  # (1, T), starting at 0 in every sequence; (3, 1, T) with pictures
+    images: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What else the forward pass takes: the pictures, in order."""
 
     @property
     def segments(self) -> list[int]:
@@ -105,14 +180,16 @@ class Batch:
         return self.lengths if self.tokens.device.type == "cpu" else [self.tokens.shape[1]]
 
     @classmethod
-    def of(cls, sequences: Sequence[NDArray[np.int64]], device: torch.device) -> Batch:
+    def of(cls, sequences: Sequence[Input], device: torch.device) -> Batch:
+        """Raises tinker.RequestFailedError (category user) for a picture that cannot be decoded."""
         lengths = [len(sequence) for sequence in sequences]
-        positions = np.concatenate([np.arange(length) for length in lengths])
-        return cls(lengths, _row(np.concatenate(sequences), device), _row(positions, device))
-
-
-def _row(values: NDArray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values).to(device)[None]
+        pictures = [picture for sequence in sequences for picture in sequence.pictures]
+        tokens = torch.from_numpy(np.concatenate([sequence.tokens for sequence in sequences]))[None]
+        rows = [np.arange(len(s)) if s.positions is None else s.positions for s in sequences]
+        if pictures:
+            rows = [np.broadcast_to(row, (3, row.shape[-1])) for row in rows]
+        positions = torch.from_numpy(np.concatenate(rows, axis=-1)).unsqueeze(-2)
+        return cls(lengths, tokens.to(device), positions.to(device), images_of(pictures, device))
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tinkerloop.local import attention
 from tinkerloop.local.experts import ExpertWeights
 from tinkerloop.local.futures import bad_request
 from tinkerloop.local.head import Head
-from tinkerloop.local.inputs import Batch
+from tinkerloop.local.inputs import Batch, Input, example_input
 from tinkerloop.local.lora import LoRALinear, LoraSpec, initialise
 from tinkerloop.local.parameters import Layout, Weights
+from tinkerloop.local.vision import images_of, vision_of, vision_tower
 
 Layer = LoRALinear | ExpertWeights
 
-TINY = "tiny"
-"""The name of the built-in model, which is made from code."""
+TINY, TINY_VL = "tiny", "tiny-vl"
+"""The names of the built-in models, which are made from code."""
 
 FOLD_LIMIT = 2 * 2**30
 """Fold adapters into a copy of the frozen weights up to this many bytes of float32 weights."""
@@ -40,6 +50,7 @@ class Model:
         config = module.config.get_text_config()
         self.vocab_size: int = config.vocab_size
         self.max_length: int = config.max_position_embeddings
+        self.vision = vision_of(name, module)
         self.layers, self.kinds = _adaptable(module)
         output = module.get_output_embeddings()
         if not isinstance(output, LoRALinear):
@@ -135,6 +146,7 @@ class Model:
             attention_mask=attention.packed_mask(batch.lengths),
             position_ids=batch.positions,
             use_cache=False,
+            **batch.images,
         )
         return output.last_hidden_state[0]
 
@@ -165,11 +177,11 @@ class Model:
     @torch.no_grad()
     def _check_own_forward(self) -> None:
         """Refuse an architecture whose own logits differ from what packing and `Head` make of it."""
-        tokens = [torch.arange(1, n + 1) % self.vocab_size for n in (3, 5)]
-        packed = self.head.logits(self.hidden(Batch.of([t.numpy() for t in tokens], self.device)))
-        alone = torch.cat(
-            [self.module(input_ids=t[None].to(self.device), use_cache=False).logits[0].float() for t in tokens]
-        )
+        inputs = [Input(np.arange(1, n + 1) % self.vocab_size) for n in (3, 5)]
+        if self.vision is not None:
+            inputs.insert(1, example_input(self.vision))
+        packed = self.head.logits(self.hidden(Batch.of(inputs, self.device)))
+        alone = torch.cat([self._own_logits(one) for one in inputs])
         tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
         error = ((packed - alone).abs().max() / alone.abs().max().clamp(min=1)).item()
         if not error <= tolerance:
@@ -178,16 +190,30 @@ class Model:
                 f"model's own by {error:.2g} (relative); this architecture is not supported"
             )
 
+    def _own_logits(self, one: Input) -> torch.Tensor:
+        """What the architecture itself makes of one sequence, finding positions on its own: (N, vocabulary)."""
+        extra = images_of(one.pictures, self.device)
+        if extra and "mm_token_type_ids" in inspect.signature(self.trunk.forward).parameters:
+            extra["mm_token_type_ids"] = torch.from_numpy(one.on_picture.astype(np.int64))[None].to(self.device)
+        ids = torch.from_numpy(one.tokens)[None].to(self.device)
+        return self.module(input_ids=ids, use_cache=False, **extra).logits[0].float()
+
 
 def load(name: str, device: torch.device, dtype: torch.dtype) -> Model:
-    """The built-in "tiny" model, or any transformers causal LM from a local folder or the hub (safetensors only)."""
+    """A built-in model, or any transformers causal or image-text LM from a folder or the hub (safetensors only)."""
     if name == TINY:
         from tinkerloop.local.tiny import tiny_model, tiny_tokenizer
 
         return Model(name, cast(nn.Module, tiny_model()).to(device=device, dtype=dtype), tiny_tokenizer())
+    if name == TINY_VL:
+        from tinkerloop.local.tiny import tiny_tokenizer
+        from tinkerloop.local.vision_tiny import tiny_vl_model
+
+        return Model(name, cast(nn.Module, tiny_vl_model()).to(device=device, dtype=dtype), tiny_tokenizer())
     attention.register()
     try:
-        module = AutoModelForCausalLM.from_pretrained(
+        sees = hasattr(AutoConfig.from_pretrained(name), "vision_config")
+        module = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
             name, dtype=dtype, attn_implementation=attention.NAME, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -202,12 +228,12 @@ def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str
 
     Linear layers are replaced by LoRALinear ones that share their weights; stacked experts are found by their shape.
     """
-    output = module.get_output_embeddings()
+    output, tower = module.get_output_embeddings(), vision_tower(module)
     layers: dict[str, Layer] = {}
     kinds: dict[str, str] = {}
     for name, part in list(module.named_modules()):
         if isinstance(part, nn.Linear):
-            kind = "unembed" if part is output else _kind(name)
+            kind = "unembed" if part is output else "vision" if tower and name.startswith(tower) else _kind(name)
             if kind is None:
                 continue
             wrapped = LoRALinear.wrap(part)

@@ -16,7 +16,7 @@ from tinkerloop.local.losses import Loss, ppo_metrics
 from tinkerloop.local.model import Model
 
 SKIPPED = 0.0
-"""The log-probability reported for a position that was skipped because its weight is 0."""
+"""The log-probability reported for a position that was skipped because its weight is 0, or that predicts no text."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def run_pass(model: Model, examples: Sequence[Example], work: Pass) -> tinker.Fo
     sums: dict[str, float] = {}
     for group in micro_batches([len(example) for example in examples], work.token_budget):
         members = [examples[i] for i in group]
-        batch = Batch.of([example.tokens for example in members], model.device)
+        batch = Batch.of([example.input for example in members], model.device)
         targets = Targets.of(members, model.device)
         lp = _micro_batch(model, batch, targets, work)
         inputs = _with_segments(targets.inputs, batch, work.loss)
@@ -61,6 +61,8 @@ def run_pass(model: Model, examples: Sequence[Example], work: Pass) -> tinker.Fo
     metrics = {"loss:sum": total, **{name: value / positions for name, value in sums.items()}}
     outputs = []
     for example, lp, loss in zip(examples, logprobs, losses, strict=True):
+        if example.input.pictures:
+            lp = lp.masked_fill(torch.from_numpy(example.predicts_picture)[:, None], SKIPPED)
         fields = {"logprobs": _tensor_data(lp, example)}
         if work.name == "cross_entropy":
             fields["elementwise_loss"] = _tensor_data(loss, example)

@@ -22,7 +22,7 @@ from tinkerloop.local.checkpoints import Store
 from tinkerloop.local.decode import Continuation, Request, generate, score_prompt
 from tinkerloop.local.engine import Engine, Sampler
 from tinkerloop.local.futures import Future, failed, user_error
-from tinkerloop.local.inputs import read_prompt
+from tinkerloop.local.inputs import Input, read_prompt
 from tinkerloop.local.model import Model
 from tinkerloop.local.resolved import Resolved
 from tinkerloop.local.twins import awaited, queued
@@ -46,7 +46,7 @@ class PromptScores:
 @dataclass(frozen=True)
 class _Call:
     request: Request | None
-    prompt: NDArray[np.int64]
+    prompt: Input
     scores: PromptScores
 
 
@@ -144,10 +144,11 @@ class SamplingClient(Resolved):
     def __reduce__(self):
         return SamplingClient.from_sampler_handle, (self.get_sampler_handle(),)
 
-    def _read(self, prompt: tinker.ModelInput) -> NDArray[np.int64]:
-        return read_prompt(prompt, self._sampler.model.vocab_size, self._sampler.model.max_length)
+    def _read(self, prompt: tinker.ModelInput) -> Input:
+        model = self._sampler.model
+        return read_prompt(prompt, model.vocab_size, model.max_length, model.vision)
 
-    def _request(self, tokens: NDArray[np.int64], num_samples: int, params: SamplingParams, topk: int) -> Request:
+    def _request(self, tokens: Input, num_samples: int, params: SamplingParams, topk: int) -> Request:
         model = self._sampler.model
         if num_samples < 1:
             raise user_error(f"num_samples must be >= 1, got {num_samples}")
@@ -211,10 +212,10 @@ def _response(model: Model, call: _Call, sequences: Sequence[Continuation] | Non
 
 
 def _prompt_scores(
-    model: Model, prompt: NDArray[np.int64], scores: PromptScores
+    model: Model, prompt: Input, scores: PromptScores
 ) -> tuple[NDArray[np.float32], TopkLogprobs | None, tinker.TensorData | None]:
-    """Per prompt position; the first has no log-probability (NaN, and the fill value among the top k)."""
-    wanted = prompt[1:, None]
+    """Per prompt position. The first and those of images have none: NaN, and the fill value among the top k."""
+    wanted = prompt.tokens[1:, None]
     if scores.targets is not None:
         wanted = np.concatenate([wanted, np.maximum(scores.targets, 0)], axis=1)
     if len(wanted):
@@ -223,9 +224,12 @@ def _prompt_scores(
         found = np.zeros((0, wanted.shape[1]), np.float32)
         ids, values = np.zeros((0, scores.topk), np.int32), np.zeros((0, scores.topk), np.float32)
     last = len(prompt) if scores.last is None else min(scores.last, len(prompt))
+    picture = prompt.on_picture[1:]
+    found[picture] = np.nan
     logprobs = np.concatenate([[np.float32(np.nan)], found[:, 0]])[-last:]
     topk = targets = None
     if scores.topk and ids is not None and values is not None:
+        ids[picture], values[picture] = TOPK_FILL
         fill = np.full((1, scores.topk), TOPK_FILL[0], np.int32), np.full((1, scores.topk), TOPK_FILL[1], np.float32)
         topk = TopkLogprobs(
             token_ids=np.concatenate([fill[0], ids])[-last:], logprobs=np.concatenate([fill[1], values])[-last:]

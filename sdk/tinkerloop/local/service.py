@@ -37,6 +37,7 @@ class ServiceClient:
         dtype: of the frozen base; by default float32 on the CPU and bfloat16 on CUDA. Adapters are float32.
         skip_zero_weight: do not compute the log-probabilities of cross_entropy positions whose weight is 0; they are
             reported as 0. Faster training; off by default, because Tinker reports every position.
+        train_vision: let adapters also adapt the vision tower of a model that has one, which is else frozen.
         token_budget: the tokens of a micro-batch (TOKEN_BUDGET by default): memory against speed.
         user_metadata: attached to every training run; a client's own is merged over it.
         project_id, display_name: taken for compatibility; projects belong to the hosted service.
@@ -50,6 +51,7 @@ class ServiceClient:
         dtype: str | torch.dtype | None = None,
         *,
         skip_zero_weight: bool = False,
+        train_vision: bool = False,
         token_budget: int | None = None,
         user_metadata: dict[str, str] | None = None,
         project_id: str | None = None,
@@ -70,6 +72,7 @@ class ServiceClient:
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
         self._user_metadata = user_metadata
+        self._train_vision = train_vision
         self._engine = Engine(
             store=Store(default_root() if root is None else Path(root).expanduser().absolute()),
             device=device,
@@ -100,7 +103,7 @@ class ServiceClient:
         _check_optimizer(optimizer)
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
             raise bad_request(f"rank must be a positive integer (or 0 to train every weight), got {rank!r}")
-        spec = LoraSpec(rank, 0 if seed is None else seed, train_mlp, train_attn, train_unembed)
+        spec = LoraSpec(rank, seed or 0, train_mlp, train_attn, train_unembed, self._train_vision)
         metadata = self._merged(user_metadata)
         return self._train(lambda engine: engine.create_run(base_model, spec, metadata))
 

@@ -109,7 +109,7 @@ class TrainingClient(Resolved):
 
     def _read(self, data: list[tinker.Datum], loss_fn: str) -> list[Example]:
         model = self._run.model
-        return [read_datum(d, loss_fn, model.vocab_size, model.max_length, i) for i, d in enumerate(data)]
+        return [read_datum(d, loss_fn, model.vocab_size, model.max_length, i, model.vision) for i, d in enumerate(data)]
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
