@@ -90,9 +90,11 @@ class VisionChatML(ChatML):
     control = (*ChatML.control, "<|vision_start|>", "<|vision_end|>")
 
     def image(self, image: Image) -> Pieces:
-        from tinkerloop.images import image_chunk  # type: ignore[import-not-found]
+        from tinkerloop.image_processing_utils import QWEN3_VL
+        from tinkerloop.images import image_chunk
 
-        chunk = image_chunk(image.source, model=self.model_name, processor=self.image_processor)
+        processor = self.image_processor or (None if self.model_name else QWEN3_VL)
+        chunk = image_chunk(image.source, model=self.model_name, processor=processor)
         yield scaffold("<|vision_start|>")
         yield Piece("", Part.SCAFFOLD, image=chunk)
         yield scaffold("<|vision_end|>")

@@ -89,10 +89,13 @@ class Kimi(base.Renderer):
     def image(self, image: Image) -> Pieces:
         if not self.options.primed:
             raise RenderError(f"{self.name} has no images; Kimi has them from K2.5 on")
-        from tinkerloop.images import image_chunk  # type: ignore[import-not-found]
+        from tinkerloop.image_processing_utils import KIMI_K25
+        from tinkerloop.images import image_chunk
 
+        processor = self.image_processor or (None if self.model_name else KIMI_K25)
+        chunk = image_chunk(image.source, model=self.model_name, processor=processor)
         yield scaffold("<|media_begin|>image<|media_content|>")
-        yield Piece("", Part.SCAFFOLD, image=image_chunk(image.source, model=self.model_name))
+        yield Piece("", Part.SCAFFOLD, image=chunk)
         yield scaffold("<|media_end|>")
 
     def opening(self, conversation: Conversation, index: int) -> Pieces:
