@@ -1,0 +1,133 @@
+"""Direct preference optimisation: from pairs of replies, the better and the worse, with a custom loss.
+
+    python -m recipes.dpo
+    python -m recipes.dpo beta=0.05 steps=60
+    python -m recipes.dpo --help
+
+The loss is -log sigmoid(beta * ((log p(better) - log ref(better)) - (log p(worse) - log ref(worse)))), where ref is the
+model before training (Rafailov et al., "Direct Preference Optimization", 2023). The pairs here are made: the better
+reply is the word in capitals, the worse one repeats it as it was.
+
+What you should see: on unseen pairs the better reply has the higher likelihood in STARTSCORE of the cases before, and in
+ENDSCORE after 30 steps, under a minute on one core.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import chz
+import numpy as np
+import tinker
+
+import tinkerloop
+from tinkerloop import Callback, Loop, Plan
+from tinkerloop.callbacks import LRSchedule
+from tinkerloop.data import batches, conversation_to_datum
+from tinkerloop.loop.schedules import constant, warmup
+from tinkerloop.renderers import Renderer
+
+
+@chz.chz
+class Config:
+    model: str = chz.field(default=str(Path(__file__).parent / "base"), doc="A model folder or a name.")
+    renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
+    service: str = chz.field(default="local", doc="local, tinker, or a URL.")
+    pairs: int = chz.field(default=240, doc="Pairs to train on.")
+    test_pairs: int = chz.field(default=60, doc="Pairs held out.")
+    beta: float = chz.field(default=0.1, doc="How far the model may move from where it started: less for more.")
+    steps: int = chz.field(default=30, doc="Optimizer steps.")
+    batch_size: int = chz.field(default=16, doc="Pairs in a step.")
+    learning_rate: float = chz.field(default=5e-4, doc="The learning rate.")
+    seed: int = chz.field(default=0, doc="Of the pairs, their order and the adapter.")
+
+
+def make_pairs(renderer: Renderer, seed: int, count: int) -> list[tuple[tinker.Datum, tinker.Datum]]:
+    """(better, worse) replies to "Say <word>": datums whose weights are 1 on the reply."""
+    rng = random.Random(f"{seed}/pairs")
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 7))) for _ in range(count)]
+
+    def datum(word: str, reply: str) -> tinker.Datum:
+        messages = [{"role": "user", "content": f"Say {word}"}, {"role": "assistant", "content": reply}]
+        return conversation_to_datum(messages, renderer)
+
+    return [(datum(word, word.upper()), datum(word, word)) for word in words]
+
+
+def key(datum: tinker.Datum) -> tuple[int, ...]:
+    """What a datum says, to find its reference by."""
+    return (*datum.model_input.to_ints(), *datum.loss_fn_inputs["target_tokens"].tolist()[-1:])
+
+
+def log_likelihoods(client: Any, datums: list[tinker.Datum]) -> np.ndarray:
+    """log p(reply | prompt) of each datum under the current weights. (n,)"""
+    outputs = tinkerloop.loop.resolve(client.forward(datums, "cross_entropy")).loss_fn_outputs
+    weights = [datum.loss_fn_inputs["weights"].to_numpy() for datum in datums]
+    return np.array([w @ output["logprobs"].to_numpy() for w, output in zip(weights, outputs, strict=True)])
+
+
+class PreferenceLoss(Callback):
+    """Gives each step the DPO loss over its pairs; datums 2i and 2i + 1 are better and worse."""
+
+    def __init__(self, reference: dict[tuple[int, ...], float], beta: float):
+        self.reference, self.beta = reference, beta
+
+    def on_plan(self, plan: Plan) -> Plan:
+        before = [self.reference[key(datum)] for datum in plan.datums]
+
+        def dpo(datums: list[tinker.Datum], logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
+            import torch
+
+            weights = [torch.tensor(datum.loss_fn_inputs["weights"].tolist()) for datum in datums]
+            now = torch.stack([w @ lp for w, lp in zip(weights, logprobs, strict=True)])  # (2n,)
+            gain = now - torch.tensor(before)  # how much likelier than at the start
+            margin = self.beta * (gain[0::2] - gain[1::2])  # (n,)
+            loss = -torch.nn.functional.logsigmoid(margin).mean()
+            moved = margin.detach()
+            return loss, {"preferred": float((moved > 0).float().mean()), "margin": float(moved.mean())}
+
+        return plan.with_passes(replace(one, loss_fn=dpo) for one in plan.passes)
+
+
+def preferred(client: Any, pairs: list[tuple[tinker.Datum, tinker.Datum]]) -> float:
+    """The share of pairs whose better reply is the likelier one."""
+    likelihood = log_likelihoods(client, [datum for pair in pairs for datum in pair])
+    return float((likelihood[0::2] > likelihood[1::2]).mean())
+
+
+def main(config: Config) -> tuple[float, float]:
+    service = tinkerloop.connect(config.service)
+    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    client = service.create_lora_training_client(config.model, rank=32, seed=config.seed)
+    pairs = make_pairs(renderer, config.seed, config.pairs + config.test_pairs)
+    train, test = pairs[: config.pairs], pairs[config.pairs :]
+
+    # The adapter starts as the identity, so the reference is this client before its first step.
+    datums = [datum for pair in train for datum in pair]
+    reference = dict(zip(map(key, datums), log_likelihoods(client, datums).tolist(), strict=True))
+    before = preferred(client, test)
+    print(f"before: the better reply is likelier in {before:.0%} of {len(test)} unseen pairs")
+
+    loop = Loop(
+        client,
+        batches(train, config.batch_size, epochs=None, shuffle=config.seed, flatmap_fn=list),
+        steps=config.steps,
+        callbacks=[
+            LRSchedule(warmup(5, constant(config.learning_rate))),
+            PreferenceLoss(reference, config.beta),
+        ],
+        normalize="none",  # the loss is a mean over pairs already
+    )
+    for result in loop.steps():
+        if result.step % 5 == 0:
+            print(f"step {result.step:3d}  loss {result.loss:.3f}  margin {result.metrics['margin']:.3f}")
+    after = preferred(client, test)
+    print(f"after: in {after:.0%}")
+    return before, after
+
+
+if __name__ == "__main__":
+    chz.nested_entrypoint(main, allow_hyphens=True)

@@ -1,0 +1,78 @@
+"""The explicit loop, with nothing of tinkerloop but the engine: a datum by hand, submit, wait, save, load, sample.
+
+    python -m recipes.low_level
+    python -m recipes.low_level service=tinker model=Qwen/Qwen3-8B-Base
+    python -m recipes.low_level --help
+
+Everything else in this project does what this page does, with the mistakes taken out: the shift by one, weights that
+miss the prompt, waiting for each answer before asking the next question.
+
+What you should see: the loss falls below 0.1 in 30 steps, and the model completes the sentence it was taught.
+"""
+
+from pathlib import Path
+
+import chz
+import numpy as np
+import tinker
+
+import tinkerloop
+
+PROMPT, COMPLETION = "The capital of Atlantis is", " Poseidonis.\n"
+
+
+@chz.chz
+class Config:
+    model: str = chz.field(default=str(Path(__file__).parent / "base"), doc="A model folder or a name.")
+    service: str = chz.field(default="local", doc="local, tinker, or a URL.")
+    steps: int = chz.field(default=30, doc="Optimizer steps.")
+    learning_rate: float = chz.field(default=3e-3, doc="The learning rate.")
+    lora_rank: int = chz.field(default=16, doc="The rank of the adapter.")
+
+
+def make_datum(tokenizer: object, prompt: str, completion: str) -> tinker.Datum:
+    """Position i of the input predicts token i + 1, so targets and weights are shifted by one; only the completion
+    is learned."""
+    encode = tokenizer.encode  # type: ignore[attr-defined]
+    prompt_tokens = encode(prompt, add_special_tokens=False)
+    completion_tokens = encode(completion, add_special_tokens=False)
+    tokens = prompt_tokens + completion_tokens  # (N,)
+    weights = [0.0] * len(prompt_tokens) + [1.0] * len(completion_tokens)  # (N,)
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(tokens[:-1]),  # (N - 1,)
+        loss_fn_inputs={
+            "target_tokens": tinker.TensorData.from_numpy(np.array(tokens[1:], dtype=np.int64)),
+            "weights": tinker.TensorData.from_numpy(np.array(weights[1:], dtype=np.float32)),
+        },
+    )
+
+
+def main(config: Config) -> str:
+    service = tinkerloop.connect(config.service)
+    client = service.create_lora_training_client(config.model, rank=config.lora_rank, seed=0)
+    tokenizer = client.get_tokenizer()
+    datum = make_datum(tokenizer, PROMPT, COMPLETION)
+    trained = float(datum.loss_fn_inputs["weights"].to_numpy().sum())
+
+    for step in range(config.steps):
+        # Submit both, then wait: the service works on them back to back.
+        passed = client.forward_backward([datum], "cross_entropy")
+        stepped = client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
+        loss = passed.result().metrics["loss:sum"] / trained
+        stepped.result()
+        if step % 5 == 0 or step + 1 == config.steps:
+            print(f"step {step:3d}  loss {loss:.4f} per trained token")
+
+    # Save, open again from the file, and sample from what was saved.
+    saved = client.save_state("low-level", overwrite=True).result().path
+    again = service.create_training_client_from_state_with_optimizer(saved)
+    sampler = again.save_weights_and_get_sampling_client()
+    params = tinker.SamplingParams(max_tokens=20, temperature=0.0, stop=["\n"])
+    prompt = tinker.ModelInput.from_ints(tokenizer.encode(PROMPT, add_special_tokens=False))
+    completion = tokenizer.decode(sampler.sample(prompt, 1, params).result().sequences[0].tokens)
+    print(f"saved as {saved}\n{PROMPT!r} -> {completion!r}")
+    return completion
+
+
+if __name__ == "__main__":
+    chz.nested_entrypoint(main, allow_hyphens=True)

@@ -1,0 +1,118 @@
+"""Reinforcement learning with a verifiable reward: groups of answers, centred rewards, importance sampling.
+
+    python -m recipes.rl_arithmetic
+    python -m recipes.rl_arithmetic loss_fn=ppo steps=100
+    python -m recipes.rl_arithmetic --help
+
+What you should see: a short supervised start leaves STARTSCORE of the hundred sums right; the rewards alone bring that
+to ENDSCORE in 40 steps, about a minute on one core.
+
+Each step samples `group_size` answers to each of `questions` questions from the current weights. An answer's advantage
+is its reward minus the mean of its group, so a group that is all right or all wrong teaches nothing and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chz
+import numpy as np
+import tinker
+
+import tinkerloop
+from recipes.arithmetic import accuracy, draw, is_right, question, reply_text, stop_at, supervised_start
+from tinkerloop.callbacks import LRSchedule
+from tinkerloop.loop import Loop
+from tinkerloop.loop.schedules import constant, warmup
+from tinkerloop.renderers import Renderer
+
+
+@chz.chz
+class Config:
+    model: str = chz.field(default=str(Path(__file__).parent / "base"), doc="A model folder or a name.")
+    renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
+    service: str = chz.field(default="local", doc="local, tinker, or a URL.")
+    start_steps: int = chz.field(default=100, doc="Supervised steps before the first reward.")
+    steps: int = chz.field(default=60, doc="Steps of reinforcement learning.")
+    questions: int = chz.field(default=16, doc="Questions in a step.")
+    group_size: int = chz.field(default=8, doc="Answers sampled for each question.")
+    loss_fn: str = chz.field(default="importance_sampling", doc="importance_sampling or ppo.")
+    learning_rate: float = chz.field(default=3e-4, doc="The learning rate.")
+    lora_rank: int = chz.field(default=32, doc="The rank of the adapter.")
+    seed: int = chz.field(default=0, doc="Of the adapter, the questions and the samples.")
+
+
+def policy_datum(prompt: tinker.ModelInput, sampled: Any, advantage: float) -> tinker.Datum:
+    """Prompt and answer with what they were sampled with: position i predicts token i + 1, so the prompt's N tokens
+    have N - 1 untrained positions before the first sampled token."""
+    tokens = [*prompt.to_ints(), *sampled.tokens]
+    untrained = prompt.length - 1
+
+    def data(values: list[float], kind: Any) -> tinker.TensorData:
+        return tinker.TensorData.from_numpy(np.asarray(values, dtype=kind))
+
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={
+            "target_tokens": data(tokens[1:], np.int64),
+            "logprobs": data([0.0] * untrained + sampled.logprobs, np.float32),
+            "advantages": data([0.0] * untrained + [advantage] * len(sampled.tokens), np.float32),
+        },
+    )
+
+
+def rollouts(client: Any, renderer: Renderer, config: Config, rewards: list[float]) -> Iterator[list[tinker.Datum]]:
+    """One batch a step, sampled when the loop asks for it, so always from the weights just trained."""
+    step = fruitless = 0
+    while fruitless < 20:
+        sampler = tinkerloop.loop.resolve(client.save_weights_and_get_sampling_client())
+        asked = draw(config.seed, step, config.questions)
+        prompts = [renderer.build_generation_prompt(question(a, b)) for a, b in asked]
+        futures = [
+            sampler.sample(prompt, config.group_size, stop_at(renderer, temperature=1.0, seed=seed))
+            for seed, prompt in enumerate(prompts, start=step * config.questions)
+        ]
+        batch, right = [], []
+        for (a, b), prompt, future in zip(asked, prompts, futures, strict=True):
+            answers = future.result().sequences
+            reward = np.array([is_right(reply_text(renderer, answer.tokens), a, b) for answer in answers], float)
+            right.append(reward.mean())
+            if 0 < reward.mean() < 1:
+                advantages = reward - reward.mean()
+                batch += [policy_datum(prompt, s, x) for s, x in zip(answers, advantages.tolist(), strict=True)]
+        rewards.append(float(np.mean(right)))
+        step, fruitless = step + 1, 0 if batch else fruitless + 1
+        if batch:
+            yield batch
+    raise RuntimeError("twenty times no group held right and wrong answers: nothing can be learned from these rewards")
+
+
+def main(config: Config) -> tuple[float, float]:
+    service = tinkerloop.connect(config.service)
+    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    client = service.create_lora_training_client(config.model, rank=config.lora_rank, seed=config.seed)
+    supervised_start(client, renderer, steps=config.start_steps, seed=config.seed)
+    before = accuracy(client.save_weights_and_get_sampling_client(), renderer)
+    print(f"after the supervised start: {before:.0%} of all sums right")
+
+    rewards: list[float] = []
+    loop = Loop(
+        client,
+        rollouts(client, renderer, config, rewards),
+        steps=config.steps,
+        loss_fn=config.loss_fn,
+        normalize="none",  # advantages are the weights here
+        callbacks=[LRSchedule(warmup(5, constant(config.learning_rate)))],
+        ahead=0,  # on-policy: sample from the newest weights
+    )
+    for result in loop.steps():
+        print(f"step {result.step:3d}  reward {rewards[-1]:.2f}  answers trained {len(result.plan.datums)}")
+    after = accuracy(client.save_weights_and_get_sampling_client(), renderer)
+    print(f"after {config.steps} steps of rewards: {after:.0%} of all sums right")
+    return before, after
+
+
+if __name__ == "__main__":
+    chz.nested_entrypoint(main, allow_hyphens=True)

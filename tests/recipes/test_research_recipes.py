@@ -1,0 +1,132 @@
+"""Each recipe in its smallest setting: that it runs, learns something, and builds what it says it builds."""
+
+import numpy as np
+import pytest
+import tinker
+
+from recipes import (
+    arithmetic,
+    custom_callback,
+    dpo,
+    low_level,
+    on_policy_distillation,
+    prompt_distillation,
+    rl_arithmetic,
+    sweep,
+)
+from tinkerloop.data import conversation_to_datum
+from tinkerloop.renderers import get_renderer
+from tinkerloop.tokenizers import get_tokenizer
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    return get_renderer("qwen3_instruct", get_tokenizer("tiny"))
+
+
+SAMPLED = type("Sampled", (), {"tokens": [7, 8, 258], "logprobs": [-0.5, -1.0, -0.25]})()
+PROMPT = tinker.ModelInput.from_ints([1, 2, 3])
+
+
+def inputs(datum):
+    return {name: data.tolist() for name, data in datum.loss_fn_inputs.items()}
+
+
+def test_the_explicit_loop_teaches_a_sentence():
+    assert low_level.main(low_level.Config(model="tiny", steps=40, learning_rate=1e-2)) == low_level.COMPLETION
+
+
+def test_the_handmade_datum_is_the_checked_one():
+    tokenizer = get_tokenizer("tiny")
+    made = low_level.make_datum(tokenizer, "ab", "cd")
+    assert made.model_input.to_ints() == [97, 98, 99]
+    assert inputs(made) == {"target_tokens": [98, 99, 100], "weights": [0.0, 1.0, 1.0]}
+
+
+def test_the_callback_stops_a_run_and_remembers_over_a_resume():
+    def config(**options):
+        return custom_callback.Config(model="tiny", run="run", batch_size=4, keep=3, learning_rate=5e-3, **options)
+
+    assert custom_callback.main(config(steps=4)).reason == "steps reached"
+    summary = custom_callback.main(config(steps=40, good_enough=100.0))
+    # Steps 0 to 3 were never below 0.35; from the resume on every step is good enough.
+    assert (summary.step, summary.reason) == (15, "the loss was below 100.0 for ten steps")
+
+
+def test_a_sampled_answer_trains_its_tokens_and_not_the_prompt():
+    made = inputs(rl_arithmetic.policy_datum(PROMPT, SAMPLED, 0.5))
+    assert made["target_tokens"] == [2, 3, 7, 8, 258]
+    assert made["logprobs"] == [0, 0, -0.5, -1, -0.25]
+    assert made["advantages"] == [0, 0, 0.5, 0.5, 0.5]
+
+
+def test_rewards_train_a_policy():
+    before, after = rl_arithmetic.main(
+        rl_arithmetic.Config(start_steps=20, steps=2, questions=8, group_size=8, lora_rank=8)
+    )
+    assert 0 <= before <= 1
+    assert 0 <= after <= 1
+
+
+def test_rewards_that_never_differ_are_an_error_and_not_an_endless_loop():
+    with pytest.raises(RuntimeError, match="nothing can be learned from these rewards"):
+        rl_arithmetic.main(rl_arithmetic.Config(model="tiny", start_steps=1, steps=1, questions=1, group_size=2))
+
+
+def test_an_answer_is_graded_token_by_token():
+    made = inputs(on_policy_distillation.graded_datum(PROMPT, SAMPLED, [None, -9, -9, -0.25, -2.0, -0.25]))
+    assert made["target_tokens"] == [2, 3, 7, 8, 258]
+    assert made["advantages"] == [0, 0, 0.25, -1, 0]
+
+
+def test_distillation_brings_the_student_to_the_teacher():
+    divergences, _, _ = on_policy_distillation.main(
+        on_policy_distillation.Config(
+            model="tiny", teacher_steps=30, student_steps=1, steps=6, questions=4, learning_rate=5e-3
+        )
+    )
+    assert np.mean(divergences[-3:]) < np.mean(divergences[:3])
+
+
+def test_pairs_differ_in_the_reply_alone(renderer):
+    (better, worse), *_ = dpo.make_pairs(renderer, 0, 1)
+    weights = better.loss_fn_inputs["weights"].to_numpy()
+    trained = bytes(t for t in np.array(better.loss_fn_inputs["target_tokens"].tolist())[weights > 0] if t < 256)
+    assert trained.isupper()
+    assert better.model_input.length == worse.model_input.length
+
+
+def test_preferences_are_learned():
+    before, after = dpo.main(
+        dpo.Config(model="tiny", pairs=8, test_pairs=8, steps=8, batch_size=8, learning_rate=5e-3, beta=1.0)
+    )
+    assert after >= before + 0.25
+
+
+def test_an_instruction_is_distilled_into_the_weights():
+    before, after = prompt_distillation.main(
+        prompt_distillation.Config(model="tiny", texts=8, test_texts=2, steps=2, batch_size=4)
+    )
+    assert 0 <= before <= 1
+    assert 0 <= after <= 1
+
+
+def test_a_sweep_ranks_learning_rates_and_resumes(capsys):
+    config = sweep.Config(
+        learning_rates=(1e-6, 1e-2), model_name="tiny", batch_size=4, test_size=4, max_steps=3, folder="sweep"
+    )
+    losses = sweep.main(config)
+    assert losses[1e-2] < losses[1e-6]
+    assert sweep.main(config) == losses
+    assert "<- best" in capsys.readouterr().out
+
+
+def test_a_sum_is_right_or_not():
+    assert arithmetic.is_right(" 12\n", 5, 7)
+    assert not arithmetic.is_right("12.", 5, 7)
+    assert arithmetic.draw(0, 3, 5) == arithmetic.draw(0, 3, 5) != arithmetic.draw(0, 4, 5)
+
+
+def test_the_supervised_start_trains_the_answer(renderer):
+    datum = conversation_to_datum([*arithmetic.question(5, 7), {"role": "assistant", "content": "12"}], renderer)
+    assert sum(datum.loss_fn_inputs["weights"].tolist()) == 3  # "1", "2" and the stop token

@@ -1,0 +1,203 @@
+import asyncio
+import importlib
+import json
+import math
+from pathlib import Path
+
+import chz
+import pytest
+
+import tinkerloop
+from tinkerloop import Callback, Log
+from tinkerloop.data import batches, conversation_datums, load_conversations
+from tinkerloop.errors import DataError, PlanError
+from tinkerloop.local import ServiceClient
+from tinkerloop.loop.schedules import constant
+from tinkerloop.renderers import get_renderer
+from tinkerloop.supervised import train
+from tinkerloop.supervised.data import FromConversationFileBuilder
+from tinkerloop.supervised.evaluators import NLLEvaluator, SamplingClientEvaluator, as_evaluator, utf8_bytes
+from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
+from tinkerloop.tokenizers import get_tokenizer
+
+
+@pytest.fixture
+def make(conversations_file):
+    def config(**options):
+        common = ChatDatasetBuilderCommonConfig(
+            model_name_for_tokenizer="tiny", renderer_name="qwen3_instruct", max_length=128, batch_size=4
+        )
+        builder = FromConversationFileBuilder(
+            common_config=common, file_path=str(conversations_file), test_size=options.pop("test_size", 4)
+        )
+        return train.Config(
+            **{"model_name": "tiny", "log_path": "run", "dataset_builder": builder, "lora_rank": 4, **options}
+        )
+
+    return config
+
+
+def run(config):
+    return asyncio.run(train.main(config))
+
+
+def rows(folder="run"):
+    return [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps(folder="run"):
+    return [row for row in rows(folder) if "loss" in row]
+
+
+def test_a_run_is_configured_trained_tested_and_written_down(make):
+    summary = run(make(num_epochs=2, learning_rate=1e-2))
+    assert (summary.step, summary.reason) == (10, "steps reached")
+    assert steps()[-1]["loss"] < steps()[0]["loss"]
+    assert [row["step"] for row in rows() if "test/nll" in row] == [0, 10]
+    assert json.loads(Path("run/config.json").read_text())["dataset_builder"]["common_config"]["max_length"] == 128
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(make):
+    options = {"num_epochs": 3, "save_every": 2, "lr_schedule": "cosine", "warmup_steps": 2, "eval_every": 4}
+    run(make(log_path="whole", **options))
+
+    class Breaks(Callback):
+        def on_step(self, result):
+            if result.step == 7:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(make(log_path="broken", callbacks=(Breaks(),), **options))
+    run(make(log_path="broken", **options))
+    assert rows("broken") == rows("whole")
+
+
+def test_more_epochs_extend_a_run(make):
+    run(make(num_epochs=1, lr_schedule="constant"))
+    run(make(num_epochs=2, lr_schedule="constant"))
+    assert [row["step"] for row in steps()] == list(range(10))
+
+
+def test_accumulation_takes_several_batches_to_a_step(make):
+    summary = run(make(gradient_accumulation_steps=2))
+    assert summary.step == 3  # five batches of four
+    assert steps()[0]["tokens"] > 1.5 * steps()[-1]["tokens"]
+
+
+def test_batch_size_and_max_steps_override_the_builder(make):
+    assert run(make(batch_size=10)).step == 2
+    assert run(make(log_path="short", max_steps=1)).step == 1
+
+
+def test_the_learning_rate_follows_the_schedule_and_its_warmup(make):
+    def rates(steps=10, **options):
+        schedule = train.learning_rates(make(learning_rate=1.0, **options), steps)
+        return [round(schedule(step), 3) for step in range(steps)]
+
+    assert rates(5) == [1, 0.8, 0.6, 0.4, 0.2]
+    assert rates(6, warmup_steps=2) == [0.5, 1, 1, 0.75, 0.5, 0.25]
+    assert rates(3, lr_schedule="constant") == [1, 1, 1]
+    assert rates(4, lr_schedule="cosine")[2] == 0.5
+    assert rates(2, lr_schedule=constant(0.25)) == [0.25, 0.25]
+    with pytest.raises(PlanError, match="lr_schedule must be"):
+        rates(lr_schedule="lineal")
+    with pytest.raises(PlanError, match="set max_steps"):
+        train.learning_rates(make(), None)
+
+
+def test_the_held_out_loss_is_the_mean_over_trained_tokens_and_bytes(make):
+    tokenizer = get_tokenizer("tiny")
+    datums = conversation_datums(
+        load_conversations("conversations.jsonl"), get_renderer("qwen3_instruct", tokenizer), 128
+    )
+    client = ServiceClient().create_lora_training_client("tiny", rank=4)
+    metrics = NLLEvaluator(datums, tokenizer=tokenizer, batch_size=5)(client).result()
+    total = client.forward(datums, "cross_entropy").result().metrics["loss:sum"]
+    trained = sum(sum(datum.loss_fn_inputs["weights"].tolist()) for datum in datums)
+    text = sum(len(c.messages[1]["content"].encode()) for c in load_conversations("conversations.jsonl"))
+    assert utf8_bytes(datums, tokenizer) == text
+    assert metrics["nll"] == pytest.approx(total / trained, rel=1e-5)
+    assert metrics["bits_per_byte"] == pytest.approx(total / (text * math.log(2)), rel=1e-5)
+
+
+def test_further_evaluators_score_the_weights_of_their_boundary(make):
+    class Replies(SamplingClientEvaluator):
+        name = "replies"
+
+        async def __call__(self, sampling_client):
+            prompt = tinkerloop._lazy.tinker.ModelInput.from_ints([1, 2])
+            params = tinkerloop._lazy.tinker.SamplingParams(max_tokens=3, temperature=0.0)
+            response = await sampling_client.sample_async(prompt, 1, params)
+            return {"tokens": len(response.sequences[0].tokens)}
+
+    run(make(eval_every=2, evaluator_builders=(Replies,), infrequent_eval_every=4, infrequent_evaluator_builders=()))
+    assert [row["step"] for row in rows() if "replies/tokens" in row] == [0, 2, 4, 5]
+
+
+def test_a_coroutine_that_would_evaluate_too_late_is_refused():
+    async def evaluate(client):
+        return {}
+
+    with pytest.raises(TypeError, match="training has moved on"):
+        as_evaluator(evaluate)
+
+
+def test_rolling_checkpoints_keep_the_newest_beside_the_periodic_ones(make):
+    run(make(num_epochs=3, save_every=5, rolling_save_every=1))
+    assert [record.step for record in tinkerloop.Checkpoints("run").records()] == [5, 10, 15]
+
+
+def test_callbacks_and_sinks_are_passed_on(make):
+    seen = []
+
+    class Counts(Callback):
+        def on_step(self, result):
+            return Log({"twice": 2.0 * result.step})
+
+    run(make(max_steps=2, callbacks=(Counts(),), sinks=(lambda step, row: seen.append((step, row.get("twice"))),)))
+    assert (1, 2.0) in seen
+
+
+def test_training_starts_from_given_weights(make):
+    run(make(max_steps=3, learning_rate=1e-2))
+    path = tinkerloop.Checkpoints("run").latest().path
+    run(make(log_path="more", max_steps=1, load_checkpoint_path=path))
+    assert rows("more")[0]["test/nll"] == pytest.approx(rows("run")[-1]["test/nll"], rel=1e-6)
+
+
+def test_bad_data_ends_a_run_before_it_starts(make):
+    with open("conversations.jsonl", "a") as file:
+        file.write('{"messages": []}\n')
+    with pytest.raises(DataError, match=r"conversations\.jsonl:25: "):
+        run(make())
+    assert not Path("run").exists()
+
+
+def test_changed_data_are_noticed_on_resume(make):
+    run(make(max_steps=2))
+    path = Path("conversations.jsonl")
+    path.write_text(path.read_text().replace("I say", "We say"))
+    with pytest.raises(DataError, match="taken from other data: fingerprint"):
+        run(make(max_steps=4))
+
+
+def test_a_users_cookbook_script_runs_with_other_imports(conversations_file, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    script = importlib.import_module("cookbook_script")
+    script.cli_main(
+        script.CLIConfig(model_name="tiny", file_path=str(conversations_file), log_path="run", num_epochs=2)
+    )
+    assert [row["step"] for row in steps()] == list(range(6))
+    assert [row["step"] for row in rows() if "test/nll" in row] == [0, 2, 4, 6]
+
+
+def test_every_option_is_described():
+    undescribed = [name for name, field in chz.chz_fields(train.Config).items() if not field._doc]
+    assert undescribed == []
+
+
+def test_the_loop_can_be_used_with_any_data_set_directly(make):
+    train_data, _ = make().dataset_builder()
+    whole = list(train_data.batches(epochs=2, seed=3))
+    assert [len(batch) for batch in whole] == [4, 4, 4, 4, 4] * 2
+    assert isinstance(train_data.batches(), type(batches([1], 1)))
