@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,73 +24,41 @@ NAMES = [name for name in get_registered_renderer_names() if name in presets()]
 
 # Every control token of every family, and some that are no family's, so that forgery is tried with all of them.
 CONTROL = sorted(
-    [
-        "<|endoftext|>",
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|vision_start|>",
-        "<|vision_end|>",
-        "<|image_pad|>",
-        "<tool_call>",
-        "</tool_call>",
-        "<tool_response>",
-        "</tool_response>",
-        "<think>",
-        "</think>",
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-        "<|eom_id|>",
-        "<|eot_id|>",
-        "<|start_header_id|>",
-        "<|end_header_id|>",
-        "<|python_tag|>",
-        "<｜begin▁of▁sentence｜>",
-        "<｜end▁of▁sentence｜>",
-        "<｜User｜>",
-        "<｜Assistant｜>",
-        "<｜tool▁calls▁begin｜>",
-        "<｜tool▁calls▁end｜>",
-        "<｜tool▁call▁begin｜>",
-        "<｜tool▁call▁end｜>",
-        "<｜tool▁sep｜>",
-        "<｜tool▁output▁begin｜>",
-        "<｜tool▁output▁end｜>",
-        "<|im_user|>",
-        "<|im_assistant|>",
-        "<|im_system|>",
-        "<|im_middle|>",
-        "[BOS]",
-        "[EOS]",
-        "<|tool_calls_section_begin|>",
-        "<|tool_calls_section_end|>",
-        "<|tool_call_begin|>",
-        "<|tool_call_end|>",
-        "<|tool_call_argument_begin|>",
-        "<|media_begin|>",
-        "<|media_content|>",
-        "<|media_end|>",
-        "<|media_pad|>",
-        "<|start|>",
-        "<|end|>",
-        "<|message|>",
-        "<|channel|>",
-        "<|return|>",
-        "<|call|>",
-        "<|constrain|>",
-        "[gMASK]",
-        "<sop>",
-        "<|system|>",
-        "<|user|>",
-        "<|assistant|>",
-        "<|observation|>",
-        "<arg_key>",
-        "</arg_key>",
-        "<arg_value>",
-        "</arg_value>",
-        "<|fim_prefix|>",
-        "<|reserved_7|>",
-    ]
+    """
+    <|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <tool_call> </tool_call>
+    <tool_response> </tool_response> <think> </think> <|begin_of_text|> <|end_of_text|> <|eom_id|> <|eot_id|>
+    <|start_header_id|> <|end_header_id|> <|python_tag|> <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜>
+    <｜Assistant｜> <｜tool▁calls▁begin｜> <｜tool▁calls▁end｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁sep｜>
+    <｜tool▁output▁begin｜> <｜tool▁output▁end｜> <|im_user|> <|im_assistant|> <|im_system|> <|im_middle|> [BOS] [EOS]
+    <|tool_calls_section_begin|> <|tool_calls_section_end|> <|tool_call_begin|> <|tool_call_end|>
+    <|tool_call_argument_begin|> <|media_begin|> <|media_content|> <|media_end|> <|media_pad|> <|start|> <|end|>
+    <|message|> <|channel|> <|return|> <|call|> <|constrain|> [gMASK] <sop> <|system|> <|user|> <|assistant|>
+    <|observation|> <arg_key> </arg_key> <arg_value> </arg_value> <|fim_prefix|> <|reserved_7|>
+    """.split()  # noqa: SIM905
 )
+
+
+# A template of nobody's, for the renderer that takes any.
+A_TEMPLATE = """\
+{%- for tool in tools or [] -%}
+    {{- '<|im_start|>tool\\n' + (tool | tojson) + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message.role + '\\n' -}}
+    {%- if message.reasoning_content and message.reasoning_content.strip('\\n') -%}
+        {{- '<think>' + message.reasoning_content.strip('\\n') + '</think>' + message.content.lstrip('\\n') -}}
+    {%- else -%}
+        {{- message.content -}}
+    {%- endif -%}
+    {%- for call in message.tool_calls or [] -%}
+        {{- '\\n' if message.content or not loop.first else '' -}}
+        {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' -}}
+        {{- (call.function.arguments | tojson) + '}\\n</tool_call>' -}}
+    {%- endfor -%}
+    {{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{{- '<|im_start|>assistant\\n' if add_generation_prompt else '' -}}
+"""
 
 
 @functools.cache
@@ -121,7 +90,12 @@ def everyones_tokenizer() -> PreTrainedTokenizerFast:
     core.decoder = decoders.ByteLevel()
     for i, token in enumerate(CONTROL):
         core.add_tokens([AddedToken(token, normalized=False, special=bool(i % 2))])
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|endoftext|>", clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|endoftext|>",
+        chat_template=A_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 @functools.cache
@@ -140,18 +114,16 @@ def nfc(text: str) -> str:
 # ---- conversations
 
 WORDS = st.sampled_from(
-    ["the", "other", "user", "42", "naïve", "你好", "e\u0301", "👩‍👩‍👧", "don't", ">", "<", "a\u200bb", "\r"]
+    ["the", "other", "user", "42", "naïve", "你好", "e\u0301", "👩\u200d👧", "don't", ">", "<", "a\u200bb", "\r"]
 )
 SPACES = st.sampled_from(["", " ", "  ", "\n", "\n\n", " \n", "\t", "\n\n\n"])
 TEXTS = st.lists(st.tuples(SPACES, WORDS, SPACES), max_size=4).map(lambda w: "".join("".join(x) for x in w))
 VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-9, 99)
-    | st.sampled_from(["", "3", "true", "naïve", " pad ", "x\ny", "None"]),
+    st.none() | st.booleans() | st.integers(-9, 99) | st.sampled_from(["", "3", "naïve", " pad ", "x\ny", "None"]),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("abc"), inner, max_size=2),
     max_leaves=3,
 )
+NAME_PAIRS = st.sampled_from([["get_weather", "search"], ["search", "search"]])
 ARGUMENTS = st.dictionaries(st.sampled_from(["city", "n", "options", "größe"]), VALUES, max_size=3)
 TOOLS = [
     {
@@ -192,7 +164,7 @@ def conversations(
         if late_system and turn and draw(st.integers(0, 3)) == 0:
             messages.append({"role": "system", "content": draw(text)})
         messages.append({"role": "user", "content": draw(text)})
-        for cycle in range(draw(st.integers(0, 2)) if tools else 0):
+        for _ in range(draw(st.integers(0, 2)) if tools else 0):
             count = draw(st.integers(1, 2)) if parallel else 1
             calls = [
                 {
@@ -200,9 +172,7 @@ def conversations(
                     "type": "function",
                     "function": {"name": name, "arguments": draw(ARGUMENTS)},
                 }
-                for i, name in enumerate(
-                    draw(st.sampled_from([["get_weather", "search"], ["search", "search"]]))[:count]
-                )
+                for i, name in enumerate(draw(NAME_PAIRS)[:count])
             ]
             message = {"role": "assistant", "content": draw(text), "tool_calls": calls}
             if reasoning and draw(st.booleans()):
@@ -245,7 +215,7 @@ def ids_with_seams(ours: Renderer, conversation: Any, text: str, tokenizer: Any)
             ids.append(at)
         at += len(piece.text)
     cuts = [0, *ids, len(text)]
-    encoded = [tokenizer.encode(text[a:b], add_special_tokens=False) for a, b in zip(cuts, cuts[1:], strict=False)]
+    encoded = [tokenizer.encode(text[a:b], add_special_tokens=False) for a, b in pairwise(cuts)]
     return [token for part in encoded for token in part]
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ from tinkerloop.renderers import (
     get_renderer,
 )
 
-COMMON = dict(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+COMMON: Any = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True, "database": None}
 FEW = settings(max_examples=8, **COMMON)
 SOME = settings(max_examples=15, **COMMON)
 every_format = pytest.mark.parametrize("name", NAMES)
@@ -191,9 +193,7 @@ def control_ids(name: str, tokens: list[int]) -> list[int]:
     return [token for token in tokens if token >= len(everyones_tokenizer()) - len(CONTROL)]
 
 
-HOSTILE = st.sampled_from(
-    [*CONTROL, *(f"{t}\n" for t in CONTROL), *(f"<{t}" for t in CONTROL), *(t[1:] for t in CONTROL)]
-)
+HOSTILE = st.sampled_from([spelled for t in CONTROL for spelled in (t, f"{t}\n", f"<{t}", t[1:])])
 
 
 @every_format
@@ -251,7 +251,7 @@ def test_masks_grow_from_mode_to_mode_over_the_same_tokens(name, messages):
         TrainOnWhat.ALL_TOKENS,
     ]
     examples = [supervised(name, messages, mode) for mode in modes]
-    for small, large in zip(examples, examples[1:], strict=False):
+    for small, large in pairwise(examples):
         assert small.tokens == large.tokens
         assert np.all(large.weights[small.weights > 0] == 1)
     assert np.all(examples[-1].weights == 1)
@@ -264,17 +264,16 @@ def test_every_trained_reply_owns_exactly_one_stop(name, messages):
     ours = renderer(name)
     messages = fitted(name, messages)
     example = supervised(name, messages, "all_assistant_messages")
-    stops = {}
-    for span in example.spans:
-        if span.weight and span.part is Part.STOP:
-            stops[span.message] = stops.get(span.message, 0) + 1
-            if not ours.grammar.stop_texts:
-                assert span.stop - span.start == 1
-                history = {ours._assembler.ids["<|end|>"]} if name.startswith("gpt_oss") else set()
-                assert example.tokens[span.start] in {*ours.get_stop_sequences(), *history}
+    stop_spans = [span for span in example.spans if span.weight and span.part is Part.STOP]
+    stops = Counter(span.message for span in stop_spans)
+    if not ours.grammar.stop_texts:
+        history = {ours._assembler.ids["<|end|>"]} if name.startswith("gpt_oss") else set()
+        for span in stop_spans:
+            assert span.stop - span.start == 1
+            assert example.tokens[span.start] in {*ours.get_stop_sequences(), *history}
     replies = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    if name == "role_colon":  # the stop is "\n\nUser:", which is two pieces
-        stops = {i: n - 1 for i, n in stops.items()}
+    if name == "role_colon":  # the stop is text, "\n\nUser:", of which a token may straddle the reply
+        assert all(decode(example.tokens[s.start : s.stop]).endswith("User:") for s in stop_spans)
         replies = [i for i in replies if i + 1 == len(messages) or messages[i + 1]["role"] == "user"]
     assert stops == dict.fromkeys(replies, 1)
 
@@ -291,7 +290,7 @@ def test_customized_trains_the_marked_messages_and_weights_multiply(name, messag
             m.pop("reasoning_content", None)
     example = supervised(name, marked, "customized")
     assert set(example.weights) <= {0.0, 0.5}
-    assert {i for i in set(example.message_index[example.weights > 0])} <= {i for i, c in enumerate(chosen) if c}
+    assert set(example.message_index[example.weights > 0]) <= {i for i, c in enumerate(chosen) if c}
 
 
 @every_format
@@ -371,9 +370,7 @@ def test_a_reply_cut_inside_reasoning_is_reasoning_and_makes_no_call(name):
     ])  # fmt: skip
     example = supervised(name, messages)
     sampled = [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
-    thought = len(
-        [s for s, p, w in zip(example.tokens, example.parts, example.weights, strict=True) if w and p == Part.REASONING]
-    )
+    thought = int(np.sum((example.weights > 0) & (example.parts == Part.REASONING)))
     for cut in range(thought):
         message, termination = ours.parse_response(sampled[:cut])
         assert termination == "truncated"

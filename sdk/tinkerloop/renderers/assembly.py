@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from tinkerloop.encoders import Encoder
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.rendered import Rendered, Span
 from tinkerloop.renderers.segments import SEAM, Part, Piece
-from tinkerloop.tokenizers import Encoder
 
 
 class Weighed(NamedTuple):
@@ -119,8 +119,11 @@ class Assembler:
             end = max(start, end)
             divided.append((joint[start:end], group))
             start = max(end, resume)
-            shared = Part.SCAFFOLD in (group.part, run[i + 1].part)
-            divided.append((joint[end:start], group._replace(part=Part.SCAFFOLD, weight=0.0) if shared else group))
+            after = run[i + 1]
+            if Part.SCAFFOLD in (group.part, after.part):
+                weight = group.weight if group.weight == after.weight else 0.0
+                group = group._replace(part=Part.SCAFFOLD, weight=weight)
+            divided.append((joint[end:start], group))
         divided.append((joint[start:], run[-1]))
         return divided
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from tinkerloop._lazy import tinker
+from tinkerloop.encoders import Encoder, encoder_of
 from tinkerloop.errors import RenderError, ZeroWeightError
 from tinkerloop.renderers.assembly import Assembler, Weighed
 from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image, read_conversation
@@ -23,7 +24,6 @@ from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, marked, sca
 from tinkerloop.renderers.splitting import split_examples
 from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, TrainOnWhat
 from tinkerloop.renderers.weights import message_weights
-from tinkerloop.tokenizers import encoder_of
 
 if TYPE_CHECKING:
     from tinkerloop.tokenizers import Tokenizer
@@ -66,8 +66,10 @@ class Renderer:
         image_processor: Any = None,
         model_name: str | None = None,
         max_length: int | None = None,
+        encoder: Encoder | None = None,
     ):
         self.tokenizer = tokenizer
+        self._encoder = encoder_of(tokenizer) if encoder is None else encoder
         self.options: Any = self.Options() if options is None else options
         self.name = name or self.family
         self.image_processor = image_processor
@@ -78,7 +80,6 @@ class Renderer:
     def _prepare(self) -> None:
         """Everything that follows from the identity."""
         self.grammar = self.make_grammar()
-        self._encoder = encoder_of(self.tokenizer)
         control = dict.fromkeys((*self.control, *sorted(self.grammar.control)))
         self._assembler = Assembler(self._encoder, control, self.name)
 
@@ -404,6 +405,10 @@ class Renderer:
             yield from parser.feed((token_id,))
         yield from parser.finish()[0]
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that ids spell, control tokens by their names; never raises."""
+        return self._encoder.decode_bytes(list(ids)).decode("utf-8", "replace")
+
     # ---- tools in the Cookbook's manner
 
     def create_conversation_prefix_with_tools(
@@ -432,6 +437,7 @@ class Renderer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._encoder = encoder_of(self.tokenizer)
         self._prepare()
 
     def __repr__(self) -> str:

@@ -107,7 +107,8 @@ class GptOss(base.Renderer):
         if message.unparsed or len(message.tool_calls) > 1:
             raise RenderError(f"messages[{index}]: a gpt_oss reply makes one tool call, and no unparsed one")
         calls = bool(message.tool_calls)
-        answered = any(m.role == "assistant" and not m.tool_calls for m in conversation.messages[index + 1 :])
+        later = (i for i in range(index + 1, len(conversation)) if not conversation.is_final(i))
+        answered = any(conversation.role(i) == "assistant" and not conversation[i].tool_calls for i in later)
         begun = False
         for part, channel, content in (
             (Part.REASONING, "analysis", message.reasoning if conversation.is_final(index) or calls else None),
@@ -119,7 +120,7 @@ class GptOss(base.Renderer):
                 yield marked("<|end|>", part)
                 begun = True
         if calls:
-            call = message.tool_calls[0]
+            (call,) = message.tool_calls
             yield marked("<|start|>assistant" if begun else "", Part.TOOL_CALL)
             yield text(f" to=functions.{checked_name(call.function.name)}", Part.TOOL_CALL)
             yield marked("<|channel|>commentary json<|message|>", Part.TOOL_CALL)

@@ -107,8 +107,11 @@ class HarmonyParser(ReplyParser):
     def _leave(self) -> None:
         if self._block is None:
             self._out(self._text.close())
-        else:
-            self._close(self._block)
+            return
+        if self._block is REASONING and self._new_part and not self._text.pending:
+            self._parts.append([])  # an empty analysis is still one: the official template writes it
+            self._kinds.append(Part.REASONING)
+        self._close(self._block)
 
 
 def typescript_namespace(name: str, tools: Sequence[ToolSpec]) -> str:
@@ -155,7 +158,7 @@ def _type(spec: Mapping[str, Any], required: Sequence[str]) -> str:
             inner = "any" if inner == "object | object" or len(inner) > 50 else inner
         return f"{inner}[]{nullable}"
     if isinstance(kind, (list, tuple)) and kind:
-        return " | ".join(kind) if len(kind) > 1 else kind[0]
+        return " | ".join(kind)
     if spec.get("oneOf"):
         return _union(spec["oneOf"], required)
     if kind == "string":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tinkerloop.encoders import Encoder
 from tinkerloop.renderers.segments import Part
 from tinkerloop.renderers.types import (
     ContentPart,
@@ -23,7 +24,6 @@ from tinkerloop.renderers.types import (
     ToolSpec,
     UnparsedToolCall,
 )
-from tinkerloop.tokenizers import Encoder
 
 ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], ToolCall | UnparsedToolCall]
 ReadText = Callable[[str, Sequence[ToolSpec]], ToolCall | None]
@@ -176,6 +176,10 @@ class TextRun:
         self.pending = text[sure:]
         return text[:sure]
 
+    def expect_no_head(self) -> None:
+        """What would be dropped once has been written already."""
+        self._head = ""
+
     def close(self, suffix: str = "", trim: str = "") -> str:
         """Gives out the rest, without trailing characters of `trim` and one exact `suffix`."""
         rest = self.pending.rstrip(trim) if trim else self.pending
@@ -226,8 +230,14 @@ class ReplyParser:
 
     def prime(self, ids: Iterable[int]) -> None:
         """Takes what the prompt already holds of the reply. It is part of the message, though it was not sampled."""
+        ids = list(ids)
+        closing = {block.close for block in self._grammar.blocks}
         for token_id in ids:
-            self._take([token_id], token_id)
+            name = self._names.get(token_id)
+            if self._block is not None or name not in closing:  # a prompt may close what it never opened
+                self._take([token_id], token_id)
+        if ids and self._block is None:
+            self._text.expect_no_head()
 
     def feed(self, ids: Iterable[int]) -> list[MessageDelta]:
         """Takes sampled ids in; gives the deltas that are certain by now."""
@@ -237,12 +247,10 @@ class ReplyParser:
         start = 0
         for i, token_id in enumerate(ids):
             if token_id in self._names:
-                if i > start:
-                    self._span(self._take(ids[start:i], None), offset + start, offset + i)
+                self._ordinary(ids, start, i, offset)
                 self._span(self._take([token_id], token_id), offset + i, offset + i + 1)
                 start = i + 1
-        if start < len(ids):
-            self._span(self._take(ids[start:], None), offset + start, offset + len(ids))
+        self._ordinary(ids, start, len(ids), offset)
         deltas, self._deltas = self._deltas, []
         return deltas
 
@@ -257,6 +265,14 @@ class ReplyParser:
         message = self._message()
         deltas, self._deltas = [*self._deltas, message], []
         return deltas, Parsed(message, self._end, tuple(self._spans), tuple(self._ids))
+
+    def _ordinary(self, ids: list[int], start: int, stop: int, offset: int) -> None:
+        """The ordinary ids [start, stop): one by one where text can end the reply, so that no chunking matters."""
+        step = 1 if self._grammar.stop_texts else max(1, stop - start)
+        for i in range(start, stop, step):
+            part = self._part
+            self._take(ids[i : i + step], None)
+            self._span(part, offset + i, offset + i + step)
 
     def _span(self, part: Part, start: int, stop: int) -> None:
         if self._spans and self._spans[-1].part is part:

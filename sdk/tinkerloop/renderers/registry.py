@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 Preset = tuple[str, type[Renderer], Options]
 Factory = Callable[..., Renderer]
 
-_FAMILIES = ("deepseekv3", "glm", "gpt_oss", "kimi", "llama3", "nemotron3", "qwen3", "qwen3_5", "role_colon")
+_FAMILIES = (
+    "deepseekv3",
+    "glm",
+    "gpt_oss",
+    "kimi",
+    "llama3",
+    "nemotron3",
+    "qwen3",
+    "qwen3_5",
+    "role_colon",
+    "template",
+)
 _ALIASES = {"chatml": "qwen3_instruct", "qwen3vl": "qwen3_vl", "qwen3vl_instruct": "qwen3_vl_instruct"}
 _REGISTERED: dict[str, Factory] = {}
 

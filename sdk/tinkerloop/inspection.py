@@ -1,0 +1,154 @@
+"""Show conversations of a file as the tokens they become: what is trained, with which weight, what is cut off.
+
+In a terminal, trained tokens are green, what the format writes is dim, and what truncation cuts off is struck out; from
+token to token the text alternates in underlining. `--html PAGE` writes the same as a page that needs nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinkerloop.data import load_conversations
+from tinkerloop.errors import DataError, RenderError
+from tinkerloop.model_info import get_recommended_renderer_name
+from tinkerloop.renderers import Part, Rendered, Renderer, TrainOnWhat, get_renderer
+from tinkerloop.tokenizers import get_tokenizer
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as it is shown."""
+
+    text: str
+    id: int
+    weight: float
+    part: Part
+    message: int
+    is_cut: bool
+
+
+def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = None) -> list[Token]:
+    """The tokens of an example. A character that several tokens make up is shown with the last of them."""
+    limit = len(example) if max_length is None else max_length
+    shown, pending = [], []
+    for i, token_id in enumerate(example.tokens):
+        pending.append(token_id)
+        text = renderer.decode(pending)
+        whole = not text.endswith("\ufffd") or len(pending) > 3
+        if whole:
+            pending = []
+        shown.append(
+            Token(
+                text if whole else "",
+                token_id,
+                float(example.weights[i]),
+                Part(example.parts[i]),
+                int(example.message_index[i]),
+                i >= limit,
+            )
+        )
+    return shown
+
+
+def summary(tokens: list[Token]) -> str:
+    """The counts of one example in a line."""
+    trained = [t for t in tokens if t.weight and not t.is_cut]
+    weights = sorted({t.weight for t in trained})
+    cut = sum(t.is_cut for t in tokens)
+    lost = sum(bool(t.weight) for t in tokens if t.is_cut)
+    line = f"{len(tokens)} tokens, {len(trained)} trained"
+    if weights not in ([], [1.0]):
+        line += f" with weights {', '.join(f'{w:g}' for w in weights)}"
+    return line + (f"; {cut} cut off, {lost} of them trained" if cut else "")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="JSONL with `messages` (and `tools`) in each row")
+    parser.add_argument("--renderer", help="default: the one made for --model")
+    parser.add_argument("--model", default="tiny", help="whose tokenizer to use: a name or a folder (default: tiny)")
+    parser.add_argument("--train-on", default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, choices=list(map(str, TrainOnWhat)))
+    parser.add_argument("--max-length", type=int, help="show what truncation would cut off")
+    parser.add_argument("--limit", type=int, default=5, help="rows to show (default: 5; 0 for all)")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="write an HTML page instead")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    tokenizer = get_tokenizer(arguments.model)
+    name = arguments.renderer or get_recommended_renderer_name(arguments.model)
+    renderer = get_renderer(name, tokenizer, model_name=arguments.model)
+    shown: list[tuple[str, list[Token]]] = []
+    for conversation in load_conversations(arguments.file):
+        if arguments.limit and len(shown) >= arguments.limit:
+            break
+        place = f"{conversation.path}:{conversation.line}"
+        try:
+            example = renderer.build_supervised_example(
+                conversation.messages, arguments.train_on, tools=conversation.tools, allow_zero_weight=True
+            )
+        except RenderError as error:
+            raise DataError(str(error), path=conversation.path, line=conversation.line) from None
+        tokens = tokens_of(renderer, example, arguments.max_length)
+        shown.append((f"{place}  {summary(tokens)}", tokens))
+    if arguments.html:
+        arguments.html.write_text(page(f"{arguments.file.name} as {name}", shown), encoding="utf-8")
+        print(f"{len(shown)} conversations written to {arguments.html}")
+    else:
+        _print(shown)
+    return 0
+
+
+def _print(shown: list[tuple[str, list[Token]]]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for title, tokens in shown:
+        console.print(Text(title, style="bold"))
+        text = Text()
+        for i, token in enumerate(tokens):
+            style = "green" if token.weight else ("dim" if token.part is Part.SCAFFOLD else "")
+            style += " underline" if i % 2 else ""
+            style += " strike red" if token.is_cut else ""
+            text.append(token.text.replace("\n", "⏎\n"), style=style.strip())
+        console.print(text)
+        console.print()
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
+pre { white-space: pre-wrap; font: 14px/1.7 ui-monospace, monospace; border: 1px solid #8884; padding: 1rem; }
+span:nth-child(odd) { background: #8881; }
+.trained { color: #0a7d33; font-weight: 600; }
+.scaffold { opacity: .55; }
+.cut { text-decoration: line-through; color: #c22; }
+@media (prefers-color-scheme: dark) { body { background: #111; color: #eee; } .trained { color: #4cd37b; } }
+"""
+
+
+def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
+    """A self-contained HTML page; pointing at a token shows its id, its weight and the message it belongs to."""
+    body = []
+    for heading, tokens in shown:
+        spans = "".join(_span(token) for token in tokens)
+        body.append(f"<h3>{html.escape(heading)}</h3>\n<pre>{spans}</pre>")
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        f"<style>{_STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
+        '<p><span class="trained">trained</span>, <span class="scaffold">written by the format</span>, '
+        '<span class="cut">cut off</span>; shading alternates from token to token.</p>\n'
+        + "\n".join(body)
+        + "\n</html>\n"
+    )
+
+
+def _span(token: Token) -> str:
+    classes = [name for name, holds in (("trained", token.weight), ("cut", token.is_cut)) if holds]
+    if token.part is Part.SCAFFOLD:
+        classes.append("scaffold")
+    owner = "format" if token.message < 0 else f"message {token.message}"
+    label = html.escape(f"id {token.id} · weight {token.weight:g} · {owner} · {token.part.name.lower()}", quote=True)
+    text = html.escape(token.text).replace("\n", "⏎\n")
+    return f'<span class="{" ".join(classes)}" title="{label}">{text}</span>'

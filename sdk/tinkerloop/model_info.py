@@ -1,0 +1,183 @@
+"""What is known about the models that Tinker serves: who made them, how large they are, how to write to them."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinkerloop.errors import UnknownRendererError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelAttributes:
+    """A model's facts. `recommended_renderers` begins with the one to use."""
+
+    organization: str
+    version_str: str
+    size_str: str
+    is_chat: bool
+    recommended_renderers: tuple[str, ...]
+    is_vl: bool = False
+    is_audio_in: bool = False
+
+
+_BASE = ("role_colon",)
+_LLAMA3 = ("llama3",)
+_QWEN3 = ("qwen3", "qwen3_disable_thinking")
+_QWEN3_INSTRUCT = ("qwen3_instruct",)
+_QWEN3_VL_INSTRUCT = ("qwen3_vl_instruct",)
+_QWEN3_5 = ("qwen3_5", "qwen3_5_disable_thinking", "qwen3_5_preserve_thinking")
+_QWEN3_8 = tuple(f"qwen3_8_{v}" for v in ("xhigh_reasoning", "disable_thinking", "medium_reasoning", "low_reasoning"))
+_DEEPSEEK_V3 = ("deepseekv3", "deepseekv3_thinking")
+_DEEPSEEK_V4 = tuple(
+    f"deepseekv4_1{v}" for v in ("", "_low_reasoning", "_max_reasoning", "_disable_thinking", "_preserve_thinking")
+)
+_GPT_OSS = ("gpt_oss_no_sysprompt", "gpt_oss_medium_reasoning")
+_KIMI_K2 = ("kimi_k2",)
+_KIMI_K25 = ("kimi_k25", "kimi_k25_disable_thinking")
+_KIMI_K26 = ("kimi_k26", "kimi_k26_disable_thinking", "kimi_k26_preserve_thinking")
+_KIMI_K31 = tuple(
+    f"kimi_k31_pro_{v}"
+    for v in ("max_reasoning", "high_reasoning", "low_reasoning", "disable_thinking", "no_reasoning_effort")
+)
+_GLM5_3 = ("glm5_3_max_reasoning", "glm5_3_low_reasoning", "glm5_3_high_reasoning")
+_NEMOTRON3 = ("nemotron3", "nemotron3_disable_thinking", "nemotron3_preserve_thinking")
+_LIGHTNING = ("nemotron3_ultra", "nemotron3_ultra_disable_thinking", "nemotron3_ultra_preserve_thinking")
+_ULTRA = (*_LIGHTNING[:2], "nemotron3_ultra_medium_thinking", _LIGHTNING[2])
+_TML_V0 = ("tml_v0",)
+
+# organization/ -> model: version, size, renderers; then V for images, A for audio
+_TABLE: dict[str, dict[str, tuple[str, str, tuple[str, ...], str]]] = {
+    "meta-llama": {
+        "Llama-3.1-8B-Instruct": ("3.1", "8B", _LLAMA3, ""),
+        "Llama-3.2-1B": ("3.2", "1B", _BASE, ""),
+        "Llama-3.2-3B": ("3.2", "3B", _BASE, ""),
+        "Llama-3.1-8B": ("3.1", "8B", _BASE, ""),
+        "Llama-3.1-70B": ("3.1", "70B", _BASE, ""),
+        "Llama-3.3-70B-Instruct": ("3.3", "70B", _LLAMA3, ""),
+    },
+    "Qwen": {
+        "Qwen3-VL-30B-A3B-Instruct": ("3", "30B-A3B", _QWEN3_VL_INSTRUCT, "V"),
+        "Qwen3-VL-235B-A22B-Instruct": ("3", "235B-A22B", _QWEN3_VL_INSTRUCT, "V"),
+        "Qwen3-8B-Base": ("3", "8B", _BASE, ""),
+        "Qwen3-30B-A3B-Base": ("3", "30B-A3B", _BASE, ""),
+        "Qwen3-0.6B": ("3", "0.6B", _QWEN3, ""),
+        "Qwen3-1.7B": ("3", "1.7B", _QWEN3, ""),
+        "Qwen3-4B": ("3", "4B", _QWEN3, ""),
+        "Qwen3-8B": ("3", "8B", _QWEN3, ""),
+        "Qwen3-14B": ("3", "14B", _QWEN3, ""),
+        "Qwen3-32B": ("3", "32B", _QWEN3, ""),
+        "Qwen3-30B-A3B": ("3", "30B-A3B", _QWEN3, ""),
+        "Qwen3-4B-Instruct-2507": ("3", "4B", _QWEN3_INSTRUCT, ""),
+        "Qwen3-30B-A3B-Instruct-2507": ("3", "30B-A3B", _QWEN3_INSTRUCT, ""),
+        "Qwen3-235B-A22B-Instruct-2507": ("3", "235B-A22B", _QWEN3_INSTRUCT, ""),
+        "Qwen3.5-4B": ("3.5", "4B", _QWEN3_5, "V"),
+        "Qwen3.5-9B": ("3.5", "9B", _QWEN3_5, "V"),
+        "Qwen3.5-9B-Base": ("3.5", "9B", _BASE, "V"),
+        "Qwen3.5-27B": ("3.5", "27B", _QWEN3_5, "V"),
+        "Qwen3.5-35B-A3B": ("3.5", "35B-A3B", _QWEN3_5, "V"),
+        "Qwen3.5-35B-A3B-Base": ("3.5", "35B-A3B", _BASE, "V"),
+        "Qwen3.5-397B-A17B": ("3.5", "397B-A17B", _QWEN3_5, "V"),
+        "Qwen3.6-27B": ("3.6", "27B", _QWEN3_5, "V"),
+        "Qwen3.6-35B-A3B": ("3.6", "35B-A3B", _QWEN3_5, "V"),
+        "Qwen3.8-27B": ("3.8", "27B", _QWEN3_8, "V"),
+    },
+    "deepseek-ai": {
+        "DeepSeek-V3.1": ("3", "671B-A37B", _DEEPSEEK_V3, ""),
+        "DeepSeek-V3.1-Base": ("3", "671B-A37B", _BASE, ""),
+        "DeepSeek-V4.1-Flash": ("4.1", "552B-A16B", _DEEPSEEK_V4, ""),
+        "DeepSeek-V4.1-Flash-1017": ("4.1", "552B-A16B", _DEEPSEEK_V4, ""),
+    },
+    "openai": {
+        "gpt-oss-20b": ("1", "21B-A3.6B", _GPT_OSS, ""),
+        "gpt-oss-120b": ("1", "117B-A5.1B", _GPT_OSS, ""),
+    },
+    "moonshotai": {
+        "Kimi-K2-Thinking": ("K2", "1T-A32B", _KIMI_K2, ""),
+        "Kimi-K2.5": ("K2.5", "1T-A32B", _KIMI_K25, "V"),
+        "Kimi-K2.6": ("K2.6", "1T-A32B", _KIMI_K26, "V"),
+        "Kimi-K3.1-Pro": ("K3.1", "2.8T-A104B", _KIMI_K31, "V"),
+    },
+    "zai-org": {
+        "GLM-5.3": ("5.3", "744B-A40B", _GLM5_3, ""),
+        "GLM-5.3-Flash": ("5.3", "320B-A18B", _GLM5_3, ""),
+    },
+    "nvidia": {
+        "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": ("3", "30B-A3B", _NEMOTRON3, ""),
+        "NVIDIA-Nemotron-3-Super-120B-A12B-BF16": ("3", "120B-A12B", (*_NEMOTRON3, "nemotron3_low_thinking"), ""),
+        "NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16": ("3", "550B-A55B", _ULTRA, ""),
+        "NVIDIA-Nemotron-3.5-Lightning-30B-A3B-BF16": ("3.5", "30B-A3B", _LIGHTNING, ""),
+        "NVIDIA-Nemotron-3.5-Super-VL-120B-A12B-BF16": ("3.5", "120B-A12B", _ULTRA, "V"),
+    },
+    "thinkingmachines": {
+        "Inkling": ("1", "975B-A41B", _TML_V0, "VA"),
+        "Inkling-Small": ("1", "276B-A12B", _TML_V0, "VA"),
+        "Inkling-2-Small": ("2", "594B-A17B", _TML_V0, "V"),
+    },
+}
+_TINY = ModelAttributes("tinkerloop", "1", "0.13M", True, ("qwen3_instruct", "qwen3", "qwen3_disable_thinking"))
+
+
+def known_models() -> list[str]:
+    """Every model in the table, as `organization/model`."""
+    return sorted(f"{organization}/{model}" for organization, models in _TABLE.items() for model in models)
+
+
+def get_model_attributes(model_name: str) -> ModelAttributes:
+    """The facts about a model, by `organization/model`; a suffix after a colon is not part of the name.
+
+    `"tiny"` is the built-in model. A local folder is known by its last part (`.../Qwen3-8B`), and else has the
+    `template` renderer, which reads the folder's own chat template.
+
+    Raises:
+        UnknownRendererError: the model is not in the table; names the nearest ones.
+    """
+    if model_name == "tiny":
+        return _TINY
+    is_folder = Path(model_name).is_dir()
+    name = Path(model_name).resolve().name if is_folder else model_name.partition(":")[0]
+    organization, _, model = name.rpartition("/")
+    for owner, models in _TABLE.items():
+        facts = models.get(model)
+        if facts is not None and organization in (owner, ""):
+            version, size, renderers, senses = facts
+            return ModelAttributes(owner, version, size, renderers != _BASE, renderers, "V" in senses, "A" in senses)
+    if is_folder:
+        return ModelAttributes("", "", "", True, ("template",))
+    known = known_models()
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
+    raise UnknownRendererError(
+        f"the model {model_name!r} is not known; did you mean {', '.join(near)}? "
+        "A model with a chat template can always be used with the renderer 'template'"
+    )
+
+
+def get_recommended_renderer_names(model_name: str) -> list[str]:
+    """The renderers made for a model, the one to use first."""
+    return list(get_model_attributes(model_name).recommended_renderers)
+
+
+def get_recommended_renderer_name(model_name: str) -> str:
+    """The renderer to use with a model."""
+    return get_recommended_renderer_names(model_name)[0]
+
+
+def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None) -> None:
+    """Logs a warning where a known model is used with a renderer that was not made for it."""
+    if renderer_name is None:
+        return
+    try:
+        recommended = get_recommended_renderer_names(model_name)
+    except UnknownRendererError:
+        return
+    if renderer_name not in recommended:
+        logger.warning(
+            "%s was not trained on the format of renderer %r; made for it: %s",
+            model_name,
+            renderer_name,
+            ", ".join(recommended),
+        )
