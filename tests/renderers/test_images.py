@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from tinkerloop.errors import ImageError, RenderError
 from tinkerloop.image_processing_utils import KIMI_K25, QWEN3_VL, TINY_VL, get_image_processor
 from tinkerloop.images import image_chunk
 from tinkerloop.renderers import TrainOnWhat, get_renderer
-from tinkerloop.renderers.segments import SEAM
 
 VISION = [name for name in NAMES if name.startswith(("qwen3_vl", "qwen3_5", "qwen3_8", "kimi_k25", "kimi_k26"))]
 SIZES = [(64, 64), (150, 224), (300, 20), (33, 500)]
@@ -123,7 +121,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_prompts_are_those_of_the_official_template_with_its_placeholders_expanded(name, data):
     path, options = TEMPLATES[name]
@@ -131,23 +129,9 @@ def test_prompts_are_those_of_the_official_template_with_its_placeholders_expand
     messages = data.draw(with_images(tools=name.startswith("qwen3_vl"), reasoning=False))[:-1]
     ours = renderer(name).build_generation_prompt(messages)
     text = expanded(official(template, messages, add_generation_prompt=True, **options), messages, name)
-    if messages[-1]["role"] == "assistant":
-        return
     assert decode(ids_of(ours, name)) == nfc(text)
     assert [chunk.data for chunk in chunks_of(ours)] == images_in(messages)
-    cuts = [0, *seams(renderer(name), messages, name), len(text)]
-    encode = everyones_tokenizer().encode
-    assert ids_of(ours, name) == [t for a, b in pairwise(cuts) for t in encode(text[a:b], add_special_tokens=False)]
-
-
-def seams(ours: Any, messages: list[dict[str, Any]], name: str) -> list[int]:
-    """Where in the expanded text a reply starts."""
-    at, found = 0, []
-    for _, piece in ours.pieces(ours._read(messages, None, prompting=True)):
-        if piece is SEAM:
-            found.append(at)
-        at += len(piece.text) if piece.image is None else len(pad_of(name)) * piece.image.expected_tokens
-    return found
+    assert ids_of(ours, name) == everyones_tokenizer().encode(text, add_special_tokens=False)
 
 
 def test_qwen3_vl_supervised_examples_are_the_official_template():
@@ -268,7 +252,7 @@ def test_urls_in_messages_are_not_fetched():
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in VISION])
 def test_text_formats_refuse_images(name):
     messages = [{"role": "user", "content": [{"type": "image", "image": FILES[0]}]}]
-    with pytest.raises(RenderError, match="image"):
+    with pytest.raises(RenderError, match=r"image|text alone"):
         renderer(name).build_generation_prompt(messages)
 
 

@@ -96,7 +96,7 @@ class Kimi(base.Renderer):
         chunk = image_chunk(image.source, model=self.model_name, processor=processor)
         yield scaffold("<|media_begin|>image<|media_content|>")
         yield Piece("", Part.SCAFFOLD, image=chunk)
-        yield scaffold("<|media_end|>")
+        yield scaffold("<|media_end|>\n")
 
     def opening(self, conversation: Conversation, index: int) -> Pieces:
         message = conversation[index] if index < len(conversation) else ChatMessage("assistant", ())
