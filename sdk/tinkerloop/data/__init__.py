@@ -17,6 +17,7 @@ from tinkerloop.data.files import FileSource, JsonlFile, RawRow, find_files
 from tinkerloop.data.messages import check_messages, check_tools
 from tinkerloop.data.mixing import MixedBatches, mix
 from tinkerloop.data.prefetch import Prefetched, prefetch
+from tinkerloop.data.rendering import DatumStore, render_files
 from tinkerloop.data.split import Subset, train_test_split
 from tinkerloop.data.streams import HFSource, IterableSource, Source, StreamBatches, stream
 
@@ -27,6 +28,7 @@ __all__ = [
     "Conversation",
     "ConversationSource",
     "Conversations",
+    "DatumStore",
     "Datums",
     "FileSource",
     "HFSource",
@@ -53,6 +55,7 @@ __all__ = [
     "parse_conversation",
     "prefetch",
     "prompt_completion",
+    "render_files",
     "sharegpt",
     "stream",
     "stream_conversations",

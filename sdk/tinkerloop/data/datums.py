@@ -55,32 +55,25 @@ def conversation_datums(
     train_on_what: Any = "all_assistant_messages",
     on_bad: OnBad = "error",
     on_long: OnLong = "error",
+    report: Report | None = None,
 ) -> Datums:
     """Render all conversations now, so that nothing is found out in the middle of a run.
 
     on_bad: a conversation that cannot be rendered or has nothing to train on is an error, or skipped and counted.
     on_long: one of more than `max_length` tokens is an error, skipped and counted, or shortened at its end.
+    report: of what was skipped when the conversations were loaded, to be continued.
     Raises DataError with file, line and remedy; also when no datum is left.
     """
-    for name, value, choices in (
-        ("on_bad", on_bad, ("error", "skip")),
-        ("on_long", on_long, ("error", "skip", "truncate")),
-    ):
-        if value not in choices:
-            raise DataError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-    datums, report, digest = Datums(), Report(), hashlib.blake2b(digest_size=8)
+    check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
+    datums, report, digest = Datums(), _copied(report), hashlib.blake2b(digest_size=8)
     for conversation in conversations:
         try:
-            example = _located(conversation, lambda c=conversation: _example(c, renderer, train_on_what))
-            length = len(example)
-            too_long = max_length is not None and length > max_length
-            if too_long and on_long != "truncate":
-                raise _TooLong(length, max_length, conversation)
-            datums.append(_located(conversation, lambda e=example: e.to_datum(max_length=max_length)))
-            datums.truncated += too_long
+            example, datum, truncated = render_conversation(conversation, renderer, max_length, train_on_what, on_long)
+            datums.append(datum)
+            datums.truncated += truncated
             digest.update(np.asarray(example.tokens, dtype=np.int32).tobytes())
         except DataError as error:
-            if (on_long if isinstance(error, _TooLong) else on_bad) == "error":
+            if (on_long if isinstance(error, TooLong) else on_bad) == "error":
                 raise
             report.skip(error)
     report.used = len(datums)
@@ -90,7 +83,32 @@ def conversation_datums(
     return datums
 
 
-class _TooLong(DataError):
+def _copied(report: Report | None) -> Report:
+    return Report() if report is None else Report(0, list(report.skipped), report.ignored_keys.copy())
+
+
+def render_conversation(
+    conversation: Conversation, renderer: Renderer, max_length: int | None, train_on_what: Any, on_long: OnLong
+) -> tuple[Any, tinker.Datum, bool]:
+    """(rendered example, datum, whether it was shortened). Raises DataError with the conversation's place; `TooLong`
+    unless `on_long` is "truncate"."""
+    example = _located(conversation, lambda: _example(conversation, renderer, train_on_what))
+    too_long = max_length is not None and len(example) > max_length
+    if too_long and on_long != "truncate":
+        raise TooLong(len(example), max_length, conversation)
+    return example, _located(conversation, lambda: example.to_datum(max_length=max_length)), too_long
+
+
+def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
+    """Refuse a value that is none of its choices."""
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise DataError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+class TooLong(DataError):
+    """A conversation of more tokens than `max_length`."""
+
     def __init__(self, length: int, max_length: int | None, conversation: Conversation):
         super().__init__(
             f"{length} tokens, more than max_length={max_length}",

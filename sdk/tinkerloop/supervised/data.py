@@ -17,6 +17,7 @@ from tinkerloop.data import (
     conversation_to_datum,
     load_conversations,
     mix,
+    render_files,
     stream,
     train_test_split,
 )
@@ -195,30 +196,61 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
     on_long: str = chz.field(
         default="truncate", doc='What a conversation over max_length is: an "error", a "skip", or "truncate".'
     )
+    drop_last: bool = chz.field(default=False, doc="Leave out the last batch of an epoch when it is not full.")
+
+    cache: str | None = chz.field(default=None, doc="A folder that keeps what was rendered, for later runs.")
+    workers: int = chz.field(default=0, doc="Processes that render, with a cache; 0: this one.")
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        conversations = load_conversations(self.file_path, on_bad=self.on_bad, adapter=self.adapter)  # type: ignore[arg-type]
-        print(f"{self.file_path}: {conversations.report}", file=sys.stderr)
+        """All are rendered now: a conversation that cannot be trained on is found before training starts."""
+        datums = self._datums()
+        if datums.report.skipped or datums.truncated or datums.report.ignored_keys:
+            cut = f"{datums.truncated:,} cut to {self.common_config.max_length} tokens"
+            print(f"{self.file_path}: {datums.report}; {cut}", file=sys.stderr)
         if not self.test_size:
-            return self._dataset(conversations), None
-        train, test = train_test_split(conversations, self.test_size, seed=self.shuffle_seed)
+            return self._dataset(datums), None
+        train, test = train_test_split(datums, self.test_size, seed=self.shuffle_seed, key=_said)
         return self._dataset(train), self._dataset(test)
 
-    def _dataset(self, conversations: Sequence[Any]) -> SupervisedDataset:
-        """All are rendered now: a conversation that cannot be trained on is found before training starts."""
-        common = self.common_config
-        datums = conversation_datums(
+    def _datums(self) -> Any:
+        common, options = self.common_config, {"on_bad": self.on_bad, "on_long": self.on_long}
+        if self.cache is not None:
+            return render_files(
+                self.file_path,
+                self.renderer,
+                common.max_length,
+                cache=self.cache,
+                train_on_what=common.train_on_what,
+                adapter=self.adapter,
+                workers=self.workers,
+                **options,  # type: ignore[arg-type]
+            )
+        conversations = load_conversations(self.file_path, on_bad=self.on_bad, adapter=self.adapter)  # type: ignore[arg-type]
+        return conversation_datums(
             conversations,
             self.renderer,
             common.max_length,
             train_on_what=common.train_on_what,
-            on_bad=self.on_bad,  # type: ignore[arg-type]
-            on_long=self.on_long,  # type: ignore[arg-type]
+            report=conversations.report,
+            **options,  # type: ignore[arg-type]
         )
-        if datums.report.skipped or datums.truncated:
-            cut = f"{datums.truncated:,} cut to {common.max_length} tokens"
-            print(f"{self.file_path}: {datums.report}; {cut}", file=sys.stderr)
-        return SupervisedDatasetFromHFDataset(datums, common.batch_size, map_fn=lambda datum: datum)
+
+    def _dataset(self, datums: Sequence[Any]) -> SupervisedDataset:
+        return SupervisedDatasetFromHFDataset(
+            datums, self.common_config.batch_size, map_fn=_itself, drop_last=self.drop_last
+        )
+
+
+def _itself(datum: tinker.Datum) -> tinker.Datum:
+    return datum
+
+
+def _said(datum: tinker.Datum) -> str:
+    return str(datum.model_input.to_ints()) if not _has_images(datum) else datum.model_input.model_dump_json()
+
+
+def _has_images(datum: tinker.Datum) -> bool:
+    return any(chunk.type != "encoded_text" for chunk in datum.model_input.chunks)
 
 
 @chz.chz

@@ -1,0 +1,239 @@
+"""Files of conversations -> datums, on several cores, kept on disk: the next run, and every next epoch, render nothing.
+
+    datums = render_files("chats.jsonl", renderer, max_length=2048, cache="cache", workers=2)
+    train = batches(datums, 32, epochs=3, shuffle=0)
+
+A cache entry is named by the hash of everything that decides its content: the files' bytes, the renderer's
+fingerprint, and the options. It holds flat arrays that are mapped, not read: opening one costs milliseconds and memory
+for the rows in use alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinkerloop._lazy import tinker
+from tinkerloop.data.adapters import get_adapter
+from tinkerloop.data.conversations import OnBad, Report, Skipped, parse_conversation
+from tinkerloop.data.datums import OnLong, TooLong, check_choices, render_conversation
+from tinkerloop.data.files import FileSource, PathLike, RawRow, find_files
+from tinkerloop.errors import DataError
+
+if TYPE_CHECKING:
+    from tinkerloop.renderers import Renderer
+
+_VERSION = 1  # of the arrays' layout; part of every entry's name
+_CHUNK = 256  # rows that a worker is given at a time
+
+
+class DatumStore(Sequence["tinker.Datum"]):
+    """Datums in mapped arrays: built when asked for, equal to those of `conversation_datums`."""
+
+    def __init__(self, folder: PathLike):
+        self.folder = Path(folder)
+        self._tokens, self._weights, self._ends = (
+            np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "weights", "ends")
+        )
+        about = json.loads((self.folder / "about.json").read_text())
+        skipped = [Skipped(**row) for row in about["skipped"]]
+        self.report = Report(len(self._ends), skipped, Counter(about["ignored_keys"]))
+        self.truncated: int = about["truncated"]
+        self.fingerprint: str = about["fingerprint"]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start, end = (0 if index == 0 else self._ends[index - 1]), self._ends[index]
+        tokens = np.asarray(self._tokens[start:end])  # (N,)
+        return tinker.Datum(
+            model_input=tinker.ModelInput.from_ints(tokens[:-1].tolist()),
+            loss_fn_inputs={
+                "target_tokens": tinker.TensorData.from_numpy(tokens[1:].astype(np.int64)),
+                "weights": tinker.TensorData.from_numpy(np.array(self._weights[start + 1 : end])),
+            },
+        )
+
+
+def render_files(
+    path: PathLike | Sequence[PathLike],
+    renderer: Renderer,
+    max_length: int | None = None,
+    *,
+    cache: PathLike,
+    train_on_what: str = "all_assistant_messages",
+    adapter: str = "messages",
+    on_bad: OnBad = "error",
+    on_long: OnLong = "error",
+    workers: int = 0,
+) -> DatumStore:
+    """The datums of text conversations in files; see `load_conversations` and `conversation_datums` for the options.
+
+    cache: the folder of entries; one that fits is opened, else it is made.
+    workers: processes that render; 0 renders in this one. A script that uses them needs `if __name__ == "__main__":`.
+
+    Raises DataError as those two do, and leaves no entry behind; also for images, which the arrays cannot hold.
+    """
+    check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
+    get_adapter(adapter)
+    files = find_files(path)
+    job = _Job(renderer, max_length, str(train_on_what), adapter, on_long)
+    name = _entry_name(files, job, on_bad)
+    entry = Path(cache) / name
+    if not entry.exists():
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=entry.parent))
+        try:
+            _write(made, name, _render(files, job, workers), on_bad, on_long)
+            os.rename(made, entry)  # all of it or nothing; of two writers the first wins
+        except OSError:
+            if not entry.exists():
+                raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return DatumStore(entry)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What one row became: arrays, or the problem with it."""
+
+    tokens: np.ndarray | None = None  # (N,) int32
+    weights: np.ndarray | None = None  # (N,) float32
+    truncated: bool = False
+    problem: str = ""
+    remedy: str | None = None
+    path: str | None = None
+    line: int | None = None
+    too_long: bool = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Rows to arrays: all that a worker needs."""
+
+    renderer: Renderer
+    max_length: int | None
+    train_on_what: str
+    adapter: str
+    on_long: OnLong
+
+    def __call__(self, rows: Sequence[RawRow]) -> tuple[list[_Row], Counter[str]]:
+        ignored: Counter[str] = Counter()
+        return [self._one(row, ignored) for row in rows], ignored
+
+    def _one(self, raw: RawRow, ignored: Counter[str]) -> _Row:
+        try:
+            conversation = parse_conversation(raw, get_adapter(self.adapter), ignored)
+            example, datum, truncated = render_conversation(
+                conversation, self.renderer, self.max_length, self.train_on_what, self.on_long
+            )
+            if example.images:
+                raise DataError("a conversation with images cannot be cached", path=raw.path, line=raw.line)
+        except DataError as error:  # a DataError with keyword arguments does not survive pickling
+            where = (error.path if isinstance(error.path, str) else raw.path, error.line)
+            return _Row(None, None, False, error.problem, error.remedy, *where, isinstance(error, TooLong))
+        length = datum.model_input.length + 1
+        return _Row(np.asarray(example.tokens[:length], np.int32), example.weights[:length], truncated)
+
+
+_job: _Job | None = None
+
+
+def _start(job: _Job) -> None:
+    global _job
+    _job = job
+
+
+def _work(rows: Sequence[RawRow]) -> tuple[list[_Row], Counter[str]]:
+    assert _job is not None
+    return _job(rows)
+
+
+def _render(files: Sequence[str], job: _Job, workers: int) -> Iterator[tuple[list[_Row], Counter[str]]]:
+    source = iter(FileSource(files, lambda raw: raw))
+    chunks = iter(lambda: list(islice(source, _CHUNK)), [])
+    if workers == 0:
+        yield from map(job, chunks)
+        return
+    # Spawned, not forked: a process that already has threads (torch, tokenizers) must not be forked.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(job,)) as pool:
+        waiting = [pool.submit(_work, chunk) for chunk in islice(chunks, 2 * workers)]
+        while waiting:
+            done = waiting.pop(0).result()
+            waiting += [pool.submit(_work, chunk) for chunk in islice(chunks, 1)]
+            yield done
+
+
+def _write(
+    folder: Path,
+    name: str,
+    rendered: Iterable[tuple[list[_Row], Counter[str]]],
+    on_bad: OnBad,
+    on_long: OnLong,
+) -> None:
+    report, truncated, ends = Report(), 0, [0]
+    with open(folder / "tokens", "wb") as tokens, open(folder / "weights", "wb") as weights:
+        for rows, ignored in rendered:
+            report.ignored_keys += ignored
+            for row in rows:
+                if row.tokens is None or row.weights is None:
+                    error = DataError(row.problem, path=row.path, line=row.line, remedy=row.remedy)
+                    if (on_long if row.too_long else on_bad) == "error":
+                        raise error
+                    report.skip(error)
+                    continue
+                tokens.write(row.tokens.tobytes())
+                weights.write(row.weights.tobytes())
+                ends.append(ends[-1] + len(row.tokens))
+                truncated += row.truncated
+    report.used = len(ends) - 1
+    if not report.used:
+        raise DataError(f"no conversation became a datum: {report}")
+    for array, kind in (("tokens", np.int32), ("weights", np.float32)):
+        np.save(folder / f"{array}.npy", np.memmap(folder / array, dtype=kind, mode="r"))
+        (folder / array).unlink()
+    np.save(folder / "ends.npy", np.asarray(ends[1:], np.int64))
+    about = {
+        "fingerprint": name,
+        "truncated": truncated,
+        "skipped": [asdict(row) for row in report.skipped],
+        "ignored_keys": report.ignored_keys,
+    }
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def _entry_name(files: Sequence[str], job: _Job, on_bad: OnBad) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    options = [
+        _VERSION,
+        job.renderer.fingerprint(),
+        job.max_length,
+        job.train_on_what,
+        job.adapter,
+        job.on_long,
+        on_bad,
+    ]
+    digest.update(json.dumps(options).encode())
+    for file in files:
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "blake2b").digest())
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tinkerloop.data import DatumStore, batches, conversation_datums, load_conversations, render_files
+from tinkerloop.errors import DataError
+from tinkerloop.renderers import Renderer, get_renderer
+from tinkerloop.tokenizers import get_tokenizer
+
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    return get_renderer("qwen3_instruct", get_tokenizer("tiny"))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write(tmp_path / "chats.jsonl", 10)
+
+
+def write(path, count, *extra):
+    rows = [{"messages": [USER, {"role": "assistant", "content": f"reply {i} " * (i + 1)}]} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "".join(f"{line}\n" for line in extra))
+    return path
+
+
+def said(datums):
+    return [(d.model_input.to_ints(), {k: v.tolist() for k, v in d.loss_fn_inputs.items()}) for d in datums]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stored_datums_are_those_of_rendering_now(tmp_path, path, renderer, workers):
+    stored = render_files(path, renderer, 100, cache=tmp_path / "cache", on_long="truncate", workers=workers)
+    now = conversation_datums(load_conversations(path), renderer, 100, on_long="truncate")
+    assert isinstance(stored, DatumStore)
+    assert said(stored) == said(now)
+    assert said(stored[-2:]) == said(now[-2:])
+    assert stored.truncated == now.truncated > 0
+    assert str(stored.report) == str(now.report)
+
+
+def test_a_second_run_and_a_second_epoch_render_nothing(tmp_path, path, renderer, monkeypatch):
+    first = said(render_files(path, renderer, cache=tmp_path / "cache"))
+
+    def refuse(*arguments, **options):
+        raise AssertionError("rendered again")
+
+    monkeypatch.setattr(Renderer, "build_supervised_example", refuse)
+    again = render_files(path, renderer, cache=tmp_path / "cache")
+    two_epochs = [datum for batch in batches(again, 4, epochs=2) for datum in batch]
+    assert said(two_epochs) == first * 2
+
+
+def test_the_entry_depends_on_content_renderer_and_options_and_on_nothing_else(tmp_path, path, renderer):
+    cache = tmp_path / "cache"
+
+    def name(path=path, renderer=renderer, **options):
+        return render_files(path, renderer, cache=cache, **{"max_length": 500, **options}).fingerprint
+
+    other = get_renderer("role_colon", get_tokenizer("tiny"))
+    moved = path.rename(tmp_path / "moved.jsonl")
+    assert name(moved) == name(moved)
+    kept = name(moved)
+    changed = write(tmp_path / "changed.jsonl", 9)
+    others = [
+        name(changed),
+        name(moved, renderer=other),
+        name(moved, max_length=300),
+        name(moved, train_on_what="last_assistant_message"),
+        name(moved, on_long="truncate"),
+        name(moved, on_bad="skip"),
+    ]
+    assert len({kept, *others}) == 7
+    assert len(list(cache.iterdir())) == 7
+
+
+def test_bad_rows_are_located_or_skipped_and_counted_and_leave_no_entry(tmp_path, renderer):
+    path = write(tmp_path / "chats.jsonl", 3, "broken", json.dumps({"messages": [USER]}))
+    cache = tmp_path / "cache"
+    with pytest.raises(DataError, match=r"chats\.jsonl:4: not JSON") as caught:
+        render_files(path, renderer, cache=cache)
+    assert (caught.value.path, caught.value.line) == (str(path), 4)
+    assert list(cache.iterdir()) == []
+    report = render_files(path, renderer, cache=cache, on_bad="skip").report
+    assert [row.line for row in report.skipped] == [4, 5]
+    assert [row.line for row in render_files(path, renderer, cache=cache, on_bad="skip").report.skipped] == [4, 5]
+
+
+def test_long_rows_follow_their_own_choice(tmp_path, path, renderer):
+    with pytest.raises(DataError, match="more than max_length=60"):
+        render_files(path, renderer, 60, cache=tmp_path / "cache", on_bad="skip")
+    stored = render_files(path, renderer, 60, cache=tmp_path / "cache", on_long="skip")
+    assert len(stored) + len(stored.report.skipped) == 10
+    with pytest.raises(DataError, match="no conversation became a datum"):
+        render_files(path, renderer, 5, cache=tmp_path / "cache", on_long="skip")
+
+
+def test_a_cursor_of_other_stored_rows_is_refused(tmp_path, path, renderer):
+    cursor = batches(render_files(path, renderer, cache=tmp_path / "cache"), 2).cursor
+    path.write_text(path.read_text().replace("reply", "answer"))
+    changed = render_files(path, renderer, cache=tmp_path / "cache")
+    with pytest.raises(DataError, match="fingerprint"):
+        batches(changed, 2).seek(cursor)
+
+
+def test_a_missing_file_is_an_error_before_anything_is_made(tmp_path, renderer):
+    with pytest.raises(DataError, match="no such file"):
+        render_files(tmp_path / "missing.jsonl", renderer, cache=tmp_path / "cache")
+    assert not Path(tmp_path / "cache").exists()
