@@ -7,7 +7,7 @@
 
 Run it again with the same folder and it resumes where it stood, or says that it is complete; more steps extend it.
 
-What you should see, with nothing changed: held-out exact match from 0 % to over 90 % in 300 steps.
+What you should see, with nothing changed: held-out exact match from 0 % to over 90 % in 200 steps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import chz
+import numpy as np
 import tinker
 
 import tinkerloop
@@ -34,7 +35,6 @@ from tinkerloop.callbacks import (
 from tinkerloop.data import Conversation, batches, conversation_datums, load_conversations, train_test_split
 from tinkerloop.loop import Loop, Run, open_training_client, resolve
 from tinkerloop.loop.schedules import linear, warmup
-from tinkerloop.models import get_recommended_renderer_name
 from tinkerloop.plots import plot_metrics
 from tinkerloop.renderers import Renderer, get_renderer
 
@@ -55,9 +55,9 @@ class Config:
     renderer: str | None = chz.field(default=None, doc="the chat format; by default the model's recommended one")
     service: str = chz.field(default="local", doc="local (in this process), tinker (hosted, needs a key), or a URL")
     run: str = chz.field(default="runs/chat_sft", doc="the run's folder: config, metrics, checkpoints, plot")
-    steps: int = chz.field(default=300, doc="optimizer steps in all")
+    steps: int = chz.field(default=200, doc="optimizer steps in all")
     batch_size: int = chz.field(default=32, doc="conversations to a step")
-    learning_rate: float = chz.field(default=2e-3, doc="peak learning rate, warmed up and then falling linearly to 0")
+    learning_rate: float = chz.field(default=4e-3, doc="peak learning rate, warmed up and then falling linearly to 0")
     lora_rank: int = chz.field(default=32, doc="rank of the adapter")
     max_length: int = chz.field(default=1024, doc="tokens a conversation may have")
     on_bad: Literal["error", "skip"] = chz.field(default="error", doc="a bad or too long row: stop, or skip and count")
@@ -78,9 +78,7 @@ def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]
     return conversations, load_conversations(test_file, on_bad=config.on_bad)[: config.test_size]
 
 
-def reply_to(
-    sampler: Any, renderer: Renderer, conversations: Sequence[Conversation], max_tokens: int = 256
-) -> list[str]:
+def reply_to(sampler: Any, renderer: Renderer, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
     """The greedy reply to each conversation's last question."""
     params = tinker.SamplingParams(max_tokens=max_tokens, temperature=0, stop=renderer.get_stop_sequences())
     prompts = [renderer.build_generation_prompt(one.messages[:-1], tools=one.tools) for one in conversations]
@@ -97,7 +95,7 @@ def text_of(message: Any) -> str:
 def main(config: Config) -> None:
     service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
     renderer_name = config.renderer or (
-        "qwen3_instruct" if config.model == BASE else get_recommended_renderer_name(config.model)
+        "qwen3_instruct" if config.model == BASE else tinkerloop.get_recommended_renderer_name(config.model)
     )
     renderer = get_renderer(renderer_name, tinkerloop.get_tokenizer(config.model))
 
@@ -106,11 +104,15 @@ def main(config: Config) -> None:
     options: dict[str, Any] = {"on_bad": config.on_bad, "on_long": config.on_bad}
     datums = conversation_datums(train, renderer, config.max_length, **options)
     held_out = conversation_datums(test, renderer, config.max_length, **options)
+    print(f"rendered to train on: {datums.report}\nrendered to evaluate on: {held_out.report}")
     questions = [one for one in test if one.messages[-1]["role"] == "assistant"]
+    longest = max(int(np.count_nonzero(one.loss_fn_inputs["weights"].to_numpy())) for one in held_out) + 8
 
     def exact_match(sampler: Any) -> dict[str, float]:
-        replies = reply_to(sampler, renderer, questions)
-        right = [reply.strip() == text_of(one.messages[-1]).strip() for reply, one in zip(replies, questions)]
+        replies = reply_to(sampler, renderer, questions, longest)
+        right = [
+            reply.strip() == text_of(one.messages[-1]).strip() for reply, one in zip(replies, questions, strict=True)
+        ]
         return {"exact_match": sum(right) / len(right)}
 
     with Run(config.run, config=chz.asdict(config), delete=deleter(service)) as run:
@@ -138,16 +140,18 @@ def main(config: Config) -> None:
         )
         summary = loop.run()
         run.finish(summary)
-        show(config, service, client, renderer, questions[:3])
+        show(config, service, client, renderer, questions[:3], longest)
         plot_metrics(run.metrics.path, run.folder / "metrics.png", [["loss", "test/nll"], ["test/exact_match"]])
         print(f"exact match on {len(questions)} unseen prompts: {summary.metrics['test/exact_match']:.1%}")
         print(f"metrics, checkpoints and plot are in {run.folder}")
 
 
-def show(config: Config, service: Any, client: Any, renderer: Renderer, questions: Sequence[Conversation]) -> None:
+def show(
+    config: Config, service: Any, client: Any, renderer: Renderer, questions: Sequence[Conversation], longest: int
+) -> None:
     """Replies to unseen prompts, before and after training."""
-    before = reply_to(resolve(service.create_sampling_client(base_model=config.model)), renderer, questions, 64)
-    after = reply_to(resolve(client.save_weights_and_get_sampling_client()), renderer, questions, 64)
+    before = reply_to(resolve(service.create_sampling_client(base_model=config.model)), renderer, questions, longest)
+    after = reply_to(resolve(client.save_weights_and_get_sampling_client()), renderer, questions, longest)
     for question, old, new in zip(questions, before, after, strict=True):
         print(f"\n  user    {text_of(question.messages[-2])}\n  before  {old!r}\n  after   {new!r}")
     print()

@@ -9,6 +9,8 @@ from tinkerloop import callbacks, data, errors, loop, renderers
 from tinkerloop.connection import connect
 from tinkerloop.datum import check_datum, make_datum
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.image_processing_utils import get_image_processor
+from tinkerloop.images import image_chunk
 from tinkerloop.loop import (
     Boundary,
     Callback,
@@ -29,6 +31,7 @@ from tinkerloop.loop import (
     open_training_client,
 )
 from tinkerloop.loop import schedules as schedules
+from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
 
@@ -56,8 +59,11 @@ __all__ = [
     "connect",
     "data",
     "errors",
+    "get_image_processor",
+    "get_recommended_renderer_name",
     "get_renderer",
     "get_tokenizer",
+    "image_chunk",
     "loop",
     "make_datum",
     "open_training_client",

@@ -1,0 +1,156 @@
+"""The main job: real processes, real files, real kills."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["steps=8", "save_every=2", "eval_every=4", "test_size=4", "batch_size=8"]
+
+
+def start(folder, *options, **popen):
+    command = [sys.executable, "-m", "recipes.chat_sft", f"run={folder}", *SMALL, *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen)
+
+
+def finish(folder, *options):
+    process = start(folder, *options)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+def outcome(folder):
+    """Weights, optimizer state and metrics at the end of the run, to the bit."""
+    record = json.loads((folder / "checkpoints.jsonl").read_text().splitlines()[-1])
+    (saved,) = (folder / "service").glob(f"{record['path'].split('/')[2].replace(':', '_')}/weights/000008")
+    tensors = {file.name: file.read_bytes() for file in saved.glob("*.safetensors")}
+    assert {"adapter_model.safetensors", "optimizer.safetensors"} <= tensors.keys()
+    return tensors, rows(folder), record | {"path": ""}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to: its folder, output and duration in seconds."""
+    folder = tmp_path_factory.mktemp("whole")
+    began = time.monotonic()
+    output = finish(folder)
+    return folder, output, time.monotonic() - began
+
+
+def test_it_leaves_a_run_folder_and_says_what_it_did(whole):
+    folder, output, _ = whole
+    names = {"config.json", "environment.json", "metrics.jsonl", "checkpoints.jsonl", "metrics.png", "summary.json"}
+    assert names <= {file.name for file in folder.iterdir()}
+    assert "before" in output
+    assert "after" in output
+    assert "exact match on 4 unseen prompts" in output
+
+
+def test_the_final_row_carries_the_exact_match(whole):
+    assert "test/exact_match" in rows(whole[0])[-1]
+
+
+def test_it_evaluates_before_during_and_after(whole):
+    assert [row["step"] for row in rows(whole[0]) if "test/nll" in row] == [0, 4, 8]
+
+
+def test_a_complete_run_says_so_and_more_steps_extend_it(whole, tmp_path):
+    folder = tmp_path / "run"
+    finish(folder, "steps=2")
+    assert "is complete: 2 steps" in finish(folder, "steps=2")
+    finish(folder, "steps=4")
+    assert [row["step"] for row in rows(folder) if "loss" in row] == [0, 1, 2, 3]
+
+
+def kill_and_resume(folder, whole, moments):
+    for moment in moments:
+        process = start(folder, start_new_session=True)
+        time.sleep(moment)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish(folder)
+    assert outcome(folder) == outcome(whole[0])
+
+
+@pytest.mark.slow
+def test_killed_at_three_random_moments_it_ends_bit_identical(whole, tmp_path):
+    chance = random.Random("kill")
+    kill_and_resume(tmp_path / "run", whole, [chance.uniform(0.4, 1.0) * whole[2] for _ in range(3)])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("trial", range(10))
+def test_killed_at_thirty_random_moments_each_run_ends_bit_identical(whole, tmp_path, trial):
+    chance = random.Random(f"kill/{trial}")
+    kill_and_resume(tmp_path / "run", whole, [chance.uniform(0.1, 1.0) * whole[2] for _ in range(3)])
+
+
+BAD_ROWS = {
+    "not json": "{nope",
+    "no messages": '{"text": "hello"}',
+    "unknown role": '{"messages": [{"role": "wizard", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+    "empty content": '{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]}',
+    "only user turns": '{"messages": [{"role": "user", "content": "a"}]}',
+    "too long": '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "b"}]}'
+    % ("a" * 2000),
+}
+GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+
+
+@pytest.fixture
+def bad_file(tmp_path, request):
+    file = tmp_path / "chats.jsonl"
+    file.write_text("\n".join([GOOD] * 20 + [BAD_ROWS[request.param]] + [GOOD]) + "\n")
+    return file
+
+
+def main(**options):
+    import chz
+
+    from recipes.chat_sft import Config
+    from recipes.chat_sft import main as run
+
+    run(chz.replace(Config(), **options))
+
+
+@pytest.mark.parametrize("bad_file", BAD_ROWS, indirect=True)
+def test_a_bad_row_is_one_error_with_file_and_line_before_any_training(bad_file, tmp_path):
+    from tinkerloop.errors import DataError
+
+    with pytest.raises(DataError, match=rf"{bad_file}:21: .*; ") as caught:
+        main(file=str(bad_file), run=str(tmp_path / "run"))
+    assert (caught.value.path, caught.value.line) == (str(bad_file), 21)
+    assert caught.value.remedy
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("bad_file", BAD_ROWS, indirect=True)
+def test_a_bad_row_is_skipped_and_counted_when_asked(bad_file, tmp_path, capsys):
+    main(file=str(bad_file), run=str(tmp_path / "run"), on_bad="skip", steps=1, batch_size=2, test_size=2)
+    assert re.search(r"1 of \d+ rows skipped", capsys.readouterr().out)
+
+
+def test_a_misspelt_option_names_the_nearest(tmp_path):
+    process = start(tmp_path, "lerning_rate=1")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Did you mean 'learning_rate'" in output
+
+
+def test_help_shows_each_option_with_its_default_and_its_sentence(tmp_path):
+    process = start(tmp_path, "--help")
+    output, _ = process.communicate(timeout=120)
+    assert "steps between checkpoints" in output
