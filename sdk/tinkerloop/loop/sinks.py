@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -180,7 +181,7 @@ class WandB(Sink):
         import wandb  # pyright: ignore[reportMissingImports]
 
         kept = self._folder / "wandb_run_id"
-        run_id = kept.read_text() if kept.exists() else wandb.util.generate_id()
+        run_id = kept.read_text() if kept.exists() else uuid.uuid4().hex
         self._folder.mkdir(parents=True, exist_ok=True)
         kept.write_text(run_id)
         self._run = wandb.init(id=run_id, resume="allow", dir=str(self._folder), **self._settings)
