@@ -1,14 +1,14 @@
 """Prompt distillation: make a model behave as if it had been given an instruction, without giving it.
 
     python -m recipes.prompt_distillation
-    python -m recipes.prompt_distillation instruction='Backwards: {}' steps=80
+    python -m recipes.prompt_distillation instruction='Backwards: {}' steps=200
     python -m recipes.prompt_distillation --help
 
 The teacher is the base model with the instruction in its prompt; its own replies become the training data of a
 student that sees the bare text. The prompt's tokens are then saved on every call.
 
-What you should see: the student's replies to unseen texts are the instructed teacher's in STARTSCORE of the cases before,
-and ENDSCORE after 60 steps, under a minute on one core.
+What you should see: the student's replies to unseen texts are the instructed teacher's in 0 % of the cases before, and
+in all of them after 150 steps, a minute or two on one core.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python -m recipes.rl_arithmetic loss_fn=ppo steps=100
     python -m recipes.rl_arithmetic --help
 
-What you should see: a short supervised start leaves STARTSCORE of the hundred sums right; the rewards alone bring that
-to ENDSCORE in 40 steps, about a minute on one core.
+What you should see: a supervised start leaves 75 % of the hundred sums right. The rewards alone bring the sampled
+answers from 0.45 to about 0.7, and the greedy ones to 88 %, in 60 steps: a minute on one core.
 
 Each step samples `group_size` answers to each of `questions` questions from the current weights. An answer's advantage
 is its reward minus the mean of its group, so a group that is all right or all wrong teaches nothing and is left out.

@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,10 @@ def test_a_misspelt_option_names_the_nearest():
     failed = recipe("recipes.class_config", "lerning_rate=1e-3")
     assert failed.returncode != 0
     assert "Did you mean 'learning_rate'" in failed.stderr
+
+
+def test_the_table_lists_every_recipe_and_nothing_else():
+    table = (ROOT / "recipes" / "README.md").read_text()
+    written = {path.stem for path in (ROOT / "recipes").glob("*.py") if not path.name.startswith("make_")}
+    assert written <= set(re.findall(r"\((\w+)\.py\)", table))
+    assert set(re.findall(r"python -m recipes\.(\w+)`", table)) <= written
