@@ -7,7 +7,7 @@
 
 Run it again with the same folder and it resumes where it stood, or says that it is complete; more steps extend it.
 
-What you should see, with nothing changed: held-out exact match from 0 % to over 90 % in 200 steps.
+What you should see, with nothing changed: held-out exact match from 0 % to about 95 % in 250 steps.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Config:
     renderer: str | None = chz.field(default=None, doc="the chat format; by default the model's recommended one")
     service: str = chz.field(default="local", doc="local (in this process), tinker (hosted, needs a key), or a URL")
     run: str = chz.field(default="runs/chat_sft", doc="the run's folder: config, metrics, checkpoints, plot")
-    steps: int = chz.field(default=200, doc="optimizer steps in all")
+    steps: int = chz.field(default=250, doc="optimizer steps in all")
     batch_size: int = chz.field(default=32, doc="conversations to a step")
     learning_rate: float = chz.field(default=4e-3, doc="peak learning rate, warmed up and then falling linearly to 0")
     lora_rank: int = chz.field(default=32, doc="rank of the adapter")
