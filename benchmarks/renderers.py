@@ -10,6 +10,7 @@ Each conversation's text is seen once in a round, in another order each time. Co
 from __future__ import annotations
 
 import argparse
+import logging
 import pydoc_data.topics
 import random
 import statistics
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tinkerloop.encoders import ENGINES, FastEncoder, HuggingFaceEncoder
+from tinkerloop.renderers import Renderer
 from tinkerloop.renderers.qwen3 import Qwen3, Qwen3Options
 from tinkerloop.tokenizers import get_tokenizer
 
@@ -221,6 +223,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turns", type=int, default=64)
     arguments = parser.parse_args()
+    logging.disable(logging.WARNING)  # the Cookbook warns at every call, which would count as its time
     tokenizer = get_tokenizer(arguments.model)
     encoders = engines(tokenizer)
     peer = cookbook(arguments.peers, tokenizer)

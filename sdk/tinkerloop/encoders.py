@@ -4,7 +4,8 @@ An encoder knows nothing of the control vocabulary: a string that spells a contr
 consists of. Control tokens enter a sequence by id (`id_of`) and in no other way.
 
 Engines, in order of preference: fastokens and tiktoken (the extra `tinkerloop[fast]`), then the Hugging Face tokenizer
-itself, which is the reference. An engine that differs from the reference on a fixed list of probes is not used.
+itself, which is the reference. An engine that differs from the reference on a fixed list of strings, or on a sample of
+the vocabulary, is not used.
 """
 
 from __future__ import annotations
@@ -67,6 +68,12 @@ class HuggingFaceEncoder:
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join(map(self._bytes.__getitem__, ids))
+
+    def some_tokens(self, count: int) -> list[str]:
+        """The text of about `count` tokens from all over the vocabulary."""
+        size = self._core.get_vocab_size()
+        spelled = (self._bytes[i].decode("utf-8", "ignore") for i in range(0, size, max(1, size // count)))
+        return [text for text in spelled if text]
 
     def id_of(self, token: str) -> int | None:
         found = self._ids.get(token)
@@ -133,9 +140,12 @@ class FastEncoder:
 
     def __init__(self, reference: HuggingFaceEncoder, name: str):
         self.name = name
-        self.encode = ENGINES[name](reference.json)
+        self._encode = ENGINES[name](reference.json)
         self.decode_bytes = reference.decode_bytes
         self.id_of = reference.id_of
+
+    def encode(self, text: str) -> list[int]:
+        return self._encode(text)
 
 
 def _fastokens(tokenizer_json: str) -> Callable[[str], list[int]]:
@@ -180,15 +190,16 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
 
 
 def _fastest(reference: HuggingFaceEncoder) -> Encoder:
-    wanted = [reference.encode(probe) for probe in probes()]
+    tried = (*probes(), *reference.some_tokens(200))
+    wanted = [reference.encode(probe) for probe in tried]
     for name in ENGINES:
         try:
             encoder = FastEncoder(reference, name)
-            found = [encoder.encode(probe) for probe in probes()]
+            found = [encoder.encode(probe) for probe in tried]
         except Exception as error:  # not installed, or not made for this vocabulary: there is always the reference
             logger.debug("%s cannot encode for this tokenizer: %s", name, error)
             continue
-        wrong = next((p for p, a, b in zip(probes(), wanted, found, strict=True) if a != b), None)
+        wrong = next((p for p, a, b in zip(tried, wanted, found, strict=True) if a != b), None)
         if wrong is None:
             return encoder
         logger.warning("%s encodes %r differently from the Hugging Face tokenizer and is not used", name, wrong)

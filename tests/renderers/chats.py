@@ -73,7 +73,7 @@ def everyones_tokenizer() -> PreTrainedTokenizerFast:
         return spelled(characters[byte] for byte in text.encode())
 
     pairs = [("\n", "\n"), ("\n\n", "\n\n"), ("\n\n", "\n"), (" ", " "), (">", "\n"), ("t", "h"), ("th", "e")]
-    pairs += [(" ", "t"), ("e", "r"), ("i", "n"), ("o", "n"), (" ", "a"), ("s", "e"), ("u", "se"), ("use", "r")]
+    pairs += [(" ", "t"), ("e", "r"), ("i", "n"), ("o", "n"), (" ", "a"), ("u", "s"), ("us", "er")]
     merges = [(byte_level(a), byte_level(b)) for a, b in pairs]
     vocab = {character: i for i, character in enumerate(characters)}
     for a, b in merges:

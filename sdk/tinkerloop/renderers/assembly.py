@@ -26,12 +26,11 @@ class Weighed(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Adjacent text of a run that is one part of one message."""
+    """Adjacent text of a run that is one part of one message, with one weight."""
 
     text: str
-    message: int
-    part: Part
-    weight: float
+    kind: tuple[int, Part, float]
+    """Message, part, weight."""
     constant: bool
     """The family's own text: its ids are worth keeping."""
 
@@ -49,7 +48,7 @@ class Assembler:
             self.ids[token] = token_id
         names = sorted(self.ids, key=len, reverse=True)  # the longest first, should one begin another
         self._control = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
-        self._split: dict[str, list[str]] = {}
+        self._split: dict[str, list[int | str]] = {}
         self._constants: dict[str, list[int]] = {}
 
     def assemble(
@@ -60,50 +59,59 @@ class Assembler:
         spans: list[Span] = []
         images = []
         run: list[_Group] = []
+        start = 0  # of the span that is being filled
+        kind: tuple[int, Part, float] | None = None
 
-        def close(part: Part, message: int, weight: float) -> None:
-            """What was appended to `tokens` since the last span becomes one, joined to its like."""
-            start = spans[-1].stop if spans else 0
-            if len(tokens) == start:
-                return
-            if spans and spans[-1][2:] == (message, part, weight):
-                start = spans.pop().start
-            spans.append(Span(start, len(tokens), message, part, weight))
+        def begin(new: tuple[int, Part, float]) -> None:
+            """What is appended to `tokens` from here on is of this message, part and weight."""
+            nonlocal start, kind
+            if new != kind:
+                if kind is not None and len(tokens) > start:
+                    spans.append(Span(start, len(tokens), *kind))
+                start, kind = len(tokens), new
 
         def flush() -> None:
-            if not run:
-                return
             for ids, group in self._encode_run(run, encoded):
-                tokens.extend(ids)
-                close(group.part, group.message, group.weight)
+                if ids:
+                    begin(group.kind)
+                    tokens.extend(ids)
             run.clear()
 
         for piece, message, weight in pieces:
+            text, part, trusted, image = piece
             if piece is SEAM:
+                if run:
+                    flush()
+            elif image is not None:
                 flush()
-            elif piece.image is not None:
-                flush()
-                images.append((len(tokens), piece.image))
-                tokens.extend([0] * (piece.image.expected_tokens or 0))
-                close(piece.part, message, 0.0)
-            else:
-                for text in self._texts(piece):
-                    if piece.trusted and text in self.ids:
-                        flush()
-                        tokens.append(self.ids[text])
-                        close(piece.part, message, weight)
-                    elif text:
-                        _append(run, _Group(text, message, piece.part, weight, piece.trusted))
-        flush()
+                begin((message, part, 0.0))
+                images.append((len(tokens), image))
+                tokens.extend([0] * (image.expected_tokens or 0))
+            elif text:
+                new = (message, part, weight)
+                for item in self._items(text) if trusted else (text,):
+                    if isinstance(item, int):
+                        if run:
+                            flush()
+                        begin(new)
+                        tokens.append(item)
+                    elif run and run[-1].kind == new:
+                        last = run[-1]
+                        run[-1] = _Group(last.text + item, new, last.constant and trusted)
+                    else:
+                        run.append(_Group(item, new, trusted))
+        if run:
+            flush()
+        begin((-2, Part.SCAFFOLD, 0.0))  # no such message: ends the last span
         return Rendered(tokens, tuple(spans), tuple(images), max_length)
 
-    def _texts(self, piece: Piece) -> list[str]:
-        """A piece's text, split at control tokens where it is trusted."""
-        if not piece.trusted or self._control is None:
-            return [piece.text]
-        if piece.text not in self._split:
-            self._split[piece.text] = [text for text in self._control.split(piece.text) if text]
-        return self._split[piece.text]
+    def _items(self, text: str) -> list[int | str]:
+        """Trusted text as control ids and the text between them."""
+        items = self._split.get(text)
+        if items is None:
+            parts = [text] if self._control is None else self._control.split(text)
+            items = self._split[text] = [self.ids.get(part, part) for part in parts if part]
+        return items
 
     def _encode_run(
         self, run: list[_Group], encoded: dict[str, list[int]] | None
@@ -119,10 +127,10 @@ class Assembler:
             end = max(start, end)
             divided.append((joint[start:end], group))
             start = max(end, resume)
-            after = run[i + 1]
-            if Part.SCAFFOLD in (group.part, after.part):
-                weight = group.weight if group.weight == after.weight else 0.0
-                group = group._replace(part=Part.SCAFFOLD, weight=weight)
+            message, part, weight = group.kind
+            if Part.SCAFFOLD in (part, run[i + 1].kind[1]):
+                weight = weight if weight == run[i + 1].kind[2] else 0.0
+                group = group._replace(kind=(message, Part.SCAFFOLD, weight))
             divided.append((joint[end:start], group))
         divided.append((joint[start:], run[-1]))
         return divided
@@ -154,13 +162,6 @@ class Assembler:
         if text not in kept:
             kept[text] = self.encoder.encode(text)
         return kept[text]
-
-
-def _append(run: list[_Group], group: _Group) -> None:
-    """Adds to a run, joined to a last group of the same kind."""
-    if run and run[-1][1:] == group[1:]:
-        group = group._replace(text=run.pop().text + group.text)
-    run.append(group)
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from tinkerloop._lazy import tinker
@@ -52,7 +52,7 @@ class Renderer:
     version: ClassVar[int] = 1
     """Part of the fingerprint; raised when the same messages get other tokens."""
     Options: ClassVar[type[Options]] = Options
-    control: ClassVar[tuple[str, ...]] = ()
+    control: tuple[str, ...] = ()
     """Control tokens of the format, besides those of the grammar."""
     roles: ClassVar[frozenset[str]] = frozenset({"system", "user", "assistant", "tool"})
     supports_streaming: ClassVar[bool] = True
@@ -274,14 +274,14 @@ class Renderer:
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, prompting: bool = False
     ) -> Conversation:
         """Messages, checked for what this format can say."""
-        conversation = read_conversation(messages, tools, prompting=prompting)
+        conversation = read_conversation(messages, tools, prompting=prompting, lift=self.lifted)
         for i, message in enumerate(conversation.messages):
             if message.role not in self.roles:
                 known = ", ".join(sorted(self.roles))
                 raise RenderError(f"messages[{i}]: {self.name} has no role {message.role!r}; known are {known}")
         if not conversation.messages and not prompting:
             raise RenderError("there are no messages")
-        return replace(conversation, messages=tuple(self.lifted(message) for message in conversation.messages))
+        return conversation
 
     def lifted(self, message: ChatMessage) -> ChatMessage:
         """The message with reasoning that its author wrote inline, as some data sets do, made a part of its own.
@@ -399,10 +399,11 @@ class Renderer:
         tools: Sequence[Any] | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> Iterator[MessageDelta]:
-        """The deltas of a reply, token by token, and at the end the message."""
+        """The deltas of a whole reply, and at the end the message; `parser` takes ids as they come."""
         parser = self.parser(prefill=prefill, tools=tools, messages=messages)
-        for token_id in response:
-            yield from parser.feed((token_id,))
+        ids = list(response)
+        for start in range(0, len(ids), 64):
+            yield from parser.feed(ids[start : start + 64])
         yield from parser.finish()[0]
 
     def decode(self, ids: Iterable[int]) -> str:

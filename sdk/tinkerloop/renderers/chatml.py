@@ -74,15 +74,6 @@ class ChatML(base.Renderer):
         if conversation.role(index + 1) != "tool":
             yield from self.end()
 
-    def last_query(self, conversation: Conversation) -> int:
-        """The last user message that is not a tool's result in disguise, -1 if there is none."""
-        for i in range(len(conversation) - 1, -1, -1):
-            content = conversation[i].text.strip()
-            disguised = content.startswith("<tool_response>") and content.endswith("</tool_response>")
-            if conversation[i].role == "user" and not disguised:
-                return i
-        return -1
-
 
 class VisionChatML(ChatML):
     """ChatML in which messages hold images, each between two control tokens."""

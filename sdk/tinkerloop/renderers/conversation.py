@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -70,20 +70,34 @@ class Conversation:
     @cached_property
     def last_user(self) -> int:
         """The index of the last user message, -1 if there is none."""
-        return max((i for i, m in enumerate(self.messages) if m.role == "user"), default=-1)
+        return next((i for i in range(len(self.messages) - 1, -1, -1) if self.messages[i].role == "user"), -1)
+
+    @cached_property
+    def last_query(self) -> int:
+        """The last user message that is not a tool's result in disguise (as the Qwen templates see it), else -1."""
+        for i in range(len(self.messages) - 1, -1, -1):
+            if self.messages[i].role == "user":
+                content = self.messages[i].text.strip()
+                if not (content.startswith("<tool_response>") and content.endswith("</tool_response>")):
+                    return i
+        return -1
 
 
 def read_conversation(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None, *, prompting: bool = False
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None = None,
+    *,
+    prompting: bool = False,
+    lift: Callable[[ChatMessage], ChatMessage] = lambda message: message,
 ) -> Conversation:
-    """Checks messages in the Cookbook's or OpenAI's shape; the input is left as it is.
+    """Checks messages in the Cookbook's or OpenAI's shape; the input is left as it is. `lift` sees each once read.
 
     Raises:
         RenderError: a message that is not one, with its index and what was expected.
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
         raise RenderError(f"expected a list of messages, got {type(messages).__name__}")
-    read = tuple(_read_message(message, i) for i, message in enumerate(messages))
+    read = tuple(lift(_read_message(message, i)) for i, message in enumerate(messages))
     carried = [(i, m["tools"]) for i, m in enumerate(messages) if m.get("tools")]
     if carried and tools:
         raise RenderError("tools are declared twice: by `tools=` and by a message")
@@ -97,14 +111,15 @@ def _read_message(message: Any, index: int) -> ChatMessage:
     def fail(problem: str) -> RenderError:
         return RenderError(f"messages[{index}]: {problem}")
 
-    if not isinstance(message, Mapping):
+    if type(message) is not dict and not isinstance(message, Mapping):  # the abstract check is slow
         raise fail(f"expected a dictionary with 'role' and 'content', got {type(message).__name__}")
     role = message.get("role")
     if not isinstance(role, str):
         raise fail(f"'role' must be a string, got {role!r}")
-    unknown = sorted(str(key) for key in message if key not in _KEYS and message[key] not in (None, [], {}, ""))
-    if unknown:
-        raise fail(f"unknown keys {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
+    if not _KEYS.issuperset(message):
+        unknown = sorted(str(key) for key in message if key not in _KEYS and message[key] not in (None, [], {}, ""))
+        if unknown:
+            raise fail(f"unknown keys {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
     if "content" not in message and not message.get("tool_calls"):
         raise fail("'content' is missing")
 
@@ -168,6 +183,8 @@ def _read_content(content: Any, fail: Any) -> tuple[tuple[str | Image, ...], lis
 
 
 def _utf8(text: str, fail: Any) -> str:
+    if text.isascii():
+        return text
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -120,7 +120,7 @@ class GptOss(base.Renderer):
                 yield marked("<|end|>", part)
                 begun = True
         if calls:
-            (call,) = message.tool_calls
+            call = next(iter(message.tool_calls))
             yield marked("<|start|>assistant" if begun else "", Part.TOOL_CALL)
             yield text(f" to=functions.{checked_name(call.function.name)}", Part.TOOL_CALL)
             yield marked("<|channel|>commentary json<|message|>", Part.TOOL_CALL)

@@ -96,7 +96,7 @@ class Qwen3(ChatML):
             return reasons
         if self.primer(conversation, index):
             return True
-        return 0 <= self.last_query(conversation) < index and (conversation.is_final(index) or reasons)
+        return 0 <= conversation.last_query < index and (conversation.is_final(index) or reasons)
 
     def call(self, call: ToolCall) -> Pieces:
         yield text(write_json_call(call), Part.TOOL_CALL)

@@ -86,7 +86,7 @@ class Qwen35(VisionChatML):
 
     def _is_produced(self, conversation: Conversation, index: int) -> bool:
         """Whether the turn is written with its reasoning block, as it was sampled."""
-        return self.options.preserve_thinking or index > self.last_query(conversation)
+        return self.options.preserve_thinking or index > conversation.last_query
 
     def primer(self, conversation: Conversation, index: int) -> str:
         if not self._is_produced(conversation, index):

@@ -148,10 +148,7 @@ class Template(base.Renderer):
                 if getattr(m, key) is not None:
                     message[key] = see(getattr(m, key), i, Part.SCAFFOLD)
             messages.append(message)
-        tools = [
-            _kept_keys(declared(tool), functools.partial(see, message=-1, part=Part.SCAFFOLD))
-            for tool in conversation.tools
-        ]
+        tools = [_kept_keys(declared(t), lambda value: see(value, -1, Part.SCAFFOLD)) for t in conversation.tools]
         special = {
             k: str(v) for k, v in getattr(self.tokenizer, "special_tokens_map", {}).items() if isinstance(v, str)
         }

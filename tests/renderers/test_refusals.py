@@ -1,0 +1,136 @@
+"""What a renderer cannot say it refuses, naming the message; nothing is dropped in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.renderers.chats import everyones_tokenizer, renderer
+from tinkerloop.errors import RenderError, UnknownRendererError
+from tinkerloop.local.tiny import tiny_tokenizer
+from tinkerloop.renderers import (
+    Renderer,
+    ToolCall,
+    get_renderer,
+    is_renderer_registered,
+    register_renderer,
+    unregister_renderer,
+)
+from tinkerloop.renderers.qwen3 import Qwen3, Qwen3Options
+
+USER = {"role": "user", "content": "q"}
+CALLS = [{"id": "functions.f:0", "function": {"name": "f", "arguments": {}}}]
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ({"role": "user"}, "'content' is missing"),
+        ({"role": 3, "content": "x"}, "'role' must be a string"),
+        ({"role": "user", "content": 3}, "string or a list of parts"),
+        ({"role": "user", "content": [{"type": "audio", "audio": b""}]}, "unknown content part"),
+        ({"role": "user", "content": "x", "colour": "red"}, "unknown keys colour"),
+        ({"role": "user", "content": "x", "tool_calls": CALLS}, "only an assistant"),
+        ({"role": "assistant", "content": "x", "weight": float("nan")}, "finite number"),
+        ({"role": "assistant", "content": "x", "trainable": 1}, "true or false"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{"function": {}}]}, "function with a name"),
+        ({"role": "assistant", "content": "\ud800"}, "not valid Unicode"),
+        ({"role": "assistant", "content": "x", "reasoning_content": "a", "thinking": "b"}, "more than once"),
+        ({"role": "user", "content": [{"type": "image", "image": b"x"}]}, "has no images"),
+    ],
+)
+def test_a_bad_message_is_named_with_its_problem(message: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RenderError, match=problem):
+        renderer("qwen3").build_supervised_example([USER, message], allow_zero_weight=True)
+
+
+@pytest.mark.parametrize("name", ["qwen3_disable_thinking", "qwen3_5_disable_thinking", "deepseekv3", "llama3"])
+def test_reasoning_is_refused_where_a_prompt_rules_it_out(name: str) -> None:
+    reply = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    with pytest.raises(RenderError, match="reason"):
+        renderer(name).build_supervised_example([USER, reply])
+
+
+@pytest.mark.parametrize("name", ["llama3", "gpt_oss_medium_reasoning"])
+def test_parallel_calls_are_refused_where_a_reply_makes_one(name: str) -> None:
+    reply = {"role": "assistant", "content": "", "tool_calls": CALLS * 2}
+    with pytest.raises(RenderError, match="one tool call"):
+        renderer(name).build_supervised_example([USER, reply])
+
+
+def test_role_colon_refuses_text_that_reads_as_a_header_and_all_tools() -> None:
+    for content in ("x\n\nUser: y", "\n\nAssistant:"):
+        with pytest.raises(RenderError, match="role header"):
+            renderer("role_colon").build_generation_prompt([{"role": "user", "content": content}])
+    reply = {"role": "assistant", "content": "", "tool_calls": CALLS}
+    with pytest.raises(RenderError, match="no tool calls"):
+        renderer("role_colon").build_supervised_example([USER, reply])
+
+
+def test_a_function_name_that_could_not_be_read_back_is_refused() -> None:
+    call = ToolCall(ToolCall.FunctionBody('f", "x": "', "{}"), id="1")
+    with pytest.raises(RenderError, match="could not be read back"):
+        renderer("qwen3").build_supervised_example([USER, {"role": "assistant", "content": "", "tool_calls": [call]}])
+
+
+def test_a_tokenizer_without_the_formats_control_tokens_is_refused() -> None:
+    with pytest.raises(RenderError, match=r"no token '<\|.*\|>'.*llama3"):
+        get_renderer("llama3", tiny_tokenizer())
+
+
+def test_trainable_is_read_only_by_customized_and_then_needed_everywhere() -> None:
+    reply = {"role": "assistant", "content": "a", "trainable": True}
+    with pytest.raises(RenderError, match="use 'customized'"):
+        renderer("qwen3").build_supervised_example([USER, reply])
+    with pytest.raises(RenderError, match=r"messages\[0\].*needs 'trainable'"):
+        renderer("qwen3").build_supervised_example([USER, reply], "customized")
+    with pytest.raises(RenderError, match="known are"):
+        renderer("qwen3").build_supervised_example([USER], "everything")
+    with pytest.raises(RenderError, match="unknown part 'header'"):
+        renderer("qwen3").build_supervised_example(
+            [USER, {"role": "assistant", "content": "a"}], part_weights={"header": 1}
+        )
+
+
+def test_an_unknown_name_gets_the_nearest_ones() -> None:
+    with pytest.raises(UnknownRendererError, match="qwen3_instruct"):
+        get_renderer("qwen3_instrct", everyones_tokenizer())
+
+
+def test_a_registered_renderer_is_found_by_its_name_and_forgotten() -> None:
+    def factory(tokenizer: Any, image_processor: Any = None) -> Renderer:
+        return Qwen3(tokenizer, Qwen3Options("off"))
+
+    register_renderer("mine", factory)
+    assert is_renderer_registered("mine")
+    assert get_renderer("mine", everyones_tokenizer(), max_length=7).max_length == 7
+    assert unregister_renderer("mine")
+    assert not unregister_renderer("mine")
+    with pytest.raises(RenderError, match="built-in"):
+        register_renderer("qwen3", factory)
+
+
+def test_a_message_with_an_unparsed_call_is_written_as_it_was_sampled() -> None:
+    ours = renderer("qwen3_instruct")
+    ids = ours._assembler.ids
+    sampled = [ids["<tool_call>"], *everyones_tokenizer().encode("not json"), ids["</tool_call>"], ids["<|im_end|>"]]
+    message, termination = ours.parse_response(sampled)
+    assert termination
+    assert message["unparsed_tool_calls"][0].error.startswith("not JSON")
+    again = ours.build_supervised_example([USER, message])
+    assert [t for t, w in zip(again.tokens, again.weights, strict=True) if w] == sampled
+
+
+def test_inline_reasoning_becomes_a_part_only_where_the_template_does_that() -> None:
+    inline = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nanswer"}
+    apart = {"role": "assistant", "content": "answer", "reasoning_content": "hm"}
+    for name, lifts in (
+        ("qwen3", True),
+        ("qwen3_5", True),
+        ("qwen3_instruct", False),
+        ("qwen3_8_low_reasoning", False),
+    ):
+        ours = renderer(name)
+        same = ours.build_supervised_example([USER, inline]) == ours.build_supervised_example([USER, apart])
+        assert same is lifts, name

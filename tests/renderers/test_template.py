@@ -1,0 +1,84 @@
+"""The renderer for any chat template: what it proves, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.renderers.chats import decode, everyones_tokenizer, official, template_of
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers import get_renderer
+from tinkerloop.renderers.template import TemplateOptions
+
+USER = {"role": "user", "content": "q"}
+CHATML = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+
+
+def with_template(source: str):
+    return get_renderer("template", everyones_tokenizer(), options=TemplateOptions(source))
+
+
+def test_it_equals_the_family_renderer_of_the_same_format() -> None:
+    messages = [USER, {"role": "assistant", "content": "a"}, {"role": "user", "content": "\n r"}]
+    messages.append({"role": "assistant", "content": "b "})
+    ours, family = with_template(CHATML + PROMPT), get_renderer("qwen3_instruct", everyones_tokenizer())
+    for mode in ("last_assistant_message", "all_assistant_messages"):
+        one, other = (r.build_supervised_example(messages, mode) for r in (ours, family))
+        assert one.tokens == other.tokens
+        assert one.weights.tolist() == other.weights.tolist()
+    assert ours.build_generation_prompt(messages[:3]) == family.build_generation_prompt(messages[:3])
+    assert ours.get_stop_sequences() == family.get_stop_sequences()
+
+
+@pytest.mark.parametrize(
+    "path", ["qwen3/chat_template.jinja", "qwen3-instruct-2507/chat_template.jinja", "llama3.1/chat_template.jinja"]
+)
+def test_official_templates_are_rendered_and_their_last_reply_trained(path: str) -> None:
+    template = template_of(path)
+    messages = [{"role": "system", "content": "s"}, USER, {"role": "assistant", "content": "a"}]
+    messages += [{"role": "user", "content": "r"}, {"role": "assistant", "content": "the end"}]
+    ours = with_template(template)
+    example = ours.build_supervised_example(messages)
+    assert official(template, messages).startswith(decode(example.tokens))
+    trained = decode([t for t, w in zip(example.tokens, example.weights, strict=True) if w])
+    assert trained.endswith(f"the end{ours.grammar.stops[0]}")
+    prompt = ours.build_generation_prompt(messages[:-1]).to_ints()
+    assert np.flatnonzero(example.weights).tolist() == list(range(len(prompt), len(example.tokens)))
+
+
+def test_a_reply_that_history_rewrites_is_not_trained_in_one_example_but_in_several() -> None:
+    stripping = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' and loop.last %}"
+        "{{ '<think>' }}{% endif %}{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>' }}{% endif %}"
+    )
+    ours = with_template(stripping)
+    messages = [USER, {"role": "assistant", "content": "a"}, USER, {"role": "assistant", "content": "b"}]
+    with pytest.raises(RenderError, match="build_supervised_examples"):
+        ours.build_supervised_example(messages, "all_assistant_messages")
+    assert len(ours.build_supervised_examples(messages, "all_assistant_messages")) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "content"),
+    [
+        (CHATML.replace("m.content +", "m.content | upper +") + PROMPT, "shout"),
+        (CHATML.replace("m.content +", "(m.content if 'secret' not in m.content else 'gone') +") + PROMPT, "a secret"),
+    ],
+)
+def test_a_template_that_changes_a_string_in_an_unknown_way_is_refused(source: str, content: str) -> None:
+    with pytest.raises(RenderError, match=r"changes|depending"):
+        with_template(source).build_generation_prompt([{"role": "user", "content": content}])
+
+
+def test_what_a_template_raises_is_a_render_error() -> None:
+    source = "{{ raise_exception('no system') if messages[0].role == 'system' }}" + CHATML + PROMPT
+    with pytest.raises(RenderError, match="no system"):
+        with_template(source).build_generation_prompt([{"role": "system", "content": "s"}])
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
+    source = "{{ messages.__class__.__mro__[1].__subclasses__() }}" + CHATML + PROMPT
+    with pytest.raises(RenderError):
+        with_template(source)

@@ -1,0 +1,61 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tinkerloop.cli import main
+
+ROW = {"messages": [{"role": "user", "content": "naïve <b>?"}, {"role": "assistant", "content": "yes", "weight": 0.5}]}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW) + "\n")
+    return path
+
+
+def test_inspect_prints_tokens_counts_and_weights(file, capsys) -> None:
+    assert main(["inspect", str(file), "--renderer", "qwen3_instruct"]) == 0
+    out = capsys.readouterr().out
+    assert f"{file}:2" in out
+    assert "naïve <b>?" in out
+    assert "4 trained with weights 0.5" in out
+
+
+def test_inspect_shows_what_truncation_cuts_off(file, capsys) -> None:
+    assert main(["inspect", str(file), "--max-length", "30", "--limit", "1"]) == 0
+    assert "cut off, 4 of them trained" in capsys.readouterr().out
+
+
+def test_inspect_writes_a_page_that_needs_nothing_else(file, tmp_path) -> None:
+    page = tmp_path / "page.html"
+    assert main(["inspect", str(file), "--html", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert "&lt;" in text
+    assert "<b>?" not in text
+    assert 'class="trained"' in text
+    assert "src=" not in text
+    assert "href=" not in text
+
+
+def test_a_file_that_cannot_be_rendered_is_named_with_its_line(tmp_path, capsys) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps(ROW) + "\n{oops\n")
+    assert main(["inspect", str(path)]) == 2
+    assert f"{path}:2" in capsys.readouterr().err
+
+
+def test_help_names_the_commands_and_an_unknown_one_is_refused(capsys) -> None:
+    for arguments in ([], ["--help"]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+    assert "inspect" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["fly"])
+    assert end.value.code == 2

@@ -1,0 +1,59 @@
+"""Every model Tinker serves has facts and a renderer."""
+
+from __future__ import annotations
+
+import pytest
+
+from tinkerloop import model_info, models
+from tinkerloop.errors import UnknownRendererError
+from tinkerloop.renderers import get_registered_renderer_names
+
+ELSEWHERE = ("deepseekv4_1", "kimi_k31_pro", "tml_v0")  # formats that are not written here yet
+
+
+@pytest.mark.parametrize("model", model_info.known_models())
+def test_every_known_model_has_a_renderer(model: str) -> None:
+    names = model_info.get_recommended_renderer_names(model)
+    assert names
+    assert all(n in get_registered_renderer_names() or n.startswith(ELSEWHERE) for n in names)
+
+
+@pytest.mark.parametrize(
+    ("model", "renderer"),
+    [
+        ("Qwen/Qwen3-8B", "qwen3"),
+        ("Qwen/Qwen3-8B:peft:131072", "qwen3"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3_instruct"),
+        ("Qwen/Qwen3-8B-Base", "role_colon"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama3"),
+        ("openai/gpt-oss-20b", "gpt_oss_no_sysprompt"),
+        ("moonshotai/Kimi-K2.6", "kimi_k26"),
+        ("tiny", "qwen3_instruct"),
+    ],
+)
+def test_the_recommended_renderer(model: str, renderer: str) -> None:
+    assert models.get_recommended_renderer_name(model) == renderer
+
+
+def test_vision_and_base_models_say_so() -> None:
+    assert models.get_model_attributes("Qwen/Qwen3-VL-30B-A3B-Instruct").is_vl
+    assert not models.get_model_attributes("meta-llama/Llama-3.2-1B").is_chat
+
+
+def test_an_unknown_model_gets_the_nearest_names() -> None:
+    with pytest.raises(UnknownRendererError, match="Qwen/Qwen3-8B"):
+        models.get_model_attributes("Qwen/Qwen3-8b")
+
+
+def test_a_folder_is_known_by_its_name_or_has_its_own_template(tmp_path) -> None:
+    for name, renderer in (("Qwen3-8B", "qwen3"), ("mystery", "template")):
+        (tmp_path / name).mkdir()
+        assert models.get_recommended_renderer_name(str(tmp_path / name)) == renderer
+
+
+def test_a_renderer_that_was_not_made_for_the_model_is_warned_about(caplog) -> None:
+    models.warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "qwen3")
+    models.warn_if_renderer_not_recommended("who/knows", "llama3")
+    assert not caplog.records
+    models.warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "llama3")
+    assert "made for it: qwen3" in caplog.text
