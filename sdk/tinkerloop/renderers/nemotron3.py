@@ -87,7 +87,7 @@ class Nemotron3(ChatML):
         message = lift_thinking(message)
         if message.reasoning is not None and not message.reasoning.strip():
             message = replace(message, reasoning=None)
-        return message.with_text(message.text.rstrip())
+        return message
 
     def _is_kept(self, conversation: Conversation, index: int) -> bool:
         return self.options.preserve_thinking or index >= conversation.last_user
@@ -103,6 +103,8 @@ class Nemotron3(ChatML):
         message = conversation[index]
         around = "" if self.options.tight else "\n"
         calls = bool(message.tool_calls or message.unparsed)
+        if not (calls and self.options.tight) or self._is_kept(conversation, index):  # there alone it is not trimmed
+            message = message.with_text(message.text.rstrip())
         if self.primer(conversation, index) == "<think>\n":
             if message.reasoning and conversation.is_final(index) and not self.options.thinking:
                 raise RenderError(f"messages[{index}]: a prompt of {self.name} rules reasoning out")
