@@ -1,6 +1,6 @@
 """Train the small base model in `base/` from scratch: a chat model that follows simple string instructions.
 
-    python -m recipes.make_base                    # writes recipes/base; about eight minutes on two idle CPU cores
+    python -m recipes.make_base                    # writes recipes/base: 1000 steps of about half a second
 
 Why it exists: the main job fine-tunes with LoRA, which needs a model that has already learnt something. A random
 one will not do, and a published one is a large download. This one is a real Qwen3 architecture (0.86 million
