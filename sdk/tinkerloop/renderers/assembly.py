@@ -83,7 +83,8 @@ class Assembler:
                 if run:
                     flush()
             elif image is not None:
-                flush()
+                if run:
+                    flush()
                 begin((message, part, 0.0))
                 images.append((len(tokens), image))
                 tokens.extend([0] * (image.expected_tokens or 0))
