@@ -1,7 +1,7 @@
 """On-policy distillation: the student writes, the teacher grades every token, and the student learns from the grades.
 
     python -m recipes.on_policy_distillation
-    python -m recipes.on_policy_distillation steps=60 group_size=8
+    python -m recipes.on_policy_distillation steps=80 group_size=16
     python -m recipes.on_policy_distillation --help
 
 The teacher is the base model after a longer supervised training on sums, the student the same model after a short one.
@@ -9,8 +9,8 @@ The student samples answers; the advantage of each of its tokens is log p_teache
 negative is the reverse KL divergence that training brings down (Agarwal et al., "On-Policy Distillation of Language
 Models", 2024). The student only ever learns from what it would say itself.
 
-What you should see: the divergence per token falls from STARTKL to ENDKL in 30 steps, and sums right rise from STARTSCORE
-to ENDSCORE, about a minute on one core.
+What you should see: a teacher with 82 % of the sums right and a student with 53 %; the divergence between them falls from
+about 0.5 to about 0.25 per token in 40 steps, a few minutes on one core.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Config:
     model: str = chz.field(default=str(Path(__file__).parent / "base"), doc="A model folder or a name.")
     renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
     service: str = chz.field(default="local", doc="local, tinker, or a URL.")
-    teacher_steps: int = chz.field(default=120, doc="Supervised steps of the teacher.")
-    student_steps: int = chz.field(default=40, doc="Supervised steps of the student before it is distilled.")
-    steps: int = chz.field(default=25, doc="Steps of distillation.")
+    teacher_steps: int = chz.field(default=150, doc="Supervised steps of the teacher.")
+    student_steps: int = chz.field(default=80, doc="Supervised steps of the student before it is distilled.")
+    steps: int = chz.field(default=40, doc="Steps of distillation.")
     questions: int = chz.field(default=16, doc="Questions in a step.")
-    group_size: int = chz.field(default=4, doc="Answers sampled for each question.")
-    learning_rate: float = chz.field(default=5e-4, doc="The learning rate.")
+    group_size: int = chz.field(default=8, doc="Answers sampled for each question.")
+    learning_rate: float = chz.field(default=2e-4, doc="The learning rate.")
     seed: int = chz.field(default=0, doc="Of the adapters, the questions and the samples.")
 
 
