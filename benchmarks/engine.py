@@ -3,11 +3,10 @@
     python benchmarks/engine.py [--variants ours,trl-packing,...] [--rounds 3] [--vocab 4096] [--peers DIR]
 
 The work: conversations of lognormal length (median 180, at most 1024 tokens), batches of 32, LoRA rank 32 on all linear
-layers, float32, loss on the assistant's tokens, a 4-layer 256-wide random Qwen3. Every variant is its own
-process and waits its turn for each step, so that all see the same machine. Printed are medians of wall-clock time and of
-processor time (which a busy machine disturbs less), peak memory, and the time from process start to the first step's
-end. `--peers DIR` is a folder that holds a `trl` folder to put on
-the path (pip install --target DIR/trl trl).
+layers, float32, loss on the assistant's tokens, a 4-layer 256-wide random Qwen3. Every variant is its own process and
+waits its turn for each step, so that all see the same machine. Printed are medians of wall-clock time and of processor
+time (which a busy machine disturbs less), peak memory, and the time from process start to the first step's end.
+`--peers DIR` is a folder that holds a `trl` folder to put on the path (pip install --target DIR/trl trl).
 
 "-onednn" variants call torch.set_float32_matmul_precision("medium") in their own process.
 """
@@ -163,7 +162,6 @@ def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[], None], **
     rows = [{"input_ids": c.tokens, "completion_mask": [int(t) for t in c.trained]} for c in data]
     config = SFTConfig(
         output_dir=str(folder / "trl"),
-        per_device_train_batch_size=BATCH,
         max_length=1024,
         max_steps=10_000,
         report_to=[],
@@ -176,7 +174,7 @@ def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[], None], **
         dataloader_num_workers=0,
         completion_only_loss=True,
         seed=0,
-        **options,
+        **{"per_device_train_batch_size": BATCH, **options},
     )
     SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from tinkerloop.errors import TinkerloopError
 
 COMMANDS = {
+    "chat": "tinkerloop.chat",
+    "export": "tinkerloop.export",
     "inspect": "tinkerloop.inspection",
 }
 """Command -> module."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import queue
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,17 @@ class SamplingClient(Resolved):
     sample_async = awaited(sample)
     compute_logprobs_async = awaited(compute_logprobs)
 
+    def stream(self, prompt: tinker.ModelInput, sampling_params: SamplingParams) -> Iterator[int]:
+        """The tokens of one continuation as they are drawn. Local only."""
+        request = self._request(self._read(prompt), 1, sampling_params, 0)
+        drawn: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        request = replace(request, on_token=lambda _, token: drawn.put(token))
+        answer = self._submit(_Call(request, request.prompt, PromptScores()))
+        answer.add_done_callback(lambda _: drawn.put(None))
+        while (token := drawn.get()) is not None:
+            yield token
+        answer.result()
+
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         return self._sampler.model.tokenizer
 
@@ -177,7 +189,12 @@ class SamplingClient(Resolved):
 
     def _submit(self, call: _Call) -> Future[Any]:
         engine, sampler = self._engine, self._sampler
-        return engine.worker.submit_grouped(id(sampler), call, lambda calls: _answer(sampler, calls))
+
+        def answer(calls: Sequence[_Call]) -> list[Any]:
+            _ = engine  # alive until it has answered, even if every client is gone
+            return _answer(sampler, calls)
+
+        return engine.worker.submit_grouped(id(sampler), call, answer)
 
 
 @functools.cache

@@ -62,9 +62,11 @@ class Worker:
         """
         with self._wake:
             self._stopped = True
-            self._jobs.clear()
+            dropped, self._jobs = self._jobs, deque()
             self._wake.notify()
             thread = self._thread
+        for job in dropped:
+            job.future.set_exception(RuntimeError("the engine was closed before this request was executed"))
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 

@@ -1,0 +1,68 @@
+"""`tinkerloop export` and `tinkerloop chat` on checkpoints of the embedded engine."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tinker
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tinkerloop.chat import open_sampler, talk
+from tinkerloop.cli import main
+from tinkerloop.loop import Checkpoints
+from tinkerloop.loop.checkpoints import Record
+from tinkerloop.renderers import get_renderer
+
+
+@pytest.fixture
+def run_folder(service, datum, adam, tmp_path) -> Path:
+    """A run folder as the loop leaves it: a record, and the engine's checkpoints (here one level up)."""
+    client = service.create_lora_training_client("tiny", rank=4)
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-2))
+    path = client.save_state("last").result().path
+    folder = tmp_path / "run"
+    Checkpoints(folder).append(Record(step=1, path=path, cursor=0, callbacks={}, metrics={}))
+    (folder / "service").symlink_to(tmp_path)
+    return folder
+
+
+def test_a_merged_export_is_a_model_with_the_checkpoints_logprobs(run_folder, tmp_path, tokens, capsys):
+    assert main(["export", str(run_folder), "--to", str(tmp_path / "merged"), "--merged"]) == 0
+    ids = tokens(5, 20)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        lp = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    expected = open_sampler(str(run_folder), None).compute_logprobs(tinker.ModelInput.from_ints(ids)).result()[1:]
+    np.testing.assert_allclose(lp.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy(), expected, atol=1e-4)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").encode("A") == [65]
+
+
+def test_an_adapter_export_holds_pefts_two_files_and_nothing_is_overwritten(run_folder, tmp_path, capsys):
+    command = ["export", str(run_folder), "--to", str(tmp_path / "adapter")]
+    assert main(command) == 0
+    names = {file.name for file in (tmp_path / "adapter").iterdir()}
+    assert names == {"adapter_model.safetensors", "adapter_config.json"}
+    assert main(command) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_a_run_without_checkpoints_is_refused(tmp_path, capsys):
+    assert main(["export", str(tmp_path), "--to", str(tmp_path / "x")]) == 2
+    assert "has no checkpoint" in capsys.readouterr().err
+
+
+def test_chat_streams_replies_and_keeps_the_conversation(run_folder):
+    sampler = open_sampler(str(run_folder), None)
+    renderer = get_renderer("qwen3", sampler.get_tokenizer())
+    params = tinker.SamplingParams(max_tokens=5, temperature=0, stop=renderer.get_stop_sequences())
+    prompts, out = [], io.StringIO()
+    build = renderer.build_generation_prompt
+    renderer.build_generation_prompt = lambda messages, **k: prompts.append(len(messages)) or build(messages, **k)
+    talk(sampler, renderer, params, [], ["hello\n", "again\n", "/reset\n", "new\n", "\n", "never\n"], out)
+    assert out.getvalue().count("assistant: ") == 3
+    assert prompts == [1, 3, 1]

@@ -1,0 +1,287 @@
+"""Sampling, checkpoints, bad input and architectures on the embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tinker
+import torch
+
+from tinkerloop.local import ServiceClient, TrainingClient
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_models import CONFIGS, write_model
+
+
+def sample(sampler, prompt: list[int], n: int = 1, **params):
+    return sampler.sample(tinker.ModelInput.from_ints(prompt), n, tinker.SamplingParams(**params)).result().sequences
+
+
+@pytest.fixture
+def sampler(service: ServiceClient):
+    return service.create_sampling_client(base_model="tiny")
+
+
+# -- sampling -------------------------------------------------------------------------------------------------------
+
+
+def test_equal_seeds_repeat_and_the_samples_of_one_call_differ(sampler, tokens):
+    first, again, other = (sample(sampler, tokens(0, 5), 3, max_tokens=12, seed=s, stop=[]) for s in (1, 1, 2))
+    assert [s.tokens for s in first] == [s.tokens for s in again]
+    assert len({tuple(s.tokens) for s in [*first, *other]}) == 6
+
+
+def test_lengths_stops_and_reasons(sampler, tokens):
+    prompt = tokens(0, 5)
+    free = sample(sampler, prompt, max_tokens=20, temperature=0, stop=[])[0]
+    assert (len(free.tokens), free.stop_reason) == (20, "length")
+    by_id = sample(sampler, prompt, max_tokens=20, temperature=0, stop=[free.tokens[3]])[0]
+    end = free.tokens.index(free.tokens[3]) + 1
+    assert (by_id.tokens, by_id.stop_reason) == (free.tokens[:end], "stop")
+    assert len(by_id.logprobs) == len(by_id.tokens)
+
+
+def test_sampled_logprobs_are_those_of_temperature_1_whatever_was_drawn_from(sampler, tokens):
+    prompt = tokens(0, 7)
+    for params in ({"temperature": 0}, {"temperature": 0.3, "top_k": 5}, {"temperature": 2.0, "top_p": 0.5}):
+        drawn = sample(sampler, prompt, max_tokens=8, seed=3, stop=[], **params)[0]
+        scored = sampler.compute_logprobs(tinker.ModelInput.from_ints(prompt + drawn.tokens)).result()
+        np.testing.assert_allclose(drawn.logprobs, scored[len(prompt) :], atol=1e-4)
+
+
+def test_top_k_1_is_greedy(sampler, tokens):
+    greedy, narrow = (
+        sample(sampler, tokens(0, 5), max_tokens=9, stop=[], **p)[0] for p in ({"temperature": 0}, {"top_k": 1})
+    )
+    assert greedy.tokens == narrow.tokens
+
+
+def test_concurrent_calls_give_what_single_calls_give(sampler, tokens):
+    prompts = [tokens(i, 3 + 5 * i) for i in range(6)]
+    alone = [sample(sampler, p, max_tokens=10, temperature=0, stop=[])[0].tokens for p in prompts]
+    params = tinker.SamplingParams(max_tokens=10, temperature=0, stop=[])
+
+    async def together():
+        calls = [sampler.sample_async(tinker.ModelInput.from_ints(p), 1, params) for p in prompts]
+        return [response.sequences[0].tokens for response in await asyncio.gather(*calls)]
+
+    assert asyncio.run(together()) == alone
+
+
+def test_prompt_scores_of_every_kind_agree(sampler, tokens):
+    ids = tokens(0, 6)
+    prompt = tinker.ModelInput.from_ints(ids)
+    scored = sampler.compute_logprobs(prompt).result()
+    targets = np.array([[t, -1] for t in ids[1:]])
+    response = sampler.sample(
+        prompt,
+        1,
+        tinker.SamplingParams(max_tokens=2, seed=0),
+        include_prompt_logprobs=True,
+        topk_prompt_logprobs=3,
+        topk_sample_logprobs=2,
+        target_prompt_logprobs=tinker.TensorData.from_numpy(targets),
+    ).result()
+    assert scored[0] is None
+    assert len(scored) == 6
+    assert response.prompt_logprobs == scored
+    found = response.target_prompt_logprobs.to_numpy()
+    np.testing.assert_allclose(found[:, 0], scored[1:], rtol=1e-6)
+    assert (found[:, 1] == 0).all()
+    assert [len(row) for row in response.topk_prompt_logprobs[1:]] == [3] * 5
+    assert [len(row) for row in response.sequences[0].topk_logprobs] == [2] * len(response.sequences[0].tokens)
+    assert sampler.compute_logprobs(prompt, prompt_logprobs_last_n=2).result() == scored[-2:]
+
+
+def test_a_snapshot_does_not_follow_later_training(client: TrainingClient, datum, adam, tokens):
+    prompt = tinker.ModelInput.from_ints(tokens(0, 9))
+    snapshot = client.save_weights_and_get_sampling_client()
+    before = snapshot.compute_logprobs(prompt).result()
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-2)).result()
+    assert snapshot.compute_logprobs(prompt).result() == before
+    assert client.save_weights_and_get_sampling_client().compute_logprobs(prompt).result() != before
+
+
+def test_a_request_is_answered_even_when_its_clients_are_gone(tmp_path, tokens):
+    prompt = tinker.ModelInput.from_ints(tokens(0, 5))
+    future = (
+        ServiceClient(root=tmp_path, device="cpu").create_sampling_client(base_model="tiny").compute_logprobs(prompt)
+    )
+    assert len(future.result(timeout=60)) == 5
+
+
+# -- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def test_names_are_unique_unless_overwritten_and_kinds_do_not_collide(service, client, datum, adam):
+    client.save_state("a", user_metadata={"k": "v"}).result()
+    with pytest.raises(tinker.ConflictError):
+        client.save_state("a").result()
+    client.save_state("a", overwrite=True, user_metadata={"k": "w"}).result()
+    client.save_weights_for_sampler("a").result()
+    found = service.create_rest_client().list_checkpoints(client.model_id).result().checkpoints
+    assert [(c.checkpoint_id, c.checkpoint_type, c.user_metadata) for c in found] == [
+        ("weights/a", "training", {"k": "w"}),
+        ("sampler_weights/a", "sampler", None),
+    ]
+
+
+def test_checkpoints_are_listed_described_expired_copied_and_deleted(service, client):
+    rest = service.create_rest_client()
+    path = client.save_state("a", ttl_seconds=3600).result().path
+    assert rest.get_weights_info_by_tinker_path(path).result().lora_rank == 8
+    assert rest.list_user_checkpoints().result().checkpoints[0].expires_at is not None
+    rest.set_checkpoint_ttl_from_tinker_path(path, None).result()
+    copied = rest.copy_weights(path).result()
+    assert rest.list_training_runs().result().cursor.total_count == 2
+    rest.delete_checkpoint_from_tinker_path(path).result()
+    with pytest.raises(tinker.NotFoundError):
+        service.create_training_client_from_state(path)
+    service.create_training_client_from_state_with_optimizer(copied)
+
+
+def test_a_save_that_fails_leaves_the_previous_one_whole(service, client, datum, adam, monkeypatch):
+    path = client.save_state("a").result().path
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-2)).result()
+
+    def disk_full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tinkerloop.local.checkpoints.save_file", disk_full)
+        with pytest.raises(tinker.RequestFailedError, match="No space left"):
+            client.save_state("a", overwrite=True).result()
+    again = service.create_training_client_from_state_with_optimizer(path)
+    assert again.apply(lambda s: s.step).result() == 0
+    client.save_state("a", overwrite=True).result()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x\0"])
+def test_no_name_leaves_the_root(client, name: str):
+    with pytest.raises(tinker.BadRequestError):
+        client.save_state(name).result()
+
+
+def test_load_state_must_come_first(service, client, datum):
+    path = client.save_state("a").result().path
+    fresh = service.create_lora_training_client("tiny", rank=8)
+    assert fresh.load_state_with_optimizer(path).result().path == path
+    used = service.create_lora_training_client("tiny", rank=8)
+    used.forward([datum(0)], "cross_entropy").result()
+    with pytest.raises(tinker.BadRequestError, match="not permitted with seq_id"):
+        used.load_state(path).result()
+
+
+def test_kinds_of_checkpoints_are_not_confused(service, client):
+    training, sampling = client.save_state("a").result().path, client.save_weights_for_sampler("a").result().path
+    with pytest.raises(tinker.BadRequestError):
+        service.create_training_client_from_state(sampling)
+    with pytest.raises(tinker.BadRequestError, match="must point to a sampler"):
+        service.create_sampling_client(training)
+
+
+# -- bad input ------------------------------------------------------------------------------------------------------
+
+
+def bad(inputs: dict, ids: list[int] | None = None) -> tinker.Datum:
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints(ids or [1, 2, 3]), loss_fn_inputs=inputs)
+
+
+BAD = {
+    "out of vocabulary": (bad({"target_tokens": [1, 2, 9999], "weights": [1.0, 1, 1]}), "cross_entropy", None),
+    "negative id": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}, [1, -2, 3]), "cross_entropy", None),
+    "wrong length": (bad({"target_tokens": [1, 2], "weights": [1.0, 1]}), "cross_entropy", None),
+    "missing input": (bad({"target_tokens": [1, 2, 3]}), "cross_entropy", None),
+    "nan": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, float("nan"), 1]}), "cross_entropy", None),
+    "wrong dtype": (bad({"target_tokens": np.ones(3), "weights": [1.0, 1, 1]}), "cross_entropy", None),
+    "too long": (bad({"target_tokens": [1] * 40000, "weights": [1.0] * 40000}, [1] * 40000), "cross_entropy", None),
+    "unknown loss": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}), "mse", None),
+    "unknown config key": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}), "cross_entropy", {"beta": 1.0}),
+    "overflowing ratio": (
+        bad({"target_tokens": [1, 2, 3], "logprobs": [-1e30] * 3, "advantages": [1.0] * 3}),
+        "importance_sampling",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_fails_on_the_future_and_the_gradient_and_client_survive(client, datum, adam, case: str):
+    data, loss_fn, config = BAD[case]
+    client.forward_backward([datum(0)], "cross_entropy").result()
+    before = client.apply(lambda s: s.gradient.clone()).result()
+    future = client.forward_backward([data], loss_fn, config)
+    with pytest.raises(tinker.RequestFailedError) as error:
+        future.result()
+    assert error.value.category == tinker.types.RequestErrorCategory.User
+    assert torch.equal(client.apply(lambda s: s.gradient.clone()).result(), before)
+    client.optim_step(adam()).result()
+
+
+def test_programming_errors_are_raised_at_the_call(client):
+    with pytest.raises(ValueError, match="No data"):
+        client.forward([], "cross_entropy")
+    with pytest.raises(TypeError):
+        client.optim_step({"learning_rate": 1e-4})
+    with pytest.raises(tinker.RequestFailedError, match="beta2"):
+        client.optim_step(tinker.AdamParams(beta2=2.0)).result()
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 0}, {"max_tokens": 40000}, {"temperature": -1}, {"top_p": 0}])
+def test_bad_sampling_parameters_fail_on_the_future(sampler, params):
+    with pytest.raises(tinker.RequestFailedError):
+        sample(sampler, [1, 2], **{"max_tokens": 1, **params})
+    assert sample(sampler, [1, 2], max_tokens=1)
+
+
+def test_an_unknown_base_model_says_so(service):
+    with pytest.raises(tinker.BadRequestError, match="no such folder"):
+        service.create_lora_training_client("no/such/model/here")
+
+
+# -- architectures --------------------------------------------------------------------------------------------------
+
+PEFT_CANNOT_LOAD = {"deepseek_v3"}
+"""PEFT 0.19 renames every adapted gate_proj to a stacked expert, also those of dense layers; export these merged."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_trainer_sampler_and_peft_agree_on(architecture: str, service, datum, adam, tokens, tmp_path):
+    folder = write_model(architecture, tmp_path / "base")
+    client = service.create_lora_training_client(str(folder), rank=4)
+    data = [datum(i, 5 + 3 * i) for i in range(3)]
+    for _ in range(3):
+        client.forward_backward(data, "cross_entropy")
+        client.optim_step(adam(1e-2))
+    trained = [o["logprobs"].to_numpy() for o in client.forward(data, "cross_entropy").result().loss_fn_outputs]
+    sampler = client.save_weights_and_get_sampling_client()
+    full = [tokens(i, 6 + 3 * i) for i in range(3)]
+    for ids, lp in zip(full, trained, strict=True):
+        scored = sampler.compute_logprobs(tinker.ModelInput.from_ints(ids)).result()[1:]
+        np.testing.assert_allclose(scored, lp, atol=1e-5)
+    drawn = sample(sampler, full[0], 2, max_tokens=8, seed=0, stop=[])[1]
+    scored = sampler.compute_logprobs(tinker.ModelInput.from_ints(full[0] + drawn.tokens)).result()[-8:]
+    np.testing.assert_allclose(drawn.logprobs, scored, atol=1e-4)
+    if architecture in PEFT_CANNOT_LOAD:
+        return
+
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from tinkerloop.local.checkpoints import Store
+
+    path = client.save_weights_for_sampler("a").result().path
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(Store(tmp_path).folder(path))).eval()
+    for ids, lp in zip(full, trained, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+        theirs = logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+        np.testing.assert_allclose(theirs.numpy(), lp, atol=1e-4)
