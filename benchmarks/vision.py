@@ -1,0 +1,151 @@
+"""Image conversations per CPU second, beside the Cookbook's `qwen3_vl_instruct`, on the same pictures.
+
+    python benchmarks/vision.py --peers FOLDER [--model FOLDER_OR_NAME] [--conversations 24] [--rounds 5]
+
+`--peers` is a folder into which `pip install --no-deps --target FOLDER tinker-cookbook` has been run; without it there
+is nothing to compare with, and the table says so. `--model` is a tokenizer with Qwen's control tokens, by default the
+built-in one. The Cookbook counts tokens with transformers' image processor in its PIL variant, which needs no
+torchvision. Text ids and token counts are compared before anything is timed. Compare ratios, not absolute figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tinkerloop.renderers import get_renderer
+from tinkerloop.tokenizers import get_tokenizer
+
+MODEL = "Qwen/Qwen3-VL-30B-A3B-Instruct"
+Messages = list[dict[str, Any]]
+
+
+def photo(seed: int) -> bytes:
+    """A JPEG file of 640 x 480 with smooth areas and some noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    pixels = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC)) + rng.normal(0, 6, (480, 640, 3))
+    return saved(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), "JPEG", quality=90)
+
+
+def screenshot(seed: int) -> bytes:
+    """A PNG file of 800 x 600 full of text."""
+    rng = random.Random(seed)
+    image = Image.new("RGB", (800, 600), "white")
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    for row in range(36):
+        line = " ".join("".join(rng.choices("etaoinshrdlu", k=rng.randint(1, 9))) for _ in range(16))
+        pen.text((8, 16 * row + 8), line, fill="black", font=font)
+    return saved(image, "PNG")
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def uri(data: bytes) -> str:
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def opened(data: bytes) -> Image.Image:
+    """As `Image.open(path)` gives it: not decoded yet."""
+    return Image.open(io.BytesIO(data))
+
+
+def decoded(data: bytes) -> Image.Image:
+    """Pixels alone, as after any change to a picture."""
+    return opened(data).copy()
+
+
+def chat(seed: int, source: Callable[[bytes], Any], files: list[bytes]) -> Messages:
+    """Two turns, two pictures."""
+    first, second = (source(data) for data in files)
+    words = random.Random(seed).choices(
+        ["the", "picture", "shows", "some", "more", "of", "that", "colour", "here"], k=40
+    )
+    return [
+        {"role": "user", "content": [{"type": "image", "image": first}, {"type": "text", "text": "What is this?"}]},
+        {"role": "assistant", "content": " ".join(words)},
+        {"role": "user", "content": [{"type": "text", "text": "And this?"}, {"type": "image", "image": second}]},
+        {"role": "assistant", "content": " ".join(reversed(words))},
+    ]
+
+
+def cookbook(folder: str | None, tokenizer: Any) -> Any:
+    """The Cookbook's renderer with Qwen3-VL's image processor, or None."""
+    if folder:
+        sys.path.append(folder)
+    try:
+        from tinker_cookbook.renderers import get_renderer as their_renderer
+    except ImportError as error:
+        print(f"(the Cookbook is absent: {error}; see --peers)")
+        return None
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    size = {"shortest_edge": 65_536, "longest_edge": 16_777_216}
+    return their_renderer("qwen3_vl_instruct", tokenizer, Qwen2VLImageProcessorPil(patch_size=16, size=size))
+
+
+def check_same(ours: Any, theirs: Any, chats: list[Messages]) -> None:
+    same = 0
+    for messages in chats:
+        first, second = (flat(next(iter(renderer.build_supervised_example(messages)))) for renderer in (ours, theirs))
+        same += first == second
+    print(f"text ids and image tokens equal in {same} of {len(chats)} conversations")
+
+
+def flat(model_input: Any) -> list[Any]:
+    """Ids, and ("image", tokens) for an image; where chunks end does not matter."""
+    ids: list[Any] = []
+    for chunk in model_input.chunks:
+        ids += chunk.tokens if hasattr(chunk, "tokens") else [("image", chunk.expected_tokens)]
+    return ids
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--peers")
+    arguments.add_argument("--model", default="tiny")
+    arguments.add_argument("--conversations", type=int, default=24)
+    arguments.add_argument("--rounds", type=int, default=5)
+    given = arguments.parse_args()
+
+    tokenizer = get_tokenizer(given.model)
+    ours = get_renderer("qwen3_vl_instruct", tokenizer, model_name=MODEL)
+    theirs = cookbook(given.peers, tokenizer)
+    files = [[photo(2 * i), screenshot(2 * i + 1)] for i in range(given.conversations)]
+    sources = {"data URIs": uri, "PIL images as opened": opened, "PIL images, decoded": decoded}
+    if theirs is not None:
+        check_same(ours, theirs, [chat(i, uri, pair) for i, pair in enumerate(files)])
+
+    print(f"\n| {'pictures as':22} | ours, conv / CPU s | Cookbook | ratio |\n|{'-' * 24}|---:|---:|---:|")
+    for name, source in sources.items():
+        seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+        for i in range(given.rounds):
+            rows = [("ours", ours)] + ([("theirs", theirs)] if theirs is not None else [])
+            for who, renderer in random.Random(i).sample(rows, len(rows)):
+                chats = [chat(j, source, pair) for j, pair in enumerate(files)]
+                start = time.process_time()
+                for messages in chats:
+                    tuple(renderer.build_supervised_example(messages))
+                seconds[who].append(time.process_time() - start)
+        rate = {who: len(files) / statistics.median(times) for who, times in seconds.items() if times}
+        ratio = f"{rate['ours'] / rate['theirs']:.1f}" if "theirs" in rate else "-"
+        print(f"| {name:22} | {rate['ours']:.0f} | {rate.get('theirs', float('nan')):.0f} | {ratio} |")
+
+
+if __name__ == "__main__":
+    main()
