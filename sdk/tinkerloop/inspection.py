@@ -7,20 +7,27 @@ token to token the text alternates in underlining. `--html PAGE` writes the same
 from __future__ import annotations
 
 import argparse
+import base64
 import html
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinkerloop.data import load_conversations
-from tinkerloop.errors import DataError, RenderError
+from tinkerloop.errors import DataError, ImageError, RenderError
+from tinkerloop.images import image_size, open_image
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import Part, Rendered, Renderer, TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
 
+if TYPE_CHECKING:
+    from tinker.types import ImageChunk
+
 
 @dataclass(frozen=True)
 class Token:
-    """One token as it is shown."""
+    """One token as it is shown; all of an image's are one."""
 
     text: str
     id: int
@@ -28,13 +35,22 @@ class Token:
     part: Part
     message: int
     is_cut: bool
+    count: int = 1
+    image: ImageChunk | None = None
 
 
 def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = None) -> list[Token]:
     """The tokens of an example. A character that several tokens make up is shown with the last of them."""
     limit = len(example) if max_length is None else max_length
     shown, pending = [], []
+    images = dict(example.images)
+    behind_image = 0
     for i, token_id in enumerate(example.tokens):
+        if i in images:
+            shown.append(_image_token(images[i], int(example.message_index[i]), i, limit))
+            behind_image = i + shown[-1].count
+        if i < behind_image:
+            continue
         pending.append(token_id)
         text = renderer.decode(pending)
         whole = not text.endswith("\ufffd") or len(pending) > 3
@@ -53,13 +69,20 @@ def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = No
     return shown
 
 
+def _image_token(chunk: ImageChunk, message: int, at: int, limit: int) -> Token:
+    """An image in the place of its tokens; truncation drops it unless all of them fit."""
+    (width, height), count = image_size(chunk.data), chunk.expected_tokens or 0
+    text = f"[image {width} × {height}, {count} tokens]"
+    return Token(text, 0, 0.0, Part.SCAFFOLD, message, at + count > limit, count, chunk)
+
+
 def summary(tokens: list[Token]) -> str:
     """The counts of one example in a line."""
     trained = [t for t in tokens if t.weight and not t.is_cut]
     weights = sorted({t.weight for t in trained})
-    cut = sum(t.is_cut for t in tokens)
+    cut = sum(t.count for t in tokens if t.is_cut)
     lost = sum(bool(t.weight) for t in tokens if t.is_cut)
-    line = f"{len(tokens)} tokens, {len(trained)} trained"
+    line = f"{sum(t.count for t in tokens)} tokens, {len(trained)} trained"
     if weights not in ([], [1.0]):
         line += f" with weights {', '.join(f'{w:g}' for w in weights)}"
     return line + (f"; {cut} cut off, {lost} of them trained" if cut else "")
@@ -88,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
             example = renderer.build_supervised_example(
                 conversation.messages, arguments.train_on, tools=conversation.tools, allow_zero_weight=True
             )
-        except RenderError as error:
+        except (RenderError, ImageError) as error:
             raise DataError(str(error), path=conversation.path, line=conversation.line) from None
         tokens = tokens_of(renderer, example, arguments.max_length)
         shown.append((f"{place}  {summary(tokens)}", tokens))
@@ -117,6 +140,9 @@ def _print(shown: list[tuple[str, list[Token]]]) -> None:
         console.print()
 
 
+THUMBNAIL = 160
+"""The longest side of a thumbnail, in pixels."""
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
 pre { white-space: pre-wrap; font: 14px/1.7 ui-monospace, monospace; border: 1px solid #8884; padding: 1rem; }
@@ -124,6 +150,8 @@ span:nth-child(odd) { background: #8881; }
 .trained { color: #0a7d33; font-weight: 600; }
 .scaffold { opacity: .55; }
 .cut { text-decoration: line-through; color: #c22; }
+figure { display: inline-block; margin: .3rem; vertical-align: middle; font-size: 12px; text-align: center; }
+figure.cut img { opacity: .3; }
 @media (prefers-color-scheme: dark) { body { background: #111; color: #eee; } .trained { color: #4cd37b; } }
 """
 
@@ -144,7 +172,22 @@ def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
     )
 
 
+def _figure(token: Token, image: ImageChunk) -> str:
+    """A thumbnail with the image's size, tokens and format."""
+    picture = open_image(image).convert("RGB")
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    label = html.escape(f"message {token.message} · weight 0 · {image.format}, {len(image.data):,} bytes", quote=True)
+    text = html.escape(token.text.strip("[]"))
+    css = ' class="cut"' if token.is_cut else ""
+    return f'<figure{css} title="{label}"><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
 def _span(token: Token) -> str:
+    if token.image is not None:
+        return _figure(token, token.image)
     classes = [name for name, holds in (("trained", token.weight), ("cut", token.is_cut)) if holds]
     if token.part is Part.SCAFFOLD:
         classes.append("scaffold")

@@ -18,13 +18,13 @@ __all__ = ["Encoder", "encoder_of", "get_tokenizer"]
 
 @functools.lru_cache(maxsize=32)
 def get_tokenizer(name: str | Path) -> Tokenizer:
-    """The tokenizer of a model, by hub name or local folder; `"tiny"` is the built-in one. Calls are cached.
+    """The tokenizer of a model, by hub name or local folder; `"tiny"` and `"tiny-vl"` share the built-in one. Cached.
 
     Code that comes with a model is never run: a tokenizer that needs it is refused by transformers. A suffix after
     a colon (`"Qwen/Qwen3-8B:peft"`) names a service's variant of the model and is not part of the tokenizer's name.
     """
     name = str(name)
-    if name == "tiny":
+    if name in ("tiny", "tiny-vl"):
         from tinkerloop.local.tiny import tiny_tokenizer
 
         return tiny_tokenizer()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,12 @@ from tests.renderers.chats import (
     renderer,
     template_of,
 )
+from tinkerloop.cli import main
 from tinkerloop.errors import ImageError, RenderError
 from tinkerloop.image_processing_utils import KIMI_K25, QWEN3_VL, TINY_VL, get_image_processor
 from tinkerloop.images import image_chunk
 from tinkerloop.renderers import TrainOnWhat, get_renderer
+from tinkerloop.tokenizers import get_tokenizer
 
 VISION = [name for name in NAMES if name.startswith(("qwen3_vl", "qwen3_5", "qwen3_8", "kimi_k25", "kimi_k26"))]
 SIZES = [(64, 64), (150, 224), (300, 20), (33, 500)]
@@ -268,6 +272,44 @@ def test_the_model_or_its_processor_decides_the_count():
     assert count(image_processor=get_image_processor("tiny-vl"), model_name="Qwen/Qwen3-VL-8B-Instruct") == 4
     with pytest.raises(ImageError, match="no image processor"):
         count(model_name="Qwen/Qwen3-8B")
+
+
+@pytest.fixture
+def file_of_chats(tmp_path):
+    def as_uri(part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] != "image":
+            return part
+        return part | {"image": "data:image/png;base64," + base64.b64encode(part["image"]).decode()}
+
+    messages = [
+        m | {"content": m["content"] if isinstance(m["content"], str) else [*map(as_uri, m["content"])]} for m in A_CHAT
+    ]
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps({"messages": messages}) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("max_length", [None, 90])
+def test_inspect_shows_images_with_size_and_tokens(file_of_chats, tmp_path, max_length):
+    page = tmp_path / "page.html"
+    options = [] if max_length is None else ["--max-length", str(max_length)]
+    renderer_options = ["--renderer", "qwen3_vl_instruct", "--model", "tiny-vl"]
+    assert main(["inspect", str(file_of_chats), *renderer_options, "--html", str(page), *options]) == 0
+    written = page.read_text()
+    counts = [TINY_VL.tokens(*size) for size in SIZES[:3]]
+    for (width, height), count in zip(SIZES, counts, strict=False):
+        assert f"image {width} × {height}, {count} tokens" in written
+    sources = [part.split('"')[0] for part in written.split('src="data:image/png;base64,')[1:]]
+    thumbnails = [Image.open(io.BytesIO(base64.b64decode(source))) for source in sources]
+    assert [max(thumbnail.size) <= 160 for thumbnail in thumbnails] == [True] * 3
+    assert thumbnails[0].getpixel((5, 5)) == (64, 64, 7)
+    total = len(
+        get_renderer("qwen3_vl_instruct", get_tokenizer("tiny-vl"), model_name="tiny-vl").build_supervised_example(
+            A_CHAT
+        )
+    )
+    assert f"{total} tokens" in written
+    assert ('<figure class="cut"' in written) == (max_length is not None)
 
 
 def test_an_example_with_images_trains_on_the_embedded_engine(tmp_path):

@@ -96,8 +96,8 @@ class ServiceClient:
     ) -> TrainingClient:
         """A client that trains a fresh adapter; `rank=0` trains a copy of every weight instead.
 
-        `base_model` is "tiny" (built in), a folder or a hub name. `seed=None` means 0: the same calls give the same
-        numbers.
+        `base_model` is "tiny" or "tiny-vl" (built in), a folder or a hub name. `seed=None` means 0: the same calls
+        give the same numbers.
         """
         assert train_mlp or train_attn or train_unembed, "train_mlp, train_attn or train_unembed must be true"
         _check_optimizer(optimizer)
