@@ -120,6 +120,7 @@ _TABLE: dict[str, dict[str, tuple[str, str, tuple[str, ...], str]]] = {
     },
 }
 _TINY = ModelAttributes("tinkerloop", "1", "0.13M", True, ("qwen3_instruct", "qwen3", "qwen3_disable_thinking"))
+_TINY_VL = ModelAttributes("tinkerloop", "1", "0.48M", True, ("qwen3_vl_instruct", "qwen3_vl"), is_vl=True)
 
 
 def known_models() -> list[str]:
@@ -130,14 +131,14 @@ def known_models() -> list[str]:
 def get_model_attributes(model_name: str) -> ModelAttributes:
     """The facts about a model, by `organization/model`; a suffix after a colon is not part of the name.
 
-    `"tiny"` is the built-in model. A local folder is known by its last part (`.../Qwen3-8B`), and else has the
-    `template` renderer, which reads the folder's own chat template.
+    `"tiny"` and `"tiny-vl"` are the built-in models. A local folder is known by its last part (`.../Qwen3-8B`), and
+    else has the `template` renderer, which reads the folder's own chat template.
 
     Raises:
         UnknownRendererError: the model is not in the table; names the nearest ones.
     """
-    if model_name == "tiny":
-        return _TINY
+    if model_name in ("tiny", "tiny-vl"):
+        return _TINY if model_name == "tiny" else _TINY_VL
     is_folder = Path(model_name).is_dir()
     name = Path(model_name).resolve().name if is_folder else model_name.partition(":")[0]
     organization, _, model = name.rpartition("/")

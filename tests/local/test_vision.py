@@ -318,6 +318,85 @@ def test_a_model_from_a_folder(shared, folder):
     np.testing.assert_allclose(found[text], direct(model, chunks)[text], atol=1e-4)
 
 
+TEXT = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
+TOWER = {"depth": 2, "hidden_size": 32, "num_heads": 4}
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+SMALL = {"rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}}
+LARGE = {"rope_parameters": {**ROPE, "mrope_section": [4, 2, 2]}, "head_dim": 16}
+OUT = {"intermediate_size": 64, "out_hidden_size": 32}
+ARCHITECTURES = {
+    "qwen2_vl": (14, SMALL, {"embed_dim": 32, "mlp_ratio": 2, "patch_size": 14}),
+    "qwen2_5_vl": (14, SMALL, {**OUT, "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}),
+    "qwen3_vl_moe": (
+        16,
+        {**LARGE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        {**OUT, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+    ),
+    "qwen3_5": (
+        16,
+        {**LARGE, "layer_types": ["linear_attention", "full_attention"]},
+        {**OUT, "num_position_embeddings": 64},
+    ),
+}
+
+
+def write_model(architecture: str, where) -> str:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    patch, text, tower = ARCHITECTURES[architecture]
+    config = AutoConfig.for_model(
+        architecture,
+        text_config=TEXT | text,
+        vision_config=TOWER | tower,
+        image_token_id=PAD,
+        video_token_id=290,
+        vision_start_token_id=259,
+        vision_end_token_id=260,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, 0.2)
+    model.save_pretrained(where)
+    tiny_tokenizer().save_pretrained(where)
+    size = {"shortest_edge": 4096, "longest_edge": 262144}
+    Qwen2VLImageProcessorPil(patch_size=patch, size=size).save_pretrained(where)
+    return str(where)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe"])
+def test_other_architectures_train_and_sample_the_same_numbers(shared, tmp_path, architecture):
+    """At load, an architecture's packed logits are compared with its own; here the cached ones with the packed."""
+    where = write_model(architecture, tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
+    chunks = [words(1, 3), image_chunk(pixels, model=where), words(2, 4)]
+    sampler = shared.create_sampling_client(base_model=where)
+    params = tinker.SamplingParams(max_tokens=4, temperature=0, stop=[])
+    sequence = sampler.sample(tinker.ModelInput(chunks=chunks), 1, params).result().sequences[0]
+    whole = tinker.ModelInput(chunks=[*chunks, tinker.EncodedTextChunk(tokens=sequence.tokens)])
+    np.testing.assert_allclose(sequence.logprobs, sampler.compute_logprobs(whole).result()[-4:], atol=1e-4)
+    client = shared.create_lora_training_client(where, rank=4)
+    before = client.forward([datum_of(chunks)], "cross_entropy").result().metrics["loss:sum"]
+    assert nudge(client, [datum_of(chunks)]) < before
+
+
+def test_an_architecture_that_cannot_be_packed_is_refused_by_name(shared, tmp_path):
+    where = write_model("qwen3_5", tmp_path)
+    with pytest.raises((NotImplementedError, tinker.TinkerError), match="Qwen3_5ForConditionalGeneration"):
+        shared.create_lora_training_client(where, rank=4)
+
+
 # ---- what is refused
 
 

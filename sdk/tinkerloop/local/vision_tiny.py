@@ -20,7 +20,7 @@ TINY_VL = "tiny-vl"
 
 
 def tiny_vl_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> Qwen3VLConfig:
-    """A two-layer Qwen3-VL with a two-layer vision tower, 0.4 million parameters.
+    """A two-layer Qwen3-VL with a two-layer vision tower, 0.48 million parameters.
 
     `text` and `vision` override fields of the two halves' configurations.
     """
