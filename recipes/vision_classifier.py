@@ -10,8 +10,9 @@ The folder holds `labels.csv` with the columns file, label and, if it has one, s
 fifth of the pictures is held out.
 
 What you should see, with nothing changed: from 0 % (chance is 17 %) to 97 % of unseen shapes named right in 300 steps,
-about a minute of one core; with 8 pictures of each shape, 58 % after 100 steps. tiny-vl is random, vision tower included, so every weight is trained; a pretrained model
-takes an adapter (lora_rank=32) and far fewer pictures. `predictions.png` in the run's folder shows what it says.
+about a minute of one core; with 8 pictures of each shape, 58 % after 100 steps. tiny-vl is random, vision tower
+included, so every weight is trained; for a pretrained model choose an adapter (lora_rank=32). `predictions.png` in the
+run's folder shows what it says.
 """
 
 from __future__ import annotations
