@@ -8,7 +8,7 @@ from tinkerloop.errors import TinkerloopError
 def test_without_a_key_it_is_the_embedded_engine_and_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TINKER_API_KEY", raising=False)
     client = connect(root=tmp_path)
-    client.close()
+    client.close("success")
     assert isinstance(client, tinkerloop.local.ServiceClient)
     assert "the embedded engine" in capsys.readouterr().err
 
@@ -20,7 +20,7 @@ def test_with_a_key_it_is_the_hosted_service_unless_asked_otherwise(tmp_path, mo
     assert connect("http://localhost:8000") == {"base_url": "http://localhost:8000"}
     assert "Tinker at http://localhost:8000" in capsys.readouterr().err
     local = connect("local", root=tmp_path)
-    local.close()
+    local.close("success")
     assert isinstance(local, tinkerloop.local.ServiceClient)
 
 

@@ -113,7 +113,8 @@ GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "c
 @pytest.fixture
 def bad_file(tmp_path, request):
     file = tmp_path / "chats.jsonl"
-    file.write_text("\n".join([GOOD] * 20 + [BAD_ROWS[request.param]] + [GOOD]) + "\n")
+    good = [GOOD.replace('"a"', f'"a{number}"') for number in range(21)]
+    file.write_text("\n".join([*good[:20], BAD_ROWS[request.param], good[20]]) + "\n")
     return file
 
 

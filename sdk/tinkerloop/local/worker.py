@@ -82,13 +82,17 @@ class Worker:
         return job.future
 
     def _loop(self) -> None:
-        WORKERS.add(threading.get_ident())
-        while (jobs := self._take()) is not None:
-            if jobs[0].group is None:
-                _execute(jobs[0])
-            else:
-                _execute_group(jobs)
-            del jobs  # a request must not outlive its answer: it may be the last reference to the engine
+        ident = threading.get_ident()
+        WORKERS.add(ident)
+        try:
+            while (jobs := self._take()) is not None:
+                if jobs[0].group is None:
+                    _execute(jobs[0])
+                else:
+                    _execute_group(jobs)
+                del jobs  # a request must not outlive its answer: it may be the last reference to the engine
+        finally:
+            WORKERS.discard(ident)  # a later thread may be given the same number
 
     def _take(self) -> list[Job] | None:
         with self._wake:
