@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as hf_logging
 
 from tinkerloop.local import attention
 from tinkerloop.local.experts import ExpertWeights
@@ -213,14 +215,27 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     attention.register()
     try:
         sees = hasattr(AutoConfig.from_pretrained(name), "vision_config")
-        module = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
-            name, dtype=dtype, attn_implementation=attention.NAME, use_safetensors=True
-        )
+        with _without_progress_bar():
+            module = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
+                name, dtype=dtype, attn_implementation=attention.NAME, use_safetensors=True
+            )
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         hint = "" if Path(name).exists() else "; no such folder here, and it cannot be loaded from the hub"
         raise bad_request(f"cannot load base_model={name!r}{hint}: {error}") from error
     return Model(name, cast(nn.Module, module).to(device), tokenizer)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers draws one over whatever the script prints."""
+    drawn = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            hf_logging.enable_progress_bar()
 
 
 def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str]]:
