@@ -32,7 +32,7 @@ class Encoder(Protocol):
 
     name: str
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, /) -> list[int]:
         """The ids of `text`, none of them a control token."""
         ...
 
@@ -140,12 +140,9 @@ class FastEncoder:
 
     def __init__(self, reference: HuggingFaceEncoder, name: str):
         self.name = name
-        self._encode = ENGINES[name](reference.json)
+        self.encode = ENGINES[name](reference.json)
         self.decode_bytes = reference.decode_bytes
         self.id_of = reference.id_of
-
-    def encode(self, text: str) -> list[int]:
-        return self._encode(text)
 
 
 def _fastokens(tokenizer_json: str) -> Callable[[str], list[int]]:

@@ -11,28 +11,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from tinkerloop.encoders import Encoder
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.rendered import Rendered, Span
 from tinkerloop.renderers.segments import SEAM, Part, Piece
 
+Weighed = tuple[Piece, int, float]
+"""A piece, the index of its message (-1 for none), and its weight."""
 
-class Weighed(NamedTuple):
-    piece: Piece
-    message: int
-    weight: float
+Kind = tuple[int, Part, float]
+"""What tokens are: of which message, which part, with which weight. Adjacent tokens of one kind make a span."""
 
-
-class _Group(NamedTuple):
-    """Adjacent text of a run that is one part of one message, with one weight."""
-
-    text: str
-    kind: tuple[int, Part, float]
-    """Message, part, weight."""
-    constant: bool
-    """The family's own text: its ids are worth keeping."""
+Group = tuple[str, Kind, bool]
+"""Adjacent text of a run that is of one kind; and whether it is the family's own, whose ids are worth keeping."""
 
 
 class Assembler:
@@ -56,55 +48,34 @@ class Assembler:
     ) -> Rendered:
         """Tokens, spans and images of the pieces, in order. `encoded` keeps the ids of texts between calls."""
         tokens: list[int] = []
-        spans: list[Span] = []
+        marks: list[tuple[int, Kind]] = []  # where tokens of a kind begin
         images = []
-        run: list[_Group] = []
-        start = 0  # of the span that is being filled
-        kind: tuple[int, Part, float] | None = None
-
-        def begin(new: tuple[int, Part, float]) -> None:
-            """What is appended to `tokens` from here on is of this message, part and weight."""
-            nonlocal start, kind
-            if new != kind:
-                if kind is not None and len(tokens) > start:
-                    spans.append(Span(start, len(tokens), *kind))
-                start, kind = len(tokens), new
-
-        def flush() -> None:
-            for ids, group in self._encode_run(run, encoded):
-                if ids:
-                    begin(group.kind)
-                    tokens.extend(ids)
-            run.clear()
-
+        run: list[Group] = []
         for piece, message, weight in pieces:
             text, part, trusted, image = piece
-            if piece is SEAM:
-                if run:
-                    flush()
-            elif image is not None:
-                if run:
-                    flush()
-                begin((message, part, 0.0))
-                images.append((len(tokens), image))
-                tokens.extend([0] * (image.expected_tokens or 0))
-            elif text:
-                new = (message, part, weight)
+            if text:
+                kind = (message, part, weight)
                 for item in self._items(text) if trusted else (text,):
                     if isinstance(item, int):
                         if run:
-                            flush()
-                        begin(new)
+                            self._write(run, tokens, marks, encoded)
+                        marks.append((len(tokens), kind))
                         tokens.append(item)
-                    elif run and run[-1].kind == new:
-                        last = run[-1]
-                        run[-1] = _Group(last.text + item, new, last.constant and trusted)
+                    elif run and run[-1][1] == kind:
+                        before, _, constant = run[-1]
+                        run[-1] = (before + item, kind, constant and trusted)
                     else:
-                        run.append(_Group(item, new, trusted))
+                        run.append((item, kind, trusted))
+            elif image is not None or piece is SEAM:
+                if run:
+                    self._write(run, tokens, marks, encoded)
+                if image is not None:
+                    marks.append((len(tokens), (message, part, 0.0)))
+                    images.append((len(tokens), image))
+                    tokens.extend([0] * (image.expected_tokens or 0))
         if run:
-            flush()
-        begin((-2, Part.SCAFFOLD, 0.0))  # no such message: ends the last span
-        return Rendered(tokens, tuple(spans), tuple(images), max_length)
+            self._write(run, tokens, marks, encoded)
+        return Rendered(tokens, _spans(marks, len(tokens)), tuple(images), max_length)
 
     def _items(self, text: str) -> list[int | str]:
         """Trusted text as control ids and the text between them."""
@@ -114,57 +85,95 @@ class Assembler:
             items = self._split[text] = [self.ids.get(part, part) for part in parts if part]
         return items
 
-    def _encode_run(
-        self, run: list[_Group], encoded: dict[str, list[int]] | None
-    ) -> Iterable[tuple[list[int], _Group]]:
-        """A run's ids, divided among its groups."""
-        if len(run) == 1:
-            return [(self._ids(run, encoded), run[0])]
-        joint = self._ids(run, encoded)
-        divided = []
+    def _write(
+        self,
+        run: list[Group],
+        tokens: list[int],
+        marks: list[tuple[int, Kind]],
+        encoded: dict[str, list[int]] | None,
+    ) -> None:
+        """Appends a run's ids and where each kind of them begins; empties the run."""
+        at = len(tokens)
+        text, constant = _joined(run)
+        ids = self._ids(text, self._constants if constant else encoded)
+        tokens += ids
         start = 0
-        for i, group in enumerate(run[:-1]):
-            end, resume = self._boundary(joint, run[: i + 1], run[i + 1 :])
-            end = max(start, end)
-            divided.append((joint[start:end], group))
-            start = max(end, resume)
-            message, part, weight = group.kind
-            if Part.SCAFFOLD in (part, run[i + 1].kind[1]):
-                weight = weight if weight == run[i + 1].kind[2] else 0.0
-                group = group._replace(kind=(message, Part.SCAFFOLD, weight))
-            divided.append((joint[end:start], group))
-        divided.append((joint[start:], run[-1]))
-        return divided
+        for i in range(len(run) - 1):
+            message, part, weight = kind = run[i][1]
+            end, resume = self._boundary(ids, run[: i + 1], run[i + 1 :])
+            if end > start:
+                marks.append((at + start, kind))
+                start = end
+            if resume > start:  # tokens that straddle
+                following = run[i + 1][1]
+                if Part.SCAFFOLD in (part, following[1]):
+                    kind = (message, Part.SCAFFOLD, weight if weight == following[2] else 0.0)
+                marks.append((at + start, kind))
+                start = resume
+        if len(ids) > start:
+            marks.append((at + start, run[-1][1]))
+        run.clear()
 
-    def _boundary(self, joint: list[int], before: list[_Group], after: list[_Group]) -> tuple[int, int]:
+    def _boundary(self, joint: list[int], before: list[Group], after: list[Group]) -> tuple[int, int]:
         """(tokens that spell only `before`, first token that spells only `after`).
 
         Ids that begin with those of `before` spell it with exactly that many tokens, and likewise at the end; so one
         comparison settles all but the rare case of a token that spans both.
         """
         n = len(joint)
-        if all(group.constant for group in before):
-            head = self._ids(before)
+        text, constant = _joined(before)
+        if constant:
+            head = self._ids(text, self._constants)
             if joint[: len(head)] == head:
                 return len(head), len(head)
-        if all(group.constant for group in after):
-            tail = self._ids(after)
+        following, constant = _joined(after)
+        if constant:
+            tail = self._ids(following, self._constants)
             if joint[n - len(tail) :] == tail:
                 return n - len(tail), n - len(tail)
-        end = _common(joint, self._ids(before))
-        return end, max(end, n - _common(joint[::-1], self._ids(after)[::-1]))
+        end = _common(joint, self._ids(text))
+        return end, max(end, n - _common(joint[::-1], self._ids(following)[::-1]))
 
-    def _ids(self, groups: list[_Group], encoded: dict[str, list[int]] | None = None) -> list[int]:
-        """The ids of some adjacent text: the format's own are kept for good, others in `encoded`, if given."""
-        text = "".join(group.text for group in groups)
-        kept = self._constants if all(group.constant for group in groups) else encoded
+    def _ids(self, text: str, kept: dict[str, list[int]] | None = None) -> list[int]:
+        """The ids of some text, looked up and kept in `kept`, if given."""
         if kept is None:
             return self.encoder.encode(text)
-        if text not in kept:
-            kept[text] = self.encoder.encode(text)
-        return kept[text]
+        ids = kept.get(text)
+        if ids is None:
+            ids = kept[text] = self.encoder.encode(text)
+        return ids
+
+
+def _joined(groups: list[Group]) -> tuple[str, bool]:
+    """The text of adjacent groups, and whether all of it is the family's own."""
+    text, _, constant = groups[0]
+    for more, _, also in groups[1:]:
+        text += more
+        constant = constant and also
+    return text, constant
+
+
+def _spans(marks: list[tuple[int, Kind]], end: int) -> tuple[Span, ...]:
+    """What begins where -> spans, those of one kind joined."""
+    spans: list[Span] = []
+    start, kind = 0, None
+    for at, new in marks:
+        if new != kind:
+            if kind is not None and at > start:
+                spans.append(Span(start, at, *kind))
+            start, kind = at, new
+    if kind is not None and end > start:
+        spans.append(Span(start, end, *kind))
+    return tuple(spans)
 
 
 def _common(a: list[int], b: list[int]) -> int:
     """The length of the longest common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # by halves, since slices are compared much faster than elements
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -135,13 +135,17 @@ class Renderer:
             yield -1, piece
         for i, message in enumerate(conversation.messages):
             if message.role == "assistant":
-                yield from ((i, piece) for piece in self.opening(conversation, i))
+                for piece in self.opening(conversation, i):
+                    yield i, piece
                 if conversation.is_final(i):
                     yield i, SEAM
-                yield from ((i, piece) for piece in self.reply(conversation, i))
-                yield from ((i, piece) for piece in self.after_reply(conversation, i))
+                for piece in self.reply(conversation, i):
+                    yield i, piece
+                for piece in self.after_reply(conversation, i):
+                    yield i, piece
             else:
-                yield from ((i, piece) for piece in self.message(conversation, i))
+                for piece in self.message(conversation, i):
+                    yield i, piece
 
     def opening(self, conversation: Conversation, index: int) -> Pieces:
         """What a prompt ends with and a supervised turn begins with; what is sampled starts on a token after it."""
@@ -227,7 +231,7 @@ class Renderer:
             weight = (of_message[index] if index >= 0 else of_part[Part.SCAFFOLD]) * of_part[piece.part]
             if weight and piece.part is Part.REASONING and self.disables_thinking:
                 raise RenderError(f"messages[{index}]: {self.name} disables thinking, so reasoning cannot be trained")
-            weighed.append(Weighed(piece, index, weight))
+            weighed.append((piece, index, weight))
         return weighed
 
     def assemble(self, pieces: Iterable[Weighed], encoded: dict[str, list[int]] | None = None) -> Rendered:
@@ -258,17 +262,17 @@ class Renderer:
 
     def _prompt(self, conversation: Conversation, role: str, prefill: str | None) -> Iterator[Weighed]:
         for index, piece in self.pieces(conversation):
-            yield Weighed(piece, index, 0.0)
+            yield piece, index, 0.0
         index = len(conversation)
         if role == "assistant":
-            yield from (Weighed(piece, index, 0.0) for piece in self.opening(conversation, index))
+            yield from ((piece, index, 0.0) for piece in self.opening(conversation, index))
         elif role in self.roles:
-            yield Weighed(scaffold(self.header(role)), index, 0.0)
+            yield scaffold(self.header(role)), index, 0.0
         else:
             raise RenderError(f"{self.name} has no role {role!r}; known are {', '.join(sorted(self.roles))}")
         if prefill:
-            yield Weighed(SEAM, index, 0.0)
-            yield Weighed(text(prefill), index, 0.0)
+            yield SEAM, index, 0.0
+            yield text(prefill), index, 0.0
 
     def read(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, prompting: bool = False
@@ -308,11 +312,11 @@ class Renderer:
 
     def calls(self, message: ChatMessage) -> Pieces:
         """A message's tool calls, each in the block that the grammar has for them; unparsed ones as sampled."""
+        if not (message.tool_calls or message.unparsed):
+            return
         block = self.grammar.block(Part.TOOL_CALL)
         if block is None:
-            if message.tool_calls or message.unparsed:
-                raise RenderError(f"{self.name} has no tool calls")
-            return
+            raise RenderError(f"{self.name} has no tool calls")
         lead = block.lead if message.content else ""
         for call in (*message.tool_calls, *message.unparsed):
             yield marked(lead + block.open, Part.TOOL_CALL)
@@ -355,9 +359,9 @@ class Renderer:
     def parser_of(self, conversation: Conversation, prefill: str | None = None) -> ReplyParser:
         """The parser of a reply to this conversation."""
         parser = self.make_parser(conversation)
-        primer = scaffold(self.primer(conversation, len(conversation)))
-        pieces = [Weighed(piece, 0, 0.0) for piece in (primer, SEAM, text(prefill or ""))]
-        parser.prime(self.assemble(pieces).tokens)
+        primer = self.primer(conversation, len(conversation))
+        pieces = [(piece, 0, 0.0) for piece in (scaffold(primer), SEAM, text(prefill or ""))]
+        parser.prime(self.assemble(pieces).tokens if primer or prefill else ())
         return parser
 
     def episode(
@@ -452,8 +456,11 @@ _SAMPLE = 'The quick brown fox, 1234567890 times:\n\n\tdéjà vu — 你好 👋
 """Text whose ids tell vocabularies apart."""
 
 
+_WHOLE = dict.fromkeys(Part, 1.0)
+
+
 def _part_weights(given: Mapping[Part | str, float] | None) -> dict[Part, float]:
-    weights = dict.fromkeys(Part, 1.0)
+    weights = dict(_WHOLE)
     for key, value in (given or {}).items():
         try:
             part = key if isinstance(key, Part) else Part[key.upper()]

@@ -42,7 +42,8 @@ class ChatMessage:
 
     def with_text(self, text: str) -> ChatMessage:
         """This message with its text, where it has no images, replaced."""
-        return replace(self, content=(text,) if text else ())
+        content = (text,) if text else ()
+        return self if content == self.content else replace(self, content=content)
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def _read_message(message: Any, index: int) -> ChatMessage:
     if type(message) is not dict and not isinstance(message, Mapping):  # the abstract check is slow
         raise fail(f"expected a dictionary with 'role' and 'content', got {type(message).__name__}")
     role = message.get("role")
+    if len(message) == 2 and type(role) is str and type(message.get("content")) is str:  # nearly all messages
+        return ChatMessage(role, _read_content(message["content"], fail)[0])
     if not isinstance(role, str):
         raise fail(f"'role' must be a string, got {role!r}")
     if not _KEYS.issuperset(message):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import EpisodeError
-from tinkerloop.renderers.assembly import Weighed
 from tinkerloop.renderers.conversation import Conversation
 from tinkerloop.renderers.parsing import Parsed
 from tinkerloop.renderers.rendered import Rendered, Span
@@ -86,7 +86,7 @@ class Episode:
         """Appends a sampled reply, verbatim, and returns it parsed."""
         if self._parsed is not None:
             raise EpisodeError("two replies in a row; add the messages between them first")
-        ids = list(ids)
+        ids = list(map(index, ids))
         given = [0.0] * len(ids) if logprobs is None else [float(x) for x in logprobs]
         if len(given) != len(ids):
             raise EpisodeError(f"expected {len(ids)} logprobs, one for each sampled id, got {len(given)}")
@@ -94,10 +94,10 @@ class Episode:
         parser.feed(ids)
         self._parsed = parsed = parser.finish()[1]
         segment = self.segments[-1]
-        at, index = len(segment.tokens), len(self.messages)
+        at, turn = len(segment.tokens), len(self.messages)
         segment.tokens += ids
         segment.logprobs += given
-        segment.spans += [Span(at + s.start, at + s.stop, index, s.part, 1.0) for s in parsed.spans]
+        segment.spans += [Span(at + s.start, at + s.stop, turn, s.part, 1.0) for s in parsed.spans]
         self.messages.append(parsed.message)
         return parsed
 
@@ -167,7 +167,7 @@ class Episode:
             pieces += [(i, piece) for piece in renderer.message(conversation, i)]
         end = len(conversation)
         pieces += [(end, piece) for piece in renderer.opening(conversation, end)]
-        self.segments[-1].extend(renderer.assemble(Weighed(p, i, 0.0) for i, p in ((index, SEAM), *pieces)))
+        self.segments[-1].extend(renderer.assemble((piece, i, 0.0) for i, piece in ((index, SEAM), *pieces)))
 
     def _restart(self) -> None:
         """Begins a segment with the whole conversation, rendered."""

@@ -72,7 +72,7 @@ class HarmonyParser(ReplyParser):
             self._leave()
             self._between = True
             return part
-        if name in self._ends:
+        if name in self._grammar.ends:
             part = self._part
             inside_call = part is Part.TOOL_CALL
             self._flaw |= self._header is not None or inside_call != (name == "<|call|>") or part is Part.REASONING

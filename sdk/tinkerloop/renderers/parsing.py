@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from tinkerloop.encoders import Encoder
@@ -74,11 +75,31 @@ class Grammar:
     read_text: ReadText | None = None
     """Reads a whole reply as a tool call, in formats that write calls as ordinary JSON text."""
 
-    @property
-    def control(self) -> set[str]:
+    @cached_property
+    def control(self) -> frozenset[str]:
         """Every control token the machine reacts to."""
         tags = {tag for b in self.blocks for tag in (b.open, b.close, *b.separators)}
-        return tags | {*self.stops, *self.eos, *self.wrappers}
+        return frozenset(tags | {*self.stops, *self.eos, *self.wrappers})
+
+    @cached_property
+    def opening(self) -> dict[str, Block]:
+        """The blocks by the token that opens them."""
+        return {block.open: block for block in self.blocks}
+
+    @cached_property
+    def closing(self) -> frozenset[str]:
+        """The tokens that close a block."""
+        return frozenset(block.close for block in self.blocks)
+
+    @cached_property
+    def ends(self) -> frozenset[str]:
+        """The tokens that end a reply."""
+        return frozenset((*self.stops, *self.eos))
+
+    @cached_property
+    def lead(self) -> str:
+        """The longest text that a block may have before it."""
+        return max((block.lead for block in self.blocks), key=len, default="")
 
     def block(self, part: Part) -> Block | None:
         return next((block for block in self.blocks if block.part is part), None)
@@ -206,12 +227,10 @@ class ReplyParser:
     ):
         self._grammar, self._encoder, self._tools, self._role = grammar, encoder, tools, role
         self._names = {ids[name]: name for name in grammar.control}
-        self._opening = {block.open: block for block in grammar.blocks}
-        self._ends = {*grammar.stops, *grammar.eos}
-        self._lead = max((block.lead for block in grammar.blocks), key=len, default="")
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._cut = False  # the decoder holds the beginning of a character
         self._ids: list[int] = []
-        self._spans: list[RawSpan] = []
+        self._starts: list[tuple[Part, int]] = []  # of the spans
         self._parts: list[list[str]] = []  # text and reasoning as pieces, in order
         self._kinds: list[Part] = []
         self._calls: list[ToolCall | UnparsedToolCall] = []
@@ -222,7 +241,7 @@ class ReplyParser:
         self._new_part = True
         self._text = TextRun(
             head=grammar.text_head,
-            hold=self._lead,
+            hold=self._grammar.lead,
             stop_texts=grammar.stop_texts,
             may_be_call=grammar.read_text is not None,
         )
@@ -231,11 +250,14 @@ class ReplyParser:
     def prime(self, ids: Iterable[int]) -> None:
         """Takes what the prompt already holds of the reply. It is part of the message, though it was not sampled."""
         ids = list(ids)
-        closing = {block.close for block in self._grammar.blocks}
         for token_id in ids:
             name = self._names.get(token_id)
-            if self._block is not None or name not in closing:  # a prompt may close what it never opened
-                self._take([token_id], token_id)
+            if name is None:
+                self._text_of([token_id])
+            elif (
+                self._block is not None or name not in self._grammar.closing
+            ):  # a prompt may close what it never opened
+                self._control(name)
         if ids and self._block is None:
             self._text.expect_no_head()
 
@@ -244,13 +266,16 @@ class ReplyParser:
         ids = list(ids)
         offset = len(self._ids)
         self._ids += ids
+        names = self._names
         start = 0
-        for i, token_id in enumerate(ids):
-            if token_id in self._names:
-                self._ordinary(ids, start, i, offset)
-                self._span(self._take([token_id], token_id), offset + i, offset + i + 1)
-                start = i + 1
-        self._ordinary(ids, start, len(ids), offset)
+        for i in [i for i, token_id in enumerate(ids) if token_id in names]:
+            if i > start:
+                self._ordinary(ids[start:i], offset + start)
+            part = self._control(names[ids[i]])
+            self._span(part, offset + i)
+            start = i + 1
+        if start < len(ids):
+            self._ordinary(ids[start:] if start else ids, offset + start)
         deltas, self._deltas = self._deltas, []
         return deltas
 
@@ -264,28 +289,39 @@ class ReplyParser:
             self._end = ParseTermination.MALFORMED
         message = self._message()
         deltas, self._deltas = [*self._deltas, message], []
-        return deltas, Parsed(message, self._end, tuple(self._spans), tuple(self._ids))
+        ends = [*(start for _, start in self._starts[1:]), len(self._ids)]
+        spans = tuple(RawSpan(*start, end) for start, end in zip(self._starts, ends, strict=False))
+        return deltas, Parsed(message, self._end, spans, tuple(self._ids))
 
-    def _ordinary(self, ids: list[int], start: int, stop: int, offset: int) -> None:
-        """The ordinary ids [start, stop): one by one where text can end the reply, so that no chunking matters."""
-        step = 1 if self._grammar.stop_texts else max(1, stop - start)
-        for i in range(start, stop, step):
-            part = self._part
-            self._take(ids[i : i + step], None)
-            self._span(part, offset + i, offset + i + step)
+    def _ordinary(self, ids: list[int], offset: int) -> None:
+        """Ordinary ids from `offset` on: one by one where text can end the reply, so that no chunking matters."""
+        if not self._grammar.stop_texts:
+            self._span(self._part, offset)
+            self._text_of(ids)
+            return
+        for i, token_id in enumerate(ids, offset):
+            self._span(self._part, i)
+            self._text_of([token_id])
 
-    def _span(self, part: Part, start: int, stop: int) -> None:
-        if self._spans and self._spans[-1].part is part:
-            start = self._spans.pop().start
-        self._spans.append(RawSpan(part, start, stop))
+    def _span(self, part: Part, start: int) -> None:
+        """What is read from `start` on is of this part."""
+        if not self._starts or self._starts[-1][0] is not part:
+            self._starts.append((part, start))
 
-    def _take(self, ids: list[int], control: int | None) -> Part:
-        """Ordinary ids, or one control id. Returns the part they belong to."""
-        name = self._names.get(control) if control is not None else None
-        if name is not None:
-            return self._control(name)
-        self._push(self._utf8.decode(self._encoder.decode_bytes(ids)))
-        return self._part
+    def _text_of(self, ids: list[int]) -> None:
+        """Takes in what ordinary ids spell, but for the beginning of a character that is cut off at the end."""
+        data = self._encoder.decode_bytes(ids)
+        if not self._cut:
+            try:
+                text = data.decode()
+            except UnicodeDecodeError:
+                pass
+            else:
+                self._push(text)
+                return
+        text = self._utf8.decode(data)
+        self._cut = bool(self._utf8.getstate()[0])
+        self._push(text)
 
     @property
     def _part(self) -> Part:
@@ -299,12 +335,12 @@ class ReplyParser:
         block, part = self._block, self._part
         if self._end is not None:
             self._flaw = True
-        elif name in self._ends:
+        elif name in self._grammar.ends:
             self._flaw |= self._close_all()
             self._end = ParseTermination.STOP_SEQUENCE if name in self._grammar.stops else ParseTermination.EOS
             return Part.STOP
-        elif block is None and name in self._opening:
-            self._open(self._opening[name])
+        elif block is None and name in self._grammar.opening:
+            self._open(self._grammar.opening[name])
             return self._part
         elif block is not None and name == block.close:
             self._close(block)
@@ -317,9 +353,10 @@ class ReplyParser:
 
     def _flush(self) -> None:
         """A character that was cut in two becomes U+FFFD, as in any other decoder."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        if rest:
+        if self._cut:
+            rest = self._utf8.decode(b"", final=True)
+            self._utf8.reset()
+            self._cut = False
             self._push(rest)
 
     def _open(self, block: Block) -> None:
@@ -349,7 +386,7 @@ class ReplyParser:
         self._text = TextRun(
             drop=block.trim if after_reasoning else "\n",
             head=block.gap if after_reasoning else "",
-            hold=self._lead,
+            hold=self._grammar.lead,
             stop_texts=self._grammar.stop_texts,
         )
 

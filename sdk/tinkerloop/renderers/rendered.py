@@ -73,16 +73,16 @@ class Rendered:
 
     @cached_property
     def model_input(self) -> tinker.ModelInput:
-        """All N tokens as Tinker takes them."""
+        """All N tokens as Tinker takes them; not validated again, for every id is our own."""
         chunks: list[ModelInputChunk] = []
         at = 0
         for position, image in (*self.images, (len(self.tokens), None)):
             if position > at:
-                chunks.append(tinker.EncodedTextChunk(tokens=self.tokens[at:position]))
+                chunks.append(tinker.EncodedTextChunk.model_construct(tokens=self.tokens[at:position]))
             if image is not None:
                 chunks.append(image)
                 at = position + (image.expected_tokens or 0)
-        return tinker.ModelInput(chunks=chunks)
+        return tinker.ModelInput.model_construct(chunks=chunks)
 
     @property
     def chunk(self) -> tinker.EncodedTextChunk:

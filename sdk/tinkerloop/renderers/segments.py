@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ SEAM = Piece("", Part.SCAFFOLD)
 """A token boundary: text before and after it is encoded separately, because it is sampled separately."""
 
 
+_kept = lru_cache(maxsize=4096)  # a format writes the same few pieces all the time
+
+
+@_kept
 def scaffold(text: str) -> Piece:
     """Text of the format itself, never trained."""
     return Piece(text, Part.SCAFFOLD, trusted=True)
@@ -54,11 +59,13 @@ def text(content: str, part: Part = Part.TEXT) -> Piece:
     return Piece(content, part)
 
 
+@_kept
 def marked(text: str, part: Part) -> Piece:
     """Text of the format that the model writes itself: the tags of a reasoning block or of a tool call."""
     return Piece(text, part, trusted=True)
 
 
+@_kept
 def stop(text: str) -> Piece:
     """What ends a turn."""
     return Piece(text, Part.STOP, trusted=True)

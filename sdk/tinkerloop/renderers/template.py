@@ -256,7 +256,7 @@ class Template(base.Renderer):
     def weighed(self, conversation: Conversation, weights: base.Weights) -> list[Any]:
         """The pieces with their weights; refuses to train what has not been proved to be sampled."""
         weighed = super().weighed(conversation, weights)
-        stops = {w.message for w in weighed if w.piece.part is Part.STOP}
+        stops = {message for piece, message, _ in weighed if piece.part is Part.STOP}
         for i, weight in enumerate(weights.of_message):
             if conversation.role(i) != "assistant":
                 continue  # of other turns the template does not tell the end: their text alone can be trained

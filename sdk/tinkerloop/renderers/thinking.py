@@ -21,7 +21,7 @@ def lift_thinking(message: ChatMessage, trim: str = "\n") -> ChatMessage:
     if message.role != "assistant" or message.reasoning is not None or len(message.content) != 1:
         return message
     content = message.text
-    if "</think>" not in content or content.count("</think>") != 1:
+    if content.count("</think>") != 1:
         return message
     inside, _, rest = content.partition("</think>")
     opened = inside.lstrip().removeprefix("<think>")

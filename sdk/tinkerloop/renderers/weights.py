@@ -27,21 +27,17 @@ def message_weights(conversation: Conversation, train_on_what: TrainOnWhat | str
         raise RenderError(
             f"messages[{marked[0]}] has 'trainable', which train_on_what={mode.value!r} does not read; use 'customized'"
         )
-    last = len(messages) - 1
-
-    def chosen(i: int, role: str) -> bool:
-        match mode:
-            case TrainOnWhat.LAST_ASSISTANT_MESSAGE:
-                return i == last and role == "assistant"
-            case TrainOnWhat.LAST_ASSISTANT_TURN:
-                return i > conversation.last_user and role == "assistant"
-            case TrainOnWhat.ALL_ASSISTANT_MESSAGES:
-                return role == "assistant"
-            case TrainOnWhat.ALL_USER_AND_SYSTEM_MESSAGES:
-                return role in ("user", "system")
-            case TrainOnWhat.CUSTOMIZED:
-                return bool(messages[i].trainable)
-            case TrainOnWhat.ALL_MESSAGES | TrainOnWhat.ALL_TOKENS:
-                return True
-
-    return [m.weight if chosen(i, m.role) else 0.0 for i, m in enumerate(messages)]
+    match mode:
+        case TrainOnWhat.LAST_ASSISTANT_MESSAGE:
+            chosen = [i == len(messages) - 1 and m.role == "assistant" for i, m in enumerate(messages)]
+        case TrainOnWhat.LAST_ASSISTANT_TURN:
+            chosen = [i > conversation.last_user and m.role == "assistant" for i, m in enumerate(messages)]
+        case TrainOnWhat.ALL_ASSISTANT_MESSAGES:
+            chosen = [m.role == "assistant" for m in messages]
+        case TrainOnWhat.ALL_USER_AND_SYSTEM_MESSAGES:
+            chosen = [m.role in ("user", "system") for m in messages]
+        case TrainOnWhat.CUSTOMIZED:
+            chosen = [bool(m.trainable) for m in messages]
+        case TrainOnWhat.ALL_MESSAGES | TrainOnWhat.ALL_TOKENS:
+            chosen = [True] * len(messages)
+    return [m.weight if trained else 0.0 for m, trained in zip(messages, chosen, strict=True)]
