@@ -147,6 +147,8 @@ class Assembler:
 def _joined(groups: list[Group]) -> tuple[str, bool]:
     """The text of adjacent groups, and whether all of it is the family's own."""
     text, _, constant = groups[0]
+    if len(groups) == 1:
+        return text, constant
     for more, _, also in groups[1:]:
         text += more
         constant = constant and also

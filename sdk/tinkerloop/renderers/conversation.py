@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, UnparsedToolCall
@@ -21,8 +21,7 @@ class Image:
     source: Any
 
 
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
+class ChatMessage(NamedTuple):
     """One message. `reasoning` is None where the author gave none, which is not the same as an empty one."""
 
     role: str
@@ -38,12 +37,12 @@ class ChatMessage:
     @property
     def text(self) -> str:
         """All of the text, images left out."""
-        return "".join(part for part in self.content if isinstance(part, str))
+        return "".join([part for part in self.content if isinstance(part, str)])
 
     def with_text(self, text: str) -> ChatMessage:
         """This message with its text, where it has no images, replaced."""
         content = (text,) if text else ()
-        return self if content == self.content else replace(self, content=content)
+        return self if content == self.content else self._replace(content=content)
 
 
 @dataclass(frozen=True)

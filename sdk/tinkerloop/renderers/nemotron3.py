@@ -7,7 +7,7 @@ and `_preserve_thinking`, and with lower efforts (`nemotron3_low_thinking`, `nem
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tinkerloop.errors import RenderError
@@ -86,7 +86,7 @@ class Nemotron3(ChatML):
             return message
         message = lift_thinking(message)
         if message.reasoning is not None and not message.reasoning.strip():
-            message = replace(message, reasoning=None)
+            message = message._replace(reasoning=None)
         return message
 
     def _is_kept(self, conversation: Conversation, index: int) -> bool:

@@ -7,7 +7,7 @@ Qwen3.8 keeps all reasoning in history and states the reasoning effort in the sy
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from tinkerloop.errors import RenderError
@@ -72,7 +72,7 @@ class Qwen35(VisionChatML):
         """Inline reasoning made a part, and everything trimmed."""
         message = lift_thinking(message)
         if message.reasoning is not None:
-            message = replace(message, reasoning=message.reasoning.strip())
+            message = message._replace(reasoning=message.reasoning.strip())
         return trimmed(message)
 
     def system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
@@ -149,7 +149,7 @@ class Qwen38(Qwen35):
     def lifted(self, message: ChatMessage) -> ChatMessage:
         """Trimmed; inline reasoning stays text, as in the official template."""
         reasoning = message.reasoning
-        return trimmed(replace(message, reasoning=reasoning.strip() if reasoning else reasoning))
+        return trimmed(message._replace(reasoning=reasoning.strip() if reasoning else reasoning))
 
 
 def trimmed(message: ChatMessage) -> ChatMessage:
@@ -159,7 +159,7 @@ def trimmed(message: ChatMessage) -> ChatMessage:
         content[0] = content[0].lstrip()
     if content and isinstance(content[-1], str):
         content[-1] = content[-1].rstrip()
-    return replace(message, content=tuple(part for part in content if part != ""))
+    return message._replace(content=tuple(part for part in content if part != ""))
 
 
 PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (

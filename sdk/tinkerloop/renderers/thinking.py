@@ -5,8 +5,6 @@ This happens to messages, before anything is rendered, and only in families whos
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tinkerloop.renderers.conversation import ChatMessage
 
 
@@ -29,4 +27,4 @@ def lift_thinking(message: ChatMessage, trim: str = "\n") -> ChatMessage:
         return message
     if "<think>" in inside:
         inside = opened
-    return replace(message.with_text(rest.lstrip(trim)), reasoning=inside.strip(trim))
+    return message.with_text(rest.lstrip(trim))._replace(reasoning=inside.strip(trim))
