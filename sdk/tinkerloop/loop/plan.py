@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -48,9 +49,11 @@ class Plan:
     token; "example": each datum's sum to 1/n, so the loss is the mean over examples of their means; "none": left alone.
     """
 
-    @cached_property
+    @property
     def datums(self) -> tuple[tinker.Datum, ...]:
         """All datums, in the order of the passes."""
+        if len(self.passes) == 1:
+            return self.passes[0].datums
         return tuple(datum for one in self.passes for datum in one.datums)
 
     @cached_property
@@ -60,10 +63,9 @@ class Plan:
 
     def with_optim(self, **fields: float) -> Plan:
         """The same plan with some optimizer parameters changed: `plan.with_optim(learning_rate=1e-4)`."""
-        unknown = sorted(set(fields) - set(type(self.optim).model_fields))
-        if unknown:
-            known = ", ".join(type(self.optim).model_fields)
-            raise PlanError(f"unknown optimizer parameters {unknown}; {type(self.optim).__name__} has {known}")
+        known = type(self.optim).model_fields
+        if unknown := sorted(fields.keys() - known.keys()):
+            raise PlanError(f"unknown optimizer parameters {unknown}; the known are {', '.join(known)}")
         return replace(self, optim=self.optim.model_copy(update=fields))
 
     def with_passes(self, passes: Iterable[Pass], **changes: Any) -> Plan:
@@ -100,17 +102,18 @@ def normalized(plan: Plan) -> Plan:
     Raises:
         PlanError: there is nothing to train on, or the weights cannot be scaled as asked.
     """
-    if not plan.datums or not all(one.datums for one in plan.passes):
+    datums = plan.datums
+    if not datums or not all(one.datums for one in plan.passes):
         raise PlanError(f"step {plan.step} has no datums (or an empty pass): every pass needs at least one datum")
     if plan.normalize == "none":
         return plan
-    other = next((one.loss_fn for one in plan.passes if one.loss_fn != "cross_entropy"), None)
-    if other is not None:
-        raise PlanError(
-            f"normalize={plan.normalize!r} scales cross_entropy weights, but step {plan.step} has a pass with loss "
-            f'{_loss_name(other)}: use normalize="none" and scale its inputs yourself'
-        )
-    sums = [_weight_sum(datum) for datum in plan.datums]
+    for one in plan.passes:
+        if one.loss_fn != "cross_entropy":
+            raise PlanError(
+                f"normalize={plan.normalize!r} scales cross_entropy weights, but step {plan.step} has a pass with loss "
+                f'{_loss_name(one.loss_fn)}: use normalize="none" and scale its inputs yourself'
+            )
+    sums = [_weight_sum(datum) for datum in datums]
     if plan.normalize == "token":
         _refuse_unless_positive(plan, sum(sums), "the step's weights")
         factors = [1.0 / sum(sums)] * len(sums)
@@ -118,8 +121,9 @@ def normalized(plan: Plan) -> Plan:
         for index, total in enumerate(sums):
             _refuse_unless_positive(plan, total, f"the weights of datum {index}")
         factors = [1.0 / (total * len(sums)) for total in sums]
-    scaled = iter([scale_weights(datum, factor) for datum, factor in zip(plan.datums, factors, strict=True)])
-    return plan.with_passes(replace(one, datums=tuple(next(scaled) for _ in one.datums)) for one in plan.passes)
+    scaled = map(scale_weights, datums, factors)
+    passes = [Pass(tuple(islice(scaled, len(one.datums))), one.loss_fn, one.config) for one in plan.passes]
+    return Plan(plan.step, tuple(passes), plan.optim, plan.normalize)
 
 
 def mean_loss(plan: Plan, loss_sum: float) -> float:
