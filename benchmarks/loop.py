@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import statistics
 import sys
@@ -229,6 +230,8 @@ def overhead(size: int) -> None:
 
 
 def overheads(with_cookbook: bool) -> None:
+    gc.collect()
+    gc.freeze()  # or the collector walks all of torch's modules now and then, and the loop is charged for it
     for size in (32, 1):
         overhead(size)
 

@@ -152,6 +152,8 @@ class Dispatcher:
     def _requests(self, name: str, event: str, answer: Any) -> list[Request]:
         if answer is None or answer is _DROPPED:
             return []
+        if isinstance(answer, ALLOWED[event]):
+            return [answer]
         try:
             requests = [answer] if isinstance(answer, Request) else list(answer)
         except TypeError:

@@ -261,7 +261,8 @@ class Loop:
                 yield result
             elif isinstance(result, EvalResult):
                 self._report("on_eval", result, {})
-        yield from self._settle(wait=False)
+        if self._detached:
+            yield from self._settle(wait=False)
 
     def _settle(self, *, wait: bool = True) -> Flow[None]:
         """Deliver the detached evaluations that are ready; all of them, with `wait`."""

@@ -66,7 +66,7 @@ class Plan:
         known = type(self.optim).model_fields
         if unknown := sorted(fields.keys() - known.keys()):
             raise PlanError(f"unknown optimizer parameters {unknown}; the known are {', '.join(known)}")
-        return replace(self, optim=self.optim.model_copy(update=fields))
+        return Plan(self.step, self.passes, self.optim.model_copy(update=fields), self.normalize)
 
     def with_passes(self, passes: Iterable[Pass], **changes: Any) -> Plan:
         """The same plan with other passes, and other fields where given."""
