@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinkerloop import model_info, models
+from tinkerloop import model_info
 from tinkerloop.errors import UnknownRendererError
 from tinkerloop.renderers import get_registered_renderer_names
 
@@ -32,28 +32,28 @@ def test_every_known_model_has_a_renderer(model: str) -> None:
     ],
 )
 def test_the_recommended_renderer(model: str, renderer: str) -> None:
-    assert models.get_recommended_renderer_name(model) == renderer
+    assert model_info.get_recommended_renderer_name(model) == renderer
 
 
 def test_vision_and_base_models_say_so() -> None:
-    assert models.get_model_attributes("Qwen/Qwen3-VL-30B-A3B-Instruct").is_vl
-    assert not models.get_model_attributes("meta-llama/Llama-3.2-1B").is_chat
+    assert model_info.get_model_attributes("Qwen/Qwen3-VL-30B-A3B-Instruct").is_vl
+    assert not model_info.get_model_attributes("meta-llama/Llama-3.2-1B").is_chat
 
 
 def test_an_unknown_model_gets_the_nearest_names() -> None:
     with pytest.raises(UnknownRendererError, match="Qwen/Qwen3-8B"):
-        models.get_model_attributes("Qwen/Qwen3-8b")
+        model_info.get_model_attributes("Qwen/Qwen3-8b")
 
 
 def test_a_folder_is_known_by_its_name_or_has_its_own_template(tmp_path) -> None:
     for name, renderer in (("Qwen3-8B", "qwen3"), ("mystery", "template")):
         (tmp_path / name).mkdir()
-        assert models.get_recommended_renderer_name(str(tmp_path / name)) == renderer
+        assert model_info.get_recommended_renderer_name(str(tmp_path / name)) == renderer
 
 
 def test_a_renderer_that_was_not_made_for_the_model_is_warned_about(caplog) -> None:
-    models.warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "qwen3")
-    models.warn_if_renderer_not_recommended("who/knows", "llama3")
+    model_info.warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "qwen3")
+    model_info.warn_if_renderer_not_recommended("who/knows", "llama3")
     assert not caplog.records
-    models.warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "llama3")
+    model_info.warn_if_renderer_not_recommended("Qwen/Qwen3-8B", "llama3")
     assert "made for it: qwen3" in caplog.text
