@@ -88,6 +88,7 @@ def reply_to(sampler: Any, renderer: Renderer, conversations: Sequence[Conversat
 
 
 def text_of(message: Any) -> str:
+    """A message's text, whether its content is a string or parts."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
@@ -158,6 +159,7 @@ def show(
 
 
 def deleter(service: Any) -> Any:
+    """What deletes a checkpoint of this service, for those that are no longer kept."""
     return service.create_rest_client().delete_checkpoint_from_tinker_path
 
 

@@ -6,7 +6,7 @@ The loop is built on it, and so can a hand-written script be:
     for step in range(100):
         for result in pipeline.before(step):
             print(result)
-        pipeline.step(Plan(step, (Pass(next(batches)),), AdamParams(learning_rate=schedule(step))))
+        pipeline.step(Plan(step, (Pass(tuple(next(batches))),), AdamParams(learning_rate=schedule(step))))
     for result in pipeline.drain():
         print(result)
 """
