@@ -99,6 +99,7 @@ class KimiImageProcessor(ImageProcessor):
     """Kimi K2.5 and K2.6: scaled down (never up) to a budget of patches, then padded to multiples of `factor`."""
 
     patch_size: int = 14
+    temporal_patch_size: int = 1
     max_patches: int = 16_384
     max_patches_per_side: int = 512
 
@@ -167,6 +168,8 @@ def as_image_processor(given: Any) -> ImageProcessor:
         raise ImageError(
             f"expected an image processor, got {type(given).__name__}: use get_image_processor(model_name)"
         )
+    if "media_proc_cfg" in config:
+        return _kimi_by_its_makers(config["media_proc_cfg"])
     kind = str(config.get("image_processor_type") or type(given).__name__)
     size = dict(config.get("size") or {})
     shared = {name: config[name] for name in ("patch_size", "merge_size", "temporal_patch_size") if name in config}
@@ -185,6 +188,21 @@ def as_image_processor(given: Any) -> ImageProcessor:
             max_patches_per_side=size.get("max_height", KIMI_K25.max_patches_per_side),
         )
     raise ImageError(f"the image processor {kind} is not known here; known are those of Qwen-VL and Kimi")
+
+
+def _kimi_by_its_makers(config: Mapping[str, Any]) -> KimiImageProcessor:
+    """Of the preprocessor_config.json that Kimi K2.5 and K2.6 are published with, which has names of its own."""
+    if config.get("fixed_output_tokens") is not None:
+        raise ImageError("fixed_output_tokens is not known here: the number of tokens follows from the image's size")
+    names = {
+        "patch_size": "patch_size",
+        "merge_kernel_size": "merge_size",
+        "in_patch_limit": "max_patches",
+        "patch_limit_on_one_side": "max_patches_per_side",
+    }
+    fields = {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    fields |= {name: tuple(config[f"image_{name}"]) for name in ("mean", "std") if f"image_{name}" in config}
+    return KimiImageProcessor(**fields)
 
 
 def _check_sides(width: int, height: int) -> None:

@@ -30,7 +30,7 @@ class Input:
     starts: tuple[int, ...] = ()
     """Where each picture's tokens begin."""
     positions: NDArray[np.int64] | None = None
-    """(3, N) with pictures (see `Vision.positions`), else None: 0 .. N-1."""
+    """(3, N) (see `Vision.positions`), or None: 0 .. N-1."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -89,7 +89,7 @@ def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> 
         else:
             whose = "the embedded engine" if vision is not None else "this model, in the embedded engine,"
             raise NotImplementedError(f"{whose} does not take {type(chunk).__name__} inputs")
-    positions = None if vision is None or not pictures else vision.positions(starts, pictures, len(tokens))
+    positions = None if vision is None else vision.positions(starts, pictures, len(tokens))
     return Input(np.array(tokens, dtype=np.int64), tuple(pictures), tuple(starts), positions)
 
 
@@ -167,7 +167,7 @@ class Batch:
 
     lengths: list[int]
     tokens: torch.Tensor  # (1, T)
-    positions: torch.Tensor  # (1, T), starting at 0 in every sequence; (3, 1, T) with pictures
+    positions: torch.Tensor  # (1, T), starting at 0 in every sequence; (3, 1, T) with spatial ones
     images: dict[str, torch.Tensor] = field(default_factory=dict)
     """What else the forward pass takes: the pictures, in order."""
 
@@ -186,7 +186,7 @@ class Batch:
         pictures = [picture for sequence in sequences for picture in sequence.pictures]
         tokens = torch.from_numpy(np.concatenate([sequence.tokens for sequence in sequences]))[None]
         rows = [np.arange(len(s)) if s.positions is None else s.positions for s in sequences]
-        if pictures:
+        if any(s.positions is not None for s in sequences):
             rows = [np.broadcast_to(row, (3, row.shape[-1])) for row in rows]
         positions = torch.from_numpy(np.concatenate(rows, axis=-1)).unsqueeze(-2)
         return cls(lengths, tokens.to(device), positions.to(device), images_of(pictures, device))

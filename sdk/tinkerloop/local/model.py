@@ -28,7 +28,7 @@ from tinkerloop.local.head import Head
 from tinkerloop.local.inputs import Batch, Input, example_input
 from tinkerloop.local.lora import LoRALinear, LoraSpec, initialise
 from tinkerloop.local.parameters import Layout, Weights
-from tinkerloop.local.vision import images_of, vision_of, vision_tower
+from tinkerloop.local.vision import images_of, vision_of, vision_parts
 
 Layer = LoRALinear | ExpertWeights
 
@@ -243,12 +243,12 @@ def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str
 
     Linear layers are replaced by LoRALinear ones that share their weights; stacked experts are found by their shape.
     """
-    output, tower = module.get_output_embeddings(), vision_tower(module)
+    output, sees = module.get_output_embeddings(), vision_parts(module)
     layers: dict[str, Layer] = {}
     kinds: dict[str, str] = {}
     for name, part in list(module.named_modules()):
         if isinstance(part, nn.Linear):
-            kind = "unembed" if part is output else "vision" if tower and name.startswith(tower) else _kind(name)
+            kind = "unembed" if part is output else "vision" if name.startswith(sees) else _kind(name)
             if kind is None:
                 continue
             wrapped = LoRALinear.wrap(part)

@@ -1,7 +1,7 @@
 """Images for a vision-language model: from a chunk's bytes to patches, grids and positions.
 
-The pixels are those of transformers' own image processor (its PIL variant), computed with numpy and Pillow alone. A
-picture is decoded when its micro-batch runs, so a request holds files, not pixels.
+The pixels are those of transformers' own image processors (of Qwen's, the PIL variant), computed with numpy and Pillow
+alone. A picture is decoded when its micro-batch runs, so a request holds files, not pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from tinker.types import ImageChunk
 from torch import nn
 
 from tinkerloop.errors import DatumError, ImageError
-from tinkerloop.image_processing_utils import ImageProcessor, QwenImageProcessor, get_image_processor
+from tinkerloop.image_processing_utils import (
+    ImageProcessor,
+    KimiImageProcessor,
+    QwenImageProcessor,
+    get_image_processor,
+)
 from tinkerloop.images import image_size, open_image
 
 
@@ -35,7 +40,7 @@ class Picture:
         return self.grid[1] * self.grid[2] // self.processor.merge_size**2
 
     def patches(self) -> NDArray[np.float32]:
-        """(patches, channels * frames * side * side), in the order of the tokens they are merged into."""
+        """The first axis counts patches (see `patchify`)."""
         return patchify(open_image(self.data), self.processor)
 
 
@@ -48,6 +53,8 @@ class Vision:
     """Stands at every position of an image."""
     reserved: frozenset[int]
     """Ids that the model takes for images or videos wherever they stand."""
+    spatial: bool = True
+    """Whether a picture's positions spread over height and width; else they count tokens, as text's do."""
 
     def read(self, chunk: ImageChunk) -> Picture:
         """Check a chunk against what this model will make of it; only the file's header is parsed.
@@ -68,12 +75,15 @@ class Vision:
             )
         return picture
 
-    def positions(self, starts: Sequence[int], pictures: Sequence[Picture], length: int) -> NDArray[np.int64]:
+    def positions(self, starts: Sequence[int], pictures: Sequence[Picture], length: int) -> NDArray[np.int64] | None:
         """Rotary positions (3, length) over time, height and width, of pictures that start at `starts`.
 
+        None where positions count tokens: without pictures, and in a model without `spatial` positions.
         Text counts up in all three alike; a picture's tokens share one time and spread over height and width, and the
         text after it goes on from the largest (Qwen2-VL, arXiv:2409.12191, section 2.1).
         """
+        if not pictures or not self.spatial:
+            return None
         found = np.empty((3, length), np.int64)
         at = position = 0
         for start, picture in zip(starts, pictures, strict=True):
@@ -93,51 +103,58 @@ def images_of(pictures: Sequence[Picture], device: torch.device) -> dict[str, to
         return {}
     patches = np.concatenate([picture.patches() for picture in pictures])
     return {
-        "pixel_values": torch.from_numpy(patches).to(device),  # (patches of all, D)
+        "pixel_values": torch.from_numpy(patches).to(device),  # (patches of all, ...)
         "image_grid_thw": torch.tensor([picture.grid for picture in pictures], device=device),  # (pictures, 3)
     }
 
 
 def vision_of(name: str, module: nn.Module) -> Vision | None:
-    """What the model called `name` does with images, None if it takes none."""
+    """What the model called `name` does with images, None if it takes none that the engine knows."""
     config = cast(Any, module).config
     image_token = getattr(config, "image_token_id", None)
-    if image_token is None or vision_tower(module) is None:
+    if image_token is None or not vision_parts(module):
         return None
     try:
         processor = get_image_processor(name)
     except ImageError:
         return None
+    kimi = config.model_type.startswith("kimi")
+    if not isinstance(processor, KimiImageProcessor if kimi else QwenImageProcessor):
+        return None
     tower = config.vision_config
-    sides = (tower.patch_size, getattr(tower, "spatial_merge_size", 2), getattr(tower, "temporal_patch_size", 2))
-    if not isinstance(processor, QwenImageProcessor) or sides != (
-        processor.patch_size,
-        processor.merge_size,
-        processor.temporal_patch_size,
-    ):
+    merge = tower.merge_kernel_size[0] if kimi else tower.spatial_merge_size
+    sides = (tower.patch_size, merge, getattr(tower, "temporal_patch_size", 1))
+    if sides != (processor.patch_size, processor.merge_size, processor.temporal_patch_size):
         return None
     names = ("image_token_id", "video_token_id")
-    return Vision(processor, image_token, frozenset(getattr(config, n) for n in names if getattr(config, n, None)))
+    reserved = frozenset(getattr(config, n) for n in names if getattr(config, n, None))
+    return Vision(processor, image_token, reserved, spatial=not kimi)
 
 
-def vision_tower(module: nn.Module) -> str | None:
-    """The name of the submodule that looks at pixels."""
-    return next((name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] == "visual"), None)
+def vision_parts(module: nn.Module) -> tuple[str, ...]:
+    """The names of the submodules between pixels and word embeddings: the tower, and a projector of its own."""
+    leaves = ("visual", "vision_tower", "mm_projector")
+    return tuple(name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] in leaves)
 
 
 def patchify(image: Image.Image, processor: ImageProcessor) -> NDArray[np.float32]:
-    """Resize, scale to [0, 1], normalise, and cut into patches, (patches, 3 * frames * side * side).
+    """Resize, pad with black, scale to [0, 1], normalise, and cut into patches, in the model's order and shape.
 
-    Patches that are merged into one token are neighbours: the order is (token row, token column, row and column
-    within the token).
+    Qwen: (patches, 3 * frames * side * side), ordered by (token row, token column, row and column within the token), so
+    that patches which are merged into one token are neighbours. Kimi: (patches, 3, side, side), row by row.
     """
-    width, height = processor.resized(*image.size)
-    pixels = np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+    (width, height), padded = processor.resized(*image.size), processor.padded(*image.size)
+    image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    if padded != image.size:
+        image = image.crop((0, 0, *padded))  # beyond the picture is black
     # float64 until it is scaled, as transformers does
-    values = (pixels.astype(np.float64) * (1 / 255)).astype(np.float32)  # (H, W, 3)
+    values = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)  # (H, W, 3)
     values = (values - np.array(processor.mean, np.float32)) / np.array(processor.std, np.float32)
     side, merge = processor.patch_size, processor.merge_size
-    _, rows, columns = processor.grid(*image.size)
+    rows, columns = padded[1] // side, padded[0] // side
+    if isinstance(processor, KimiImageProcessor):
+        values = values.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)  # (row, column, 3, side, side)
+        return values.reshape(rows * columns, 3, side, side)
     values = values.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
     values = values.transpose(0, 3, 1, 4, 6, 2, 5)  # (token row, token column, row, column, 3, side, side)
     values = values.reshape(rows * columns, 3, 1, side * side)
