@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 
 import numpy as np
@@ -10,14 +11,17 @@ import pytest
 import tinker
 import torch
 from PIL import Image
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextModel
 
 from tinkerloop import image_processing_utils as known
 from tinkerloop.datum import make_datum
 from tinkerloop.images import image_chunk
 from tinkerloop.local import ServiceClient
+from tinkerloop.local.model import load
 from tinkerloop.local.tiny import tiny_tokenizer
-from tinkerloop.local.vision import Vision, patchify
+from tinkerloop.local.vision import Vision, images_of, patchify, vision_of
 from tinkerloop.local.vision_tiny import tiny_vl_config, tiny_vl_model
 
 PAD = 261  # <|image_pad|>
@@ -126,6 +130,19 @@ def test_patches_are_those_of_transformers_to_the_bit(processor, size, mode):
     assert processor.grid(*size) == tuple(expected["image_grid_thw"][0])
 
 
+@pytest.mark.parametrize("size", [(28, 28), (50, 41), (20, 100)])
+def test_patches_for_kimi_are_cut_row_by_row_from_the_picture_padded_with_black(size):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    width, height = known.KIMI_K25.padded(*size)
+    padded = np.zeros((height, width, 3))
+    padded[: size[1], : size[0]] = np.asarray(picture) / 255
+    found = patchify(picture, known.KIMI_K25)
+    corners = [(y, x) for y in range(0, height, 14) for x in range(0, width, 14)]
+    assert known.KIMI_K25.grid(*size) == (1, height // 14, width // 14)
+    for patch, (y, x) in zip(found, corners, strict=True):
+        np.testing.assert_allclose(patch, (padded[y : y + 14, x : x + 14].transpose(2, 0, 1) - 0.5) / 0.5, atol=1e-6)
+
+
 @pytest.mark.parametrize("layout", ["single", "first", "several", "interleaved"])
 def test_positions_are_those_the_model_computes(reference, layout):
     chunks = LAYOUTS[layout]
@@ -140,6 +157,7 @@ def test_positions_are_those_the_model_computes(reference, layout):
         ids, mm_token_type_ids=(ids == PAD).int(), image_grid_thw=torch.tensor([p.grid for p in pictures])
     )
     found = vision.positions(starts, pictures, len(tokens))
+    assert found is not None
     np.testing.assert_array_equal(found, expected[:, 0])
     assert found.max() + 1 - len(tokens) == delta.item()
 
@@ -308,8 +326,6 @@ def folder(tmp_path_factory):
 
 
 def test_a_model_from_a_folder(shared, folder):
-    from transformers import AutoModelForImageTextToText
-
     chunks = LAYOUTS["interleaved"]
     client = shared.create_lora_training_client(str(folder), rank=4)
     found = client.forward([datum_of(chunks)], "cross_entropy").result().loss_fn_outputs[0]["logprobs"].to_numpy()
@@ -331,35 +347,48 @@ TOWER = {"depth": 2, "hidden_size": 32, "num_heads": 4}
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 SMALL = {"rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}}
 LARGE = {"rope_parameters": {**ROPE, "mrope_section": [4, 2, 2]}, "head_dim": 16}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 OUT = {"intermediate_size": 64, "out_hidden_size": 32}
 ARCHITECTURES = {
     "qwen2_vl": (14, SMALL, {"embed_dim": 32, "mlp_ratio": 2, "patch_size": 14}),
     "qwen2_5_vl": (14, SMALL, {**OUT, "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1]}),
     "qwen3_vl_moe": (
         16,
-        {**LARGE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        {**LARGE, **MOE},
         {**OUT, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
     ),
-    "qwen3_5": (
-        16,
-        {**LARGE, "layer_types": ["linear_attention", "full_attention"]},
-        {**OUT, "num_position_embeddings": 64},
+    "qwen3_5": (16, {**LARGE, **LINEAR}, {**OUT, "num_position_embeddings": 64}),
+    "qwen3_5_moe": (16, {**LARGE, **LINEAR, **MOE}, {**OUT, "num_position_embeddings": 64}),
+    "kimi_k25": (
+        14,
+        {**MOE, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 16}
+        | {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4}
+        | {"first_k_dense_replace": 1},
+        {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+        | {"pos_emb_height": 8, "pos_emb_width": 8},
     ),
 }
 
 
 def write_model(architecture: str, where) -> str:
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     patch, text, tower = ARCHITECTURES[architecture]
+    kimi = {"projection_hidden_size": 32, "tie_word_embeddings": False} if architecture == "kimi_k25" else {}
     config = AutoConfig.for_model(
         architecture,
         text_config=TEXT | text,
-        vision_config=TOWER | tower,
+        vision_config=tower if kimi else TOWER | tower,
         image_token_id=PAD,
         video_token_id=290,
         vision_start_token_id=259,
         vision_end_token_id=260,
+        **kimi,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -368,33 +397,104 @@ def write_model(architecture: str, where) -> str:
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(0, 0.2)
+            model.get_output_embeddings().weight[[PAD, 290]] = 0  # never the likeliest
     model.save_pretrained(where)
     tiny_tokenizer().save_pretrained(where)
     size = {"shortest_edge": 4096, "longest_edge": 262144}
-    Qwen2VLImageProcessorPil(patch_size=patch, size=size).save_pretrained(where)
+    kind = {"media_proc_cfg": {"patch_size": 14}} if kimi else {"image_processor_type": "Qwen2VLImageProcessor"}
+    (where / "preprocessor_config.json").write_text(json.dumps(kind | {"patch_size": patch, "size": size}))
     return str(where)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe"])
-def test_other_architectures_train_and_sample_the_same_numbers(shared, tmp_path, architecture):
-    """At load, an architecture's packed logits are compared with its own; here the cached ones with the packed."""
-    where = write_model(architecture, tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
-    chunks = [words(1, 3), image_chunk(pixels, model=where), words(2, 4)]
-    sampler = shared.create_sampling_client(base_model=where)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def other(request, tmp_path_factory):
+    return write_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
+MIXED = [("text", 6), ("pictures", (70, 100), (40, 60)), ("text", 3), ("pictures", (90, 30))]
+"""Sequences for one request, with their pictures' sizes."""
+
+
+@pytest.fixture
+def mixed(other):
+    """MIXED for a model: words, then a picture and words for each of the sizes."""
+    sequences = []
+    for seed, (kind, *rest) in enumerate(MIXED):
+        chunks: list = [words(seed, 3 if kind == "pictures" else rest[0])]
+        for i, (height, width) in enumerate(rest if kind == "pictures" else []):
+            pixels = np.random.default_rng([seed, i]).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            chunks += [image_chunk(pixels, model=other), words(10 * seed + i, 4)]
+        sequences.append(chunks)
+    return sequences
+
+
+def own_logprobs(model, vision: Vision, chunks) -> torch.Tensor:
+    """As `direct`, with autograd and for any of ARCHITECTURES."""
+    ids = torch.tensor([flat(chunks)])
+    pictures = [vision.read(c) for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
+    extra = images_of(pictures, torch.device("cpu"))
+    if extra and vision.spatial:
+        extra["mm_token_type_ids"] = (ids == PAD).int()
+    logits = model(input_ids=ids, use_cache=False, **extra).logits[0, :-1]
+    return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+
+
+def test_other_architectures_give_their_own_numbers_and_gradients(shared, other, mixed):
+    """A request of several sequences, with and without pictures, against the model's own passes, one by one."""
+    client = shared.create_lora_training_client(other, rank=0)
+    outputs = client.forward_backward([datum_of(chunks) for chunks in mixed], "cross_entropy").result()
+    found = client.apply(lambda state: state.weights.layout.views(state.gradient.clone())).result()
+    model = AutoModelForImageTextToText.from_pretrained(other, experts_implementation="eager").eval()
+    vision = vision_of(other, model)
+    assert vision is not None
+    for chunks, output in zip(mixed, outputs.loss_fn_outputs, strict=True):
+        own, text = own_logprobs(model, vision, chunks), is_text(chunks)[1:]
+        np.testing.assert_allclose(output["logprobs"].to_numpy()[text], own.detach().numpy()[text], atol=1e-4)
+        (-own[torch.from_numpy(text)].sum()).backward()
+    for name, parameter in model.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(found[name].float() / scale, expected / scale, atol=1e-3, rtol=1e-3, msg=name)
+
+
+def test_other_architectures_sample_what_they_score(shared, other, mixed):
+    """Prompts of different lengths in one batch, with a cache, against the trainer's numbers."""
+    sampler = shared.create_sampling_client(base_model=other)
     params = tinker.SamplingParams(max_tokens=4, temperature=0, stop=[])
-    sequence = sampler.sample(tinker.ModelInput(chunks=chunks), 1, params).result().sequences[0]
-    whole = tinker.ModelInput(chunks=[*chunks, tinker.EncodedTextChunk(tokens=sequence.tokens)])
-    np.testing.assert_allclose(sequence.logprobs, sampler.compute_logprobs(whole).result()[-4:], atol=1e-4)
-    client = shared.create_lora_training_client(where, rank=4)
-    before = client.forward([datum_of(chunks)], "cross_entropy").result().metrics["loss:sum"]
-    assert nudge(client, [datum_of(chunks)]) < before
+    waiting = [sampler.sample(tinker.ModelInput(chunks=chunks), 1, params) for chunks in mixed]
+    for chunks, future in zip(mixed, waiting, strict=True):
+        sequence = future.result().sequences[0]
+        whole = tinker.ModelInput(chunks=[*chunks, tinker.EncodedTextChunk(tokens=sequence.tokens)])
+        np.testing.assert_allclose(sequence.logprobs, sampler.compute_logprobs(whole).result()[-4:], atol=1e-4)
 
 
-def test_an_architecture_that_cannot_be_packed_is_refused_by_name(shared, tmp_path):
+def test_other_architectures_learn(shared, other, mixed):
+    client = shared.create_lora_training_client(other, rank=4)
+    data = [datum_of(chunks) for chunks in mixed]
+    before = client.forward(data, "cross_entropy").result().metrics["loss:sum"]
+    assert nudge(client, data) < before
+    names = client.apply(lambda state: list(state.weights.named)).result()
+    assert not [name for name in names if "visual" in name or "vision_tower" in name or "projector" in name]
+
+
+@pytest.mark.parametrize("architecture, alone", [("qwen3_5", True), ("qwen3_vl_moe", False), ("kimi_k25", False)])
+def test_sequences_that_cannot_be_packed_run_alone_and_the_log_says_so(tmp_path, caplog, architecture, alone):
+    model = load(write_model(architecture, tmp_path), torch.device("cpu"), torch.float32)
+    assert model.packs is not alone
+    assert ("cannot be packed" in caplog.text) is alone
+
+
+def test_an_architecture_that_gives_wrong_numbers_either_way_is_refused_by_name(tmp_path, monkeypatch):
+    """A model that moves its positions by itself, which shows only in the engine's passes."""
     where = write_model("qwen3_5", tmp_path)
-    with pytest.raises((NotImplementedError, tinker.TinkerError), match="Qwen3_5ForConditionalGeneration"):
-        shared.create_lora_training_client(where, rank=4)
+    forward = Qwen3_5TextModel.forward
+
+    def moved(self, *args, position_ids=None, **kwargs):
+        return forward(self, *args, position_ids=None if position_ids is None else 3 * position_ids, **kwargs)
+
+    monkeypatch.setattr(Qwen3_5TextModel, "forward", moved)
+    with pytest.raises(NotImplementedError, match=r"Qwen3_5ForConditionalGeneration.*one by one.*not supported"):
+        load(where, torch.device("cpu"), torch.float32)
 
 
 # ---- what is refused

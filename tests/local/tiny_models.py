@@ -59,6 +59,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "head_dim": 8,
     },
+    # a recurrent state as well as attention: cannot be packed
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
 }
 """Architecture -> configuration fields beyond the common ones. Sliding windows are short enough to matter."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from tinkerloop.local.inputs import Batch, Input
-from tinkerloop.local.model import Model
 from tinkerloop.local.vision import images_of
+
+if TYPE_CHECKING:
+    from tinkerloop.local.model import Model
 
 MAX_ROWS = 256
 """Sequences decoded at once."""
@@ -76,7 +79,7 @@ def generate(model: Model, requests: Sequence[Request]) -> list[list[Continuatio
 
 def _decode(model: Model, rows: list[Continuation]) -> None:
     """Run these sequences to their ends."""
-    cache, mask, hidden = _prefill(model, rows)
+    cache, mask, hidden = prefill(model, [row.request.prompt for row in rows])
     while True:
         tokens = _draw(model.head.logits(hidden), rows)
         done = [_advance(row, token, model) for row, token in zip(rows, tokens, strict=True)]
@@ -84,29 +87,37 @@ def _decode(model: Model, rows: list[Continuation]) -> None:
             return
         alive = [i for i, ended in enumerate(done) if not ended]
         if len(alive) < len(rows):
-            index = torch.tensor(alive, device=model.device)
-            cache.batch_select_indices(index)
+            index = _select(cache, alive, model.device)
             mask = mask[index]
             rows, tokens = [rows[i] for i in alive], [tokens[i] for i in alive]
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        shift = torch.tensor([[row.request.prompt.shift] for row in rows], device=model.device)
-        output = model.trunk(
-            input_ids=torch.tensor(tokens, device=model.device)[:, None],
-            attention_mask=mask,
-            position_ids=mask.sum(1, keepdim=True) - 1 + shift,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden = output.last_hidden_state[:, -1]
+        mask, hidden = step(model, cache, mask, tokens, [row.request.prompt.shift for row in rows])
 
 
-def _prefill(model: Model, rows: Sequence[Continuation]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-    """Run each distinct prompt once, padded on the left; then one cache row, mask row and state per sequence."""
+def step(
+    model: Model, cache: DynamicCache, mask: torch.Tensor, tokens: Sequence[int], shifts: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Append one token to every sequence: the longer mask, and the states (sequences, H) at those tokens.
+
+    `shifts` are the prompts' (see `Input.shift`).
+    """
+    mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
+    output = model.trunk(
+        input_ids=torch.tensor(tokens, device=model.device)[:, None],
+        attention_mask=mask,
+        position_ids=mask.sum(1, keepdim=True) - 1 + torch.tensor(shifts, device=model.device)[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return mask, output.last_hidden_state[:, -1]
+
+
+def prefill(model: Model, wanted: Sequence[Input]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+    """Run each distinct prompt once, padded on the left; then one cache row, mask row and state per wanted prompt."""
     prompts: list[Input] = []
     which: list[int] = []
-    for row in rows:
-        if not prompts or row.request.prompt is not prompts[-1]:
-            prompts.append(row.request.prompt)
+    for prompt in wanted:
+        if not prompts or prompt is not prompts[-1]:
+            prompts.append(prompt)
         which.append(len(prompts) - 1)
     width = max(len(prompt) for prompt in prompts)
     tokens = np.zeros((len(prompts), width), dtype=np.int64)
@@ -116,7 +127,7 @@ def _prefill(model: Model, rows: Sequence[Continuation]) -> tuple[DynamicCache, 
         mask[i, width - len(prompt) :] = 1
     attention_mask = torch.from_numpy(mask).to(model.device)
     positions = (mask.cumsum(1) - 1).clip(min=0)  # (prompts, width)
-    if any(prompt.pictures for prompt in prompts):
+    if any(prompt.positions is not None for prompt in prompts):
         positions = np.repeat(positions[None], 3, axis=0)
         for i, prompt in enumerate(prompts):
             if prompt.positions is not None:
@@ -131,11 +142,18 @@ def _prefill(model: Model, rows: Sequence[Continuation]) -> tuple[DynamicCache, 
         **images_of([picture for prompt in prompts for picture in prompt.pictures], model.device),
     )
     hidden = output.last_hidden_state[:, -1]
-    if len(prompts) < len(rows):
-        index = torch.tensor(which, device=model.device)
-        cache.batch_select_indices(index)
+    if len(prompts) < len(wanted):
+        index = _select(cache, which, model.device)
         attention_mask, hidden = attention_mask[index], hidden[index]
     return cache, attention_mask, hidden
+
+
+def _select(cache: DynamicCache, rows: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Make these rows the cache's, in this order; returns them as an index."""
+    index = torch.tensor(rows, device=device)
+    # batch_select_indices would say what is meant, but layers with a recurrent state lack it
+    cache.reorder_cache(cast(torch.LongTensor, index))
+    return index
 
 
 def _draw(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[int]:

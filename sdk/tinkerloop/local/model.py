@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -21,14 +19,14 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from tinkerloop.local import attention
+from tinkerloop.local import attention, own_forward
 from tinkerloop.local.experts import ExpertWeights
 from tinkerloop.local.futures import bad_request
 from tinkerloop.local.head import Head
-from tinkerloop.local.inputs import Batch, Input, example_input
+from tinkerloop.local.inputs import Batch
 from tinkerloop.local.lora import LoRALinear, LoraSpec, initialise
 from tinkerloop.local.parameters import Layout, Weights
-from tinkerloop.local.vision import images_of, vision_of, vision_parts
+from tinkerloop.local.vision import vision_of, vision_parts
 
 Layer = LoRALinear | ExpertWeights
 
@@ -64,7 +62,8 @@ class Model:
         self.end_tokens = _end_tokens(module, tokenizer)
         self._bound: tuple[object, object] | None = None
         self._base: dict[str, torch.Tensor] = {}
-        self._check_own_forward()
+        self.packs: bool = own_forward.packs(self)
+        """Whether sequences may run one after another in one row; else each runs alone."""
 
     def trained_layers(self, spec: LoraSpec) -> dict[str, Layer]:
         return {name: layer for name, layer in self.layers.items() if spec.covers(self.kinds[name])}
@@ -175,30 +174,6 @@ class Model:
             if gradients is not None:
                 parameter.requires_grad_(True)
                 parameter.grad = gradients[name]  # autograd accumulates in place
-
-    @torch.no_grad()
-    def _check_own_forward(self) -> None:
-        """Refuse an architecture whose own logits differ from what packing and `Head` make of it."""
-        inputs = [Input(np.arange(1, n + 1) % self.vocab_size) for n in (3, 5)]
-        if self.vision is not None:
-            inputs.insert(1, example_input(self.vision))
-        packed = self.head.logits(self.hidden(Batch.of(inputs, self.device)))
-        alone = torch.cat([self._own_logits(one) for one in inputs])
-        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
-        error = ((packed - alone).abs().max() / alone.abs().max().clamp(min=1)).item()
-        if not error <= tolerance:
-            raise NotImplementedError(
-                f"{self.name} ({type(self.module).__name__}): packed sequences give logits that differ from the "
-                f"model's own by {error:.2g} (relative); this architecture is not supported"
-            )
-
-    def _own_logits(self, one: Input) -> torch.Tensor:
-        """What the architecture itself makes of one sequence, finding positions on its own: (N, vocabulary)."""
-        extra = images_of(one.pictures, self.device)
-        if extra and "mm_token_type_ids" in inspect.signature(self.trunk.forward).parameters:
-            extra["mm_token_type_ids"] = torch.from_numpy(one.on_picture.astype(np.int64))[None].to(self.device)
-        ids = torch.from_numpy(one.tokens)[None].to(self.device)
-        return self.module(input_ids=ids, use_cache=False, **extra).logits[0].float()
 
 
 def load(name: str, device: torch.device, dtype: torch.dtype) -> Model:

@@ -39,7 +39,8 @@ def run_pass(model: Model, examples: Sequence[Example], work: Pass) -> tinker.Fo
     logprobs: list[torch.Tensor] = []  # one (N, K) per example, in the request's order
     losses: list[torch.Tensor] = []
     sums: dict[str, float] = {}
-    for group in micro_batches([len(example) for example in examples], work.token_budget):
+    budget = work.token_budget if model.packs else 1  # at least one datum at a time, then exactly one
+    for group in micro_batches([len(example) for example in examples], budget):
         members = [examples[i] for i in group]
         batch = Batch.of([example.input for example in members], model.device)
         targets = Targets.of(members, model.device)

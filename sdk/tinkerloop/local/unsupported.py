@@ -46,7 +46,7 @@ OPTIONS: dict[str, str] = {
     "DimuonParams, DimuonOptimizerConfig": "the algorithm is not published; AdamW is there",
     "kind='inflight'": "a sampling client holds one snapshot",
     "prompt_alt_tokens_k > 0": "not implemented",
-    "image, image pointer and audio chunks": "text only",
+    "image pointer and audio chunks": "text, and images as chunks that hold their file",
     "weights_access_token": "local checkpoints need none",
     "ServiceClient(base_url=...), (api_key=...)": "the engine is in this process; use tinkerloop.connect",
 }
