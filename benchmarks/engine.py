@@ -4,8 +4,9 @@
 
 The work: conversations of lognormal length (median 180, at most 1024 tokens), batches of 32, LoRA rank 32 on all linear
 layers, float32, loss on the assistant's tokens, a 4-layer 256-wide random Qwen3. Every variant is its own process and
-waits its turn for each step, so that all see the same machine. Printed are medians of wall-clock time and of processor
-time (which a busy machine disturbs less), peak memory, and the time from process start to the first step's end.
+waits its turn for each step, so that all see the same machine. Printed are tokens (padding not counted) per second of
+wall-clock time and of processor time (which a busy machine disturbs less) over all steps but the first, peak memory,
+and the time from process start to the first step's end.
 `--peers DIR` is a folder that holds a `trl` folder to put on the path (pip install --target DIR/trl trl).
 
 "-onednn" variants call torch.set_float32_matmul_precision("medium") in their own process.
@@ -18,7 +19,6 @@ import json
 import os
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,9 +35,23 @@ VARIANTS = (
     "peft-padded",
     "peft-sorted",
     "trl-default",
+    "trl-accumulated",
+    "trl-grouped",
     "trl-packing",
+    "trl-grouped-onednn",
     "trl-packing-onednn",
 )
+# Packing fills rows of 1024 tokens: about 7 make up the tokens of 32 conversations.
+TRL: dict[str, dict[str, object]] = {
+    "trl-default": {},
+    "trl-accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8},
+    "trl-grouped": {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 8,
+        "train_sampling_strategy": "group_by_length",
+    },
+    "trl-packing": {"packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 7},
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,10 @@ def batches(data: Sequence[Conversation]) -> Iterator[list[Conversation]]:
             yield list(data[start : start + BATCH])
 
 
+def _tokens(batch: Sequence[Conversation]) -> int:
+    return sum(len(c.tokens) for c in batch)
+
+
 def write_model(folder: Path, vocab: int) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -90,10 +108,10 @@ def write_model(folder: Path, vocab: int) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
-# -- variants: each yields once after every optimizer step, having done one batch ------------------------------------
+# -- variants: each yields after every optimizer step the tokens that it trained on ------------------------------------
 
 
-def ours(folder: Path, data: Sequence[Conversation], skip: bool) -> Iterator[None]:
+def ours(folder: Path, data: Sequence[Conversation], skip: bool) -> Iterator[int]:
     import tinker
 
     from tinkerloop.local import ServiceClient
@@ -111,10 +129,10 @@ def ours(folder: Path, data: Sequence[Conversation], skip: bool) -> Iterator[Non
         future = client.forward_backward(datums, "cross_entropy")
         client.optim_step(tinker.AdamParams(learning_rate=1e-4)).result()
         assert future.result().metrics["loss:sum"] > 0
-        yield
+        yield _tokens(batch)
 
 
-def peft_loop(folder: Path, data: Sequence[Conversation], budget: int | None) -> Iterator[None]:
+def peft_loop(folder: Path, data: Sequence[Conversation], budget: int | None) -> Iterator[int]:
     """Written by hand on transformers + PEFT: whole padded batches, or length-sorted ones of `budget` tokens."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -144,11 +162,11 @@ def peft_loop(folder: Path, data: Sequence[Conversation], budget: int | None) ->
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        yield
+        yield _tokens(batch)
 
 
-def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[], None], **options: object) -> None:
-    """TRL's SFTTrainer on the tokens as they are; `wait` is called after every optimizer step."""
+def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[int], None], **options: object) -> None:
+    """TRL's SFTTrainer on the tokens as they are; `wait` is called after every optimizer step with its tokens."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -156,8 +174,11 @@ def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[], None], **
     from trl import SFTConfig, SFTTrainer
 
     class Turn(TrainerCallback):
+        seen = 0
+
         def on_step_end(self, args, state, control, **kwargs):
-            wait()
+            wait(state.num_input_tokens_seen - self.seen)
+            self.seen = state.num_input_tokens_seen
 
     rows = [{"input_ids": c.tokens, "completion_mask": [int(t) for t in c.trained]} for c in data]
     config = SFTConfig(
@@ -173,6 +194,7 @@ def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[], None], **
         disable_tqdm=True,
         dataloader_num_workers=0,
         completion_only_loss=True,
+        include_num_input_tokens_seen="non_padding",
         seed=0,
         **{"per_device_train_batch_size": BATCH, **options},
     )
@@ -198,10 +220,11 @@ def child(variant: str, folder: Path, vocab: int, threads: int, started: float) 
         variant = variant.removesuffix("-onednn")
     data = conversations(512, vocab)
 
-    def report() -> None:
+    def report(tokens: int) -> None:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         now = {
             "done": time.time() - started,
+            "tokens": tokens,
             "memory": usage.ru_maxrss / 2**20,
             "processor": usage.ru_utime + usage.ru_stime,
         }
@@ -210,9 +233,7 @@ def child(variant: str, folder: Path, vocab: int, threads: int, started: float) 
             sys.exit()
 
     if variant.startswith("trl"):
-        # Packing fills sequences of 1024 tokens: about 7 make up the tokens of 32 conversations.
-        options = {"packing": True, "per_device_train_batch_size": 7} if variant == "trl-packing" else {}
-        trl(folder, data, report, **options)
+        trl(folder, data, report, **TRL[variant])
         return
     steps = {
         "ours": lambda: ours(folder, data, skip=True),
@@ -220,8 +241,8 @@ def child(variant: str, folder: Path, vocab: int, threads: int, started: float) 
         "peft-padded": lambda: peft_loop(folder, data, None),
         "peft-sorted": lambda: peft_loop(folder, data, 2048),
     }[variant]()
-    for _ in steps:
-        report()
+    for tokens in steps:
+        report(tokens)
 
 
 @dataclass
@@ -230,8 +251,9 @@ class Process:
 
     name: str
     handle: subprocess.Popen
-    seconds: list[float]
-    processor: list[float]
+    tokens: int = 0
+    seconds: float = 0.0
+    processor: float = 0.0
     first: float = 0.0
     memory: float = 0.0
     _used: float = 0.0
@@ -251,8 +273,9 @@ class Process:
         report = json.loads(line)
         self.memory = report["memory"]
         if go:
-            self.seconds.append(time.time() - start)
-            self.processor.append(report["processor"] - self._used)
+            self.tokens += report["tokens"]
+            self.seconds += time.time() - start
+            self.processor += report["processor"] - self._used
         else:
             self.first = report["done"]
         self._used = report["processor"]
@@ -283,7 +306,7 @@ def main() -> None:
             handle = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
             )
-            processes.append(Process(name, handle, [], []))
+            processes.append(Process(name, handle))
             processes[-1].step(go=False)
             print(f"{name}: first step after {processes[-1].first:.1f} s", file=sys.stderr, flush=True)
         for _ in range(args.rounds):
@@ -293,14 +316,13 @@ def main() -> None:
             assert process.handle.stdin
             process.handle.stdin.close()
             process.handle.wait()
-    tokens = statistics.mean(len(c.tokens) for c in conversations(512, args.vocab)) * BATCH
     print("| variant | tokens/s | tokens per processor second | ours / this | first step, s | peak memory, GB |")
     print("|---|---|---|---|---|---|")
-    reference = statistics.median(processes[0].processor)
+    reference = processes[0].tokens / processes[0].seconds
     for process in processes:
-        seconds, processor = statistics.median(process.seconds), statistics.median(process.processor)
+        rate = process.tokens / process.seconds
         print(
-            f"| {process.name} | {tokens / seconds:,.0f} | {tokens / processor:,.0f} | {processor / reference:.2f} "
+            f"| {process.name} | {rate:,.0f} | {process.tokens / process.processor:,.0f} | {reference / rate:.2f} "
             f"| {process.first:.1f} | {process.memory:.2f} |"
         )
 

@@ -21,6 +21,7 @@ from tinkerloop.local.checkpoints import Contents, Kind, Record, Store
 from tinkerloop.local.custom import CustomLoss, custom_weights
 from tinkerloop.local.futures import Verbatim, bad_request, user_error
 from tinkerloop.local.inputs import Example
+from tinkerloop.local.lanes import lane_count
 from tinkerloop.local.lora import LoraSpec
 from tinkerloop.local.model import Model
 from tinkerloop.local.optim import adam_step
@@ -116,16 +117,9 @@ class Engine:
 
     def run_pass(self, run: Run, examples: Sequence[Example], work: Pass) -> tinker.ForwardBackwardOutput:
         run.begin()
-        state = run.state
-        if not work.backward:
-            run.model.bind(run.spec, state.weights, None)
-            return run_pass(run.model, examples, work)
-        state.scratch.zero_()
-        run.model.bind(run.spec, state.weights, state.scratch_views)
-        output = run_pass(run.model, examples, work)
-        if not torch.isfinite(torch.linalg.vector_norm(state.scratch)):
+        output = self._run_pass(run, examples, work)
+        if work.backward and not run.state.commit_scratch():
             raise user_error(f"NonFiniteInTensor: the gradient of {work.name} is not finite; it was not added")
-        state.commit_scratch()
         return output
 
     def optim_step(self, run: Run, params: tinker.AdamParams) -> tinker.OptimStepResponse:
@@ -207,8 +201,7 @@ class Engine:
         self, run: Run, data: Sequence[tinker.Datum], examples: Sequence[Example], work: Pass, function: CustomLoss
     ) -> tinker.ForwardBackwardOutput:
         """forward, the caller's loss and its gradient, then cross_entropy with weights -dL/dlogprob."""
-        run.model.bind(run.spec, run.state.weights, None)
-        found = run_pass(run.model, examples, replace(work, backward=False)).loss_fn_outputs
+        found = self._run_pass(run, examples, replace(work, backward=False)).loss_fn_outputs
         try:
             total, metrics, weights = custom_weights(function, data, [output["logprobs"] for output in found])
         except BaseException as error:
@@ -219,6 +212,18 @@ class Engine:
         surrogate = output.metrics["loss:sum"]
         output.metrics.update({**metrics, "loss:sum": total, "surrogate_loss:sum": surrogate})
         return output
+
+    def _run_pass(self, run: Run, examples: Sequence[Example], work: Pass) -> tinker.ForwardBackwardOutput:
+        """Its gradients are left in the run's scratch."""
+        # A parameter (rank 0) has one gradient, which two lanes cannot add to.
+        lanes = (
+            1
+            if run.spec.rank == 0 or self.device.type != "cpu"
+            else lane_count([len(e) for e in examples], work.token_budget)
+        )
+        gradients = run.state.scratch(lanes) if work.backward else [None] * lanes
+        run.model.bind(run.spec, run.state.weights, gradients)
+        return run_pass(run.model, examples, work, lanes)
 
     def _training_record(self, path: str) -> Record:
         record = self.store.read(path)

@@ -88,8 +88,9 @@ class _Shadow(torch.autograd.Function):
     @staticmethod
     def forward(ctx, _a: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:
         ctx.weights = weights
-        assert weights.fold_buffer is not None
-        return weights.fold_buffer.view_as(weights.fold_buffer)
+        assert weights.slot is not None
+        assert weights.slot.folded is not None
+        return weights.slot.folded.view_as(weights.slot.folded)
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):  # type: ignore[override]

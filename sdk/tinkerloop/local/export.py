@@ -63,7 +63,7 @@ def merge(base: Model, spec: LoraSpec, weights: Weights) -> None:
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
         base.module.config.get_text_config().tie_word_embeddings = False
         base.module.config.tie_word_embeddings = False
-    base.bind(spec, weights, None)
+    base.bind(spec, weights)
     for layer in base.trained_layers(spec).values():
         slot = layer.slot
         assert slot is not None
@@ -73,4 +73,4 @@ def merge(base: Model, spec: LoraSpec, weights: Weights) -> None:
             assert isinstance(layer, ExpertWeights)
             assert layer.fold_buffer is not None
             layer.weight.copy_(layer.fold_buffer)
-    base.bind(None, None, None)
+    base.bind(None, None)

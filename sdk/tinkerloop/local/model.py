@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -22,13 +22,11 @@ from transformers.utils import logging as hf_logging
 from tinkerloop.local import attention, own_forward
 from tinkerloop.local.experts import ExpertWeights
 from tinkerloop.local.futures import bad_request
-from tinkerloop.local.head import Head
 from tinkerloop.local.inputs import Batch
 from tinkerloop.local.lora import LoRALinear, LoraSpec, initialise
 from tinkerloop.local.parameters import Layout, Weights
-from tinkerloop.local.vision import vision_of, vision_parts
-
-Layer = LoRALinear | ExpertWeights
+from tinkerloop.local.replica import Layer, Replica
+from tinkerloop.local.vision import vision_of
 
 TINY, TINY_VL = "tiny", "tiny-vl"
 """The names of the built-in models, which are made from code."""
@@ -46,21 +44,18 @@ class Model:
         module.set_attn_implementation(attention.NAME)
         module.eval().requires_grad_(False)
         self.name, self.module, self.tokenizer = name, module, tokenizer
-        self.trunk = cast(nn.Module, module.base_model)
+        first = Replica(module)
+        self.replicas = [first]
+        self.trunk, self.head, self.layers, self.kinds = first.trunk, first.head, first.layers, first.kinds
         config = module.config.get_text_config()
         self.vocab_size: int = config.vocab_size
         self.max_length: int = config.max_position_embeddings
         self.vision = vision_of(name, module)
-        self.layers, self.kinds = _adaptable(module)
-        output = module.get_output_embeddings()
-        if not isinstance(output, LoRALinear):
-            raise NotImplementedError(f"{name}: the output layer is a {type(output).__name__}, not a linear layer")
-        self.head = Head(output, *_logit_transform(config))
-        self.device, self.dtype = output.weight.device, output.weight.dtype
+        self.device, self.dtype = first.head.layer.weight.device, first.head.layer.weight.dtype
         weights = sum(layer.weight.numel() * 4 for layer in self.layers.values())
         self.fold = self.dtype == torch.float32 and weights <= FOLD_LIMIT
         self.end_tokens = _end_tokens(module, tokenizer)
-        self._bound: tuple[object, object] | None = None
+        self._bound: tuple[object, ...] | None = None
         self._base: dict[str, torch.Tensor] = {}
         self.packs: bool = own_forward.packs(self)
         """Whether sequences may run one after another in one row; else each runs alone."""
@@ -124,36 +119,38 @@ class Model:
         return names
 
     def bind(
-        self, spec: LoraSpec | None, weights: Weights | None, gradients: Mapping[str, torch.Tensor] | None
+        self,
+        spec: LoraSpec | None,
+        weights: Weights | None,
+        gradients: Sequence[Mapping[str, torch.Tensor] | None] = (None,),
     ) -> None:
-        """Make the next passes use these weights (None: the base alone) and add gradients to these buffers."""
-        key = (None if weights is None else weights.version, None if gradients is None else id(gradients))
+        """Make the next passes use these weights (None: the base alone), and add gradients to these buffers.
+
+        There is one set of buffers, or None, for each replica that is to be used.
+        """
+        key = (None if weights is None else weights.version, *map(id, gradients))
         if self._bound == key:
             return
         self._unbind()
+        while len(self.replicas) < len(gradients):
+            self.replicas.append(self.replicas[0].copy())
         if spec is not None and weights is not None:
             if spec.rank == 0:
-                self._bind_parameters(weights, gradients)
+                self._bind_parameters(weights, gradients[0])
             else:
-                self._bind_adapter(spec, weights, gradients)
+                self._bind_adapter(spec, weights, gradients[0])
+                for replica, buffers in zip(self.replicas[1:], gradients[1:], strict=False):
+                    replica.share(self.replicas[0], buffers)
         self._bound = key
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        """The last hidden states (T, H) of a packed batch; with autograd if it is enabled and gradients are bound."""
-        for layer in self.layers.values():
-            layer.segments = batch.segments
-        output = self.trunk(
-            input_ids=batch.tokens,
-            attention_mask=attention.packed_mask(batch.lengths),
-            position_ids=batch.positions,
-            use_cache=False,
-            **batch.images,
-        )
-        return output.last_hidden_state[0]
+        """The last hidden states (T, H) of a packed batch, on the first replica."""
+        return self.replicas[0].hidden(batch)
 
     def _unbind(self) -> None:
-        for layer in self.layers.values():
-            layer.slot = None
+        for replica in self.replicas:
+            for layer in replica.layers.values():
+                layer.slot = None
         if self._base:
             for name, parameter in self.module.named_parameters():
                 parameter.requires_grad_(False)
@@ -211,50 +208,6 @@ def _without_progress_bar() -> Iterator[None]:
     finally:
         if drawn:
             hf_logging.enable_progress_bar()
-
-
-def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str]]:
-    """Every layer that can carry an adapter, name -> layer and name -> kind, in the model's order.
-
-    Linear layers are replaced by LoRALinear ones that share their weights; stacked experts are found by their shape.
-    """
-    output, sees = module.get_output_embeddings(), vision_parts(module)
-    layers: dict[str, Layer] = {}
-    kinds: dict[str, str] = {}
-    for name, part in list(module.named_modules()):
-        if isinstance(part, nn.Linear):
-            kind = "unembed" if part is output else "vision" if name.startswith(sees) else _kind(name)
-            if kind is None:
-                continue
-            wrapped = LoRALinear.wrap(part)
-            module.set_submodule(name, wrapped)
-            layers[name], kinds[name] = wrapped, kind
-        elif name.rsplit(".", 1)[-1] == "experts":
-            for attribute, parameter in part.named_parameters(recurse=False):
-                if parameter.ndim == 3:
-                    layers[f"{name}.{attribute}"] = ExpertWeights(part, attribute)
-                    kinds[f"{name}.{attribute}"] = "mlp"
-    return layers, kinds
-
-
-def _kind(name: str) -> str | None:
-    """ "attn" or "mlp" for a linear layer of a decoder block; None for a router's, which is not adapted."""
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("gate", "router", "shared_expert_gate"):
-        return None
-    if any(part in name for part in (".mlp.", "expert", "feed_forward", ".ffn.", "block_sparse_moe")):
-        return "mlp"
-    return "attn"
-
-
-def _logit_transform(config: Any) -> tuple[float, float | None]:
-    """What lies between the output projection and the logits: (factor, tanh cap)."""
-    scale = getattr(config, "logit_scale", None)
-    divisor = getattr(config, "logits_scaling", None)
-    factor = 1.0 if scale is None else float(scale)
-    if divisor is not None:
-        factor /= float(divisor)
-    return factor, getattr(config, "final_logit_softcapping", None)
 
 
 def _end_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -2,7 +2,7 @@
 
 Weights and moments are float32 vectors, gradients float64 ones, with a view per named tensor. One vector makes the
 optimizer a handful of operations whatever the number of tensors, a snapshot one copy, and a failed request harmless:
-it only ever wrote to `scratch`, which is added to the gradient when everything has succeeded.
+it only ever wrote to scratch vectors, which are added to the gradient when everything has succeeded.
 """
 
 from __future__ import annotations
@@ -67,18 +67,31 @@ class TrainState:
         self.weights = weights
         # A parameter's own gradient (rank 0) must have its dtype; an adapter's is summed in float64 (see lora.py).
         self.gradient = layout.zeros(device, gradient_dtype)
-        self.scratch = layout.zeros(device, gradient_dtype)
         self.exp_avg = layout.zeros(device)
         self.exp_avg_sq = layout.zeros(device)
         self.step = 0
         self.pending = 0
         """How many forward_backward calls the gradient holds."""
-        self.scratch_views = layout.views(self.scratch)
+        self._scratch: list[torch.Tensor] = []
+        self._views: list[dict[str, torch.Tensor]] = []
 
-    def commit_scratch(self) -> None:
-        """Add what one successful forward_backward computed to the gradient."""
-        self.gradient += self.scratch
+    def scratch(self, count: int) -> list[dict[str, torch.Tensor]]:
+        """`count` sets of zeros, by name, for one forward_backward to add gradients to."""
+        while len(self._scratch) < count:
+            self._scratch.append(torch.zeros_like(self.gradient))
+            self._views.append(self.weights.layout.views(self._scratch[-1]))
+        for flat in self._scratch:
+            flat.zero_()
+        return self._views[:count]
+
+    def commit_scratch(self) -> bool:
+        """Add what one forward_backward computed to the gradient; False, and nothing added, if it is not finite."""
+        if not all(torch.isfinite(torch.linalg.vector_norm(flat)) for flat in self._scratch):
+            return False
+        for flat in self._scratch:
+            self.gradient += flat
         self.pending += 1
+        return True
 
     def clear_gradient(self) -> None:
         self.gradient.zero_()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tinker
@@ -12,8 +13,10 @@ import torch
 
 from tinkerloop.local.futures import user_error
 from tinkerloop.local.inputs import Batch, Example, Targets, micro_batches
+from tinkerloop.local.lanes import deal, run_lanes
 from tinkerloop.local.losses import Loss, ppo_metrics
 from tinkerloop.local.model import Model
+from tinkerloop.local.replica import Replica
 
 SKIPPED = 0.0
 """The log-probability reported for a position that was skipped because its weight is 0, or that predicts no text."""
@@ -31,37 +34,47 @@ class Pass:
     skip_zero_weight: bool
 
 
-def run_pass(model: Model, examples: Sequence[Example], work: Pass) -> tinker.ForwardBackwardOutput:
+@dataclass
+class Scores:
+    """What a pass found for each example, by its place in the request, and sums over positions for metrics."""
+
+    logprobs: dict[int, torch.Tensor] = field(default_factory=dict)  # (N, K)
+    losses: dict[int, torch.Tensor] = field(default_factory=dict)  # (N, K)
+    sums: Counter[str] = field(default_factory=Counter)
+
+
+def run_pass(model: Model, examples: Sequence[Example], work: Pass, lanes: int = 1) -> tinker.ForwardBackwardOutput:
     """Execute `work` over `examples` with whatever weights are bound; gradients go to the bound buffers.
 
     Raises tinker.RequestFailedError if a log-probability or the loss is not finite.
     """
-    logprobs: list[torch.Tensor] = []  # one (N, K) per example, in the request's order
-    losses: list[torch.Tensor] = []
-    sums: dict[str, float] = {}
-    budget = work.token_budget if model.packs else 1  # at least one datum at a time, then exactly one
-    for group in micro_batches([len(example) for example in examples], budget):
-        members = [examples[i] for i in group]
-        batch = Batch.of([example.input for example in members], model.device)
-        targets = Targets.of(members, model.device)
-        lp = _micro_batch(model, batch, targets, work)
-        inputs = _with_segments(targets.inputs, batch, work.loss)
-        loss = work.loss.elementwise(lp, inputs, work.config)
-        if work.name == "ppo":
-            for name, value in ppo_metrics(lp, inputs, work.config).items():
-                sums[name] = sums.get(name, 0.0) + value
-        logprobs.extend(lp.cpu().split(batch.lengths))
-        losses.extend(loss.cpu().split(batch.lengths))
+    lengths = [len(example) for example in examples]
+    # A long datum's attention costs about as much as its products where it has 4 x the width of the model.
+    shares = deal([n * (1 + n / (4 * model.head.layer.in_features)) for n in lengths], lanes)
+    budget = work.token_budget // lanes if model.packs else 1  # at least one datum at a time, then exactly one
+
+    def run(lane: int) -> Scores:
+        scores = Scores()
+        for group in micro_batches([lengths[i] for i in shares[lane]], budget):
+            _score(model.replicas[lane], {shares[lane][i]: examples[shares[lane][i]] for i in group}, work, scores)
+        return scores
+
+    scores = Scores()
+    for part in run_lanes(lanes, run):
+        scores.logprobs |= part.logprobs
+        scores.losses |= part.losses
+        scores.sums.update(part.sums)  # adds
+    losses = [scores.losses[i] for i in range(len(examples))]
 
     # Summed datum by datum in float64, so that the total does not depend on the grouping.
     total = math.fsum(float(loss.sum(dtype=torch.float64)) for loss in losses)
     if not math.isfinite(total):
         bad = next(i for i, loss in enumerate(losses) if not torch.isfinite(loss).all())
         raise user_error(f"NonFiniteInTensor: the {work.name} loss of datum {bad} is not finite")
-    positions = sum(len(example) for example in examples)
-    metrics = {"loss:sum": total, **{name: value / positions for name, value in sums.items()}}
+    metrics = {"loss:sum": total, **{name: value / sum(lengths) for name, value in scores.sums.items()}}
     outputs = []
-    for example, lp, loss in zip(examples, logprobs, losses, strict=True):
+    for i, (example, loss) in enumerate(zip(examples, losses, strict=True)):
+        lp = scores.logprobs[i]
         if example.input.pictures:
             lp = lp.masked_fill(torch.from_numpy(example.predicts_picture)[:, None], SKIPPED)
         fields = {"logprobs": _tensor_data(lp, example)}
@@ -71,27 +84,41 @@ def run_pass(model: Model, examples: Sequence[Example], work: Pass) -> tinker.Fo
     return tinker.ForwardBackwardOutput(loss_fn_output_type="TorchLossReturn", loss_fn_outputs=outputs, metrics=metrics)
 
 
-def _micro_batch(model: Model, batch: Batch, targets: Targets, work: Pass) -> torch.Tensor:
+def _score(replica: Replica, examples: Mapping[int, Example], work: Pass, scores: Scores) -> None:
+    """One micro-batch: what is found goes into `scores`, gradients to the bound buffers."""
+    members, device = list(examples.values()), replica.head.layer.weight.device
+    batch = Batch.of([example.input for example in members], device)
+    targets = Targets.of(members, device)
+    lp = _micro_batch(replica, batch, targets, work)
+    inputs = _with_segments(targets.inputs, batch, work.loss)
+    loss = work.loss.elementwise(lp, inputs, work.config)
+    if work.name == "ppo":
+        scores.sums.update(ppo_metrics(lp, inputs, work.config))
+    scores.logprobs.update(zip(examples, lp.cpu().split(batch.lengths), strict=True))
+    scores.losses.update(zip(examples, loss.cpu().split(batch.lengths), strict=True))
+
+
+def _micro_batch(replica: Replica, batch: Batch, targets: Targets, work: Pass) -> torch.Tensor:
     """The log-probabilities (T, K) of a micro-batch; its gradients are added to the bound buffers."""
     inputs = _with_segments(targets.inputs, batch, work.loss)
     driver = work.loss.driver
     if driver is None:
-        active = torch.ones(len(targets.targets), dtype=torch.bool, device=model.device)
+        active = torch.ones(len(targets.targets), dtype=torch.bool, device=targets.targets.device)
     else:
         active = (inputs[driver] != 0).any(1)
     active_rows, idle_rows = active.nonzero().flatten(), (~active).nonzero().flatten()
     if work.skip_zero_weight and work.name == "cross_entropy":
         idle_rows = idle_rows[:0]
-    lp = torch.full(targets.targets.shape, SKIPPED, device=model.device)
+    lp = torch.full(targets.targets.shape, SKIPPED, device=targets.targets.device)
     backward = work.backward and len(active_rows) > 0
     with torch.set_grad_enabled(backward):
-        hidden = model.hidden(batch)
+        hidden = replica.hidden(batch)
     h = hidden.detach()
     with torch.no_grad():
         if len(idle_rows):
-            lp[idle_rows] = model.head.logprobs(h, targets.targets, idle_rows)
+            lp[idle_rows] = replica.head.logprobs(h, targets.targets, idle_rows)
         if not backward or work.loss.whole_datum:
-            lp[active_rows] = model.head.logprobs(h, targets.targets, active_rows)
+            lp[active_rows] = replica.head.logprobs(h, targets.targets, active_rows)
         if not backward:
             return lp
         if work.loss.whole_datum:
@@ -107,7 +134,7 @@ def _micro_batch(model: Model, batch: Batch, targets: Targets, work: Pass) -> to
 
         counts = [int(part.sum()) for part in active.split(batch.lengths)]
         grad_hidden = torch.zeros_like(h) if hidden.requires_grad else None
-        lp[active_rows] = model.head.logprobs_and_gradient(
+        lp[active_rows] = replica.head.logprobs_and_gradient(
             h, targets.targets, active_rows, counts, gradient_of, grad_hidden
         )
     if grad_hidden is not None:

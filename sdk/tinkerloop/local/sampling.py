@@ -206,7 +206,7 @@ def _engine_for(root: str, device: str, dtype: str) -> Engine:
 def _answer(sampler: Sampler, calls: Sequence[_Call]) -> list[Any]:
     """Execute the calls that wait for this sampler's weights; on the worker's thread."""
     model = sampler.model
-    model.bind(sampler.spec, sampler.weights, None)
+    model.bind(sampler.spec, sampler.weights)
     requests = [call.request for call in calls if call.request is not None]
     generated = iter(generate(model, requests))
     return [_response(model, call, next(generated) if call.request is not None else None) for call in calls]

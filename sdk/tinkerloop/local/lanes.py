@@ -1,0 +1,48 @@
+"""Threads that share a request: a lane is a replica of the model with a thread, and datums of its own.
+
+A core is kept busy by operations on a few hundred rows; two cores that divide such operations mostly wait for each
+other. So lanes run different datums side by side, and divide operations only among the threads that are left over.
+
+What a datum contributes does not depend on its neighbours, and gradients are float32 numbers summed in float64: neither
+the number of lanes nor the cut into micro-batches shows in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+LANE_TOKENS = 512
+"""A micro-batch of fewer tokens wastes more in overhead than another lane gains."""
+
+
+def lane_count(lengths: Sequence[int], token_budget: int) -> int:
+    """How many lanes to use: each of a thread, and with its part of `token_budget`, a datum and work enough."""
+    return max(1, min(torch.get_num_threads(), token_budget // LANE_TOKENS, sum(lengths) // LANE_TOKENS, len(lengths)))
+
+
+def deal(costs: Sequence[float], lanes: int) -> list[list[int]]:
+    """Indices for each lane, in order, of about equal cost: dearest first, to the lane that has least."""
+    dealt: list[list[int]] = [[] for _ in range(lanes)]
+    totals = [0.0] * lanes
+    for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        lane = totals.index(min(totals))
+        dealt[lane].append(index)
+        totals[lane] += costs[index]
+    return [sorted(indices) for indices in dealt]
+
+
+def run_lanes(lanes: int, run: Callable[[int], T]) -> list[T]:
+    """`run(lane)` for every lane at the same time; raises the first lane's error once all have ended."""
+    if lanes == 1:
+        return [run(0)]
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(lanes, "tinkerloop-lane", torch.set_num_threads, (threads // lanes,)) as pool:
+        futures = [pool.submit(run, lane) for lane in range(lanes)]
+    torch.set_num_threads(threads)  # what the lanes set is theirs, but also what threads yet to come begin with
+    return [future.result() for future in futures]

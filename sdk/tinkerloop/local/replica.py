@@ -1,0 +1,110 @@
+"""A network whose layers take adapters: what one thread runs passes on.
+
+The replicas of a model share its frozen weights and the folded ones. Each has module objects of its own, because
+forward passes leave things on them (a pass's segments, rotary tables): so threads may run them at the same time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tinkerloop.local import attention
+from tinkerloop.local.experts import ExpertWeights
+from tinkerloop.local.head import Head
+from tinkerloop.local.inputs import Batch
+from tinkerloop.local.lora import LoRALinear
+from tinkerloop.local.vision import vision_parts
+
+Layer = LoRALinear | ExpertWeights
+
+
+class Replica:
+    """One network with its adaptable layers, name -> layer, and their kinds, name -> "attn", "mlp", ..."""
+
+    def __init__(self, module: PreTrainedModel):
+        self.module, self.trunk = module, cast(nn.Module, module.base_model)
+        self.layers, self.kinds = _adaptable(module)
+        output = module.get_output_embeddings()
+        if not isinstance(output, LoRALinear):
+            raise NotImplementedError(
+                f"{type(module).__name__}: the output layer is a {type(output).__name__}, not a linear layer"
+            )
+        self.head = Head(output, *_logit_transform(module.config.get_text_config()))
+
+    def copy(self) -> Replica:
+        """Another one on the same weights; nothing may be bound."""
+        folded = [layer.fold_buffer for layer in self.layers.values()]
+        return copy.deepcopy(self, {id(tensor): tensor for tensor in [*self.module.parameters(), *folded]})
+
+    def share(self, other: Replica, gradients: Mapping[str, torch.Tensor] | None) -> None:
+        """Use the adapter that `other` has bound, with gradient buffers of one's own."""
+        for name, layer in self.layers.items():
+            slot = other.layers[name].slot
+            if slot is not None:
+                grad_a = None if gradients is None else gradients[f"{name}.lora_A"]
+                grad_b = None if gradients is None else gradients[f"{name}.lora_B"]
+                layer.slot = replace(slot, a=slot.a.detach().requires_grad_(), grad_a=grad_a, grad_b=grad_b)
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """The last hidden states (T, H) of a packed batch; with autograd if it is enabled and gradients are bound."""
+        for layer in self.layers.values():
+            layer.segments = batch.segments
+        output = self.trunk(
+            input_ids=batch.tokens,
+            attention_mask=attention.packed_mask(batch.lengths),
+            position_ids=batch.positions,
+            use_cache=False,
+            **batch.images,
+        )
+        return output.last_hidden_state[0]
+
+
+def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Every layer that can carry an adapter, name -> layer and name -> kind, in the model's order.
+
+    Linear layers are replaced by LoRALinear ones that share their weights; stacked experts are found by their shape.
+    """
+    output, sees = module.get_output_embeddings(), vision_parts(module)
+    layers: dict[str, Layer] = {}
+    kinds: dict[str, str] = {}
+    for name, part in list(module.named_modules()):
+        if isinstance(part, nn.Linear):
+            kind = "unembed" if part is output else "vision" if name.startswith(sees) else _kind(name)
+            if kind is None:
+                continue
+            wrapped = LoRALinear.wrap(part)
+            module.set_submodule(name, wrapped)
+            layers[name], kinds[name] = wrapped, kind
+        elif name.rsplit(".", 1)[-1] == "experts":
+            for attribute, parameter in part.named_parameters(recurse=False):
+                if parameter.ndim == 3:
+                    layers[f"{name}.{attribute}"] = ExpertWeights(part, attribute)
+                    kinds[f"{name}.{attribute}"] = "mlp"
+    return layers, kinds
+
+
+def _kind(name: str) -> str | None:
+    """ "attn" or "mlp" for a linear layer of a decoder block; None for a router's, which is not adapted."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("gate", "router", "shared_expert_gate"):
+        return None
+    if any(part in name for part in (".mlp.", "expert", "feed_forward", ".ffn.", "block_sparse_moe")):
+        return "mlp"
+    return "attn"
+
+
+def _logit_transform(config: Any) -> tuple[float, float | None]:
+    """What lies between the output projection and the logits: (factor, tanh cap)."""
+    scale = getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+    factor = 1.0 if scale is None else float(scale)
+    if divisor is not None:
+        factor /= float(divisor)
+    return factor, getattr(config, "final_logit_softcapping", None)
