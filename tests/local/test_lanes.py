@@ -1,0 +1,109 @@
+"""Lanes: the work is dealt fairly and completely, and their number does not show in the results."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import tinker
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinkerloop.local import ServiceClient
+from tinkerloop.local.lanes import deal, lane_count, run_lanes
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """An engine's thread begins with as many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@given(st.lists(st.floats(1, 1000), min_size=1, max_size=40), st.integers(1, 4))
+def test_every_datum_is_dealt_once_and_no_lane_has_a_datum_too_many(costs, lanes):
+    dealt = deal(costs, lanes)
+    assert sorted(index for share in dealt for index in share) == list(range(len(costs)))
+    totals = [sum(costs[i] for i in share) for share in dealt]
+    assert max(totals) - min(totals) <= max(costs) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "expected"),
+    [([400] * 8, 2048, 3), ([400] * 8, 1024, 2), ([700] * 2, 2048, 2), ([3000], 2048, 1), ([20] * 9, 2048, 1)],
+)
+def test_a_lane_needs_a_thread_a_datum_and_tokens_enough(lengths, budget, expected):
+    with threads(3):
+        assert lane_count(lengths, budget) == expected
+
+
+def test_lanes_run_side_by_side_on_their_share_of_the_threads():
+    together = threading.Barrier(2, timeout=30)
+    with threads(4):
+        assert run_lanes(2, lambda lane: (together.wait() >= 0, torch.get_num_threads())) == [(True, 2)] * 2
+        assert torch.get_num_threads() == 4
+
+
+def test_a_lanes_error_comes_out_when_all_have_ended():
+    ended = []
+
+    def run(lane: int) -> None:
+        if lane == 0:
+            raise ValueError("lane 0")
+        ended.append(lane)
+
+    with threads(3), pytest.raises(ValueError, match="lane 0"):
+        run_lanes(3, run)
+    assert sorted(ended) == [1, 2]
+
+
+def trained(root, datum, adam, count: int) -> tuple[torch.Tensor, list[tinker.ForwardBackwardOutput]]:
+    """An adapter after three steps with `count` threads, and what the passes gave."""
+    data = [datum(seed, 20 + 11 * seed) for seed in range(20)]
+    with threads(count):
+        service = ServiceClient(root=root, device="cpu")
+        client = service.create_lora_training_client("tiny", rank=4)
+        outputs = []
+        for _ in range(3):
+            outputs.append(client.forward_backward(data, "cross_entropy").result())
+            client.optim_step(adam(1e-2)).result()
+        outputs.append(client.forward(data, "cross_entropy").result())
+        (run,) = service._engine.runs.values()
+        assert len(run.model.replicas) == count
+        service.close("success")
+    return run.state.weights.flat, outputs
+
+
+def test_the_number_of_lanes_does_not_show(tmp_path, datum, adam):
+    (one, alone), (three, dealt) = (trained(tmp_path, datum, adam, count) for count in (1, 3))
+    assert torch.equal(one, three)
+    for a, b in zip(alone, dealt, strict=True):
+        assert a.metrics == b.metrics
+        for x, y in zip(a.loss_fn_outputs, b.loss_fn_outputs, strict=True):
+            assert x["logprobs"].tolist() == y["logprobs"].tolist()
+
+
+def test_a_ratios_metrics_are_summed_over_lanes_whatever_their_sign(tmp_path, tokens):
+    data = []
+    for seed in range(12):
+        ids = tokens(seed, 121)
+        # so unlikely under the old policy that the divergence from it is negative
+        old = {"logprobs": np.full(120, -50.0, np.float32), "advantages": np.ones(120, np.float32)}
+        inputs = {"target_tokens": np.array(ids[1:]), **old}
+        data.append(tinker.Datum(model_input=tinker.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=inputs))
+    found = []
+    for count in (1, 2):
+        with threads(count):
+            service = ServiceClient(root=tmp_path, device="cpu")
+            found.append(service.create_lora_training_client("tiny").forward(data, "ppo").result().metrics)
+            service.close("success")
+    assert found[0]["ppo_kl_div:mean"] < 0
+    assert found[1] == pytest.approx(found[0], rel=1e-12)
