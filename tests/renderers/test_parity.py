@@ -162,7 +162,7 @@ def check(case: Case, tokenizer: Any, data: st.DataObject) -> None:
     else:
         tokens = renderer.build_supervised_example(ours, tools=tools).tokens
         wanted = wanted.removesuffix(case.ends_with)
-    assert renderer.decode(tokens) == nfc(wanted)
+    assert nfc(renderer.decode(tokens)) == nfc(wanted)  # some tokenizers normalise, some do not
     if prompting:
         assert tokens == tokenizer.encode(wanted, add_special_tokens=False)
     else:  # equal but for a token that would straddle the point where the model starts to write

@@ -16,12 +16,10 @@ from tinkerloop.encoders import Encoder
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.rendered import Rendered, Span
 from tinkerloop.renderers.segments import SEAM, Part, Piece
+from tinkerloop.renderers.weights import Weights
 
-Weighed = tuple[Piece, int, float]
-"""A piece, the index of its message (-1 for none), and its weight."""
-
-Kind = tuple[int, Part, float]
-"""What tokens are: of which message, which part, with which weight. Adjacent tokens of one kind make a span."""
+Kind = tuple[int, Part]
+"""What tokens are: of which message (-1 for none), and which part of it. Adjacent tokens of one kind make a span."""
 
 Group = tuple[str, Kind, bool]
 """Adjacent text of a run that is of one kind; and whether it is the family's own, whose ids are worth keeping."""
@@ -44,19 +42,28 @@ class Assembler:
         self._constants: dict[str, list[int]] = {}
 
     def assemble(
-        self, pieces: Iterable[Weighed], max_length: int | None = None, encoded: dict[str, list[int]] | None = None
+        self,
+        pieces: Iterable[tuple[int, Piece]],
+        weights: Weights | None = None,
+        max_length: int | None = None,
+        encoded: dict[str, list[int]] | None = None,
     ) -> Rendered:
-        """Tokens, spans and images of the pieces, in order. `encoded` keeps the ids of texts between calls."""
+        """Tokens, spans and images of the pieces of messages, in order.
+
+        Args:
+            weights: what the tokens weigh; nothing by default.
+            encoded: keeps the ids of texts between calls that share them.
+        """
         tokens: list[int] = []
         marks: list[tuple[int, Kind]] = []  # where tokens of a kind begin
         images = []
         run: list[Group] = []
-        for piece, message, weight in pieces:
+        for message, piece in pieces:
             text, part, trusted, image = piece
             if text:
-                kind = (message, part, weight)
+                kind = (message, part)
                 for item in self._items(text) if trusted else (text,):
-                    if isinstance(item, int):
+                    if type(item) is int:
                         if run:
                             self._write(run, tokens, marks, encoded)
                         marks.append((len(tokens), kind))
@@ -70,12 +77,12 @@ class Assembler:
                 if run:
                     self._write(run, tokens, marks, encoded)
                 if image is not None:
-                    marks.append((len(tokens), (message, part, 0.0)))
+                    marks.append((len(tokens), (message, part)))
                     images.append((len(tokens), image))
                     tokens.extend([0] * (image.expected_tokens or 0))
         if run:
             self._write(run, tokens, marks, encoded)
-        return Rendered(tokens, _spans(marks, len(tokens)), tuple(images), max_length)
+        return Rendered(tokens, _spans(marks, len(tokens), weights), tuple(images), max_length)
 
     def _items(self, text: str) -> list[int | str]:
         """Trusted text as control ids and the text between them."""
@@ -98,17 +105,15 @@ class Assembler:
         ids = self._ids(text, self._constants if constant else encoded)
         tokens += ids
         start = 0
-        for i in range(len(run) - 1):
-            message, part, weight = kind = run[i][1]
-            end, resume = self._boundary(ids, run[: i + 1], run[i + 1 :])
+        for i in range(1, len(run)):
+            kind, following = run[i - 1][1], run[i][1]
+            end, resume = self._boundary(ids, run[:i], run[i:])
             if end > start:
                 marks.append((at + start, kind))
                 start = end
             if resume > start:  # tokens that straddle
-                following = run[i + 1][1]
-                if Part.SCAFFOLD in (part, following[1]):
-                    kind = (message, Part.SCAFFOLD, weight if weight == following[2] else 0.0)
-                marks.append((at + start, kind))
+                both = (kind[1], following[1])
+                marks.append((at + start, (kind[0], Part.SCAFFOLD) if Part.SCAFFOLD in both else kind))
                 start = resume
         if len(ids) > start:
             marks.append((at + start, run[-1][1]))
@@ -155,17 +160,15 @@ def _joined(groups: list[Group]) -> tuple[str, bool]:
     return text, constant
 
 
-def _spans(marks: list[tuple[int, Kind]], end: int) -> tuple[Span, ...]:
+def _spans(marks: list[tuple[int, Kind]], end: int, weights: Weights | None) -> tuple[Span, ...]:
     """What begins where -> spans, those of one kind joined."""
     spans: list[Span] = []
     start, kind = 0, None
-    for at, new in marks:
+    for at, new in (*marks, (end, None)):
         if new != kind:
             if kind is not None and at > start:
-                spans.append(Span(start, at, *kind))
+                spans.append(Span(start, at, *kind, 0.0 if weights is None else weights.of(*kind)))
             start, kind = at, new
-    if kind is not None and end > start:
-        spans.append(Span(start, end, *kind))
     return tuple(spans)
 
 

@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.encoders import Encoder, encoder_of
 from tinkerloop.errors import RenderError, ZeroWeightError
-from tinkerloop.renderers.assembly import Assembler, Weighed
+from tinkerloop.renderers.assembly import Assembler
 from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image, read_conversation
 from tinkerloop.renderers.episode import Episode
 from tinkerloop.renderers.parsing import Grammar, MessageDelta, Parsed, ReplyParser
@@ -23,7 +24,7 @@ from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, marked, scaffold, text
 from tinkerloop.renderers.splitting import split_examples
 from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, TrainOnWhat
-from tinkerloop.renderers.weights import message_weights
+from tinkerloop.renderers.weights import Weights, weights_of
 
 if TYPE_CHECKING:
     from tinkerloop.tokenizers import Tokenizer
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     """What can be chosen about a family. The options and the tokenizer are the whole identity of a renderer."""
-
-
-class Weights(NamedTuple):
-    """What trains: a factor for each message and one for each part."""
-
-    of_message: list[float]
-    of_part: dict[Part, float]
 
 
 class Renderer:
@@ -129,23 +123,19 @@ class Renderer:
 
     # ---- rendering
 
-    def pieces(self, conversation: Conversation) -> Iterator[tuple[int, Piece]]:
-        """The whole conversation as (message index, piece), with the opening of a reply if one is asked for."""
-        for piece in self.preamble(conversation):
-            yield -1, piece
-        for i, message in enumerate(conversation.messages):
-            if message.role == "assistant":
-                for piece in self.opening(conversation, i):
-                    yield i, piece
-                if conversation.is_final(i):
-                    yield i, SEAM
-                for piece in self.reply(conversation, i):
-                    yield i, piece
-                for piece in self.after_reply(conversation, i):
-                    yield i, piece
-            else:
-                for piece in self.message(conversation, i):
-                    yield i, piece
+    def pieces(self, conversation: Conversation) -> list[tuple[int, Piece]]:
+        """The whole conversation as (message index, piece), -1 for what is of no message."""
+        pieces = list(zip(repeat(-1), self.preamble(conversation)))
+        for i in range(len(conversation)):
+            pieces += zip(repeat(i), self._pieces_of(conversation, i))
+        return pieces
+
+    def _pieces_of(self, conversation: Conversation, index: int) -> Iterable[Piece]:
+        if conversation.messages[index].role != "assistant":
+            return self.message(conversation, index)
+        seam = (SEAM,) if conversation.is_final(index) else ()
+        opening, reply = self.opening(conversation, index), self.reply(conversation, index)
+        return chain(opening, seam, reply, self.after_reply(conversation, index))
 
     def opening(self, conversation: Conversation, index: int) -> Pieces:
         """What a prompt ends with and a supervised turn begins with; what is sampled starts on a token after it."""
@@ -174,7 +164,7 @@ class Renderer:
             ZeroWeightError: nothing would be learned.
         """
         conversation = self.read(messages, tools)
-        example = self.assemble(self.weighed(conversation, self._weights(conversation, train_on_what, part_weights)))
+        example = self.example(conversation, weights_of(conversation, train_on_what, part_weights))
         return self._checked([example], train_on_what, allow_zero_weight)[0]
 
     def build_supervised_examples(
@@ -192,12 +182,12 @@ class Renderer:
         gives one. The arguments and errors are those of `build_supervised_example`.
         """
         conversation = self.read(messages, tools)
-        weights = self._weights(conversation, train_on_what, part_weights)
+        weights = weights_of(conversation, train_on_what, part_weights)
         trained = [i for i, weight in enumerate(weights.of_message) if weight]
         if trained and all(conversation.role(i) == "assistant" for i in trained):
             examples = split_examples(self, conversation, weights, trained)
         else:
-            examples = [self.assemble(self.weighed(conversation, weights))]
+            examples = [self.example(conversation, weights)]
         return self._checked(examples, train_on_what, allow_zero_weight)
 
     def _checked(self, examples: list[Rendered], train_on_what: TrainOnWhat | str, allow: bool) -> list[Rendered]:
@@ -209,34 +199,25 @@ class Renderer:
             )
         return examples
 
-    def _weights(
-        self,
-        conversation: Conversation,
-        train_on_what: TrainOnWhat | str,
-        part_weights: Mapping[Part | str, float] | None,
-    ) -> Weights:
-        of_message = message_weights(conversation, train_on_what)
-        of_part = _part_weights(part_weights)
-        of_part[Part.SCAFFOLD] = float(train_on_what == TrainOnWhat.ALL_TOKENS)
-        return Weights(of_message, of_part)
-
-    def weighed(self, conversation: Conversation, weights: Weights) -> list[Weighed]:
-        """A finished conversation's pieces with what each weighs."""
-        of_message, of_part = weights
-        pieces = list(self.pieces(conversation))
+    def example(
+        self, conversation: Conversation, weights: Weights, encoded: dict[str, list[int]] | None = None
+    ) -> Rendered:
+        """A finished conversation, weighed. `encoded` keeps the ids of texts for examples that share them."""
+        pieces = self.pieces(conversation)
         while pieces and pieces[-1][1].part is Part.SCAFFOLD and not pieces[-1][1].text.strip():
             pieces.pop()  # what separates the last turn from a next one: an example ends with what ends its last turn
-        weighed = []
-        for index, piece in pieces:
-            weight = (of_message[index] if index >= 0 else of_part[Part.SCAFFOLD]) * of_part[piece.part]
-            if weight and piece.part is Part.REASONING and self.disables_thinking:
-                raise RenderError(f"messages[{index}]: {self.name} disables thinking, so reasoning cannot be trained")
-            weighed.append((piece, index, weight))
-        return weighed
+        example = self._assembler.assemble(pieces, weights, self.max_length, encoded)
+        if self.disables_thinking:
+            for span in example.spans:
+                if span.weight and span.part is Part.REASONING:
+                    raise RenderError(
+                        f"messages[{span.message}]: {self.name} disables thinking, so reasoning cannot be trained"
+                    )
+        return example
 
-    def assemble(self, pieces: Iterable[Weighed], encoded: dict[str, list[int]] | None = None) -> Rendered:
-        """Pieces as tokens. `encoded` keeps the ids of texts between calls that share them."""
-        return self._assembler.assemble(pieces, self.max_length, encoded)
+    def assemble(self, pieces: Iterable[tuple[int, Piece]]) -> Rendered:
+        """Pieces as tokens without weight."""
+        return self._assembler.assemble(pieces, max_length=self.max_length)
 
     def assemble_prompt(
         self, conversation: Conversation, role: str = "assistant", prefill: str | None = None
@@ -260,19 +241,17 @@ class Renderer:
         """
         return self.assemble_prompt(self.read(messages, tools, prompting=True), role, prefill).model_input
 
-    def _prompt(self, conversation: Conversation, role: str, prefill: str | None) -> Iterator[Weighed]:
-        for index, piece in self.pieces(conversation):
-            yield piece, index, 0.0
-        index = len(conversation)
+    def _prompt(self, conversation: Conversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
+        pieces, index = self.pieces(conversation), len(conversation)
         if role == "assistant":
-            yield from ((piece, index, 0.0) for piece in self.opening(conversation, index))
+            pieces += zip(repeat(index), self.opening(conversation, index))
         elif role in self.roles:
-            yield scaffold(self.header(role)), index, 0.0
+            pieces.append((index, scaffold(self.header(role))))
         else:
             raise RenderError(f"{self.name} has no role {role!r}; known are {', '.join(sorted(self.roles))}")
         if prefill:
-            yield SEAM, index, 0.0
-            yield text(prefill), index, 0.0
+            pieces += ((index, SEAM), (index, text(prefill)))
+        return pieces
 
     def read(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, prompting: bool = False
@@ -360,7 +339,7 @@ class Renderer:
         """The parser of a reply to this conversation."""
         parser = self.make_parser(conversation)
         primer = self.primer(conversation, len(conversation))
-        pieces = [(piece, 0, 0.0) for piece in (scaffold(primer), SEAM, text(prefill or ""))]
+        pieces = [(0, piece) for piece in (scaffold(primer), SEAM, text(prefill or ""))]
         parser.prime(self.assemble(pieces).tokens if primer or prefill else ())
         return parser
 
@@ -454,20 +433,3 @@ _A_QUESTION = ({"role": "user", "content": ""},)
 
 _SAMPLE = 'The quick brown fox, 1234567890 times:\n\n\tdéjà vu — 你好 👋🏽 {"a": [1, null]}'
 """Text whose ids tell vocabularies apart."""
-
-
-_WHOLE = dict.fromkeys(Part, 1.0)
-
-
-def _part_weights(given: Mapping[Part | str, float] | None) -> dict[Part, float]:
-    weights = dict(_WHOLE)
-    for key, value in (given or {}).items():
-        try:
-            part = key if isinstance(key, Part) else Part[key.upper()]
-        except KeyError:
-            part = Part.SCAFFOLD
-        if part is Part.SCAFFOLD:
-            known = ", ".join(p.name.lower() for p in Part if p is not Part.SCAFFOLD)
-            raise RenderError(f"part_weights: unknown part {key!r}; known are {known}")
-        weights[part] = float(value)
-    return weights

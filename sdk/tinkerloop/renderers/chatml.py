@@ -87,5 +87,5 @@ class VisionChatML(ChatML):
         processor = self.image_processor or (None if self.model_name else QWEN3_VL)
         chunk = image_chunk(image.source, model=self.model_name, processor=processor)
         yield scaffold("<|vision_start|>")
-        yield Piece("", Part.SCAFFOLD, image=chunk)
+        yield Piece("", Part.IMAGE, image=chunk)
         yield scaffold("<|vision_end|>")

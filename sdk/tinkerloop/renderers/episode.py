@@ -167,7 +167,7 @@ class Episode:
             pieces += [(i, piece) for piece in renderer.message(conversation, i)]
         end = len(conversation)
         pieces += [(end, piece) for piece in renderer.opening(conversation, end)]
-        self.segments[-1].extend(renderer.assemble((piece, i, 0.0) for i, piece in ((index, SEAM), *pieces)))
+        self.segments[-1].extend(renderer.assemble([(index, SEAM), *pieces]))
 
     def _restart(self) -> None:
         """Begins a segment with the whole conversation, rendered."""

@@ -95,7 +95,7 @@ class Kimi(base.Renderer):
         processor = self.image_processor or (None if self.model_name else KIMI_K25)
         chunk = image_chunk(image.source, model=self.model_name, processor=processor)
         yield scaffold("<|media_begin|>image<|media_content|>")
-        yield Piece("", Part.SCAFFOLD, image=chunk)
+        yield Piece("", Part.IMAGE, image=chunk)
         yield scaffold("<|media_end|>\n")
 
     def opening(self, conversation: Conversation, index: int) -> Pieces:

@@ -29,6 +29,8 @@ class Part(IntEnum):
     TOOL_CALL = 3
     STOP = 4
     """The token that ends a turn: sampled by the model and owned by the message it ends."""
+    IMAGE = 5
+    """A position of an image: never trained, nor is any other that no model samples."""
 
 
 class Piece(NamedTuple):

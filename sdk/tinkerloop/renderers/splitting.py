@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tinkerloop.renderers.assembly import Weighed
 from tinkerloop.renderers.conversation import Conversation
 from tinkerloop.renderers.rendered import Rendered
 
 if TYPE_CHECKING:
-    from tinkerloop.renderers.base import Renderer, Weights
+    from tinkerloop.renderers.base import Renderer
+    from tinkerloop.renderers.weights import Weights
 
 
 def split_examples(
@@ -28,8 +28,7 @@ def split_examples(
     for reply in replies:
         cut = replace(conversation, messages=conversation.messages[: reply + 1])
         only = [w if i == reply else 0.0 for i, w in enumerate(weights.of_message[: reply + 1])]
-        pieces: list[Weighed] = renderer.weighed(cut, weights._replace(of_message=only))
-        example = renderer.assemble(pieces, encoded)
+        example = renderer.example(cut, weights._replace(of_message=only), encoded)
         if examples and example.tokens[: len(examples[-1])] == examples[-1].tokens:
             example = _joined(examples.pop(), example)
         examples.append(example)

@@ -22,8 +22,10 @@ from tinkerloop.renderers import base
 from tinkerloop.renderers.conversation import Conversation, Image
 from tinkerloop.renderers.parsing import Block, Grammar
 from tinkerloop.renderers.qwen3 import JSON_CALL
+from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.tools import declared, is_object, read_json_call
+from tinkerloop.renderers.weights import Weights
 
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 _AS_WRITTEN: tuple[Callable[[str], str], ...] = (
@@ -203,18 +205,13 @@ class Template(base.Renderer):
 
     # ---- what the base asks for
 
-    def pieces(self, conversation: Conversation) -> Iterator[tuple[int, Piece]]:
+    def pieces(self, conversation: Conversation) -> list[tuple[int, Piece]]:
         pieces = self._aligned(conversation)
-        replies = (
-            [i for i, m in enumerate(conversation.messages) if m.role == "assistant"]
-            if not conversation.prompting
-            else []
-        )
         if conversation.prompting:
-            yield from pieces
-            return
-        starts = {i: self._start(conversation, pieces, i) for i in replies}
-        yield from self._divided(conversation, pieces, {at: i for i, at in starts.items() if at is not None})
+            return pieces
+        replies = [i for i, m in enumerate(conversation.messages) if m.role == "assistant"]
+        starts = {self._start(conversation, pieces, i): i for i in replies}
+        return list(self._divided(conversation, pieces, {at: i for at, i in starts.items() if at is not None}))
 
     def _start(self, conversation: Conversation, pieces: list[tuple[int, Piece]], index: int) -> int | None:
         """The character at which reply `index` begins, if the template's prompt for it begins this very text."""
@@ -239,7 +236,7 @@ class Template(base.Renderer):
                 part, rest = rest[:cut], rest[cut:]
                 at += len(part)
                 if reply is None or not piece.trusted:
-                    # A string of a reply whose start is unknown is not trained: see `weighed`.
+                    # A string of a reply whose start is unknown is not trained: see `example`.
                     owner = index if reply is None else reply
                     known = conversation.role(index) != "assistant" or reply is not None
                     yield owner, piece._replace(text=part, part=piece.part if known else Part.SCAFFOLD)
@@ -253,10 +250,12 @@ class Template(base.Renderer):
                 if not piece.text:
                     break
 
-    def weighed(self, conversation: Conversation, weights: base.Weights) -> list[Any]:
-        """The pieces with their weights; refuses to train what has not been proved to be sampled."""
-        weighed = super().weighed(conversation, weights)
-        stops = {message for piece, message, _ in weighed if piece.part is Part.STOP}
+    def example(
+        self, conversation: Conversation, weights: Weights, encoded: dict[str, list[int]] | None = None
+    ) -> Rendered:
+        """Refuses to train what has not been proved to be sampled."""
+        example = super().example(conversation, weights, encoded)
+        stops = {span.message for span in example.spans if span.part is Part.STOP}
         for i, weight in enumerate(weights.of_message):
             if conversation.role(i) != "assistant":
                 continue  # of other turns the template does not tell the end: their text alone can be trained
@@ -265,7 +264,7 @@ class Template(base.Renderer):
                     f"messages[{i}]: the template writes this reply otherwise than its own prompt begins it, so it "
                     "cannot be trained here; train the last message alone, or use build_supervised_examples"
                 )
-        return weighed
+        return example
 
     def opening(self, conversation: Conversation, index: int) -> Pieces:
         yield from ()  # `pieces` already ends with it

@@ -1,10 +1,51 @@
-"""`TrainOnWhat` as one weight for each message."""
+"""What trains: `TrainOnWhat` as one weight for each message, and a factor for each part of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.conversation import Conversation
+from tinkerloop.renderers.segments import Part
 from tinkerloop.renderers.types import TrainOnWhat
+
+_FIXED = (Part.SCAFFOLD, Part.IMAGE)
+"""The parts whose weight is not a matter of taste."""
+
+
+class Weights(NamedTuple):
+    """A token weighs what its message weighs times what its part weighs."""
+
+    of_message: list[float]
+    of_part: dict[Part, float]
+
+    def of(self, message: int, part: Part) -> float:
+        """The weight of the tokens of a part of a message; what is of no message (-1) is scaffold."""
+        whole = self.of_message[message] if message >= 0 else self.of_part[Part.SCAFFOLD]
+        return whole * self.of_part[part]
+
+
+def weights_of(
+    conversation: Conversation, train_on_what: TrainOnWhat | str, part_weights: Mapping[Part | str, float] | None = None
+) -> Weights:
+    """What the tokens of a conversation weigh.
+
+    Raises:
+        RenderError: an unknown mode or part; `trainable` missing from a message in CUSTOMIZED, or present in another
+            mode.
+    """
+    of_message = message_weights(conversation, train_on_what)
+    of_part = dict.fromkeys(Part, 1.0)
+    for key, value in (part_weights or {}).items():
+        part = key if isinstance(key, Part) else Part.__members__.get(key.upper(), Part.SCAFFOLD)
+        if part in _FIXED:
+            known = ", ".join(p.name.lower() for p in Part if p not in _FIXED)
+            raise RenderError(f"part_weights: unknown part {key!r}; known are {known}")
+        of_part[part] = float(value)
+    of_part[Part.SCAFFOLD] = float(train_on_what == TrainOnWhat.ALL_TOKENS)
+    of_part[Part.IMAGE] = 0.0
+    return Weights(of_message, of_part)
 
 
 def message_weights(conversation: Conversation, train_on_what: TrainOnWhat | str) -> list[float]:
