@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ from tinkerloop.callbacks import (
     StopOnNonFinite,
     nll,
 )
-from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, open_training_client
+from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, Pass, Plan, open_training_client
+from tinkerloop.loop.plan import normalized
 from tinkerloop.loop.schedules import cosine
 from tinkerloop.testing import OrderedService
 
@@ -174,13 +175,11 @@ class Small(Callback):
         return Log({f"{self.name}/loss": result.loss})
 
 
-def overhead(size: int) -> None:
-    steps = 2000
-    batch = [numbered_batches(1, size)[0]] * steps
-    callbacks = [
-        LRSchedule(cosine(1e-4, 0.0, steps)),
+def ten_callbacks(batch: list[tinker.Datum]) -> list[Callback]:
+    return [
+        LRSchedule(cosine(1e-4, 0.0, 1000)),
         GradientAccumulation(micro_batch=64),
-        Evaluate("test", nll(batch[0]), every=10**9, at_start=False, at_end=False),
+        Evaluate("test", nll(batch), every=10**9, at_start=False, at_end=False),
         EarlyStop("test/nll"),
         StopOnNonFinite(),
         Budget(tokens=10**12),
@@ -188,52 +187,75 @@ def overhead(size: int) -> None:
         *(Small(name) for name in "abc"),
     ]
 
-    def seconds_per_step(callbacks: Sequence[Callback], sink: bool = False) -> float:
-        client = OrderedService(vocab_size=128).create_lora_training_client()
-        with tempfile.TemporaryDirectory() as folder:
-            sinks = [Jsonl(Path(folder) / "metrics.jsonl")] if sink else []
-            loop = Loop(client, batch, callbacks=callbacks, sinks=sinks)
-            began = time.process_time()
-            loop.run()
-            return (time.process_time() - began) / steps
+
+def overhead(size: int, steps: int, rounds: int = 15) -> None:
+    """CPU time of whole runs on the ordered client, less that of the same calls made on the client alone."""
+    batch = numbered_batches(1, size)[0]
+
+    def timed(work: Callable[[], Any]) -> float:
+        began = time.process_time()
+        work()
+        return 1e6 * (time.process_time() - began) / steps
+
+    def client() -> Any:
+        return OrderedService(vocab_size=128).create_lora_training_client()
 
     def client_alone() -> float:
-        client = OrderedService(vocab_size=128).create_lora_training_client()
-        optim = tinker.AdamParams()
-        began = time.process_time()
-        for one in batch:
-            forward, step = client.forward_backward(one, "cross_entropy"), client.optim_step(optim)
-            forward.result(), step.result()
-        return (time.process_time() - began) / steps
+        alone, optim = client(), tinker.AdamParams()
 
-    kinds = (client_alone, lambda: seconds_per_step([]), lambda: seconds_per_step(callbacks))
-    kinds = (*kinds, lambda: seconds_per_step(callbacks, sink=True))
-    rounds = [[1e6 * kind() for kind in kinds] for _ in range(7)]
-    alone, bare, full, sunk = (statistics.median(column) for column in zip(*rounds, strict=True))
-    print(f"\nOur own CPU time per step (medians of 7 interleaved runs of {steps} steps, {size} datums a batch):")
-    print(f"  loop {bare - alone:.0f} us; with ten callbacks {full - alone:.0f} us, {(full - bare) / 10:.1f} us each;")
-    print(f"  with a jsonl sink too {sunk - alone:.0f} us")
+        def work() -> None:
+            for _ in range(steps):
+                forward, step = alone.forward_backward(batch, "cross_entropy"), alone.optim_step(optim)
+                forward.result()
+                step.result()
 
-    if size > 1:
-        return
+        return timed(work)
 
-    def peak(steps: int) -> int:
-        client = OrderedService(vocab_size=128).create_lora_training_client()
-        client._service.operations = Forgetful()
-        tracemalloc.start()
-        Loop(client, (batch[0] for _ in range(steps)), callbacks=[Small("a"), StopOnNonFinite()]).run()
-        size = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return size
+    def normalizing() -> float:
+        plan = Plan(0, (Pass(tuple(batch)),), tinker.AdamParams())
+        return timed(lambda: [normalized(plan).tokens for _ in range(steps)])
 
-    print(f"  peak memory: {peak(1_000) / 1e3:.0f} kB over 1,000 steps, {peak(100_000) / 1e3:.0f} kB over 100,000")
+    def loop(callbacks: Sequence[Callback], sink: bool = False) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            sinks = [Jsonl(Path(folder) / "metrics.jsonl")] if sink else []
+            return timed(Loop(client(), [batch] * steps, callbacks=callbacks, sinks=sinks).run)
+
+    kinds = (
+        client_alone,
+        normalizing,
+        lambda: loop([]),
+        lambda: loop(ten_callbacks(batch)),
+        lambda: loop(ten_callbacks(batch), sink=True),
+    )
+    measured = [[kind() for kind in kinds] for _ in range(rounds)]
+    alone, scaling, bare, full, sunk = (statistics.median(column) for column in zip(*measured, strict=True))
+    print(
+        f"\nOur own CPU time per step: a run's, less the client's own {alone:.0f} us for the same calls; {size} datums"
+    )
+    print(f"a batch (medians of {rounds} interleaved runs of {steps} steps):")
+    print(f"  loop {bare - alone:.0f} us, of which normalising takes {scaling:.0f} us; with ten callbacks")
+    print(f"  {full - alone:.0f} us, {(full - bare) / 10:.1f} us each; with a jsonl sink too {sunk - alone:.0f} us")
+
+
+def peak_memory(steps: int) -> int:
+    """Bytes, at most, that were allocated in a run of so many steps."""
+    client = OrderedService(vocab_size=128).create_lora_training_client()
+    client._service.operations = Forgetful()
+    batch = numbered_batches(1, 1)[0]
+    tracemalloc.start()
+    Loop(client, (batch for _ in range(steps)), callbacks=ten_callbacks(batch)).run()
+    size = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return size
 
 
 def overheads(with_cookbook: bool) -> None:
     gc.collect()
     gc.freeze()  # or the collector walks all of torch's modules now and then, and the loop is charged for it
-    for size in (32, 1):
-        overhead(size)
+    overhead(size=1, steps=500)
+    overhead(size=32, steps=100)
+    print(f"\nPeak memory: {peak_memory(1_000) / 1e3:.0f} kB over 1,000 steps, ", end="", flush=True)
+    print(f"{peak_memory(100_000) / 1e3:.0f} kB over 100,000, with ten callbacks")
 
 
 class Forgetful(list):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tinker
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tinkerloop.datum import check_datum, make_datum, scale_weights
@@ -226,11 +226,17 @@ def test_a_trained_image_target_in_a_foreign_datum_is_refused():
         check_datum(tinker.Datum(model_input=model_input, loss_fn_inputs=inputs))
 
 
-@settings(deadline=None)
 @given(st.lists(weight, min_size=3, max_size=3), st.floats(0.01, 10))
 def test_scaling_multiplies_every_weight(weights, factor):
     datum = foreign(weights=np.array(weights, np.float32))
     assert np.allclose(weights_of(scale_weights(datum, factor)), np.array(weights) * factor, rtol=1e-6)
+
+
+def test_scaling_keeps_where_the_tokens_came_from():
+    span = tinker.types.SampledProvenanceSpan(sequence_id="a", length=3)
+    datum = foreign().with_provenance(model_input=[span], loss_fn_inputs=[span])
+    scaled = scale_weights(datum, 0.5)
+    assert (scaled.model_input_spans, scaled.loss_fn_input_spans) == ([span], [span])
 
 
 def test_every_error_is_a_tinkerloop_error_and_a_value_error():

@@ -9,6 +9,7 @@ become inputs t[0..N-1] and targets t[1..N].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +225,7 @@ def scale_weights(datum: tinker.Datum, factor: float) -> tinker.Datum:
     weights = datum.loss_fn_inputs["weights"].to_numpy()
     scaled = np.multiply(weights, factor, dtype=np.float64).astype(np.float32)
     inputs = {**datum.loss_fn_inputs, "weights": tinker.TensorData.from_numpy(scaled)}
-    return tinker.Datum(model_input=datum.model_input, loss_fn_inputs=inputs)
+    return replace(datum, loss_fn_inputs=inputs)
 
 
 def _chunks(model_input: Any) -> Sequence[ModelInputChunk]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
@@ -42,15 +43,15 @@ class Dispatcher:
                 raise PlanError(f"the state of callback {name!r} must be a dataclass or None, got {state!r}")
             self._callbacks[name] = callback
         self._unclaimed: dict[str, Mapping[str, Any]] = {}
-        self._started: list[Callback] = []
-        self._by_event: dict[str, list[tuple[str, Callback]]] = {}
-        self._seconds = dict.fromkeys(self._callbacks, 0.0)
+        self._started: list[str] = []
+        self._handlers = {event: self._overriding(event) for event in (*ALLOWED, "on_plan")}
+        self._seconds: dict[str, float] = defaultdict(float)
 
     def lap(self) -> dict[str, float]:
         """Seconds spent since the last lap: in all `callbacks`, and in each that ran, `callback/<name>`."""
-        spent = {f"callback/{name}": seconds for name, seconds in self._seconds.items() if seconds}
-        lap = {"callbacks": sum(spent.values()), **spent}
-        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        lap = {"callbacks": sum(self._seconds.values())}
+        lap.update((f"callback/{name}", seconds) for name, seconds in self._seconds.items())
+        self._seconds.clear()
         return lap
 
     # --- state ---
@@ -87,27 +88,28 @@ class Dispatcher:
 
     def ask(self, event: str, step: int, *args: Any) -> list[tuple[str, Request]]:
         """Tell every callback that handles `event`; returns (name, request) in list order."""
-        return [
-            (name, request)
-            for name, callback in self._handlers(event)
-            for request in self._requests(name, event, self._call(callback, name, event, step, *args))
-        ]
+        asked: list[tuple[str, Request]] = []
+        for name, handler in self._handlers[event]:
+            answer = self._call(name, event, handler, step, *args)
+            if answer is not None:
+                asked += [(name, request) for request in _requests(name, event, answer)]
+        return asked
 
     def start(self, step: int, steps: int | None) -> list[tuple[str, Request]]:
         """`on_start`, remembering whom to tell of the end if one of them raises."""
         asked: list[tuple[str, Request]] = []
-        for name, callback in list(self._callbacks.items()):
-            self._started.append(callback)
-            answer = self._call(callback, name, "on_start", step, step, steps)
-            asked += [(name, request) for request in self._requests(name, "on_start", answer)]
+        handlers = dict(self._handlers["on_start"])
+        for name in list(self._callbacks):
+            self._started.append(name)
+            if name in handlers:
+                answer = self._call(name, "on_start", handlers[name], step, step, steps)
+                asked += [(name, request) for request in _requests(name, "on_start", answer)]
         return asked
 
     def plan(self, plan: Plan) -> Plan:
         """`on_plan`, composed in list order."""
-        for name, callback in self._handlers("on_plan"):
-            changed = self._call(callback, name, "on_plan", plan.step, plan)
-            if changed is _DROPPED:
-                continue
+        for name, handler in self._handlers["on_plan"]:
+            changed = self._call(name, "on_plan", handler, plan.step, plan, if_dropped=plan)
             if not isinstance(changed, Plan):
                 raise PlanError(f"{name}.on_plan must return a Plan, got {changed!r}")
             plan = changed
@@ -116,53 +118,53 @@ class Dispatcher:
     def end(self, step: int, summary: Any) -> list[Exception]:
         """`on_end` for every started callback, last started first, whatever fails; returns what did."""
         failures: list[Exception] = []
-        for callback in reversed(self._started):
-            name = callback_name(callback)
-            if name not in self._callbacks:
+        handlers = dict(self._handlers["on_end"])
+        for name in reversed(self._started):
+            if name not in handlers:
                 continue
             try:
-                self._requests(name, "on_end", self._call(callback, name, "on_end", step, summary))
+                _requests(name, "on_end", self._call(name, "on_end", handlers[name], step, summary))
             except Exception as error:
                 failures.append(error)
         return failures
 
-    def _handlers(self, event: str) -> list[tuple[str, Callback]]:
-        handlers = self._by_event.get(event)
-        if handlers is None:
-            base = getattr(Callback, event)
-            handlers = [(name, cb) for name, cb in self._callbacks.items() if getattr(type(cb), event) is not base]
-            self._by_event[event] = handlers
-        return handlers
+    def _overriding(self, event: str) -> list[tuple[str, Callable[..., Any]]]:
+        """Whom to tell of `event`: the others would only cost time."""
+        base = getattr(Callback, event)
+        return [
+            (name, getattr(cb, event)) for name, cb in self._callbacks.items() if getattr(type(cb), event) is not base
+        ]
 
-    def _call(self, callback: Callback, name: str, event: str, step: int, *args: Any) -> Any:
+    def _call(
+        self, name: str, event: str, handler: Callable[..., Any], step: int, *args: Any, if_dropped: Any = None
+    ) -> Any:
         began = time.perf_counter()
         try:
-            return getattr(callback, event)(*args)
+            return handler(*args)
         except Exception as error:
-            if not callback.optional:
+            if not self._callbacks[name].optional:
                 error.add_note(f"in {name}.{event} at step {step}")
                 raise
             logger.warning("%s.%s failed at step %d; the callback is dropped", name, event, step, exc_info=error)
             del self._callbacks[name]
-            self._by_event.clear()
-            return _DROPPED
+            self._handlers = {event: self._overriding(event) for event in self._handlers}
+            return if_dropped
         finally:
             self._seconds[name] += time.perf_counter() - began
 
-    def _requests(self, name: str, event: str, answer: Any) -> list[Request]:
-        if answer is None or answer is _DROPPED:
-            return []
-        if isinstance(answer, ALLOWED[event]):
-            return [answer]
-        try:
-            requests = [answer] if isinstance(answer, Request) else list(answer)
-        except TypeError:
-            requests = [answer]
-        for request in requests:
-            if not isinstance(request, ALLOWED[event]):
-                allowed = ", ".join([*(kind.__name__ for kind in ALLOWED[event]), "None"])
-                raise PlanError(f"{name}.{event} returned {request!r}; it may return {allowed}")
-        return requests
 
-
-_DROPPED = object()
+def _requests(name: str, event: str, answer: Any) -> list[Request]:
+    """What a callback answered, as a list of allowed requests."""
+    if answer is None:
+        return []
+    if isinstance(answer, ALLOWED[event]):
+        return [answer]
+    try:
+        requests = [answer] if isinstance(answer, Request) else list(answer)
+    except TypeError:
+        requests = [answer]
+    for request in requests:
+        if not isinstance(request, ALLOWED[event]):
+            allowed = ", ".join([*(kind.__name__ for kind in ALLOWED[event]), "None"])
+            raise PlanError(f"{name}.{event} returned {request!r}; it may return {allowed}")
+    return requests

@@ -20,7 +20,19 @@ from tinkerloop.loop.batches import Batches, as_batches
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.checkpoints import Checkpoints, Record
 from tinkerloop.loop.dispatch import Dispatcher
-from tinkerloop.loop.events import Accumulate, Boundary, Eval, EvalResult, Log, Retain, Save, StepResult, Stop, Summary
+from tinkerloop.loop.events import (
+    Accumulate,
+    Boundary,
+    Eval,
+    EvalResult,
+    Log,
+    Request,
+    Retain,
+    Save,
+    StepResult,
+    Stop,
+    Summary,
+)
 from tinkerloop.loop.futures import Flow, Wait, aiterate, is_done, iterate
 from tinkerloop.loop.pipeline import Pipeline, Result, SaveResult
 from tinkerloop.loop.plan import NORMALIZE, CustomLoss, Normalize, Pass, Plan
@@ -134,7 +146,8 @@ class Loop:
             if self._checkpoints is not None:
                 self._checkpoints.rewind(self._step)
             self._sinks.open(self._record.rows if self._record else 0, self._step)
-            self._take(self._step, self._callbacks.start(self._step, self._steps))
+            for name, request in self._callbacks.start(self._step, self._steps):
+                self._take(self._step, name, request)
             yield from self._train()
             ended = "steps reached" if self._step == self._steps else "data exhausted"
             reason = self._stop.reason if self._stop else ended
@@ -207,7 +220,7 @@ class Loop:
             elif isinstance(request, Eval):
                 self._pipeline.eval(step, request.name, request.future, final=final)
             else:
-                self._take(step, [(name, request)])
+                self._take(step, name, request)
         if not saves:
             return None
         lives = [save.ttl_seconds for save in saves if save.ttl_seconds is not None]
@@ -245,7 +258,7 @@ class Loop:
             if isinstance(request, Retain):
                 self._checkpoints.retain(request.keep)
             else:
-                self._take(record.step, [(name, request)])
+                self._take(record.step, name, request)
 
     # --- the result clock ---
 
@@ -278,7 +291,8 @@ class Loop:
         row = dict(metrics)
         for name, request in self._callbacks.ask(event, result.step, result):
             if isinstance(request, Log):
-                if twice := sorted(row.keys() & request.metrics.keys()):
+                if not row.keys().isdisjoint(request.metrics):
+                    twice = sorted(row.keys() & request.metrics.keys())
                     raise PlanError(f"{name}.{event} logs {twice}, which the row of step {result.step} has already")
                 row.update(request.metrics)
             elif detached:
@@ -287,19 +301,19 @@ class Loop:
                     "when it arrives is not reproducible, so it can only be logged"
                 )
             else:
-                self._take(result.step, [(name, request)])
+                self._take(result.step, name, request)
         self._emit(result.step, row)
 
-    def _take(self, step: int, asked: Iterable[tuple[str, Any]]) -> None:
-        for name, request in asked:
-            if isinstance(request, Stop):
-                self._stop = self._stop or request
-            elif isinstance(request, Log):
-                self._emit(step, request.metrics)
-            elif isinstance(request, Accumulate):
-                if request.batches < 1 or self._accumulate not in (None, request.batches):
-                    raise PlanError(f"{name} asked for {request.batches} batches a step, after {self._accumulate or 1}")
-                self._accumulate = request.batches
+    def _take(self, step: int, name: str, request: Request) -> None:
+        """What is done the same way whenever it is asked for."""
+        if isinstance(request, Stop):
+            self._stop = self._stop or request
+        elif isinstance(request, Log):
+            self._emit(step, request.metrics)
+        elif isinstance(request, Accumulate):
+            if request.batches < 1 or self._accumulate not in (None, request.batches):
+                raise PlanError(f"{name} asked for {request.batches} batches a step, after {self._accumulate or 1}")
+            self._accumulate = request.batches
 
     def _emit(self, step: int, row: Row) -> None:
         if row:
