@@ -44,6 +44,8 @@ from tinkerloop.testing import OrderedService
 
 SAVE_EVERY = EVAL_EVERY = 10
 STEPS = 41
+SERVICES = ((0.01, 0.05), (0.05, 0.1), (0.2, 0.25), (0.2, 0.5))
+"""Round trip and time of a step, in seconds."""
 
 
 def ours(service: SimulatedService, folder: Path, ahead: int, steps: int = STEPS) -> list[int]:
@@ -133,7 +135,7 @@ def busy(with_cookbook: bool) -> None:
         f"{'rtt ms':>7} {'step ms':>8} {'ahead':>6} {'ours':>8}"
         + "   cookbook   cookbook, background saves" * with_cookbook
     )
-    for rtt, step in ((0.01, 0.05), (0.05, 0.1), (0.2, 0.25), (0.2, 0.5)):
+    for rtt, step in SERVICES:
         for ahead in (0, 1, 2):
             make = lambda: SimulatedService(rtt=rtt, step=step, save=step, forward=step / 2)  # noqa: B023, E731
             row = [in_folder(ours, make(), ahead).busy_share]

@@ -93,12 +93,14 @@ def test_a_sampled_evaluation_scores_the_boundarys_weights_while_training_goes_o
     assert rows[1] > rows[0]
 
 
-def test_a_failing_evaluation_ends_the_run_and_says_which(service, batches):
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_failing_evaluation_ends_the_run_and_says_which(service, batches, detached):
     def fail(sampler):
         raise RuntimeError("no answer")
 
+    evaluate = Evaluate("bad", sampled(fail), detached=detached)
     with pytest.raises(RuntimeError) as caught:
-        Loop(service.create_lora_training_client(), batches, callbacks=[Evaluate("bad", sampled(fail))]).run()
+        Loop(service.create_lora_training_client(), batches, callbacks=[evaluate]).run()
     assert caught.value.__notes__ == ["in evaluation 'bad' at boundary 0"]
 
 

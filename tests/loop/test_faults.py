@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -120,20 +121,24 @@ def test_an_optional_sink_may_fail(service, batches, tmp_path, caplog):
     assert "the optional sink FullDisk failed and is dropped" in caplog.text
 
 
-def test_a_full_disk_under_metrics_jsonl_leaves_a_run_that_resumes(service, batches, tmp_path, whole, monkeypatch):
-    call, count = Jsonl.__call__, [0]
+@pytest.fixture
+def room():
+    """Lets files grow to so many bytes: the write that reaches the limit is cut short, as on a full disk."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
-    def torn(self, step, row):
-        count[0] += 1
-        if count[0] == 6:
-            self._file.write(b'{"step": 3, "lo')
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        call(self, step, row)
 
-    monkeypatch.setattr(Jsonl, "__call__", torn)
-    with pytest.raises(OSError, match="No space left"):
+def test_a_full_disk_under_metrics_jsonl_leaves_a_run_that_resumes(service, batches, tmp_path, whole, room):
+    metrics, checkpoints = ((whole[0] / name).stat().st_size for name in ("metrics.jsonl", "checkpoints.jsonl"))
+    full = metrics - 20
+    assert checkpoints < full, "metrics.jsonl must be the one that is full"
+    room(full)
+    with pytest.raises(OSError, match="File too large") as caught:
         run(service, batches, tmp_path)
-    monkeypatch.undo()
+    room(resource.RLIM_INFINITY)
+    assert "in the sink Jsonl" in caught.value.__notes__
+    assert (tmp_path / "metrics.jsonl").stat().st_size == full, "the last line is torn"
     assert_resumes(service, batches, tmp_path, whole)
 
 
@@ -199,6 +204,15 @@ def test_a_run_folder_tells_what_was_asked_for_and_how_it_ended(service, batches
         json.loads((one.folder / "environment.json").read_text())
     )
     assert len((one.folder / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_start_that_trains_nothing_leaves_the_summary_as_it_was(service, batches, tmp_path):
+    with Run(tmp_path) as one:
+        one.finish(Loop(service.create_lora_training_client(), batches, steps=1).run())
+    ended = (tmp_path / "summary.json").read_bytes()
+    with Run(tmp_path):
+        assert not (tmp_path / "summary.json").exists()
+    assert (tmp_path / "summary.json").read_bytes() == ended
 
 
 def test_a_failed_run_leaves_its_error_in_the_summary(tmp_path):

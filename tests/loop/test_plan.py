@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tinker
 
-from tinkerloop.datum import make_datum
+from tinkerloop.datum import make_datum, scale_weights
 from tinkerloop.errors import PlanError
 from tinkerloop.loop import Callback, Log, Loop, Pass, Plan
 from tinkerloop.loop.plan import normalized
@@ -36,34 +36,66 @@ def test_a_callback_can_train_on_part_of_the_batch(service, batches):
     assert len(result.plan.datums) == 2
 
 
-def test_a_callback_can_set_a_builtin_loss_and_its_config(service, batches):
+def test_a_callback_can_weigh_examples_differently(service, batches):
+    class Upweigh(Callback):
+        """The first example of each batch counts three times as much as each other one."""
+
+        def on_plan(self, plan):
+            first, *others = plan.datums
+            return plan.with_passes([Pass((scale_weights(first, 3.0), *others))])
+
+    def shares(result):
+        return np.array([weight.sum() for weight in weights(result.plan)])
+
+    (plain,), _ = run(service, batches)
+    (result,), _ = run(service, batches, Upweigh())
+    expected = shares(plain) * [3, 1, 1, 1]
+    assert shares(result) == pytest.approx(expected / expected.sum())
+
+
+def test_a_callback_can_set_a_builtin_loss_and_its_config(tmp_path):
+    """PPO on the embedded engine: tokens twice as likely as when they were sampled are clipped at the given ratio."""
+    from tinkerloop.local import ServiceClient
+
+    client = ServiceClient(root=tmp_path).create_lora_training_client("tiny", rank=4)
+    tokens = make_datum([1, 2, 3], [0, 1, 1])
+    (now,) = client.forward([tokens], "cross_entropy").result().loss_fn_outputs
+    inputs = {
+        "target_tokens": tokens.loss_fn_inputs["target_tokens"],
+        "logprobs": (now["logprobs"].to_numpy() - np.log(2)).astype(np.float32),
+        "advantages": np.ones(2, np.float32),
+    }
+    sampled = tinker.Datum(model_input=tokens.model_input, loss_fn_inputs=inputs)
+
     class Clipped(Callback):
         def on_plan(self, plan):
             config = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
-            passes = [Pass(one.datums, "ppo", config) for one in plan.passes]
-            return plan.with_passes(passes, normalize="none")
+            return plan.with_passes([Pass(plan.datums, "ppo", config)], normalize="none")
 
-    with pytest.raises(NotImplementedError, match="not 'ppo'"):
-        run(service, batches, Clipped())
-    assert service.operations[0] == ("forward_backward", 4, "ppo")
+    (result,) = Loop(client, [[sampled]], callbacks=[Clipped()]).steps()
+    assert result.loss == pytest.approx(-2 * 1.2, rel=1e-5)
 
 
 def test_a_callback_can_submit_a_custom_loss_and_log_what_it_computed(service, batches):
-    class LabelSmoothing(Callback):
+    class Focal(Callback):
+        """Focal loss: tokens the model is already sure of count less."""
+
         def on_plan(self, plan):
             return plan.with_passes([Pass(plan.datums, self.loss)], normalize="none")
 
         @staticmethod
         def loss(datums, logprobs):
-            mean = -torch.cat(logprobs).mean()
-            return mean, {"perplexity": float(mean.exp())}
+            logp = torch.cat(logprobs)
+            loss = (-((1 - logp.exp()) ** 2) * logp).mean()
+            return loss, {"perplexity": float((-logp.mean()).exp())}
 
         def on_step(self, result):
-            return Log({"loss_again": result.loss})
+            return Log({"loss_per_perplexity": result.loss / result.metrics["perplexity"]})
 
-    _, rows = run(service, batches, LabelSmoothing())
+    _, rows = run(service, batches, Focal())
     assert rows[0]["perplexity"] == pytest.approx(20, rel=1e-5)
-    assert rows[0]["loss_again"] == rows[0]["loss"] == pytest.approx(np.log(20), rel=1e-5)
+    assert rows[0]["loss"] == pytest.approx(0.95**2 * np.log(20), rel=1e-5)
+    assert rows[0]["loss_per_perplexity"] == rows[0]["loss"] / rows[0]["perplexity"]
 
 
 def test_two_losses_make_one_step(service, batches):

@@ -91,6 +91,25 @@ def test_killed_at_three_random_moments_it_ends_bit_identical(whole, tmp_path):
     kill_and_resume(tmp_path / "run", whole, [chance.uniform(0.4, 1.0) * whole[2] for _ in range(3)])
 
 
+def kill_during_a_save(folder):
+    """Kill the run when it has begun to write a checkpoint; returns whether that was left half-written."""
+    before = set((folder / "service").glob(".writing-*"))
+    process = start(folder, start_new_session=True)
+    while process.poll() is None and not set((folder / "service").glob(".writing-*")) - before:
+        pass
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return bool(set((folder / "service").glob(".writing-*")) - before)
+
+
+@pytest.mark.slow
+def test_killed_during_a_save_it_ends_bit_identical(whole, tmp_path):
+    folder = tmp_path / "run"
+    assert any(kill_during_a_save(folder) for _ in range(3)), "every save was finished before the kill arrived"
+    finish(folder)
+    assert outcome(folder) == outcome(whole[0])
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("trial", range(10))
 def test_killed_at_thirty_random_moments_each_run_ends_bit_identical(whole, tmp_path, trial):

@@ -70,6 +70,9 @@ class Checkpoint(Callback):
         self._saved_at = time.monotonic()
         self.state = _State()
 
+    def on_start(self, step: int, steps: int | None) -> Requests:
+        self._saved_at = time.monotonic()
+
     def on_boundary(self, boundary: Boundary) -> Requests:
         if boundary.step == 0 or not (self._due(boundary) or boundary.final):
             return None

@@ -33,8 +33,8 @@ from tinkerloop.loop.events import (
     Stop,
     Summary,
 )
-from tinkerloop.loop.futures import Flow, Wait, aiterate, is_done, iterate
-from tinkerloop.loop.pipeline import Pipeline, Result, SaveResult
+from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
+from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
 from tinkerloop.loop.plan import NORMALIZE, CustomLoss, Normalize, Pass, Plan
 from tinkerloop.loop.sinks import Row, Sink, Sinks
 
@@ -102,7 +102,7 @@ class Loop:
             self._callbacks.restore(record)
         self._accumulate: int | None = None
         self._stop: Stop | None = None
-        self._detached: list[tuple[int, Eval, bool]] = []
+        self._detached: list[Queued] = []
         self._delivered_at, self._waited = time.perf_counter(), {"data": 0.0, "server": 0.0}
         self.summary: Summary | None = None
         """How the run ended; None until it has."""
@@ -216,7 +216,7 @@ class Loop:
                     raise PlanError(f"{name} asked for a Save, but the loop has no checkpoints= to record it in")
                 saves.append(request)
             elif isinstance(request, Eval) and request.detached:
-                self._detached.append((step, request, final))
+                self._detached.append(submitted_eval(step, request.name, request.future, final=final))
             elif isinstance(request, Eval):
                 self._pipeline.eval(step, request.name, request.future, final=final)
             else:
@@ -279,12 +279,12 @@ class Loop:
 
     def _settle(self, *, wait: bool = True) -> Flow[None]:
         """Deliver the detached evaluations that are ready; all of them, with `wait`."""
-        for item in list(self._detached):
-            step, request, final = item
-            if wait or is_done(request.future):
-                self._detached.remove(item)
-                value = yield Wait(request.future)
-                self._report("on_eval", EvalResult(step, request.name, value, final), {}, detached=True)
+        for queued in list(self._detached):
+            if wait or all(map(is_done, queued.futures)):
+                self._detached.remove(queued)
+                result = yield from queued.answer()
+                assert isinstance(result, EvalResult)
+                self._report("on_eval", result, {}, detached=True)
 
     def _report(self, event: str, result: StepResult | EvalResult, metrics: Row, *, detached: bool = False) -> None:
         """Tell the callbacks; give the sinks one row: the result's metrics and what the callbacks log with it."""

@@ -91,11 +91,7 @@ class Pipeline:
 
     def eval(self, step: int, name: str, future: Future[Any], *, final: bool = False) -> None:
         """Queue an evaluation of boundary `step`'s weights that has just been submitted."""
-
-        def finish(values: list[Any]) -> EvalResult:
-            return EvalResult(step, name, values[0], final)
-
-        self._queue.append(Queued(step - 1, f"evaluation {name!r} at boundary {step}", (future,), finish))
+        self.push(submitted_eval(step, name, future, final=final))
 
     def submit_save(self, step: int, *, ttl_seconds: int | None = None, sampler: bool = False) -> Queued:
         """Ask the service to save boundary `step`; hand the returned work to `push` when its result is wanted.
@@ -137,6 +133,15 @@ class Pipeline:
                 yield (yield from queued.answer())
 
         return iterate(flow())
+
+
+def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = False) -> Queued:
+    """An evaluation of boundary `step`'s weights that has just been submitted, as work to wait for."""
+
+    def finish(values: list[Any]) -> EvalResult:
+        return EvalResult(step, name, values[0], final)
+
+    return Queued(step - 1, f"evaluation {name!r} at boundary {step}", (future,), finish)
 
 
 def _submit(client: Any, one: Any) -> Future[Any]:

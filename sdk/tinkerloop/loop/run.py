@@ -33,7 +33,7 @@ class Run:
         starts.jsonl       both, for every start
         metrics.jsonl      one row per item; `run.metrics` is the sink that writes it
         checkpoints.jsonl  one line per record; `run.checkpoints`
-        summary.json       how it ended; absent while it runs and after a kill
+        summary.json       how the newest training ended; absent while it runs and after a kill
 
         with Run("runs/one", config={"steps": 100}) as run:
             record = run.checkpoints.latest()
@@ -66,6 +66,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         started = environment()
+        self._ended = self._summary.read_bytes() if self._summary.exists() else None
         self._summary.unlink(missing_ok=True)
         self._write("config.json", self.config)
         self._write("environment.json", started)
@@ -93,6 +94,8 @@ class Run:
             if error is not None:
                 latest = self.checkpoints.latest()
                 self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
+            elif self._ended is not None and not self._summary.exists():  # nothing was trained
+                write_atomic(self._summary, self._ended)
         finally:
             os.close(self._descriptor)  # releases the lock, as the death of the process would
 

@@ -168,6 +168,8 @@ class TensorBoard(Sink):
 class WandB(Sink):
     """Weights & Biases (extra: `tinkerloop[wandb]`). `folder` keeps the run's id: a resumed run goes on in it.
 
+    Rows that had been logged behind the record come again, with the same step and values.
+
     Args:
         settings: further arguments of `wandb.init`, such as `project=`, `name=`, `mode="offline"`.
     """
@@ -196,7 +198,10 @@ class WandB(Sink):
 
 
 class MLflow(Sink):
-    """MLflow (extra: `tinkerloop[mlflow]`). `folder` keeps the run's id: a resumed run goes on in it."""
+    """MLflow (extra: `tinkerloop[mlflow]`). `folder` keeps the run's id: a resumed run goes on in it.
+
+    Rows that had been logged behind the record come again, with the same step and values.
+    """
 
     optional = True
 
@@ -210,6 +215,7 @@ class MLflow(Sink):
         kept = self._folder / "mlflow_run_id"
         if kept.exists():
             self._run_id = kept.read_text()
+            self._client.update_run(self._run_id, status="RUNNING")
             return
         experiment = self._client.get_experiment_by_name(self._experiment)
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
