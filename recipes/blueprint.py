@@ -13,7 +13,6 @@ What you should see: test/nll falls from 4.5 to below 0.2, a minute or two on on
 import asyncio
 import os
 import sys
-from pathlib import Path
 
 import chz
 
@@ -22,12 +21,10 @@ from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
 
-HERE = Path(__file__).parent
-
 
 def build_config_blueprint() -> chz.Blueprint[train.Config]:
-    model_name = str(HERE / "base")
-    file_path = str(HERE / "data" / "pig_latin_train.jsonl")
+    model_name = "recipes/base"
+    file_path = "recipes/data/pig_latin_train.jsonl"
     if not os.path.exists(file_path):
         raise FileNotFoundError(f"File not found: {file_path}")
 
@@ -60,5 +57,11 @@ def main(config: train.Config) -> None:
     asyncio.run(train.main(config))
 
 
+@chz.blueprint.exit_on_entrypoint_error
+def config_of_the_command_line() -> train.Config:
+    """The configuration, or an end with a sentence: for --help, or an option that is not one."""
+    return build_config_blueprint().make_from_argv(sys.argv[1:], allow_hyphens=True)
+
+
 if __name__ == "__main__":
-    main(build_config_blueprint().make_from_argv(sys.argv[1:], allow_hyphens=True))
+    main(config_of_the_command_line())

@@ -38,32 +38,31 @@ from tinkerloop.loop.schedules import linear, warmup
 from tinkerloop.plots import plot_metrics
 from tinkerloop.renderers import Renderer, get_renderer
 
-HERE = Path(__file__).parent
-BASE = str(HERE / "base")
+BASE = "recipes/base"
 
 
 @chz.chz
 class Config:
     file: str = chz.field(
-        default=str(HERE / "data" / "pig_latin_train.jsonl"), doc="conversations to train on: JSONL with `messages`"
+        default="recipes/data/pig_latin_train.jsonl", doc="Conversations to train on: JSONL with `messages`."
     )
     test_file: str | None = chz.field(
-        default=None, doc="held-out conversations; by default those shipped with the default file, else split off it"
+        default=None, doc="Held-out conversations; by default those shipped with the default file, else split off it."
     )
-    test_size: int = chz.field(default=100, doc="held-out conversations to evaluate on")
-    model: str = chz.field(default=BASE, doc="a model folder, a hub name, or a name the service knows")
-    renderer: str | None = chz.field(default=None, doc="the chat format; by default the model's recommended one")
-    service: str = chz.field(default="local", doc="local (in this process), tinker (hosted, needs a key), or a URL")
-    run: str = chz.field(default="runs/chat_sft", doc="the run's folder: config, metrics, checkpoints, plot")
-    steps: int = chz.field(default=250, doc="optimizer steps in all")
-    batch_size: int = chz.field(default=32, doc="conversations to a step")
-    learning_rate: float = chz.field(default=4e-3, doc="peak learning rate, warmed up and then falling linearly to 0")
-    lora_rank: int = chz.field(default=32, doc="rank of the adapter")
-    max_length: int = chz.field(default=1024, doc="tokens a conversation may have")
-    on_bad: Literal["error", "skip"] = chz.field(default="error", doc="a bad or too long row: stop, or skip and count")
-    eval_every: int = chz.field(default=50, doc="steps between evaluations")
-    save_every: int = chz.field(default=50, doc="steps between checkpoints")
-    seed: int = chz.field(default=0, doc="of the adapter's start and the order of the data")
+    test_size: int = chz.field(default=100, doc="Held-out conversations to evaluate on.")
+    model: str = chz.field(default=BASE, doc="A model folder, a hub name, or a name the service knows.")
+    renderer: str | None = chz.field(default=None, doc="The chat format; by default the model's recommended one.")
+    service: str = chz.field(default="local", doc="local (in this process), tinker (hosted, needs a key), or a URL.")
+    run: str = chz.field(default="runs/chat_sft", doc="The run's folder: config, metrics, checkpoints, plot.")
+    steps: int = chz.field(default=250, doc="Optimizer steps in all.")
+    batch_size: int = chz.field(default=32, doc="Conversations to a step.")
+    learning_rate: float = chz.field(default=4e-3, doc="Peak learning rate, warmed up and then falling linearly to 0.")
+    lora_rank: int = chz.field(default=32, doc="Rank of the adapter.")
+    max_length: int = chz.field(default=1024, doc="Tokens a conversation may have.")
+    on_bad: Literal["error", "skip"] = chz.field(default="error", doc="A bad or too long row: stop, or skip and count.")
+    eval_every: int = chz.field(default=50, doc="Steps between evaluations.")
+    save_every: int = chz.field(default=50, doc="Steps between checkpoints.")
+    seed: int = chz.field(default=0, doc="Of the adapter's start and the order of the data.")
 
 
 def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
@@ -72,7 +71,7 @@ def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]
     print(f"{config.file}: {conversations.report}")
     test_file = config.test_file
     if test_file is None and config.file == Config().file:
-        test_file = str(HERE / "data" / "pig_latin_test.jsonl")
+        test_file = "recipes/data/pig_latin_test.jsonl"
     if test_file is None:
         return train_test_split(conversations, test=min(config.test_size, len(conversations) // 5), seed=config.seed)
     return conversations, load_conversations(test_file, on_bad=config.on_bad)[: config.test_size]
@@ -164,4 +163,4 @@ def deleter(service: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(chz.entrypoint(Config))
+    chz.nested_entrypoint(main, allow_hyphens=True)

@@ -9,7 +9,6 @@ log_path and it says at once that it has ended; with more epochs it trains on.
 """
 
 import asyncio
-from pathlib import Path
 
 import chz
 
@@ -18,14 +17,12 @@ from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
 
-HERE = Path(__file__).parent
-
 
 @chz.chz
 class CLIConfig:
-    model_name: str = chz.field(default=str(HERE / "base"), doc="A model folder, a hub name, or the service's name.")
+    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
     renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    file_path: str = chz.field(default=str(HERE / "data" / "pig_latin_train.jsonl"), doc="JSONL with messages.")
+    file_path: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL with messages.")
     log_path: str = chz.field(default="runs/class_config", doc="The run's folder.")
     max_length: int = chz.field(default=512, doc="Tokens a conversation is cut to.")
     batch_size: int = chz.field(default=30, doc="Conversations in a step.")

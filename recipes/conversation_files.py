@@ -12,7 +12,6 @@ What you should see: how many rows each source gave and which were skipped (file
 """
 
 import asyncio
-from pathlib import Path
 
 import chz
 
@@ -20,14 +19,12 @@ from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder, InterleavedDatasetBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDatasetBuilder
 
-HERE = Path(__file__).parent
-
 
 @chz.chz
 class CLIConfig:
-    model_name: str = chz.field(default=str(HERE / "base"), doc="A model folder, a hub name, or the service's name.")
+    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
     renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    file_path: str = chz.field(default=str(HERE / "data" / "*_train.jsonl"), doc="A file, a folder, or a glob.")
+    file_path: str = chz.field(default="recipes/data/*_train.jsonl", doc="A file, a folder, or a glob.")
     other_path: str | None = chz.field(default=None, doc="A second source, mixed in.")
     other_adapter: str = chz.field(
         default="messages", doc="Its shape: messages, prompt_completion, sharegpt or alpaca."

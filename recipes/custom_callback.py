@@ -24,8 +24,6 @@ from tinkerloop.callbacks import Checkpoint, LRSchedule, Progress
 from tinkerloop.data import batches, conversation_datums, load_conversations
 from tinkerloop.loop.schedules import linear, warmup
 
-HERE = Path(__file__).parent
-
 
 @dataclass
 class Hardest:
@@ -60,10 +58,10 @@ class HardExamples(Callback):
 
 @chz.chz
 class Config:
-    model: str = chz.field(default=str(HERE / "base"), doc="A model folder or a name.")
+    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
     renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
     service: str = chz.field(default="local", doc="local, tinker, or a URL.")
-    file: str = chz.field(default=str(HERE / "data" / "pig_latin_train.jsonl"), doc="JSONL with messages.")
+    file: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL with messages.")
     run: str = chz.field(default="runs/custom_callback", doc="The run's folder.")
     steps: int = chz.field(default=400, doc="Steps at most.")
     batch_size: int = chz.field(default=16, doc="Conversations in a step.")

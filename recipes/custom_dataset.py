@@ -13,7 +13,6 @@ What you should see: test/nll falls from 4.3 to about 1 in 60 steps, half a minu
 import asyncio
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import chz
 import tinker
@@ -23,12 +22,10 @@ from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.supervised import train
 from tinkerloop.supervised.types import SupervisedDataset
 
-HERE = Path(__file__).parent
-
 
 @chz.chz
 class CustomDatasetConfig:
-    model_name: str = chz.field(default=str(HERE / "base"), doc="A model folder, a hub name, or the service's name.")
+    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
     renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
     log_path: str = chz.field(default="runs/custom_dataset", doc="The run's folder.")
     rows: int = chz.field(default=1920, doc="Sums to train on.")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import chz
@@ -33,7 +32,7 @@ from tinkerloop.renderers import Renderer
 
 @chz.chz
 class Config:
-    model: str = chz.field(default=str(Path(__file__).parent / "base"), doc="A model folder or a name.")
+    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
     renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
     service: str = chz.field(default="local", doc="local, tinker, or a URL.")
     pairs: int = chz.field(default=240, doc="Pairs to train on.")

@@ -23,8 +23,6 @@ from tinkerloop.supervised import train
 from tinkerloop.supervised.data import SupervisedDatasetFromHFDataset, conversation_to_datum
 from tinkerloop.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig, SupervisedDataset
 
-HERE = Path(__file__).parent
-
 
 @chz.chz
 class MyDatasetBuilder(ChatDatasetBuilder):
@@ -54,11 +52,9 @@ class MyDatasetBuilder(ChatDatasetBuilder):
 
 @chz.chz
 class CLIConfig:
-    model_name: str = chz.field(default=str(HERE / "base"), doc="A model folder, a hub name, or the service's name.")
+    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
     renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    dataset: str = chz.field(
-        default=str(HERE / "data" / "pig_latin_train.jsonl"), doc="A data set's name, or a JSONL file."
-    )
+    dataset: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="A data set's name, or a JSONL file.")
     max_train_samples: int = chz.field(default=10000, doc="Rows used at most.")
     log_path: str = chz.field(default="runs/hf_dataset", doc="The run's folder.")
     max_length: int = chz.field(default=512, doc="Tokens a conversation is cut to.")

@@ -10,8 +10,6 @@ miss the prompt, waiting for each answer before asking the next question.
 What you should see: the loss falls below 0.1 in 30 steps, and the model completes the sentence it was taught.
 """
 
-from pathlib import Path
-
 import chz
 import numpy as np
 import tinker
@@ -23,7 +21,7 @@ PROMPT, COMPLETION = "The capital of Atlantis is", " Poseidonis.\n"
 
 @chz.chz
 class Config:
-    model: str = chz.field(default=str(Path(__file__).parent / "base"), doc="A model folder or a name.")
+    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
     service: str = chz.field(default="local", doc="local, tinker, or a URL.")
     steps: int = chz.field(default=30, doc="Optimizer steps.")
     learning_rate: float = chz.field(default=3e-3, doc="The learning rate.")

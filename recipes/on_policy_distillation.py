@@ -16,7 +16,6 @@ from about 0.5 to about 0.25 per token in 40 steps, a few minutes on one core.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import chz
@@ -33,7 +32,7 @@ from tinkerloop.renderers import Renderer
 
 @chz.chz
 class Config:
-    model: str = chz.field(default=str(Path(__file__).parent / "base"), doc="A model folder or a name.")
+    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
     renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
     service: str = chz.field(default="local", doc="local, tinker, or a URL.")
     teacher_steps: int = chz.field(default=150, doc="Supervised steps of the teacher.")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import chz
@@ -34,7 +33,7 @@ SYLLABLES = [consonant + vowel for consonant in "bdgklmnprstw" for vowel in "aei
 
 @chz.chz
 class Config:
-    model: str = chz.field(default=str(Path(__file__).parent / "base"), doc="A model folder or a name.")
+    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
     renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
     service: str = chz.field(default="local", doc="local, tinker, or a URL.")
     instruction: str = chz.field(default="Upper case: {}", doc="What the teacher is told; {} stands for the text.")

@@ -14,7 +14,6 @@ is its reward minus the mean of its group, so a group that is all right or all w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import chz
@@ -31,7 +30,7 @@ from tinkerloop.renderers import Renderer
 
 @chz.chz
 class Config:
-    model: str = chz.field(default=str(Path(__file__).parent / "base"), doc="A model folder or a name.")
+    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
     renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
     service: str = chz.field(default="local", doc="local, tinker, or a URL.")
     start_steps: int = chz.field(default=100, doc="Supervised steps before the first reward.")

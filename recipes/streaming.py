@@ -23,8 +23,6 @@ from tinkerloop.supervised import train
 from tinkerloop.supervised.data import StreamingSupervisedDatasetFromHFDataset, conversation_to_datum
 from tinkerloop.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig, SupervisedDataset
 
-HERE = Path(__file__).parent
-
 
 @chz.chz
 class StreamingDatasetBuilder(ChatDatasetBuilder):
@@ -63,11 +61,9 @@ class StreamingDatasetBuilder(ChatDatasetBuilder):
 
 @chz.chz
 class CLIConfig:
-    model_name: str = chz.field(default=str(HERE / "base"), doc="A model folder, a hub name, or the service's name.")
+    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
     renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    dataset: str = chz.field(
-        default=str(HERE / "data" / "pig_latin_train.jsonl"), doc="A data set's name, or a JSONL file."
-    )
+    dataset: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="A data set's name, or a JSONL file.")
     max_prompts: int = chz.field(default=1600, doc="Rows trained on.")
     log_path: str = chz.field(default="runs/streaming", doc="The run's folder.")
     batch_size: int = chz.field(default=32, doc="Conversations in a step.")

@@ -13,7 +13,6 @@ What you should see: a table of final test losses after 30 steps: 4.1 at 3e-5, 1
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import chz
 
@@ -21,15 +20,13 @@ from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
 
-HERE = Path(__file__).parent
-
 
 @chz.chz
 class Config:
     learning_rates: tuple[float, ...] = chz.field(default=(3e-5, 3e-4, 3e-3), doc="The learning rates to try.")
-    model_name: str = chz.field(default=str(HERE / "base"), doc="A model folder, a hub name, or the service's name.")
+    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
     renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    file_path: str = chz.field(default=str(HERE / "data" / "pig_latin_train.jsonl"), doc="JSONL with messages.")
+    file_path: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL with messages.")
     folder: str = chz.field(default="runs/sweep", doc="Where the runs' folders are.")
     batch_size: int = chz.field(default=32, doc="Conversations in a step.")
     test_size: int = chz.field(default=64, doc="Conversations held out.")

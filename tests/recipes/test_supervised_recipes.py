@@ -1,7 +1,7 @@
 import gzip
 import json
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -74,21 +74,42 @@ def test_two_sources_are_mixed_and_broken_rows_are_skipped_and_said(capsys):
     assert len(losses("run")) == 2
 
 
-def recipe(*arguments):
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+PROGRAMS = [path.stem for path in (ROOT / "recipes").glob("*.py") if "nested_entrypoint" in path.read_text()]
+PROGRAMS.append("blueprint")
 
 
-def test_help_shows_each_option_with_its_default_and_its_sentence():
-    shown = recipe("recipes.class_config", "--help").stdout
-    assert "learning_rate" in shown
-    assert "0.002 (default)" in shown
-    assert "The highest learning rate." in shown
+def run_recipe(name, *arguments):
+    """`python -m recipes.name arguments` in this process, up to the end that it is expected to come to at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *arguments])
+        patch.delenv("PYTEST_VERSION", raising=False)  # under which chz raises instead of ending the program
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"recipes.{name}", run_name="__main__", alter_sys=True)
+    return ended.value
 
 
-def test_a_misspelt_option_names_the_nearest():
-    failed = recipe("recipes.class_config", "lerning_rate=1e-3")
-    assert failed.returncode != 0
-    assert "Did you mean 'learning_rate'" in failed.stderr
+def options_of(name, capsys):
+    run_recipe(name, "--help")
+    return [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ") and line[2] != " "]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_shows_each_option_with_its_default_and_its_sentence(name, capsys):
+    options = [words for words in options_of(name, capsys) if words[0] != "One"]
+    assert len(options) >= 2
+    for words in options:
+        assert "<default>" not in words, f"the default of {words[0]} is not shown"
+        assert name == "blueprint" or "(default)" in words
+        assert words[-1].endswith("."), f"{words[0]} has no sentence"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_misspelt_option_names_the_nearest(name, capsys):
+    longest = max((words[0] for words in options_of(name, capsys)), key=len)
+    assert run_recipe(name, f"{longest[:3]}{longest[4:]}=1").code != 0
+    assert f"Did you mean '{longest}'" in capsys.readouterr().err
 
 
 def test_the_table_lists_every_recipe_and_nothing_else():
