@@ -1,13 +1,17 @@
 """How fast conversations in a file become datums: ours, the Cookbook's builder, TRL's preparation, side by side.
 
-    python -m benchmarks.data --tokenizer FOLDER [--cookbook FOLDER] [--trl] [--rows 2000]
+    python -m benchmarks.data --tokenizer FOLDER [--peers FOLDER] [--rows 1000]
 
---tokenizer: a folder or name with a Qwen3 tokenizer. --cookbook: a folder that holds tinker-cookbook (see
-benchmarks/loop.py for how to make one). --trl: also measure TRL's preparation (`pip install trl`).
+--tokenizer: a folder or name with a Qwen3 tokenizer. --peers: a folder that holds the other packages:
+    pip install --no-deps --target FOLDER tinker-cookbook==0.6.1 blobfile lxml termcolor trl==1.16.0
+Without it, only our own figures are printed.
 
 Every contestant reads the same JSONL file, renders it in Qwen3's format, and ends with all datums (TRL: all token ids
-and masks) in memory. The rounds are interleaved; what counts is the ratio of medians within one run. CPU seconds
+and labels) in memory. The rounds are interleaved; what counts is the ratio of medians within one run. CPU seconds
 include child processes and say more than wall seconds on a machine that does other things as well.
+
+At the end the embedded engine trains the small base of the recipes, and the share of its steps that went into waiting
+for data is printed.
 """
 
 from __future__ import annotations
@@ -24,20 +28,38 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from tinkerloop.data import conversation_datums, load_conversations, render_files
+from tinkerloop import connect
+from tinkerloop.callbacks import Timing
+from tinkerloop.data import (
+    Conversation,
+    batches,
+    conversation_datums,
+    conversation_to_datum,
+    load_conversations,
+    prefetch,
+    render_files,
+    stream,
+    stream_conversations,
+)
+from tinkerloop.loop import Loop
 from tinkerloop.renderers import get_renderer
-from tinkerloop.tokenizers import get_tokenizer
+from tinkerloop.tokenizers import encoder_of, get_tokenizer
 
+RECIPES = Path(__file__).parents[1] / "recipes"
+OURS, COOKBOOK = "ours, one process", "tinker-cookbook, one renderer for all rows"
+FEW = 20  # rows for who needs half a second for each
 MAX_LENGTH = 4096
 
 
 def make_file(path: Path, rows: int, seed: int = 0) -> None:
     """Conversations of six messages and about 700 tokens, of words that are never the same sentence twice."""
     rng = random.Random(f"{seed}/benchmark")
-    vocabulary = Path(__file__).parents[1].joinpath("recipes", "words.txt").read_text().split()
+    vocabulary = (RECIPES / "words.txt").read_text().split()
 
     def sentence() -> str:
         return " ".join(rng.choices(vocabulary, k=rng.randint(8, 16))).capitalize() + rng.choice(".?!")
@@ -51,8 +73,22 @@ def make_file(path: Path, rows: int, seed: int = 0) -> None:
             file.write(json.dumps({"messages": messages}) + "\n")
 
 
-def contestants(args: argparse.Namespace, path: Path, cache: Path) -> dict[str, Callable[[], Any]]:
-    """Name -> what it does in one round; each returns its token ids for the comparison."""
+@dataclass
+class Contestant:
+    """What one round does, on how many rows, and the seconds (wall, CPU) that a row took in each round."""
+
+    run: Callable[[], Any]
+    rows: int
+    seconds: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def wall_and_cpu(self) -> tuple[float, float]:
+        wall, cpu = zip(*self.seconds, strict=True)
+        return statistics.median(wall), statistics.median(cpu)
+
+
+def contestants(args: argparse.Namespace, path: Path, few: Path, cache: Path) -> dict[str, Contestant]:
+    """Each by its name; those whose datums can be compared return them."""
     tokenizer = get_tokenizer(args.tokenizer)
     renderer = get_renderer("qwen3_instruct", tokenizer)
     core = tokenizer.backend_tokenizer
@@ -71,22 +107,24 @@ def contestants(args: argparse.Namespace, path: Path, cache: Path) -> dict[str, 
     def ours_cached() -> Any:
         return list(render_files(path, renderer, MAX_LENGTH, cache=cache))
 
-    found: dict[str, Callable[[], Any]] = {
-        "raw encode (Hugging Face)": raw,
-        "ours, one process": ours,
-        "ours, two workers, into a cache": ours_parallel,
-        "ours, from the cache": ours_cached,
+    found = {
+        "raw encode, Hugging Face": Contestant(raw, args.rows),
+        OURS: Contestant(ours, args.rows),
+        "ours, two workers, into a cache": Contestant(ours_parallel, args.rows),
+        "ours, from the cache": Contestant(ours_cached, args.rows),
     }
-    if args.cookbook:
-        found["tinker-cookbook"] = cookbook(args, path)
-    if args.trl:
-        found["TRL"] = trl(tokenizer, path)
+    if args.peers:
+        sys.path.append(args.peers)
+        found[COOKBOOK] = Contestant(cookbook(args, path, one_renderer=True), args.rows)
+        found["tinker-cookbook as it is"] = Contestant(cookbook(args, few, one_renderer=False), FEW)
+        found["TRL"] = Contestant(trl(tokenizer, path), args.rows)
     return found
 
 
-def cookbook(args: argparse.Namespace, path: Path) -> Callable[[], Any]:
-    sys.path.append(args.cookbook)
-    from tinker_cookbook.renderers import TrainOnWhat  # pyright: ignore[reportMissingImports]
+def cookbook(args: argparse.Namespace, path: Path, *, one_renderer: bool) -> Callable[[], Any]:
+    """As it is, the builder of 0.6.1 makes a renderer, and with it a copy of the tokenizer, for every row: it is also
+    measured with that mended."""
+    from tinker_cookbook import renderers  # pyright: ignore[reportMissingImports]
     from tinker_cookbook.supervised.data import FromConversationFileBuilder  # pyright: ignore[reportMissingImports]
     from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig  # pyright: ignore[reportMissingImports]
 
@@ -94,29 +132,68 @@ def cookbook(args: argparse.Namespace, path: Path) -> Callable[[], Any]:
         model_name_for_tokenizer=args.tokenizer,
         renderer_name="qwen3_instruct",
         max_length=MAX_LENGTH,
-        batch_size=50,
-        train_on_what=TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+        batch_size=FEW,
+        train_on_what=renderers.TrainOnWhat.ALL_ASSISTANT_MESSAGES,
     )
 
     def build() -> Any:
-        dataset, _ = FromConversationFileBuilder(common_config=common, file_path=str(path), shuffle_seed=None)()
+        dataset, _ = builder()
         return [datum for index in range(len(dataset)) for datum in dataset.get_batch(index)]
 
-    return build
+    def build_with_one_renderer() -> Any:
+        with mock.patch.object(FromConversationFileBuilder, "renderer", builder.renderer):
+            return build()
+
+    builder = FromConversationFileBuilder(common_config=common, file_path=str(path), shuffle_seed=None)
+    return build_with_one_renderer if one_renderer else build
 
 
-def trl(tokenizer: Any, path: Path) -> Callable[[], Any]:
+def trl(tokenizer: Any, path: Path) -> Callable[[], None]:
+    """TRL's own preparation, in one process as by default, without its trainer's model. Its template for training puts
+    empty thoughts before every reply, so its tokens are a few more than ours."""
     import datasets
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+    from trl.chat_template_utils import get_training_chat_template  # pyright: ignore[reportMissingImports]
 
-    def prepare() -> Any:
-        datasets.disable_caching()
-        rows = datasets.load_dataset("json", data_files=str(path), split="train")
-        trainer = object.__new__(SFTTrainer)  # its preparation alone, without a model
-        config = SFTConfig(max_length=MAX_LENGTH, assistant_only_loss=True, report_to=[])
-        return trainer._prepare_dataset(rows, tokenizer, config, False, None, "train")
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
+    config = SFTConfig(max_length=MAX_LENGTH, assistant_only_loss=True, report_to=[], use_cpu=True, bf16=False)
+    trainer = object.__new__(SFTTrainer)
+    trainer._tokenizer, trainer.completion_only_loss = tokenizer, False
+    trainer.chat_template = get_training_chat_template(tokenizer)
+
+    def prepare() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=folder)
+            prepared = trainer._prepare_dataset(rows, tokenizer, config, False, None, "train")
+            prepared["input_ids"][:], prepared["labels"][:]
 
     return prepare
+
+
+def waiting(cache: Path) -> dict[str, str]:
+    """Share of training time in which the loop waited for data: the recipes' base on their data, batches of 32."""
+    client = connect("local").create_lora_training_client(base_model=str(RECIPES / "base"), rank=32)
+    renderer = get_renderer("qwen3_instruct", get_tokenizer(str(RECIPES / "base")))
+    path = RECIPES / "data" / "pig_latin_train.jsonl"
+
+    def rendered(conversation: Conversation) -> Any:
+        return conversation_to_datum(conversation.messages, renderer)
+
+    stored = render_files(path, renderer, cache=cache)
+    sources = {
+        "from the cache": batches(stored, 32, epochs=None, shuffle=0),
+        "from the cache, ahead on a thread": prefetch(batches(stored, 32, epochs=None, shuffle=0)),
+        "streamed and rendered, ahead on a thread": prefetch(
+            stream(stream_conversations(path), 32, epochs=None, shuffle=0, map_fn=rendered)
+        ),
+    }
+    shares = {}
+    for name, source in sources.items():
+        timing = Timing()
+        Loop(client, source, steps=30, callbacks=[timing]).run()
+        shares[name] = f"{timing.totals['data'] / timing.totals['total']:.2%} of {timing.totals['total'] / 30:.2f} s"
+    return shares
 
 
 def cpu_seconds() -> float:
@@ -124,48 +201,49 @@ def cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
+def measure(runs: dict[str, Contestant], rounds: int) -> dict[str, list[list[int]]]:
+    """Run all in turn; the token ids of those that return datums."""
+    ids: dict[str, list[list[int]]] = {}
+    for _ in range(rounds):
+        for name, contestant in runs.items():
+            wall, cpu = time.perf_counter(), cpu_seconds()
+            made = contestant.run()
+            spent = time.perf_counter() - wall, cpu_seconds() - cpu
+            contestant.seconds.append((spent[0] / contestant.rows, spent[1] / contestant.rows))
+            if made is not None and name not in ids:
+                ids[name] = [datum.model_input.to_ints() for datum in made]
+    return ids
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Conversations in a file to datums: rows a second.")
     parser.add_argument("--tokenizer", required=True, help="a folder or name with a Qwen3 tokenizer")
-    parser.add_argument("--cookbook", help="a folder that holds tinker-cookbook")
-    parser.add_argument("--trl", action="store_true", help="also measure TRL's preparation")
-    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--peers", help="a folder that holds tinker-cookbook and trl")
+    parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # a peer that warns once a row would pay for the printing
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "conversations.jsonl"
+        path, few = Path(folder) / "conversations.jsonl", Path(folder) / "few.jsonl"
         make_file(path, args.rows)
-        runs = contestants(args, path, Path(folder) / "cache")
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-        ids: dict[str, list[list[int]]] = {}
-        for _ in range(args.rounds):
-            for name, run in runs.items():
-                wall, cpu = time.perf_counter(), cpu_seconds()
-                made = run()
-                times[name].append((time.perf_counter() - wall, cpu_seconds() - cpu))
-                if made is not None and name not in ids and name != "TRL":
-                    ids[name] = [datum.model_input.to_ints() for datum in made]
-    tokens = sum(map(len, ids["ours, one process"]))
-    print(
-        f"{args.rows} conversations, {tokens / args.rows:.0f} tokens each, {os.cpu_count()} cores, {args.rounds} rounds"
-    )
-    print(f"encoder: {get_encoder_name(args.tokenizer)}; load average {os.getloadavg()[0]:.1f}")
+        make_file(few, FEW)
+        runs = contestants(args, path, few, Path(folder) / "cache")
+        ids = measure(runs, args.rounds)
+        shares = waiting(Path(folder) / "waiting")
     for name, other in ids.items():
-        assert other == ids["ours, one process"], f"{name} made other tokens"
-    base = "tinker-cookbook" if args.cookbook else "raw encode (Hugging Face)"
-    base_wall, base_cpu = (statistics.median(column) for column in zip(*times[base], strict=True))
-    print(f"\n| | rows/s | x {base} | rows per CPU second | x |\n|---|---|---|---|---|")
-    for name, rounds in times.items():
-        wall, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
-        per = f"{args.rows / wall:,.0f} | {base_wall / wall:.1f} | {args.rows / cpu:,.0f} | {base_cpu / cpu:.1f}"
-        print(f"| {name} | {per} |")
-
-
-def get_encoder_name(tokenizer: str) -> str:
-    from tinkerloop.tokenizers import encoder_of
-
-    return encoder_of(get_tokenizer(tokenizer)).name
+        assert other == ids[OURS][: len(other)], f"{name} made other tokens"
+    tokens = sum(map(len, ids[OURS])) / args.rows
+    encoder = encoder_of(get_tokenizer(args.tokenizer)).name
+    print(f"{args.rows} conversations of {tokens:.0f} tokens, {os.cpu_count()} cores, {args.rounds} rounds, {encoder}")
+    base = COOKBOOK if args.peers else "raw encode, Hugging Face"
+    base_wall, base_cpu = runs[base].wall_and_cpu
+    print(f"\n| | rows/s | x {base} | rows per CPU second | x |\n|---|---:|---:|---:|---:|")
+    for name, contestant in runs.items():
+        wall, cpu = contestant.wall_and_cpu
+        print(f"| {name} | {1 / wall:,.0f} | {base_wall / wall:.2f} | {1 / cpu:,.0f} | {base_cpu / cpu:.2f} |")
+    print("\nwaiting for data, of a step on the embedded engine:")
+    for name, share in shares.items():
+        print(f"  {name}: {share}")
 
 
 if __name__ == "__main__":

@@ -45,8 +45,9 @@ class DatumStore(Sequence["tinker.Datum"]):
 
     def __init__(self, folder: PathLike):
         self.folder = Path(folder)
+        # Plain views: slicing a memmap costs as much as reading the slice.
         self._tokens, self._weights, self._ends = (
-            np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ("tokens", "weights", "ends")
+            np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r")) for name in ("tokens", "weights", "ends")
         )
         about = json.loads((self.folder / "about.json").read_text())
         skipped = [Skipped(**row) for row in about["skipped"]]
@@ -62,12 +63,14 @@ class DatumStore(Sequence["tinker.Datum"]):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         start, end = (0 if index == 0 else self._ends[index - 1]), self._ends[index]
-        tokens = np.asarray(self._tokens[start:end])  # (N,)
+        tokens, weights = self._tokens[start:end], self._weights[start:end]  # (N,) each
+        # What was checked when it was written is not validated token by token again.
+        chunk = tinker.EncodedTextChunk.model_construct(tokens=tokens[:-1].tolist())
         return tinker.Datum(
-            model_input=tinker.ModelInput.from_ints(tokens[:-1].tolist()),
+            model_input=tinker.ModelInput(chunks=[chunk]),
             loss_fn_inputs={
                 "target_tokens": tinker.TensorData.from_numpy(tokens[1:].astype(np.int64)),
-                "weights": tinker.TensorData.from_numpy(np.array(self._weights[start + 1 : end])),
+                "weights": tinker.TensorData.from_numpy(weights[1:].copy()),
             },
         )
 
