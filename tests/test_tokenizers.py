@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.renderers.chats import CONTROL, everyones_tokenizer
 from tinkerloop import encoders
 from tinkerloop.encoders import ENGINES, FastEncoder, HuggingFaceEncoder, encoder_of
+from tinkerloop.errors import TinkerloopError
 from tinkerloop.tokenizer_utils import get_tokenizer as same_get_tokenizer
 from tinkerloop.tokenizers import get_tokenizer
 
@@ -63,3 +64,8 @@ def test_tiny_is_built_in_and_the_cookbooks_path_finds_the_same_function() -> No
     assert get_tokenizer("tiny") is get_tokenizer("tiny")
     assert get_tokenizer("tiny").encode("A") == [65]
     assert same_get_tokenizer is get_tokenizer
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(TinkerloopError, match=f"cannot load the tokenizer of '{tmp_path}': "):
+        get_tokenizer(tmp_path)

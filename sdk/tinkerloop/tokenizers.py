@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinkerloop.encoders import Encoder, encoder_of
+from tinkerloop.errors import TinkerloopError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,8 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
 
     Code that comes with a model is never run: a tokenizer that needs it is refused by transformers. A suffix after
     a colon (`"Qwen/Qwen3-8B:peft"`) names a service's variant of the model and is not part of the tokenizer's name.
+
+    Raises TinkerloopError when it cannot be loaded.
     """
     name = str(name)
     if name in ("tiny", "tiny-vl"):
@@ -31,4 +34,8 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     is_folder = Path(name).is_dir()
-    return AutoTokenizer.from_pretrained(name if is_folder else name.partition(":")[0], trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(name if is_folder else name.partition(":")[0], trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        where = "" if is_folder else " (no such folder here, so looked for on the hub)"
+        raise TinkerloopError(f"cannot load the tokenizer of {name!r}{where}: {error}") from error

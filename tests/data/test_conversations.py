@@ -99,6 +99,17 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
     assert [c.line for c in load_conversations(path)] == [1, 3]
 
 
+def test_a_data_set_by_name_gives_the_conversations_that_went_into_it(monkeypatch):
+    """The hub is out of reach here; a table in memory stands for what is loaded from it."""
+    rows = [ROWS[0], ROWS[2]]  # a column cannot hold both text and parts
+    table = datasets.Dataset.from_list(rows)
+    assert table[0]["messages"][0]["tool_calls"] is None
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: table)
+    conversations = load_conversations("owner/name", split="test")
+    assert [c.messages for c in conversations] == [check_messages(row["messages"]) for row in rows]
+    assert (conversations[1].path, conversations[1].line) == ("owner/name[test]", 2)
+
+
 @pytest.mark.parametrize(
     "adapter, row",
     [

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import datasets
 import pytest
 
 from tinkerloop.data import Conversation, check_messages, conversation_datums, conversation_to_datum, load_conversations
@@ -44,6 +45,19 @@ def test_declared_tools_reach_the_renderer(renderer):
     assert b'"add"' in bytes(t for t in with_tools.model_input.to_ints() if t < 256)
     assert len(with_tools.model_input.to_ints()) > len(without.model_input.to_ints())
     assert conversation_to_datum([USER, REPLY], renderer, tools=tools).model_input == with_tools.model_input
+
+
+def test_nulls_that_a_table_put_in_are_not_trained_on(renderer):
+    def call(**arguments):
+        function = {"name": "f", "arguments": arguments}
+        return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+
+    rows = [[USER, call(city="Oslo")], [USER, call(unit="C")]]
+    table = datasets.Dataset.from_list([{"messages": row} for row in rows])
+    assert "unit" in table[0]["messages"][1]["tool_calls"][0]["function"]["arguments"]
+    assert [conversation_to_datum(row["messages"], renderer).model_input for row in table] == [
+        conversation_to_datum(row, renderer).model_input for row in rows
+    ]
 
 
 def test_a_conversation_over_max_length_is_an_error_a_counted_skip_or_shortened(renderer):

@@ -106,6 +106,11 @@ def test_a_cursor_of_other_stored_rows_is_refused(tmp_path, path, renderer):
         batches(changed, 2).seek(cursor)
 
 
+def test_a_data_set_by_name_is_not_cached_and_says_so(tmp_path, renderer):
+    with pytest.raises(DataError, match=r"owner/name: only files are cached.*leave out the cache"):
+        render_files("owner/name", renderer, cache=tmp_path / "cache")
+
+
 def test_a_missing_file_is_an_error_before_anything_is_made(tmp_path, renderer):
     with pytest.raises(DataError, match="no such file"):
         render_files(tmp_path / "missing.jsonl", renderer, cache=tmp_path / "cache")

@@ -173,6 +173,36 @@ def test_bad_data_ends_a_run_before_it_starts(make):
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    "option", ["num_epochs", "max_steps", "batch_size", "gradient_accumulation_steps", "ttl_seconds"]
+)
+def test_a_count_that_must_be_positive_is_refused_with_its_name(make, option):
+    with pytest.raises(PlanError, match=f"{option} must be at least 1, got 0"):
+        make(**{option: 0})
+
+
+def test_a_cadence_may_be_0_and_nothing_less(make):
+    make(eval_every=0, save_every=0)
+    with pytest.raises(PlanError, match="eval_every must be at least 0, got -1"):
+        make(eval_every=-1)
+
+
+@pytest.mark.parametrize("built", [None, [1, 2], (1, 2, 3)])
+def test_a_builder_that_returns_something_else_is_told_what_to_return(make, built):
+    with pytest.raises(DataError, match=r"must return \(training data, test data or None\)"):
+        run(make(dataset_builder=lambda: built))
+
+
+def test_workers_without_a_cache_are_refused(make):
+    with pytest.raises(DataError, match="workers=2 render into a cache, and there is none; set cache"):
+        chz.replace(make().dataset_builder, workers=2)()
+
+
+def test_the_rows_of_a_file_are_said_also_when_all_are_used(make, capsys):
+    make().dataset_builder()
+    assert "conversations.jsonl: 24 rows, all used" in capsys.readouterr().err
+
+
 def test_changed_data_are_noticed_on_resume(make):
     run(make(max_steps=2))
     path = Path("conversations.jsonl")

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from tinkerloop.data.adapters import Adapter, get_adapter, suggest_adapter
-from tinkerloop.data.files import FileSource, PathLike, RawRow
+from tinkerloop.data.files import FileSource, PathLike, RawRow, without_nulls
 from tinkerloop.data.messages import KEYS, check_messages, check_tools
 from tinkerloop.errors import DataError
 
@@ -194,13 +194,15 @@ def parse_conversation(
 
 
 def _raw_rows(path: Any, split: str) -> Iterator[RawRow]:
-    if isinstance(path, str) and _is_hub_name(path):
+    if is_hub_name(path):
         return _hub_rows(path, split)
     return (row for row in FileSource(path, lambda raw: raw))
 
 
-def _is_hub_name(path: str) -> bool:
+def is_hub_name(path: Any) -> bool:
     """`owner/name` that is no file here; a name with a suffix or a wildcard is meant as a file."""
+    if not isinstance(path, str):
+        return False
     owner, slash, name = path.partition("/")
     is_name = bool(slash and owner and name) and "/" not in name and owner not in (".", "..", "~")
     return is_name and not os.path.exists(path) and not any(c in path for c in "*?[") and not _has_suffix(name)
@@ -228,7 +230,7 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
             remedy=f"looked in {os.getcwd()} and on the hub",
         ) from error
     for number, row in enumerate(rows, start=1):  # type: ignore[arg-type]
-        yield RawRow(f"{name}[{split}]", number, row)
+        yield RawRow(f"{name}[{split}]", number, without_nulls(row))
 
 
 def _no_messages(row: dict[str, Any]) -> DataError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tinkerloop.data.conversations import Conversation, OnBad, Report
+from tinkerloop.data.files import without_nulls
 from tinkerloop.data.messages import check_messages, check_tools
 from tinkerloop.errors import DataError, DatumError, ImageError, RenderError, ZeroWeightError
 
@@ -40,10 +41,16 @@ def conversation_to_datum(
 ) -> tinker.Datum:
     """One conversation -> one datum, shortened at its end to `max_length` tokens.
 
+    A null in a message or a tool, however deep, counts as absent: a table, such as a Hugging Face dataset, holds every
+    field in every row. (Tool arguments that really hold a null are written as a JSON string.)
+
     Raises DataError for messages that are no conversation, RenderError and DatumError for those that cannot be
     rendered or trained on.
     """
-    conversation = Conversation(check_messages(list(messages), train=False), check_tools(tools))
+    conversation = Conversation(
+        check_messages([without_nulls(message) for message in messages], train=False),
+        check_tools(None if tools is None else without_nulls(list(tools))),
+    )
     return _example(conversation, renderer, train_on_what).to_datum(max_length=max_length)
 
 

@@ -249,17 +249,18 @@ def _read_parquet(path: str, row: int, offset: int) -> Iterator[tuple[int, int, 
                 for value in batch.to_pylist():
                     number += 1
                     if number > row:
-                        # Parquet stores every field of a nested type in every row: null means that it is absent.
-                        yield number, 0, _without_nulls(value)
+                        yield number, 0, without_nulls(value)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"cannot be read: {error}", path=path, remedy="is it parquet, and complete?") from error
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """A row of a table as it was before it became one: columns hold every field of a nested type in every row, so a
+    null, however deep, means that the field is absent."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value
 
 

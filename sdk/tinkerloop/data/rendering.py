@@ -28,7 +28,7 @@ import numpy as np
 
 from tinkerloop._lazy import tinker
 from tinkerloop.data.adapters import get_adapter
-from tinkerloop.data.conversations import OnBad, Report, Skipped, parse_conversation
+from tinkerloop.data.conversations import OnBad, Report, Skipped, is_hub_name, parse_conversation
 from tinkerloop.data.datums import OnLong, TooLong, check_choices, render_conversation
 from tinkerloop.data.files import FileSource, PathLike, RawRow, find_files
 from tinkerloop.errors import DataError
@@ -90,12 +90,15 @@ def render_files(
     """The datums of text conversations in files; see `load_conversations` and `conversation_datums` for the options.
 
     cache: the folder of entries; one that fits is opened, else it is made.
-    workers: processes that render; 0 renders in this one. A script that uses them needs `if __name__ == "__main__":`.
+    workers: processes that render; 0 renders in this one. They take seconds to start, which pays from some ten
+        thousand conversations on. A script that uses them needs `if __name__ == "__main__":`.
 
     Raises DataError as those two do, and leaves no entry behind; also for images, which the arrays cannot hold.
     """
     check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
     get_adapter(adapter)
+    if is_hub_name(path):
+        raise DataError("only files are cached, not a data set by name", path=path, remedy="leave out the cache")
     files = find_files(path)
     job = _Job(renderer, max_length, str(train_on_what), adapter, on_long)
     name = _entry_name(files, job, on_bad)

@@ -66,7 +66,7 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
     def batches(self, *, epochs: int | None = 1, batch_size: int | None = None, seed: int | None = 0) -> RowBatches:
         return RowBatches(
             self.rows,
-            batch_size or self.batch_size,
+            self.batch_size if batch_size is None else batch_size,
             epochs=epochs,
             shuffle=seed,
             map_fn=self._map_fn,
@@ -113,7 +113,7 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
     def batches(self, *, epochs: int | None = 1, batch_size: int | None = None, seed: int | None = 0) -> StreamBatches:
         return stream(
             self.source,
-            batch_size or self.batch_size,
+            self.batch_size if batch_size is None else batch_size,
             epochs=epochs,
             shuffle=seed if self.buffer_size > 1 else None,
             buffer_size=max(self.buffer_size, 1),
@@ -155,7 +155,8 @@ class InterleavedDataset(SupervisedDataset):
             for number, (name, part) in enumerate(self.parts.items())
         }
         length = None if epochs is None else epochs * self.length
-        return mix(parts, self.weights, batch_size or self.batch_size, length=length)
+        size = self.batch_size if batch_size is None else batch_size
+        return mix(parts, self.weights, size, length=length)
 
     def __len__(self) -> int:
         return len(self.batches())
@@ -199,14 +200,13 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
     drop_last: bool = chz.field(default=False, doc="Leave out the last batch of an epoch when it is not full.")
 
     cache: str | None = chz.field(default=None, doc="A folder that keeps what was rendered, for later runs.")
-    workers: int = chz.field(default=0, doc="Processes that render, with a cache; 0: this one.")
+    workers: int = chz.field(default=0, doc="Processes that render into the cache; 0: this one.")
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         """All are rendered now: a conversation that cannot be trained on is found before training starts."""
         datums = self._datums()
-        if datums.report.skipped or datums.truncated or datums.report.ignored_keys:
-            cut = f"{datums.truncated:,} cut to {self.common_config.max_length} tokens"
-            print(f"{self.file_path}: {datums.report}; {cut}", file=sys.stderr)
+        cut = f"; {datums.truncated:,} cut to {self.common_config.max_length} tokens" if datums.truncated else ""
+        print(f"{self.file_path}: {datums.report}{cut}", file=sys.stderr)
         if not self.test_size:
             return self._dataset(datums), None
         train, test = train_test_split(datums, self.test_size, seed=self.shuffle_seed, key=_said)
@@ -225,6 +225,8 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
                 workers=self.workers,
                 **options,  # type: ignore[arg-type]
             )
+        if self.workers:
+            raise DataError(f"workers={self.workers} render into a cache, and there is none", remedy="set cache")
         conversations = load_conversations(self.file_path, on_bad=self.on_bad, adapter=self.adapter)  # type: ignore[arg-type]
         return conversation_datums(
             conversations,

@@ -16,7 +16,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.callbacks import Checkpoint, Evaluate, GradientAccumulation, LRSchedule, Progress, StopOnNonFinite
 from tinkerloop.connection import connect
 from tinkerloop.data import Batches, prefetch
-from tinkerloop.errors import PlanError
+from tinkerloop.errors import DataError, PlanError
 from tinkerloop.loop import Callback, Loop, Record, Run, Summary, WandB, open_training_client
 from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.schedules import Schedule, constant, cosine, linear, warmup
@@ -83,16 +83,36 @@ class Config:
     wandb_project: str | None = chz.field(default=None, doc="Also log to this Weights & Biases project.")
     wandb_name: str | None = chz.field(default=None, doc="The run's name there.")
 
+    @chz.validate
+    def _counts(self) -> None:
+        for least, names in _LEAST.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and value < least:
+                    raise PlanError(f"{name} must be at least {least}, got {value}")
+
+
+_LEAST = {
+    0: "warmup_steps lora_rank eval_every infrequent_eval_every save_every rolling_save_every submit_ahead",
+    1: "num_epochs max_steps batch_size gradient_accumulation_steps ttl_seconds rolling_ttl_seconds",
+}
+
 
 async def main(config: Config) -> Summary:
     """Train as `config` says, or go on where `config.log_path` stands.
 
     Raises DataError, PlanError or CheckpointError before anything is trained, and whatever ends the run.
     """
-    train_data, test_data = config.dataset_builder()
+    built = config.dataset_builder()
+    if not isinstance(built, tuple) or len(built) != 2:
+        raise DataError(
+            f"dataset_builder must return (training data, test data or None), got a {type(built).__name__}",
+            remedy="without test data return (data, None)",
+        )
+    train_data, test_data = built
     batches = as_dataset(train_data).batches(epochs=config.num_epochs, batch_size=config.batch_size, seed=config.seed)
     steps = _steps(config, batches)
-    print(f"training data: {batches}; {steps or 'unknown'} steps", file=sys.stderr)
+    print(f"training data: {batches}; {'unknown' if steps is None else steps} steps", file=sys.stderr)
 
     with Run(config.log_path, config=_described(config)) as run:
         record = run.checkpoints.latest()

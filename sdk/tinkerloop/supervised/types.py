@@ -52,7 +52,8 @@ class SupervisedDataset:
             return _IndexedBatches(self, epochs)
         if type(self).__iter__ is SupervisedDataset.__iter__:
             raise DataError(f"{type(self).__name__} has neither get_batch nor __iter__", remedy="write one of them")
-        size = batch_size or self.batch_size or getattr(getattr(self, "config", None), "batch_size", None)
+        own = self.batch_size or getattr(getattr(self, "config", None), "batch_size", None)
+        size = own if batch_size is None else batch_size
         if size is None:
             raise DataError(
                 f"{type(self).__name__} yields datums and says no batch size",
