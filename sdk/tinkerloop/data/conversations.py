@@ -69,7 +69,7 @@ class Report:
     def _rows(self) -> str:
         total = self.used + len(self.skipped)
         if not self.skipped:
-            return f"{total:,} rows, all used"
+            return f"{total:,} rows, all used" if total else "there are no rows"
         kinds = Counter(row.problem for row in self.skipped).most_common(3)
         first = self.skipped[0]
         place = f" (first: {first.path}:{first.line})" if first.path else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tinkerloop.data.batches import Batches, Cursor, check_cursor
@@ -30,6 +30,15 @@ def mix(
     return MixedBatches(parts, weights, batch_size, until=until, length=length)
 
 
+def check_weights(parts: Iterable[str], weights: Mapping[str, float]) -> None:
+    """Refuse weights that are not one positive number for each part."""
+    if not weights or set(parts) != set(weights):
+        raise DataError(f"every part needs a weight: got parts {sorted(parts)}, weights {sorted(weights)}")
+    for name, weight in weights.items():
+        if not 0 < weight < float("inf"):
+            raise DataError(f"the weight of {name!r} must be positive, got {weight}")
+
+
 class MixedBatches:
     """The batches of `mix()`."""
 
@@ -42,11 +51,7 @@ class MixedBatches:
         until: str = "first",
         length: int | None = None,
     ):
-        if not parts or set(parts) != set(weights):
-            raise DataError(f"every part needs a weight: got parts {sorted(parts)}, weights {sorted(weights)}")
-        for name, weight in weights.items():
-            if not 0 < weight < float("inf"):
-                raise DataError(f"the weight of {name!r} must be positive, got {weight}")
+        check_weights(parts, weights)
         if batch_size < 1 or (length is not None and length < 1):
             raise DataError(f"batch_size and length must be at least 1, got {batch_size=} and {length=}")
         if until not in ("first", "all"):

@@ -90,8 +90,8 @@ def render_files(
     """The datums of text conversations in files; see `load_conversations` and `conversation_datums` for the options.
 
     cache: the folder of entries; one that fits is opened, else it is made.
-    workers: processes that render; 0 renders in this one. They take seconds to start, which pays from some ten
-        thousand conversations on. A script that uses them needs `if __name__ == "__main__":`.
+    workers: processes that render; 0 renders in this one. They take seconds to start, which pays from some tens of
+        thousands of conversations on. A script that uses them needs `if __name__ == "__main__":`.
 
     Raises DataError as those two do, and leaves no entry behind; also for images, which the arrays cannot hold.
     """

@@ -21,6 +21,7 @@ from tinkerloop.data import (
     stream,
     train_test_split,
 )
+from tinkerloop.data.mixing import check_weights
 from tinkerloop.errors import DataError
 from tinkerloop.supervised.types import ChatDatasetBuilder, SupervisedDataset, SupervisedDatasetBuilder
 
@@ -145,6 +146,7 @@ class InterleavedDataset(SupervisedDataset):
         *,
         length: int | None = None,
     ):
+        check_weights(parts, weights)
         self.parts, self.weights = dict(parts), dict(weights)
         self.batch_size: int = batch_size
         self.length = length or self._all_rows()

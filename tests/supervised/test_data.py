@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tinkerloop.errors import DataError
+from tinkerloop.supervised.data import FromConversationFileBuilder, InterleavedDataset, InterleavedDatasetBuilder
+from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDataset
+
+
+class Numbers(SupervisedDataset):
+    """Rows that only have to be told apart."""
+
+    batch_size = 1
+
+    def __init__(self, name, count):
+        self.rows = [f"{name}{i}" for i in range(count)]
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def mixture(**weights):
+    return InterleavedDataset({"a": Numbers("a", 30), "b": Numbers("b", 5)}, weights, batch_size=8)
+
+
+def test_every_mixed_batch_holds_its_share_and_an_epoch_every_row():
+    mixed = list(mixture(a=3, b=1).batches())
+    assert [sum(row.startswith("b") for row in batch) for batch in mixed] == [2] * 5
+    assert {row for batch in mixed for row in batch} == {*Numbers("a", 30), *Numbers("b", 5)}
+    assert len(mixture(a=3, b=1)) == 5
+
+
+def test_a_mixture_resumes_in_a_later_epoch():
+    whole = mixture(a=3, b=1).batches(epochs=3)
+    for _ in range(11):
+        next(whole)
+    resumed = mixture(a=3, b=1).batches(epochs=3)
+    resumed.seek(json.loads(json.dumps(whole.cursor)))
+    assert list(resumed) == list(whole) != []
+
+
+@pytest.mark.parametrize("weights", [{"a": 1}, {"a": 1, "b": 0}, {"a": 1, "b": 1, "c": 1}])
+def test_weights_that_do_not_fit_the_parts_are_refused(weights):
+    with pytest.raises(DataError, match=r"every part needs a weight|must be positive"):
+        mixture(**weights)
+
+
+def test_the_test_data_of_mixed_files_is_tested_one_after_another(conversations_file):
+    other = Path("other.jsonl")
+    other.write_text("".join(json.dumps({"instruction": f"Add {i}", "output": str(i)}) + "\n" for i in range(10)))
+    common = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer="tiny", renderer_name="qwen3_instruct", batch_size=4
+    )
+
+    def read(path, adapter):
+        return FromConversationFileBuilder(common_config=common, file_path=str(path), adapter=adapter, test_size=3)
+
+    builders = {"chats": read(conversations_file, "messages"), "sums": read(other, "alpaca")}
+    train, test = InterleavedDatasetBuilder(builders=builders, weights={"chats": 1, "sums": 1}, batch_size=4)()
+    assert [len(batch) for batch in test.batches(seed=None)] == [4, 2]
+    trained = {tuple(datum.model_input.to_ints()) for batch in train.batches() for datum in batch}
+    tested = {tuple(datum.model_input.to_ints()) for batch in test.batches(seed=None) for datum in batch}
+    assert (len(trained), len(tested), len(trained & tested)) == (21 + 7, 6, 0)
