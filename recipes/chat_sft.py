@@ -110,12 +110,12 @@ def main(config: Config) -> None:
 
     def exact_match(sampler: Any) -> dict[str, float]:
         replies = reply_to(sampler, renderer, questions, longest)
-        right = [
-            reply.strip() == text_of(one.messages[-1]).strip() for reply, one in zip(replies, questions, strict=True)
-        ]
-        return {"exact_match": sum(right) / len(right)}
+        expected = [text_of(one.messages[-1]).strip() for one in questions]
+        right = sum(reply.strip() == wanted for reply, wanted in zip(replies, expected, strict=True))
+        return {"exact_match": right / len(questions)}
 
-    with Run(config.run, config=chz.asdict(config), delete=deleter(service)) as run:
+    delete = service.create_rest_client().delete_checkpoint_from_tinker_path  # of checkpoints that are no longer kept
+    with Run(config.run, config=chz.asdict(config), delete=delete) as run:
         record = run.checkpoints.latest()
         if record and record.step >= config.steps:
             print(f"{config.run} is complete: {record.step} steps. Give steps= a larger number to train on.")
@@ -155,11 +155,6 @@ def show(
     for question, old, new in zip(questions, before, after, strict=True):
         print(f"\n  user    {text_of(question.messages[-2])}\n  before  {old!r}\n  after   {new!r}")
     print()
-
-
-def deleter(service: Any) -> Any:
-    """What deletes a checkpoint of this service, for those that are no longer kept."""
-    return service.create_rest_client().delete_checkpoint_from_tinker_path
 
 
 if __name__ == "__main__":

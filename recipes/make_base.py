@@ -24,7 +24,6 @@ and library versions give the same file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import string
@@ -32,12 +31,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import chz
 import torch
 
 from recipes.make_data import is_held_out, read_words
 from tinkerloop.local.tiny import tiny_model, tiny_tokenizer
 
-HERE = Path(__file__).parent
 ARCHITECTURE = {
     "hidden_size": 128,
     "intermediate_size": 384,
@@ -174,10 +173,22 @@ def make_batch(rng: random.Random, real: list[str], size: int, length: int) -> t
 # --- Training ---------------------------------------------------------------------------------------------------
 
 
-def train(args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
+@chz.chz
+class Config:
+    out: str = chz.field(default="recipes/base", doc="The folder to write.")
+    steps: int = chz.field(default=1000, doc="Optimizer steps.")
+    batch_size: int = chz.field(default=32, doc="Conversations in a step.")
+    length: int = chz.field(default=192, doc="Tokens of a conversation, at most.")
+    learning_rate: float = chz.field(default=4e-3, doc="The highest learning rate; warmed up, held, and brought down.")
+    seed: int = chz.field(default=0, doc="Of the weights and the conversations.")
+    threads: int = chz.field(default=2, doc="Threads of the processor.")
+    save_every: int = chz.field(default=0, doc="Also write the folder every so many steps; 0: only at the end.")
+
+
+def main(config: Config) -> None:
+    torch.set_num_threads(config.threads)
     real = sorted({w for words in read_words().values() for w in words if not is_held_out(w)})
-    model = tiny_model(args.seed, **ARCHITECTURE).train()
+    model = tiny_model(config.seed, **ARCHITECTURE).train()
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(0.5)
         for layer in model.model.layers:  # every layer starts as the identity
@@ -187,16 +198,16 @@ def train(args: argparse.Namespace) -> None:
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
     optimizers = [
-        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
     started = time.perf_counter()
-    for step in range(args.steps):
-        scale = min(1.0, (step + 1) / 50, max(0.02, (args.steps - step) / (0.3 * args.steps)))  # WSD
+    for step in range(config.steps):
+        scale = min(1.0, (step + 1) / 50, max(0.02, (config.steps - step) / (0.3 * config.steps)))  # WSD
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * scale
-        tokens, labels = make_batch(random.Random(f"{args.seed}/base/{step}"), real, args.batch, args.length)
+                group["lr"] = config.learning_rate * scale
+        tokens, labels = make_batch(random.Random(f"{config.seed}/base/{step}"), real, config.batch_size, config.length)
         logits = model(input_ids=tokens, use_cache=False).logits  # (B, T, V)
         chosen = labels[:, 1:] != -100
         loss = torch.nn.functional.cross_entropy(logits[:, :-1][chosen], labels[:, 1:][chosen])
@@ -205,13 +216,13 @@ def train(args: argparse.Namespace) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        if step % 50 == 0 or step + 1 == args.steps:
+        if step % 50 == 0 or step + 1 == config.steps:
             right = (logits[:, :-1].argmax(-1) == labels[:, 1:])[chosen].float().mean()
             seconds = time.perf_counter() - started
             print(f"step {step:5d}  loss {loss.item():.3f}  token accuracy {right:.3f}  {seconds:.0f} s", flush=True)
-        if args.save_every and (step + 1) % args.save_every == 0:
-            save(model, args.out)
-    save(model, args.out)
+        if config.save_every and (step + 1) % config.save_every == 0:
+            save(model, Path(config.out))
+    save(model, Path(config.out))
 
 
 def save(model: torch.nn.Module, folder: Path) -> None:
@@ -224,18 +235,5 @@ def save(model: torch.nn.Module, folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)  # written readable by its owner alone
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the small base model of the recipes.")
-    parser.add_argument("--out", type=Path, default=HERE / "base")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=32, help="conversations per step")
-    parser.add_argument("--length", type=int, default=192, help="tokens per conversation, at most")
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--save-every", type=int, default=0, help="also write the folder every so many steps")
-    train(parser.parse_args())
-
-
 if __name__ == "__main__":
-    main()
+    chz.nested_entrypoint(main, allow_hyphens=True)

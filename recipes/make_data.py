@@ -18,6 +18,7 @@ Held out twice over: no sentence of a test file occurs in the training file, and
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import re
@@ -128,4 +129,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Write the conversations of the main job; there is no option.").parse_args()
     main()

@@ -115,7 +115,8 @@ def test_pattern_3_a_builder_over_a_hugging_face_dataset():
     assert said(train_dataset.get_batch(0)) != in_order
 
 
-# Pattern 1, and the first complete example
+# Pattern 1, and the first complete example. As written the page gives nested_entrypoint the class; chz wants a function
+# of one annotated argument, and options written as name=value.
 
 
 @chz.chz
