@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from tinkerloop.data.conversations import Conversation, OnBad, Report
 from tinkerloop.data.files import without_nulls
 from tinkerloop.data.messages import check_messages, check_tools
@@ -28,7 +26,7 @@ class Datums(list["tinker.Datum"]):
     truncated: int = 0
     """How many were shortened."""
     fingerprint: str = ""
-    """A hash of all tokens: a cursor is refused when the rows, the renderer or the tokenizer have changed."""
+    """A hash of all target tokens: a cursor is refused when the rows, the renderer or the tokenizer have changed."""
 
 
 def conversation_to_datum(
@@ -75,10 +73,10 @@ def conversation_datums(
     datums, report, digest = Datums(), _copied(report), hashlib.blake2b(digest_size=8)
     for conversation in conversations:
         try:
-            example, datum, truncated = render_conversation(conversation, renderer, max_length, train_on_what, on_long)
+            datum, truncated = render_conversation(conversation, renderer, max_length, train_on_what, on_long)
             datums.append(datum)
             datums.truncated += truncated
-            digest.update(np.asarray(example.tokens, dtype=np.int32).tobytes())
+            digest.update(datum.loss_fn_inputs["target_tokens"].to_numpy())
         except DataError as error:
             if (on_long if isinstance(error, TooLong) else on_bad) == "error":
                 raise
@@ -96,14 +94,14 @@ def _copied(report: Report | None) -> Report:
 
 def render_conversation(
     conversation: Conversation, renderer: Renderer, max_length: int | None, train_on_what: Any, on_long: OnLong
-) -> tuple[Any, tinker.Datum, bool]:
-    """(rendered example, datum, whether it was shortened). Raises DataError with the conversation's place; `TooLong`
+) -> tuple[tinker.Datum, bool]:
+    """(datum, whether it was shortened). Raises DataError with the conversation's place; `TooLong`
     unless `on_long` is "truncate"."""
     example = _located(conversation, lambda: _example(conversation, renderer, train_on_what))
     too_long = max_length is not None and len(example) > max_length
     if too_long and on_long != "truncate":
         raise TooLong(len(example), max_length, conversation)
-    return example, _located(conversation, lambda: example.to_datum(max_length=max_length)), too_long
+    return _located(conversation, lambda: example.to_datum(max_length=max_length)), too_long
 
 
 def check_choices(**choices: tuple[str, Sequence[str]]) -> None:

@@ -148,16 +148,18 @@ class _Job:
     def _one(self, raw: RawRow, ignored: Counter[str]) -> _Row:
         try:
             conversation = parse_conversation(raw, get_adapter(self.adapter), ignored)
-            example, datum, truncated = render_conversation(
+            datum, truncated = render_conversation(
                 conversation, self.renderer, self.max_length, self.train_on_what, self.on_long
             )
-            if example.images:
+            first, *others = datum.model_input.chunks
+            if others or not isinstance(first, tinker.EncodedTextChunk):
                 raise DataError("a conversation with images cannot be cached", path=raw.path, line=raw.line)
         except DataError as error:  # a DataError with keyword arguments does not survive pickling
             where = (error.path if isinstance(error.path, str) else raw.path, error.line)
             return _Row(None, None, False, error.problem, error.remedy, *where, isinstance(error, TooLong))
-        length = datum.model_input.length + 1
-        return _Row(np.asarray(example.tokens[:length], np.int32), example.weights[:length], truncated)
+        targets, weights = (datum.loss_fn_inputs[name].to_numpy() for name in ("target_tokens", "weights"))  # (N - 1,)
+        tokens = np.concatenate(([first.tokens[0]], targets), dtype=np.int32)
+        return _Row(tokens, np.concatenate(([0], weights), dtype=np.float32), truncated)
 
 
 _job: _Job | None = None
