@@ -7,7 +7,7 @@
 A Blueprint is a configuration with values already filled in by a function, which may compute and check them first;
 the command line changes what it likes. The run starts from the value that `make_from_argv` returns.
 
-What you should see: test/nll falls from 4.5 to below 0.2, a minute or two on one core.
+What you should see: test/nll falls from 4.5 to below 0.1, a minute or two on one core.
 """
 
 import asyncio

@@ -8,7 +8,8 @@
 `file_path` is a file, a folder or a glob: JSONL (plain, gzip, zstd), JSON or parquet. A second source in another shape
 is mixed in: `share` of every batch, not only on average.
 
-What you should see: how many rows each source gave and which were skipped (file and line), then test/nll falling.
+What you should see: how many rows each source gave and which were skipped (file and line), then test/nll falling from
+4.5 to below 0.1, a minute or two on one core.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ The callback keeps the examples with the highest loss it has seen, logs the numb
 token stays below `good_enough` for ten steps. Its state is saved with every checkpoint: interrupt the run, start it
 again, and it goes on with the same list and the same count.
 
-What you should see: a table of the hardest conversations, and a run that ends before its last step.
+What you should see: a run that ends at about step 50 of 400, and a table of the hardest conversations.
 """
 
 from __future__ import annotations

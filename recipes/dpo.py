@@ -8,8 +8,8 @@ The loss is -log sigmoid(beta * ((log p(better) - log ref(better)) - (log p(wors
 model before training (Rafailov et al., "Direct Preference Optimization", 2023). The pairs here are made: the better
 reply is the word in capitals, the worse one repeats it as it was.
 
-What you should see: the better reply is the likelier one in 7 % of the unseen pairs before, and in all of them after 30
-steps, under a minute on one core.
+What you should see with seed 0: the better reply is the likelier one in 20 % of the unseen pairs before, and in all of
+them after 30 steps, seconds on one core.
 """
 
 from __future__ import annotations

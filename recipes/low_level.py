@@ -7,7 +7,8 @@
 Everything else in this project does what this page does, with the mistakes taken out: the shift by one, weights that
 miss the prompt, waiting for each answer before asking the next question.
 
-What you should see: the loss falls below 0.1 in 30 steps, and the model completes the sentence it was taught.
+What you should see: the loss falls from 10.4 to below 0.1 in 30 steps, and the model completes the sentence it was
+taught.
 """
 
 import chz

@@ -1,11 +1,12 @@
 """Reinforcement learning with a verifiable reward: groups of answers, centred rewards, importance sampling.
 
     python -m recipes.rl_arithmetic
-    python -m recipes.rl_arithmetic loss_fn=ppo steps=100
+    python -m recipes.rl_arithmetic loss_fn=ppo steps=200
     python -m recipes.rl_arithmetic --help
 
-What you should see: a supervised start leaves 75 % of the hundred sums right. The rewards alone bring the sampled
-answers from 0.45 to about 0.7, and the greedy ones to 88 %, in 60 steps: a minute on one core.
+What you should see with seed 0: a supervised start leaves 82 % of the hundred sums right. The rewards alone bring the
+greedy answers to 100 % in 100 steps, and the mean reward of the sampled ones from 0.64 (first ten steps) to 0.78 (last
+ten): about two minutes on one core.
 
 Each step samples `group_size` answers to each of `questions` questions from the current weights. An answer's advantage
 is its reward minus the mean of its group, so a group that is all right or all wrong teaches nothing and is left out.
@@ -33,8 +34,8 @@ class Config:
     model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
     renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
     service: str = chz.field(default="local", doc="local, tinker, or a URL.")
-    start_steps: int = chz.field(default=100, doc="Supervised steps before the first reward.")
-    steps: int = chz.field(default=60, doc="Steps of reinforcement learning.")
+    start_steps: int = chz.field(default=150, doc="Supervised steps before the first reward.")
+    steps: int = chz.field(default=100, doc="Steps of reinforcement learning.")
     questions: int = chz.field(default=16, doc="Questions in a step.")
     group_size: int = chz.field(default=8, doc="Answers sampled for each question.")
     loss_fn: str = chz.field(default="importance_sampling", doc="importance_sampling or ppo.")

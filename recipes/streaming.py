@@ -8,7 +8,7 @@ after one block of `buffer_size` rows, and a killed run resumes exactly where it
 Rows are shuffled block by block, so the position in the stream is three small numbers, and resuming reads one block
 again.
 
-What you should see: test/nll falling from the first step on.
+What you should see: test/nll falls from 4.7 to 0.33 in 50 steps, half a minute on one core.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
 import gzip
 import json
+import tracemalloc
 
 import datasets
 import pyarrow
@@ -237,6 +238,15 @@ def test_rows_are_grouped_by_a_key_when_one_is_given():
 def test_impossible_splits_are_refused(test):
     with pytest.raises(DataError):
         train_test_split([1, 2, 3, 4], test)
+
+
+def test_a_split_holds_a_hash_of_every_row_and_not_what_it_says():
+    tracemalloc.start()
+    train, test = train_test_split(range(2000), 0.1, key=lambda row: f"{row}" * 5000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(train), len(test)) == (1800, 200)
+    assert peak < 2_000_000  # what all rows say takes 30 MB
 
 
 def test_only_duplicates_cannot_be_split():

@@ -68,6 +68,16 @@ def test_rewards_train_a_policy():
     assert 0 <= after <= 1
 
 
+@pytest.mark.soak
+def test_rewards_and_preferences_bring_the_scores_that_the_recipes_state():
+    before, after = dpo.main(dpo.Config())
+    assert before < 0.3
+    assert after == 1.0
+    before, after = rl_arithmetic.main(rl_arithmetic.Config())
+    assert before < 0.9
+    assert after > 0.95
+
+
 def test_rewards_that_never_differ_are_an_error_and_not_an_endless_loop():
     with pytest.raises(RuntimeError, match="nothing can be learned from these rewards"):
         rl_arithmetic.main(rl_arithmetic.Config(model="tiny", start_steps=1, steps=1, questions=1, group_size=2))

@@ -44,13 +44,14 @@ def train_test_split(
     wanted = test if isinstance(test, int) else max(1, round(test * total))
     if wanted >= total:
         raise DataError(f"{wanted} of {total} rows for the test leave none to train on")
-    groups: dict[str, list[int]] = {}
+    groups: dict[bytes, list[int]] = {}
     for number in range(total):
-        groups.setdefault((key or _content)(rows[number]), []).append(number)
+        said = (key or _content)(rows[number])
+        groups.setdefault(hashlib.blake2b(f"{seed}/{said}".encode()).digest(), []).append(number)
     drawn: list[int] = []
-    for name in sorted(groups, key=lambda name: hashlib.blake2b(f"{seed}/{name}".encode()).digest()):
-        if len(drawn) + len(groups[name]) <= wanted:
-            drawn += groups[name]
+    for _, group in sorted(groups.items()):  # in the order of their hashes
+        if len(drawn) + len(group) <= wanted:
+            drawn += group
     if not drawn:
         raise DataError(
             f"every group of equal rows is larger than the {wanted} test rows wanted", remedy="remove duplicates"
