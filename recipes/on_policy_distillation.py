@@ -9,8 +9,9 @@ The student samples answers; the advantage of each of its tokens is log p_teache
 negative is the reverse KL divergence that training brings down (Agarwal et al., "On-Policy Distillation of Language
 Models", 2024). The student only ever learns from what it would say itself.
 
-What you should see: a teacher with 82 % of the sums right and a student with 53 %; the divergence between them falls
-from about 0.5 to about 0.25 per token in 40 steps, a few minutes on one core.
+What you should see with seed 0: a teacher with 82 % of the sums right and a student with 53 %, at the end with 61 %.
+The divergence between them falls from 0.50 per token (first ten steps) to 0.25 (last ten of 40), two minutes on one
+core.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def get_model_attributes(model_name: str) -> ModelAttributes:
     known = known_models()
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
     raise UnknownRendererError(
-        f"the model {model_name!r} is not known; did you mean {', '.join(near)}? "
+        f"the model {model_name!r} is neither a folder here nor known; did you mean {', '.join(near)}? "
         "A model with a chat template can always be used with the renderer 'template'"
     )
 

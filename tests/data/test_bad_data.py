@@ -3,12 +3,13 @@
 import gzip
 import json
 import re
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tinkerloop.data import load_conversations, stream, stream_conversations
+from tinkerloop.data import batches, load_conversations, stream, stream_conversations
 from tinkerloop.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
@@ -185,6 +186,19 @@ def test_a_missing_file_says_where_it_was_looked_for(path, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=f"{re.escape(path)}: no such file; looked in {tmp_path}"):
         load_conversations(path)
+
+
+def test_a_misspelt_file_names_the_nearest(tmp_path):
+    (tmp_path / "chats.jsonl").write_text(GOOD)
+    with pytest.raises(DataError, match=rf"did you mean {tmp_path}/chats\.jsonl\?"):
+        load_conversations(tmp_path / "chat.jsonl")
+
+
+@pytest.mark.parametrize("make", [batches, stream])
+@pytest.mark.parametrize("path", ["chats.jsonl", Path("chats.jsonl")])
+def test_a_path_is_not_taken_for_rows_of_characters(make, path):
+    with pytest.raises(DataError, match=r"is a path; read it: load_conversations\(path\)"):
+        make(path, 2)
 
 
 def test_a_folder_without_data_says_what_would_be_data(tmp_path):

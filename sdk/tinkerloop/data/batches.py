@@ -12,6 +12,7 @@ other data. `epochs` is a limit, never part of the position: a finished run is e
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -90,6 +91,7 @@ class RowBatches:
         drop_last: bool = False,
     ):
         check_batching(batch_size, epochs, shuffle, map_fn, flatmap_fn)
+        refuse_path(examples)
         self.examples, self.rows, self.batch_size = examples, len(examples), batch_size
         self.epochs, self.shuffle, self.drop_last = epochs, shuffle, drop_last
         self._map = RowMap(map_fn, flatmap_fn)
@@ -219,6 +221,15 @@ def check_batching(
         raise DataError(f"shuffle takes a seed or None, got {shuffle!r}", remedy="shuffle=0 is a seed like any other")
     if map_fn is not None and flatmap_fn is not None:
         raise DataError("map_fn and flatmap_fn exclude each other", remedy="give one of them")
+
+
+def refuse_path(rows: Any) -> None:
+    """A path is a sequence too, of characters; nobody means those."""
+    if isinstance(rows, str | bytes | os.PathLike):
+        raise DataError(
+            f"batches are made of rows, and {rows!r} is a path",
+            remedy="read it: load_conversations(path), or FileSource(path) and stream_conversations(path) for a stream",
+        )
 
 
 def check_cursor(cursor: Any, identity: Cursor, counters: Sequence[str]) -> list[int]:

@@ -6,6 +6,7 @@ read at all is always an error.
 
 from __future__ import annotations
 
+import difflib
 import glob
 import gzip
 import hashlib
@@ -64,11 +65,18 @@ def find_files(path: PathLike | Sequence[PathLike]) -> list[str]:
     elif files := sorted(f for f in glob.glob(path, recursive=True) if os.path.isfile(f)):
         pass
     else:
-        raise DataError("no such file", path=path, remedy=f"looked in {os.getcwd()}")
+        raise DataError("no such file", path=path, remedy=f"looked in {os.getcwd()}{_did_you_mean(path)}")
     for file in files:
         if not file.endswith(SUFFIXES):
             raise DataError("unknown kind of file", path=file, remedy=f"known kinds: {', '.join(SUFFIXES)}")
     return files
+
+
+def _did_you_mean(path: str) -> str:
+    folder, name = os.path.split(path)
+    there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    near = difflib.get_close_matches(name, there, n=1)
+    return f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
 
 
 class FileSource:

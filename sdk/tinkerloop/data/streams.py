@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from tinkerloop.data.batches import Cursor, RowMap, check_batching, check_cursor
+from tinkerloop.data.batches import Cursor, RowMap, check_batching, check_cursor, refuse_path
 from tinkerloop.data.permutation import shuffled_positions
 from tinkerloop.errors import DataError
 
@@ -223,6 +223,7 @@ class StreamBatches:
 
 def as_source(source: Any) -> Source:
     """The source behind what a user has: itself, a Hugging Face stream, a function, or any re-iterable."""
+    refuse_path(source)
     if hasattr(source, "open"):
         return source
     if hasattr(source, "state_dict") and hasattr(source, "load_state_dict"):
