@@ -17,6 +17,7 @@ from PIL import Image, ImageSequence
 
 from tinkerloop.errors import ImageError
 from tinkerloop.image_processing_utils import KIMI_K25, QWEN2_VL, QWEN3_VL, TINY_VL, as_image_processor
+from tinkerloop.image_writing import png
 from tinkerloop.images import MAX_BYTES, get_image_processor, image_chunk, open_image
 
 QWEN = "Qwen/Qwen3-VL-30B-A3B-Instruct"
@@ -223,6 +224,25 @@ def test_arrays_become_png_without_loss(array):
     np.testing.assert_array_equal(pixels_of(chunk), array.squeeze())
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.integers(0, 9))
+def test_png_files_are_whole_and_hold_the_pixels(width, height, channels, seed):
+    pixels = noise(width, height, channels, seed)
+    data = png(Image.fromarray(pixels))
+    Image.open(io.BytesIO(data)).verify()  # every checksum
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
+
+
+def test_jpeg_is_written_where_asked_for_and_files_still_pass_through():
+    chunk = image_chunk(noise(40, 30), model=QWEN, jpeg_quality=75)
+    assert (chunk.format, chunk.data) == ("jpeg", encoded(Image.fromarray(noise(40, 30)), "JPEG"))  # Pillow's own
+    file = encoded(picture(), "PNG")
+    assert image_chunk(file, model=QWEN, jpeg_quality=75).data == file
+    for quality in (0, 101):
+        with pytest.raises(ImageError, match=f"1 to 100, got {quality}"):
+            image_chunk(noise(40, 30), model=QWEN, jpeg_quality=quality)
+
+
 def test_numbers_of_other_types_mean_the_same_picture():
     expected = noise(20, 10)
     for array in (expected / 255.0, (expected / 255.0).astype(np.float32), expected.astype(np.uint16) << 8):
@@ -295,13 +315,13 @@ def test_of_an_animation_the_first_frame_is_taken(kind):
 
 def test_a_file_above_the_limit_is_scaled_to_what_the_model_sees_before_it_loses_anything():
     large = picture(size=(416, 320))
-    limit = len(encoded(large, "PNG", compress_level=1)) - 1
+    limit = len(png(large)) - 1
     chunk = image_chunk(encoded(large, "BMP"), processor=TINY_VL, max_bytes=limit)
     assert chunk.format == "jpeg"  # nothing to scale: it is below the model's maximum
     assert chunk.expected_tokens == TINY_VL.tokens(416, 320)
 
     larger = picture(size=(1200, 900))
-    chunk = image_chunk(larger, processor=TINY_VL, max_bytes=len(encoded(larger, "PNG", compress_level=1)) - 1)
+    chunk = image_chunk(larger, processor=TINY_VL, max_bytes=len(png(larger)) - 1)
     assert chunk.format == "png"
     assert Image.open(io.BytesIO(chunk.data)).size == TINY_VL.resized(1200, 900)
     assert chunk.expected_tokens == TINY_VL.tokens(1200, 900)

@@ -12,7 +12,8 @@ import binascii
 import io
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote_to_bytes
@@ -23,6 +24,7 @@ from PIL import Image, ImageFile, ImageOps
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import ImageError
 from tinkerloop.image_processing_utils import ImageProcessor, as_image_processor, get_image_processor
+from tinkerloop.image_writing import PNG_SIGNATURE, QUALITIES, fitting, jpeg, png
 
 if TYPE_CHECKING:
     from tinker.types import ImageChunk
@@ -37,9 +39,6 @@ MAX_PIXELS = 89_478_485
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What is opened at all: no format here runs other programs or follows references."""
 _ORIENTATION = 0x0112
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_LOSSLESS = {"format": "PNG", "compress_level": 1}
-_QUALITIES = (95, 85, 75)
 
 Fetch = Callable[[str], bytes]
 
@@ -50,6 +49,7 @@ def image_chunk(
     model: str | None = None,
     processor: Any = None,
     fetch: Fetch | None = None,
+    jpeg_quality: int | None = None,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageChunk:
@@ -60,7 +60,8 @@ def image_chunk(
     * transparency (RGBA, LA, a palette's or a colour's) is laid over white;
     * palettes, CMYK and other colour spaces become RGB; 16-bit samples keep their 8 highest bits;
     * a rotation in the EXIF data is applied; of an animation the first frame is taken;
-    * other file formats, arrays and PIL images are written as PNG, without loss; what came from a JPEG file, as JPEG;
+    * other file formats, arrays and PIL images are written as PNG, without loss; what came from a JPEG file, as JPEG
+      of quality 95; with `jpeg_quality` all of them as JPEG;
     * what is above `max_bytes` is scaled to the size the model sees, if that is smaller, and as a last resort written
       as JPEG of quality 95, 85 or 75.
 
@@ -71,6 +72,8 @@ def image_chunk(
         model: the model's name, to find its image processor.
         processor: the image processor, instead of `model`: one of ours, or a transformers one of a known kind.
         fetch: gets a URL's bytes. Without it nothing is ever fetched: rows of data decide what is opened.
+        jpeg_quality: 1 to 100. Write what is not passed through as a JPEG file of this quality, its colour at half the
+            resolution: with loss, but smaller and about ten times as fast as PNG.
         max_bytes: the largest file to send.
         max_pixels: the largest width x height to open; more is taken for a decompression bomb.
 
@@ -79,6 +82,8 @@ def image_chunk(
     """
     if processor is None and model is None:
         raise ImageError("give model= or processor=: the number of tokens depends on the model")
+    if jpeg_quality is not None and not 1 <= jpeg_quality <= 100:
+        raise ImageError(f"expected a jpeg_quality of 1 to 100, got {jpeg_quality}")
     rule = as_image_processor(processor) if processor is not None else get_image_processor(str(model))
     given = image if isinstance(image, tinker.types.ImageChunk) else None
     source = _read(given.data if given is not None else image, fetch)
@@ -89,14 +94,19 @@ def image_chunk(
         _check_complete(source)
         data, size = source, picture.size
     else:
-        lossy = picture.format in ("JPEG", "MPO")
-        data, size = _encode(_to_rgb(picture), lossy, rule, max_bytes)
+        if jpeg_quality is not None:
+            write = partial(jpeg, quality=jpeg_quality, subsampling=2)
+        elif picture.format in ("JPEG", "MPO"):
+            write = partial(jpeg, quality=QUALITIES[0])
+        else:
+            write = png
+        data, size = fitting(_to_rgb(picture), write, rule, max_bytes)
     tokens = rule.tokens(*size)
     if given is not None and given.expected_tokens not in (None, tokens):
         raise ImageError(
             f"the image chunk says {given.expected_tokens} tokens, but {size[0]} x {size[1]} pixels make {tokens}"
         )
-    kind: Literal["png", "jpeg"] = "png" if data.startswith(_PNG_SIGNATURE) else "jpeg"
+    kind: Literal["png", "jpeg"] = "png" if data.startswith(PNG_SIGNATURE) else "jpeg"
     return tinker.types.ImageChunk(data=data, format=kind, expected_tokens=tokens)
 
 
@@ -254,8 +264,8 @@ def _orientation(picture: Image.Image) -> int:
 
 def _check_complete(data: bytes) -> None:
     """Raise if a PNG or JPEG file ends early or (PNG) holds a damaged chunk."""
-    if data.startswith(_PNG_SIGNATURE):
-        at = len(_PNG_SIGNATURE)
+    if data.startswith(PNG_SIGNATURE):
+        at = len(PNG_SIGNATURE)
         while at + 12 <= len(data):
             end = at + 12 + int.from_bytes(data[at : at + 4], "big")
             if end > len(data):
@@ -311,31 +321,3 @@ def _from_wide(picture: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(f"expected 16-bit samples, got values from {values.min()} to {values.max()}")
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
-
-
-def _encode(picture: Image.Image, lossy: bool, rule: ImageProcessor, max_bytes: int) -> tuple[bytes, tuple[int, int]]:
-    """A file of at most `max_bytes`, with as little loss as that allows, and its (width, height)."""
-    smallest = 0
-    for candidate, options in _attempts(picture, lossy, rule):
-        buffer = io.BytesIO()
-        candidate.save(buffer, **options)
-        data = buffer.getvalue()
-        if len(data) <= max_bytes:
-            return data, candidate.size
-        smallest = min(smallest or len(data), len(data))
-    raise ImageError(
-        f"an image of {picture.width} x {picture.height} pixels takes {smallest} bytes, above max_bytes={max_bytes}: "
-        "make it smaller"
-    )
-
-
-def _attempts(picture: Image.Image, lossy: bool, rule: ImageProcessor) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
-    """(image, options of `save`), from the least loss to the most."""
-    best = {"format": "JPEG", "quality": _QUALITIES[0], "subsampling": 0} if lossy else dict(_LOSSLESS)
-    yield picture, best
-    width, height = rule.resized(*picture.size)
-    if width * height < picture.width * picture.height:
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)  # as the model's processor does
-        yield picture, best
-    for quality in _QUALITIES:
-        yield picture, {"format": "JPEG", "quality": quality, "subsampling": 0}
