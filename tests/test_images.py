@@ -18,7 +18,7 @@ from PIL import Image, ImageSequence
 from tinkerloop.errors import ImageError
 from tinkerloop.image_processing_utils import KIMI_K25, QWEN2_VL, QWEN3_VL, TINY_VL, as_image_processor
 from tinkerloop.image_writing import png
-from tinkerloop.images import MAX_BYTES, get_image_processor, image_chunk, open_image
+from tinkerloop.images import MAX_BYTES, get_image_processor, image_chunk, image_size, open_image
 
 QWEN = "Qwen/Qwen3-VL-30B-A3B-Instruct"
 side = st.integers(1, 8192) | st.integers(1, 64)
@@ -106,6 +106,16 @@ def test_the_count_of_a_file_is_the_grid_that_transformers_makes_of_its_pixels(w
 )
 def test_known_counts_of_qwen3_vl(size, tokens):
     assert get_image_processor(QWEN).tokens(*size) == tokens
+
+
+@pytest.mark.parametrize("kind, enough", [("PNG", 41), ("JPEG", 700)])
+def test_size_and_tokens_follow_from_the_header_alone(kind, enough):
+    head = encoded(picture(size=(300, 200)), kind)[:enough]
+    assert image_size(head) == (300, 200)
+    assert QWEN3_VL.tokens(*image_size(head)) == 70
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    assert image_size(encoded(picture(size=(300, 200)), kind, exif=exif)[: enough + 200]) == (200, 300)
 
 
 @pytest.mark.parametrize(
