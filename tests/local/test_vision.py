@@ -295,18 +295,22 @@ def test_micro_batches_do_not_change_the_result(tmp_path):
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
 
 
-def test_the_adapter_loads_in_peft_with_the_same_logprobs(shared, tmp_path):
+@pytest.mark.filterwarnings("error:Found missing adapter keys")  # it must be adapted where ours is, and only there
+@pytest.mark.parametrize("train_vision", [False, True])
+def test_the_adapter_loads_in_peft_with_the_same_logprobs(tmp_path, train_vision):
     from peft import PeftModel
 
-    client = shared.create_lora_training_client("tiny-vl", rank=4)
+    service = ServiceClient(root=tmp_path, device="cpu", train_vision=train_vision)
+    client = service.create_lora_training_client("tiny-vl", rank=4)
     nudge(client, DATA)
-    path = client.save_weights_for_sampler("adapter").result().path
-    folder = next(shared._engine.store.root.rglob(f"{path.rsplit('/', 1)[-1]}/adapter_model.safetensors")).parent
+    client.save_weights_for_sampler("adapter").result()
+    folder = next(tmp_path.rglob("adapter/adapter_model.safetensors")).parent
     model = PeftModel.from_pretrained(tiny_vl_model(), str(folder)).eval()
     chunks = LAYOUTS["several"]
     output = client.forward([datum_of(chunks)], "cross_entropy").result().loss_fn_outputs[0]["logprobs"].to_numpy()
     text = is_text(chunks)[1:]
     np.testing.assert_allclose(output[text], direct(model, chunks)[text], atol=1e-4)
+    service.close("success")
 
 
 # ---- other models

@@ -88,13 +88,13 @@ class Model:
     def peft_targets(self, spec: LoraSpec) -> dict[str, list[str]]:
         """PEFT's names for what `spec` adapts.
 
-        Linear layers by their last names where those mean exactly these layers, else by full name.
+        Linear layers by their last names where no other module has one of those (PEFT would adapt a convolution as
+        well), else by full name.
         """
         trained = self.trained_layers(spec)
         linears = [name for name, layer in trained.items() if isinstance(layer, LoRALinear)]
         leaves = {name.rsplit(".", 1)[-1] for name in linears}
-        all_linears = [name for name, module in self.module.named_modules() if isinstance(module, nn.Linear)]
-        exact = [name for name in all_linears if name.rsplit(".", 1)[-1] in leaves] == linears
+        exact = [name for name, _ in self.module.named_modules() if name.rsplit(".", 1)[-1] in leaves] == linears
         targets = {"target_modules": sorted(leaves) if exact else linears}
         stacked = [name for name, layer in trained.items() if isinstance(layer, ExpertWeights)]
         return {**targets, "target_parameters": stacked} if stacked else targets
