@@ -184,6 +184,16 @@ def test_a_local_folder_states_its_own_processor(tmp_path):
         get_image_processor(str(tmp_path))
 
 
+def test_kimi_states_its_processor_with_names_of_its_own(tmp_path):
+    config = {"patch_size": 14, "merge_kernel_size": 2, "in_patch_limit": 16_384, "patch_limit_on_one_side": 512}
+    config |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "fixed_output_tokens": None, "sample_fps": 2.0}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": config}))
+    assert get_image_processor(str(tmp_path)) == KIMI_K25
+    assert as_image_processor({"media_proc_cfg": config | {"in_patch_limit": 64}}).tokens(1000, 1000) == 16
+    with pytest.raises(ImageError, match="fixed_output_tokens"):
+        as_image_processor({"media_proc_cfg": config | {"fixed_output_tokens": 256}})
+
+
 # ---- what passes through
 
 
