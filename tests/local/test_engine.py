@@ -285,3 +285,21 @@ def test_trainer_sampler_and_peft_agree_on(architecture: str, service, datum, ad
             logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
         theirs = logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
         np.testing.assert_allclose(theirs.numpy(), lp, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_leaving_out_idle_positions_leaves_the_gradient(tmp_path, datum, adam, architecture):
+    folder = write_model(architecture, tmp_path / "model")
+    data = [datum(seed, 24, [0.0] * 14 + [1.0] * 10) for seed in range(3)]
+    gradients = []
+    for skip in (False, True):
+        service = ServiceClient(root=tmp_path, device="cpu", skip_zero_weight=skip)
+        client = service.create_lora_training_client(str(folder), rank=4)
+        client.forward_backward(data, "cross_entropy")
+        client.optim_step(adam(1e-2))  # B is zero before, and A's gradient with it
+        client.forward_backward(data, "cross_entropy")
+        gradients.append(client.apply(lambda state: state.gradient.clone()).result())
+        (run,) = service._engine.runs.values()
+        assert run.model.replicas[0]._last_block is not None
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4 * float(gradients[0].abs().max()))

@@ -89,8 +89,14 @@ def _score(replica: Replica, examples: Mapping[int, Example], work: Pass, scores
     members, device = list(examples.values()), replica.head.layer.weight.device
     batch = Batch.of([example.input for example in members], device)
     targets = Targets.of(members, device)
-    lp = _micro_batch(replica, batch, targets, work)
     inputs = _with_segments(targets.inputs, batch, work.loss)
+    active = _active(inputs, work.loss)
+    skip = work.skip_zero_weight and work.name == "cross_entropy"
+    if skip and not active.any():
+        lp = torch.full(targets.targets.shape, SKIPPED, device=device)
+    else:
+        with replica.only(active if skip else None):
+            lp = _micro_batch(replica, batch, targets.targets, inputs, active, skip, work)
     loss = work.loss.elementwise(lp, inputs, work.config)
     if work.name == "ppo":
         scores.sums.update(ppo_metrics(lp, inputs, work.config))
@@ -98,27 +104,35 @@ def _score(replica: Replica, examples: Mapping[int, Example], work: Pass, scores
     scores.losses.update(zip(examples, loss.cpu().split(batch.lengths), strict=True))
 
 
-def _micro_batch(replica: Replica, batch: Batch, targets: Targets, work: Pass) -> torch.Tensor:
-    """The log-probabilities (T, K) of a micro-batch; its gradients are added to the bound buffers."""
-    inputs = _with_segments(targets.inputs, batch, work.loss)
-    driver = work.loss.driver
-    if driver is None:
-        active = torch.ones(len(targets.targets), dtype=torch.bool, device=targets.targets.device)
-    else:
-        active = (inputs[driver] != 0).any(1)
+def _active(inputs: Mapping[str, torch.Tensor], loss: Loss) -> torch.Tensor:
+    """Where the loss depends on the log-probabilities, (T,)."""
+    if loss.driver is None:
+        some = next(iter(inputs.values()))
+        return torch.ones(len(some), dtype=torch.bool, device=some.device)
+    return (inputs[loss.driver] != 0).any(1)
+
+
+def _micro_batch(
+    replica: Replica,
+    batch: Batch,
+    targets: torch.Tensor,
+    inputs: Mapping[str, torch.Tensor],
+    active: torch.Tensor,
+    skip: bool,
+    work: Pass,
+) -> torch.Tensor:
+    """The log-probabilities of targets (T, K), with `skip` where `active` only; gradients go to the bound buffers."""
     active_rows, idle_rows = active.nonzero().flatten(), (~active).nonzero().flatten()
-    if work.skip_zero_weight and work.name == "cross_entropy":
-        idle_rows = idle_rows[:0]
-    lp = torch.full(targets.targets.shape, SKIPPED, device=targets.targets.device)
+    lp = torch.full(targets.shape, SKIPPED, device=targets.device)
     backward = work.backward and len(active_rows) > 0
     with torch.set_grad_enabled(backward):
         hidden = replica.hidden(batch)
     h = hidden.detach()
     with torch.no_grad():
-        if len(idle_rows):
-            lp[idle_rows] = replica.head.logprobs(h, targets.targets, idle_rows)
+        if len(idle_rows) and not skip:
+            lp[idle_rows] = replica.head.logprobs(h, targets, idle_rows)
         if not backward or work.loss.whole_datum:
-            lp[active_rows] = replica.head.logprobs(h, targets.targets, active_rows)
+            lp[active_rows] = replica.head.logprobs(h, targets, active_rows)
         if not backward:
             return lp
         if work.loss.whole_datum:
@@ -134,9 +148,7 @@ def _micro_batch(replica: Replica, batch: Batch, targets: Targets, work: Pass) -
 
         counts = [int(part.sum()) for part in active.split(batch.lengths)]
         grad_hidden = torch.zeros_like(h) if hidden.requires_grad else None
-        lp[active_rows] = replica.head.logprobs_and_gradient(
-            h, targets.targets, active_rows, counts, gradient_of, grad_hidden
-        )
+        lp[active_rows] = replica.head.logprobs_and_gradient(h, targets, active_rows, counts, gradient_of, grad_hidden)
     if grad_hidden is not None:
         hidden.backward(grad_hidden)
     return lp

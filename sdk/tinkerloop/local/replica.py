@@ -7,7 +7,9 @@ forward passes leave things on them (a pass's segments, rotary tables): so threa
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -37,6 +39,11 @@ class Replica:
                 f"{type(module).__name__}: the output layer is a {type(output).__name__}, not a linear layer"
             )
         self.head = Head(output, *_logit_transform(module.config.get_text_config()))
+        self._active: torch.Tensor | None = None  # (T,)
+        self._last_block = _last_block(module)
+        if self._last_block is not None:
+            module.get_submodule(self._last_block).register_forward_pre_hook(self._take_active)
+            module.get_submodule(self._last_block).register_forward_hook(self._put_active)
 
     def copy(self) -> Replica:
         """Another one on the same weights; nothing may be bound."""
@@ -52,10 +59,25 @@ class Replica:
                 grad_b = None if gradients is None else gradients[f"{name}.lora_B"]
                 layer.slot = replace(slot, a=slot.a.detach().requires_grad_(), grad_a=grad_a, grad_b=grad_b)
 
+    @contextmanager
+    def only(self, active: torch.Tensor | None) -> Iterator[None]:
+        """For one batch, forward and backward: hidden states are wanted only where `active` (T,) is true (None: all).
+
+        The last feed-forward block, which takes each position on its own, leaves out the others; their states are
+        meaningless.
+        """
+        self._active = active
+        try:
+            yield
+        finally:
+            self._active = None
+
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The last hidden states (T, H) of a packed batch; with autograd if it is enabled and gradients are bound."""
-        for layer in self.layers.values():
+        for name, layer in self.layers.items():
             layer.segments = batch.segments
+            if self._active is not None and name.startswith(f"{self._last_block}."):
+                layer.segments = [int(part.sum()) for part in self._active.split(batch.segments)]
         output = self.trunk(
             input_ids=batch.tokens,
             attention_mask=attention.packed_mask(batch.lengths),
@@ -64,6 +86,17 @@ class Replica:
             **batch.images,
         )
         return output.last_hidden_state[0]
+
+    def _take_active(self, block: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return args if self._active is None else (args[0][:, self._active], *args[1:])  # (1, T, H) -> (1, active, H)
+
+    def _put_active(self, block: nn.Module, args: object, output: Any) -> Any:
+        if self._active is None:
+            return output
+        found, *rest = output if isinstance(output, tuple) else (output,)  # some give their router's scores as well
+        spread = found.new_zeros(1, len(self._active), found.shape[-1])
+        spread[:, self._active] = found
+        return (spread, *rest) if rest else spread
 
 
 def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str]]:
@@ -88,6 +121,13 @@ def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str
                     layers[f"{name}.{attribute}"] = ExpertWeights(part, attribute)
                     kinds[f"{name}.{attribute}"] = "mlp"
     return layers, kinds
+
+
+def _last_block(module: PreTrainedModel) -> str | None:
+    """The name of the last decoder layer's feed-forward block, where transformers' usual naming tells."""
+    sees = vision_parts(module)
+    names = [name for name, _ in module.named_modules() if re.fullmatch(r"(.*\.)?layers\.\d+\.mlp", name)]
+    return next((name for name in reversed(names) if not name.startswith(sees)), None)
 
 
 def _kind(name: str) -> str | None:
