@@ -64,6 +64,8 @@ def cli_main(cli_config: CLIConfig) -> None:
     config = train.Config(
         log_path=cli_config.log_path,
         model_name=cli_config.model_name,
+        recipe_name="qa_sft",
+        renderer_name=cli_config.renderer_name,
         dataset_builder=QADatasetBuilder(common_config=common_config, file_path=cli_config.file_path),
         learning_rate=cli_config.learning_rate,
         lr_schedule="linear",

@@ -187,6 +187,12 @@ def test_a_cadence_may_be_0_and_nothing_less(make):
         make(eval_every=-1)
 
 
+def test_a_renderer_that_is_not_the_builders_is_refused(make):
+    assert make(renderer_name="qwen3_instruct", recipe_name="sft").renderer_name == "qwen3_instruct"
+    with pytest.raises(PlanError, match="renderer_name is 'qwen3', but the dataset builder uses 'qwen3_instruct'"):
+        make(renderer_name="qwen3")
+
+
 @pytest.mark.parametrize("built", [None, [1, 2], (1, 2, 3)])
 def test_a_builder_that_returns_something_else_is_told_what_to_return(make, built):
     with pytest.raises(DataError, match=r"must return \(training data, test data or None\)"):

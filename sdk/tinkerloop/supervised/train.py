@@ -33,6 +33,10 @@ class Config:
     dataset_builder: SupervisedDatasetBuilder | Callable[[], Any] = chz.field(
         doc="Returns (training data, test data or None); any function without arguments does."
     )
+    recipe_name: str | None = chz.field(default=None, doc="What kind of run this is, for config.json.")
+    renderer_name: str | None = chz.field(
+        default=None, doc="The chat format, for config.json; the one used is the builder's, and must be the same."
+    )
 
     learning_rate: float = chz.field(default=2e-4, doc="The highest learning rate.")
     lr_schedule: str | Schedule = chz.field(
@@ -91,6 +95,12 @@ class Config:
                 if value is not None and value < least:
                     raise PlanError(f"{name} must be at least {least}, got {value}")
 
+    @chz.validate
+    def _one_renderer(self) -> None:
+        used = getattr(getattr(self.dataset_builder, "common_config", None), "renderer_name", None)
+        if used and self.renderer_name and used != self.renderer_name:
+            raise PlanError(f"renderer_name is {self.renderer_name!r}, but the dataset builder uses {used!r}")
+
 
 _LEAST = {
     0: "warmup_steps lora_rank eval_every infrequent_eval_every save_every rolling_save_every submit_ahead",
@@ -103,13 +113,7 @@ async def main(config: Config) -> Summary:
 
     Raises DataError, PlanError or CheckpointError before anything is trained, and whatever ends the run.
     """
-    built = config.dataset_builder()
-    if not isinstance(built, tuple) or len(built) != 2:
-        raise DataError(
-            f"dataset_builder must return (training data, test data or None), got a {type(built).__name__}",
-            remedy="without test data return (data, None)",
-        )
-    train_data, test_data = built
+    train_data, test_data = _build(config.dataset_builder)
     batches = as_dataset(train_data).batches(epochs=config.num_epochs, batch_size=config.batch_size, seed=config.seed)
     steps = _steps(config, batches)
     print(f"training data: {batches}; {'unknown' if steps is None else steps} steps", file=sys.stderr)
@@ -161,6 +165,16 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
         )
     decay = max(steps - config.warmup_steps, 1)
     return warmup(config.warmup_steps, shapes[config.lr_schedule](config.learning_rate, 0.0, decay))
+
+
+def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:
+    built = dataset_builder()
+    if not isinstance(built, tuple) or len(built) != 2:
+        raise DataError(
+            f"dataset_builder must return (training data, test data or None), got a {type(built).__name__}",
+            remedy="without test data return (data, None)",
+        )
+    return built
 
 
 def _described(value: Any) -> Any:
