@@ -76,7 +76,7 @@ def conversation_datums(
             datum, truncated = render_conversation(conversation, renderer, max_length, train_on_what, on_long)
             datums.append(datum)
             datums.truncated += truncated
-            digest.update(datum.loss_fn_inputs["target_tokens"].to_numpy())
+            digest.update(datum.loss_fn_inputs["target_tokens"].to_numpy().tobytes())
         except DataError as error:
             if (on_long if isinstance(error, TooLong) else on_bad) == "error":
                 raise
