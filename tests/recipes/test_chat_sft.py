@@ -168,9 +168,3 @@ def test_a_misspelt_option_names_the_nearest(tmp_path):
     output, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "Did you mean 'learning_rate'" in output
-
-
-def test_help_shows_each_option_with_its_default_and_its_sentence(tmp_path):
-    process = start(tmp_path, "--help")
-    output, _ = process.communicate(timeout=120)
-    assert "steps between checkpoints" in output
