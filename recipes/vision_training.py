@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import chz
 import tinker
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import tinkerloop
@@ -119,8 +118,6 @@ def answers(sampler: Any, renderer: Renderer, items: Sequence[Item]) -> list[str
 
 def train(config: Config, conversations: Sequence[Messages], test: Sequence[Messages]) -> float:
     """Train on all answers of `conversations`; the share of right answers on `test` at the end."""
-    if config.service == "local" and config.model == "tiny-vl":
-        torch.set_num_threads(1)  # threads of so small a model only wait for each other: 1 core-minute became 5
     service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
     with Run(config.run, config=chz.asdict(config)) as run:
         record = run.checkpoints.latest()
