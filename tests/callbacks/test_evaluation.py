@@ -1,9 +1,11 @@
 import asyncio
 import math
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 import tinker
+from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from tinkerloop.callbacks import Evaluate, nll, sampled, together
 from tinkerloop.errors import PlanError
@@ -119,6 +121,17 @@ def test_evaluators_together_can_be_awaited(service, batches):
         await Loop(service.create_lora_training_client(), batches, callbacks=[Evaluate("test", evaluator)]).arun()
 
     asyncio.run(run())
+
+
+def test_evaluators_together_are_done_when_all_are():
+    """Of the service's own futures too: a detached evaluation is delivered once it is done."""
+    one, other = Future(), Future()
+    both = together(lambda client: AwaitableConcurrentFuture(one), lambda client: other)(None)
+    one.set_result({"a": 1.0})
+    assert not both.done()
+    other.set_result({"b": 2.0})
+    assert both.done()
+    assert both.result() == {"a": 1.0, "b": 2.0}
 
 
 def test_evaluators_together_cannot_return_the_same_metric(service, batches):

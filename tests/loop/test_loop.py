@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -369,6 +370,21 @@ def test_a_detached_evaluation_is_delivered_before_the_next_record(service, batc
     callbacks = [Slow(), seen, Checkpoint(every=2)]
     Loop(service.create_lora_training_client(), batches, steps=4, callbacks=callbacks, checkpoints=checkpoints).run()
     assert seen.seen.index(("eval", 1, "slow")) < seen.seen.index(("save", 2))
+
+
+def test_detached_evaluations_are_delivered_in_the_order_they_began(service, batches):
+    """Or the newest value of a metric, which records keep, would be that of whichever was slower."""
+    seen, first = Recorder(), Future()
+
+    class Slow(Callback):
+        def on_boundary(self, boundary):
+            if boundary.step == 3:
+                first.set_result({"score": 1.0})
+            if boundary.step in (1, 2):
+                return Eval("slow", first if boundary.step == 1 else background(lambda: {"score": 2.0}), detached=True)
+
+    Loop(service.create_lora_training_client(), batches, steps=6, callbacks=[Slow(), seen]).run()
+    assert [event for event in seen.seen if event[0] == "eval"] == [("eval", 1, "slow"), ("eval", 2, "slow")]
 
 
 def test_nothing_may_be_decided_by_a_detached_evaluation(service, batches):

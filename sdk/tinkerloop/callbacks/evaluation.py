@@ -12,7 +12,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
-from tinkerloop.loop.futures import Future, Mapped, awaitable, background, resolve
+from tinkerloop.loop.futures import Future, Mapped, awaitable, background, is_done, resolve
 
 Metrics = Mapping[str, float]
 Evaluator = Callable[[Any], Future[Metrics]]
@@ -127,6 +127,9 @@ class _All:
 
     def result(self, timeout: float | None = None) -> list[Any]:
         return [future.result(timeout) for future in self._futures]
+
+    def done(self) -> bool:
+        return all(map(is_done, self._futures))
 
     def __await__(self) -> Any:
         return self._gather().__await__()

@@ -95,8 +95,9 @@ class Log:
 class Eval:
     """An evaluation just queued, from `on_boundary`: its result comes to every callback's `on_eval`, in order.
 
-    `detached` ones run beside training: their results are delivered when ready, before the next record is written and
-    before the run ends. They may be logged but decide nothing, so that decisions do not depend on timing.
+    `detached` ones run beside training: their results are delivered when ready, in the order they began, before the
+    next record is written and before the run ends. They may be logged but decide nothing, so that decisions do not
+    depend on timing.
     """
 
     name: str

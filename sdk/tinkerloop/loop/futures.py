@@ -16,6 +16,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from tinkerloop._lazy import tinker
+
 T = TypeVar("T")
 U = TypeVar("U")
 T_co = TypeVar("T_co", covariant=True)
@@ -93,6 +95,9 @@ class Mapped(Generic[T, U]):
     def result(self, timeout: float | None = None) -> U:
         return self._fn(self._future.result(timeout))
 
+    def done(self) -> bool:
+        return is_done(self._future)
+
     def __await__(self) -> Generator[Any, Any, U]:
         return self._run().__await__()
 
@@ -132,4 +137,6 @@ def resolve(value: Any) -> Any:
 
 def is_done(future: Any) -> bool:
     """Whether the future's value is there without waiting; false for futures that cannot tell."""
+    if isinstance(future, tinker.APIFuture):
+        future = future.future()  # itself, it cannot tell
     return hasattr(future, "done") and future.done()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -102,7 +103,7 @@ class Loop:
             self._callbacks.restore(record)
         self._accumulate: int | None = None
         self._stop: Stop | None = None
-        self._detached: list[Queued] = []
+        self._detached: deque[Queued] = deque()
         self._delivered_at, self._waited = time.perf_counter(), {"data": 0.0, "server": 0.0}
         self.summary: Summary | None = None
         """How the run ended; None until it has."""
@@ -278,13 +279,11 @@ class Loop:
             yield from self._settle(wait=False)
 
     def _settle(self, *, wait: bool = True) -> Flow[None]:
-        """Deliver the detached evaluations that are ready; all of them, with `wait`."""
-        for queued in list(self._detached):
-            if wait or all(map(is_done, queued.futures)):
-                self._detached.remove(queued)
-                result = yield from queued.answer()
-                assert isinstance(result, EvalResult)
-                self._report("on_eval", result, {}, detached=True)
+        """Deliver the detached evaluations that are ready, in the order they began; all of them, with `wait`."""
+        while self._detached and (wait or all(map(is_done, self._detached[0].futures))):
+            result = yield from self._detached.popleft().answer()
+            assert isinstance(result, EvalResult)
+            self._report("on_eval", result, {}, detached=True)
 
     def _report(self, event: str, result: StepResult | EvalResult, metrics: Row, *, detached: bool = False) -> None:
         """Tell the callbacks; give the sinks one row: the result's metrics and what the callbacks log with it."""
