@@ -117,7 +117,7 @@ class TokenBytes(dict[int, bytes]):
 
 
 def _spelled_bytes(token: str) -> bytes:
-    table = _byte_of_character()
+    table = byte_of_character()
     try:
         return bytes(table[character] for character in token)
     except KeyError:
@@ -128,7 +128,7 @@ def _spelled_bytes(token: str) -> bytes:
 
 
 @functools.cache
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """The printable characters that byte-level vocabularies write for the bytes 0..255 (as GPT-2 chose them)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -162,7 +162,7 @@ def _tiktoken(tokenizer_json: str) -> Callable[[str], list[int]]:
     normalizer = (spec.get("normalizer") or {}).get("type")
     if spec["model"]["type"] != "BPE" or len(patterns) != 1 or normalizer not in (None, "NFC"):
         raise ValueError("tiktoken cannot read this vocabulary")
-    table = _byte_of_character()
+    table = byte_of_character()
     vocabulary = spec["model"]["vocab"].items()
     ranks = {bytes(table[c] for c in token): i for token, i in vocabulary if all(c in table for c in token)}
     core = tiktoken.Encoding("ordinary", pat_str=patterns[0], mergeable_ranks=ranks, special_tokens={})

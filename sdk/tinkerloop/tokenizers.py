@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tinkerloop.encoders import Encoder, encoder_of
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.ranks import RANKS_FILE, tokenizer_from_ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,8 +22,9 @@ __all__ = ["Encoder", "encoder_of", "get_tokenizer"]
 def get_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer of a model, by hub name or local folder; `"tiny"` and `"tiny-vl"` share the built-in one. Cached.
 
-    Code that comes with a model is never run: a tokenizer that needs it is refused by transformers. A suffix after
-    a colon (`"Qwen/Qwen3-8B:peft"`) names a service's variant of the model and is not part of the tokenizer's name.
+    Code that comes with a model is never run: a tokenizer that needs it is refused by transformers, and a folder that
+    has a `tiktoken.model` in place of a `tokenizer.json`, as Kimi's have, is read without it. A suffix after a colon
+    (`"Qwen/Qwen3-8B:peft"`) names a service's variant of the model and is not part of the tokenizer's name.
 
     Raises TinkerloopError when it cannot be loaded.
     """
@@ -33,7 +35,10 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
         return tiny_tokenizer()
     from transformers import AutoTokenizer
 
-    is_folder = Path(name).is_dir()
+    folder = Path(name)
+    is_folder = folder.is_dir()
+    if is_folder and (folder / RANKS_FILE).is_file() and not (folder / "tokenizer.json").is_file():
+        return tokenizer_from_ranks(folder)
     try:
         return AutoTokenizer.from_pretrained(name if is_folder else name.partition(":")[0], trust_remote_code=False)
     except (OSError, ValueError) as error:
