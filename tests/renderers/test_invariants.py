@@ -122,6 +122,23 @@ def test_a_trained_reply_parses_back_to_the_message(name, messages, tools):
 
 @every_format
 @FEW
+@given(messages=conversations(late_system=True))
+def test_messages_survive_openais_shape(name, messages):
+    ours = renderer(name)
+    messages = fitted(name, messages)
+    sent = [ours.to_openai_message(message) for message in messages]
+    assert json.loads(json.dumps(sent)) == sent
+    back = [ours.from_openai_message(message) for message in sent]
+    assert [ours.to_openai_message(message) for message in back] == sent
+    assert supervised(name, sent).tokens == supervised(name, back).tokens == supervised(name, messages).tokens
+    example = supervised(name, messages)
+    sampled = [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
+    parsed = ours.parse_response(sampled, messages=messages[:-1]).message
+    assert ours.from_openai_message(ours.to_openai_message(parsed)) == parsed
+
+
+@every_format
+@FEW
 @given(messages=conversations())
 def test_tool_arguments_come_back_by_value(name, messages):
     messages = fitted(name, messages)

@@ -12,6 +12,7 @@ from tinkerloop.local.tiny import tiny_tokenizer
 from tinkerloop.renderers import (
     Renderer,
     ToolCall,
+    UnparsedToolCall,
     get_renderer,
     is_renderer_registered,
     register_renderer,
@@ -91,6 +92,21 @@ def test_trainable_is_read_only_by_customized_and_then_needed_everywhere() -> No
         renderer("qwen3").build_supervised_example(
             [USER, {"role": "assistant", "content": "a"}], part_weights={"header": 1}
         )
+
+
+def test_what_openais_shape_cannot_hold_is_refused_or_keeps_its_name() -> None:
+    ours = renderer("qwen3_vl")
+    picture = {"role": "user", "content": [{"type": "image", "image": b"not a URL"}, {"type": "text", "text": "what?"}]}
+    with pytest.raises(RenderError, match="URL or a data URI, got bytes"):
+        ours.to_openai_message(picture)
+    picture["content"][0]["image"] = "https://example.com/a.png"
+    sent = ours.to_openai_message(picture)
+    assert sent["content"][0] == {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    assert ours.from_openai_message(sent) == picture
+    broken = {"role": "assistant", "content": "", "weight": 0.5, "unparsed_tool_calls": [UnparsedToolCall("{", "cut")]}
+    sent = ours.to_openai_message(broken)
+    assert sent["unparsed_tool_calls"] == [{"raw_text": "{", "error": "cut"}]
+    assert ours.from_openai_message(sent) == broken
 
 
 def test_an_unknown_name_gets_the_nearest_ones() -> None:

@@ -19,6 +19,7 @@ from tinkerloop.errors import RenderError, ZeroWeightError
 from tinkerloop.renderers.assembly import Assembler
 from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image, read_conversation
 from tinkerloop.renderers.episode import Episode
+from tinkerloop.renderers.openai import from_openai_message, to_openai_message
 from tinkerloop.renderers.parsing import Grammar, MessageDelta, Parsed, ReplyParser
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, marked, scaffold, text
@@ -99,7 +100,7 @@ class Renderer:
 
     def preamble(self, conversation: Conversation) -> Pieces:
         """What precedes the first message."""
-        yield from ()
+        return ()
 
     def message(self, conversation: Conversation, index: int) -> Pieces:
         """Message `index`, unless an assistant's: its header, its content, its end."""
@@ -119,7 +120,7 @@ class Renderer:
 
     def after_reply(self, conversation: Conversation, index: int) -> Pieces:
         """What follows an assistant's stop token."""
-        yield from ()
+        return ()
 
     # ---- rendering
 
@@ -139,7 +140,7 @@ class Renderer:
 
     def opening(self, conversation: Conversation, index: int) -> Pieces:
         """What a prompt ends with and a supervised turn begins with; what is sampled starts on a token after it."""
-        yield scaffold(self.header("assistant") + self.primer(conversation, index))
+        return (scaffold(self.header("assistant") + self.primer(conversation, index)),)
 
     def build_supervised_example(
         self,
@@ -275,11 +276,13 @@ class Renderer:
 
     def content(self, message: ChatMessage) -> Pieces:
         """A message's text, and its images where the format has them."""
+        pieces: list[Piece] = []
         for part in message.content:
-            if isinstance(part, Image):
-                yield from self.image(part)
+            if isinstance(part, str):
+                pieces.append(text(part))
             else:
-                yield text(part)
+                pieces += self.image(part)
+        return pieces
 
     def image(self, image: Image) -> Pieces:
         """An image with the tokens around it."""
@@ -393,13 +396,21 @@ class Renderer:
         """The text that ids spell, control tokens by their names; never raises."""
         return self._encoder.decode_bytes(list(ids)).decode("utf-8", "replace")
 
-    # ---- tools in the Cookbook's manner
+    # ---- other shapes of messages
 
     def create_conversation_prefix_with_tools(
         self, tools: Sequence[ToolSpec], system_prompt: str = ""
     ) -> list[Message]:
         """Messages to put before a conversation so that it declares `tools`: one system message that carries them."""
         return [Message(role="system", content=system_prompt, tools=list(tools))]
+
+    def to_openai_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """A message in the shape of OpenAI's API, in plain JSON values."""
+        return to_openai_message(message)
+
+    def from_openai_message(self, message: Mapping[str, Any]) -> Message:
+        """The inverse of `to_openai_message`: a message as `parse_response` returns it."""
+        return from_openai_message(message)
 
     # ---- identity
 

@@ -17,6 +17,8 @@ class ChatML(base.Renderer):
     tools_head: ClassVar[str]
     """The instructions before the declarations, and after them."""
     tools_foot: ClassVar[str]
+    end: ClassVar[tuple[Piece, ...]] = (stop("<|im_end|>"), scaffold("\n"))
+    """What ends a turn, and the separator to the next."""
     result_head: ClassVar[str] = "\n<tool_response>\n"
     result_foot: ClassVar[str] = "\n</tool_response>"
 
@@ -40,14 +42,10 @@ class ChatML(base.Renderer):
         else:
             yield scaffold(self.header(message.role))
             yield from self.content(message)
-            yield from self.end()
-
-    def end(self) -> Pieces:
-        yield stop("<|im_end|>")
-        yield scaffold("\n")
+            yield from self.end
 
     def after_reply(self, conversation: Conversation, index: int) -> Pieces:
-        yield scaffold("\n")
+        return self.end[1:]
 
     def system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
         """The system message with the declarations of tools after what the author wrote, if there is an author."""
@@ -57,7 +55,7 @@ class ChatML(base.Renderer):
         if conversation.tools:
             yield scaffold("\n\n" if message is not None else "")
             yield from self.declarations(conversation)
-        yield from self.end()
+        yield from self.end
 
     def declarations(self, conversation: Conversation) -> Pieces:
         yield scaffold(self.tools_head)
@@ -72,7 +70,7 @@ class ChatML(base.Renderer):
         yield from self.content(conversation[index])
         yield scaffold(self.result_foot)
         if conversation.role(index + 1) != "tool":
-            yield from self.end()
+            yield from self.end
 
 
 class VisionChatML(ChatML):

@@ -39,6 +39,11 @@ class ChatMessage(NamedTuple):
         """All of the text, images left out."""
         return "".join([part for part in self.content if isinstance(part, str)])
 
+    @property
+    def is_text(self) -> bool:
+        """Whether there are no images."""
+        return all(isinstance(part, str) for part in self.content)
+
     def with_text(self, text: str) -> ChatMessage:
         """This message with its text, where it has no images, replaced."""
         content = (text,) if text else ()
@@ -97,7 +102,7 @@ def read_conversation(
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
         raise RenderError(f"expected a list of messages, got {type(messages).__name__}")
-    read = tuple(lift(_read_message(message, i)) for i, message in enumerate(messages))
+    read = tuple([lift(read_message(message, i)) for i, message in enumerate(messages)])
     carried = [(i, m["tools"]) for i, m in enumerate(messages) if m.get("tools")]
     if carried and tools:
         raise RenderError("tools are declared twice: by `tools=` and by a message")
@@ -107,113 +112,115 @@ def read_conversation(
     return Conversation(read, tuple(_read_tool(tool) for tool in declared), prompting)
 
 
-def _read_message(message: Any, index: int) -> ChatMessage:
-    def fail(problem: str) -> RenderError:
-        return RenderError(f"messages[{index}]: {problem}")
+def _fail(index: int, problem: str) -> RenderError:
+    return RenderError(f"messages[{index}]: {problem}")
 
+
+def read_message(message: Any, index: int = 0) -> ChatMessage:
+    """One message, checked; errors call it `messages[index]`."""
     if type(message) is not dict and not isinstance(message, Mapping):  # the abstract check is slow
-        raise fail(f"expected a dictionary with 'role' and 'content', got {type(message).__name__}")
-    role = message.get("role")
-    if len(message) == 2 and type(role) is str and type(message.get("content")) is str:  # nearly all messages
-        return ChatMessage(role, _read_content(message["content"], fail)[0])
+        raise _fail(index, f"expected a dictionary with 'role' and 'content', got {type(message).__name__}")
+    role, content = message.get("role"), message.get("content")
+    if len(message) == 2 and type(role) is str and type(content) is str:  # nearly all messages
+        return ChatMessage(role, (_utf8(content, index),) if content else ())
     if not isinstance(role, str):
-        raise fail(f"'role' must be a string, got {role!r}")
+        raise _fail(index, f"'role' must be a string, got {role!r}")
     if not _KEYS.issuperset(message):
         unknown = sorted(str(key) for key in message if key not in _KEYS and message[key] not in (None, [], {}, ""))
         if unknown:
-            raise fail(f"unknown keys {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
+            raise _fail(index, f"unknown keys {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")
     if "content" not in message and not message.get("tool_calls"):
-        raise fail("'content' is missing")
+        raise _fail(index, "'content' is missing")
 
-    content, thoughts = _read_content(message.get("content"), fail)
+    content, thoughts = _read_content(content, index)
     given = [message[k] for k in ("reasoning_content", "reasoning", "thinking") if isinstance(message.get(k), str)]
     if len(given) + bool(thoughts) > 1:
-        raise fail("reasoning is given more than once")
+        raise _fail(index, "reasoning is given more than once")
     reasoning = "".join(thoughts) if thoughts else (given[0] if given else None)
-    calls = tuple(_read_call(call, fail) for call in message.get("tool_calls") or ())
-    unparsed = tuple(_read_unparsed(call, fail) for call in message.get("unparsed_tool_calls") or ())
+    calls = tuple(_read_call(call, index) for call in message.get("tool_calls") or ())
+    unparsed = tuple(_read_unparsed(call, index) for call in message.get("unparsed_tool_calls") or ())
     if role != "assistant" and (calls or unparsed or reasoning is not None):
-        raise fail(f"only an assistant reasons and calls tools, the role is {role!r}")
+        raise _fail(index, f"only an assistant reasons and calls tools, the role is {role!r}")
     trainable, weight = message.get("trainable"), message.get("weight", 1.0)
     if not (trainable is None or isinstance(trainable, bool)):
-        raise fail(f"'trainable' must be true or false, got {trainable!r}")
+        raise _fail(index, f"'trainable' must be true or false, got {trainable!r}")
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < float("inf"):
-        raise fail(f"'weight' must be a finite number, got {weight!r}")
+        raise _fail(index, f"'weight' must be a finite number, got {weight!r}")
     return ChatMessage(
-        role, content, reasoning, calls, unparsed, _string(message, "tool_call_id", fail),
-        _string(message, "name", fail), trainable, float(weight),
+        role, content, reasoning, calls, unparsed, _string(message, "tool_call_id", index),
+        _string(message, "name", index), trainable, float(weight),
     )  # fmt: skip
 
 
-def _string(message: Mapping[str, Any], key: str, fail: Any) -> str | None:
+def _string(message: Mapping[str, Any], key: str, index: int) -> str | None:
     value = message.get(key)
     if value is not None and not isinstance(value, str):
-        raise fail(f"'{key}' must be a string, got {value!r}")
+        raise _fail(index, f"'{key}' must be a string, got {value!r}")
     return value
 
 
-def _read_content(content: Any, fail: Any) -> tuple[tuple[str | Image, ...], list[str]]:
+def _read_content(content: Any, index: int) -> tuple[tuple[str | Image, ...], list[str]]:
     """Content -> (text and images in order, adjacent text joined; reasoning)."""
     if content is None:
         return (), []
     if isinstance(content, str):
-        return (_utf8(content, fail),) if content else (), []
+        return (_utf8(content, index),) if content else (), []
     if isinstance(content, Mapping) or not isinstance(content, Sequence):
-        raise fail(f"'content' must be a string or a list of parts, got {type(content).__name__}")
+        raise _fail(index, f"'content' must be a string or a list of parts, got {type(content).__name__}")
     parts: list[str | Image] = []
     thoughts: list[str] = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            text = _utf8(part["text"], fail)
+            text = _utf8(part["text"], index)
             if parts and isinstance(parts[-1], str):
                 parts[-1] += text
             elif text:
                 parts.append(text)
         elif kind == "thinking" and isinstance(part.get("thinking"), str):
             if parts:
-                raise fail("a thinking part follows text; reasoning comes first in every format")
-            thoughts.append(_utf8(part["thinking"], fail))
+                raise _fail(index, "a thinking part follows text; reasoning comes first in every format")
+            thoughts.append(_utf8(part["thinking"], index))
         elif kind == "image" and part.get("image") is not None:
             parts.append(Image(part["image"]))
         elif kind == "image_url" and part.get("image_url") is not None:
             url = part["image_url"]
             parts.append(Image(url["url"] if isinstance(url, Mapping) and "url" in url else url))
         else:
-            raise fail(f"unknown content part {str(part)[:80]}; known are text, thinking, image and image_url")
+            raise _fail(index, f"unknown content part {str(part)[:80]}; known are text, thinking, image and image_url")
     return tuple(parts), thoughts
 
 
-def _utf8(text: str, fail: Any) -> str:
+def _utf8(text: str, index: int) -> str:
     if text.isascii():
         return text
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise fail(f"the text is not valid Unicode: {error.reason} at {error.start}") from None
+        raise _fail(index, f"the text is not valid Unicode: {error.reason} at {error.start}") from None
     return text
 
 
-def _read_call(call: Any, fail: Any) -> ToolCall:
+def _read_call(call: Any, index: int) -> ToolCall:
     if isinstance(call, ToolCall):
         return call
     body = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(body, Mapping) or not isinstance(body.get("name"), str) or not body["name"]:
-        raise fail(f"a tool call needs a function with a name, got {str(call)[:80]}")
+        raise _fail(index, f"a tool call needs a function with a name, got {str(call)[:80]}")
     arguments = body.get("arguments", {})
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, (str, Mapping)):
-        raise fail(f"the arguments of {body['name']!r} must be a JSON object, got {type(arguments).__name__}")
+        raise _fail(index, f"the arguments of {body['name']!r} must be a JSON object, got {type(arguments).__name__}")
     written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(ToolCall.FunctionBody(_utf8(body["name"], fail), _utf8(written, fail)), call.get("id"))
+    return ToolCall(ToolCall.FunctionBody(_utf8(body["name"], index), _utf8(written, index)), call.get("id"))
 
 
-def _read_unparsed(call: Any, fail: Any) -> UnparsedToolCall:
+def _read_unparsed(call: Any, index: int) -> UnparsedToolCall:
     if isinstance(call, Mapping) and isinstance(call.get("raw_text"), str):
         return UnparsedToolCall(call["raw_text"], str(call.get("error", "")))
     if not isinstance(call, UnparsedToolCall):
-        raise fail(f"an unparsed tool call needs 'raw_text' and 'error', got {str(call)[:80]}")
+        raise _fail(index, f"an unparsed tool call needs 'raw_text' and 'error', got {str(call)[:80]}")
     return call
 
 

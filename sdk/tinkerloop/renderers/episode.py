@@ -123,10 +123,8 @@ class Episode:
         index = len(before)
         finished = replace(before, messages=(*before.messages, *reply), prompting=False)
         after = replace(finished, messages=(*finished.messages, *new), prompting=True)
-        self._unsettled.append((index, self._written(finished, index)))
         asked = any(message.role == "user" for message in new)
-        checked = self._unsettled if asked else self._unsettled[-1:]
-        rewritten = next((i for i, written in checked if self._written(after, i) != written), None)
+        rewritten = None if self.renderer.has_extension_property else self._rewritten(finished, after, asked)
         if rewritten is not None and self._on_rewrite == "refuse":
             self._unsettled.pop()
             raise EpisodeError(
@@ -149,6 +147,13 @@ class Episode:
         """One example for each segment, in which exactly the sampled ids have weight."""
         limit = self.renderer.max_length
         return [Rendered(s.tokens, tuple(s.spans), tuple(s.images), limit) for s in self.segments]
+
+    def _rewritten(self, finished: Conversation, after: Conversation, asked: bool) -> int | None:
+        """The first reply that the format writes differently in `after`, which a user's message may have caused."""
+        index = len(finished) - 1
+        self._unsettled.append((index, self._written(finished, index)))
+        checked = self._unsettled if asked else self._unsettled[-1:]
+        return next((i for i, written in checked if self._written(after, i) != written), None)
 
     def _written(self, conversation: Conversation, index: int) -> str:
         """Reply `index` as the format writes it in this conversation."""

@@ -70,7 +70,7 @@ class Nemotron3(ChatML):
         yield from self.content(conversation[index])
         yield scaffold(self.result_foot)
         if conversation.role(index + 1) != "tool":
-            yield from self.end()
+            yield from self.end
 
     def message(self, conversation: Conversation, index: int) -> Pieces:
         if self.options.effort is None or index != conversation.last_user:
@@ -79,7 +79,7 @@ class Nemotron3(ChatML):
         yield scaffold(self.header("user"))
         yield from self.content(conversation[index])
         yield scaffold(f"\n\n{{reasoning effort: {self.options.effort}}}")
-        yield from self.end()
+        yield from self.end
 
     def lifted(self, message: ChatMessage) -> ChatMessage:
         if message.role != "assistant":

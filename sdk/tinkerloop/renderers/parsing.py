@@ -264,16 +264,16 @@ class ReplyParser:
     def feed(self, ids: Iterable[int]) -> list[MessageDelta]:
         """Takes sampled ids in; gives the deltas that are certain by now."""
         ids = list(ids)
-        offset = len(self._ids)
+        offset, start = len(self._ids), 0
         self._ids += ids
         names = self._names
-        start = 0
-        for i in [i for i, token_id in enumerate(ids) if token_id in names]:
-            if i > start:
-                self._ordinary(ids[start:i], offset + start)
-            part = self._control(names[ids[i]])
-            self._span(part, offset + i)
-            start = i + 1
+        if not names.keys().isdisjoint(ids):
+            for i in [i for i, token_id in enumerate(ids) if token_id in names]:
+                if i > start:
+                    self._ordinary(ids[start:i], offset + start)
+                part = self._control(names[ids[i]])
+                self._span(part, offset + i)
+                start = i + 1
         if start < len(ids):
             self._ordinary(ids[start:] if start else ids, offset + start)
         deltas, self._deltas = self._deltas, []

@@ -24,6 +24,8 @@ from tinkerloop.renderers.types import ToolCall, ToolSpec
 REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim="\n")
 JSON_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n", between="\n")
 
+_PRIMERS = {"off": "<think>\n\n</think>\n\n", "always": "<think>\n"}
+
 
 @dataclass(frozen=True)
 class Qwen3Options(base.Options):
@@ -67,7 +69,7 @@ class Qwen3(ChatML):
     def primer(self, conversation: Conversation, index: int) -> str:
         if not conversation.is_final(index):
             return ""
-        return {"off": "<think>\n\n</think>\n\n", "always": "<think>\n"}.get(self.options.thinking, "")
+        return _PRIMERS.get(self.options.thinking, "")
 
     def reply(self, conversation: Conversation, index: int) -> Pieces:
         message = conversation[index]
@@ -84,7 +86,7 @@ class Qwen3(ChatML):
                 yield text(reasoning, Part.REASONING)
                 yield marked("\n</think>", Part.REASONING)
                 yield marked("\n\n", Part.TEXT)
-            if not any(not isinstance(part, str) for part in message.content):
+            if message.is_text:
                 message = message.with_text(message.text.lstrip("\n"))
         yield from self.content(message)
         yield from self.calls(message)

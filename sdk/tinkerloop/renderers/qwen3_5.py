@@ -82,7 +82,7 @@ class Qwen35(VisionChatML):
         if message is not None and message.content:
             yield scaffold("\n\n" if conversation.tools else "")
             yield from self.content(message)
-        yield from self.end()
+        yield from self.end
 
     def _is_produced(self, conversation: Conversation, index: int) -> bool:
         """Whether the turn is written with its reasoning block, as it was sampled."""
@@ -144,7 +144,7 @@ class Qwen38(Qwen35):
         if message is not None and written:
             yield scaffold("\n\n" if effort or conversation.tools else "")
             yield from self.content(message)
-        yield from self.end()
+        yield from self.end
 
     def lifted(self, message: ChatMessage) -> ChatMessage:
         """Trimmed; inline reasoning stays text, as in the official template."""

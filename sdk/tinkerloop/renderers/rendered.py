@@ -53,9 +53,9 @@ class Rendered:
     def weights(self) -> NDArray[np.float32]:
         """(N,) float32."""
         weights = np.zeros(len(self.tokens), np.float32)
-        for start, stop, _, _, weight in self.spans:
-            if weight:
-                weights[start:stop] = weight
+        for span in self.spans:
+            if span.weight:
+                weights[span.start : span.stop] = span.weight
         return weights
 
     @cached_property
@@ -73,7 +73,7 @@ class Rendered:
 
     @cached_property
     def model_input(self) -> tinker.ModelInput:
-        """All N tokens as Tinker takes them; not validated again, for every id is our own."""
+        """All N tokens as Tinker takes them; the ids are not validated again, for every one is our own."""
         chunks: list[ModelInputChunk] = []
         at = 0
         for position, image in (*self.images, (len(self.tokens), None)):
@@ -82,7 +82,7 @@ class Rendered:
             if image is not None:
                 chunks.append(image)
                 at = position + (image.expected_tokens or 0)
-        return tinker.ModelInput.model_construct(chunks=chunks)
+        return tinker.ModelInput(chunks=chunks)
 
     @property
     def chunk(self) -> tinker.EncodedTextChunk:

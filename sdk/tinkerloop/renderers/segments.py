@@ -11,7 +11,7 @@ piece carry the promises of this package:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
     """Set for an image, which stands in place of text."""
 
 
-Pieces = Iterator[Piece]
+Pieces = Iterable[Piece]
 
 SEAM = Piece("", Part.SCAFFOLD)
 """A token boundary: text before and after it is encoded separately, because it is sampled separately."""

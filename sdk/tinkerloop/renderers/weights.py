@@ -12,6 +12,7 @@ from tinkerloop.renderers.types import TrainOnWhat
 
 _FIXED = (Part.SCAFFOLD, Part.IMAGE)
 """The parts whose weight is not a matter of taste."""
+_WHOLE = dict.fromkeys(Part, 1.0) | {Part.IMAGE: 0.0}
 
 
 class Weights(NamedTuple):
@@ -36,7 +37,7 @@ def weights_of(
             mode.
     """
     of_message = message_weights(conversation, train_on_what)
-    of_part = dict.fromkeys(Part, 1.0)
+    of_part = _WHOLE.copy()
     for key, value in (part_weights or {}).items():
         part = key if isinstance(key, Part) else Part.__members__.get(key.upper(), Part.SCAFFOLD)
         if part in _FIXED:
@@ -44,7 +45,6 @@ def weights_of(
             raise RenderError(f"part_weights: unknown part {key!r}; known are {known}")
         of_part[part] = float(value)
     of_part[Part.SCAFFOLD] = float(train_on_what == TrainOnWhat.ALL_TOKENS)
-    of_part[Part.IMAGE] = 0.0
     return Weights(of_message, of_part)
 
 

@@ -1,0 +1,73 @@
+"""Messages to and from the shape of OpenAI's API, as servers and data sets write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers.conversation import ChatMessage, Image, read_message
+from tinkerloop.renderers.types import ContentPart, ImagePart, Message, TextPart, ThinkingPart
+
+
+def to_openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as plain JSON values: reasoning in `reasoning_content`, calls with their arguments as JSON text.
+
+    `unparsed_tool_calls`, `trainable` and `weight`, which OpenAI's shape has no words for, keep their names.
+
+    Raises:
+        RenderError: not a message, or an image that is not a URL or a data URI.
+    """
+    read = read_message(message)
+    content: Any = read.text if read.is_text else [_openai_part(part) for part in read.content]
+    written = {"role": read.role, "content": content} | _extras(read)
+    if read.reasoning is not None:
+        written["reasoning_content"] = read.reasoning
+    if read.tool_calls:
+        written["tool_calls"] = [
+            {"type": call.type, "function": call.function._asdict()} | ({"id": call.id} if call.id is not None else {})
+            for call in read.tool_calls
+        ]
+    if read.unparsed:
+        written["unparsed_tool_calls"] = [{"raw_text": call.raw_text, "error": call.error} for call in read.unparsed]
+    return written
+
+
+def from_openai_message(message: Mapping[str, Any]) -> Message:
+    """A message as renderers return it: reasoning as a thinking part, calls as `ToolCall`; undoes `to_openai_message`.
+
+    Raises:
+        RenderError: not a message.
+    """
+    read = read_message(message)
+    parts: list[ContentPart] = (
+        [] if read.reasoning is None else [ThinkingPart(type="thinking", thinking=read.reasoning)]
+    )
+    for part in read.content:
+        if isinstance(part, str):
+            parts.append(TextPart(type="text", text=part))
+        else:
+            parts.append(ImagePart(type="image", image=part.source))
+    plain = read.reasoning is None and read.is_text
+    written = Message(role=read.role, content=read.text if plain else parts) | _extras(read)
+    if read.tool_calls:
+        written["tool_calls"] = list(read.tool_calls)
+    if read.unparsed:
+        written["unparsed_tool_calls"] = list(read.unparsed)
+    return written
+
+
+def _extras(read: ChatMessage) -> Any:
+    """What is written alike in both shapes, where it was given."""
+    given = {"tool_call_id": read.tool_call_id, "name": read.name, "trainable": read.trainable}
+    if read.weight != 1.0:
+        given["weight"] = read.weight
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _openai_part(part: str | Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part.source, str) or not part.source.startswith(("http://", "https://", "data:")):
+        raise RenderError(f"expected an image as a URL or a data URI, got {type(part.source).__name__}")
+    return {"type": "image_url", "image_url": {"url": part.source}}
