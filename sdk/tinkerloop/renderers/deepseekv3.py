@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.conversation import ChatMessage, Conversation
 from tinkerloop.renderers.parsing import Block, Grammar
-from tinkerloop.renderers.segments import Part, Pieces, marked, scaffold, stop, text
+from tinkerloop.renderers.segments import Part, Piece, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.thinking import lift_thinking
 from tinkerloop.renderers.tools import checked_name, read_named_call
 from tinkerloop.renderers.types import ToolCall
@@ -66,16 +67,19 @@ class DeepSeekV3(base.Renderer):
     def header(self, role: str) -> str:
         return {"user": "<｜User｜>", "assistant": "<｜Assistant｜>"}.get(role, "")
 
+    def pieces(self, conversation: Conversation) -> list[tuple[int, Piece]]:
+        system: list[tuple[int, Piece]] = []
+        for i, message in enumerate(conversation.messages):
+            if message.role == "system":
+                system += zip(repeat(i), (scaffold("\n\n" if system else ""), *self.content(message)))
+        begin, *rest = super().pieces(conversation)
+        return [begin, *system, *rest]
+
     def preamble(self, conversation: Conversation) -> Pieces:
         yield scaffold("<｜begin▁of▁sentence｜>")
-        first = True
-        for message in conversation.messages:
-            if message.role == "system":
-                yield scaffold("" if first else "\n\n")
-                yield from self.content(message)
-                first = False
         if conversation.tools:
-            yield scaffold(("" if first else "\n\n") + "## Tools\nYou have access to the following tools:\n\n")
+            instructed = any(message.role == "system" for message in conversation.messages)
+            yield scaffold(("\n\n" if instructed else "") + "## Tools\nYou have access to the following tools:\n\n")
             for tool in conversation.tools:
                 parameters = json.dumps(tool.get("parameters", {}), ensure_ascii=False)
                 described = (

@@ -30,6 +30,8 @@ _FAMILIES = (
     "template",
 )
 _ALIASES = {"chatml": "qwen3_instruct", "qwen3vl": "qwen3_vl", "qwen3vl_instruct": "qwen3_vl_instruct"}
+_ABSENT = ("deepseekv4_1", "kimi_k31_pro", "tml_v0")
+"""How the names of formats begin that the Cookbook has and this library has not."""
 _REGISTERED: dict[str, Factory] = {}
 
 
@@ -68,6 +70,11 @@ def get_renderer(
         renderer.max_length = max_length if max_length is not None else renderer.max_length
         return renderer
     family = presets().get(_ALIASES.get(name, name))
+    if family is None and name.startswith(_ABSENT):
+        raise UnknownRendererError(
+            f"{name!r} is a format of the Cookbook's that this library does not have; 'template' renders any model "
+            "whose tokenizer has a chat_template, and register_renderer adds a renderer of your own"
+        )
     if family is None:
         known = get_registered_renderer_names()
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known

@@ -83,7 +83,7 @@ class TrainOnWhat(StrEnum):
 
     LAST_ASSISTANT_MESSAGE = "last_assistant_message"
     LAST_ASSISTANT_TURN = "last_assistant_turn"
-    """Every assistant message after the last user message."""
+    """The last assistant message and those before it, back to the user's message that they answer."""
     ALL_ASSISTANT_MESSAGES = "all_assistant_messages"
     ALL_MESSAGES = "all_messages"
     ALL_TOKENS = "all_tokens"

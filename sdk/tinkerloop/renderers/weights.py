@@ -72,7 +72,9 @@ def message_weights(conversation: Conversation, train_on_what: TrainOnWhat | str
         case TrainOnWhat.LAST_ASSISTANT_MESSAGE:
             chosen = [i == len(messages) - 1 and m.role == "assistant" for i, m in enumerate(messages)]
         case TrainOnWhat.LAST_ASSISTANT_TURN:
-            chosen = [i > conversation.last_user and m.role == "assistant" for i, m in enumerate(messages)]
+            last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
+            asked = max((i for i in range(last) if messages[i].role == "user"), default=-1)
+            chosen = [i > asked and m.role == "assistant" for i, m in enumerate(messages)]
         case TrainOnWhat.ALL_ASSISTANT_MESSAGES:
             chosen = [m.role == "assistant" for m in messages]
         case TrainOnWhat.ALL_USER_AND_SYSTEM_MESSAGES:
