@@ -73,7 +73,7 @@ def image_chunk(
         processor: the image processor, instead of `model`: one of ours, or a transformers one of a known kind.
         fetch: gets a URL's bytes. Without it nothing is ever fetched: rows of data decide what is opened.
         jpeg_quality: 1 to 100. Write what is not passed through as a JPEG file of this quality, its colour at half the
-            resolution: with loss, but smaller and about ten times as fast as PNG.
+            resolution: with loss, but several times as fast as PNG, and for photographs as much smaller.
         max_bytes: the largest file to send.
         max_pixels: the largest width x height to open; more is taken for a decompression bomb.
 
