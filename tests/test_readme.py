@@ -30,3 +30,9 @@ def test_the_callback_on_the_loops_page_does_what_it_says():
     assert callback.on_step(step) == Log({"worst_loss": 1.0})
     step.loss = 9.0
     assert callback.on_step(step) == Stop("loss 9.00 at step 1")
+
+
+def test_the_engines_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(code_blocks("sdk/tinkerloop/local/README.md")[0], {})
+    assert capsys.readouterr().out.startswith("[None, -")

@@ -246,6 +246,7 @@ def test_skipping_idle_positions_changes_only_their_reported_logprobs(service, t
     torch.testing.assert_close(flat(clients[0], "gradient"), flat(clients[1], "gradient"), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.skipif(not hasattr(tinker, "LossHandle"), reason="tinker < 0.36 cannot trace losses")
 def test_a_traced_loss_equals_the_function_it_was_traced_from(service, client, datum, tokens, adam):
     def importance(logprobs, advantages):
         return -(torch.exp(logprobs - logprobs.detach()) * advantages).sum(), {"custom/mean_lp:mean": logprobs.mean()}

@@ -13,6 +13,8 @@ import tinker
 import torch
 from numpy.typing import NDArray
 
+from tinkerloop.local.unsupported import unsupported
+
 CustomLoss = Callable[[list[tinker.Datum], list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]
 """(data, log-probabilities of each datum, (N,) or (N, K)) -> (scalar loss, metrics)."""
 
@@ -38,7 +40,7 @@ def loss_handles() -> Any:
     try:
         from tinker.lib.public_interfaces import custom_loss
     except ImportError:
-        raise NotImplementedError("create_custom_loss needs tinker >= 0.36") from None
+        raise unsupported("create_custom_loss with tinker < 0.36") from None
     return custom_loss
 
 

@@ -70,6 +70,7 @@ class Engine:
     dtype: torch.dtype
     token_budget: int = 2048
     skip_zero_weight: bool = False
+    gradient_checkpointing: bool | None = None
     worker: Worker = field(default_factory=lambda: Worker("tinkerloop-engine"))
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
     runs: dict[str, Run] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Engine:
 
     def model(self, name: str) -> Model:
         if name not in self.models:
-            self.models[name] = model.load(name, self.device, self.dtype)
+            self.models[name] = model.load(name, self.device, self.dtype, self.gradient_checkpointing)
         return self.models[name]
 
     def create_run(self, base_model: str, spec: LoraSpec, user_metadata: Mapping[str, str] | None = None) -> Run:

@@ -18,6 +18,7 @@ from tinkerloop.datum import check_datum
 from tinkerloop.errors import DatumError, ImageError
 from tinkerloop.images import image_chunk
 from tinkerloop.local.futures import user_error
+from tinkerloop.local.unsupported import unsupported
 from tinkerloop.local.vision import Picture, Vision, images_of
 
 
@@ -86,9 +87,10 @@ def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> 
             pictures.append(picture)
             starts.append(len(tokens))
             tokens.extend([vision.image_token] * picture.tokens)
+        elif isinstance(chunk, tinker.types.ImageChunk):
+            raise unsupported("image chunks for a text model", type(chunk).__name__)
         else:
-            whose = "the embedded engine" if vision is not None else "this model, in the embedded engine,"
-            raise NotImplementedError(f"{whose} does not take {type(chunk).__name__} inputs")
+            raise unsupported("image pointer and audio chunks", type(chunk).__name__)
     positions = None if vision is None else vision.positions(starts, pictures, len(tokens))
     return Input(np.array(tokens, dtype=np.int64), tuple(pictures), tuple(starts), positions)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tinkerloop.local.futures import user_error
+from tinkerloop.local.unsupported import unsupported
 
 Inputs = Mapping[str, torch.Tensor]
 Config = Mapping[str, float]
@@ -95,7 +96,7 @@ LOSSES: dict[str, Loss] = {
 def resolve(loss_fn: str, config: Mapping[str, float | str] | None) -> tuple[Loss, dict[str, float]]:
     """The loss and its complete configuration. Unknown names and keys are refused, never ignored."""
     if loss_fn == "stable_reinforce":
-        raise NotImplementedError("loss_fn='stable_reinforce' needs the hosted service's sampling records")
+        raise unsupported("loss_fn='stable_reinforce'")
     if loss_fn not in LOSSES:
         raise user_error(f"unknown loss_fn {loss_fn!r}; known: {', '.join(LOSSES)}")
     loss = LOSSES[loss_fn]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -20,9 +21,10 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from tinkerloop.local import attention, own_forward
+from tinkerloop.local.activations import Activations
 from tinkerloop.local.experts import ExpertWeights
 from tinkerloop.local.futures import bad_request
-from tinkerloop.local.inputs import Batch
+from tinkerloop.local.inputs import Batch, Input
 from tinkerloop.local.lora import LoRALinear, LoraSpec, initialise
 from tinkerloop.local.parameters import Layout, Weights
 from tinkerloop.local.replica import Layer, Replica
@@ -38,7 +40,13 @@ FOLD_LIMIT = 2 * 2**30
 class Model:
     """One frozen base, shared by every client that trains or samples an adapter on it."""
 
-    def __init__(self, name: str, module: nn.Module, tokenizer: PreTrainedTokenizerBase):
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        gradient_checkpointing: bool | None = None,
+    ):
         assert isinstance(module, PreTrainedModel)
         attention.register()
         module.set_attn_implementation(attention.NAME)
@@ -57,6 +65,8 @@ class Model:
         self.end_tokens = _end_tokens(module, tokenizer)
         self._bound: tuple[object, ...] | None = None
         self._base: dict[str, torch.Tensor] = {}
+        self._trained: LoraSpec | None = None
+        self.activations = Activations(module, self._run_trial, gradient_checkpointing)
         self.packs: bool = own_forward.packs(self)
         """Whether sequences may run one after another in one row; else each runs alone."""
 
@@ -141,11 +151,18 @@ class Model:
                 self._bind_adapter(spec, weights, gradients[0])
                 for replica, buffers in zip(self.replicas[1:], gradients[1:], strict=False):
                     replica.share(self.replicas[0], buffers)
-        self._bound = key
+        self._bound, self._trained = key, spec
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The last hidden states (T, H) of a packed batch, on the first replica."""
         return self.replicas[0].hidden(batch)
+
+    def choose_activations(self, lengths: Sequence[int]) -> None:
+        """Before a pass goes backward: keep or recompute, where sequences of these lengths run at the same time."""
+        self.activations.choose(lengths, self._trained)
+
+    def _run_trial(self, length: int) -> torch.Tensor:
+        return self.hidden(Batch.of([Input(np.ones(length, np.int64))], self.device))
 
     def _unbind(self) -> None:
         for replica in self.replicas:
@@ -173,17 +190,24 @@ class Model:
                 parameter.grad = gradients[name]  # autograd accumulates in place
 
 
-def load(name: str, device: torch.device, dtype: torch.dtype) -> Model:
+def load(name: str, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool | None = None) -> Model:
     """A built-in model, or any transformers causal or image-text LM from a folder or the hub (safetensors only)."""
     if name == TINY:
         from tinkerloop.local.tiny import tiny_model, tiny_tokenizer
 
-        return Model(name, cast(nn.Module, tiny_model()).to(device=device, dtype=dtype), tiny_tokenizer())
+        return Model(
+            name, cast(nn.Module, tiny_model()).to(device=device, dtype=dtype), tiny_tokenizer(), gradient_checkpointing
+        )
     if name == TINY_VL:
         from tinkerloop.local.tiny import tiny_tokenizer
         from tinkerloop.local.vision_tiny import tiny_vl_model
 
-        return Model(name, cast(nn.Module, tiny_vl_model()).to(device=device, dtype=dtype), tiny_tokenizer())
+        return Model(
+            name,
+            cast(nn.Module, tiny_vl_model()).to(device=device, dtype=dtype),
+            tiny_tokenizer(),
+            gradient_checkpointing,
+        )
     attention.register()
     try:
         sees = hasattr(AutoConfig.from_pretrained(name), "vision_config")
@@ -195,7 +219,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> Model:
     except (OSError, ValueError) as error:
         hint = "" if Path(name).exists() else "; no such folder here, and it cannot be loaded from the hub"
         raise bad_request(f"cannot load base_model={name!r}{hint}: {error}") from error
-    return Model(name, cast(nn.Module, module).to(device), tokenizer)
+    return Model(name, cast(nn.Module, module).to(device), tokenizer, gradient_checkpointing)
 
 
 @contextmanager

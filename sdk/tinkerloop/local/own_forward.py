@@ -11,6 +11,7 @@ import torch
 
 from tinkerloop.local.decode import prefill, step
 from tinkerloop.local.inputs import Batch, Input, example_input
+from tinkerloop.local.unsupported import unsupported
 from tinkerloop.local.vision import images_of
 
 if TYPE_CHECKING:
@@ -52,10 +53,10 @@ def packs(model: Model) -> bool:
     decoded = error(stepped, [_own_logits(model, one)[-1:] for one in longer])
     architecture = f"{model.name} ({type(model.module).__name__})"
     if not (apart <= tolerance and decoded <= tolerance):  # NaN is not supported either
-        raise NotImplementedError(
+        raise unsupported(
+            "architectures that the engine would run wrongly",
             f"{architecture}: logits differ from the model's own by {packed:.2g} (relative) when sequences are packed, "
-            f"by {apart:.2g} when they run one by one and by {decoded:.2g} when decoded with a cache; this "
-            "architecture is not supported"
+            f"by {apart:.2g} when they run one by one and by {decoded:.2g} when decoded with a cache",
         )
     logger.warning("%s: sequences cannot be packed in this architecture, so each runs alone", architecture)
     return False

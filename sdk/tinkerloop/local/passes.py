@@ -53,10 +53,15 @@ def run_pass(model: Model, examples: Sequence[Example], work: Pass, lanes: int =
     shares = deal([n * (1 + n / (4 * model.head.layer.in_features)) for n in lengths], lanes)
     budget = work.token_budget // lanes if model.packs else 1  # at least one datum at a time, then exactly one
 
+    groups = [[[share[i] for i in g] for g in micro_batches([lengths[i] for i in share], budget)] for share in shares]
+    if work.backward:
+        largest = [max(lane, key=lambda group: sum(lengths[i] for i in group)) for lane in groups]
+        model.choose_activations([lengths[i] for group in largest for i in group])
+
     def run(lane: int) -> Scores:
         scores = Scores()
-        for group in micro_batches([lengths[i] for i in shares[lane]], budget):
-            _score(model.replicas[lane], {shares[lane][i]: examples[shares[lane][i]] for i in group}, work, scores)
+        for group in groups[lane]:
+            _score(model.replicas[lane], {i: examples[i] for i in group}, work, scores)
         return scores
 
     scores = Scores()

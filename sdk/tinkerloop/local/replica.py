@@ -22,6 +22,7 @@ from tinkerloop.local.experts import ExpertWeights
 from tinkerloop.local.head import Head
 from tinkerloop.local.inputs import Batch
 from tinkerloop.local.lora import LoRALinear
+from tinkerloop.local.unsupported import unsupported
 from tinkerloop.local.vision import vision_parts
 
 Layer = LoRALinear | ExpertWeights
@@ -35,9 +36,8 @@ class Replica:
         self.layers, self.kinds = _adaptable(module)
         output = module.get_output_embeddings()
         if not isinstance(output, LoRALinear):
-            raise NotImplementedError(
-                f"{type(module).__name__}: the output layer is a {type(output).__name__}, not a linear layer"
-            )
+            names = f"{type(module).__name__}: {type(output).__name__}"
+            raise unsupported("an output layer that is not linear", names)
         self.head = Head(output, *_logit_transform(module.config.get_text_config()))
         self._active: torch.Tensor | None = None  # (T,)
         self._last_block = _last_block(module)

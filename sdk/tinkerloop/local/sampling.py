@@ -27,7 +27,7 @@ from tinkerloop.local.inputs import Input, read_prompt
 from tinkerloop.local.model import Model
 from tinkerloop.local.resolved import Resolved
 from tinkerloop.local.twins import awaited, queued
-from tinkerloop.local.unsupported import refuse, refuse_option
+from tinkerloop.local.unsupported import refuse, refuse_option, unsupported
 
 MAX_TOPK = 20
 TOPK_FILL = (0, -99999.0)
@@ -131,9 +131,7 @@ class SamplingClient(Resolved):
         """A text from which another process opens the same weights: those of a saved checkpoint or a base model."""
         engine, sampler = self._engine, self._sampler
         if sampler.spec is not None and sampler.path is None:
-            raise NotImplementedError(
-                "an unsaved snapshot lives in this process alone: use save_weights_for_sampler and its path"
-            )
+            raise unsupported("get_sampler_handle() of an unsaved snapshot")
         fields = {
             "root": str(engine.store.root),
             "device": str(engine.device),

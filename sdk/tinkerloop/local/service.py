@@ -39,6 +39,8 @@ class ServiceClient:
             reported as 0. Faster training; off by default, because Tinker reports every position.
         train_vision: let adapters also adapt the vision tower of a model that has one, which is else frozen.
         token_budget: the tokens of a micro-batch (TOKEN_BUDGET by default): memory against speed.
+        gradient_checkpointing: compute activations again on the way back (True), keep them (False), or decide by what
+            they take and the memory available, and log the choice (None). The results are the same.
         user_metadata: attached to every training run; a client's own is merged over it.
         project_id, display_name: taken for compatibility; projects belong to the hosted service.
         base_url, api_key, default_headers_overrides: must be None: there is no server.
@@ -53,6 +55,7 @@ class ServiceClient:
         skip_zero_weight: bool = False,
         train_vision: bool = False,
         token_budget: int | None = None,
+        gradient_checkpointing: bool | None = None,
         user_metadata: dict[str, str] | None = None,
         project_id: str | None = None,
         display_name: str | None = None,
@@ -79,6 +82,7 @@ class ServiceClient:
             dtype=dtype,
             token_budget=token_budget or TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"]),
             skip_zero_weight=skip_zero_weight,
+            gradient_checkpointing=gradient_checkpointing,
         )
 
     # -- training clients ----------------------------------------------------------------------------------------

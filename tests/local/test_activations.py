@@ -1,0 +1,75 @@
+"""Gradient checkpointing: the same numbers with less memory, chosen by an estimate, and said."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinkerloop.local import ServiceClient, activations
+from tinkerloop.local.activations import available_memory, saved_bytes
+from tinkerloop.local.parameters import TrainState
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_models import write_model
+
+
+def gradient(state: TrainState) -> torch.Tensor:
+    return state.gradient.clone()
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma2", "gpt_oss", "deepseek_v3"])
+def test_on_and_off_give_the_same_gradient_to_the_bit(tmp_path, datum, adam, architecture: str, rank: int):
+    folder = str(write_model(architecture, tmp_path / "base"))
+    found = []
+    for forced in (False, True):
+        service = ServiceClient(root=tmp_path, device="cpu", gradient_checkpointing=forced)
+        client = service.create_lora_training_client(folder, rank=rank)
+        for step in range(2):
+            output = client.forward_backward([datum(step, 30), datum(step + 9, 7)], "cross_entropy")
+            passed = client.apply(gradient)
+            client.optim_step(adam(1e-2))
+        found.append((output.result().metrics, passed.result()))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_it_keeps_less(client, datum):
+    client.forward_backward([datum(0)], "cross_entropy").result()
+    choice = client._run.model.activations
+
+    def kept(recompute: bool) -> int:
+        choice.recompute = recompute
+        return saved_bytes(lambda: choice._run(100))
+
+    assert kept(True) < 0.3 * kept(False)
+
+
+def test_it_is_chosen_by_the_memory_available_and_said(service, datum, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "tinkerloop.local.activations")
+    monkeypatch.setattr(activations, "available_memory", lambda device: 10_000_000)
+    client = service.create_lora_training_client("tiny", rank=8)
+    for length in (50, 40, 5000, 5000, 50):
+        client.forward_backward([datum(0, length)], "cross_entropy").result()
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in said] == ["INFO", "WARNING"]
+    assert "checkpointing off: the activations of a micro-batch of 50 tokens" in said[0][1]
+    assert "checkpointing on: the activations of a micro-batch of 5000 tokens" in said[1][1]
+    assert "0.01 GB of memory are available" in said[1][1]
+
+
+def test_the_estimate_is_what_a_pass_keeps(client, datum):
+    client.forward_backward([datum(0)], "cross_entropy").result()
+    choice = client._run.model.activations
+    (cost,) = choice._costs.values()
+    assert cost(500) == pytest.approx(saved_bytes(lambda: choice._run(500)), rel=0.05)
+
+
+def test_the_memory_available_is_a_part_of_the_machines():
+    import psutil
+
+    assert 0 < available_memory(torch.device("cpu")) < psutil.virtual_memory().total
