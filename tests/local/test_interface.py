@@ -199,7 +199,7 @@ def test_every_unsupported_option_is_refused_by_name(service, client, datum, tok
     }
     monkeypatch.setitem(sys.modules, "tinker.lib.public_interfaces.custom_loss", None)
     monkeypatch.delattr("tinker.lib.public_interfaces.custom_loss", raising=False)
-    by_trial = {"architectures whose packed logits differ from their own", "an output layer that is not linear"}
+    by_trial = {"architectures that the engine would run wrongly", "an output layer that is not linear"}
     assert calls.keys() | by_trial == unsupported.OPTIONS.keys()
     for option, refused in calls.items():
         for call in refused:

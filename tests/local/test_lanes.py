@@ -65,11 +65,11 @@ def test_a_lanes_error_comes_out_when_all_have_ended():
     assert sorted(ended) == [1, 2]
 
 
-def trained(root, datum, adam, count: int) -> tuple[torch.Tensor, list[tinker.ForwardBackwardOutput]]:
+def trained(root, datum, adam, count: int, recompute: bool = False) -> tuple[torch.Tensor, list[tinker.ForwardBackwardOutput]]:
     """An adapter after three steps with `count` threads, and what the passes gave."""
     data = [datum(seed, 20 + 11 * seed) for seed in range(20)]
     with threads(count):
-        service = ServiceClient(root=root, device="cpu")
+        service = ServiceClient(root=root, device="cpu", gradient_checkpointing=recompute)
         client = service.create_lora_training_client("tiny", rank=4)
         outputs = []
         for _ in range(3):
@@ -89,6 +89,12 @@ def test_the_number_of_lanes_does_not_show(tmp_path, datum, adam):
         assert a.metrics == b.metrics
         for x, y in zip(a.loss_fn_outputs, b.loss_fn_outputs, strict=True):
             assert x["logprobs"].tolist() == y["logprobs"].tolist()
+
+
+def test_lanes_recompute_their_own_activations(tmp_path, datum, adam):
+    kept, _ = trained(tmp_path, datum, adam, 1)
+    recomputed, _ = trained(tmp_path, datum, adam, 3, recompute=True)
+    assert torch.equal(kept, recomputed)
 
 
 def test_a_ratios_metrics_are_summed_over_lanes_whatever_their_sign(tmp_path, tokens):
