@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tinker
+import torch
 
 from recipes import (
     arithmetic,
@@ -10,6 +11,7 @@ from recipes import (
     dpo,
     low_level,
     on_policy_distillation,
+    open_the_hood,
     prompt_distillation,
     rl_arithmetic,
     sweep,
@@ -51,6 +53,26 @@ def test_the_callback_stops_a_run_and_remembers_over_a_resume():
     summary = custom_callback.main(config(steps=40, good_enough=100.0))
     # Steps 0 to 3 were never below 0.35; from the resume on every step is good enough.
     assert (summary.step, summary.reason) == (15, "the loss was below 100.0 for ten steps")
+
+
+def test_the_hood_opens_between_two_requests(capsys):
+    config = open_the_hood.Config(model="tiny", steps=4, batch_size=8, part=2, conversations=16, lora_rank=4)
+    loss, noise, layers = open_the_hood.main(config)
+    assert len(loss) == len(noise) == 4
+    assert loss[-1] < loss[0]
+    assert noise[-1] > 0
+    assert {"lm_head", "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj"} <= layers.keys()
+    assert all(0 < layer.gradient <= config.clip * 1.001 * 2**0.5 and layer.update > 0 for layer in layers.values())
+    assert "noise scale" in capsys.readouterr().out
+
+
+def test_the_noise_scale_is_that_of_a_known_distribution():
+    """Gradients drawn from N(G, S): the estimate is trace(S) / |G|^2."""
+    random = np.random.default_rng(0)
+    true, spread = np.ones(50), 3.0
+    sums = [torch.from_numpy(true * 4 + random.normal(0, spread * 4**0.5, (50,))) for _ in range(4000)]
+    signal, noise = np.mean([open_the_hood.signal_and_noise(sums[i : i + 8], 4) for i in range(0, 4000, 8)], axis=0)
+    assert noise / signal == pytest.approx(spread**2, rel=0.1)
 
 
 def test_a_sampled_answer_trains_its_tokens_and_not_the_prompt():

@@ -75,6 +75,17 @@ class TrainState:
         self._scratch: list[torch.Tensor] = []
         self._views: list[dict[str, torch.Tensor]] = []
 
+    @property
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """The accumulated gradient of each named tensor: live views, zero after an optimizer step."""
+        return self.weights.layout.views(self.gradient)
+
+    @property
+    def moments(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Adam's first and second moment of each named tensor, live views."""
+        first, second = (self.weights.layout.views(flat) for flat in (self.exp_avg, self.exp_avg_sq))
+        return {name: (first[name], second[name]) for name in first}
+
     def scratch(self, count: int) -> list[dict[str, torch.Tensor]]:
         """`count` sets of zeros, by name, for one forward_backward to add gradients to."""
         while len(self._scratch) < count:

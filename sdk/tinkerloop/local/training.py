@@ -222,7 +222,8 @@ class TrainingClient(Resolved):
     def apply(self, function: Callable[[TrainState], Any]) -> Future[Any]:
         """Queue `function(state)`: read or change weights, gradient and moments between two requests.
 
-        Local only. The state's tensors are live; clone what you return.
+        Local only. `state.weights.named`, `state.gradients` and `state.moments` are live tensors by name: clone what
+        you return, change them in place. If the function raises, so does every later request.
         """
         return self._submit(lambda engine, run: engine.apply(run, function))
 
