@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ import torch
 
 from tinkerloop.local import ServiceClient, TrainingClient
 from tinkerloop.local.losses import LOSSES
+
+sys.path.insert(0, str(Path(__file__).parent))
+from references import policy_datum, reference_gradient, reference_loss
 
 
 def flat(client: TrainingClient, what: str = "weights") -> torch.Tensor:
@@ -116,39 +120,6 @@ def test_trainer_and_sampler_agree_after_training(client: TrainingClient, datum,
 # -- losses ---------------------------------------------------------------------------------------------------------
 
 
-def policy_datum(tokens, seed: int, length: int, q: np.ndarray, loss_fn: str) -> tinker.Datum:
-    ids = tokens(seed, length + 1)
-    random = np.random.default_rng(seed)
-    inputs = {
-        "target_tokens": np.array(ids[1:]),
-        "logprobs": q.astype(np.float32),
-        "advantages": random.normal(size=length).astype(np.float32),
-    }
-    if loss_fn == "gspo":
-        inputs["sequence_ratio_mask"] = (random.random(length) < 0.7).astype(np.float32)
-    return tinker.Datum(model_input=tinker.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=inputs)
-
-
-def reference_loss(loss_fn: str, config: dict[str, float], lp: torch.Tensor, datum: tinker.Datum) -> torch.Tensor:
-    """The definitions, in float64 and one datum at a time."""
-    inputs = {name: torch.from_numpy(t.to_numpy()).double() for name, t in datum.loss_fn_inputs.items()}
-    q, advantage = inputs["logprobs"], inputs["advantages"]
-    ratio = torch.exp(lp - q)
-    low, high = config.get("clip_low_threshold"), config.get("clip_high_threshold")
-    if loss_fn == "importance_sampling":
-        return -(ratio * advantage).sum()
-    if loss_fn == "ppo":
-        return -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage).sum()
-    if loss_fn == "cispo":
-        return -(ratio.clamp(low, high).detach() * lp * advantage).sum()
-    if loss_fn == "dro":
-        return -(lp * advantage - config["beta"] / 2 * (lp - q) ** 2).sum()
-    mask = inputs["sequence_ratio_mask"] != 0
-    s = torch.exp((lp.detach() - q)[mask].mean())
-    r = s * torch.exp(lp - lp.detach())
-    return -torch.minimum(r * advantage, r.clamp(low, high) * advantage).sum()
-
-
 @pytest.mark.parametrize(
     "loss_fn, given",
     [
@@ -187,6 +158,58 @@ def test_a_policy_loss_and_its_gradient_equal_autograd_through_the_custom_path(
     torch.testing.assert_close(flat(native, "gradient"), expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
     assert ("ppo_mean_ratio:mean" in output.metrics) == (loss_fn == "ppo")
     assert all(":" in name for name in output.metrics)
+
+
+@pytest.mark.parametrize("loss_fn", LOSSES)
+def test_every_loss_and_its_gradient_equal_autograd_through_the_whole_model_in_float64(
+    client: TrainingClient, datum, adam, tokens, loss_fn: str
+):
+    warm(client, datum, adam)
+    lengths = (6, 11, 9)
+    if loss_fn == "cross_entropy":
+        random = np.random.default_rng(0)
+        data = [datum(i, n, random.normal(size=n).tolist()) for i, n in enumerate(lengths)]
+        inputs = {"target_tokens": random.integers(0, 256, (7, 3)), "weights": random.normal(size=(7, 3))}
+        data.append(tinker.Datum(model_input=tinker.ModelInput.from_ints(tokens(3, 7)), loss_fn_inputs=inputs))
+    else:
+        found = [logprobs(client.forward([datum(i, n)], "cross_entropy").result())[0] for i, n in enumerate(lengths)]
+        behind = [q + np.random.default_rng(i).normal(0, 0.3, len(q)) for i, q in enumerate(found)]
+        data = [policy_datum(tokens, i, n, q, loss_fn) for i, (n, q) in enumerate(zip(lengths, behind, strict=True))]
+    total, expected = reference_gradient(
+        client.apply(lambda s: {n: t.clone() for n, t in s.weights.named.items()}).result(),
+        lambda lp, d: reference_loss(loss_fn, LOSSES[loss_fn].defaults, lp, d),
+        data,
+    )
+    output = client.forward_backward(data, loss_fn).result()
+    assert output.metrics["loss:sum"] == pytest.approx(total, rel=1e-5, abs=1e-4)
+    gradient = client.apply(lambda s: {n: g.clone() for n, g in s.gradients.items()}).result()
+    for name, reference in expected.items():
+        assert reference.abs().max() > 0
+        torch.testing.assert_close(gradient[name], reference, rtol=1e-3, atol=1e-5 * reference.abs().max().item())
+
+
+def test_cispo_weighs_by_the_clipped_ratio_and_ppo_of_one_bound_stops_there(client, datum, adam, tokens):
+    """cispo's gradient is clamp(r) A grad lp even where it clips; ppo's is 0 where min takes the clamped side."""
+    warm(client, datum, adam)
+    lp = logprobs(client.forward([datum(0, 6)], "cross_entropy").result())[0]
+    data = policy_datum(tokens, 0, 6, lp - 1.0, "cispo")  # r = e everywhere
+    clipped = client.forward_backward([data], "cispo", {"clip_high_threshold": 2.0})
+    found = client.apply(lambda s: s.gradient.clone())
+    client.optim_step(adam(0.0)).result()
+    advantages = data.loss_fn_inputs["advantages"].to_numpy()
+    client.forward_backward([datum(0, 6, (2.0 * advantages).tolist())], "cross_entropy").result()
+    torch.testing.assert_close(found.result(), flat(client, "gradient"), rtol=1e-3, atol=1e-6)
+    assert clipped.result().metrics["loss:sum"] == pytest.approx(-(2.0 * lp * advantages).sum(), rel=1e-5)
+    client.optim_step(adam(0.0)).result()
+    positive = tinker.Datum(
+        model_input=data.model_input,
+        loss_fn_inputs={**data.loss_fn_inputs, "advantages": np.abs(advantages)},
+    )
+    one = {"clip_low_threshold": 1.0, "clip_high_threshold": 1.0}
+    output = client.forward_backward([positive], "ppo", one).result()
+    assert output.metrics["loss:sum"] == pytest.approx(-np.abs(advantages).sum(), rel=1e-5)
+    assert output.metrics["ppo_clipped_fraction:mean"] == 1
+    assert flat(client, "gradient").abs().max() == 0
 
 
 def test_ppo_bounds_are_ratios_and_a_likely_mistake_warns(client, datum, tokens):

@@ -1,0 +1,71 @@
+"""Losses written out in float64, and their gradients by autograd through the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import tinker
+import torch
+from torch.func import functional_call
+
+from tinkerloop.local.lora import ALPHA
+from tinkerloop.local.tiny import tiny_model
+
+
+def policy_datum(tokens, seed: int, length: int, q: np.ndarray, loss_fn: str) -> tinker.Datum:
+    ids = tokens(seed, length + 1)
+    random = np.random.default_rng(seed)
+    inputs = {
+        "target_tokens": np.array(ids[1:]),
+        "logprobs": q.astype(np.float32),
+        "advantages": random.normal(size=length).astype(np.float32),
+    }
+    if loss_fn == "gspo":
+        inputs["sequence_ratio_mask"] = (random.random(length) < 0.7).astype(np.float32)
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=inputs)
+
+
+def reference_loss(loss_fn: str, config: dict[str, float], lp: torch.Tensor, datum: tinker.Datum) -> torch.Tensor:
+    """The definitions, in float64 and one datum at a time."""
+    inputs = {name: torch.from_numpy(t.to_numpy()).double() for name, t in datum.loss_fn_inputs.items()}
+    if loss_fn == "cross_entropy":
+        return -(lp * inputs["weights"]).sum()
+    q, advantage = inputs["logprobs"], inputs["advantages"]
+    ratio = torch.exp(lp - q)
+    low, high = config.get("clip_low_threshold"), config.get("clip_high_threshold")
+    if loss_fn == "importance_sampling":
+        return -(ratio * advantage).sum()
+    if loss_fn == "ppo":
+        return -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage).sum()
+    if loss_fn == "cispo":
+        return -(ratio.clamp(low, high).detach() * lp * advantage).sum()
+    if loss_fn == "dro":
+        return -(lp * advantage - config["beta"] / 2 * (lp - q) ** 2).sum()
+    mask = inputs["sequence_ratio_mask"] != 0
+    s = torch.exp((lp.detach() - q)[mask].mean())
+    r = s * torch.exp(lp - lp.detach())
+    return -torch.minimum(r * advantage, r.clamp(low, high) * advantage).sum()
+
+
+def reference_gradient(
+    adapter: Mapping[str, torch.Tensor],
+    loss: Callable[[torch.Tensor, tinker.Datum], torch.Tensor],
+    data: Sequence[tinker.Datum],
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The summed loss on the tiny model with this adapter, and its gradient by the adapter's names."""
+    model = tiny_model().double()
+    leaves = {name: tensor.double().requires_grad_() for name, tensor in adapter.items()}
+    weights = dict(model.named_parameters())
+    for name in {name.rsplit(".", 1)[0] for name in leaves}:
+        a, b = leaves[f"{name}.lora_A"], leaves[f"{name}.lora_B"]
+        weights[f"{name}.weight"] = weights[f"{name}.weight"].detach() + ALPHA / len(a) * (b @ a)
+    total = torch.zeros((), dtype=torch.float64)
+    for datum in data:
+        ids = torch.tensor([datum.model_input.to_ints()])
+        targets = datum.loss_fn_inputs["target_tokens"].to_torch()
+        lp = functional_call(model, weights, kwargs={"input_ids": ids}).logits[0].log_softmax(-1)
+        found = lp.gather(1, targets if targets.ndim == 2 else targets[:, None])
+        total = total + loss(found if targets.ndim == 2 else found[:, 0], datum)
+    total.backward()
+    return float(total.detach()), {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
