@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +47,23 @@ def test_lengths_stops_and_reasons(sampler, tokens):
     end = free.tokens.index(free.tokens[3]) + 1
     assert (by_id.tokens, by_id.stop_reason) == (free.tokens[:end], "stop")
     assert len(by_id.logprobs) == len(by_id.tokens)
+
+
+def test_a_stop_text_ends_with_the_token_that_completes_it_and_an_empty_list_never_stops(sampler, tokens):
+    prompt = tokens(0, 5)
+    free = sample(sampler, prompt, max_tokens=40, temperature=0, stop=[])[0]
+    decode = sampler.get_tokenizer().decode
+    text = decode(free.tokens)
+    stop = next(text[i : i + 2] for i in range(3, len(text) - 2) if text[i : i + 2].isascii())
+    for given in (stop, ["never there", stop]):
+        stopped = sample(sampler, prompt, max_tokens=40, temperature=0, stop=given)[0]
+        assert stopped.stop_reason == "stop"
+        assert free.tokens[: len(stopped.tokens)] == stopped.tokens
+        assert stop in decode(stopped.tokens)
+        assert stop not in decode(stopped.tokens[:-1])
+    end = sampler.get_tokenizer().eos_token_id
+    biased = sample(sampler, [*prompt, end], max_tokens=2, temperature=0, stop=[])[0]
+    assert (len(biased.tokens), biased.stop_reason) == (2, "length")
 
 
 def test_sampled_logprobs_are_those_of_temperature_1_whatever_was_drawn_from(sampler, tokens):
@@ -145,21 +166,56 @@ def test_checkpoints_are_listed_described_expired_copied_and_deleted(service, cl
     service.create_training_client_from_state_with_optimizer(copied)
 
 
-def test_a_save_that_fails_leaves_the_previous_one_whole(service, client, datum, adam, monkeypatch):
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """As a full disk: no file can grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_save_that_fails_leaves_the_previous_one_whole(service, client, datum, adam, tmp_path):
     path = client.save_state("a").result().path
     client.forward_backward([datum(0)], "cross_entropy")
     client.optim_step(adam(1e-2)).result()
 
-    def disk_full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("tinkerloop.local.checkpoints.save_file", disk_full)
-        with pytest.raises(tinker.RequestFailedError, match="No space left"):
-            client.save_state("a", overwrite=True).result()
+    with file_size_limit(1000), pytest.raises(tinker.RequestFailedError, match="cannot save"):
+        client.save_state("a", overwrite=True).result()
+    assert not list(tmp_path.glob(".writing-*"))
     again = service.create_training_client_from_state_with_optimizer(path)
     assert again.apply(lambda s: s.step).result() == 0
     client.save_state("a", overwrite=True).result()
+
+
+def test_a_save_killed_between_its_two_renames_is_still_listed_and_loads(service, client, tmp_path):
+    path = client.save_state("a").result().path
+    folder = tmp_path / path.removeprefix("tinker://").replace(":", "_")
+    folder.rename(folder.with_name(".previous-a"))
+    rest = service.create_rest_client()
+    assert [c.tinker_path for c in rest.list_user_checkpoints().result().checkpoints] == [path]
+    service.create_training_client_from_state_with_optimizer(path)
+    assert folder.exists()
+
+
+def test_what_killed_saves_left_is_swept_after_a_day(client, tmp_path):
+    old, new = tmp_path / ".writing-old", tmp_path / ".writing-new"
+    for left in (old, new):
+        left.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    client.save_state("a").result()
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_an_unknown_path_fails_and_the_client_goes_on(service, client, datum):
+    for path in ("tinker://nobody:train:0/weights/a", "tinker://x", "file:///etc/passwd"):
+        with pytest.raises((tinker.NotFoundError, tinker.BadRequestError)):
+            service.create_training_client_from_state(path)
+    with pytest.raises(tinker.NotFoundError):
+        service.create_sampling_client("tinker://nobody:train:0/sampler_weights/a")
+    client.forward([datum(0)], "cross_entropy").result()
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x\0"])
@@ -190,11 +246,14 @@ def test_kinds_of_checkpoints_are_not_confused(service, client):
 
 
 def bad(inputs: dict, ids: list[int] | None = None) -> tinker.Datum:
-    return tinker.Datum(model_input=tinker.ModelInput.from_ints(ids or [1, 2, 3]), loss_fn_inputs=inputs)
+    ids = [1, 2, 3] if ids is None else ids
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints(ids), loss_fn_inputs=inputs)
 
 
 BAD = {
     "out of vocabulary": (bad({"target_tokens": [1, 2, 9999], "weights": [1.0, 1, 1]}), "cross_entropy", None),
+    "empty": (bad({"target_tokens": [], "weights": []}, []), "cross_entropy", None),
+    "ragged shapes": (bad({"target_tokens": np.ones((3, 2), int), "weights": [1.0, 1, 1]}), "cross_entropy", None),
     "negative id": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}, [1, -2, 3]), "cross_entropy", None),
     "wrong length": (bad({"target_tokens": [1, 2], "weights": [1.0, 1]}), "cross_entropy", None),
     "missing input": (bad({"target_tokens": [1, 2, 3]}), "cross_entropy", None),

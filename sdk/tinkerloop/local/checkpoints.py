@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tinkerloop.local.futures import bad_request, conflict, not_found, server_error
@@ -32,6 +34,8 @@ from tinkerloop.local.lora import ALPHA, LoraSpec
 Kind = Literal["weights", "sampler_weights"]
 KINDS: tuple[Kind, ...] = ("weights", "sampler_weights")
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+_STALE = 86400
+"""Seconds after which an unfinished save is taken for dead."""
 _RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
     "checkpoint.json",
     "adapter_model.safetensors",
@@ -101,6 +105,7 @@ class Store:
                 "or pass overwrite=True"
             )
         scratch = self.root / f".writing-{uuid.uuid4().hex}"
+        self._sweep()
         try:
             scratch.mkdir(parents=True)
             _write_tensors(scratch, record, contents)
@@ -111,7 +116,7 @@ class Store:
                 _flush(file)
             folder.parent.mkdir(parents=True, exist_ok=True)
             _swap(scratch, folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
             shutil.rmtree(scratch, ignore_errors=True)
             raise server_error(f"cannot save {record.path} under {self.root}: {error}") from error
         return record
@@ -183,13 +188,19 @@ class Store:
         found = []
         for file in self.root.glob(f"{'*' if run is None else _on_disk(run)}/*/*/{_RECORD}"):
             record = _read_record(file)
-            if not record.expired and not file.parent.name.startswith("."):
+            if not record.expired and not _replaced(file.parent):
                 found.append(record)
         return iter(sorted(found, key=lambda record: record.time))
 
     def run_folder(self, run: str) -> Path:
         """The folder that holds a run's checkpoints; it may not exist yet."""
         return self.root / _on_disk(run)
+
+    def _sweep(self) -> None:
+        """Remove what saves that were killed have left; none that is under way is so old."""
+        for left in self.root.glob(".writing-*"):
+            if time.time() - left.stat().st_mtime > _STALE:
+                shutil.rmtree(left, ignore_errors=True)
 
     def _folder(self, path: str) -> Path:
         run, kind, name = parse(path)
@@ -233,6 +244,12 @@ def _read_record(file: Path) -> Record:
     fields = json.loads(file.read_text())
     fields.pop("format")
     return Record(**{**fields, "lora": LoraSpec(**fields["lora"])})
+
+
+def _replaced(folder: Path) -> bool:
+    """Whether a backup's successor is in place; a save killed between its two renames leaves the backup alone."""
+    name = folder.name.removeprefix(".previous-")
+    return name != folder.name and folder.with_name(name).exists()
 
 
 def _on_disk(run: str) -> str:
