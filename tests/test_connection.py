@@ -24,6 +24,13 @@ def test_with_a_key_it_is_the_hosted_service_unless_asked_otherwise(tmp_path, mo
     assert isinstance(local, tinkerloop.local.ServiceClient)
 
 
+def test_a_url_is_a_client_of_tinkers_own_that_asks_for_nothing_yet(monkeypatch):
+    import tinker
+
+    monkeypatch.setenv("TINKER_API_KEY", "tml-key")
+    assert isinstance(connect("http://127.0.0.1:9"), tinker.ServiceClient)
+
+
 def test_an_unknown_service_is_refused():
     with pytest.raises(TinkerloopError, match="'locl'"):
         connect("locl")
