@@ -328,17 +328,19 @@ def test_trainer_sampler_and_peft_agree_on(architecture: str, service, datum, ad
     drawn = sample(sampler, full[0], 2, max_tokens=8, seed=0, stop=[])[1]
     scored = sampler.compute_logprobs(tinker.ModelInput.from_ints(full[0] + drawn.tokens)).result()[-8:]
     np.testing.assert_allclose(drawn.logprobs, scored, atol=1e-4)
-    if architecture in PEFT_CANNOT_LOAD:
-        return
-
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     from tinkerloop.local.checkpoints import Store
+    from tinkerloop.local.export import export
 
     path = client.save_weights_for_sampler("a").result().path
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, str(Store(tmp_path).folder(path))).eval()
+    if architecture in PEFT_CANNOT_LOAD:
+        export(tmp_path, path, tmp_path / "merged", merged=True)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = PeftModel.from_pretrained(base, str(Store(tmp_path).folder(path))).eval()
     for ids, lp in zip(full, trained, strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]

@@ -97,6 +97,46 @@ def test_both_call_styles_of_training_requests(client: TrainingClient, datum, ad
     assert client.forward([datum(0)], "cross_entropy").result().metrics["loss:sum"] < before
 
 
+def test_a_script_of_deprecated_awaits_computes_what_the_plain_one_does(service, datum, adam, tokens):
+    prompt, params = tinker.ModelInput.from_ints(tokens(0, 5)), tinker.SamplingParams(max_tokens=4, seed=0)
+
+    def custom(data, logprobs):
+        return -sum(lp.sum() for lp in logprobs), {}
+
+    async def awaited() -> list:
+        client = await service.create_lora_training_client_async(base_model="tiny", rank=4)
+        passed = await client.forward_backward_async([datum(0)], "cross_entropy")
+        also = await client.forward_backward_custom_async([datum(1)], custom)
+        stepped = await client.optim_step_async(adam(1e-2))
+        losses = [(await passed).metrics["loss:sum"], (await also.result_async()).metrics["loss:sum"]]
+        await stepped
+        path = (await (await client.save_state_async("a"))).path
+        sampling = (await (await client.save_weights_for_sampler_async("a"))).path
+        client = await service.create_training_client_from_state_with_optimizer_async(path)
+        losses.append((await (await client.forward_async([datum(2)], "cross_entropy"))).metrics["loss:sum"])
+        sampler = await client.save_weights_and_get_sampling_client_async()
+        saved = await service.create_sampling_client_async(model_path=sampling)
+        sequence = (await sampler.sample_async(prompt, 1, params)).sequences[0]
+        return [*losses, sequence.tokens, await saved.compute_logprobs_async(prompt)]
+
+    def plain() -> list:
+        client = service.create_lora_training_client(base_model="tiny", rank=4)
+        passed = client.forward_backward([datum(0)], "cross_entropy")
+        also = client.forward_backward_custom([datum(1)], custom)
+        client.optim_step(adam(1e-2))
+        losses = [passed.result().metrics["loss:sum"], also.result().metrics["loss:sum"]]
+        path = client.save_state("a").result().path
+        sampling = client.save_weights_for_sampler("a").result().path
+        client = service.create_training_client_from_state_with_optimizer(path).result()
+        losses.append(client.forward([datum(2)], "cross_entropy").result().metrics["loss:sum"])
+        sampler = client.save_weights_and_get_sampling_client().result()
+        sequence = sampler.sample(prompt, 1, params).result().sequences[0]
+        saved = service.create_sampling_client(model_path=sampling)
+        return [*losses, sequence.tokens, saved.compute_logprobs(prompt).result()]
+
+    assert asyncio.run(awaited()) == plain()
+
+
 def test_futures_work_with_the_standard_library_and_as_coroutines(client: TrainingClient, datum):
     futures = [client.forward([datum(i)], "cross_entropy") for i in range(3)]
     done, _ = concurrent.futures.wait([future.future() for future in futures], timeout=60)
