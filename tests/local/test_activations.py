@@ -53,12 +53,12 @@ def test_it_is_chosen_by_the_memory_available_and_said(service, datum, monkeypat
     caplog.set_level(logging.INFO, "tinkerloop.local.activations")
     monkeypatch.setattr(activations, "available_memory", lambda device: 10_000_000)
     client = service.create_lora_training_client("tiny", rank=8)
-    for length in (50, 40, 5000, 5000, 50):
+    for length in (50, 40, 1500, 1500, 50):
         client.forward_backward([datum(0, length)], "cross_entropy").result()
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert [level for level, _ in said] == ["INFO", "WARNING"]
     assert "checkpointing off: the activations of a micro-batch of 50 tokens" in said[0][1]
-    assert "checkpointing on: the activations of a micro-batch of 5000 tokens" in said[1][1]
+    assert "checkpointing on: the activations of a micro-batch of 1500 tokens" in said[1][1]
     assert "0.01 GB of memory are available" in said[1][1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -151,7 +152,8 @@ class Model:
                 self._bind_adapter(spec, weights, gradients[0])
                 for replica, buffers in zip(self.replicas[1:], gradients[1:], strict=False):
                     replica.share(self.replicas[0], buffers)
-        self._bound, self._trained = key, spec
+        self._bound = key
+        self._trained = None if spec is None else replace(spec, seed=0)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The last hidden states (T, H) of a packed batch, on the first replica."""
