@@ -1,6 +1,6 @@
 """What holds for every chat format: each test runs over every built-in name, with no exemptions.
 
-Where a format cannot have a property it says so (`has_extension_property`), and the claim is tested both ways.
+Where a format cannot have a property it says so (`has_extension_property`), and those that claim it are held to it.
 """
 
 from __future__ import annotations
@@ -118,6 +118,16 @@ def test_a_trained_reply_parses_back_to_the_message(name, messages, tools):
     # What comes back is canonical: rendering it again gives the same tokens.
     again = supervised(name, [*messages[:-1], parsed.message], tools=TOOLS if takes_tools(name) else None)
     assert again.tokens == example.tokens
+
+
+@every_format
+@pytest.mark.parametrize("reasons", [True, False])
+def test_a_format_that_claims_to_extend_conversations_does(name, reasons):
+    thought = {"reasoning_content": "r"} if reasons else {}
+    turns = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"} | thought] for i in "12"]
+    messages = fitted(name, [*turns[0], *turns[1]])
+    shorter, longer = supervised(name, messages[:2]).tokens, supervised(name, messages).tokens
+    assert longer[: len(shorter)] == shorter or not renderer(name).has_extension_property
 
 
 @every_format
