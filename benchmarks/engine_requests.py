@@ -71,7 +71,7 @@ def latency(client: TrainingClient, steps: int = 300) -> None:
     print(f"first step done {time.time() - STARTED:.2f} s after process start (imports included)")
     inside = Inside()
     for owner, name in (
-        (Model, "hidden"),
+        (Replica, "hidden"),
         (Model, "bind"),  # folds the adapter into the weights
         (Head, "logprobs"),
         (Head, "logprobs_and_gradient"),

@@ -65,7 +65,9 @@ def test_a_lanes_error_comes_out_when_all_have_ended():
     assert sorted(ended) == [1, 2]
 
 
-def trained(root, datum, adam, count: int, recompute: bool = False) -> tuple[torch.Tensor, list[tinker.ForwardBackwardOutput]]:
+def trained(
+    root, datum, adam, count: int, recompute: bool = False
+) -> tuple[torch.Tensor, list[tinker.ForwardBackwardOutput]]:
     """An adapter after three steps with `count` threads, and what the passes gave."""
     data = [datum(seed, 20 + 11 * seed) for seed in range(20)]
     with threads(count):
