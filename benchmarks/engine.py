@@ -5,9 +5,18 @@
 The work: conversations of lognormal length (median 180, at most 1024 tokens), batches of 32, LoRA rank 32 on all linear
 layers, float32, loss on the assistant's tokens, a 4-layer 256-wide random Qwen3. Every variant is its own process and
 waits its turn for each step, so that all see the same machine. Printed are tokens (padding not counted) per second of
-wall-clock time and of processor time (which a busy machine disturbs less) over all steps but the first, peak memory,
-and the time from process start to the first step's end.
-`--peers DIR` is a folder that holds a `trl` folder to put on the path (pip install --target DIR/trl trl).
+wall-clock time and of processor time (which a busy machine disturbs less) over all steps but the first two, peak
+memory, and the time from process start to the first step's end; then, of the variants that are driven through a
+training client, how long a forward_backward and an optim_step of one datum of 8 tokens take together (median of 20).
+
+`--peers DIR` is a folder that holds the peers:
+- DIR/trl, a folder to put on the path: pip install --target DIR/trl trl
+- DIR/skyrl, a virtual environment in which SkyRL's JAX server runs and the tinker client drives it:
+  python -m venv DIR/skyrl; DIR/skyrl/bin/pip install torch==2.13.0 "skyrl[jax,tinker]==0.3.0" tinker==0.24.1 uv
+  (tinker 0.25 and later speak protobuf, which that server does not; on Python 3.11 its skyrl/tinker/types.py must
+  import TypedDict from typing_extensions, as pydantic asks). It pads a batch to the longest's length rounded up and
+  compiles a step for each such length: the first two batches have the two that occur, 1024 and 768. Memory and
+  processor time are the server's and the client's together.
 
 "-onednn" variants call torch.set_float32_matmul_precision("medium") in their own process.
 """
@@ -15,10 +24,13 @@ and the time from process start to the first step's end.
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import json
 import os
 import random
-import resource
+import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +38,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinker import TrainingClient
 
 BATCH = 32
 VARIANTS = (
@@ -40,6 +56,7 @@ VARIANTS = (
     "trl-packing",
     "trl-grouped-onednn",
     "trl-packing-onednn",
+    "skyrl",
 )
 # Packing fills rows of 1024 tokens: about 7 make up the tokens of 32 conversations.
 TRL: dict[str, dict[str, object]] = {
@@ -111,25 +128,75 @@ def write_model(folder: Path, vocab: int) -> None:
 # -- variants: each yields after every optimizer step the tokens that it trained on ------------------------------------
 
 
-def ours(folder: Path, data: Sequence[Conversation], skip: bool) -> Iterator[int]:
-    import tinker
-
+def ours(folder: Path, skip: bool) -> TrainingClient:
     from tinkerloop.local import ServiceClient
 
     service = ServiceClient(root=folder / "runs", device="cpu", skip_zero_weight=skip)
-    client = service.create_lora_training_client(str(folder), rank=32)
+    return service.create_lora_training_client(str(folder), rank=32)
+
+
+def skyrl(folder: Path) -> TrainingClient:
+    """SkyRL's API server and engine on a free port, until this process ends."""
+    import tinker
+
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    uv = str(Path(sys.executable).with_name("uv"))
+    command = [uv, "run", "--no-project", "--python", sys.executable, "-m", "skyrl.tinker.api"]
+    command += ["--host", "localhost", "--port", str(port), "--base-model", str(folder)]
+    command += ["--database-url", f"sqlite:///{folder / 'skyrl.db'}", "--checkpoints-base", str(folder / "skyrl")]
+    command += ["--backend-config", '{"max_lora_adapters": 2}']  # the least: one is the base model's
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    atexit.register(server.wait)
+    atexit.register(server.terminate)
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("localhost", port)).close()
+            break
+        if server.poll() is not None:
+            raise SystemExit("SkyRL's server did not start")
+        time.sleep(0.1)
+    service = tinker.ServiceClient(base_url=f"http://localhost:{port}", api_key="tml-dummy")
+    return service.create_lora_training_client(str(folder), rank=32)
+
+
+CLIENTS: dict[str, Callable[[Path], TrainingClient]] = {
+    "ours": lambda folder: ours(folder, skip=True),
+    "ours-all-positions": lambda folder: ours(folder, skip=False),
+    "skyrl": skyrl,
+}
+
+
+def client_step(client: TrainingClient, batch: Sequence[Conversation]) -> None:
+    import tinker
+
+    datums = [
+        tinker.Datum(
+            model_input=tinker.ModelInput.from_ints(c.tokens[:-1]),
+            loss_fn_inputs={"target_tokens": c.tokens[1:], "weights": [float(t) for t in c.trained[1:]]},
+        )
+        for c in batch
+    ]
+    forward_backward = client.forward_backward(datums, "cross_entropy")
+    client.optim_step(tinker.AdamParams(learning_rate=1e-4)).result()
+    assert len(forward_backward.result().loss_fn_outputs) == len(batch)
+
+
+def client_loop(client: TrainingClient, data: Sequence[Conversation]) -> Iterator[int]:
     for batch in batches(data):
-        datums = [
-            tinker.Datum(
-                model_input=tinker.ModelInput.from_ints(c.tokens[:-1]),
-                loss_fn_inputs={"target_tokens": c.tokens[1:], "weights": [float(t) for t in c.trained[1:]]},
-            )
-            for c in batch
-        ]
-        future = client.forward_backward(datums, "cross_entropy")
-        client.optim_step(tinker.AdamParams(learning_rate=1e-4)).result()
-        assert future.result().metrics["loss:sum"] > 0
+        client_step(client, batch)
         yield _tokens(batch)
+
+
+def latency(client: TrainingClient) -> float:
+    """Median milliseconds of a forward_backward and an optim_step on one datum of 8 tokens, after 3 unmeasured."""
+    took = []
+    for _ in range(23):
+        start = time.perf_counter()
+        client_step(client, [Conversation(list(range(10, 19)), [True] * 9)])
+        took.append(1000 * (time.perf_counter() - start))
+    return statistics.median(took[3:])
 
 
 def peft_loop(folder: Path, data: Sequence[Conversation], budget: int | None) -> Iterator[int]:
@@ -165,8 +232,8 @@ def peft_loop(folder: Path, data: Sequence[Conversation], budget: int | None) ->
         yield _tokens(batch)
 
 
-def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[int], None], **options: object) -> None:
-    """TRL's SFTTrainer on the tokens as they are; `wait` is called after every optimizer step with its tokens."""
+def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[int], bool], **options: object) -> None:
+    """TRL's SFTTrainer on the tokens as they are; `wait` gets each step's tokens and says whether to go on."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -177,7 +244,7 @@ def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[int], None],
         seen = 0
 
         def on_step_end(self, args, state, control, **kwargs):
-            wait(state.num_input_tokens_seen - self.seen)
+            control.should_training_stop = not wait(state.num_input_tokens_seen - self.seen)
             self.seen = state.num_input_tokens_seen
 
     rows = [{"input_ids": c.tokens, "completion_mask": [int(t) for t in c.trained]} for c in data]
@@ -211,38 +278,42 @@ def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[int], None],
 # -- one process: does a step whenever told to -----------------------------------------------------------------------
 
 
-def child(variant: str, folder: Path, vocab: int, threads: int, started: float) -> None:
-    import torch
+def usage() -> tuple[float, float]:
+    """Peak memory in GB and processor seconds of this process and those below it."""
+    memory, ticks, family = 0, 0, [os.getpid()]
+    for pid in family:  # grows while it is walked
+        status = Path(f"/proc/{pid}/status").read_text()
+        memory += int(status.split("VmHWM:")[1].split()[0])
+        ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            family += map(int, children.read_text().split())
+    return memory / 2**20, ticks / os.sysconf("SC_CLK_TCK")
 
-    torch.set_num_threads(threads)
-    if variant.endswith("-onednn"):
-        torch.set_float32_matmul_precision("medium")
-        variant = variant.removesuffix("-onednn")
+
+def child(variant: str, folder: Path, vocab: int, threads: int, started: float) -> None:
     data = conversations(512, vocab)
 
-    def report(tokens: int) -> None:
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        now = {
-            "done": time.time() - started,
-            "tokens": tokens,
-            "memory": usage.ru_maxrss / 2**20,
-            "processor": usage.ru_utime + usage.ru_stime,
-        }
+    def report(tokens: int) -> bool:
+        memory, processor = usage()
+        now = {"done": time.time() - started, "tokens": tokens, "memory": memory, "processor": processor}
         print(json.dumps(now), flush=True)
-        if not sys.stdin.readline():
-            sys.exit()
+        return bool(sys.stdin.readline())
 
+    if variant != "skyrl":
+        import torch
+
+        torch.set_num_threads(threads)
+        if variant.endswith("-onednn"):
+            torch.set_float32_matmul_precision("medium")
+            variant = variant.removesuffix("-onednn")
     if variant.startswith("trl"):
         trl(folder, data, report, **TRL[variant])
-        return
-    steps = {
-        "ours": lambda: ours(folder, data, skip=True),
-        "ours-all-positions": lambda: ours(folder, data, skip=False),
-        "peft-padded": lambda: peft_loop(folder, data, None),
-        "peft-sorted": lambda: peft_loop(folder, data, 2048),
-    }[variant]()
-    for tokens in steps:
-        report(tokens)
+    elif variant.startswith("peft"):
+        all(map(report, peft_loop(folder, data, 2048 if variant == "peft-sorted" else None)))
+    else:
+        client = CLIENTS[variant](folder)
+        all(map(report, client_loop(client, data)))
+        print(json.dumps({"latency": latency(client)}), flush=True)
 
 
 @dataclass
@@ -256,29 +327,40 @@ class Process:
     processor: float = 0.0
     first: float = 0.0
     memory: float = 0.0
+    latency: float | None = None
     _used: float = 0.0
 
-    def step(self, go: bool = True) -> None:
-        assert self.handle.stdin is not None
+    def read(self, key: str) -> dict[str, float]:
+        """The next report that begins with `key`; what libraries print is passed over. Empty: the process ended."""
         assert self.handle.stdout is not None
+        for line in self.handle.stdout:
+            if line.startswith(f'{{"{key}"'):
+                return json.loads(line)
+        return {}
+
+    def step(self, go: bool = True, timed: bool = True) -> None:
+        assert self.handle.stdin is not None
         start = time.time()
         if go:
             self.handle.stdin.write("go\n")
             self.handle.stdin.flush()
-        line = self.handle.stdout.readline()
-        while line and not line.startswith('{"done"'):
-            line = self.handle.stdout.readline()
-        if not line:
+        report = self.read("done")
+        if not report:
             raise SystemExit(f"{self.name} failed; run it alone with --child to see why")
-        report = json.loads(line)
         self.memory = report["memory"]
-        if go:
-            self.tokens += report["tokens"]
+        if not go:
+            self.first = report["done"]
+        elif timed:
+            self.tokens += int(report["tokens"])
             self.seconds += time.time() - start
             self.processor += report["processor"] - self._used
-        else:
-            self.first = report["done"]
         self._used = report["processor"]
+
+    def finish(self) -> None:
+        assert self.handle.stdin is not None
+        self.handle.stdin.close()
+        self.latency = self.read("latency").get("latency")
+        self.handle.wait()
 
 
 def main() -> None:
@@ -298,10 +380,15 @@ def main() -> None:
         write_model(Path(folder), args.vocab)
         processes = []
         for name in args.variants.split(","):
-            environment = dict(os.environ, OMP_NUM_THREADS=str(args.threads))
+            # NPROC is XLA's number of threads.
+            environment = dict(os.environ, OMP_NUM_THREADS=str(args.threads), NPROC=str(args.threads))
+            python = sys.executable
             if args.peers and name.startswith("trl"):
                 environment["PYTHONPATH"] = str(args.peers / "trl")
-            command = [sys.executable, __file__, "--vocab", str(args.vocab), "--threads", str(args.threads)]
+            elif args.peers and name == "skyrl":
+                environment.pop("PYTHONPATH", None)
+                python = str(args.peers / "skyrl" / "bin" / "python")
+            command = [python, __file__, "--vocab", str(args.vocab), "--threads", str(args.threads)]
             command += ["--child", name, folder, str(time.time())]
             handle = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -309,13 +396,11 @@ def main() -> None:
             processes.append(Process(name, handle))
             processes[-1].step(go=False)
             print(f"{name}: first step after {processes[-1].first:.1f} s", file=sys.stderr, flush=True)
-        for _ in range(args.rounds):
+        for turn in range(1 + args.rounds):
             for process in processes:
-                process.step()
+                process.step(timed=turn > 0)
         for process in processes:
-            assert process.handle.stdin
-            process.handle.stdin.close()
-            process.handle.wait()
+            process.finish()
     print("| variant | tokens/s | tokens per processor second | ours / this | first step, s | peak memory, GB |")
     print("|---|---|---|---|---|---|")
     reference = processes[0].tokens / processes[0].seconds
@@ -325,6 +410,10 @@ def main() -> None:
             f"| {process.name} | {rate:,.0f} | {process.tokens / process.processor:,.0f} | {reference / rate:.2f} "
             f"| {process.first:.1f} | {process.memory:.2f} |"
         )
+    print("\n| variant | forward_backward + optim_step of 8 tokens, ms |\n|---|---|")
+    for process in processes:
+        if process.latency is not None:
+            print(f"| {process.name} | {process.latency:.1f} |")
 
 
 if __name__ == "__main__":
