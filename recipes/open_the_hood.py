@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import chz
 import tinker
@@ -26,13 +25,11 @@ import tinkerloop
 from tinkerloop.data import batches, conversation_datums, load_conversations
 from tinkerloop.local.parameters import TrainState
 
-HERE = Path(__file__).parent
-
 
 @chz.chz
 class Config:
-    model: str = chz.field(default=str(HERE / "base"), doc="A model folder or a name.")
-    file: str = chz.field(default=str(HERE / "data" / "pig_latin_train.jsonl"), doc="JSONL with messages.")
+    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
+    file: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL with messages.")
     conversations: int = chz.field(default=512, doc="How many to train on.")
     steps: int = chz.field(default=60, doc="Optimizer steps.")
     batch_size: int = chz.field(default=32, doc="Conversations in a step.")
