@@ -28,6 +28,7 @@ import torch  # noqa: E402
 from tinkerloop.local import ServiceClient, TrainingClient, engine  # noqa: E402
 from tinkerloop.local.head import Head  # noqa: E402
 from tinkerloop.local.model import Model  # noqa: E402
+from tinkerloop.local.replica import Replica  # noqa: E402
 
 
 def datum(seed: int, length: int) -> tinker.Datum:

@@ -2,11 +2,16 @@
 
 Rows (positions) are taken a chunk at a time, a chunk being whole datums or a part of one: logits, log-softmax, the
 loss's gradient with respect to the log-probabilities, the gradient of the logits, and from it that of the hidden states
-and of the adapter. So memory does not grow with positions x vocabulary, and nothing is computed twice.
+and of the adapter. So memory does not grow with positions x vocabulary.
+
+A small vocabulary's logits are kept from the way there for the way back. Of a large one that would leave few rows to a
+chunk, and the whole projection would be read again for each; it is taken a tile of columns at a time instead, twice:
+once for log z, once more for the gradient. An adapter is folded into a tile when it is needed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +20,11 @@ import torch
 from tinkerloop.local.lora import LoRALinear
 
 CHUNK_ELEMENTS = 4 * 2**20
-"""Logits held at a time (16 MB in float32), unless that is fewer than MIN_CHUNK rows."""
-MIN_CHUNK = 64
+"""Logits held at a time (16 MB in float32)."""
+MIN_CHUNK = 128
+"""Rows of a chunk, at least."""
+TILE = 2048
+"""Columns of a tile."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +39,17 @@ class Head:
         """(T, hidden size) -> (T, vocabulary), float32, outside autograd."""
         return self._cap(self.layer.product(hidden)[0].float())
 
-    def chunks(self, counts: Sequence[int]) -> Iterator[tuple[slice, list[int]]]:
+    @property
+    def tiled(self) -> bool:
+        return self.layer.out_features > CHUNK_ELEMENTS // MIN_CHUNK
+
+    def chunks(self, counts: Sequence[int], columns: int | None = None) -> Iterator[tuple[slice, list[int]]]:
         """Cut rows, `counts` of each datum, into chunks: (which rows, how many of each datum).
 
-        A datum is cut at fixed distances from its own start, so its results do not depend on its neighbours.
+        `columns` are held of each row (None: all logits). A datum is cut at fixed distances from its own start, so its
+        results do not depend on its neighbours.
         """
-        limit = max(MIN_CHUNK, CHUNK_ELEMENTS // self.layer.out_features)
+        limit = max(MIN_CHUNK, CHUNK_ELEMENTS // (columns or self.layer.out_features))
         start, held = 0, []
         for count in counts:
             while count:
@@ -52,10 +65,14 @@ class Head:
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """log p(targets) (len(rows), K) at `rows` of hidden (T, H) and targets (T, K)."""
         found = torch.empty(len(rows), targets.shape[1], device=hidden.device)
-        for chunk, _ in self.chunks([len(rows)]):
-            at = rows[chunk]
-            logits = self.logits(hidden[at])
-            found[chunk] = logits.gather(1, targets[at]) - logits.logsumexp(1, keepdim=True)
+        for chunk, _ in self.chunks([len(rows)], TILE if self.tiled else None):
+            x, target = hidden[rows[chunk]], targets[rows[chunk]]
+            if self.tiled:
+                chosen, log_z = self._tiled_logits(x, target)
+            else:
+                logits = self.logits(x)
+                chosen, log_z = logits.gather(1, target), logits.logsumexp(1, keepdim=True)
+            found[chunk] = chosen - log_z
         return found
 
     def logprobs_and_gradient(
@@ -75,28 +92,82 @@ class Head:
         projection's adapter are added to its buffers.
         """
         found = torch.empty(len(rows), targets.shape[1], device=hidden.device)
-        for chunk, segments in self.chunks(counts):
+        for chunk, segments in self.chunks(counts, TILE if self.tiled else None):
             part, at = found[chunk], rows[chunk]
             x, target = hidden[at], targets[at]
-            raw, x_a = self.layer.product(x)
-            logits = self._cap(raw.float())
-            capped = logits.clone() if self.softcap is not None else None
-            top, likeliest = logits.max(1, keepdim=True)
-            chosen = logits.gather(1, target)
-            p = torch.softmax(logits, 1)
-            # log z = top - log p(top): exact, because p(top) >= 1 / vocabulary never underflows
-            part.copy_(chosen - top + p.gather(1, likeliest).log())
-            g = gradient_of(part, at)  # dL/dlp (n, K)
-            # d lp_k / d logit_v = [v = target_k] - p_v
-            grad = p.mul_(-g.sum(1, keepdim=True)).scatter_add_(1, target, g)
-            if capped is not None and self.softcap is not None:
-                grad.mul_(1 - (capped / self.softcap) ** 2)
-            if self.scale != 1.0:
-                grad.mul_(self.scale)
-            grad_x = self.layer.product_backward(grad.to(x.dtype), x, x_a, segments, need_x=grad_hidden is not None)
+            need_x = grad_hidden is not None
+            if self.tiled:
+                chosen, log_z = self._tiled_logits(x, target)
+                part.copy_(chosen - log_z)
+                grad_x = self._tiled_backward(x, target, log_z, gradient_of(part, at), segments, need_x)
+            else:
+                raw, x_a = self.layer.product(x)
+                logits = self._cap(raw.float())
+                top, likeliest = logits.max(1, keepdim=True)
+                chosen = logits.gather(1, target)
+                p = torch.softmax(logits, 1)
+                # log z = top - log p(top): exact, because p(top) >= 1 / vocabulary never underflows
+                part.copy_(chosen - top + p.gather(1, likeliest).log())
+                grad = self._grad_logits(p, logits, target, gradient_of(part, at)).to(x.dtype)
+                grad_x = self.layer.product_backward(grad, x, x_a, segments, need_x)
             if grad_hidden is not None and grad_x is not None:
                 grad_hidden[at] = grad_x
         return found
+
+    def _tiled_logits(self, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits of the targets (n, K), and log z (n, 1), for x (n, H)."""
+        chosen = torch.empty(target.shape, device=x.device)
+        top = torch.full((len(x), 1), -math.inf, device=x.device)
+        total = torch.zeros(len(x), 1, device=x.device, dtype=torch.float64)  # sum of exp(logit - top)
+        for start, tile in self.layer.tiles(TILE):
+            logits = self._cap(tile.product(x)[0].float())
+            inside, column = _columns(target, start, tile.out_features)
+            chosen = torch.where(inside, logits.gather(1, column), chosen)
+            higher = torch.maximum(top, logits.amax(1, keepdim=True))
+            total.mul_((top - higher).exp()).add_(logits.sub_(higher).exp_().sum(1, keepdim=True))
+            top = higher
+        return chosen, (top + total.log()).float()
+
+    def _tiled_backward(
+        self,
+        x: torch.Tensor,
+        target: torch.Tensor,
+        log_z: torch.Tensor,
+        g: torch.Tensor,
+        segments: Sequence[int],
+        need_x: bool,
+    ) -> torch.Tensor | None:
+        """The gradient of x, given g = dL/dlp (n, K); that of the adapter is added to its buffers."""
+        grad_x = torch.zeros_like(x) if need_x else None
+        for start, tile in self.layer.tiles(TILE):
+            raw, x_a = tile.product(x)
+            logits = self._cap(raw.float())
+            inside, column = _columns(target, start, tile.out_features)
+            p = (logits.sub_(log_z) if self.softcap is None else logits - log_z).exp_()
+            grad = self._grad_logits(p, logits, column, torch.where(inside, g, 0.0), g)
+            found = tile.product_backward(grad.to(x.dtype), x, x_a, segments, need_x)
+            if grad_x is not None and found is not None:
+                grad_x += found
+        return grad_x
+
+    def _grad_logits(
+        self,
+        p: torch.Tensor,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        g: torch.Tensor,
+        every: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """dL/dlogits, written over p: d lp_k / d logit_v = [v = target_k] - p_v.
+
+        `g` is dL/dlp (n, K) of the targets among these columns, `every` that of all.
+        """
+        grad = p.mul_(-(g if every is None else every).sum(1, keepdim=True)).scatter_add_(1, target, g)
+        if self.softcap is not None:
+            grad.mul_(1 - (logits / self.softcap) ** 2)
+        if self.scale != 1.0:
+            grad.mul_(self.scale)
+        return grad
 
     def _cap(self, logits: torch.Tensor) -> torch.Tensor:
         if self.scale != 1.0:
@@ -104,3 +175,9 @@ class Head:
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+
+def _columns(target: torch.Tensor, start: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which targets lie among the `width` columns from `start` on, and their places there (0 for others)."""
+    inside = (target >= start) & (target < start + width)
+    return inside, (target - start).masked_fill(~inside, 0)

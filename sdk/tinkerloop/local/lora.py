@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,17 @@ class Slot:
     grad_b: torch.Tensor | None
     folded: torch.Tensor | None  # (out, in)
 
+    def part(self, outputs: slice, weight: torch.Tensor) -> Slot:
+        """The adapter of some outputs, folded into their `weight` where that is float32."""
+        b = self.b[outputs]
+        folded = None
+        if self.folded is not None:
+            folded = self.folded[outputs]
+        elif weight.dtype == torch.float32:
+            folded = torch.addmm(weight.detach(), b, self.a.detach(), alpha=self.scale)
+        grad_b = None if self.grad_b is None else self.grad_b[outputs]
+        return Slot(self.a, b, self.scale, self.grad_a, grad_b, folded)
+
     def add_gradient(
         self, x: torch.Tensor, x_a: torch.Tensor, grad_y: torch.Tensor, low: torch.Tensor, segments: Sequence[int]
     ) -> None:
@@ -74,6 +85,13 @@ class Slot:
             self.grad_b.add_(_aligned(grad_y[rows]).T @ _aligned(x_a[rows]), alpha=self.scale)
             self.grad_a.add_(_aligned(low[rows]).T @ _aligned(x[rows]), alpha=self.scale)
             start += length
+
+
+def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
+    """Some of a parameter's first axis, and of its gradient where it has one."""
+    some = nn.Parameter(parameter.data[part], requires_grad=parameter.requires_grad)
+    some.grad = None if parameter.grad is None else parameter.grad[part]
+    return some
 
 
 def _aligned(rows: torch.Tensor) -> torch.Tensor:
@@ -118,6 +136,18 @@ class LoRALinear(nn.Linear):
             folded = torch.addmm(self.weight.detach(), b, a, alpha=scale, out=self.fold_buffer)
         grad_a, grad_b = gradients if gradients is not None else (None, None)
         self.slot = Slot(a.detach().requires_grad_(), b, scale, grad_a, grad_b, folded)
+
+    def tiles(self, size: int) -> Iterator[tuple[int, LoRALinear]]:
+        """(first output, the layer of at most `size` outputs from there), on the same numbers and buffers."""
+        for start in range(0, self.out_features, size):
+            part = slice(start, start + size)
+            tile = LoRALinear.__new__(LoRALinear)
+            nn.Module.__init__(tile)
+            tile.weight, tile.bias = _part(self.weight, part), None if self.bias is None else _part(self.bias, part)
+            tile.out_features, tile.in_features = tile.weight.shape
+            if self.slot is not None:
+                tile.slot = self.slot.part(part, tile.weight)
+            yield start, tile
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.slot is None:

@@ -181,7 +181,8 @@ class Model:
         for name, layer in self.trained_layers(spec).items():
             a, b = f"{name}.lora_A", f"{name}.lora_B"
             pair = None if gradients is None else (gradients[a], gradients[b])
-            layer.bind(weights.named[a], weights.named[b], spec.scale, pair, self.fold)
+            fold = self.fold and not (layer is self.head.layer and self.head.tiled)  # a tile is folded when it is used
+            layer.bind(weights.named[a], weights.named[b], spec.scale, pair, fold)
 
     def _bind_parameters(self, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
         for name, parameter in self.module.named_parameters():
