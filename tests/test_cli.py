@@ -31,6 +31,34 @@ def test_inspect_shows_what_truncation_cuts_off(file, capsys) -> None:
     assert "cut off, 4 of them trained" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("colour_off", [{}, {"FORCE_COLOR": "1", "NO_COLOR": "1"}])
+def test_inspect_marks_what_is_trained_and_cut_where_there_is_no_colour(file, capsys, monkeypatch, colour_off) -> None:
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in colour_off.items():
+        monkeypatch.setenv(name, value)
+    command = ["inspect", str(file), "--renderer", "qwen3_instruct", "--limit", "1"]
+    assert main(command) == 0
+    assert "<|im_start|>assistant⏎\n⟦" in (whole := capsys.readouterr().out)
+    assert "<|im_end|>⟧" in whole
+    assert whole.count("⟦") == whole.count("⟧") == 1
+    assert "✂" not in whole
+    assert main([*command, "--max-length", "3"]) == 0
+    kept, _, cut = capsys.readouterr().out.partition("✂")
+    assert "⟦" not in kept
+    assert "<|im_end|>⟧" in cut
+
+
+def test_inspect_marks_nothing_in_the_text_where_there_is_colour(file, capsys, monkeypatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["inspect", str(file), "--renderer", "qwen3_instruct", "--limit", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b[" in out
+    assert "⟦" not in out
+
+
 def test_inspect_writes_a_page_that_needs_nothing_else(file, tmp_path) -> None:
     page = tmp_path / "page.html"
     assert main(["inspect", str(file), "--html", str(page)]) == 0

@@ -1,7 +1,9 @@
 """Show conversations of a file as the tokens they become: what is trained, with which weight, what is cut off.
 
 In a terminal, trained tokens are green, what the format writes is dim, and what truncation cuts off is struck out; from
-token to token the text alternates in underlining. `--html PAGE` writes the same as a page that needs nothing else.
+token to token the text alternates in underlining. Where there are no colours (in a pipe, a file, with `NO_COLOR`) what
+is trained stands between ⟦ and ⟧, and what is cut off comes after ✂. `--html PAGE` writes the same as the terminal
+shows, as a page that needs nothing else.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import base64
 import html
 import io
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,14 +133,33 @@ def _print(shown: list[tuple[str, list[Token]]]) -> None:
     console = Console(highlight=False)
     for title, tokens in shown:
         console.print(Text(title, style="bold"))
+        if console.color_system is None or console.no_color:
+            console.print(Text(uncoloured(tokens)), soft_wrap=True)
+            console.print()
+            continue
         text = Text()
         for i, token in enumerate(tokens):
             style = "green" if token.weight else ("dim" if token.part is Part.SCAFFOLD else "")
             style += " underline" if i % 2 else ""
             style += " strike red" if token.is_cut else ""
-            text.append(token.text.replace("\n", "⏎\n"), style=style.strip())
+            text.append(_with_line_ends(token.text), style=style.strip())
         console.print(text)
         console.print()
+
+
+def uncoloured(tokens: list[Token]) -> str:
+    """The tokens' text, with ⟦ and ⟧ around what is trained and ✂ before what is cut off."""
+    written = []
+    for is_cut, side in groupby(tokens, lambda token: token.is_cut):
+        written.append("✂" if is_cut else "")
+        for is_trained, run in groupby(side, lambda token: bool(token.weight)):
+            text = _with_line_ends("".join(token.text for token in run))
+            written.append(f"⟦{text}⟧" if is_trained else text)
+    return "".join(written)
+
+
+def _with_line_ends(text: str) -> str:
+    return text.replace("\n", "⏎\n")
 
 
 THUMBNAIL = 160
@@ -193,5 +215,5 @@ def _span(token: Token) -> str:
         classes.append("scaffold")
     owner = "format" if token.message < 0 else f"message {token.message}"
     label = html.escape(f"id {token.id} · weight {token.weight:g} · {owner} · {token.part.name.lower()}", quote=True)
-    text = html.escape(token.text).replace("\n", "⏎\n")
+    text = _with_line_ends(html.escape(token.text))
     return f'<span class="{" ".join(classes)}" title="{label}">{text}</span>'
