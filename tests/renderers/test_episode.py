@@ -2,64 +2,139 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.renderers.chats import everyones_tokenizer, renderer
-from tinkerloop.errors import EpisodeError
-from tinkerloop.renderers import get_renderer
+from tests.renderers.chats import TOOLS, conversations, everyones_tokenizer, renderer
+from tests.renderers.test_invariants import FEW, SOME, every_format, fitted, takes_tools
+from tinkerloop.errors import EpisodeError, RenderError
+from tinkerloop.renderers import Episode, Part, get_renderer
 
 EXTENDING = ["qwen3_instruct", "llama3", "kimi_k26_preserve_thinking", "glm5_3_max_reasoning", "role_colon"]
 QUESTION = [{"role": "user", "content": "q"}]
 ANSWER = [{"role": "user", "content": "and?"}]
 
 
-def sample(name: str, messages: list[Any], reply: dict[str, Any]) -> list[int]:
+def sample(name: str, messages: list[Any], reply: dict[str, Any], tools: Any = None) -> list[int]:
     """The ids a model would sample to say `reply`."""
-    example = renderer(name).build_supervised_example([*messages, reply])
+    example = renderer(name).build_supervised_example([*messages, reply], tools=tools)
     return [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
 
 
-@pytest.mark.parametrize("name", EXTENDING)
-def test_an_episode_of_canonical_replies_is_the_rendered_conversation(name: str) -> None:
-    ours = renderer(name)
-    assert ours.has_extension_property
-    messages: list[Any] = list(QUESTION)
-    episode = ours.episode(messages)
-    for turn in range(3):
-        assert episode.prompt() == ours.build_generation_prompt(messages)
-        reply = {"role": "assistant", "content": f"answer {turn}"}
-        episode.add_sampled(sample(name, messages, reply))
-        messages += [reply, *ANSWER]
+def episode_of(name: str, messages: list[Any], tools: Any = None) -> Episode | None:
+    """An episode that begins a segment where the format rewrites history; None where the format has no episodes."""
+    if name == "template":
+        with pytest.raises(RenderError, match="cannot append to a conversation"):
+            renderer(name).episode(messages)
+        return None
+    return renderer(name).episode(messages, tools, on_rewrite="segment")
+
+
+@every_format
+@FEW
+@given(messages=conversations(late_system=True, max_turns=2), declare=st.booleans())
+def test_an_episode_of_canonical_replies_is_the_rendered_conversation(name, messages, declare) -> None:
+    ours, messages = renderer(name), fitted(name, messages)
+    tools = TOOLS if declare and takes_tools(name) else None
+    replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    episode = episode_of(name, messages[: replies[0]], tools)
+    for i, end in pairwise([*replies, len(messages)]) if episode else ():
+        asked = ours.build_generation_prompt(episode.messages, tools=tools)
+        assert ours.decode(episode.tokens) == ours.decode(asked.to_ints())
+        spaced = any(m["role"] == "assistant" and m["content"][:1].isspace() for m in messages[:i])
+        assert episode.prompt() == asked or spaced or not ours.has_extension_property
+        episode.add_sampled(sample(name, messages[:i], messages[i], tools))
+        if i + 1 < end:
+            episode.add(messages[i + 1 : end])
+    if episode:
+        assert {int(i) for e in episode.examples() for i in e.message_index[e.weights > 0]} == set(replies)
+        late = any(message["role"] == "system" for message in messages[1:])
+        assert len(episode.segments) == 1 or late or not ours.has_extension_property
+
+
+@every_format
+@SOME
+@given(data=st.data(), messages=conversations(max_turns=1))
+def test_any_sampled_ids_survive_verbatim(name, data, messages) -> None:
+    """Any ids whatever, that end with a stop: the prompt after them begins with the one before, and with them.
+
+    Where the format rewrites history they are a segment of their own. Nothing follows a reply that stopped inside its
+    reasoning or a tool call, or that reasoned after its text, which is no message.
+    """
+    ours, reply = renderer(name), fitted(name, messages)[-1]
+    inner = sorted({*ours._assembler.ids.values()} - {ours._assembler.ids[end] for end in ours.grammar.ends})
+    sampled = sample(name, QUESTION, reply)[:-1] if data.draw(st.booleans()) and not ours.grammar.stop_texts else []
+    for _ in range(data.draw(st.integers(0, 6))):
+        at = data.draw(st.integers(0, len(sampled)))
+        sampled.insert(at, data.draw(st.integers(0, 255) | st.sampled_from(inner or [0])))
+    stop = data.draw(st.sampled_from(ours.get_stop_sequences()))
+    sampled += everyones_tokenizer().encode(stop, add_special_tokens=False) if isinstance(stop, str) else [stop]
+    episode = episode_of(name, QUESTION)
+    if episode is None:
+        return
+    before, logprobs = list(episode.tokens), [-0.5] * len(sampled)
+    parsed = episode.add_sampled(sampled, logprobs)
+    content = parsed.message["content"]
+    kinds = ["text"] if isinstance(content, str) else [part["type"] for part in content]
+    if parsed.broke_off_in is not None or "thinking" in kinds[1:]:
+        with pytest.raises(EpisodeError, match="nothing can follow"):
+            episode.add(ANSWER)
+    else:
         episode.add(ANSWER)
-    assert episode.prompt() == ours.build_generation_prompt(messages)
-    (example,) = episode.examples()
-    assert [int(i) for i in np.unique(example.message_index[example.weights > 0])] == [1, 3, 5]
-
-
-@pytest.mark.parametrize("name", ["qwen3_instruct", "kimi_k26_preserve_thinking", "glm5_3_max_reasoning"])
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(data=st.data())
-def test_any_sampled_ids_survive_verbatim(name: str, data: st.DataObject) -> None:
-    ours = renderer(name)
-    episode = ours.episode(QUESTION)
-    before = list(episode.tokens)
-    sampled = data.draw(st.lists(st.integers(0, 255), max_size=12))
-    if name != "qwen3_instruct":
-        sampled = [*sampled, ours._assembler.ids["</think>"], 97]
-    ended = data.draw(st.booleans())
-    sampled = [*sampled, ours.get_stop_sequences()[0]] if ended else sampled
-    logprobs = [-0.5] * len(sampled)
-    episode.add_sampled(sampled, logprobs)
-    episode.add(ANSWER)
-    assert episode.prompt().to_ints()[: len(before) + len(sampled)] == before + sampled
-    (example,) = episode.examples()
+        assert len(episode.segments) == 1 or not ours.has_extension_property
+        assert len(episode.segments[0].tokens) > len(before) + len(sampled) or len(episode.segments) == 2
+    assert episode.segments[0].tokens[: len(before) + len(sampled)] == before + sampled
+    example = episode.examples()[0]
     assert np.flatnonzero(example.weights).tolist() == list(range(len(before), len(before) + len(sampled)))
     assert [x for x in episode.segments[0].logprobs if x] == logprobs
+
+
+@every_format
+def test_what_cannot_follow_a_reply_is_refused(name) -> None:
+    episode = episode_of(name, QUESTION)
+    if episode is None:
+        return
+    (reply,) = fitted(name, [{"role": "assistant", "content": "a", "reasoning_content": "some thought"}])
+    sampled = sample(name, QUESTION, reply)
+    episode.add_sampled(sampled)
+    with pytest.raises(EpisodeError, match="an assistant's message among the new ones"):
+        episode.add([*ANSWER, {"role": "assistant", "content": "b"}])
+    if "reasoning_content" in reply:
+        whole = renderer(name).build_supervised_example([*QUESTION, reply])
+        thought = int(np.sum((whole.weights > 0) & (whole.parts == Part.REASONING)))
+        cut = episode_of(name, QUESTION)
+        cut.add_sampled(sampled[: thought - 2])
+        with pytest.raises(EpisodeError, match="truncated inside its REASONING"):
+            cut.add(ANSWER)
+
+
+@pytest.mark.parametrize("name", ["deepseekv3", "glm5_3_max_reasoning", "role_colon"])
+def test_a_system_message_that_the_format_cannot_append_is_refused_or_begins_a_segment(name: str) -> None:
+    messages = [*QUESTION, {"role": "assistant", "content": "a"}, {"role": "system", "content": "s"}, *ANSWER]
+    refusing, splitting = (renderer(name).episode(QUESTION, on_rewrite=how) for how in ("refuse", "segment"))
+    for episode in (refusing, splitting):
+        episode.add_sampled(sample(name, QUESTION, messages[1]))
+    with pytest.raises(EpisodeError, match="differently once these messages follow"):
+        refusing.add(messages[2:])
+    splitting.add(messages[2:])
+    assert splitting.prompt() == renderer(name).build_generation_prompt(messages)
+
+
+@pytest.mark.parametrize("name", ["qwen3_disable_thinking", "qwen3_5_disable_thinking", "nemotron3_disable_thinking"])
+def test_a_reply_that_reasons_though_its_prompt_rules_it_out_is_kept_and_followed(name: str) -> None:
+    ours, ids = renderer(name), renderer(name)._assembler.ids
+    sampled = [ids["<think>"], 104, ids["</think>"], 97]
+    for end in ([], [ids["<|im_end|>"]]):
+        episode = ours.episode(QUESTION, on_rewrite="segment")
+        before = list(episode.tokens)
+        episode.add_sampled([*sampled, *end])
+        episode.add(ANSWER)
+        assert episode.segments[0].tokens[: len(before) + len(sampled)] == before + sampled
 
 
 def test_a_call_is_kept_as_the_model_spaced_it() -> None:
@@ -102,14 +177,6 @@ def test_the_order_of_turns_is_held() -> None:
         episode.prompt()
     with pytest.raises(EpisodeError, match="assistant's message"):
         episode.add([{"role": "assistant", "content": "b"}])
-
-
-def test_nothing_follows_a_reply_that_broke_off_inside_its_reasoning() -> None:
-    ours = renderer("kimi_k26_preserve_thinking")
-    episode = ours.episode(QUESTION)
-    episode.add_sampled([104, 109])
-    with pytest.raises(EpisodeError, match="truncated inside its REASONING"):
-        episode.add(ANSWER)
 
 
 def test_logprobs_must_match_the_ids() -> None:

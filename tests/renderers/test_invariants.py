@@ -1,6 +1,39 @@
 """What holds for every chat format: each test runs over every built-in name, with no exemptions.
 
-Where a format cannot have a property it says so (`has_extension_property`), and those that claim it are held to it.
+Where a format cannot have a property it says so (`has_extension_property`, `disables_thinking`, a refusal), and it is
+held to what it claims and to what it does not. The properties, with the modules of this folder or the tests here that
+show them:
+
+ 1 a prompt begins its example              test_the_prompt_is_a_prefix_...; images: test_images
+ 2 what is sampled, all of it, has weight   test_the_prompt_is_a_prefix_..., test_masks_grow_..., test_customized_...
+ 3 a trained reply parses to the message    test_a_trained_reply_parses_back_to_the_message
+ 4 any sampled ids survive                  test_episode: test_any_sampled_ids_survive_verbatim
+ 5 extension, claimed and not claimed       test_extension
+ 6 parsing never raises                     test_parsing_never_raises_...
+ 7 spans account for all ids                test_parsing_never_raises_...
+ 8 deltas fold to the message               test_folded_deltas_are_the_message_for_every_chunking
+ 9 no text is a control token               test_no_text_in_a_message_...; roles: test_roles_are_a_closed_set
+10 nor becomes one by parsing               test_text_that_spells_a_tag_is_text_after_parsing_too
+11 ids equal the official template's        test_parity, test_goldens (formats that have one)
+12 texts equal the official template's      test_parity, test_goldens
+13 ids differ at the prompt's end alone     test_parity (`ids_with_seams`)
+14 masks grow from mode to mode             test_masks_grow_...
+15 only what is sampled is trained          test_extension: test_split_examples_...
+16 every trained reply owns one stop        test_every_trained_reply_owns_exactly_one_stop
+17 training nothing is refused              test_an_example_that_trains_nothing_...
+18 chunks are merged and none is empty      test_spans_and_attribution_...
+19 every token has its message              test_spans_and_attribution_...
+20 arguments come back by value             test_tool_arguments_..., test_declared_arguments_...
+21 rendering is pure                        test_rendering_is_pure_...
+22 copies and threads render the same       test_rendering_is_pure_...
+23 images are counted                       tests/test_images.py, test_images
+24 a cut inside reasoning is reasoning      test_a_reply_cut_inside_reasoning_...
+25 nothing is trained beyond a cut          test_a_truncated_example_...; images: test_images
+26 an episode is the rendered conversation  test_episode: test_an_episode_of_canonical_replies_...
+27 what cannot follow a reply is refused    test_episode: test_what_cannot_follow_..., test_any_sampled_ids_...
+28 backends agree                           tests/test_tokenizers.py
+29 OpenAI's shape, there and back           test_messages_survive_openais_shape
+30 a sequence begins once                   test_a_sequence_begins_once_however_it_is_composed
 """
 
 from __future__ import annotations
@@ -23,6 +56,7 @@ from tests.renderers.chats import (
     NAMES,
     TEXTS,
     TOOLS,
+    VALUES,
     conversations,
     decode,
     everyones_tokenizer,
@@ -121,16 +155,6 @@ def test_a_trained_reply_parses_back_to_the_message(name, messages, tools):
 
 
 @every_format
-@pytest.mark.parametrize("reasons", [True, False])
-def test_a_format_that_claims_to_extend_conversations_does(name, reasons):
-    thought = {"reasoning_content": "r"} if reasons else {}
-    turns = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"} | thought] for i in "12"]
-    messages = fitted(name, [*turns[0], *turns[1]])
-    shorter, longer = supervised(name, messages[:2]).tokens, supervised(name, messages).tokens
-    assert longer[: len(shorter)] == shorter or not renderer(name).has_extension_property
-
-
-@every_format
 @FEW
 @given(messages=conversations(late_system=True))
 def test_messages_survive_openais_shape(name, messages):
@@ -166,6 +190,29 @@ def test_tool_arguments_come_back_by_value(name, messages):
             assert arguments.get("city") == wanted["function"]["arguments"].get("city") or not isinstance(
                 wanted["function"]["arguments"].get("city"), str
             )
+
+
+TYPED = {"string": st.sampled_from(["", "3", "naïve", "true", "null", "x\ny", " pad ", "\n"]) | TEXTS.map(nfc),
+         "integer": st.integers(-9, 99), "boolean": st.booleans(), "array": st.lists(VALUES, max_size=2),
+         "object": st.dictionaries(st.sampled_from("abc"), VALUES, max_size=2)}  # fmt: skip
+
+
+@every_format
+@FEW
+@given(arguments=st.fixed_dictionaries({}, optional=TYPED))
+def test_declared_arguments_come_back_exactly(name, arguments):
+    """Whatever a value looks like, its declared type says what it is."""
+    call = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    if len(messages := fitted(name, chat)) == 1:
+        with pytest.raises(RenderError, match="no tool calls"):
+            supervised(name, chat)
+        return
+    tools = [{"name": "f", "parameters": {"type": "object", "properties": {kind: {"type": kind} for kind in TYPED}}}]
+    example = supervised(name, messages, tools=tools)
+    sampled = [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
+    message = renderer(name).parse_response(sampled, tools=tools, messages=messages[:1]).message
+    assert json.loads(message["tool_calls"][0].function.arguments) == arguments
 
 
 @every_format
@@ -278,6 +325,9 @@ def test_masks_grow_from_mode_to_mode_over_the_same_tokens(name, messages):
         TrainOnWhat.ALL_TOKENS,
     ]
     examples = [supervised(name, messages, mode) for mode in modes]
+    for example in examples:
+        assert example.weights.dtype == np.float32
+        assert len(example.weights) == len(example.tokens)
     for small, large in pairwise(examples):
         assert small.tokens == large.tokens
         assert np.all(large.weights[small.weights > 0] == 1)
@@ -318,6 +368,8 @@ def test_customized_trains_the_marked_messages_and_weights_multiply(name, messag
     example = supervised(name, marked, "customized")
     assert set(example.weights) <= {0.0, 0.5}
     assert set(example.message_index[example.weights > 0]) <= {i for i, c in enumerate(chosen) if c}
+    last = [{**m, "trainable": i + 1 == len(messages)} for i, m in enumerate(messages)]
+    assert supervised(name, last, "customized") == supervised(name, messages)
 
 
 @every_format
@@ -359,7 +411,8 @@ def test_spans_and_attribution_cover_every_token_once(name, messages):
     for i, message in enumerate(messages):
         if message["role"] in ("system", "user") and message["content"].strip():
             assert i in order
-    assert all(chunk.length for chunk in example.model_input.chunks)
+    (chunk,) = example.model_input.chunks  # of text alone there is one
+    assert chunk.length == len(example.tokens)
 
 
 @every_format
@@ -429,3 +482,49 @@ def test_a_prefill_is_in_the_prompt_and_in_the_message(name, messages, prefill):
     content = message["content"]
     text = content if isinstance(content, str) else "".join(p.get("text", p.get("thinking", "")) for p in content)
     assert text == nfc(prefill)
+
+
+@every_format
+@SOME
+@given(bad=HOSTILE, data=st.data())
+def test_text_that_spells_a_tag_is_text_after_parsing_too(name, bad, data):
+    said = f"a {bad.strip()} b"
+    field = data.draw(st.sampled_from(["content", "reasoning_content"]))
+    messages = fitted(name, [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "c", "reasoning_content": "r"} | {field: said},
+    ])  # fmt: skip
+    example = supervised(name, messages)
+    sampled = [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
+    message, termination = renderer(name).parse_response(sampled)
+    assert termination
+    read = renderer(name).to_openai_message(message)
+    assert read["content"] == nfc(messages[1]["content"])
+    assert read.get("reasoning_content") == messages[1].get("reasoning_content")
+    assert "tool_calls" not in read
+
+
+BEGINNINGS = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[BOS]", "[gMASK]", "<sop>")
+
+
+@every_format
+@FEW
+@given(messages=conversations(late_system=True))
+def test_a_sequence_begins_once_however_it_is_composed(name, messages):
+    """What a format writes at the very beginning, if it does, is there in whatever is built, and nowhere else in it."""
+    messages = fitted(name, messages)
+    ids = {everyones_tokenizer().convert_tokens_to_ids(token) for token in BEGINNINGS}
+    tools = TOOLS if takes_tools(name) else None
+    prefix = renderer(name).create_conversation_prefix_with_tools(TOOLS, "s") if tools else []
+    unled = messages[messages[0]["role"] == "system" :]
+    built = [
+        prompt(name, messages[:-1]),
+        prompt(name, messages[:-1], prefill="p"),
+        prompt(name, [*prefix, *unled[:-1]]),
+        supervised(name, messages).tokens,
+        supervised(name, messages, tools=tools).tokens,
+        supervised(name, messages, "all_tokens").to_datum(max_length=9).model_input.to_ints(),
+    ]
+    begun = [[(at, token) for at, token in enumerate(tokens) if token in ids] for tokens in built]
+    assert [at for at, _ in begun[0]] == list(range(len(begun[0])))
+    assert all(found == begun[0] for found in begun)

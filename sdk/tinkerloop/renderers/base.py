@@ -84,6 +84,9 @@ class Renderer:
     def has_extension_property(self) -> bool:
         """Whether a conversation's tokens begin with those of the same conversation cut after any earlier reply.
 
+        Every reply is followed by what it asks for: results after tool calls, else a user's message. (A system message
+        there takes the place of the stop token of some formats, and others move it to the front.)
+
         In formats whose header ends with a newline this is so unless the reply begins with one: official templates
         are encoded as one string, in which the two newlines of a turn in history may be one token.
         """

@@ -50,6 +50,10 @@ class DeepSeekV3(base.Renderer):
     )
 
     @property
+    def has_extension_property(self) -> bool:
+        return not self.options.thinking
+
+    @property
     def disables_thinking(self) -> bool:
         return not self.options.thinking
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop._lazy import tinker
-from tinkerloop.errors import EpisodeError
+from tinkerloop.errors import EpisodeError, RenderError
 from tinkerloop.renderers.conversation import Conversation
 from tinkerloop.renderers.parsing import Parsed
 from tinkerloop.renderers.rendered import Rendered, Span
@@ -67,7 +68,7 @@ class Episode:
         self._on_rewrite = on_rewrite
         self._conversation = renderer.read(messages, tools, prompting=True)
         self._parsed: Parsed | None = None  # the last reply, until messages follow it
-        self._unsettled: list[tuple[int, str]] = []  # replies that a user's message may yet rewrite, as sampled
+        self._unsettled: list[tuple[int, str | None]] = []  # replies that a user's message may yet rewrite, as sampled
         self._restart()
 
     @property
@@ -113,18 +114,19 @@ class Episode:
         new = self.renderer.read(messages, None).messages
         if any(message.role == "assistant" for message in new):
             raise EpisodeError("an assistant's message among the new ones; replies come through add_sampled")
-        if not self._parsed.termination and self._parsed.spans and self._parsed.spans[-1].part is not Part.TEXT:
-            raise EpisodeError(
-                f"the last reply is {self._parsed.termination.value} inside its {self._parsed.spans[-1].part.name}; "
-                "nothing can follow it"
-            )
-        reply = self.renderer.read([self.messages[-1]], None).messages
+        if broken := _where_broken(self._parsed):
+            raise EpisodeError(f"the last reply is {self._parsed.termination.value} {broken}; nothing can follow it")
+        try:
+            reply = self.renderer.read([self.messages[-1]], None).messages
+        except RenderError as error:
+            raise EpisodeError(f"nothing can follow the last reply, which is no message: {error}") from error
         before = self._conversation
         index = len(before)
         finished = replace(before, messages=(*before.messages, *reply), prompting=False)
         after = replace(finished, messages=(*finished.messages, *new), prompting=True)
         asked = any(message.role == "user" for message in new)
-        rewritten = None if self.renderer.has_extension_property else self._rewritten(finished, after, asked)
+        extends = self.renderer.has_extension_property and all(message.role != "system" for message in new)
+        rewritten = None if extends else self._rewritten(finished, after, asked)
         if rewritten is not None and self._on_rewrite == "refuse":
             self._unsettled.pop()
             raise EpisodeError(
@@ -149,15 +151,23 @@ class Episode:
         return [Rendered(s.tokens, tuple(s.spans), tuple(s.images), limit) for s in self.segments]
 
     def _rewritten(self, finished: Conversation, after: Conversation, asked: bool) -> int | None:
-        """The first reply that the format writes differently in `after`, which a user's message may have caused."""
+        """The first message that the format writes differently in `after`, or not after what precedes it.
+
+        A user's message may have caused the former; the latter are system messages that a format moves to the front.
+        """
         index = len(finished) - 1
         self._unsettled.append((index, self._written(finished, index)))
         checked = self._unsettled if asked else self._unsettled[-1:]
-        return next((i for i, written in checked if self._written(after, i) != written), None)
+        changed = (i for i, written in checked if self._written(after, i) != written)
+        moved = (i for i in range(len(finished), len(after)) if not any(True for _ in self.renderer.message(after, i)))
+        return next(chain(changed, moved), None)
 
-    def _written(self, conversation: Conversation, index: int) -> str:
-        """Reply `index` as the format writes it in this conversation."""
-        pieces = (*self.renderer.opening(conversation, index), *self.renderer.reply(conversation, index))
+    def _written(self, conversation: Conversation, index: int) -> str | None:
+        """Reply `index` as the format writes it in this conversation, None where it has no words for it."""
+        try:
+            pieces = (*self.renderer.opening(conversation, index), *self.renderer.reply(conversation, index))
+        except RenderError:  # a model may sample what its prompt rules out, such as reasoning
+            return None
         return "".join(piece.text for piece in pieces)
 
     def _append(self, finished: Conversation, index: int) -> None:
@@ -165,8 +175,9 @@ class Episode:
         renderer, conversation = self.renderer, self._conversation
         pieces = []
         assert self._parsed is not None
-        if self._parsed.termination is not ParseTermination.STOP_SEQUENCE:
-            pieces += [p._replace(part=Part.SCAFFOLD) for p in renderer.reply(finished, index) if p.part is Part.STOP]
+        if not self._is_stopped(self._parsed):
+            written = renderer.reply(_without_reasoning(finished), index)
+            pieces += [p._replace(part=Part.SCAFFOLD) for p in written if p.part is Part.STOP]
         pieces = [(index, piece) for piece in (*pieces, *renderer.after_reply(conversation, index))]
         for i in range(index + 1, len(conversation)):
             pieces += [(i, piece) for piece in renderer.message(conversation, i)]
@@ -174,7 +185,25 @@ class Episode:
         pieces += [(end, piece) for piece in renderer.opening(conversation, end)]
         self.segments[-1].extend(renderer.assemble([(index, SEAM), *pieces]))
 
+    def _is_stopped(self, parsed: Parsed) -> bool:
+        """Whether a reply ends as the format ends one, whatever else is wrong with it."""
+        stopped = parsed.termination is ParseTermination.STOP_SEQUENCE
+        return stopped or (bool(parsed.ids) and parsed.ids[-1] in self.renderer.get_stop_sequences())
+
     def _restart(self) -> None:
         """Begins a segment with the whole conversation, rendered."""
         self.segments.append(Segment())
         self.segments[-1].extend(self.renderer.assemble_prompt(self._conversation))
+
+
+def _without_reasoning(conversation: Conversation) -> Conversation:
+    """The conversation with a last message that does not reason, which every format has words for."""
+    *before, last = conversation.messages
+    return replace(conversation, messages=(*before, last._replace(reasoning=None)))
+
+
+def _where_broken(parsed: Parsed) -> str | None:
+    """Where a reply ended that nothing can follow: inside a block, or before its last ids."""
+    if parsed.broke_off_in is not None:
+        return f"inside its {parsed.broke_off_in.name}"
+    return "after its end" if parsed.spans and parsed.spans[-1].part is Part.SCAFFOLD else None

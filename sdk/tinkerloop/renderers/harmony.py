@@ -75,6 +75,8 @@ class HarmonyParser(ReplyParser):
         if name in self._grammar.ends:
             part = self._part
             inside_call = part is Part.TOOL_CALL
+            if part is Part.REASONING or (inside_call and name != "<|call|>"):
+                self._broke_off_in = part
             self._flaw |= self._header is not None or inside_call != (name == "<|call|>") or part is Part.REASONING
             self._leave()
             self._end_now()

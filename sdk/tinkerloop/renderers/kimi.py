@@ -40,7 +40,7 @@ class Kimi(base.Renderer):
 
     @property
     def has_extension_property(self) -> bool:
-        return self.options.preserve_thinking
+        return self.options.preserve_thinking or (self.options.primed and not self.options.thinking)
 
     @property
     def disables_thinking(self) -> bool:

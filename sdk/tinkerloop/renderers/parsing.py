@@ -152,6 +152,8 @@ class Parsed:
     spans: tuple[RawSpan, ...]
     ids: tuple[int, ...]
     """As sampled."""
+    broke_off_in: Part | None = None
+    """The block that was open when the reply ended: its reasoning or a tool call."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.message, self.termination))
@@ -238,6 +240,7 @@ class ReplyParser:
         self._block: Block | None = None
         self._end: ParseTermination | None = None
         self._flaw = False
+        self._broke_off_in: Part | None = None
         self._new_part = True
         self._text = TextRun(
             head=grammar.text_head,
@@ -291,7 +294,7 @@ class ReplyParser:
         deltas, self._deltas = [*self._deltas, message], []
         ends = [*(start for _, start in self._starts[1:]), len(self._ids)]
         spans = tuple(RawSpan(*start, end) for start, end in zip(self._starts, ends, strict=False))
-        return deltas, Parsed(message, self._end, spans, tuple(self._ids))
+        return deltas, Parsed(message, self._end, spans, tuple(self._ids), self._broke_off_in)
 
     def _ordinary(self, ids: list[int], offset: int) -> None:
         """Ordinary ids from `offset` on: one by one where text can end the reply, so that no chunking matters."""
@@ -393,6 +396,7 @@ class ReplyParser:
     def _close_all(self) -> bool:
         """Ends whatever is open; true if that was a block."""
         block, self._block = self._block, None
+        self._broke_off_in = block.part if block else None
         if block is None:
             rest = self._text.close(suffix=self._grammar.text_foot)
             call = self._grammar.read_text(rest, self._tools) if self._grammar.read_text and not self._parts else None

@@ -124,6 +124,11 @@ class Qwen38(Qwen35):
     family = "qwen3_8"
     Options = Qwen38Options
 
+    @property
+    def has_extension_property(self) -> bool:
+        """An open reasoning block that stays empty is two newlines, in history one token."""
+        return self.options.preserve_thinking and not self.options.thinking
+
     def _effort(self) -> str:
         return _EFFORTS[self.options.effort] if self.options.thinking else ""
 

@@ -100,7 +100,7 @@ class ParseTermination(StrEnum):
     TRUNCATED = "truncated"
     """There was no end: sampling ran into its token limit."""
     MALFORMED = "malformed"
-    """It stopped inside a block, or went on after its end."""
+    """It stopped inside a block, went on after its end, or holds tags where the format has none."""
 
     @property
     def is_clean(self) -> bool:
