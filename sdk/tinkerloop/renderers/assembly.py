@@ -10,7 +10,8 @@ wrote it belongs to the first. `SEAM` ends a run on purpose.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from tinkerloop.encoders import Encoder
 from tinkerloop.errors import RenderError
@@ -21,8 +22,40 @@ from tinkerloop.renderers.weights import Weights
 Kind = tuple[int, Part]
 """What tokens are: of which message (-1 for none), and which part of it. Adjacent tokens of one kind make a span."""
 
+Mark = tuple[int, Kind]
+"""Where tokens of a kind begin."""
+
 Group = tuple[str, Kind, bool]
 """Adjacent text of a run that is of one kind; and whether it is the family's own, whose ids are worth keeping."""
+
+Encode = Callable[[str], list[int]]
+
+
+class Kept(dict[str, list[int]]):
+    """Text -> ids, encoded on first use."""
+
+    def __init__(self, encode: Encode):
+        super().__init__()
+        self._encode = encode
+
+    def __missing__(self, text: str) -> list[int]:
+        ids = self[text] = self._encode(text)
+        return ids
+
+
+class _Items(dict[str, list[int | str]]):
+    """Trusted text -> control ids and the text between them, worked out on first use."""
+
+    def __init__(self, ids: Mapping[str, int]):
+        super().__init__()
+        self._ids = ids
+        names = sorted(ids, key=len, reverse=True)  # the longest first, should one begin another
+        self._control = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
+
+    def __missing__(self, text: str) -> list[int | str]:
+        parts = self._control.split(text) if self._control else [text]
+        items = self[text] = [self._ids.get(part, part) for part in parts if part]
+        return items
 
 
 class Assembler:
@@ -36,144 +69,123 @@ class Assembler:
             if token_id is None:
                 raise RenderError(f"the tokenizer has no token {token!r}, which the {family!r} format is written with")
             self.ids[token] = token_id
-        names = sorted(self.ids, key=len, reverse=True)  # the longest first, should one begin another
-        self._control = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
-        self._split: dict[str, list[int | str]] = {}
-        self._constants: dict[str, list[int]] = {}
+        self._items = _Items(self.ids)
+        self._constants = Kept(encoder.encode)
 
     def assemble(
         self,
         pieces: Iterable[tuple[int, Piece]],
         weights: Weights | None = None,
         max_length: int | None = None,
-        encoded: dict[str, list[int]] | None = None,
+        encode: Encode | None = None,
     ) -> Rendered:
         """Tokens, spans and images of the pieces of messages, in order.
 
         Args:
             weights: what the tokens weigh; nothing by default.
-            encoded: keeps the ids of texts between calls that share them.
+            encode: the encoder's `encode` unless given: a `Kept` one, for calls that share texts.
         """
+        encode = encode or self.encoder.encode
         tokens: list[int] = []
-        marks: list[tuple[int, Kind]] = []  # where tokens of a kind begin
+        marks: list[Mark] = []
         images = []
         run: list[Group] = []
+        items = self._items
         for message, piece in pieces:
             text, part, trusted, image = piece
-            if text:
-                kind = (message, part)
-                for item in self._items(text) if trusted else (text,):
-                    if isinstance(item, int):
-                        if run:
-                            self._write(run, tokens, marks, encoded)
-                        marks.append((len(tokens), kind))
-                        tokens.append(item)
-                    elif run and run[-1][1] == kind:
-                        before, _, constant = run[-1]
-                        run[-1] = (before + item, kind, constant and trusted)
-                    else:
-                        run.append((item, kind, trusted))
-            elif image is not None or piece is SEAM:
-                if run:
-                    self._write(run, tokens, marks, encoded)
+            kind = (message, part)
+            if not text:
+                if run and (image is not None or piece is SEAM):
+                    self._write(run, tokens, marks, encode)
                 if image is not None:
-                    marks.append((len(tokens), (message, part)))
                     images.append((len(tokens), image))
-                    tokens.extend([0] * (image.expected_tokens or 0))
+                    if image.expected_tokens:
+                        marks.append((len(tokens), kind))
+                        tokens += [0] * image.expected_tokens
+                continue
+            for item in items[text] if trusted else (text,):
+                if isinstance(item, int):
+                    if run:
+                        self._write(run, tokens, marks, encode)
+                    marks.append((len(tokens), kind))
+                    tokens.append(item)
+                elif run and run[-1][1] == kind:
+                    before, _, constant = run[-1]
+                    run[-1] = (before + item, kind, constant and trusted)
+                else:
+                    run.append((item, kind, trusted))
         if run:
-            self._write(run, tokens, marks, encoded)
+            self._write(run, tokens, marks, encode)
         return Rendered(tokens, _spans(marks, len(tokens), weights), tuple(images), max_length)
 
-    def _items(self, text: str) -> list[int | str]:
-        """Trusted text as control ids and the text between them."""
-        items = self._split.get(text)
-        if items is None:
-            parts = [text] if self._control is None else self._control.split(text)
-            items = self._split[text] = [self.ids.get(part, part) for part in parts if part]
-        return items
-
-    def _write(
-        self,
-        run: list[Group],
-        tokens: list[int],
-        marks: list[tuple[int, Kind]],
-        encoded: dict[str, list[int]] | None,
-    ) -> None:
+    def _write(self, run: list[Group], tokens: list[int], marks: list[Mark], encode: Encode) -> None:
         """Appends a run's ids and where each kind of them begins; empties the run."""
         at = len(tokens)
+        before, kind, constant = run[0]
         if len(run) == 1:
-            text, kind, constant = run.pop()
-            tokens += self._ids(text, self._constants if constant else encoded)
-            marks.append((at, kind))
+            ids = self._constants[before] if constant else encode(before)
+            tokens += ids
+            if ids:
+                marks.append((at, kind))
+            run.clear()
             return
-        text, constant = _joined(run)
-        ids = self._ids(text, self._constants if constant else encoded)
+        text = "".join([text for text, _, _ in run])
+        ids = self._constants[text] if run[-1][2] and all(own for _, _, own in run) else encode(text)
         tokens += ids
         start = 0
         for i in range(1, len(run)):
-            kind, following = run[i - 1][1], run[i][1]
-            end, resume = self._boundary(ids, run, i)
+            more, following, own = run[i]
+            head = self._constants[before] if constant else None
+            if head is not None and ids[: len(head)] == head:
+                end = resume = len(head)
+            else:
+                end, resume = self._boundary(ids, before, run[i:])
             if end > start:
                 marks.append((at + start, kind))
                 start = end
             if resume > start:  # tokens that straddle
-                both = (kind[1], following[1])
-                marks.append((at + start, (kind[0], Part.SCAFFOLD) if Part.SCAFFOLD in both else kind))
+                scaffold = Part.SCAFFOLD in (kind[1], following[1])
+                marks.append((at + start, (kind[0], Part.SCAFFOLD) if scaffold else kind))
                 start = resume
+            kind, before, constant = following, before + more, constant and own
         if len(ids) > start:
-            marks.append((at + start, run[-1][1]))
+            marks.append((at + start, kind))
         run.clear()
 
-    def _boundary(self, joint: list[int], run: list[Group], i: int) -> tuple[int, int]:
-        """(tokens that spell only what is before group `i`, first token that spells only what is from there on).
+    def _boundary(self, joint: list[int], before: str, rest: list[Group]) -> tuple[int, int]:
+        """(tokens that spell only text `before`, first token that spells only the `rest`).
 
-        Ids that begin with those of the text before spell it with exactly that many tokens, and likewise at the end;
-        so one comparison settles all but the rare case of a token that spans both.
+        Ids that end with those of the rest spell it with exactly that many tokens, as ids that begin with those of the
+        text before do; so one comparison settles all but the rare case of a token that spans both.
         """
         n = len(joint)
-        before, constant = _joined(run[:i])
-        if constant:
-            head = self._ids(before, self._constants)
-            if joint[: len(head)] == head:
-                return len(head), len(head)
-        after, constant = _joined(run[i:])
-        if constant:
-            tail = self._ids(after, self._constants)
-            if joint[n - len(tail) :] == tail:
-                return n - len(tail), n - len(tail)
-        end = _common(joint, self._ids(before))
-        return end, max(end, n - _common(joint[::-1], self._ids(after)[::-1]))
-
-    def _ids(self, text: str, kept: dict[str, list[int]] | None = None) -> list[int]:
-        """The ids of some text, looked up and kept in `kept`, if given."""
-        if kept is None:
-            return self.encoder.encode(text)
-        ids = kept.get(text)
-        if ids is None:
-            ids = kept[text] = self.encoder.encode(text)
-        return ids
+        after = "".join([text for text, _, _ in rest])
+        constant = all(own for _, _, own in rest)
+        tail = self._constants[after] if constant else self.encoder.encode(after)
+        if constant and joint[n - len(tail) :] == tail:
+            return n - len(tail), n - len(tail)
+        end = _common(joint, self.encoder.encode(before))
+        return end, max(end, n - _common(joint[::-1], tail[::-1]))
 
 
-def _joined(groups: list[Group]) -> tuple[str, bool]:
-    """The text of adjacent groups, and whether all of it is the family's own."""
-    return "".join([text for text, _, _ in groups]), all(constant for _, _, constant in groups)
+_span = partial(tuple.__new__, Span)  # in half the time of the constructor that a NamedTuple has
 
 
-_new = tuple.__new__  # in half the time of the constructor that a NamedTuple has
-
-
-def _spans(marks: list[tuple[int, Kind]], end: int, weights: Weights | None) -> tuple[Span, ...]:
+def _spans(marks: list[Mark], end: int, weights: Weights | None) -> tuple[Span, ...]:
     """What begins where -> spans, those of one kind joined."""
-    spans: list[Span] = []
-    start, kind = 0, None
-    for at, new in (*marks, (end, None)):
-        if new != kind:
-            if at > start and kind is not None:
-                message, part = kind
-                weight = weights.of(message, part) if weights else 0.0
-                spans.append(_new(Span, (start, at, message, part, weight)))
-            start, kind = at, new
-    return tuple(spans)
+    starts: list[int] = []
+    kinds: list[Kind] = []
+    last: Kind | None = None
+    for at, kind in marks:
+        if kind != last:
+            starts.append(at)
+            kinds.append(kind)
+            last = kind
+    if not kinds:
+        return ()
+    messages, parts = zip(*kinds, strict=True)
+    weighed = [0.0] * len(kinds) if weights is None else weights.of(kinds)
+    return tuple(map(_span, zip(starts, (*starts[1:], end), messages, parts, weighed, strict=True)))
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tinkerloop._lazy import tinker
 from tinkerloop.encoders import Encoder, encoder_of
 from tinkerloop.errors import RenderError, ZeroWeightError
-from tinkerloop.renderers.assembly import Assembler
+from tinkerloop.renderers.assembly import Assembler, Encode
 from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image, read_conversation
 from tinkerloop.renderers.episode import Episode
 from tinkerloop.renderers.openai import from_openai_message, to_openai_message
@@ -189,7 +189,7 @@ class Renderer:
         weights = weights_of(conversation, train_on_what, part_weights)
         trained = [i for i, weight in enumerate(weights.of_message) if weight]
         if trained and all(conversation.role(i) == "assistant" for i in trained):
-            examples = split_examples(self, conversation, weights, trained)
+            examples = split_examples(self, conversation, weights, trained, self._encoder.encode)
         else:
             examples = [self.example(conversation, weights)]
         return self._checked(examples, train_on_what, allow_zero_weight)
@@ -203,14 +203,12 @@ class Renderer:
             )
         return examples
 
-    def example(
-        self, conversation: Conversation, weights: Weights, encoded: dict[str, list[int]] | None = None
-    ) -> Rendered:
-        """A finished conversation, weighed. `encoded` keeps the ids of texts for examples that share them."""
+    def example(self, conversation: Conversation, weights: Weights, encode: Encode | None = None) -> Rendered:
+        """A finished conversation, weighed. `encode` is as in `Assembler.assemble`."""
         pieces = self.pieces(conversation)
         while pieces and pieces[-1][1].part is Part.SCAFFOLD and not pieces[-1][1].text.strip():
             pieces.pop()  # what separates the last turn from a next one: an example ends with what ends its last turn
-        example = self._assembler.assemble(pieces, weights, self.max_length, encoded)
+        example = self._assembler.assemble(pieces, weights, self.max_length, encode)
         if self.disables_thinking:
             for span in example.spans:
                 if span.weight and span.part is Part.REASONING:
@@ -279,13 +277,11 @@ class Renderer:
 
     def content(self, message: ChatMessage) -> Pieces:
         """A message's text, and its images where the format has them."""
-        pieces: list[Piece] = []
         for part in message.content:
             if isinstance(part, str):
-                pieces.append(text(part))
+                yield text(part)
             else:
-                pieces += self.image(part)
-        return pieces
+                yield from self.image(part)
 
     def image(self, image: Image) -> Pieces:
         """An image with the tokens around it."""
@@ -345,8 +341,8 @@ class Renderer:
         """The parser of a reply to this conversation."""
         parser = self.make_parser(conversation)
         primer = self.primer(conversation, len(conversation))
-        pieces = [(0, piece) for piece in (scaffold(primer), SEAM, text(prefill or ""))]
-        parser.prime(self.assemble(pieces).tokens if primer or prefill else ())
+        begun = zip(repeat(0), (scaffold(primer), SEAM, text(prefill or "")))
+        parser.prime(self.assemble(begun).tokens if primer or prefill else ())
         return parser
 
     def episode(

@@ -37,7 +37,10 @@ class ChatMessage(NamedTuple):
     @property
     def text(self) -> str:
         """All of the text, images left out."""
-        return "".join([part for part in self.content if isinstance(part, str)])
+        content = self.content
+        if len(content) == 1 and isinstance(content[0], str):
+            return content[0]
+        return "".join([part for part in content if isinstance(part, str)])
 
     @property
     def is_text(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, repeat
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +38,7 @@ class Segment:
         """Appends what was rendered; it was not sampled."""
         at = len(self.tokens)
         self.tokens += rendered.tokens
-        self.spans += [span._replace(start=span.start + at, stop=span.stop + at) for span in rendered.spans]
+        self.spans += [Span(at + s.start, at + s.stop, s.message, s.part, s.weight) for s in rendered.spans]
         self.images += [(position + at, image) for position, image in rendered.images]
         self.logprobs += [0.0] * len(rendered.tokens)
 
@@ -122,8 +122,8 @@ class Episode:
             raise EpisodeError(f"nothing can follow the last reply, which is no message: {error}") from error
         before = self._conversation
         index = len(before)
-        finished = replace(before, messages=(*before.messages, *reply), prompting=False)
-        after = replace(finished, messages=(*finished.messages, *new), prompting=True)
+        finished = Conversation((*before.messages, *reply), before.tools)
+        after = Conversation((*finished.messages, *new), before.tools, prompting=True)
         asked = any(message.role == "user" for message in new)
         extends = self.renderer.has_extension_property and all(message.role != "system" for message in new)
         rewritten = None if extends else self._rewritten(finished, after, asked)
@@ -173,17 +173,18 @@ class Episode:
     def _append(self, finished: Conversation, index: int) -> None:
         """The rest of reply `index`, the new messages and the opening of the next reply."""
         renderer, conversation = self.renderer, self._conversation
-        pieces = []
+        pieces = [(index, SEAM)]
         assert self._parsed is not None
         if not self._is_stopped(self._parsed):
             written = renderer.reply(_without_reasoning(finished), index)
-            pieces += [p._replace(part=Part.SCAFFOLD) for p in written if p.part is Part.STOP]
-        pieces = [(index, piece) for piece in (*pieces, *renderer.after_reply(conversation, index))]
-        for i in range(index + 1, len(conversation)):
-            pieces += [(i, piece) for piece in renderer.message(conversation, i)]
+            stops = [piece for piece in written if piece.part is Part.STOP]
+            pieces += [(index, piece._replace(part=Part.SCAFFOLD)) for piece in stops]
+        pieces += zip(repeat(index), renderer.after_reply(conversation, index))
         end = len(conversation)
-        pieces += [(end, piece) for piece in renderer.opening(conversation, end)]
-        self.segments[-1].extend(renderer.assemble([(index, SEAM), *pieces]))
+        for i in range(index + 1, end):
+            pieces += zip(repeat(i), renderer.message(conversation, i))
+        pieces += zip(repeat(end), renderer.opening(conversation, end))
+        self.segments[-1].extend(renderer.assemble(pieces))
 
     def _is_stopped(self, parsed: Parsed) -> bool:
         """Whether a reply ends as the format ends one, whatever else is wrong with it."""

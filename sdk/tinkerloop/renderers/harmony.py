@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tinkerloop.renderers.parsing import Block, Grammar, ReplyParser, TextRun
+from tinkerloop.renderers.parsing import Block, Grammar, MessageDelta, ReplyParser, TextRun
 from tinkerloop.renderers.segments import Part
 from tinkerloop.renderers.tools import is_object
 from tinkerloop.renderers.types import ToolCall, ToolSpec, UnparsedToolCall
@@ -50,6 +50,9 @@ class HarmonyParser(ReplyParser):
             super()._push(text)
         else:
             self._header.append(text)
+
+    def _settled(self) -> Callable[[str, int], MessageDelta] | None:
+        return super()._settled() if self._header is None else None
 
     def _control(self, name: str) -> Part:
         self._flush()

@@ -178,6 +178,11 @@ class TextRun:
         self._fresh = True
         self.pending = ""
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything has been let out, so that nothing is dropped from here on."""
+        return not self._fresh
+
     def push(self, text: str) -> str:
         """Takes text in, gives out what is certain."""
         text = self.pending + text
@@ -249,6 +254,7 @@ class ReplyParser:
             may_be_call=grammar.read_text is not None,
         )
         self._deltas: list[MessageDelta] = [StreamingMessageHeader(role)]
+        self._delta: Callable[[str, int], MessageDelta] | None = None  # see `_settled`
 
     def prime(self, ids: Iterable[int]) -> None:
         """Takes what the prompt already holds of the reply. It is part of the message, though it was not sampled."""
@@ -267,10 +273,22 @@ class ReplyParser:
     def feed(self, ids: Iterable[int]) -> list[MessageDelta]:
         """Takes sampled ids in; gives the deltas that are certain by now."""
         ids = list(ids)
+        names = self._names
+        plain = names.keys().isdisjoint(ids)
+        if plain and self._delta is not None:
+            try:
+                text = self._text.push(self._encoder.decode_bytes(ids).decode())
+            except UnicodeDecodeError:  # a character is cut off, which is for the longer way
+                pass
+            else:
+                self._ids += ids
+                if not text:
+                    return []
+                self._parts[-1].append(text)
+                return [self._delta(text, len(self._parts) - 1)]
         offset, start = len(self._ids), 0
         self._ids += ids
-        names = self._names
-        if not names.keys().isdisjoint(ids):
+        if not plain:
             for i in [i for i, token_id in enumerate(ids) if token_id in names]:
                 if i > start:
                     self._ordinary(ids[start:i], offset + start)
@@ -279,8 +297,21 @@ class ReplyParser:
                 start = i + 1
         if start < len(ids):
             self._ordinary(ids[start:] if start else ids, offset + start)
+        self._delta = self._settled()
         deltas, self._deltas = self._deltas, []
         return deltas
+
+    def _settled(self) -> Callable[[str, int], MessageDelta] | None:
+        """What more text becomes, when it can become nothing but more of the last part; else None.
+
+        So it is for nearly all blocks of ids, which `feed` then takes in without asking again.
+        """
+        part = self._part
+        if self._cut or self._grammar.stop_texts or not (self._text.is_begun and self._kinds and self._starts):
+            return None
+        if not self._starts[-1][0] is self._kinds[-1] is part or (self._new_part and part is Part.REASONING):
+            return None
+        return StreamingTextDelta if part is Part.TEXT else StreamingThinkingDelta
 
     def finish(self) -> tuple[list[MessageDelta], Parsed]:
         """The last deltas, the message itself the very last of them; and the reply as a whole."""

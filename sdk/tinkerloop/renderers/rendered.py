@@ -53,9 +53,9 @@ class Rendered:
     def weights(self) -> NDArray[np.float32]:
         """(N,) float32."""
         weights = np.zeros(len(self.tokens), np.float32)
-        for span in self.spans:
-            if span.weight:
-                weights[span.start : span.stop] = span.weight
+        for start, stop, _, _, weight in self.spans:
+            if weight:
+                weights[start:stop] = weight
         return weights
 
     @cached_property

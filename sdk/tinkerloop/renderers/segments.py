@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ SEAM = Piece("", Part.SCAFFOLD)
 """A token boundary: text before and after it is encoded separately, because it is sampled separately."""
 
 
+_piece = partial(tuple.__new__, Piece)  # in half the time of the constructor that a NamedTuple has
+
 _kept = lru_cache(maxsize=4096)  # a format writes the same few pieces all the time
 
 
@@ -58,7 +60,7 @@ def scaffold(text: str) -> Piece:
 
 def text(content: str, part: Part = Part.TEXT) -> Piece:
     """Text of a message, in which nothing is a control token."""
-    return Piece(content, part)
+    return _piece((content, part, False, None))
 
 
 @_kept

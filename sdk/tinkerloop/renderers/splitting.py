@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tinkerloop.renderers.assembly import Encode, Kept
 from tinkerloop.renderers.conversation import Conversation
 from tinkerloop.renderers.rendered import Rendered
 
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def split_examples(
-    renderer: Renderer, conversation: Conversation, weights: Weights, replies: Sequence[int]
+    renderer: Renderer, conversation: Conversation, weights: Weights, replies: Sequence[int], encode: Encode
 ) -> list[Rendered]:
     """Examples that together train each of `replies`, given as message indices, in order."""
-    encoded: dict[str, list[int]] = {}
+    encode = Kept(encode).__getitem__
     examples: list[Rendered] = []
     for reply in replies:
         cut = replace(conversation, messages=conversation.messages[: reply + 1])
         only = [w if i == reply else 0.0 for i, w in enumerate(weights.of_message[: reply + 1])]
-        example = renderer.example(cut, weights._replace(of_message=only), encoded)
+        example = renderer.example(cut, weights._replace(of_message=only), encode)
         if examples and example.tokens[: len(examples[-1])] == examples[-1].tokens:
             example = _joined(examples.pop(), example)
         examples.append(example)

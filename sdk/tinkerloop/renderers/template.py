@@ -19,6 +19,7 @@ from typing import Any
 
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
+from tinkerloop.renderers.assembly import Encode
 from tinkerloop.renderers.conversation import Conversation, Image
 from tinkerloop.renderers.parsing import Block, Grammar
 from tinkerloop.renderers.qwen3 import JSON_CALL
@@ -250,11 +251,9 @@ class Template(base.Renderer):
                 if not piece.text:
                     break
 
-    def example(
-        self, conversation: Conversation, weights: Weights, encoded: dict[str, list[int]] | None = None
-    ) -> Rendered:
+    def example(self, conversation: Conversation, weights: Weights, encode: Encode | None = None) -> Rendered:
         """Refuses to train what has not been proved to be sampled."""
-        example = super().example(conversation, weights, encoded)
+        example = super().example(conversation, weights, encode)
         stops = {span.message for span in example.spans if span.part is Part.STOP}
         for i, weight in enumerate(weights.of_message):
             if conversation.role(i) != "assistant":

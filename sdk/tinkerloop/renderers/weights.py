@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from tinkerloop.errors import RenderError
@@ -21,10 +21,11 @@ class Weights(NamedTuple):
     of_message: list[float]
     of_part: dict[Part, float]
 
-    def of(self, message: int, part: Part) -> float:
-        """The weight of the tokens of a part of a message; what is of no message (-1) is scaffold."""
-        whole = self.of_message[message] if message >= 0 else self.of_part[Part.SCAFFOLD]
-        return whole * self.of_part[part]
+    def of(self, kinds: Iterable[tuple[int, Part]]) -> list[float]:
+        """The weights of tokens of a message and part; what is of no message (-1) is scaffold."""
+        of_message, of_part = self
+        nowhere = of_part[Part.SCAFFOLD]
+        return [(of_message[m] if m >= 0 else nowhere) * of_part[part] for m, part in kinds]
 
 
 def weights_of(
