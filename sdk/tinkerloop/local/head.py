@@ -108,8 +108,9 @@ class Head:
                 p = torch.softmax(logits, 1)
                 # log z = top - log p(top): exact, because p(top) >= 1 / vocabulary never underflows
                 part.copy_(chosen - top + p.gather(1, likeliest).log())
-                grad = self._grad_logits(p, logits, target, gradient_of(part, at)).to(x.dtype)
-                grad_x = self.layer.product_backward(grad, x, x_a, segments, need_x)
+                g = gradient_of(part, at)
+                grad = self._grad_logits(p, logits, target, g, g.sum(1, keepdim=True))
+                grad_x = self.layer.product_backward(grad.to(x.dtype), x, x_a, segments, need_x)
             if grad_hidden is not None and grad_x is not None:
                 grad_hidden[at] = grad_x
         return found
@@ -139,30 +140,26 @@ class Head:
     ) -> torch.Tensor | None:
         """The gradient of x, given g = dL/dlp (n, K); that of the adapter is added to its buffers."""
         grad_x = torch.zeros_like(x) if need_x else None
+        total = g.sum(1, keepdim=True)
         for start, tile in self.layer.tiles(TILE):
             raw, x_a = tile.product(x)
             logits = self._cap(raw.float())
             inside, column = _columns(target, start, tile.out_features)
             p = (logits.sub_(log_z) if self.softcap is None else logits - log_z).exp_()
-            grad = self._grad_logits(p, logits, column, torch.where(inside, g, 0.0), g)
+            grad = self._grad_logits(p, logits, column, torch.where(inside, g, 0.0), total)
             found = tile.product_backward(grad.to(x.dtype), x, x_a, segments, need_x)
             if grad_x is not None and found is not None:
                 grad_x += found
         return grad_x
 
     def _grad_logits(
-        self,
-        p: torch.Tensor,
-        logits: torch.Tensor,
-        target: torch.Tensor,
-        g: torch.Tensor,
-        every: torch.Tensor | None = None,
+        self, p: torch.Tensor, logits: torch.Tensor, target: torch.Tensor, g: torch.Tensor, total: torch.Tensor
     ) -> torch.Tensor:
         """dL/dlogits, written over p: d lp_k / d logit_v = [v = target_k] - p_v.
 
-        `g` is dL/dlp (n, K) of the targets among these columns, `every` that of all.
+        `g` (n, K) is dL/dlp of the targets among these columns, `total` (n, 1) the sum over all targets.
         """
-        grad = p.mul_(-(g if every is None else every).sum(1, keepdim=True)).scatter_add_(1, target, g)
+        grad = p.mul_(-total).scatter_add_(1, target, g)
         if self.softcap is not None:
             grad.mul_(1 - (logits / self.softcap) ** 2)
         if self.scale != 1.0:

@@ -150,7 +150,7 @@ class Model:
                 self._bind_parameters(weights, gradients[0])
             else:
                 self._bind_adapter(spec, weights, gradients[0])
-                for replica, buffers in zip(self.replicas[1:], gradients[1:], strict=False):
+                for replica, buffers in zip(self.replicas[1 : len(gradients)], gradients[1:], strict=True):
                     replica.share(self.replicas[0], buffers)
         self._bound = key
         self._trained = None if spec is None else replace(spec, seed=0)
@@ -195,22 +195,20 @@ class Model:
 
 def load(name: str, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool | None = None) -> Model:
     """A built-in model, or any transformers causal or image-text LM from a folder or the hub (safetensors only)."""
+    module, tokenizer = _read(name, dtype)
+    return Model(name, module.to(device), tokenizer, gradient_checkpointing)
+
+
+def _read(name: str, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     if name == TINY:
         from tinkerloop.local.tiny import tiny_model, tiny_tokenizer
 
-        return Model(
-            name, cast(nn.Module, tiny_model()).to(device=device, dtype=dtype), tiny_tokenizer(), gradient_checkpointing
-        )
+        return cast(nn.Module, tiny_model()).to(dtype=dtype), tiny_tokenizer()
     if name == TINY_VL:
         from tinkerloop.local.tiny import tiny_tokenizer
         from tinkerloop.local.vision_tiny import tiny_vl_model
 
-        return Model(
-            name,
-            cast(nn.Module, tiny_vl_model()).to(device=device, dtype=dtype),
-            tiny_tokenizer(),
-            gradient_checkpointing,
-        )
+        return cast(nn.Module, tiny_vl_model()).to(dtype=dtype), tiny_tokenizer()
     attention.register()
     try:
         sees = hasattr(AutoConfig.from_pretrained(name), "vision_config")
@@ -222,7 +220,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype, gradient_checkpoin
     except (OSError, ValueError) as error:
         hint = "" if Path(name).exists() else "; no such folder here, and it cannot be loaded from the hub"
         raise bad_request(f"cannot load base_model={name!r}{hint}: {error}") from error
-    return Model(name, cast(nn.Module, module).to(device), tokenizer, gradient_checkpointing)
+    return cast(nn.Module, module), tokenizer
 
 
 @contextmanager

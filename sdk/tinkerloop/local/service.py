@@ -38,7 +38,7 @@ class ServiceClient:
         skip_zero_weight: do not compute the log-probabilities of cross_entropy positions whose weight is 0; they are
             reported as 0. Faster training; off by default, because Tinker reports every position.
         train_vision: let adapters also adapt the vision tower of a model that has one, which is else frozen.
-        token_budget: the tokens of a micro-batch (TOKEN_BUDGET by default): memory against speed.
+        token_budget: the tokens of the micro-batches under way (TOKEN_BUDGET by default): memory against speed.
         gradient_checkpointing: compute activations again on the way back (True), keep them (False), or decide by what
             they take and the memory available, and log the choice (None). The results are the same.
         user_metadata: attached to every training run; a client's own is merged over it.
