@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from tinkerloop.local import attention, own_forward
+from tinkerloop.local import attention, norms, own_forward
 from tinkerloop.local.activations import Activations
 from tinkerloop.local.experts import ExpertWeights
 from tinkerloop.local.futures import bad_request
@@ -52,6 +52,7 @@ class Model:
         attention.register()
         module.set_attn_implementation(attention.NAME)
         module.eval().requires_grad_(False)
+        norms.take_over(module)
         self.name, self.module, self.tokenizer = name, module, tokenizer
         first = Replica(module)
         self.replicas = [first]

@@ -1,0 +1,71 @@
+"""RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) in float32 on the CPU with a backward pass of its own.
+
+Autograd goes back through the six operations of a norm one by one and keeps what lies between them: three to six times
+the time of this, and in a small model more than a twentieth of a step.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import nn
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis."""
+
+    def __init__(self, weight: nn.Parameter, eps: float, offset: float):
+        super().__init__()
+        self.weight, self.eps, self.offset = weight, eps, offset
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight + self.offset if self.offset else self.weight
+        return _Normalised.apply(x, weight, self.eps)  # type: ignore[return-value]
+
+
+def take_over(module: nn.Module) -> None:
+    """Replace every RMSNorm of a float32 model on the CPU that gives the numbers of ours, whatever its class."""
+    for name, part in list(module.named_modules()):
+        if type(part).__name__.endswith("RMSNorm") and (ours := _equal(part)) is not None:
+            module.set_submodule(name, ours)
+
+
+@torch.no_grad()
+def _equal(norm: nn.Module) -> RMSNorm | None:
+    """Our norm on the same weight, if the two agree."""
+    weight = getattr(norm, "weight", None)
+    eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if not isinstance(weight, nn.Parameter) or not isinstance(eps, float) or len(_arguments(norm)) != 1:
+        return None
+    if weight.ndim != 1 or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return None
+    # The last row is so small that eps counts.
+    x = torch.linspace(-2, 3, 3 * len(weight)).view(3, -1) * torch.tensor([[1.0], [30.0], [eps**0.5]])
+    expected = norm(x)
+    for offset in (0.0, 1.0):
+        ours = RMSNorm(weight, eps, offset)
+        if torch.allclose(ours(x), expected, rtol=1e-5, atol=1e-6):
+            return ours
+    return None
+
+
+def _arguments(norm: nn.Module) -> list[str]:
+    return list(inspect.signature(norm.forward).parameters)
+
+
+class _Normalised(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):  # type: ignore[override]
+        x, weight, inverse = ctx.saved_tensors
+        grad_weight = (grad * x).mul_(inverse).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        scaled = grad * weight
+        along = (scaled * x).sum(-1, keepdim=True).mul_(inverse**3).div_(-x.shape[-1])
+        return scaled.mul_(inverse).addcmul_(x, along), grad_weight, None

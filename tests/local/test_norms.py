@@ -1,0 +1,59 @@
+"""The norms that the engine puts in give the numbers of those that they replace, there and back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tinkerloop.local import norms
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_models import CONFIGS, write_model
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_gradients_are_those_of_the_formula(offset):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, grad = (torch.randn(shape, generator=generator) for shape in ((2, 5, 8), (8,), (2, 5, 8)))
+    eps, leaf, parameter = 0.1, x.clone().requires_grad_(), nn.Parameter(weight)
+    found = torch.autograd.grad(norms.RMSNorm(parameter, eps, offset)(leaf), (leaf, parameter), grad)
+    wide, wide_weight = x.double().requires_grad_(), weight.double().requires_grad_()
+    formula = wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt() * (offset + wide_weight)
+    expected = torch.autograd.grad(formula, (wide, wide_weight), grad.double())
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_model_keeps_its_names_and_numbers(tmp_path, architecture):
+    model = AutoModelForCausalLM.from_pretrained(write_model(architecture, tmp_path), dtype=torch.float32).eval()
+    ids, names = torch.arange(1, 9)[None], list(model.state_dict())
+    with torch.no_grad():
+        expected = model(ids).logits
+        norms.take_over(model)
+        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == names
+    assert any(isinstance(part, norms.RMSNorm) for part in model.modules())
+
+
+class HalfRMSNorm(nn.Module):
+    """Something else under such a name."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.rand(4)), 1e-6
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(x, (4,), self.weight, self.eps) / 2
+
+
+@pytest.mark.parametrize("part", [HalfRMSNorm(), nn.RMSNorm(4, 1e-6, dtype=torch.bfloat16)])
+def test_what_gives_other_numbers_or_has_another_type_is_left(part):
+    model = nn.Sequential(part)
+    norms.take_over(model)
+    assert model[0] is part
