@@ -269,6 +269,19 @@ def test_skipping_idle_positions_changes_only_their_reported_logprobs(service, t
     torch.testing.assert_close(flat(clients[0], "gradient"), flat(clients[1], "gradient"), rtol=1e-5, atol=1e-7)
 
 
+def test_skipping_leaves_out_what_comes_after_the_last_weight(tmp_path, datum, adam):
+    quick = ServiceClient(root=tmp_path, device="cpu", skip_zero_weight=True)
+    long, short = (warm(lora(quick), datum, adam) for _ in range(2))
+    weights = [0.0, 1.0, 0.5, 0.0, 0.0, 0.0]
+    outputs = [
+        client.forward_backward([datum(0, n, weights[:n]), datum(1, 4, [0.0] * 4)], "cross_entropy").result()
+        for client, n in ((long, 6), (short, 3))
+    ]
+    assert [lp.tolist()[3:] for lp in logprobs(outputs[0])] == [[0.0] * 3, [0.0]]
+    assert [lp[:3].tolist() for lp in logprobs(outputs[0])] == [lp[:3].tolist() for lp in logprobs(outputs[1])]
+    assert torch.equal(flat(long, "gradient"), flat(short, "gradient"))
+
+
 @pytest.mark.skipif(not hasattr(tinker, "LossHandle"), reason="tinker < 0.36 cannot trace losses")
 def test_a_traced_loss_equals_the_function_it_was_traced_from(service, client, datum, tokens, adam):
     def importance(logprobs, advantages):

@@ -49,6 +49,12 @@ class Input:
         """By how much the positions of what follows differ from counting tokens."""
         return 0 if self.positions is None else int(self.positions.max()) + 1 - len(self)
 
+    def until(self, end: int) -> Input:
+        """The first `end` tokens, and the pictures among them, which must not be cut."""
+        shown = sum(start < end for start in self.starts)
+        positions = None if self.positions is None else self.positions[:, :end]
+        return Input(self.tokens[:end], self.pictures[:shown], self.starts[:shown], positions)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -65,6 +71,19 @@ class Example:
     def predicts_picture(self) -> NDArray[np.bool_]:
         """(N,) whether the position before a picture's is all there is to predict: no text."""
         return np.append(self.input.on_picture[1:], False)
+
+    def until_last(self, name: str) -> Example:
+        """Without what comes after the last position whose loss input `name` is not 0: nothing before looks there.
+
+        One position is kept in any case, and pictures are kept whole.
+        """
+        driven = np.flatnonzero(self.inputs[name].reshape(len(self), -1).any(axis=1))
+        end = int(driven[-1]) + 1 if len(driven) else 1
+        for start, picture in zip(self.input.starts, self.input.pictures, strict=True):
+            if start < end:
+                end = max(end, start + picture.tokens)
+        inputs = {key: values[:end] for key, values in self.inputs.items()}
+        return Example(self.input.until(end), self.targets[:end], inputs)
 
 
 def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> Input:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import tinker
 import torch
+from torch.nn import functional as F
 
 from tinkerloop.local.futures import user_error
 from tinkerloop.local.inputs import Batch, Example, Targets, micro_batches
@@ -33,6 +34,11 @@ class Pass:
     token_budget: int
     skip_zero_weight: bool
 
+    @property
+    def skips(self) -> bool:
+        """Whether positions without a loss are left out."""
+        return self.skip_zero_weight and self.name == "cross_entropy"
+
 
 @dataclass
 class Scores:
@@ -48,6 +54,9 @@ def run_pass(model: Model, examples: Sequence[Example], work: Pass, lanes: int =
 
     Raises tinker.RequestFailedError if a log-probability or the loss is not finite.
     """
+    asked = examples
+    if work.skips and work.loss.driver is not None:
+        examples = [example.until_last(work.loss.driver) for example in asked]
     lengths = [len(example) for example in examples]
     # A long datum's attention costs about as much as its products where it has 4 x the width of the model.
     shares = deal([n * (1 + n / (4 * model.head.layer.in_features)) for n in lengths], lanes)
@@ -78,8 +87,9 @@ def run_pass(model: Model, examples: Sequence[Example], work: Pass, lanes: int =
         raise user_error(f"NonFiniteInTensor: the {work.name} loss of datum {bad} is not finite")
     metrics = {"loss:sum": total, **{name: value / sum(lengths) for name, value in scores.sums.items()}}
     outputs = []
-    for i, (example, loss) in enumerate(zip(examples, losses, strict=True)):
-        lp = scores.logprobs[i]
+    for i, (example, loss) in enumerate(zip(asked, losses, strict=True)):
+        left_out = (0, 0, 0, len(example) - len(loss))
+        lp, loss = F.pad(scores.logprobs[i], left_out, value=SKIPPED), F.pad(loss, left_out)
         if example.input.pictures:
             lp = lp.masked_fill(torch.from_numpy(example.predicts_picture)[:, None], SKIPPED)
         fields = {"logprobs": _tensor_data(lp, example)}
@@ -96,7 +106,7 @@ def _score(replica: Replica, examples: Mapping[int, Example], work: Pass, scores
     targets = Targets.of(members, device)
     inputs = _with_segments(targets.inputs, batch, work.loss)
     active = _active(inputs, work.loss)
-    skip = work.skip_zero_weight and work.name == "cross_entropy"
+    skip = work.skips
     if skip and not active.any():
         lp = torch.full(targets.targets.shape, SKIPPED, device=device)
     else:
