@@ -7,13 +7,22 @@ Any other mask (a boolean one for a padded batch, None for one causal sequence) 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tinkerloop.local.causal import causal_attention
+
 NAME = "tinkerloop"
+
+_ASKING = "_tinkerloop_asking"
+
+MIN_BLOCKS, MIN_ASKED = 384, 128
+"""From these lengths on attention by blocks is the faster, where all positions ask, and where some do."""
 
 
 def packed_mask(lengths: list[int]) -> torch.Tensor:
@@ -43,14 +52,19 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **kwargs)
     grouped = query.shape[1] != key.shape[1]
     lengths = attention_mask.flatten().tolist()
+    asking = getattr(module, _ASKING, None) or [None] * len(lengths)
+    blocks = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.float32
+    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), asking, strict=True)
     outputs = []
-    for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
+    for q, k, v, some in parts:
         length = q.shape[2]
         band = None
         if sliding_window is not None and length > sliding_window:
             band = _band(length, sliding_window, q.device)
         if special:
             outputs.append(_eager(q, k, v, band, scale, softcap, s_aux))
+        elif band is None and blocks and length >= (MIN_BLOCKS if some is None else MIN_ASKED):
+            outputs.append(causal_attention(q, k, v, scale, some))
         else:
             outputs.append(
                 scaled_dot_product_attention(
@@ -58,6 +72,11 @@ def attention(
                 )
             )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def ask(module: torch.nn.Module, active: Sequence[torch.Tensor] | None) -> None:
+    """Whether each position of each sequence of the next packed batch is wanted of this layer (None: all are)."""
+    setattr(module, _ASKING, None if active is None else [part.nonzero().flatten().numpy() for part in active])
 
 
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:

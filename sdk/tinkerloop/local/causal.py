@@ -1,0 +1,125 @@
+"""Causal attention of one sequence in float32 on the CPU, by blocks, where only some positions ask.
+
+The kernel that torch has for it goes backward at about half the speed of a matrix product, and always for every
+position. Here a block of scores is one product for all the heads that share keys, memory grows with the sequence alone,
+and what no position asks for is not computed.
+
+Powers of two take a third of the time of `exp`, so scores are kept times log2(e). Going backward, a column appended to
+either factor puts the subtraction of a row's log-sum (from the scores) or of dO.O (from dP) into the product itself;
+that dS = P (dP - dO.O) is after Dao et al. 2022 (arXiv:2205.14135), appendix B.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+BLOCK = 64
+"""Positions to a block, each with all heads of a group: its scores over 1,024 keys take about 1 MB."""
+
+LOG2_E = math.log2(math.e)
+
+
+def causal_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, asking: NDArray[np.int64] | None = None
+) -> torch.Tensor:
+    """softmax(scale * Q K^T) V where position i sees keys 0 .. i: (1, H, T, D of the values), with autograd.
+
+    Args:
+        query: (1, H, T, D).
+        key, value: (1, heads, T, D), where `heads` divides H; values may be of another width.
+        asking: ascending positions whose rows are wanted (None: all); the other rows of the result are 0.
+    """
+    at = np.arange(query.shape[2]) if asking is None else asking
+    return _Causal.apply(query, key, value, scale, at)  # type: ignore[return-value]
+
+
+class _Causal(torch.autograd.Function):
+    """Inside, queries and what belongs to them are (heads, m * G, D): m asking positions, G heads share keys."""
+
+    @staticmethod
+    def forward(
+        ctx, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, at: NDArray[np.int64]
+    ) -> torch.Tensor:
+        heads = key.shape[1]
+        q, k, v = _rows(query, at, heads).mul_(scale * LOG2_E), key[0].contiguous(), value[0].contiguous()
+        group = query.shape[1] // heads
+        out, log_sum = (q.new_empty(*q.shape[:2], width) for width in (v.shape[-1], 1))
+        positions, keys = torch.from_numpy(at), torch.arange(k.shape[1])
+        room = q.new_empty(heads * BLOCK * group * k.shape[1])
+        for start in range(0, len(at), BLOCK):
+            stop = min(start + BLOCK, len(at))
+            first, end = int(at[start]) + 1, int(at[stop - 1]) + 1  # all see the keys before `first`
+            rows = slice(start * group, stop * group)
+            scores = _product(q[:, rows], k[:, :end], room)
+            hidden = (keys[first:end] > positions[start:stop, None])[:, None]
+            scores.view(heads, stop - start, group, end)[..., first:].masked_fill_(hidden, -math.inf)
+            top = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(top).exp2_()
+            total = weights.sum(-1, keepdim=True)
+            torch.div(torch.bmm(weights, v[:, :end]), total, out=out[:, rows])
+            torch.add(top, total.log2_(), out=log_sum[:, rows])
+        ctx.save_for_backward(q, k, v, out, log_sum)
+        ctx.scale, ctx.at = scale, at
+        return _spread(out, at, query.shape[2])
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):  # type: ignore[override]
+        q, k, v, out, log_sum = ctx.saved_tensors
+        at: NDArray[np.int64] = ctx.at
+        heads, length = k.shape[:2]
+        group = q.shape[1] // len(at)
+        grad_out = _rows(grad, at, heads)
+        q1, k1 = torch.cat([q, -log_sum], -1), _with_ones(k)
+        g1, v1 = torch.cat([grad_out, -(grad_out * out).sum(-1, keepdim=True)], -1), _with_ones(v)
+        grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        positions, keys = torch.from_numpy(at), torch.arange(length)
+        room, more_room = q.new_empty(2, heads * BLOCK * q.shape[1])
+        for start in range(0, length, BLOCK):  # blocks of keys: three of the five products are faster so
+            stop = min(start + BLOCK, length)
+            some, every = np.searchsorted(at, [start, stop - 1])  # where queries begin to see some, all of these keys
+            if some == len(at):
+                break
+            rows = slice(int(some) * group, None)
+            weights = _product(k1[:, start:stop], q1[:, rows], room).exp2_()
+            hidden = (keys[start:stop, None] > positions[some:every])[..., None]
+            weights.view(heads, stop - start, -1, group)[:, :, : every - some].masked_fill_(hidden, 0)
+            grad_scores = _product(v1[:, start:stop], g1[:, rows], more_room).mul_(weights)
+            torch.bmm(weights, grad_out[:, rows], out=grad_v[:, start:stop])
+            torch.bmm(grad_scores, q[:, rows], out=grad_k[:, start:stop])
+            grad_q[:, rows].baddbmm_(grad_scores.transpose(1, 2), k[:, start:stop])
+        return (
+            _spread(grad_q.mul_(ctx.scale), at, grad.shape[2]),
+            grad_k.mul_(1 / LOG2_E)[None],
+            grad_v[None],
+            None,
+            None,
+        )
+
+
+def _rows(x: torch.Tensor, at: NDArray[np.int64], heads: int) -> torch.Tensor:
+    """(1, H, T, D) -> (heads, m * G, D), copied."""
+    asking = x[0] if len(at) == x.shape[2] else x[0].index_select(1, torch.from_numpy(at))
+    grouped = asking.unflatten(0, (heads, -1)).transpose(1, 2)
+    return grouped.clone(memory_format=torch.contiguous_format).flatten(1, 2)
+
+
+def _spread(rows: torch.Tensor, at: NDArray[np.int64], length: int) -> torch.Tensor:
+    """(heads, m * G, D) -> (1, H, T, D), 0 elsewhere."""
+    found = rows.unflatten(1, (len(at), -1)).transpose(1, 2).flatten(0, 1)
+    if len(at) < length:
+        found = found.new_zeros(len(found), length, found.shape[-1]).index_copy_(1, torch.from_numpy(at), found)
+    return found[None]
+
+
+def _with_ones(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x, x.new_ones(*x.shape[:2], 1)], -1)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """A B^T for each head, written into `room`: fresh memory of this size would cost as much as the product."""
+    shape = (len(a), a.shape[1], b.shape[1])
+    return torch.bmm(a, b.transpose(1, 2), out=room[: math.prod(shape)].view(shape))
