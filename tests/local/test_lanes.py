@@ -72,7 +72,7 @@ def trained(
     data = [datum(seed, 20 + 11 * seed) for seed in range(20)]
     with threads(count):
         service = ServiceClient(root=root, device="cpu", gradient_checkpointing=recompute)
-        client = service.create_lora_training_client("tiny", rank=4)
+        client = service.create_lora_training_client("tiny", rank=3)
         outputs = []
         for _ in range(3):
             outputs.append(client.forward_backward(data, "cross_entropy").result())

@@ -72,8 +72,8 @@ class ExpertWeights:
         if self.transposed:
             grad = grad.transpose(1, 2)  # (experts, out, in)
         a, b = self._a(slot.a.detach()), self._b(slot.b)
-        slot.grad_b.add_(torch.einsum("eoi,eri->ore", grad, a).flatten(1), alpha=slot.scale)
-        slot.grad_a.add_(torch.einsum("eoi,ore->eri", grad, b).flatten(0, 1), alpha=slot.scale)
+        slot.grad_b += torch.einsum("eoi,eri->ore", grad, a).flatten(1) * slot.scale
+        slot.grad_a += torch.einsum("eoi,ore->eri", grad, b).flatten(0, 1) * slot.scale
 
     def _a(self, a: torch.Tensor) -> torch.Tensor:
         return a.view(self.experts, -1, self.in_features)  # (experts, rank, in)

@@ -79,12 +79,11 @@ class Slot:
             return
         if sum(segments) != len(x):
             segments = [len(x)]
-        start = 0
-        for length in segments:
-            rows = slice(start, start + length)
-            self.grad_b.add_(_aligned(grad_y[rows]).T @ _aligned(x_a[rows]), alpha=self.scale)
-            self.grad_a.add_(_aligned(low[rows]).T @ _aligned(x[rows]), alpha=self.scale)
-            start += length
+        # Scaled as float32: a sum of such numbers in float64 is exact but for freaks, so their order does not show.
+        split = (rows.split(list(segments)) for rows in (x, x_a * self.scale, grad_y, low * self.scale))
+        for x_part, x_a_part, grad_part, low_part in zip(*split, strict=True):
+            self.grad_b += _aligned(grad_part).T @ _aligned(x_a_part)
+            self.grad_a += _aligned(low_part).T @ _aligned(x_part)
 
 
 def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
