@@ -35,6 +35,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"tie_word_embeddings": False},
     "qwen3_moe": {**_MOE, "num_experts": 4, "norm_topk_prob": True, "decoder_sparse_step": 1},
+    "mistral": {"sliding_window": 4},
     "llama": {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "gemma2": {
         "sliding_window": 4,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -18,8 +20,6 @@ from transformers.masking_utils import sdpa_mask
 from tinkerloop.local.causal import causal_attention
 
 NAME = "tinkerloop"
-
-_ASKING = "_tinkerloop_asking"
 
 MIN_BLOCKS, MIN_ASKED = 384, 128
 """From these lengths on attention by blocks is the faster, where all positions ask, and where some do."""
@@ -41,9 +41,13 @@ def attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    asking: Sequence[NDArray[np.int64] | None] | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention: (B, T, heads, D). Dropout is never applied: Tinker trains without it."""
+    """Causal attention: (B, T, heads, D). Dropout is never applied: Tinker trains without it.
+
+    `asking` may say for each packed sequence at which positions the result is wanted; it is anything elsewhere.
+    """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     special = softcap is not None or s_aux is not None
     if attention_mask is None or attention_mask.dtype != torch.int32:
@@ -52,7 +56,7 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **kwargs)
     grouped = query.shape[1] != key.shape[1]
     lengths = attention_mask.flatten().tolist()
-    asking = getattr(module, _ASKING, None) or [None] * len(lengths)
+    asking = [None] * len(lengths) if asking is None else asking
     blocks = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.float32
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), asking, strict=True)
     outputs = []
@@ -72,11 +76,6 @@ def attention(
                 )
             )
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
-
-
-def ask(module: torch.nn.Module, active: Sequence[torch.Tensor] | None) -> None:
-    """Whether each position of each sequence of the next packed batch is wanted of this layer (None: all are)."""
-    setattr(module, _ASKING, None if active is None else [part.nonzero().flatten().numpy() for part in active])
 
 
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:

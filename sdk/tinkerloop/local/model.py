@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from tinkerloop.local import attention, norms, own_forward
+from tinkerloop.local import attention, decoder, norms, own_forward
 from tinkerloop.local.activations import Activations
 from tinkerloop.local.experts import ExpertWeights
 from tinkerloop.local.futures import bad_request
@@ -54,6 +54,7 @@ class Model:
         module.eval().requires_grad_(False)
         norms.take_over(module)
         self.name, self.module, self.tokenizer = name, module, tokenizer
+        decoder.take_over(module)
         first = Replica(module)
         self.replicas = [first]
         self.trunk, self.head, self.layers, self.kinds = first.trunk, first.head, first.layers, first.kinds

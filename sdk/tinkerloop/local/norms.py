@@ -54,18 +54,29 @@ def _arguments(norm: nn.Module) -> list[str]:
     return list(inspect.signature(norm.forward).parameters)
 
 
+def normalise(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x / sqrt(mean(x^2) + eps) * weight, and the factor 1 / sqrt(mean(x^2) + eps), outside autograd."""
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+    inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * inverse).mul_(weight), inverse
+
+
+def normalise_back(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """The gradient of x, given that of the normalised one."""
+    scaled = grad * weight
+    along = (scaled * x).sum(-1, keepdim=True).mul_(inverse**3).div_(-x.shape[-1])
+    return scaled.mul_(inverse).addcmul_(x, along)
+
+
 class _Normalised(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, inverse = normalise(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):  # type: ignore[override]
         x, weight, inverse = ctx.saved_tensors
         grad_weight = (grad * x).mul_(inverse).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        scaled = grad * weight
-        along = (scaled * x).sum(-1, keepdim=True).mul_(inverse**3).div_(-x.shape[-1])
-        return scaled.mul_(inverse).addcmul_(x, along), grad_weight, None
+        return normalise_back(grad, x, weight, inverse), grad_weight, None

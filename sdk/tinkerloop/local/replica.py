@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tinkerloop.local import attention
+from tinkerloop.local.decoder import DecoderLayer
 from tinkerloop.local.experts import ExpertWeights
 from tinkerloop.local.head import Head
 from tinkerloop.local.inputs import Batch
@@ -40,10 +41,11 @@ class Replica:
             raise unsupported("an output layer that is not linear", names)
         self.head = Head(output, *_logit_transform(module.config.get_text_config()))
         self._active: torch.Tensor | None = None  # (T,)
-        self._attention, self._positionwise = _last_layer(module)
-        for name in self._positionwise:
-            module.get_submodule(name).register_forward_pre_hook(self._take_active)
-            module.get_submodule(name).register_forward_hook(self._put_active)
+        self._last, self._on_active = _last_layer(module)
+        if self._last is None and self._on_active:
+            (block,) = (module.get_submodule(name) for name in self._on_active)
+            block.register_forward_pre_hook(self._take_active)
+            block.register_forward_hook(self._put_active)
 
     def copy(self) -> Replica:
         """Another one on the same weights; nothing may be bound."""
@@ -63,8 +65,7 @@ class Replica:
     def only(self, active: torch.Tensor | None) -> Iterator[None]:
         """For one batch, forward and backward: hidden states are wanted only where `active` (T,) is true (None: all).
 
-        In the last layer only keys and values are needed of the others: what takes each position on its own leaves
-        them out, and so does attention. Their states are meaningless.
+        The last layer leaves out the others where it can: their states are meaningless.
         """
         self._active = active
         try:
@@ -74,13 +75,12 @@ class Replica:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The last hidden states (T, H) of a packed batch; with autograd if it is enabled and gradients are bound."""
-        active = None if self._active is None else [int(part.sum()) for part in self._active.split(batch.segments)]
         for name, layer in self.layers.items():
-            some = active is not None and f"{name}.".startswith(tuple(f"{part}." for part in self._positionwise))
-            layer.segments = active if active is not None and some else batch.segments
-        if self._attention is not None:
-            asking = None if self._active is None else self._active.split(batch.lengths)
-            attention.ask(self.module.get_submodule(self._attention), asking)
+            layer.segments = batch.segments
+            if self._active is not None and name.startswith(self._on_active):
+                layer.segments = [int(part.sum()) for part in self._active.split(batch.segments)]
+        if self._last is not None:
+            self._last.active = self._active
         output = self.trunk(
             input_ids=batch.tokens,
             attention_mask=attention.packed_mask(batch.lengths),
@@ -126,18 +126,20 @@ def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str
     return layers, kinds
 
 
-def _last_layer(module: PreTrainedModel) -> tuple[str | None, list[str]]:
-    """The names of the last decoder layer's attention and of its parts that take each position on its own, those that
-    need not take all, as far as transformers' usual naming tells."""
+def _last_layer(module: PreTrainedModel) -> tuple[DecoderLayer | None, tuple[str, ...]]:
+    """The last decoder layer if it is ours, and the names of its parts that need not run on every position.
+
+    Of another layer that is the feed-forward block, where transformers' usual naming tells.
+    """
     sees, names = vision_parts(module), [name for name, _ in module.named_modules()]
     blocks = [name for name in names if re.fullmatch(r"(.*\.)?layers\.\d+\.mlp", name) and not name.startswith(sees)]
     if not blocks:
-        return None, []
-    layer = blocks[-1].removesuffix(".mlp")
-    found = [
-        name for name in (f"{layer}.self_attn.q_proj", f"{layer}.self_attn.o_proj", f"{layer}.mlp") if name in names
-    ]
-    return (f"{layer}.self_attn" if f"{layer}.self_attn" in names else None), found
+        return None, ()
+    name = blocks[-1].removesuffix(".mlp")
+    layer = module.get_submodule(name)
+    if not isinstance(layer, DecoderLayer):
+        return None, (blocks[-1],)
+    return layer, tuple(f"{name}.{part}" for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp"))
 
 
 def _kind(name: str) -> str | None:
