@@ -38,11 +38,18 @@ def deal(costs: Sequence[float], lanes: int) -> list[list[int]]:
 
 
 def run_lanes(lanes: int, run: Callable[[int], T]) -> list[T]:
-    """`run(lane)` for every lane at the same time; raises the first lane's error once all have ended."""
+    """`run(lane)` for every lane at the same time; raises the first lane's error once all have ended.
+
+    The first runs on the calling thread: what that thread's heap has free, another's could not use.
+    """
     if lanes == 1:
         return [run(0)]
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(lanes, "tinkerloop-lane", torch.set_num_threads, (threads // lanes,)) as pool:
-        futures = [pool.submit(run, lane) for lane in range(lanes)]
-    torch.set_num_threads(threads)  # what the lanes set is theirs, but also what threads yet to come begin with
-    return [future.result() for future in futures]
+    try:
+        with ThreadPoolExecutor(lanes - 1, "tinkerloop-lane", torch.set_num_threads, (threads // lanes,)) as pool:
+            others = [pool.submit(run, lane) for lane in range(1, lanes)]
+            torch.set_num_threads(threads // lanes)
+            first = run(0)
+    finally:
+        torch.set_num_threads(threads)  # what a lane sets is its own, but also what threads yet to come begin with
+    return [first, *(other.result() for other in others)]
