@@ -127,6 +127,7 @@ class Head:
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
             total.mul_((top - higher).exp()).add_(logits.sub_(higher).exp_().sum(1, keepdim=True))
             top = higher
+            del logits  # before those of the next tile are made
         return chosen, (top + total.log()).float()
 
     def _tiled_backward(
@@ -150,6 +151,7 @@ class Head:
             found = tile.product_backward(grad.to(x.dtype), x, x_a, segments, need_x)
             if grad_x is not None and found is not None:
                 grad_x += found
+            del raw, logits, p, grad  # before those of the next tile are made
         return grad_x
 
     def _grad_logits(
