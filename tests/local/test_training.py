@@ -11,7 +11,7 @@ import pytest
 import tinker
 import torch
 
-from tinkerloop.local import ServiceClient, TrainingClient
+from tinkerloop.local import ServiceClient, TrainingClient, optim
 from tinkerloop.local.losses import LOSSES
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -328,7 +328,8 @@ def test_a_custom_loss_must_use_every_datum(client, datum):
         {"grad_clip_norm": 1e9, "weight_decay": 0.01},
     ],
 )
-def test_steps_equal_torch_adamw_after_torch_clipping(client: TrainingClient, datum, adam, fields):
+def test_steps_equal_torch_adamw_after_torch_clipping(client: TrainingClient, datum, adam, fields, monkeypatch):
+    monkeypatch.setattr(optim, "BLOCK", 1000)  # several
     parameter = torch.nn.Parameter(flat(client))
     params = adam(**fields)
     optimizer = torch.optim.AdamW(

@@ -11,6 +11,9 @@ from torch.optim.adamw import adamw
 from tinkerloop.local.futures import user_error
 from tinkerloop.local.parameters import TrainState
 
+BLOCK = 2**20
+"""Numbers updated at a time: no more of the gradient than that is held in float32 as well."""
+
 
 def check_adam(params: tinker.AdamParams) -> None:
     """Refuse hyper-parameters that are out of range; Tinker's own type accepts any number."""
@@ -28,6 +31,7 @@ def check_adam(params: tinker.AdamParams) -> None:
             raise user_error(f"AdamParams.{name}={value} is out of range")
 
 
+@torch.no_grad()
 def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
     """Apply the accumulated gradient and clear it.
 
@@ -39,12 +43,13 @@ def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
     norm = float(torch.linalg.vector_norm(state.gradient))
     if params.grad_clip_norm > 0 and norm > params.grad_clip_norm:
         state.gradient *= params.grad_clip_norm / norm
-    with torch.no_grad():
+    flat = (state.weights.flat, state.gradient, state.exp_avg, state.exp_avg_sq)
+    for weights, gradient, exp_avg, exp_avg_sq in zip(*(vector.split(BLOCK) for vector in flat), strict=True):
         adamw(
-            [state.weights.flat],
-            [state.gradient.float()],
-            [state.exp_avg],
-            [state.exp_avg_sq],
+            [weights],
+            [gradient.float()],
+            [exp_avg],
+            [exp_avg_sq],
             [],
             [torch.tensor(float(state.step), device=state.gradient.device)],
             fused=True,
