@@ -283,6 +283,15 @@ def test_bad_input_fails_on_the_future_and_the_gradient_and_client_survive(clien
     client.optim_step(adam()).result()
 
 
+def test_a_failed_first_request_leaves_no_gradient(client, datum):
+    client.forward_backward([datum(0)], "cross_entropy").result()
+    client.apply(lambda s: s.clear_gradient()).result()
+    data, loss_fn, config = BAD["overflowing ratio"]
+    with pytest.raises(tinker.RequestFailedError):
+        client.forward_backward([data], loss_fn, config).result()
+    assert not client.apply(lambda s: s.gradient.any()).result()
+
+
 def test_programming_errors_are_raised_at_the_call(client):
     with pytest.raises(ValueError, match="No data"):
         client.forward([], "cross_entropy")

@@ -494,6 +494,17 @@ def test_overfitting_recites_greedily_from_the_saved_weights(service: ServiceCli
 # -- the hood -------------------------------------------------------------------------------------------------------
 
 
+def test_a_gradient_that_is_there_before_the_first_forward_backward_is_added_to(service: ServiceClient, datum):
+    client = lora(service)
+    client.forward_backward([datum(0)], "cross_entropy")
+    computed = client.apply(lambda s: s.gradients["lm_head.lora_B"].clone())
+    client.apply(lambda s: s.clear_gradient())
+    client.apply(lambda s: s.gradients["lm_head.lora_B"].fill_(1.0))
+    client.forward_backward([datum(0)], "cross_entropy")
+    total = client.apply(lambda s: s.gradients["lm_head.lora_B"].clone())
+    assert torch.equal(total.result(), computed.result() + 1)
+
+
 def test_apply_reads_and_changes_the_state_in_queue_order(service: ServiceClient, datum, adam):
     client = lora(service)
     client.forward_backward([datum(0)], "cross_entropy")

@@ -118,7 +118,11 @@ class Engine:
 
     def run_pass(self, run: Run, examples: Sequence[Example], work: Pass) -> tinker.ForwardBackwardOutput:
         run.begin()
-        output = self._run_pass(run, examples, work)
+        try:
+            output = self._run_pass(run, examples, work)
+        except BaseException:
+            run.state.discard_scratch()
+            raise
         if work.backward and not run.state.commit_scratch():
             raise user_error(f"NonFiniteInTensor: the gradient of {work.name} is not finite; it was not added")
         return output

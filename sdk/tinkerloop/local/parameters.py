@@ -2,7 +2,8 @@
 
 Weights and moments are float32 vectors, gradients float64 ones, with a view per named tensor. One vector makes the
 optimizer a handful of operations whatever the number of tensors, a snapshot one copy, and a failed request harmless:
-it only ever wrote to scratch vectors, which are added to the gradient when everything has succeeded.
+it only ever wrote to scratch vectors, which are added to the gradient when everything has succeeded (or to a gradient
+that was zero and becomes so again).
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ class TrainState:
         self.step = 0
         self.pending = 0
         """How many forward_backward calls the gradient holds."""
-        self._scratch: list[torch.Tensor] = []
-        self._views: list[dict[str, torch.Tensor]] = []
+        self._buffers = [self.gradient]  # and such as were needed beside it
+        self._views = [self.gradients]
+        self._used: list[torch.Tensor] = []
 
     @property
     def gradients(self) -> dict[str, torch.Tensor]:
@@ -87,22 +89,36 @@ class TrainState:
         return {name: (first[name], second[name]) for name in first}
 
     def scratch(self, count: int) -> list[dict[str, torch.Tensor]]:
-        """`count` sets of zeros, by name, for one forward_backward to add gradients to."""
-        while len(self._scratch) < count:
-            self._scratch.append(torch.zeros_like(self.gradient))
-            self._views.append(self.weights.layout.views(self._scratch[-1]))
-        for flat in self._scratch:
+        """`count` sets of zeros, by name, for one forward_backward to add gradients to; then commit or discard them.
+
+        The gradient is one of them while it is zero: there is nothing in it to lose.
+        """
+        first = int(self.gradient.any())
+        while len(self._buffers) < first + count:
+            self._buffers.append(torch.zeros_like(self.gradient))
+            self._views.append(self.weights.layout.views(self._buffers[-1]))
+        self._used = self._buffers[first : first + count]
+        for flat in self._used:
             flat.zero_()
-        return self._views[:count]
+        return self._views[first : first + count]
 
     def commit_scratch(self) -> bool:
         """Add what one forward_backward computed to the gradient; False, and nothing added, if it is not finite."""
-        if not all(torch.isfinite(torch.linalg.vector_norm(flat)) for flat in self._scratch):
+        if not all(torch.isfinite(torch.linalg.vector_norm(flat)) for flat in self._used):
+            self.discard_scratch()
             return False
-        for flat in self._scratch:
-            self.gradient += flat
+        for flat in self._used:
+            if flat is not self.gradient:
+                self.gradient += flat
+        self._used = []
         self.pending += 1
         return True
+
+    def discard_scratch(self) -> None:
+        """Forget what a forward_backward that failed has computed."""
+        for flat in self._used:
+            flat.zero_()
+        self._used = []
 
     def clear_gradient(self) -> None:
         self.gradient.zero_()
