@@ -17,6 +17,7 @@ import tinker
 import torch
 
 from tinkerloop.local import checkpoints, model
+from tinkerloop.local.allocator import keep_freed_memory
 from tinkerloop.local.checkpoints import Contents, Kind, Record, Store
 from tinkerloop.local.custom import CustomLoss, custom_weights
 from tinkerloop.local.futures import Verbatim, bad_request, user_error
@@ -78,6 +79,8 @@ class Engine:
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.worker.abandon)  # also at interpreter exit
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def model(self, name: str) -> Model:
         if name not in self.models:
