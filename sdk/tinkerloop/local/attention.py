@@ -58,9 +58,11 @@ def attention(
     lengths = attention_mask.flatten().tolist()
     asking = [None] * len(lengths) if asking is None else asking
     blocks = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.float32
-    parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), asking, strict=True)
+    # Positions first, as the projections lay them out: cutting and joining then copies whole stretches, if at all.
+    parts = zip(*(x.transpose(1, 2).split(lengths, 1) for x in (query, key, value)), asking, strict=True)
     outputs = []
-    for q, k, v, some in parts:
+    for *rows, some in parts:
+        q, k, v = (row.transpose(1, 2) for row in rows)
         length = q.shape[2]
         band = None
         if sliding_window is not None and length > sliding_window:
@@ -75,7 +77,7 @@ def attention(
                     q, k, v, attn_mask=band, is_causal=band is None, scale=scale, enable_gqa=grouped
                 )
             )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
 
 
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
