@@ -2,31 +2,26 @@
 
 Text between two control tokens is encoded in one call, whatever pieces it came from, because that is what encoding
 the finished string of an official template does: a role header's newline may merge with the newlines that follow it.
-Where a weight or a message changes inside such a run, the boundary is found by comparing with the ids of the known
-end pieces. A token that straddles it is scaffold, and never trained, if one side is; between two parts that the author
-wrote it belongs to the first. `SEAM` ends a run on purpose.
+Where a weight or a message changes inside such a run, the boundary is found among its ids. A token that straddles it
+is scaffold, and never trained, if one side is; between two parts that the author wrote it belongs to the first. `SEAM`
+ends a run on purpose.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 from tinkerloop.encoders import Encoder
 from tinkerloop.errors import RenderError
-from tinkerloop.renderers.rendered import Rendered, Span
+from tinkerloop.renderers.rendered import Kind, Marks, Rendered
 from tinkerloop.renderers.segments import SEAM, Part, Piece
 from tinkerloop.renderers.weights import Weights
 
-Kind = tuple[int, Part]
-"""What tokens are: of which message (-1 for none), and which part of it. Adjacent tokens of one kind make a span."""
-
-Mark = tuple[int, Kind]
-"""Where tokens of a kind begin."""
-
-Group = tuple[str, Kind, bool]
-"""Adjacent text of a run that is of one kind; and whether it is the family's own, whose ids are worth keeping."""
+if TYPE_CHECKING:
+    from tinker.types import ImageChunk
 
 Encode = Callable[[str], list[int]]
 
@@ -43,8 +38,8 @@ class Kept(dict[str, list[int]]):
         return ids
 
 
-class _Items(dict[str, list[int | str]]):
-    """Trusted text -> control ids and the text between them, worked out on first use."""
+class _Items(dict[str, list[str | list[int]]]):
+    """Trusted text -> control tokens, as ids, and the text between them, worked out on first use."""
 
     def __init__(self, ids: Mapping[str, int]):
         super().__init__()
@@ -52,10 +47,25 @@ class _Items(dict[str, list[int | str]]):
         names = sorted(ids, key=len, reverse=True)  # the longest first, should one begin another
         self._control = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
-    def __missing__(self, text: str) -> list[int | str]:
+    def __missing__(self, text: str) -> list[str | list[int]]:
         parts = self._control.split(text) if self._control else [text]
-        items = self[text] = [self._ids.get(part, part) for part in parts if part]
+        items = self[text] = [[self._ids[part]] if part in self._ids else part for part in parts if part]
         return items
+
+
+class Layout(NamedTuple):
+    """Pieces, cut into what is encoded in one call each."""
+
+    runs: list[tuple[str, list[int] | None]]
+    """Text, and its ids where they are known: of control tokens, images, and what the family wrote alone."""
+    kinds: list[Kind]
+    """What the tokens are, in order; adjacent ones differ."""
+    begins: list[int]
+    """The run in which each kind begins."""
+    inside: list[tuple[int, int, bool]]
+    """The kinds that do not begin with their run: which, at which character, and if the family wrote all before it."""
+    images: list[tuple[int, ImageChunk]]
+    """Images, and the run that each is."""
 
 
 class Assembler:
@@ -86,106 +96,114 @@ class Assembler:
             encode: the encoder's `encode` unless given: a `Kept` one, for calls that share texts.
         """
         encode = encode or self.encoder.encode
+        layout = self._lay_out(pieces)
+        # All in a row, since an engine's tables and this code displace each other from the processor's caches.
+        encoded = [encode(text) if ids is None else ids for text, ids in layout.runs]
         tokens: list[int] = []
-        marks: list[Mark] = []
-        images = []
-        run: list[Group] = []
-        items = self._items
-        for message, piece in pieces:
-            text, part, trusted, image = piece
-            kind = (message, part)
-            if not text:
-                if run and (image is not None or piece is SEAM):
-                    self._write(run, tokens, marks, encode)
-                if image is not None:
-                    images.append((len(tokens), image))
-                    if image.expected_tokens:
-                        marks.append((len(tokens), kind))
-                        tokens += [0] * image.expected_tokens
-                continue
-            for item in items[text] if trusted else (text,):
-                if isinstance(item, int):
-                    if run:
-                        self._write(run, tokens, marks, encode)
-                    marks.append((len(tokens), kind))
-                    tokens.append(item)
-                elif run and run[-1][1] == kind:
-                    before, _, constant = run[-1]
-                    run[-1] = (before + item, kind, constant and trusted)
-                else:
-                    run.append((item, kind, trusted))
-        if run:
-            self._write(run, tokens, marks, encode)
-        return Rendered(tokens, _spans(marks, len(tokens), weights), tuple(images), max_length)
-
-    def _write(self, run: list[Group], tokens: list[int], marks: list[Mark], encode: Encode) -> None:
-        """Appends a run's ids and where each kind of them begins; empties the run."""
-        at = len(tokens)
-        before, kind, constant = run[0]
-        if len(run) == 1:
-            ids = self._constants[before] if constant else encode(before)
+        at: list[int] = []
+        for ids in encoded:
+            at.append(len(tokens))
             tokens += ids
-            if ids:
-                marks.append((at, kind))
-            run.clear()
-            return
-        text = "".join([text for text, _, _ in run])
-        ids = self._constants[text] if run[-1][2] and all(own for _, _, own in run) else encode(text)
-        tokens += ids
-        start = 0
-        for i in range(1, len(run)):
-            more, following, own = run[i]
-            head = self._constants[before] if constant else None
-            if head is not None and ids[: len(head)] == head:
-                end = resume = len(head)
+        at.append(len(tokens))
+        starts, kinds = self._starts(layout, encoded, at)
+        marks = Marks(starts, kinds, [0.0] * len(kinds) if weights is None else weights.of(kinds))
+        return Rendered(tokens, marks, tuple([(at[run], image) for run, image in layout.images]), max_length)
+
+    def _lay_out(self, pieces: Iterable[tuple[int, Piece]]) -> Layout:
+        layout = runs, kinds, begins, inside, images = Layout([], [], [], [], [])
+        items_of, constants = self._items, self._constants
+        open_run, own = "", True
+        last: Kind | None = None
+        for message, piece in chain(pieces, _END):
+            text, part, trusted, image = piece
+            if trusted:
+                items = items_of[text]
+            elif text:
+                items = (text,)
+            elif image is not None:
+                items = ([0] * (image.expected_tokens or 0),)
+            elif piece is SEAM:
+                items = _NOTHING
             else:
-                end, resume = self._boundary(ids, before, run[i:])
-            if end > start:
-                marks.append((at + start, kind))
-                start = end
-            if resume > start:  # tokens that straddle
-                scaffold = Part.SCAFFOLD in (kind[1], following[1])
-                marks.append((at + start, (kind[0], Part.SCAFFOLD) if scaffold else kind))
-                start = resume
-            kind, before, constant = following, before + more, constant and own
-        if len(ids) > start:
-            marks.append((at + start, kind))
-        run.clear()
+                continue
+            kind = (message, part)
+            for item in items:
+                is_text = isinstance(item, str)
+                if open_run and not is_text:
+                    runs.append((open_run, constants[open_run] if own else None))
+                    open_run, own = "", True
+                if kind != last and item:
+                    if open_run:
+                        inside.append((len(kinds), len(open_run), own))
+                    kinds.append(kind)
+                    begins.append(len(runs))
+                    last = kind
+                if is_text:
+                    open_run += item
+                    own = own and trusted
+                    continue
+                if image is not None:
+                    images.append((len(runs), image))
+                if item:
+                    runs.append(("", item))
+        return layout
 
-    def _boundary(self, joint: list[int], before: str, rest: list[Group]) -> tuple[int, int]:
-        """(tokens that spell only text `before`, first token that spells only the `rest`).
+    def _starts(self, layout: Layout, encoded: list[list[int]], at: list[int]) -> tuple[list[int], list[Kind]]:
+        """The token that each span begins with, and what the span is. `at` are the tokens that the runs begin with."""
+        kinds, constants = layout.kinds, self._constants
+        starts = [at[run] for run in layout.begins]
+        crossed = False
+        for i, character, own in layout.inside:
+            run = layout.begins[i]
+            text, ids = layout.runs[run][0], encoded[run]
+            if own and ids[: len(head := constants[text[:character]])] == head:  # nearly always
+                starts[i] += len(head)
+                continue
+            end, resume = self._boundary(text, character, ids)
+            starts[i] += end if kinds[i][1] is _SCAFFOLD is not kinds[i - 1][1] else resume
+            crossed = crossed or starts[i] < starts[i - 1]
+        if crossed or len({*starts, at[-1]}) <= len(starts):
+            return _without_empty(starts, kinds, at[-1])
+        return starts, kinds
 
-        Ids that end with those of the rest spell it with exactly that many tokens, as ids that begin with those of the
-        text before do; so one comparison settles all but the rare case of a token that spans both.
+    def _boundary(self, text: str, at: int, ids: list[int]) -> tuple[int, int]:
+        """(tokens that spell only what is before character `at`, first token that spells only the rest).
+
+        Bytes are counted from the nearer end of the text. Where they are not those of the text, because the tokenizer
+        normalises it, what both sides encode to by themselves decides.
         """
-        n = len(joint)
-        after = "".join([text for text, _, _ in rest])
-        constant = all(own for _, _, own in rest)
-        tail = self._constants[after] if constant else self.encoder.encode(after)
-        if constant and joint[n - len(tail) :] == tail:
-            return n - len(tail), n - len(tail)
-        end = _common(joint, self.encoder.encode(before))
-        return end, max(end, n - _common(joint[::-1], tail[::-1]))
+        before, after = text[:at], text[at:]
+        decode = self.encoder.decode_bytes
+        backwards = len(after) < len(before)
+        order = ids[::-1] if backwards else ids
+        wanted = (after if backwards else before).encode()
+        n = size = 0
+        while size < len(wanted) and n < len(ids):
+            size += len(decode(order[n : n + 1]))
+            n += 1
+        straddles = int(size > len(wanted))
+        if backwards and decode(ids[len(ids) - n :]).endswith(wanted):
+            return len(ids) - n, len(ids) - n + straddles
+        if not backwards and decode(ids[:n]).startswith(wanted):
+            return n - straddles, n
+        end = _common(ids, self.encoder.encode(before))
+        return end, max(end, len(ids) - _common(ids[::-1], self.encoder.encode(after)[::-1]))
 
 
-_span = partial(tuple.__new__, Span)  # in half the time of the constructor that a NamedTuple has
+_END = ((-1, SEAM),)
+_NOTHING: tuple[list[int]] = ([],)
+_SCAFFOLD = Part.SCAFFOLD  # members of an enumeration are slow to look up
 
 
-def _spans(marks: list[Mark], end: int, weights: Weights | None) -> tuple[Span, ...]:
-    """What begins where -> spans, those of one kind joined."""
-    starts: list[int] = []
-    kinds: list[Kind] = []
-    last: Kind | None = None
-    for at, kind in marks:
-        if kind != last:
-            starts.append(at)
-            kinds.append(kind)
-            last = kind
-    if not kinds:
-        return ()
-    messages, parts = zip(*kinds, strict=True)
-    weighed = [0.0] * len(kinds) if weights is None else weights.of(kinds)
-    return tuple(map(_span, zip(starts, (*starts[1:], end), messages, parts, weighed, strict=True)))
+def _without_empty(starts: list[int], kinds: list[Kind], size: int) -> tuple[list[int], list[Kind]]:
+    """The spans that hold a token, adjacent ones of one kind joined; what two claim is the later one's."""
+    kept: list[tuple[int, Kind]] = []
+    for start, kind in zip(starts, kinds, strict=True):
+        while kept and kept[-1][0] >= start:
+            kept.pop()
+        if start < size and not (kept and kept[-1][1] == kind):
+            kept.append((start, kind))
+    return [start for start, _ in kept], [kind for _, kind in kept]
 
 
 def _common(a: list[int], b: list[int]) -> int:

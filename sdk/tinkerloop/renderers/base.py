@@ -195,7 +195,7 @@ class Renderer:
         return self._checked(examples, train_on_what, allow_zero_weight)
 
     def _checked(self, examples: list[Rendered], train_on_what: TrainOnWhat | str, allow: bool) -> list[Rendered]:
-        if not allow and not any(span.weight for example in examples for span in example.spans):
+        if not allow and not any(any(example.marks.weights) for example in examples):
             raise ZeroWeightError(
                 f"train_on_what={TrainOnWhat(train_on_what).value!r} trains nothing in this conversation; pass "
                 "allow_zero_weight=True if that is meant",
@@ -210,10 +210,10 @@ class Renderer:
             pieces.pop()  # what separates the last turn from a next one: an example ends with what ends its last turn
         example = self._assembler.assemble(pieces, weights, self.max_length, encode)
         if self.disables_thinking:
-            for span in example.spans:
-                if span.weight and span.part is Part.REASONING:
+            for (message, part), weight in zip(example.marks.kinds, example.marks.weights, strict=True):
+                if weight and part is Part.REASONING:
                     raise RenderError(
-                        f"messages[{span.message}]: {self.name} disables thinking, so reasoning cannot be trained"
+                        f"messages[{message}]: {self.name} disables thinking, so reasoning cannot be trained"
                     )
         return example
 
@@ -260,10 +260,11 @@ class Renderer:
     ) -> Conversation:
         """Messages, checked for what this format can say."""
         conversation = read_conversation(messages, tools, prompting=prompting, lift=self.lifted)
-        for i, message in enumerate(conversation.messages):
-            if message.role not in self.roles:
-                known = ", ".join(sorted(self.roles))
-                raise RenderError(f"messages[{i}]: {self.name} has no role {message.role!r}; known are {known}")
+        roles = [message.role for message in conversation.messages]
+        if not self.roles.issuperset(roles):
+            i, role = next((i, role) for i, role in enumerate(roles) if role not in self.roles)
+            known = ", ".join(sorted(self.roles))
+            raise RenderError(f"messages[{i}]: {self.name} has no role {role!r}; known are {known}")
         if not conversation.messages and not prompting:
             raise RenderError("there are no messages")
         return conversation

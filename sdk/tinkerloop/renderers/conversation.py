@@ -103,7 +103,7 @@ def read_conversation(
     Raises:
         RenderError: a message that is not one, with its index and what was expected.
     """
-    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable):
+    if type(messages) is not list and (isinstance(messages, (str, Mapping)) or not isinstance(messages, Iterable)):
         raise RenderError(f"expected a list of messages, got {type(messages).__name__}")
     read = tuple([lift(read_message(message, i)) for i, message in enumerate(messages)])
     carried = [(i, m["tools"]) for i, m in enumerate(messages) if m.get("tools")]
@@ -112,7 +112,7 @@ def read_conversation(
     if carried and (len(carried) > 1 or carried[0][0] != 0 or read[0].role != "system"):
         raise RenderError("only a system message at the start can carry `tools`")
     declared = tools or (carried[0][1] if carried else ())
-    return Conversation(read, tuple(_read_tool(tool) for tool in declared), prompting)
+    return Conversation(read, tuple([_read_tool(tool) for tool in declared]), prompting)
 
 
 def _fail(index: int, problem: str) -> RenderError:

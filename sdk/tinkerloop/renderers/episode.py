@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import EpisodeError, RenderError
-from tinkerloop.renderers.conversation import Conversation
+from tinkerloop.renderers.conversation import Conversation, read_message
 from tinkerloop.renderers.parsing import Parsed
-from tinkerloop.renderers.rendered import Rendered, Span
+from tinkerloop.renderers.rendered import Marks, Rendered, model_input
 from tinkerloop.renderers.segments import SEAM, Part
 from tinkerloop.renderers.types import ParseTermination
 
@@ -30,17 +30,24 @@ class Segment:
     """One unbroken sequence of an episode. `logprobs` is 0 where nothing was sampled."""
 
     tokens: list[int] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
+    marks: Marks = field(default_factory=lambda: Marks([], [], []))
     logprobs: list[float] = field(default_factory=list)
     images: list[tuple[int, Any]] = field(default_factory=list)
 
     def extend(self, rendered: Rendered) -> None:
         """Appends what was rendered; it was not sampled."""
         at = len(self.tokens)
-        self.tokens += rendered.tokens
-        self.spans += [Span(at + s.start, at + s.stop, s.message, s.part, s.weight) for s in rendered.spans]
         self.images += [(position + at, image) for position, image in rendered.images]
-        self.logprobs += [0.0] * len(rendered.tokens)
+        self.append(rendered.tokens, rendered.marks, [0.0] * len(rendered.tokens))
+
+    def append(self, tokens: list[int], marks: Marks, logprobs: list[float]) -> None:
+        """Appends tokens that `marks` describe, counted from the first of them."""
+        at = len(self.tokens)
+        self.tokens += tokens
+        self.logprobs += logprobs
+        self.marks.starts.extend([at + start for start in marks.starts])
+        self.marks.kinds.extend(marks.kinds)
+        self.marks.weights.extend(marks.weights)
 
 
 class Episode:
@@ -81,7 +88,7 @@ class Episode:
         if self._parsed is not None:
             raise EpisodeError("the last turn is a reply; add the messages that follow it first")
         segment = self.segments[-1]
-        return Rendered(segment.tokens, (), tuple(segment.images)).model_input
+        return model_input(segment.tokens[:], segment.images)
 
     def add_sampled(self, ids: Iterable[int], logprobs: Iterable[float] | None = None) -> Parsed:
         """Appends a sampled reply, verbatim, and returns it parsed."""
@@ -95,10 +102,9 @@ class Episode:
         parser.feed(ids)
         self._parsed = parsed = parser.finish()[1]
         segment = self.segments[-1]
-        at, turn = len(segment.tokens), len(self.messages)
-        segment.tokens += ids
-        segment.logprobs += given
-        segment.spans += [Span(at + s.start, at + s.stop, turn, s.part, 1.0) for s in parsed.spans]
+        turn, spans = len(self.messages), parsed.spans
+        marks = Marks([span.start for span in spans], [(turn, span.part) for span in spans], [1.0] * len(spans))
+        segment.append(ids, marks, given)
         self.messages.append(parsed.message)
         return parsed
 
@@ -117,16 +123,15 @@ class Episode:
         if broken := _where_broken(self._parsed):
             raise EpisodeError(f"the last reply is {self._parsed.termination.value} {broken}; nothing can follow it")
         try:
-            reply = self.renderer.read([self.messages[-1]], None).messages
+            reply = self.renderer.lifted(read_message(self.messages[-1]))
         except RenderError as error:
             raise EpisodeError(f"nothing can follow the last reply, which is no message: {error}") from error
         before = self._conversation
         index = len(before)
-        finished = Conversation((*before.messages, *reply), before.tools)
-        after = Conversation((*finished.messages, *new), before.tools, prompting=True)
+        after = Conversation((*before.messages, reply, *new), before.tools, prompting=True)
         asked = any(message.role == "user" for message in new)
         extends = self.renderer.has_extension_property and all(message.role != "system" for message in new)
-        rewritten = None if extends else self._rewritten(finished, after, asked)
+        rewritten = None if extends else self._rewritten(after, index, asked)
         if rewritten is not None and self._on_rewrite == "refuse":
             self._unsettled.pop()
             raise EpisodeError(
@@ -142,24 +147,24 @@ class Episode:
             return
         if asked:
             self._unsettled.clear()
-        self._append(finished, index)
+        self._append(index)
         self._parsed = None
 
     def examples(self) -> list[Rendered]:
         """One example for each segment, in which exactly the sampled ids have weight."""
         limit = self.renderer.max_length
-        return [Rendered(s.tokens, tuple(s.spans), tuple(s.images), limit) for s in self.segments]
+        return [Rendered(s.tokens[:], s.marks.copy(), tuple(s.images), limit) for s in self.segments]
 
-    def _rewritten(self, finished: Conversation, after: Conversation, asked: bool) -> int | None:
+    def _rewritten(self, after: Conversation, index: int, asked: bool) -> int | None:
         """The first message that the format writes differently in `after`, or not after what precedes it.
 
-        A user's message may have caused the former; the latter are system messages that a format moves to the front.
+        A user's message, added after reply `index`, may have caused the former; the latter are system messages that a
+        format moves to the front.
         """
-        index = len(finished) - 1
-        self._unsettled.append((index, self._written(finished, index)))
+        self._unsettled.append((index, self._written(_finished(after, index), index)))
         checked = self._unsettled if asked else self._unsettled[-1:]
         changed = (i for i, written in checked if self._written(after, i) != written)
-        moved = (i for i in range(len(finished), len(after)) if not any(True for _ in self.renderer.message(after, i)))
+        moved = (i for i in range(index + 1, len(after)) if not any(True for _ in self.renderer.message(after, i)))
         return next(chain(changed, moved), None)
 
     def _written(self, conversation: Conversation, index: int) -> str | None:
@@ -170,13 +175,13 @@ class Episode:
             return None
         return "".join(piece.text for piece in pieces)
 
-    def _append(self, finished: Conversation, index: int) -> None:
+    def _append(self, index: int) -> None:
         """The rest of reply `index`, the new messages and the opening of the next reply."""
         renderer, conversation = self.renderer, self._conversation
         pieces = [(index, SEAM)]
         assert self._parsed is not None
         if not self._is_stopped(self._parsed):
-            written = renderer.reply(_without_reasoning(finished), index)
+            written = renderer.reply(_without_reasoning(_finished(conversation, index)), index)
             stops = [piece for piece in written if piece.part is Part.STOP]
             pieces += [(index, piece._replace(part=Part.SCAFFOLD)) for piece in stops]
         pieces += zip(repeat(index), renderer.after_reply(conversation, index))
@@ -195,6 +200,11 @@ class Episode:
         """Begins a segment with the whole conversation, rendered."""
         self.segments.append(Segment())
         self.segments[-1].extend(self.renderer.assemble_prompt(self._conversation))
+
+
+def _finished(conversation: Conversation, index: int) -> Conversation:
+    """The conversation up to and with message `index`."""
+    return Conversation(conversation.messages[: index + 1], conversation.tools)
 
 
 def _without_reasoning(conversation: Conversation) -> Conversation:

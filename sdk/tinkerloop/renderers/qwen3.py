@@ -75,7 +75,7 @@ class Qwen3(ChatML):
         message = conversation[index]
         reasoning = (message.reasoning or "").strip("\n")
         primer = self.primer(conversation, index)
-        if self._is_framed(conversation, index, bool(reasoning)):
+        if self._is_framed(conversation, index, primer, reasoning):
             if reasoning and self.options.thinking == "off" and primer:
                 raise RenderError(
                     f"messages[{index}]: a prompt of {self.name} rules reasoning out, so this reply cannot hold any"
@@ -92,13 +92,11 @@ class Qwen3(ChatML):
         yield from self.calls(message)
         yield stop("<|im_end|>")
 
-    def _is_framed(self, conversation: Conversation, index: int, reasons: bool) -> bool:
+    def _is_framed(self, conversation: Conversation, index: int, primer: str, reasoning: str) -> bool:
         """Whether the turn is written with a reasoning block, be it an empty one."""
-        if self.options.thinking == "never":
-            return reasons
-        if self.primer(conversation, index):
-            return True
-        return 0 <= conversation.last_query < index and (conversation.is_final(index) or reasons)
+        if primer or self.options.thinking == "never":
+            return bool(primer or reasoning)
+        return 0 <= conversation.last_query < index and (conversation.is_final(index) or bool(reasoning))
 
     def call(self, call: ToolCall) -> Pieces:
         yield text(write_json_call(call), Part.TOOL_CALL)

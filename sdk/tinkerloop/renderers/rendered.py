@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,22 @@ from tinkerloop.renderers.segments import Part
 
 if TYPE_CHECKING:
     from tinker.types import ModelInputChunk
+
+
+Kind = tuple[int, Part]
+"""What tokens are: of which message (-1 for none), and which part of it."""
+
+
+class Marks(NamedTuple):
+    """The spans of a sequence as three lists of one length; each span ends where the next begins."""
+
+    starts: list[int]
+    kinds: list[Kind]
+    weights: list[float]
+
+    def copy(self) -> Marks:
+        """Lists of its own."""
+        return Marks(*map(list.copy, self))
 
 
 class Span(NamedTuple):
@@ -37,7 +53,7 @@ class Rendered:
     """
 
     tokens: list[int]
-    spans: tuple[Span, ...]
+    marks: Marks
     images: tuple[tuple[int, tinker.types.ImageChunk], ...] = ()
     """(position of the first of its tokens, chunk), in order."""
     max_length: int | None = None
@@ -53,36 +69,39 @@ class Rendered:
     def weights(self) -> NDArray[np.float32]:
         """(N,) float32."""
         weights = np.zeros(len(self.tokens), np.float32)
-        for start, stop, _, _, weight in self.spans:
+        for start, stop, weight in zip(self.marks.starts, self._stops, self.marks.weights, strict=True):
             if weight:
                 weights[start:stop] = weight
         return weights
 
     @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """The spans, in order; together they hold every token once."""
+        starts, kinds, weights = self.marks
+        rows = zip(starts, self._stops, kinds, weights, strict=True)
+        return tuple([Span(start, stop, *kind, weight) for start, stop, kind, weight in rows])
+
+    @property
+    def _stops(self) -> list[int]:
+        return [*self.marks.starts, len(self.tokens)][1:]
+
+    @cached_property
     def message_index(self) -> NDArray[np.int32]:
         """(N,) the message each token belongs to, -1 for what belongs to none."""
-        return self._spread([span.message for span in self.spans], np.int32)
+        return self._spread([message for message, _ in self.marks.kinds], np.int32)
 
     @cached_property
     def parts(self) -> NDArray[np.uint8]:
         """(N,) what each token is, as the numbers of `Part`."""
-        return self._spread([span.part for span in self.spans], np.uint8)
+        return self._spread([part for _, part in self.marks.kinds], np.uint8)
 
     def _spread(self, values: list[int], dtype: Any) -> NDArray[Any]:
-        return np.repeat(np.array(values, dtype), [span.stop - span.start for span in self.spans])
+        return np.repeat(np.array(values, dtype), np.subtract(self._stops, self.marks.starts))
 
     @cached_property
     def model_input(self) -> tinker.ModelInput:
-        """All N tokens as Tinker takes them; the ids are not validated again, for every one is our own."""
-        chunks: list[ModelInputChunk] = []
-        at = 0
-        for position, image in (*self.images, (len(self.tokens), None)):
-            if position > at:
-                chunks.append(tinker.EncodedTextChunk.model_construct(tokens=self.tokens[at:position]))
-            if image is not None:
-                chunks.append(image)
-                at = position + (image.expected_tokens or 0)
-        return tinker.ModelInput(chunks=chunks)
+        """All N tokens as Tinker takes them; without images its one chunk holds `tokens` itself."""
+        return model_input(self.tokens, self.images)
 
     @property
     def chunk(self) -> tinker.EncodedTextChunk:
@@ -110,3 +129,18 @@ class Rendered:
         """The checked datum; see `tinkerloop.make_datum` for the rules and errors."""
         limit = self.max_length if max_length is None else max_length
         return datum.make_datum(self.model_input if self.images else self.tokens, self.weights, max_length=limit)
+
+
+def model_input(tokens: list[int], images: Sequence[tuple[int, tinker.types.ImageChunk]] = ()) -> tinker.ModelInput:
+    """Tokens and the images among them as Tinker takes them; the ids are not validated again, for all are our own."""
+    if not images:
+        return tinker.ModelInput(chunks=[tinker.EncodedTextChunk.model_construct(tokens=tokens)] if tokens else [])
+    chunks: list[ModelInputChunk] = []
+    at = 0
+    for position, image in (*images, (len(tokens), None)):
+        if position > at:
+            chunks.append(tinker.EncodedTextChunk.model_construct(tokens=tokens[at:position]))
+        if image is not None:
+            chunks.append(image)
+            at = position + (image.expected_tokens or 0)
+    return tinker.ModelInput(chunks=chunks)

@@ -7,13 +7,14 @@ share one. Text is encoded once, however many examples it is in.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tinkerloop.renderers.assembly import Encode, Kept
 from tinkerloop.renderers.conversation import Conversation
-from tinkerloop.renderers.rendered import Rendered
+from tinkerloop.renderers.rendered import Marks, Rendered
 
 if TYPE_CHECKING:
     from tinkerloop.renderers.base import Renderer
@@ -39,5 +40,11 @@ def split_examples(
 def _joined(shorter: Rendered, longer: Rendered) -> Rendered:
     """`longer`, with the weights of `shorter`, which it begins with."""
     end = len(shorter)
-    rest = [span._replace(start=max(span.start, end)) for span in longer.spans if span.stop > end]
-    return replace(longer, spans=(*shorter.spans, *rest))
+    starts, kinds, weights = longer.marks
+    rest = bisect_right(starts, end)  # the spans that begin after it; the one before them may begin earlier
+    marks = Marks(
+        [*shorter.marks.starts, end, *starts[rest:]],
+        shorter.marks.kinds + kinds[rest - 1 :],
+        shorter.marks.weights + weights[rest - 1 :],
+    )
+    return replace(longer, marks=marks)

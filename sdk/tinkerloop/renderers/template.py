@@ -254,7 +254,7 @@ class Template(base.Renderer):
     def example(self, conversation: Conversation, weights: Weights, encode: Encode | None = None) -> Rendered:
         """Refuses to train what has not been proved to be sampled."""
         example = super().example(conversation, weights, encode)
-        stops = {span.message for span in example.spans if span.part is Part.STOP}
+        stops = {message for message, part in example.marks.kinds if part is Part.STOP}
         for i, weight in enumerate(weights.of_message):
             if conversation.role(i) != "assistant":
                 continue  # of other turns the template does not tell the end: their text alone can be trained
