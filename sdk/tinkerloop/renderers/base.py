@@ -1,6 +1,6 @@
 """`Renderer`: everything that all chat formats have in common.
 
-A family states how its messages are written, as pieces, and what its replies consist of, as a grammar. Supervised
+A family states its `Format`: how messages are written, as pieces, and what replies consist of, as a grammar. Supervised
 examples, prompts, weights, stop sequences, parsing and streaming all follow from these two, so they cannot disagree.
 """
 
@@ -9,48 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.encoders import Encoder, encoder_of
 from tinkerloop.errors import RenderError, ZeroWeightError
 from tinkerloop.renderers.assembly import Assembler, Encode
-from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image, read_conversation
+from tinkerloop.renderers.conversation import Conversation, read_conversation
 from tinkerloop.renderers.episode import Episode
+from tinkerloop.renderers.format import Format, Options
 from tinkerloop.renderers.openai import from_openai_message, to_openai_message
-from tinkerloop.renderers.parsing import Grammar, MessageDelta, Parsed, ReplyParser
+from tinkerloop.renderers.parsing import MessageDelta, Parsed, ReplyParser
 from tinkerloop.renderers.rendered import Rendered
-from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, marked, scaffold, text
+from tinkerloop.renderers.segments import SEAM, Part, Piece, scaffold, text
 from tinkerloop.renderers.splitting import split_examples
-from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, TrainOnWhat
+from tinkerloop.renderers.types import Message, ToolSpec, TrainOnWhat
 from tinkerloop.renderers.weights import Weights, weights_of
 
 if TYPE_CHECKING:
     from tinkerloop.tokenizers import Tokenizer
 
 
-@dataclass(frozen=True)
-class Options:
-    """What can be chosen about a family. The options and the tokenizer are the whole identity of a renderer."""
-
-
-class Renderer:
-    """Messages to tokens and back, for one chat format.
-
-    Subclasses define `family`, `roles`, `grammar` and `control`, and write `message`, `reply` and, where they
-    differ, `preamble`, `header` and `primer`.
-    """
-
-    family: ClassVar[str]
-    version: ClassVar[int] = 1
-    """Part of the fingerprint; raised when the same messages get other tokens."""
-    Options: ClassVar[type[Options]] = Options
-    control: tuple[str, ...] = ()
-    """Control tokens of the format, besides those of the grammar."""
-    roles: ClassVar[frozenset[str]] = frozenset({"system", "user", "assistant", "tool"})
-    supports_streaming: ClassVar[bool] = True
+class Renderer(Format):
+    """Messages to tokens and back, for one chat format."""
 
     def __init__(
         self,
@@ -78,53 +61,6 @@ class Renderer:
         control = dict.fromkeys((*self.control, *sorted(self.grammar.control)))
         self._assembler = Assembler(self._encoder, control, self.name)
 
-    # ---- what a family states
-
-    @property
-    def has_extension_property(self) -> bool:
-        """Whether a conversation's tokens begin with those of the same conversation cut after any earlier reply.
-
-        Every reply is followed by what it asks for: results after tool calls, else a user's message. (A system message
-        there takes the place of the stop token of some formats, and others move it to the front.)
-
-        In formats whose header ends with a newline this is so unless the reply begins with one: official templates
-        are encoded as one string, in which the two newlines of a turn in history may be one token.
-        """
-        return False
-
-    @property
-    def disables_thinking(self) -> bool:
-        """Whether replies to this format's prompts have no reasoning."""
-        return False
-
-    def make_grammar(self) -> Grammar:
-        """What a reply consists of."""
-        raise NotImplementedError
-
-    def preamble(self, conversation: Conversation) -> Pieces:
-        """What precedes the first message."""
-        return ()
-
-    def message(self, conversation: Conversation, index: int) -> Pieces:
-        """Message `index`, unless an assistant's: its header, its content, its end."""
-        raise NotImplementedError
-
-    def header(self, role: str) -> str:
-        """What announces a turn of `role`."""
-        raise NotImplementedError
-
-    def primer(self, conversation: Conversation, index: int) -> str:
-        """What the format itself writes of an assistant's turn `index`, between the header and what is sampled."""
-        return ""
-
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
-        """What an assistant samples in turn `index`, up to and with the stop token."""
-        raise NotImplementedError
-
-    def after_reply(self, conversation: Conversation, index: int) -> Pieces:
-        """What follows an assistant's stop token."""
-        return ()
-
     # ---- rendering
 
     def pieces(self, conversation: Conversation) -> list[tuple[int, Piece]]:
@@ -140,10 +76,6 @@ class Renderer:
         seam = (SEAM,) if conversation.is_final(index) else ()
         opening, reply = self.opening(conversation, index), self.reply(conversation, index)
         return chain(opening, seam, reply, self.after_reply(conversation, index))
-
-    def opening(self, conversation: Conversation, index: int) -> Pieces:
-        """What a prompt ends with and a supervised turn begins with; what is sampled starts on a token after it."""
-        return (scaffold(self.header("assistant") + self.primer(conversation, index)),)
 
     def build_supervised_example(
         self,
@@ -269,50 +201,6 @@ class Renderer:
             raise RenderError("there are no messages")
         return conversation
 
-    def lifted(self, message: ChatMessage) -> ChatMessage:
-        """The message with reasoning that its author wrote inline, as some data sets do, made a part of its own.
-
-        Families whose official template does this override it; elsewhere the text stays text.
-        """
-        return message
-
-    def content(self, message: ChatMessage) -> Pieces:
-        """A message's text, and its images where the format has them."""
-        for part in message.content:
-            if isinstance(part, str):
-                yield text(part)
-            else:
-                yield from self.image(part)
-
-    def image(self, image: Image) -> Pieces:
-        """An image with the tokens around it."""
-        raise RenderError(f"{self.name} is a text format and has no images")
-
-    def call(self, call: ToolCall) -> Pieces:
-        """One tool call, inside its block."""
-        raise RenderError(f"{self.name} has no tool calls")
-
-    def calls(self, message: ChatMessage) -> Pieces:
-        """A message's tool calls, each in the block that the grammar has for them; unparsed ones as sampled."""
-        if not (message.tool_calls or message.unparsed):
-            return
-        block = self.grammar.block(Part.TOOL_CALL)
-        if block is None:
-            raise RenderError(f"{self.name} has no tool calls")
-        lead = block.lead if message.content else ""
-        for call in (*message.tool_calls, *message.unparsed):
-            yield marked(lead + block.open, Part.TOOL_CALL)
-            lead = block.between
-            if isinstance(call, ToolCall):
-                yield marked(block.head, Part.TOOL_CALL)
-                yield from self.call(call)
-                yield marked(block.foot + block.close, Part.TOOL_CALL)
-            else:
-                inside = call.raw_text.removeprefix(block.open)
-                yield text(inside.removesuffix(block.close), Part.TOOL_CALL)
-                if inside.endswith(block.close):
-                    yield marked(block.close, Part.TOOL_CALL)
-
     # ---- replies
 
     def get_stop_sequences(self) -> list[int] | list[str]:
@@ -342,8 +230,8 @@ class Renderer:
         """The parser of a reply to this conversation."""
         parser = self.make_parser(conversation)
         primer = self.primer(conversation, len(conversation))
-        begun = zip(repeat(0), (scaffold(primer), SEAM, text(prefill or "")))
-        parser.prime(self.assemble(begun).tokens if primer or prefill else ())
+        begun = (scaffold(primer), SEAM, text(prefill or "")) if primer or prefill else ()
+        parser.prime(self.assemble(zip(repeat(0), begun)).tokens if begun else ())
         return parser
 
     def episode(

@@ -1,0 +1,137 @@
+"""`Format`: what a family states about its chat format. Everything else follows from it, in `base`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
+from tinkerloop.renderers.parsing import Grammar
+from tinkerloop.renderers.segments import Part, Pieces, marked, scaffold, text
+from tinkerloop.renderers.types import ToolCall
+
+if TYPE_CHECKING:
+    from tinkerloop.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen about a family. The options and the tokenizer are the whole identity of a renderer."""
+
+
+class Format:
+    """How messages are written, as pieces, and what replies consist of, as a grammar.
+
+    Families define `family`, `roles`, `control` and `make_grammar`, and write `message`, `reply`, `header` and, where
+    they differ, `preamble`, `primer`, `after_reply`, `call` and `image`.
+    """
+
+    family: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Part of the fingerprint; raised when the same messages get other tokens."""
+    Options: ClassVar[type[Options]] = Options
+    control: tuple[str, ...] = ()
+    """Control tokens of the format, besides those of the grammar."""
+    roles: ClassVar[frozenset[str]] = frozenset({"system", "user", "assistant", "tool"})
+    supports_streaming: ClassVar[bool] = True
+
+    tokenizer: Tokenizer
+    options: Any
+    name: str
+    grammar: Grammar
+    image_processor: Any
+    model_name: str | None
+
+    @property
+    def has_extension_property(self) -> bool:
+        """Whether a conversation's tokens begin with those of the same conversation cut after any earlier reply.
+
+        Every reply is followed by what it asks for: results after tool calls, else a user's message. (A system message
+        there takes the place of the stop token of some formats, and others move it to the front.)
+
+        In formats whose header ends with a newline this is so unless the reply begins with one: official templates
+        are encoded as one string, in which the two newlines of a turn in history may be one token.
+        """
+        return False
+
+    @property
+    def disables_thinking(self) -> bool:
+        """Whether replies to this format's prompts have no reasoning."""
+        return False
+
+    def make_grammar(self) -> Grammar:
+        """What a reply consists of."""
+        raise NotImplementedError
+
+    def preamble(self, conversation: Conversation) -> Pieces:
+        """What precedes the first message."""
+        return ()
+
+    def message(self, conversation: Conversation, index: int) -> Pieces:
+        """Message `index`, unless an assistant's: its header, its content, its end."""
+        raise NotImplementedError
+
+    def header(self, role: str) -> str:
+        """What announces a turn of `role`."""
+        raise NotImplementedError
+
+    def primer(self, conversation: Conversation, index: int) -> str:
+        """What the format itself writes of an assistant's turn `index`, between the header and what is sampled."""
+        return ""
+
+    def reply(self, conversation: Conversation, index: int) -> Pieces:
+        """What an assistant samples in turn `index`, up to and with the stop token."""
+        raise NotImplementedError
+
+    def after_reply(self, conversation: Conversation, index: int) -> Pieces:
+        """What follows an assistant's stop token."""
+        return ()
+
+    def opening(self, conversation: Conversation, index: int) -> Pieces:
+        """What a prompt ends with and a supervised turn begins with; what is sampled starts on a token after it."""
+        return (scaffold(self.header("assistant") + self.primer(conversation, index)),)
+
+    def lifted(self, message: ChatMessage) -> ChatMessage:
+        """The message with reasoning that its author wrote inline, as some data sets do, made a part of its own.
+
+        Families whose official template does this override it; elsewhere the text stays text.
+        """
+        return message
+
+    def content(self, message: ChatMessage) -> Pieces:
+        """A message's text, and its images where the format has them."""
+        for part in message.content:
+            if isinstance(part, str):
+                yield text(part)
+            else:
+                yield from self.image(part)
+
+    def image(self, image: Image) -> Pieces:
+        """An image with the tokens around it."""
+        raise RenderError(f"{self.name} is a text format and has no images")
+
+    def call(self, call: ToolCall) -> Pieces:
+        """One tool call, inside its block."""
+        raise RenderError(f"{self.name} has no tool calls")
+
+    def calls(self, message: ChatMessage) -> Pieces:
+        """A message's tool calls, each in the block that the grammar has for them; unparsed ones as sampled."""
+        if not (message.tool_calls or message.unparsed):
+            return
+        block = self.grammar.block(Part.TOOL_CALL)
+        if block is None:
+            raise RenderError(f"{self.name} has no tool calls")
+        lead = block.lead if message.content else ""
+        for call in (*message.tool_calls, *message.unparsed):
+            yield marked(lead + block.open, Part.TOOL_CALL)
+            lead = block.between
+            if isinstance(call, ToolCall):
+                yield marked(block.head, Part.TOOL_CALL)
+                yield from self.call(call)
+                yield marked(block.foot + block.close, Part.TOOL_CALL)
+            else:
+                inside = call.raw_text.removeprefix(block.open)
+                yield text(inside.removesuffix(block.close), Part.TOOL_CALL)
+                if inside.endswith(block.close):
+                    yield marked(block.close, Part.TOOL_CALL)
