@@ -90,6 +90,11 @@ def cookbook(folder: str | None, tokenizer: Any) -> Any:
     return get_renderer("qwen3", tokenizer)
 
 
+def unpacked(model_input: Any, weights: Any) -> tuple[Any, Any]:
+    """What the Cookbook returns; an example of ours makes its arrays when it is unpacked."""
+    return model_input, weights
+
+
 def check_same(
     rows: dict[str, Callable[[Messages], Any]], wanted: Callable[[Messages], list[int]], chats: list[Messages]
 ) -> None:
@@ -119,8 +124,8 @@ def rendering(tokenizer: Any, encoders: dict[str, Any], peer: Any, chats: list[M
         rows["Cookbook, its default (last message)"] = lambda chat: peer.build_supervised_example(chat)
         rows["Cookbook, split examples"] = lambda chat: peer.build_supervised_examples(chat, every)
     for name, renderer in ours.items():
-        rows[f"ours, {name}: all assistant messages"] = lambda chat, r=renderer: tuple(
-            r.build_supervised_example(chat, ALL)
+        rows[f"ours, {name}: all assistant messages"] = lambda chat, r=renderer: unpacked(
+            *r.build_supervised_example(chat, ALL)
         )
         rows[f"ours, {name}: split examples"] = lambda chat, r=renderer: r.build_supervised_examples(chat, ALL)
         rows[f"ours, {name}: to_datum"] = lambda chat, r=renderer: r.build_supervised_example(chat, ALL).to_datum()
