@@ -16,7 +16,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.opening import checkpoint_of
 from tinkerloop.renderers import Renderer, get_renderer
-from tinkerloop.renderers.parsing import StreamingTextDelta, StreamingThinkingDelta
+from tinkerloop.renderers.parsed import StreamingTextDelta, StreamingThinkingDelta
 
 if TYPE_CHECKING:
     from tinkerloop.local import SamplingClient

@@ -2,15 +2,15 @@
 
 from tinkerloop.renderers.base import Options, Renderer
 from tinkerloop.renderers.episode import Episode
-from tinkerloop.renderers.parsing import (
+from tinkerloop.renderers.parsed import (
     MessageDelta,
     Parsed,
-    ReplyParser,
     StreamingMessageHeader,
     StreamingTextDelta,
     StreamingThinkingDelta,
     StreamingToolCallDelta,
 )
+from tinkerloop.renderers.parsing import ReplyParser
 from tinkerloop.renderers.registry import (
     get_registered_renderer_names,
     get_renderer,

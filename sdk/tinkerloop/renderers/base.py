@@ -21,7 +21,8 @@ from tinkerloop.renderers.conversation import Conversation, read_conversation
 from tinkerloop.renderers.episode import Episode
 from tinkerloop.renderers.format import Format, Options
 from tinkerloop.renderers.openai import from_openai_message, to_openai_message
-from tinkerloop.renderers.parsing import MessageDelta, Parsed, ReplyParser
+from tinkerloop.renderers.parsed import MessageDelta, Parsed
+from tinkerloop.renderers.parsing import ReplyParser
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.segments import SEAM, Part, Piece, scaffold, text
 from tinkerloop.renderers.splitting import split_examples

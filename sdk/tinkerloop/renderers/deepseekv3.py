@@ -14,7 +14,7 @@ from itertools import repeat
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.conversation import ChatMessage, Conversation
-from tinkerloop.renderers.parsing import Block, Grammar
+from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.segments import Part, Piece, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.thinking import lift_thinking
 from tinkerloop.renderers.tools import checked_name, read_named_call

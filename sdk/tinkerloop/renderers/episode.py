@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import EpisodeError, RenderError
 from tinkerloop.renderers.conversation import Conversation, read_message
-from tinkerloop.renderers.parsing import Parsed
+from tinkerloop.renderers.parsed import Parsed
 from tinkerloop.renderers.rendered import Marks, Rendered, model_input
 from tinkerloop.renderers.segments import SEAM, Part
 from tinkerloop.renderers.types import ParseTermination

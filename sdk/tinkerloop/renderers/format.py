@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
-from tinkerloop.renderers.parsing import Grammar
+from tinkerloop.renderers.grammar import Grammar
 from tinkerloop.renderers.segments import Part, Pieces, marked, scaffold, text
 from tinkerloop.renderers.types import ToolCall
 

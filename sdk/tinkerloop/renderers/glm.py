@@ -12,7 +12,7 @@ from typing import Literal
 
 from tinkerloop.renderers import base
 from tinkerloop.renderers.conversation import ChatMessage, Conversation
-from tinkerloop.renderers.parsing import Block, Grammar
+from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.qwen3_5 import trimmed
 from tinkerloop.renderers.segments import Part, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.thinking import lift_thinking

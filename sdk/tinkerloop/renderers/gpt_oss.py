@@ -14,8 +14,9 @@ from typing import Literal
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.conversation import Conversation
+from tinkerloop.renderers.grammar import Grammar
 from tinkerloop.renderers.harmony import GRAMMAR, HarmonyParser, typescript_namespace
-from tinkerloop.renderers.parsing import Grammar, ReplyParser
+from tinkerloop.renderers.parsing import ReplyParser
 from tinkerloop.renderers.segments import Part, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.tools import checked_name
 from tinkerloop.renderers.types import ToolCall

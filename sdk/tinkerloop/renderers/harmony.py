@@ -7,8 +7,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tinkerloop.renderers.parsing import Block, Grammar, MessageDelta, ReplyParser, TextRun
+from tinkerloop.renderers.grammar import Block, Grammar
+from tinkerloop.renderers.parsed import MessageDelta
+from tinkerloop.renderers.parsing import ReplyParser
 from tinkerloop.renderers.segments import Part
+from tinkerloop.renderers.text_run import TextRun
 from tinkerloop.renderers.tools import is_object
 from tinkerloop.renderers.types import ToolCall, ToolSpec, UnparsedToolCall
 

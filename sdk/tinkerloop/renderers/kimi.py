@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
-from tinkerloop.renderers.parsing import Block, Grammar
+from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.segments import Part, Piece, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.tools import checked_name, declared, read_numbered_call
 from tinkerloop.renderers.types import ToolCall

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.conversation import ChatMessage, Conversation
-from tinkerloop.renderers.parsing import Grammar
+from tinkerloop.renderers.grammar import Grammar
 from tinkerloop.renderers.qwen3_5 import trimmed
 from tinkerloop.renderers.segments import Part, Pieces, scaffold, stop, text
 from tinkerloop.renderers.tools import arguments_of, checked_name, declared, is_object

@@ -14,7 +14,7 @@ from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.chatml import ChatML
 from tinkerloop.renderers.conversation import ChatMessage, Conversation
-from tinkerloop.renderers.parsing import Block, Grammar
+from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.qwen3_5 import XML_TOOLS_FOOT
 from tinkerloop.renderers.segments import Part, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.thinking import lift_thinking

@@ -8,13 +8,21 @@ text, and the way the turn ended says so.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tinkerloop.encoders import Encoder
+from tinkerloop.renderers.grammar import Block, Grammar
+from tinkerloop.renderers.parsed import (
+    MessageDelta,
+    Parsed,
+    RawSpan,
+    StreamingMessageHeader,
+    StreamingTextDelta,
+    StreamingThinkingDelta,
+    StreamingToolCallDelta,
+)
 from tinkerloop.renderers.segments import Part
+from tinkerloop.renderers.text_run import TextRun
 from tinkerloop.renderers.types import (
     ContentPart,
     Message,
@@ -25,199 +33,6 @@ from tinkerloop.renderers.types import (
     ToolSpec,
     UnparsedToolCall,
 )
-
-ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], ToolCall | UnparsedToolCall]
-ReadText = Callable[[str, Sequence[ToolSpec]], ToolCall | None]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of a reply between two control tokens, with the text of the format inside and after them."""
-
-    part: Part
-    open: str
-    close: str
-    head: str = ""
-    """Written after `open`."""
-    foot: str = ""
-    """Written before `close`."""
-    lead: str = ""
-    """Written before `open` where text precedes it."""
-    between: str = ""
-    """Written before `open` where a block of the same kind precedes it."""
-    gap: str = ""
-    """Written after `close` where text follows."""
-    trim: str = ""
-    """Characters that the format takes off both ends of what is inside, and off the start of the text after it."""
-    separators: tuple[str, ...] = ()
-    """Control tokens that divide the inside into fields."""
-
-
-@dataclass(frozen=True)
-class Grammar:
-    """What a reply of a family can consist of."""
-
-    stops: tuple[str, ...]
-    """Control tokens that end a reply."""
-    blocks: tuple[Block, ...] = ()
-    wrappers: tuple[str, ...] = ()
-    """Control tokens around a group of blocks, which carry nothing."""
-    eos: tuple[str, ...] = ()
-    """Control tokens that also end a reply, though the format does not write them."""
-    stop_texts: tuple[str, ...] = ()
-    """Ordinary text that ends a reply."""
-    text_head: str = ""
-    """Ordinary text that begins a reply."""
-    text_foot: str = ""
-    """Ordinary text that precedes an end other than one of `stop_texts`."""
-    read_call: ReadCall | None = None
-    """Reads the fields of a tool call's block."""
-    read_text: ReadText | None = None
-    """Reads a whole reply as a tool call, in formats that write calls as ordinary JSON text."""
-
-    @cached_property
-    def control(self) -> frozenset[str]:
-        """Every control token the machine reacts to."""
-        tags = {tag for b in self.blocks for tag in (b.open, b.close, *b.separators)}
-        return frozenset(tags | {*self.stops, *self.eos, *self.wrappers})
-
-    @cached_property
-    def opening(self) -> dict[str, Block]:
-        """The blocks by the token that opens them."""
-        return {block.open: block for block in self.blocks}
-
-    @cached_property
-    def closing(self) -> frozenset[str]:
-        """The tokens that close a block."""
-        return frozenset(block.close for block in self.blocks)
-
-    @cached_property
-    def ends(self) -> frozenset[str]:
-        """The tokens that end a reply."""
-        return frozenset((*self.stops, *self.eos))
-
-    @cached_property
-    def lead(self) -> str:
-        """The longest text that a block may have before it."""
-        return max((block.lead for block in self.blocks), key=len, default="")
-
-    def block(self, part: Part) -> Block | None:
-        return next((block for block in self.blocks if block.part is part), None)
-
-
-@dataclass(frozen=True)
-class StreamingMessageHeader:
-    """The first delta of a reply."""
-
-    role: str
-
-
-@dataclass(frozen=True)
-class StreamingTextDelta:
-    text: str
-    content_index: int = 0
-
-
-@dataclass(frozen=True)
-class StreamingThinkingDelta:
-    thinking: str
-    content_index: int = 0
-
-
-@dataclass(frozen=True)
-class StreamingToolCallDelta:
-    """Raw text of tool call number `index`, its format's tags left out."""
-
-    text: str
-    index: int
-
-
-MessageDelta = StreamingMessageHeader | StreamingTextDelta | StreamingThinkingDelta | StreamingToolCallDelta | Message
-
-
-class RawSpan(NamedTuple):
-    """Sampled ids [start, stop) and what they were read as. The spans of a reply cover all of its ids."""
-
-    part: Part
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A parsed reply. Unpacks as `message, termination`."""
-
-    message: Message
-    termination: ParseTermination
-    spans: tuple[RawSpan, ...]
-    ids: tuple[int, ...]
-    """As sampled."""
-    broke_off_in: Part | None = None
-    """The block that was open when the reply ended: its reasoning or a tool call."""
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.message, self.termination))
-
-
-class TextRun:
-    """A stretch of text on its way out. What may yet be trimmed is held back, so no delta is ever retracted."""
-
-    def __init__(
-        self,
-        drop: str = "",
-        head: str = "",
-        hold: str = "",
-        stop_texts: tuple[str, ...] = (),
-        may_be_call: bool = False,
-    ):
-        self._drop = drop  # characters dropped until anything is let out
-        self._head = head  # one exact beginning, dropped if it is there
-        self._hold = hold  # characters held back at the end
-        self._stops = stop_texts  # whose beginnings are held back at the end
-        self._may_be_call = may_be_call  # what begins like a JSON object is held back to its end
-        self._fresh = True
-        self.pending = ""
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether anything has been let out, so that nothing is dropped from here on."""
-        return not self._fresh
-
-    def push(self, text: str) -> str:
-        """Takes text in, gives out what is certain."""
-        text = self.pending + text
-        if self._fresh:
-            if self._head and text != self._head and self._head.startswith(text):
-                self.pending = text
-                return ""
-            text, self._head = text.removeprefix(self._head), ""
-            if self._drop:
-                text = text.lstrip(self._drop)
-            if self._may_be_call and text.lstrip()[:1] in ("", "{"):
-                self.pending = text
-                return ""
-            self._fresh = not text
-        sure = len(text.rstrip(self._hold)) if self._hold else len(text)
-        for end in self._stops:
-            found = text.find(end)
-            sure = min(sure, found if found >= 0 else len(text) - _overlap(text, end))
-        self.pending = text[sure:]
-        return text[:sure]
-
-    def expect_no_head(self) -> None:
-        """What would be dropped once has been written already."""
-        self._head = ""
-
-    def close(self, suffix: str = "", trim: str = "") -> str:
-        """Gives out the rest, without trailing characters of `trim` and one exact `suffix`."""
-        rest = self.pending.rstrip(trim) if trim else self.pending
-        self.pending = ""
-        return rest.removesuffix(suffix)
-
-
-def _overlap(text: str, end: str) -> int:
-    """How many characters at the end of `text` begin `end`."""
-    return next((n for n in range(min(len(end), len(text)), 0, -1) if text.endswith(end[:n])), 0)
 
 
 class ReplyParser:

@@ -15,7 +15,7 @@ from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.chatml import ChatML, VisionChatML
 from tinkerloop.renderers.conversation import ChatMessage, Conversation
-from tinkerloop.renderers.parsing import Block, Grammar
+from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.segments import Part, Pieces, marked, stop, text
 from tinkerloop.renderers.thinking import lift_thinking
 from tinkerloop.renderers.tools import declared, read_json_call, write_json_call

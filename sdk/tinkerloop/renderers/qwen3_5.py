@@ -14,7 +14,7 @@ from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.chatml import VisionChatML
 from tinkerloop.renderers.conversation import ChatMessage, Conversation
-from tinkerloop.renderers.parsing import Block, Grammar
+from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.segments import Part, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.thinking import lift_thinking
 from tinkerloop.renderers.tools import declared, read_xml_call, write_xml_call

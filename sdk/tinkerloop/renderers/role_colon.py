@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.conversation import Conversation
-from tinkerloop.renderers.parsing import Grammar
+from tinkerloop.renderers.grammar import Grammar
 from tinkerloop.renderers.segments import SEAM, Part, Pieces, scaffold, stop, text
 
 _HEADER = re.compile(r"\n\n(System|User|Assistant):")

@@ -21,7 +21,7 @@ from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.assembly import Encode
 from tinkerloop.renderers.conversation import Conversation, Image
-from tinkerloop.renderers.parsing import Block, Grammar
+from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.qwen3 import JSON_CALL
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, marked, scaffold, stop, text
