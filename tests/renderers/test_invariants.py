@@ -65,6 +65,8 @@ from tests.renderers.chats import (
 )
 from tinkerloop.errors import RenderError, ZeroWeightError
 from tinkerloop.renderers import (
+    MessageDelta,
+    Parsed,
     Part,
     Renderer,
     StreamingTextDelta,
@@ -253,6 +255,8 @@ def test_folded_deltas_are_the_message_for_every_chunking(name, data, cuts, mess
     batch = ours.parse_response(ids, messages=messages[:-1])
     assert streamed == batch
     assert deltas[-1] == batch.message
+    whole = ours.parser(messages=messages[:-1])
+    assert folded(deltas) == folded([*whole.feed(ids), *whole.finish()[0]])
     text = "".join(d.text for d in deltas if isinstance(d, StreamingTextDelta))
     thinking = "".join(d.thinking for d in deltas if isinstance(d, StreamingThinkingDelta))
     content = batch.message["content"]
@@ -261,6 +265,47 @@ def test_folded_deltas_are_the_message_for_every_chunking(name, data, cuts, mess
     assert thinking == "".join(p["thinking"] for p in parts if p["type"] == "thinking")
     calls = len(batch.message.get("tool_calls", [])) + len(batch.message.get("unparsed_tool_calls", []))
     assert len({d.index for d in deltas if isinstance(d, StreamingToolCallDelta)}) <= calls
+
+
+def folded(deltas: list[MessageDelta]) -> dict[tuple[type, int], str]:
+    """The text of every part and call, by its kind and index."""
+    texts: dict[tuple[type, int], str] = {}
+    for delta in deltas:
+        match delta:
+            case StreamingTextDelta(text, i) | StreamingThinkingDelta(text, i) | StreamingToolCallDelta(text, i):
+                assert text, "a delta without text says nothing"
+                texts[type(delta), i] = texts.get((type(delta), i), "") + text
+    return texts
+
+
+@every_format
+def test_no_cut_shows_in_what_deltas_fold_to(name):
+    """Wherever a reply is cut in two: inside a character, text that spells a tag, a call, or between two calls."""
+    said = "é👩🏽\u200d🚀 <think><tool_call></tool_call><|im_end|> x"
+    call = {"type": "function", "function": {"name": "f", "arguments": {"city": said}}}
+    plain = {"role": "assistant", "content": said, "reasoning_content": f"r {said}"}
+    calling = plain | {"content": "c", "tool_calls": [call | {"id": f"functions.f:{i}"} for i in range(2)]}
+    for reply in (plain, calling):
+        messages = fitted(name, [{"role": "user", "content": "q"}, reply])
+        if len(messages) == 1:  # no calls in this format
+            continue
+        example = supervised(name, messages)
+        ids = [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
+        whole, parsed = streamed(name, [ids])
+        assert said in "".join(whole.values())
+        assert parsed == renderer(name).parse_response(ids)
+        cuts = [[ids[:i], ids[i:]] for i in range(1, len(ids))]
+        sizes = [[ids[i : i + n] for i in range(0, len(ids), n)] for n in (1, 2, 3, 10)]
+        for blocks in (*cuts, *sizes):
+            assert streamed(name, blocks) == (whole, parsed)
+
+
+def streamed(name: str, blocks: list[list[int]]) -> tuple[dict[tuple[type, int], str], Parsed]:
+    """What the deltas of a reply fold to, and the reply."""
+    parser = renderer(name).parser()
+    deltas = [delta for block in blocks for delta in parser.feed(block)]
+    last, parsed = parser.finish()
+    return folded(deltas + last), parsed
 
 
 def control_ids(name: str, tokens: list[int]) -> list[int]:

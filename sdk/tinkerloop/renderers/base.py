@@ -27,6 +27,7 @@ from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.segments import SEAM, Part, Piece, scaffold, text
 from tinkerloop.renderers.splitting import split_examples
 from tinkerloop.renderers.types import Message, ToolSpec, TrainOnWhat
+from tinkerloop.renderers.vocabulary import Vocabulary
 from tinkerloop.renderers.weights import Weights, weights_of
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Renderer(Format):
         self.grammar = self.make_grammar()
         control = dict.fromkeys((*self.control, *sorted(self.grammar.control)))
         self._assembler = Assembler(self._encoder, control, self.name)
+        self._vocabulary = Vocabulary(self.grammar, self._encoder, self._assembler.ids)
 
     # ---- rendering
 
@@ -247,7 +249,7 @@ class Renderer(Format):
 
     def make_parser(self, conversation: Conversation) -> ReplyParser:
         """An unprimed parser, for families that read replies with a machine of their own."""
-        return ReplyParser(self.grammar, self._encoder, self._assembler.ids, tools=conversation.tools)
+        return ReplyParser(self.grammar, self._vocabulary, tools=conversation.tools)
 
     def parse_response(
         self,
@@ -315,7 +317,7 @@ class Renderer(Format):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        for derived in ("grammar", "_encoder", "_assembler"):
+        for derived in ("grammar", "_encoder", "_assembler", "_vocabulary"):
             state.pop(derived, None)
         return state
 

@@ -41,7 +41,7 @@ class GptOss(base.Renderer):
         return GRAMMAR
 
     def make_parser(self, conversation: Conversation) -> ReplyParser:
-        return HarmonyParser(self.grammar, self._encoder, self._assembler.ids, tools=conversation.tools)
+        return HarmonyParser(self.grammar, self._vocabulary, tools=conversation.tools)
 
     def header(self, role: str) -> str:
         return f"<|start|>{role}"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinkerloop.renderers.grammar import Block, Grammar
-from tinkerloop.renderers.parsed import MessageDelta
 from tinkerloop.renderers.parsing import ReplyParser
 from tinkerloop.renderers.segments import Part
 from tinkerloop.renderers.text_run import TextRun
@@ -38,11 +37,11 @@ class HarmonyParser(ReplyParser):
 
     _header: list[str] | None = None  # None inside a message
 
-    def _begin(self) -> None:
-        self._header = []
+    def _begin_header(self) -> None:
+        self._header, self._sink = [], None
 
     def prime(self, ids: Any) -> None:
-        self._begin()
+        self._begin_header()
         ids = list(ids)
         if ids:  # a caller's prefill is text of the answer
             self._header = None
@@ -53,9 +52,6 @@ class HarmonyParser(ReplyParser):
             super()._push(text)
         else:
             self._header.append(text)
-
-    def _settled(self) -> Callable[[str, int], MessageDelta] | None:
-        return super()._settled() if self._header is None else None
 
     def _control(self, name: str) -> Part:
         self._flush()
@@ -70,7 +66,7 @@ class HarmonyParser(ReplyParser):
                 self._header.append(" " + name)
                 return Part.TEXT
         if name == "<|start|>" and self._header is None and self._block is None and self._between:
-            self._begin()
+            self._begin_header()
             self._between = False
             return Part.TEXT
         if name == "<|end|>" and self._header is None and not self._between:
@@ -109,16 +105,14 @@ class HarmonyParser(ReplyParser):
             self._fields = [[recipient[1].split("<|")[0]], []]
         elif channel is not None and channel[1] == "analysis":
             self._block = REASONING
-            self._new_part = True
-        self._text = TextRun()
+        self._begin(TextRun())
 
     def _leave(self) -> None:
         if self._block is None:
-            self._out(self._text.close())
+            self._out(self._run.close())
             return
-        if self._block is REASONING and self._new_part and not self._text.pending:
-            self._parts.append([])  # an empty analysis is still one: the official template writes it
-            self._kinds.append(Part.REASONING)
+        if self._block is REASONING and self._sink is None and not self._run.pending:
+            self._parts.append((Part.REASONING, []))  # an empty analysis is still one: the official template writes it
         self._close(self._block)
 
 

@@ -8,9 +8,9 @@ text, and the way the turn ended says so.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from tinkerloop.encoders import Encoder
 from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.parsed import (
     MessageDelta,
@@ -33,100 +33,88 @@ from tinkerloop.renderers.types import (
     ToolSpec,
     UnparsedToolCall,
 )
+from tinkerloop.renderers.vocabulary import Vocabulary
+
+
+class Sink(NamedTuple):
+    """Where a run's text goes: into a part of the message or a field of a call, and out as a delta."""
+
+    pieces: list[str]
+    delta: Callable[[str, int], MessageDelta]
+    index: int
 
 
 class ReplyParser:
     """Reads one reply: `prime` it with what the prompt prefilled, `feed` ids as they come, then `finish`."""
 
     def __init__(
-        self,
-        grammar: Grammar,
-        encoder: Encoder,
-        ids: Mapping[str, int],
-        *,
-        role: str = "assistant",
-        tools: Sequence[ToolSpec] = (),
+        self, grammar: Grammar, vocabulary: Vocabulary, *, role: str = "assistant", tools: Sequence[ToolSpec] = ()
     ):
-        self._grammar, self._encoder, self._tools, self._role = grammar, encoder, tools, role
-        self._names = {ids[name]: name for name in grammar.control}
+        self._grammar, self._vocabulary, self._tools, self._role = grammar, vocabulary, tools, role
+        self._spelled = vocabulary.__getitem__
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._cut = False  # the decoder holds the beginning of a character
         self._ids: list[int] = []
         self._starts: list[tuple[Part, int]] = []  # of the spans
-        self._parts: list[list[str]] = []  # text and reasoning as pieces, in order
-        self._kinds: list[Part] = []
+        self._parts: list[tuple[Part, list[str]]] = []  # text and reasoning as pieces, in order
         self._calls: list[ToolCall | UnparsedToolCall] = []
         self._fields: list[list[str]] = []  # of the open call
         self._block: Block | None = None
         self._end: ParseTermination | None = None
         self._flaw = False
         self._broke_off_in: Part | None = None
-        self._new_part = True
-        self._text = TextRun(
+        self._deltas: list[MessageDelta] = [StreamingMessageHeader(role)]
+        self._run = TextRun(
             head=grammar.text_head,
-            hold=self._grammar.lead,
+            hold=grammar.lead,
             stop_texts=grammar.stop_texts,
             may_be_call=grammar.read_text is not None,
         )
-        self._deltas: list[MessageDelta] = [StreamingMessageHeader(role)]
-        self._delta: Callable[[str, int], MessageDelta] | None = None  # see `_settled`
+        self._sink: Sink | None = None  # of the run, once it has let text out
+        self._settled: Sink | None = None  # the same, while ordinary ids can be nothing but more text for it
 
     def prime(self, ids: Iterable[int]) -> None:
         """Takes what the prompt already holds of the reply. It is part of the message, though it was not sampled."""
         ids = list(ids)
         for token_id in ids:
-            name = self._names.get(token_id)
+            name = self._vocabulary.control.get(token_id)
             if name is None:
                 self._text_of([token_id])
-            elif (
-                self._block is not None or name not in self._grammar.closing
-            ):  # a prompt may close what it never opened
-                self._control(name)
+            elif self._block is not None or name not in self._grammar.closing:
+                self._control(name)  # a prompt may also close what it never opened, which says nothing
         if ids and self._block is None:
-            self._text.expect_no_head()
+            self._run.expect_no_head()
 
     def feed(self, ids: Iterable[int]) -> list[MessageDelta]:
         """Takes sampled ids in; gives the deltas that are certain by now."""
         ids = list(ids)
-        names = self._names
-        plain = names.keys().isdisjoint(ids)
-        if plain and self._delta is not None:
+        if self._settled is not None:  # so for nearly all ids; the longer way below would come to the same
             try:
-                text = self._text.push(self._encoder.decode_bytes(ids).decode())
-            except UnicodeDecodeError:  # a character is cut off, which is for the longer way
+                text = self._spelled(ids[0]) if len(ids) == 1 else "".join(map(self._spelled, ids))
+            except KeyError:
                 pass
             else:
                 self._ids += ids
+                text = self._run.push(text)
                 if not text:
                     return []
-                self._parts[-1].append(text)
-                return [self._delta(text, len(self._parts) - 1)]
-        offset, start = len(self._ids), 0
+                pieces, delta, index = self._settled
+                pieces.append(text)
+                return [delta(text, index)]
+        offset, start, control = len(self._ids), 0, self._vocabulary.control
         self._ids += ids
-        if not plain:
-            for i in [i for i, token_id in enumerate(ids) if token_id in names]:
-                if i > start:
-                    self._ordinary(ids[start:i], offset + start)
-                part = self._control(names[ids[i]])
-                self._span(part, offset + i)
-                start = i + 1
+        for i in [i for i, token_id in enumerate(ids) if token_id in control]:
+            if i > start:
+                self._ordinary(ids[start:i], offset + start)
+            part = self._control(control[ids[i]])
+            self._span(part, offset + i)
+            start = i + 1
         if start < len(ids):
-            self._ordinary(ids[start:] if start else ids, offset + start)
-        self._delta = self._settled()
+            self._ordinary(ids[start:], offset + start)
+        settled = self._starts and self._end is None and not self._cut and not self._grammar.stop_texts
+        self._settled = self._sink if settled else None
         deltas, self._deltas = self._deltas, []
         return deltas
-
-    def _settled(self) -> Callable[[str, int], MessageDelta] | None:
-        """What more text becomes, when it can become nothing but more of the last part; else None.
-
-        So it is for nearly all blocks of ids, which `feed` then takes in without asking again.
-        """
-        part = self._part
-        if self._cut or self._grammar.stop_texts or not (self._text.is_begun and self._kinds and self._starts):
-            return None
-        if not self._starts[-1][0] is self._kinds[-1] is part or (self._new_part and part is Part.REASONING):
-            return None
-        return StreamingTextDelta if part is Part.TEXT else StreamingThinkingDelta
 
     def finish(self) -> tuple[list[MessageDelta], Parsed]:
         """The last deltas, the message itself the very last of them; and the reply as a whole."""
@@ -159,16 +147,15 @@ class ReplyParser:
 
     def _text_of(self, ids: list[int]) -> None:
         """Takes in what ordinary ids spell, but for the beginning of a character that is cut off at the end."""
-        data = self._encoder.decode_bytes(ids)
         if not self._cut:
             try:
-                text = data.decode()
-            except UnicodeDecodeError:
+                text = "".join(map(self._spelled, ids))
+            except KeyError:
                 pass
             else:
                 self._push(text)
                 return
-        text = self._utf8.decode(data)
+        text = self._utf8.decode(self._vocabulary.decode_bytes(ids))
         self._cut = bool(self._utf8.getstate()[0])
         self._push(text)
 
@@ -195,6 +182,7 @@ class ReplyParser:
             self._close(block)
         elif block is not None and name in block.separators:
             self._fields.append([])
+            self._sink = None
         elif block is not None or name not in self._grammar.wrappers:
             self._flaw |= block is None  # a tag quoted inside a block is text there; outside it is a mistake
             self._push(name)
@@ -209,14 +197,14 @@ class ReplyParser:
             self._push(rest)
 
     def _open(self, block: Block) -> None:
-        self._out(self._text.close(suffix=block.between if self._calls else block.lead))
+        self._out(self._run.close(suffix=block.between if self._calls else block.lead))
         self._block = block
         if block.part is Part.TOOL_CALL:
             self._fields = [[]]
+            self._begin(TextRun())
             return
-        self._flaw |= Part.TEXT in self._kinds  # reasoning after text: no format writes that
-        self._new_part = True
-        self._text = TextRun(drop=block.trim, head=block.head, hold=block.trim + block.foot)
+        self._flaw |= any(part is Part.TEXT for part, _ in self._parts)  # reasoning after text: no format writes that
+        self._begin(TextRun(drop=block.trim, head=block.head, hold=block.trim + block.foot))
 
     def _close(self, block: Block) -> None:
         if block.part is Part.TOOL_CALL:
@@ -229,22 +217,27 @@ class ReplyParser:
                 call = UnparsedToolCall(block.open + call.raw_text + block.close, call.error)
             self._calls.append(call)
         else:
-            self._out(self._text.close(suffix=block.foot, trim=block.trim))
+            self._out(self._run.close(suffix=block.foot, trim=block.trim))
         self._block = None
         after_reasoning = block.part is Part.REASONING
-        self._text = TextRun(
-            drop=block.trim if after_reasoning else "\n",
-            head=block.gap if after_reasoning else "",
-            hold=self._grammar.lead,
-            stop_texts=self._grammar.stop_texts,
+        self._begin(
+            TextRun(
+                drop=block.trim if after_reasoning else "\n",
+                head=block.gap if after_reasoning else "",
+                hold=self._grammar.lead,
+                stop_texts=self._grammar.stop_texts,
+            )
         )
+
+    def _begin(self, run: TextRun) -> None:
+        self._run, self._sink = run, None
 
     def _close_all(self) -> bool:
         """Ends whatever is open; true if that was a block."""
         block, self._block = self._block, None
         self._broke_off_in = block.part if block else None
         if block is None:
-            rest = self._text.close(suffix=self._grammar.text_foot)
+            rest = self._run.close(suffix=self._grammar.text_foot)
             call = self._grammar.read_text(rest, self._tools) if self._grammar.read_text and not self._parts else None
             if call is None:
                 self._out(rest)
@@ -256,45 +249,47 @@ class ReplyParser:
             self._calls.append(UnparsedToolCall(raw, "the call was not finished"))
         else:
             self._block = block  # so that the rest is let out as what it is
-            self._out(self._text.close(trim=block.trim))
+            self._out(self._run.close(trim=block.trim))
             self._block = None
         return block is not None
 
     def _push(self, text: str) -> None:
         if self._end is not None:
             self._flaw = True
-        elif self._block is not None and self._block.part is Part.TOOL_CALL:
-            self._fields[-1].append(text)
-            self._deltas.append(StreamingToolCallDelta(text, len(self._calls)))
-        else:
-            self._out(self._text.push(text))
-            for end in self._grammar.stop_texts if self._block is None else ():
-                if self._text.pending.startswith(end):
-                    self._flaw |= self._text.pending != end
-                    self._text.pending = ""
-                    self._end = ParseTermination.STOP_SEQUENCE
-                    return
+            return
+        self._out(self._run.push(text))
+        for end in self._grammar.stop_texts if self._block is None else ():
+            if self._run.pending.startswith(end):
+                self._flaw |= self._run.pending != end
+                self._run.pending = ""
+                self._end = ParseTermination.STOP_SEQUENCE
+                return
 
     def _out(self, text: str) -> None:
         """Text that is certain: into the message and into a delta."""
         if not text:
             return
-        kind = Part.TEXT if self._block is None else Part.REASONING
-        if not self._kinds or self._kinds[-1] is not kind or (self._new_part and kind is Part.REASONING):
-            self._parts.append([])
-            self._kinds.append(kind)
-            self._new_part = False
-        if kind is Part.TEXT:
-            self._deltas.append(StreamingTextDelta(text, len(self._parts) - 1))
-        else:
-            self._deltas.append(StreamingThinkingDelta(text, len(self._parts) - 1))
-        self._parts[-1].append(text)
+        if self._sink is None:
+            self._sink = self._make_sink()
+        pieces, delta, index = self._sink
+        pieces.append(text)
+        self._deltas.append(delta(text, index))
+
+    def _make_sink(self) -> Sink:
+        """Every reasoning block is a part; text goes on with the text before a call."""
+        part = self._part
+        if part is Part.TOOL_CALL:
+            return Sink(self._fields[-1], StreamingToolCallDelta, len(self._calls))
+        if part is Part.REASONING or not self._parts or self._parts[-1][0] is not part:
+            self._parts.append((part, []))
+        delta = StreamingTextDelta if part is Part.TEXT else StreamingThinkingDelta
+        return Sink(self._parts[-1][1], delta, len(self._parts) - 1)
 
     def _message(self) -> Message:
         content: list[ContentPart] = []
-        for kind, pieces in zip(self._kinds, self._parts, strict=True):
+        for part, pieces in self._parts:
             text = "".join(pieces)
-            if kind is Part.TEXT:
+            if part is Part.TEXT:
                 content.append(TextPart(type="text", text=text))
             else:
                 content.append(ThinkingPart(type="thinking", thinking=text))

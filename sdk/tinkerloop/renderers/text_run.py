@@ -22,14 +22,10 @@ class TextRun:
         self._fresh = True
         self.pending = ""
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether anything has been let out, so that nothing is dropped from here on."""
-        return not self._fresh
-
     def push(self, text: str) -> str:
         """Takes text in, gives out what is certain."""
-        text = self.pending + text
+        if self.pending:
+            text = self.pending + text
         if self._fresh:
             if self._head and text != self._head and self._head.startswith(text):
                 self.pending = text
@@ -41,10 +37,13 @@ class TextRun:
                 self.pending = text
                 return ""
             self._fresh = not text
-        sure = len(text.rstrip(self._hold)) if self._hold else len(text)
+        sure = len(text.rstrip(self._hold))
         for end in self._stops:
             found = text.find(end)
             sure = min(sure, found if found >= 0 else len(text) - _overlap(text, end))
+        if sure == len(text):
+            self.pending = ""
+            return text
         self.pending = text[sure:]
         return text[:sure]
 
