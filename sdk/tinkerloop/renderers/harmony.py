@@ -12,7 +12,7 @@ from tinkerloop.renderers.parsing import ReplyParser
 from tinkerloop.renderers.segments import Part
 from tinkerloop.renderers.text_run import TextRun
 from tinkerloop.renderers.tools import is_object
-from tinkerloop.renderers.types import ToolCall, ToolSpec, UnparsedToolCall
+from tinkerloop.renderers.types import ParseTermination, ToolCall, ToolSpec, UnparsedToolCall
 
 
 def _read_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
@@ -81,18 +81,13 @@ class HarmonyParser(ReplyParser):
                 self._broke_off_in = part
             self._flaw |= self._header is not None or inside_call != (name == "<|call|>") or part is Part.REASONING
             self._leave()
-            self._end_now()
+            self._end = ParseTermination.STOP_SEQUENCE
             return Part.STOP
         self._flaw = True
         self._push(name)
         return self._part
 
     _between = False  # after `<|end|>`, before the next `<|start|>`
-
-    def _end_now(self) -> None:
-        from tinkerloop.renderers.types import ParseTermination
-
-        self._end = ParseTermination.STOP_SEQUENCE
 
     def _enter(self, header: str) -> None:
         """Opens what the header announces: reasoning, a call, or text."""

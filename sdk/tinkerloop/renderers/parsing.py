@@ -41,7 +41,8 @@ class Sink(NamedTuple):
 
     pieces: list[str]
     delta: Callable[[str, int], MessageDelta]
-    index: int
+    number: int
+    """The index of that part or call."""
 
 
 class ReplyParser:
@@ -98,9 +99,9 @@ class ReplyParser:
                 text = self._run.push(text)
                 if not text:
                     return []
-                pieces, delta, index = self._settled
+                pieces, delta, number = self._settled
                 pieces.append(text)
-                return [delta(text, index)]
+                return [delta(text, number)]
         offset, start, control = len(self._ids), 0, self._vocabulary.control
         self._ids += ids
         for i in [i for i, token_id in enumerate(ids) if token_id in control]:
@@ -234,7 +235,7 @@ class ReplyParser:
 
     def _close_all(self) -> bool:
         """Ends whatever is open; true if that was a block."""
-        block, self._block = self._block, None
+        block = self._block
         self._broke_off_in = block.part if block else None
         if block is None:
             rest = self._run.close(suffix=self._grammar.text_foot)
@@ -248,9 +249,8 @@ class ReplyParser:
             raw = block.open + "".join("".join(pieces) for pieces in self._fields)
             self._calls.append(UnparsedToolCall(raw, "the call was not finished"))
         else:
-            self._block = block  # so that the rest is let out as what it is
             self._out(self._run.close(trim=block.trim))
-            self._block = None
+        self._block = None
         return block is not None
 
     def _push(self, text: str) -> None:
@@ -271,9 +271,9 @@ class ReplyParser:
             return
         if self._sink is None:
             self._sink = self._make_sink()
-        pieces, delta, index = self._sink
+        pieces, delta, number = self._sink
         pieces.append(text)
-        self._deltas.append(delta(text, index))
+        self._deltas.append(delta(text, number))
 
     def _make_sink(self) -> Sink:
         """Every reasoning block is a part; text goes on with the text before a call."""
