@@ -1,6 +1,9 @@
-"""Writes the golden files: what the official templates make of fixed conversations.
+"""Writes the golden files: what the official templates and tokenizers make of fixed conversations.
 
 python -m tests.renderers.make_goldens        (where the shared models are)
+
+Ids are those of the model's own tokenizer where it is there, else of `everyones_tokenizer`. A whole vocabulary is too
+large to check in, so `goldens/tokenizers` holds each as far as the golden texts can reach into it, with the true ids.
 """
 
 from __future__ import annotations
@@ -9,10 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.renderers.chats import TOOLS, everyones_tokenizer, official, template_of
+from tests.renderers.chats import CONTROL, MODELS, TOOLS, everyones_tokenizer, nfc, official, template_of
 from tests.renderers.test_parity import CASES, Case, differs, fitted
+from tinkerloop.encoders import byte_of_character
+from tinkerloop.tokenizers import get_tokenizer
 
 GOLDENS = Path(__file__).parent / "goldens"
+TOKENIZERS = GOLDENS / "tokenizers"
 
 
 def _call(name: str, number: int, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -27,6 +33,10 @@ CHATS: dict[str, list[dict[str, Any]]] = {
         {"role": "assistant", "content": "Hi, how can I help?"},
         {"role": "user", "content": "  What is 2+2?\n"},
         {"role": "assistant", "content": "4", "reasoning_content": "2 and 2\n\nis 4."},
+    ],
+    "plain": [
+        {"role": "user", "content": "Is it? Don't say 12345.\t"},
+        {"role": "assistant", "content": "It is…\n\n  Isn't it? "},
     ],
     "system": [
         {"role": "system", "content": "Be brief.\n"},
@@ -71,30 +81,58 @@ def suited(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]] |
 def golden(case: Case) -> list[dict[str, Any]]:
     """Every conversation with the template's text of it: as a prompt for the last reply, and with that reply."""
     template, rows = template_of(case.template), []
+    tokenizer = get_tokenizer(MODELS / case.tokenizer) if case.tokenizer else everyones_tokenizer()
     for title, chat in CHATS.items():
         messages = suited(case, chat)
         if messages is None:
             continue
         ours, theirs = fitted(case, messages)
         tools = TOOLS if "tools" in title and case.tools else None
-        asked = official(template, theirs[:-1], tools, add_generation_prompt=True, **case.variables)
-        row = {"chat": title, "messages": ours, "tools": tools, "prompt": asked}
+        prompt = official(template, theirs[:-1], tools, add_generation_prompt=True, **case.variables)
+        prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+        row = {"chat": title, "messages": ours, "tools": tools, "prompt": prompt, "prompt_ids": prompt_ids}
         if not differs(case, ours):
-            finished = official(template, theirs, tools, add_generation_prompt=False, **case.variables)
-            row["document"] = finished.removesuffix(case.ends_with)
-        tokenizer = everyones_tokenizer()
-        row["ids"] = tokenizer.encode(row["prompt"], add_special_tokens=False)
+            document = official(template, theirs, tools, add_generation_prompt=False, **case.variables)
+            row["reply"] = document.removesuffix(case.ends_with).removeprefix(prompt)
+            assert document.startswith(prompt)
+            row["reply_ids"] = tokenizer.encode(row["reply"], add_special_tokens=False)
         rows.append(row)
     return rows
 
 
+def excerpt(folder: str, texts: list[str]) -> dict[str, Any]:
+    """The `tokenizer.json` of a folder with as much of its vocabulary as encodes and decodes these texts.
+
+    A token takes part in a text's encoding only if the text holds what it spells, and so for every merge.
+    """
+    spec = json.loads(get_tokenizer(MODELS / folder).backend_tokenizer.to_str())
+    model = spec["model"]
+    spelling = {byte: character for character, byte in byte_of_character().items()}
+    text = " ".join("".join(spelling[byte] for byte in nfc(text).encode()) for text in texts)
+    kept = {token: i for token, i in model["vocab"].items() if len(token) == 1 or token in text}
+    model["merges"] = [[a, b] for a, b in model["merges"] if a in kept and b in kept and a + b in kept]
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in CONTROL]
+    # Added tokens get the ids that the vocabulary has for them, else those that follow its size.
+    model["vocab"] = kept | {token["content"]: token["id"] for token in spec["added_tokens"]}
+    return spec | {"post_processor": None}
+
+
 def main() -> None:
-    GOLDENS.mkdir(exist_ok=True)
+    TOKENIZERS.mkdir(parents=True, exist_ok=True)
+    texts: dict[str, list[str]] = {}
     for case in CASES:
-        path = GOLDENS / f"{case.name}.json"
-        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in golden(case))
-        path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-        print(path)
+        rows = golden(case)
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        _write(GOLDENS / f"{case.name}.json", f"[\n{lines}\n]\n")
+        if case.tokenizer:
+            texts.setdefault(case.tokenizer, []).extend(row["prompt"] + row.get("reply", "") for row in rows)
+    for folder, written in texts.items():
+        _write(TOKENIZERS / f"{folder}.json", json.dumps(excerpt(folder, written), ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    print(path)
 
 
 if __name__ == "__main__":

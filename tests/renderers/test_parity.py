@@ -61,10 +61,17 @@ CHATML = {"ends_with": "\n"}
 TODAY = time.strftime("%Y-%m-%d")  # the gpt-oss template asks for it
 CASES = [
     Case("qwen3", "qwen3/chat_template.jinja", chats=LATE, tokenizer="qwen3", **CHATML),
-    Case("qwen3_disable_thinking", "qwen3/chat_template.jinja", {"enable_thinking": False}, LATE | PLAIN, **CHATML),
-    Case("qwen3_thinking", "qwen3-thinking-2507/chat_template.jinja", chats=LATE, **CHATML),
+    Case(
+        "qwen3_disable_thinking",
+        "qwen3/chat_template.jinja",
+        {"enable_thinking": False},
+        LATE | PLAIN,
+        tokenizer="qwen3",
+        **CHATML,
+    ),
+    Case("qwen3_thinking", "qwen3-thinking-2507/chat_template.jinja", chats=LATE, tokenizer="qwen3", **CHATML),
     Case("qwen3_instruct", "qwen3-instruct-2507/chat_template.jinja", {}, LATE | PLAIN, tokenizer="qwen3", **CHATML),
-    Case("qwen3_vl_instruct", "qwen3-vl/chat_template.jinja", chats=PLAIN, **CHATML),
+    Case("qwen3_vl_instruct", "qwen3-vl/chat_template.jinja", chats=PLAIN, tokenizer="qwen3", **CHATML),
     Case("qwen3_5", "qwen3.5/chat_template.jinja", **CHATML),
     Case("qwen3_5_disable_thinking", "qwen3.5/chat_template.jinja", {"enable_thinking": False}, PLAIN, **CHATML),
     Case(
@@ -85,8 +92,20 @@ CASES = [
     ),
     Case("kimi_k2", "kimi-k2-thinking/chat_template.jinja", chats=LATE, tokenizer="kimi-k2.6"),
     Case("kimi_k26", "kimi-k2.6/chat_template.jinja", chats=LATE, tokenizer="kimi-k2.6"),
-    Case("kimi_k26_disable_thinking", "kimi-k2.6/chat_template.jinja", {"thinking": False}, LATE | PLAIN),
-    Case("kimi_k26_preserve_thinking", "kimi-k2.6/chat_template.jinja", {"preserve_thinking": True}, LATE),
+    Case(
+        "kimi_k26_disable_thinking",
+        "kimi-k2.6/chat_template.jinja",
+        {"thinking": False},
+        LATE | PLAIN,
+        tokenizer="kimi-k2.6",
+    ),
+    Case(
+        "kimi_k26_preserve_thinking",
+        "kimi-k2.6/chat_template.jinja",
+        {"preserve_thinking": True},
+        LATE,
+        tokenizer="kimi-k2.6",
+    ),
     Case("nemotron3", "nemotron-3/nano.jinja", chats=LATE, **CHATML),
     Case("nemotron3_disable_thinking", "nemotron-3/nano.jinja", {"enable_thinking": False}, PLAIN, **CHATML),
     Case("nemotron3_preserve_thinking", "nemotron-3/nano.jinja", {"truncate_history_thinking": False}, **CHATML),
