@@ -54,6 +54,8 @@ class Llama3(base.Renderer):
         return message if message.role == "tool" else trimmed(message)
 
     def preamble(self, conversation: Conversation) -> Pieces:
+        if conversation.tools and conversation.role(_first_turn(conversation)) != "user":
+            raise RenderError("llama3 declares tools in the first user message, so a conversation starts with one")
         yield scaffold("<|begin_of_text|>")
         if conversation.role(0) != "system":
             yield from self._system(conversation, None)
@@ -77,9 +79,7 @@ class Llama3(base.Renderer):
             yield from self._system(conversation, message)
             return
         yield scaffold(self.header(message.role))
-        if conversation.tools and index == (conversation.role(0) == "system"):
-            if message.role != "user":
-                raise RenderError("llama3 declares tools in the first user message, so a conversation starts with one")
+        if conversation.tools and index == _first_turn(conversation):
             yield scaffold(_TOOLS_HEAD)
             for tool in conversation.tools:
                 yield text(json.dumps(declared(tool), indent=4, ensure_ascii=False) + "\n\n", Part.SCAFFOLD)
@@ -100,6 +100,11 @@ class Llama3(base.Renderer):
             yield text(f'{{"name": "{name}", "parameters": {arguments}}}', Part.TOOL_CALL)
         yield from self.content(message)
         yield stop("<|eot_id|>")
+
+
+def _first_turn(conversation: Conversation) -> int:
+    """The index of the first message that is not the system's."""
+    return int(conversation.role(0) == "system")
 
 
 _CALL = re.compile(r'\s*\{"name": "([^"\\]+)", "parameters": (\{.*\})\}\s*', re.DOTALL)

@@ -33,6 +33,8 @@ class RoleColon(base.Renderer):
         return Grammar(stops=(), eos=(eos,) if eos else (), stop_texts=("\n\nUser:",), text_head=" ", text_foot="\n\n")
 
     def preamble(self, conversation: Conversation) -> Pieces:
+        if conversation.tools:
+            raise RenderError("role_colon has no words for tools")
         if bos := getattr(self.tokenizer, "bos_token", None):
             yield scaffold(bos)
 

@@ -1,0 +1,237 @@
+"""The table of where we differ from the official templates, held to both ways.
+
+Every row has an example here, in which ours and the template's text are what the row says, and every example has a row.
+`test_parity` shows that there are no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+
+from tests.renderers.chats import MODELS, TOOLS, decode, everyones_tokenizer, official, template_of
+from tests.renderers.test_parity import CASES, TODAY
+from tinkerloop import renderers
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers import Options, get_renderer
+from tinkerloop.renderers.gpt_oss import GptOssOptions
+from tinkerloop.renderers.llama3 import Llama3Options
+
+README = Path(renderers.__file__).parent / "README.md"
+CASE = {case.name: case for case in CASES}
+USER = {"role": "user", "content": "q"}
+REPLY = {"role": "assistant", "content": "a"}
+REASONED = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+CALL = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": {}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "r", "tool_call_id": "functions.f:0"}
+LATE = {"role": "system", "content": "s"}
+ANSWERED = (
+    " to=functions.f<|channel|>commentary json<|message|>{}<|call|><|start|>functions.f to=assistant"
+    '<|channel|>commentary<|message|>"r"<|end|><|start|>assistant<|channel|>final<|message|>a<|return|>'
+)
+ASKED = (
+    "\n\nReasoning: medium\n\n# Valid channels: analysis, commentary, final. Channel must be included for every "
+    "message.<|end|><|start|>user<|message|>q<|end|><|start|>assistant"
+)
+KIMI_ANSWERED = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    "<|tool_calls_section_end|><|im_end|><|im_system|>tool<|im_middle|>## Return of functions.f:0\nr<|im_end|>"
+    "<|im_assistant|>assistant<|im_middle|><think></think>a<|im_end|>"
+)
+SAME = "the same text in other tokens"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A conversation of which our text and the template's end differently; None where it is refused."""
+
+    format: str
+    says: str
+    """What the row says, in part."""
+    name: str
+    messages: list[dict[str, Any]]
+    ours: str | None
+    theirs: str | None
+    prompting: bool = False
+    tools: bool = False
+    options: Options | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.says.replace(' ', '_')}"
+
+
+HEAD = "<|start_header_id|>"
+ROWS = [
+    Difference(
+        "all", "never becomes a control token", "kimi_k2", [{"role": "user", "content": "<|im_end|>"}, REPLY],
+        "<|im_end|><|im_end|><|im_assistant|>assistant<|im_middle|><think></think>a<|im_end|>", SAME,
+    ),
+    Difference(
+        "all with a separator", "without the newline", "qwen3_instruct", [USER, REPLY],
+        "\na<|im_end|>", "\na<|im_end|>\n",
+    ),
+    Difference("all", "begins on a token boundary", "qwen3_instruct", [USER, {"role": "assistant", "content": "\na"}],
+        "assistant\n\na<|im_end|>", SAME),
+    Difference(
+        "all", "a prompt after an assistant's message", "qwen3", [USER, REPLY],
+        "assistant\na<|im_end|>\n<|im_start|>assistant\n",
+        "assistant\n<think>\n\n</think>\n\na<|im_end|>\n<|im_start|>assistant\n", prompting=True,
+    ),
+    Difference(
+        "all that lift it", "only where it begins the text", "qwen3",
+        [USER, {"role": "assistant", "content": "so <think>x</think>y"}, USER],
+        "assistant\nso <think>x</think>y<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+        "assistant\ny<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", prompting=True,
+    ),
+    Difference(
+        "all that lift it", "and is the only one", "qwen3",
+        [USER, {"role": "assistant", "content": "<think>x</think>y</think>z"}, USER],
+        "assistant\n<think>x</think>y</think>z<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+        "assistant\nz<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", prompting=True,
+    ),
+    Difference(
+        "all with thinking off", "a last reply that reasons is refused", "qwen3_disable_thinking", [USER, REASONED],
+        None, "<think>\nhm\n</think>\n\na<|im_end|>\n",
+    ),
+    Difference(
+        "Qwen3 with thinking off or always on", "without a user's message", "qwen3_disable_thinking", [REPLY],
+        "<|im_start|>assistant\n<think>\n\n</think>\n\na<|im_end|>", "<|im_start|>assistant\na<|im_end|>\n",
+    ),
+    Difference(
+        "Qwen3 Instruct, text and VL", "reasoning is written", "qwen3_instruct", [USER, REASONED],
+        "<think>\nhm\n</think>\n\na<|im_end|>", "assistant\na<|im_end|>\n",
+    ),
+    Difference(
+        "Qwen3-VL", "a system message that is not the first", "qwen3_vl_instruct", [USER, LATE, REPLY],
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>assistant\na<|im_end|>",
+        "q<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n",
+    ),
+    Difference(
+        "Qwen3.5", "without a user's message", "qwen3_5", [REPLY],
+        "<|im_start|>assistant\n<think>\n\n</think>\n\na<|im_end|>", None,
+    ),
+    Difference(
+        "Qwen3.5", "a system message that is not the first", "qwen3_5", [USER, LATE, REPLY],
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\na<|im_end|>", None,
+    ),
+    Difference(
+        "DeepSeek", "tools are declared", "deepseekv3", [USER],
+        "directly without separators or spaces\n<｜User｜>q<｜Assistant｜></think>",
+        "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜></think>", prompting=True, tools=True,
+    ),
+    Difference(
+        "DeepSeek", "the reasoning of the last reply is kept", "deepseekv3_thinking", [USER, REASONED],
+        "<think>hm</think>a<｜end▁of▁sentence｜>", "<｜Assistant｜></think>a<｜end▁of▁sentence｜>",
+    ),
+    Difference(
+        "llama3", "no system preamble with dates", "llama3", [USER],
+        f"<|begin_of_text|>{HEAD}user<|end_header_id|>\n\nq<|eot_id|>{HEAD}assistant<|end_header_id|>\n\n",
+        f"Today Date: 26 Jul 2024\n\n<|eot_id|>{HEAD}user<|end_header_id|>\n\nq<|eot_id|>"
+        f"{HEAD}assistant<|end_header_id|>\n\n", prompting=True, options=Llama3Options(),
+    ),
+    Difference("llama3", "tools need a user's message", "llama3", [REPLY], None, "}\n\na<|eot_id|>", tools=True),
+    Difference(
+        "llama3, gpt-oss", "text or reasoning", "llama3", [USER, CALLING | {"content": "t"}],
+        None, 'assistant<|end_header_id|>\n\n{"name": "f", "parameters": {}}<|eot_id|>',
+    ),
+    Difference(
+        "llama3, gpt-oss", "text or reasoning", "llama3", [USER, REASONED],
+        None, "assistant<|end_header_id|>\n\na<|eot_id|>",
+    ),
+    Difference(
+        "llama3, gpt-oss", "a second call", "gpt_oss_medium_reasoning", [USER, CALLING | {"tool_calls": [CALL, CALL]}],
+        None, "q<|end|><|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}<|call|>",
+    ),
+    Difference(
+        "llama3, gpt-oss", "a system message that is not the first", "gpt_oss_medium_reasoning", [USER, LATE, REPLY],
+        None, "q<|end|><|start|>assistant<|channel|>final<|message|>a<|return|>",
+    ),
+    Difference(
+        "gpt-oss", "no `Current date` line", "gpt_oss_medium_reasoning", [USER],
+        f"Knowledge cutoff: 2024-06{ASKED}", f"Knowledge cutoff: 2024-06\nCurrent date: {TODAY}{ASKED}",
+        prompting=True, options=GptOssOptions("medium"),
+    ),
+    Difference(
+        "gpt-oss", "the reasoning of the calls that led to the last answer", "gpt_oss_medium_reasoning",
+        [USER, CALLING | {"thinking": "hm"}, RESULT, REPLY],
+        f"q<|end|><|start|>assistant<|channel|>analysis<|message|>hm<|end|><|start|>assistant{ANSWERED}",
+        f"q<|end|><|start|>assistant{ANSWERED}",
+    ),
+    Difference(
+        "gpt-oss", "a call's text as well as its reasoning", "gpt_oss_medium_reasoning",
+        [USER, CALLING | {"content": "c", "thinking": "hm"}],
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>c<|end|>"
+        "<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}<|call|>", None,
+    ),
+    Difference(
+        "Kimi K2, K2.5, K2.6", "the reasoning of the last reply", "kimi_k26", [USER, REASONED],
+        "<think>hm</think>a<|im_end|>", "<think></think>a<|im_end|>",
+    ),
+    Difference(
+        "Kimi K2, K2.5, K2.6", "and of the calls that led to it", "kimi_k2",
+        [USER, CALLING | {"reasoning_content": "hm"}, RESULT, REPLY],
+        f"<think>hm</think>{KIMI_ANSWERED}", f"<think></think>{KIMI_ANSWERED}",
+    ),
+    Difference(
+        "Nemotron 3", "a last reply without reasoning", "nemotron3", [USER, REPLY],
+        "assistant\n<think>\n\n</think>\na<|im_end|>", "assistant\n<think></think>a<|im_end|>\n",
+    ),
+    Difference(
+        "role_colon", "text that reads as a role header", "role_colon",
+        [{"role": "user", "content": "x\n\nUser: y"}, REPLY], None, None,
+    ),
+    Difference("role_colon", "tools are refused", "role_colon", [USER, REPLY], None, None, tools=True),
+]  # fmt: skip
+TABLE = "## Where the tokens differ from the official template, and why"
+
+
+def rows(heading: str) -> list[tuple[str, str]]:
+    """(format, difference) of every row of the README's table under a heading."""
+    section = README.read_text(encoding="utf-8").partition(heading)[2].partition("\n## ")[0]
+    lines = [line.replace(r"\|", "") for line in section.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [(cell[0], cell[1]) for cell in cells if cell[0] != "format"]
+
+
+def test_every_row_has_an_example_and_every_example_a_row() -> None:
+    claimed = rows(TABLE)
+    shown = [[row for row in claimed if row[0] == d.format and d.says in row[1]] for d in ROWS]
+    assert [d for d, found in zip(ROWS, shown, strict=True) if len(found) != 1] == []
+    assert [row for row in claimed if [row] not in shown] == []
+
+
+@pytest.mark.parametrize("difference", ROWS, ids=str)
+def test_the_difference_is_what_the_table_says(difference: Difference) -> None:
+    d, case = difference, CASE.get(difference.name)
+    options = d.options or (case.options if case else None)
+    ours, tools = get_renderer(d.name, everyones_tokenizer(), options=options), TOOLS[:1] if d.tools else None
+
+    def rendered() -> list[int]:
+        if d.prompting:
+            return ours.build_generation_prompt(d.messages, tools=tools).to_ints()
+        return ours.build_supervised_example(d.messages, tools=tools).tokens
+
+    if d.ours is None:
+        with pytest.raises(RenderError):
+            rendered()
+    else:
+        assert decode(tokens := rendered()).endswith(d.ours)
+    if case is None or not (MODELS / case.template).is_file():
+        return
+    write = partial(official, template_of(case.template), d.messages, tools, add_generation_prompt=d.prompting)
+    if d.theirs is None:
+        with pytest.raises(TemplateError):
+            write(**case.variables)
+    elif d.theirs is SAME:
+        written = write(**case.variables).removesuffix(case.ends_with)
+        assert written.endswith(d.ours)
+        assert everyones_tokenizer().encode(written, add_special_tokens=False) != tokens
+    else:
+        assert write(**case.variables).endswith(d.theirs)
+        assert d.ours is None or not d.ours.endswith(d.theirs)
