@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -69,6 +70,40 @@ def test_inspect_writes_a_page_that_needs_nothing_else(file, tmp_path) -> None:
     assert 'class="trained"' in text
     assert "src=" not in text
     assert "href=" not in text
+
+
+@pytest.mark.parametrize("colour", ["NO_COLOR", "FORCE_COLOR"])
+def test_inspect_shows_control_characters_and_sends_none_to_the_terminal(tmp_path, capsys, monkeypatch, colour) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv(colour, "1")
+    monkeypatch.setenv("TERM", "xterm")
+    path, odd = tmp_path / "odd.jsonl", "a\x1b[2J\x1b]0;t\x07\rb\x00\tc\x7f\x9b\u202ed\u2028"
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": odd}, ROW["messages"][1]]}))
+    assert main(["inspect", str(path), "--renderer", "qwen3_instruct"]) == 0
+    out = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert re.sub(" +", " ", out).count("a␛[2J␛]0;t␇␍b␀␉ c␡[U+009B][U+202E]d[U+2028]") == 1
+    page = tmp_path / "page.html"
+    assert main(["inspect", str(path), "--html", str(page)]) == 0
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page.read_text())
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        (["--max-length", "1"], "at least 2, got '1'"),
+        (["--limit", "-1"], "at least 0, got '-1'"),
+        (["--limit", "few"], "at least 0, got 'few'"),
+    ],
+)
+def test_inspect_refuses_numbers_that_show_nothing(file, capsys, option, problem) -> None:
+    with pytest.raises(SystemExit):
+        main(["inspect", str(file), *option])
+    assert problem in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_named(file, tmp_path, capsys) -> None:
+    assert main(["inspect", str(file), "--html", str(tmp_path)]) == 2
+    assert f"cannot write the page {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_rendered_is_named_with_its_line(tmp_path, capsys) -> None:

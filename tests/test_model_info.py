@@ -40,9 +40,15 @@ def test_vision_and_base_models_say_so() -> None:
     assert not model_info.get_model_attributes("meta-llama/Llama-3.2-1B").is_chat
 
 
-def test_an_unknown_model_gets_the_nearest_names() -> None:
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-8b", "Qwen/Qwen3-8B ", "qwen3-8b", "/nowhere/Qwen3-8B"])
+def test_an_unknown_model_gets_the_nearest_names(name: str) -> None:
     with pytest.raises(UnknownRendererError, match="Qwen/Qwen3-8B"):
-        model_info.get_model_attributes("Qwen/Qwen3-8b")
+        model_info.get_model_attributes(name)
+
+
+def test_no_name_is_no_folder() -> None:
+    with pytest.raises(UnknownRendererError, match="the model '' is neither"):
+        model_info.get_model_attributes("")
 
 
 def test_a_folder_is_known_by_its_name_or_has_its_own_template(tmp_path) -> None:

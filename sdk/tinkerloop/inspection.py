@@ -1,7 +1,8 @@
 """Show conversations of a file as the tokens they become: what is trained, with which weight, what is cut off.
 
 In a terminal, trained tokens are green, what the format writes is dim, and what truncation cuts off is struck out; from
-token to token the text alternates in underlining. Where there are no colours (in a pipe, a file, with `NO_COLOR`) what
+token to token the text alternates in underlining. Line ends are ⏎, and control characters, which could move the cursor
+or turn the text around, are their pictures. Where there are no colours (in a pipe, a file, with `NO_COLOR`) what
 is trained stands between ⟦ and ⟧, and what is cut off comes after ✂. `--html PAGE` writes the same as the terminal
 shows, as a page that needs nothing else.
 """
@@ -12,13 +13,14 @@ import argparse
 import base64
 import html
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinkerloop.data import load_conversations
-from tinkerloop.errors import DataError, ImageError, RenderError
+from tinkerloop.errors import DataError, ImageError, RenderError, TinkerloopError
 from tinkerloop.images import image_size, open_image
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import Part, Rendered, Renderer, TrainOnWhat, get_renderer
@@ -96,9 +98,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--renderer", help="default: the one made for --model")
     parser.add_argument("--model", default="tiny", help="whose tokenizer to use: a name or a folder (default: tiny)")
     parser.add_argument("--train-on", default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, choices=list(map(str, TrainOnWhat)))
-    parser.add_argument("--max-length", type=int, help="show what truncation would cut off")
-    parser.add_argument("--limit", type=int, default=5, help="rows to show (default: 5; 0 for all)")
+    parser.add_argument("--max-length", type=at_least(2), help="show what truncation would cut off")
+    parser.add_argument("--limit", type=at_least(0), default=5, help="rows to show (default: 5; 0 for all)")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write an HTML page instead")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for an argument that is a whole number and not too small."""
+
+    def number(written: str) -> int:
+        if not written.isdecimal() or int(written) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {written!r}")
+        return int(written)
+
+    return number
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -119,7 +132,11 @@ def run(arguments: argparse.Namespace) -> int:
         tokens = tokens_of(renderer, example, arguments.max_length)
         shown.append((f"{place}  {summary(tokens)}", tokens))
     if arguments.html:
-        arguments.html.write_text(page(f"{arguments.file.name} as {name}", shown), encoding="utf-8")
+        written = page(f"{arguments.file.name} as {name}", shown)
+        try:
+            arguments.html.write_text(written, encoding="utf-8")
+        except OSError as error:
+            raise TinkerloopError(f"cannot write the page {arguments.html}: {error.strerror}") from error
         print(f"{len(shown)} conversations written to {arguments.html}")
     else:
         _print(shown)
@@ -132,7 +149,7 @@ def _print(shown: list[tuple[str, list[Token]]]) -> None:
 
     console = Console(highlight=False)
     for title, tokens in shown:
-        console.print(Text(title, style="bold"))
+        console.print(Text(visible(title), style="bold"))
         if console.color_system is None or console.no_color:
             console.print(Text(uncoloured(tokens)), soft_wrap=True)
             console.print()
@@ -142,7 +159,7 @@ def _print(shown: list[tuple[str, list[Token]]]) -> None:
             style = "green" if token.weight else ("dim" if token.part is Part.SCAFFOLD else "")
             style += " underline" if i % 2 else ""
             style += " strike red" if token.is_cut else ""
-            text.append(_with_line_ends(token.text), style=style.strip())
+            text.append(visible(token.text), style=style.strip())
         console.print(text)
         console.print()
 
@@ -153,13 +170,25 @@ def uncoloured(tokens: list[Token]) -> str:
     for is_cut, side in groupby(tokens, lambda token: token.is_cut):
         written.append("✂" if is_cut else "")
         for is_trained, run in groupby(side, lambda token: bool(token.weight)):
-            text = _with_line_ends("".join(token.text for token in run))
+            text = visible("".join(token.text for token in run))
             written.append(f"⟦{text}⟧" if is_trained else text)
     return "".join(written)
 
 
-def _with_line_ends(text: str) -> str:
-    return text.replace("\n", "⏎\n")
+_DIRECTION = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_VISIBLE = {
+    **{code: chr(0x2400 + code) for code in range(0x20)},
+    **{code: f"[U+{code:04X}]" for code in (*range(0x80, 0xA0), 0x2028, 0x2029, *_DIRECTION)},
+    0x7F: "␡",
+    ord("\t"): "␉\t",
+    ord("\n"): "⏎\n",
+}
+"""Characters that are not seen, or that change how others are -> what is shown in their place."""
+
+
+def visible(text: str) -> str:
+    """Text with its line ends and control characters to be seen."""
+    return text.translate(_VISIBLE)
 
 
 THUMBNAIL = 160
@@ -215,5 +244,5 @@ def _span(token: Token) -> str:
         classes.append("scaffold")
     owner = "format" if token.message < 0 else f"message {token.message}"
     label = html.escape(f"id {token.id} · weight {token.weight:g} · {owner} · {token.part.name.lower()}", quote=True)
-    text = _with_line_ends(html.escape(token.text))
+    text = visible(html.escape(token.text))
     return f'<span class="{" ".join(classes)}" title="{label}">{text}</span>'

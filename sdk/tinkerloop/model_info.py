@@ -139,7 +139,7 @@ def get_model_attributes(model_name: str) -> ModelAttributes:
     """
     if model_name in ("tiny", "tiny-vl"):
         return _TINY if model_name == "tiny" else _TINY_VL
-    is_folder = Path(model_name).is_dir()
+    is_folder = bool(model_name) and Path(model_name).is_dir()
     name = Path(model_name).resolve().name if is_folder else model_name.partition(":")[0]
     organization, _, model = name.rpartition("/")
     for owner, models in _TABLE.items():

@@ -145,7 +145,8 @@ def differs(case: Case, messages: Messages) -> bool:
         # The template empties the reasoning of the reply that is to be learned, and of the calls that led to it.
         return any(m.get("reasoning_content") for m in messages[last_answer(messages) + 1 :])
     if case.name == "deepseekv3_thinking":
-        return True  # the template closes the reasoning that its prompt opens, and drops it
+        # The template closes the reasoning that its prompt, which follows a user's message, opens.
+        return next(m["role"] for m in reversed(messages[:-1]) if m["role"] != "system") == "user"
     if case.name.startswith("nemotron3") and "disable" not in case.name:
         return not reasons  # the template's document is not what its prompt, which opens a block, can lead to
     if case.name.startswith("gpt_oss"):
