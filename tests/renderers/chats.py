@@ -142,6 +142,38 @@ TOOLS = [
     for name in ("get_weather", "search")
 ]
 
+NOTED = {"description": st.sampled_from(["a dé", " b "]), "nullable": st.booleans()}
+SCHEMAS = st.deferred(
+    lambda: st.one_of(
+        st.fixed_dictionaries(
+            {"type": st.just("string")},
+            optional=NOTED | {"enum": st.just(["C", "F"]), "default": st.sampled_from(["x", ""])},
+        ),
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(["number", "integer", "boolean", ["string", "null"], ["object", "object"]])},
+            optional=NOTED | {"default": st.sampled_from([1, True, None])},
+        ),
+        st.fixed_dictionaries({"type": st.just("array")}, optional=NOTED | {"items": SCHEMAS}),
+        st.fixed_dictionaries(
+            {"type": st.just("object")},
+            optional={"properties": PROPERTIES, "required": st.just(["x"]), "additionalProperties": st.booleans()},
+        ),
+        st.fixed_dictionaries({"oneOf": st.lists(SCHEMAS, min_size=1, max_size=2)}, optional=NOTED),
+        st.fixed_dictionaries({"anyOf": st.lists(SCHEMAS, min_size=1, max_size=2)}),
+        st.just({}),
+    )
+)
+PROPERTIES = st.dictionaries(st.sampled_from("xyz"), SCHEMAS, max_size=2)
+DECLARATIONS = st.fixed_dictionaries(
+    {"name": st.just("f"), "description": st.sampled_from(["does", " x ", ""])},
+    optional={
+        "parameters": st.fixed_dictionaries(
+            {"type": st.just("object"), "properties": PROPERTIES}, optional={"required": st.just(["x"])}
+        ),
+        "strict": st.booleans(),
+    },
+)
+
 
 @st.composite
 def conversations(

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.renderers.chats import (
+    DECLARATIONS,
     MODELS,
     TOOLS,
     conversations,
@@ -211,6 +212,21 @@ def run(case: Case, tokenizer: Any, examples: int) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_tokens_equal_the_official_template(case: Case) -> None:
     run(case, everyones_tokenizer(), 10)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.tools], ids=str)
+def test_declarations_of_tools_equal_the_official_template(case: Case) -> None:
+    template = template_of(case.template)
+    renderer = get_renderer(case.name, everyones_tokenizer(), options=case.options)
+    messages = [{"role": "user", "content": "q"}]
+
+    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(tools=st.lists(DECLARATIONS, min_size=1, max_size=2))
+    def test(tools: list[dict[str, Any]]) -> None:
+        wanted = official(template, messages, tools, add_generation_prompt=True, **case.variables)
+        assert renderer.decode(renderer.build_generation_prompt(messages, tools=tools).to_ints()) == nfc(wanted)
+
+    test()
 
 
 @pytest.mark.soak

@@ -24,6 +24,10 @@ USER = {"role": "user", "content": "q"}
 CALLS = [{"id": "functions.f:0", "function": {"name": "f", "arguments": {}}}]
 
 
+def calling(arguments: Any) -> dict[str, Any]:
+    return {"id": "1", "function": {"name": "f", "arguments": arguments}}
+
+
 @pytest.mark.parametrize(
     ("message", "problem"),
     [
@@ -39,11 +43,40 @@ CALLS = [{"id": "functions.f:0", "function": {"name": "f", "arguments": {}}}]
         ({"role": "assistant", "content": "\ud800"}, "not valid Unicode"),
         ({"role": "assistant", "content": "x", "reasoning_content": "a", "thinking": "b"}, "more than once"),
         ({"role": "user", "content": [{"type": "image", "image": b"x"}]}, "has no images"),
+        ({"role": "assistant", "content": "x", "reasoning_content": "\ud800"}, "not valid Unicode"),
+        ({"role": "assistant", "content": "x", "unparsed_tool_calls": [{"raw_text": "\ud800"}]}, "not valid Unicode"),
+        ({"role": "tool", "content": "x", "tool_call_id": "\ud800"}, "not valid Unicode"),
+        ({"role": "assistant", "content": "x", "tool_calls": [{"id": 7, "function": {"name": "f"}}]}, "'id' must be"),
+        ({"role": "assistant", "content": "x", "tool_calls": [calling({"a": {1}})]}, "are not JSON: .*set"),
+        ({"role": "assistant", "content": "x", "tool_calls": [calling({"a": float("nan")})]}, "are not JSON"),
     ],
 )
 def test_a_bad_message_is_named_with_its_problem(message: dict[str, Any], problem: str) -> None:
     with pytest.raises(RenderError, match=problem):
         renderer("qwen3").build_supervised_example([USER, message], allow_zero_weight=True)
+
+
+@pytest.mark.parametrize(
+    ("tools", "problem"),
+    [
+        (5, "a list of tools, got int"),
+        ({"name": "f"}, "a list of tools, got dict"),
+        ([{"type": "web_search"}], "needs a name"),
+        ([{"name": "f", "parameters": [1]}], "JSON schema of an object"),
+        ([{"name": "f", "parameters": {"properties": [1]}}], "JSON schema of an object"),
+    ],
+)
+def test_what_declares_no_tool_is_refused(tools: Any, problem: str) -> None:
+    with pytest.raises(RenderError, match=problem):
+        renderer("gpt_oss_medium_reasoning").build_generation_prompt([USER], tools=tools)
+
+
+@pytest.mark.parametrize("weight", ["x", None, True, float("nan"), float("inf")])
+def test_the_weight_of_a_part_is_a_finite_number(weight: Any) -> None:
+    with pytest.raises(RenderError, match="finite number"):
+        renderer("qwen3").build_supervised_example(
+            [USER, {"role": "assistant", "content": "a"}], part_weights={"text": weight}
+        )
 
 
 @pytest.mark.parametrize("name", ["qwen3_disable_thinking", "qwen3_5_disable_thinking", "deepseekv3", "llama3"])

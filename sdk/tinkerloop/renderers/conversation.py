@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, UnparsedToolCall
 
+_write = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _KEYS = frozenset(Message.__annotations__) | {"reasoning_content", "reasoning", "thinking"}
 
 
@@ -112,6 +113,8 @@ def read_conversation(
     if carried and (len(carried) > 1 or carried[0][0] != 0 or read[0].role != "system"):
         raise RenderError("only a system message at the start can carry `tools`")
     declared = tools or (carried[0][1] if carried else ())
+    if isinstance(declared, (str, Mapping)) or not isinstance(declared, Iterable):
+        raise RenderError(f"expected a list of tools, got {type(declared).__name__}")
     return Conversation(read, tuple([_read_tool(tool) for tool in declared]), prompting)
 
 
@@ -139,7 +142,7 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
     given = [message[k] for k in ("reasoning_content", "reasoning", "thinking") if isinstance(message.get(k), str)]
     if len(given) + bool(thoughts) > 1:
         raise _fail(index, "reasoning is given more than once")
-    reasoning = "".join(thoughts) if thoughts else (given[0] if given else None)
+    reasoning = "".join(thoughts) if thoughts else (_utf8(given[0], index) if given else None)
     calls = tuple(_read_call(call, index) for call in message.get("tool_calls") or ())
     unparsed = tuple(_read_unparsed(call, index) for call in message.get("unparsed_tool_calls") or ())
     if role != "assistant" and (calls or unparsed or reasoning is not None):
@@ -159,7 +162,7 @@ def _string(message: Mapping[str, Any], key: str, index: int) -> str | None:
     value = message.get(key)
     if value is not None and not isinstance(value, str):
         raise _fail(index, f"'{key}' must be a string, got {value!r}")
-    return value
+    return value if value is None else _utf8(value, index)
 
 
 def _read_content(content: Any, index: int) -> tuple[tuple[str | Image, ...], list[str]]:
@@ -215,13 +218,17 @@ def _read_call(call: Any, index: int) -> ToolCall:
         arguments = {}
     if not isinstance(arguments, (str, Mapping)):
         raise _fail(index, f"the arguments of {body['name']!r} must be a JSON object, got {type(arguments).__name__}")
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(ToolCall.FunctionBody(_utf8(body["name"], index), _utf8(written, index)), call.get("id"))
+    try:
+        written = arguments if isinstance(arguments, str) else _write(arguments)
+    except (TypeError, ValueError) as error:
+        raise _fail(index, f"the arguments of {body['name']!r} are not JSON: {error}") from None
+    called = ToolCall.FunctionBody(_utf8(body["name"], index), _utf8(written, index))
+    return ToolCall(called, _string(call, "id", index))
 
 
 def _read_unparsed(call: Any, index: int) -> UnparsedToolCall:
     if isinstance(call, Mapping) and isinstance(call.get("raw_text"), str):
-        return UnparsedToolCall(call["raw_text"], str(call.get("error", "")))
+        return UnparsedToolCall(_utf8(call["raw_text"], index), str(call.get("error", "")))
     if not isinstance(call, UnparsedToolCall):
         raise _fail(index, f"an unparsed tool call needs 'raw_text' and 'error', got {str(call)[:80]}")
     return call
@@ -232,4 +239,7 @@ def _read_tool(tool: Any) -> ToolSpec:
     body = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(body, Mapping) or not isinstance(body.get("name"), str):
         raise RenderError(f"a tool needs a name, a description and parameters, got {str(tool)[:80]}")
+    schema = body.get("parameters") or {}
+    if not isinstance(schema, Mapping) or not isinstance(schema.get("properties") or {}, Mapping):
+        raise RenderError(f"the parameters of tool {body['name']!r} must be a JSON schema of an object, got {schema!r}")
     return body  # type: ignore[return-value]

@@ -124,6 +124,7 @@ def typescript_namespace(name: str, tools: Sequence[ToolSpec]) -> str:
         lines.append("(_: {\n")
         required = parameters.get("required") or []
         for key, spec in properties.items():
+            spec = spec if isinstance(spec, Mapping) else {}
             if spec.get("description"):
                 lines.append(f"// {spec['description']}\n")
             lines.append(f"{key}{'' if key in required else '?'}: {_type(spec, required)}")
@@ -142,24 +143,25 @@ _PLAIN = {"number": "number", "integer": "number", "boolean": "boolean"}
 
 
 def _type(spec: Mapping[str, Any], required: Sequence[str]) -> str:
-    """A JSON schema as a TypeScript type."""
+    """A JSON schema as a TypeScript type, with the template's own line breaks and spaces."""
+    if not isinstance(spec, Mapping):  # `true`, which allows anything
+        return "any"
     kind = spec.get("type")
     nullable = " | null" if spec.get("nullable") else ""
     if kind == "array":
         items = spec.get("items")
         if not items:
             return "any[]" + nullable
-        inner = {**_PLAIN, "string": "string"}.get(items.get("type"))
-        if inner is None:
-            inner = _type(items, required)
-            inner = "any" if inner == "object | object" or len(inner) > 50 else inner
+        plain = items.get("type") if isinstance(items, Mapping) else None
+        inner = "string" if plain == "string" else _type(items, required)
+        inner = "any" if inner == "object | object" or len(inner) > 50 else inner
         return f"{inner}[]{nullable}"
     if isinstance(kind, (list, tuple)) and kind:
-        return " | ".join(kind)
+        return " | ".join(map(str, kind))
     if spec.get("oneOf"):
         return _union(spec["oneOf"], required)
     if kind == "string":
-        return '"' + '" | "'.join(spec["enum"]) + '"' if spec.get("enum") else "string" + nullable
+        return '"' + '" | "'.join(map(str, spec["enum"])) + '"' if spec.get("enum") else "string" + nullable
     if kind in _PLAIN:
         return _PLAIN[kind]
     if kind == "object":
@@ -167,15 +169,17 @@ def _type(spec: Mapping[str, Any], required: Sequence[str]) -> str:
         if not properties:
             return "object"
         needed = spec.get("required") or []
-        written = [f"{k}{'' if k in needed else '?'}: {_type(v, needed)}" for k, v in properties.items()]
+        written = [f"{k}{'' if k in needed else '?'}: \n{16 * ' '}{_type(v, needed)}" for k, v in properties.items()]
         return "{\n" + ", ".join(written) + "}"
     return "any"
 
 
-def _union(variants: Sequence[Mapping[str, Any]], required: Sequence[str]) -> str:
+def _union(variants: Sequence[Any], required: Sequence[str]) -> str:
     written = []
     for variant in variants:
-        note = f"// {variant['description']}" if variant.get("description") else ""
-        default = f"// default: {json.dumps(variant['default'], ensure_ascii=False)}" if "default" in variant else ""
-        written.append(_type(variant, required) + note + default)
-    return " | ".join(written)
+        spec = variant if isinstance(variant, Mapping) else {}
+        note = f"// {spec['description']}" if spec.get("description") else ""
+        if "default" in spec:
+            note += f"{20 * ' '}// default: {json.dumps(spec['default'], ensure_ascii=False)}"
+        written.append(_type(spec, required) + note)
+    return " | \n".join(written)

@@ -40,10 +40,12 @@ def weights_of(
     of_message = message_weights(conversation, train_on_what)
     of_part = _WHOLE.copy()
     for key, value in (part_weights or {}).items():
-        part = key if isinstance(key, Part) else Part.__members__.get(key.upper(), Part.SCAFFOLD)
+        part = key if isinstance(key, Part) else Part.__members__.get(str(key).upper(), Part.SCAFFOLD)
         if part in _FIXED:
             known = ", ".join(p.name.lower() for p in Part if p not in _FIXED)
             raise RenderError(f"part_weights: unknown part {key!r}; known are {known}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
+            raise RenderError(f"part_weights: the weight of {key!r} must be a finite number, got {value!r}")
         of_part[part] = float(value)
     of_part[Part.SCAFFOLD] = float(train_on_what == TrainOnWhat.ALL_TOKENS)
     return Weights(of_message, of_part)
