@@ -209,3 +209,8 @@ def test_a_format_that_keeps_history_needs_one_example(name: str) -> None:
     whole = ours.build_supervised_example(messages, "all_assistant_messages")
     assert example.tokens == whole.tokens
     assert example.weights.tolist() == whole.weights.tolist()
+
+
+def test_an_unknown_answer_to_rewriting_is_refused() -> None:
+    with pytest.raises(EpisodeError, match="'refuse' or 'segment', got 'split'"):
+        renderer("qwen3").episode([{"role": "user", "content": "q"}], on_rewrite="split")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +19,10 @@ from tinkerloop.renderers import (
     register_renderer,
     unregister_renderer,
 )
+from tinkerloop.renderers.glm import GlmOptions
+from tinkerloop.renderers.gpt_oss import GptOssOptions
 from tinkerloop.renderers.qwen3 import Qwen3, Qwen3Options
+from tinkerloop.renderers.qwen3_5 import Qwen38Options
 
 USER = {"role": "user", "content": "q"}
 CALLS = [{"id": "functions.f:0", "function": {"name": "f", "arguments": {}}}]
@@ -69,6 +73,20 @@ def test_a_bad_message_is_named_with_its_problem(message: dict[str, Any], proble
 def test_what_declares_no_tool_is_refused(tools: Any, problem: str) -> None:
     with pytest.raises(RenderError, match=problem):
         renderer("gpt_oss_medium_reasoning").build_generation_prompt([USER], tools=tools)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Qwen3Options("none"),  # type: ignore[arg-type]
+        lambda: Qwen38Options(effort="max"),  # type: ignore[arg-type]
+        lambda: GlmOptions("low"),  # type: ignore[arg-type]
+        lambda: GptOssOptions("none"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_choice_that_a_family_does_not_have_is_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(RenderError, match=r"Options: (effort|thinking) is one of .*; got '"):
+        make()
 
 
 @pytest.mark.parametrize("weight", ["x", None, True, float("nan"), float("inf")])

@@ -82,3 +82,22 @@ def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
     source = "{{ messages.__class__.__mro__[1].__subclasses__() }}" + CHATML + PROMPT
     with pytest.raises(RenderError):
         with_template(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("{% for", "not valid: .* in line 1"),
+        ("", "does not write the text of messages"),
+        (CHATML.replace("m.content", "m.content[0].text"), "refuses|does not write the text of messages"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(source: str, problem: str) -> None:
+    with pytest.raises(RenderError, match=problem):
+        with_template(source)
+
+
+def test_tools_are_refused_by_a_template_that_has_no_words_for_them() -> None:
+    ours = with_template(CHATML + PROMPT)
+    with pytest.raises(RenderError, match="no words for tools"):
+        ours.build_generation_prompt([USER], tools=[{"name": "f", "description": "", "parameters": {}}])

@@ -69,6 +69,8 @@ class Episode:
         *,
         on_rewrite: Literal["refuse", "segment"] = "refuse",
     ):
+        if on_rewrite not in ("refuse", "segment"):
+            raise EpisodeError(f"on_rewrite is 'refuse' or 'segment', got {on_rewrite!r}")
         self.renderer = renderer
         self.messages: list[Mapping[str, Any]] = list(messages)
         self.segments: list[Segment] = []

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 class Options:
     """What can be chosen about a family. The options and the tokenizer are the whole identity of a renderer."""
 
+    def check(self, name: str, *known: object) -> None:
+        """Refuses a value that a choice does not have; for a family's `__post_init__`."""
+        if (value := getattr(self, name)) not in known:
+            raise RenderError(f"{type(self).__name__}: {name} is one of {', '.join(map(repr, known))}; got {value!r}")
+
 
 class Format:
     """How messages are written, as pieces, and what replies consist of, as a grammar.

@@ -44,6 +44,9 @@ class GlmOptions(base.Options):
     preserve_thinking: bool = True
     """Whether turns before the last user message keep their reasoning."""
 
+    def __post_init__(self) -> None:
+        self.check("effort", "Max", "High", "Low")
+
 
 class Glm(base.Renderer):
     family = "glm5_3"

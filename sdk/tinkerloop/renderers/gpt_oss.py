@@ -29,6 +29,9 @@ class GptOssOptions(base.Options):
     date: str | None = None
     """Today's date, such as `2025-08-05`, for the system message."""
 
+    def __post_init__(self) -> None:
+        self.check("effort", None, "low", "medium", "high")
+
 
 class GptOss(base.Renderer):
     """Reasoning is left out of history once a final answer follows it. One tool call a turn."""

@@ -33,6 +33,9 @@ class Qwen3Options(base.Options):
     """`on`: the model decides; `off`: the prompt holds an empty reasoning block; `always`: the prompt opens one;
     `never`: the model does not reason."""
 
+    def __post_init__(self) -> None:
+        self.check("thinking", "on", "off", "always", "never")
+
 
 class Qwen3(ChatML):
     """Reasoning before the last user message is left out, as in the official template."""

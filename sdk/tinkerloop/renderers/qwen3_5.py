@@ -119,6 +119,9 @@ class Qwen38Options(Qwen35Options):
     json_scalars: bool = True
     effort: Literal["xhigh", "medium", "low"] = "xhigh"
 
+    def __post_init__(self) -> None:
+        self.check("effort", *_EFFORTS)
+
 
 class Qwen38(Qwen35):
     family = "qwen3_8"

@@ -68,7 +68,8 @@ class Template(base.Renderer):
     Options = TemplateOptions
 
     def _prepare(self) -> None:
-        source = self.options.chat_template or getattr(self.tokenizer, "chat_template", None)
+        source = self.options.chat_template
+        source = getattr(self.tokenizer, "chat_template", None) if source is None else source
         if not isinstance(source, str):
             raise RenderError("the tokenizer has no chat_template; give one with TemplateOptions(chat_template=...)")
         self._template = compiled(source)
@@ -91,6 +92,8 @@ class Template(base.Renderer):
             blocks.append(JSON_CALL)
         probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
         written, _, _ = self._run(base.read_conversation(probe))
+        if "\ue001" not in written:
+            raise RenderError("the template does not write the text of messages whose content is a string")
         end = self._end_of(written[written.rindex("\ue001") + 1 :])
         if end is None:
             raise RenderError("the template ends a reply without a control token, so the end could not be learned")
@@ -170,6 +173,8 @@ class Template(base.Renderer):
     def _aligned(self, conversation: Conversation) -> list[tuple[int, Piece]]:
         """The template's text as pieces: its own trusted, the conversation's strings not."""
         hidden, real, slots = self._run(conversation)
+        if conversation.tools and not any(slots[int(i)].message < 0 for i in _PLACEHOLDER.findall(hidden)):
+            raise RenderError("the template has no words for tools, so the declared ones would be lost")
         pieces: list[tuple[int, Piece]] = []
         at = 0
         texts = _PLACEHOLDER.split(hidden)  # text, slot, text, slot, ..., text
@@ -299,6 +304,7 @@ def _kept_keys(value: Any, see: Callable[[Any], Any]) -> Any:
 @functools.lru_cache(maxsize=16)
 def compiled(source: str) -> Any:
     """A chat template as transformers runs it: sandboxed, with the few functions templates may use."""
+    from jinja2 import TemplateSyntaxError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -313,7 +319,10 @@ def compiled(source: str) -> Any:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(source)
+    try:
+        return environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise RenderError(f"the chat template is not valid: {error.message} in line {error.lineno}") from error
 
 
 PRESETS: Sequence[tuple[str, type[base.Renderer], base.Options]] = (("template", Template, TemplateOptions()),)
