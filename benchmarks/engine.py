@@ -3,7 +3,8 @@
     python benchmarks/engine.py [--variants ours,trl-packing,...] [--rounds 3] [--vocab 4096] [--peers DIR]
 
 The work: conversations of lognormal length (median 180, at most 1024 tokens), batches of 32, LoRA rank 32 on all linear
-layers, float32, loss on the assistant's tokens, a 4-layer 256-wide random Qwen3. Every variant is its own process and
+layers but the output one (PEFT's "all-linear", which TRL uses too; "ours-unembed" and SkyRL, as Tinker's clients do by
+default, adapt that one as well), float32, loss on the assistant's tokens, a 4-layer 256-wide random Qwen3. Every variant is its own process and
 waits its turn for each step, so that all see the same machine. Printed are tokens (padding not counted) per second of
 wall-clock time and of processor time (which a busy machine disturbs less) over all steps but the first two, peak
 memory, and the time from process start to the first step's end; then, of the variants that are driven through a
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 BATCH = 32
 VARIANTS = (
     "ours",
+    "ours-unembed",
     "ours-all-positions",
     "ours-onednn",
     "peft-padded",
@@ -128,11 +130,11 @@ def write_model(folder: Path, vocab: int) -> None:
 # -- variants: each yields after every optimizer step the tokens that it trained on ------------------------------------
 
 
-def ours(folder: Path, skip: bool) -> TrainingClient:
+def ours(folder: Path, skip: bool = True, unembed: bool = False) -> TrainingClient:
     from tinkerloop.local import ServiceClient
 
     service = ServiceClient(root=folder / "runs", device="cpu", skip_zero_weight=skip)
-    return service.create_lora_training_client(str(folder), rank=32)
+    return service.create_lora_training_client(str(folder), rank=32, train_unembed=unembed)
 
 
 def skyrl(folder: Path) -> TrainingClient:
@@ -162,7 +164,8 @@ def skyrl(folder: Path) -> TrainingClient:
 
 
 CLIENTS: dict[str, Callable[[Path], TrainingClient]] = {
-    "ours": lambda folder: ours(folder, skip=True),
+    "ours": ours,
+    "ours-unembed": lambda folder: ours(folder, unembed=True),
     "ours-all-positions": lambda folder: ours(folder, skip=False),
     "skyrl": skyrl,
 }
