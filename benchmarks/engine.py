@@ -4,11 +4,12 @@
 
 The work: conversations of lognormal length (median 180, at most 1024 tokens), batches of 32, LoRA rank 32 on all linear
 layers but the output one (PEFT's "all-linear", which TRL uses too; "ours-unembed" and SkyRL, as Tinker's clients do by
-default, adapt that one as well), float32, loss on the assistant's tokens, a 4-layer 256-wide random Qwen3. Every variant is its own process and
-waits its turn for each step, so that all see the same machine. Printed are tokens (padding not counted) per second of
-wall-clock time and of processor time (which a busy machine disturbs less) over all steps but the first two, peak
-memory, and the time from process start to the first step's end; then, of the variants that are driven through a
-training client, how long a forward_backward and an optim_step of one datum of 8 tokens take together (median of 20).
+default, adapt that one as well), float32, loss on the assistant's tokens, a 4-layer 256-wide random Qwen3. Every
+variant is its own process and waits its turn for each step, so that all see the same machine. Printed are tokens
+(padding not counted) per second of wall-clock time and of processor time (which a busy machine disturbs less) over all
+steps but the first two, peak memory, and the time from process start to the first step's end; then, of the variants
+that are driven through a training client, how long a forward_backward and an optim_step of one datum of 8 tokens take
+together (median of 20).
 
 `--peers DIR` is a folder that holds the peers:
 - DIR/trl, a folder to put on the path: pip install --target DIR/trl trl

@@ -40,13 +40,10 @@ def test_it_is_attention_written_out(length, heads, width, who, seed):
     h, shared = heads
     shapes = [(1, h, length, width), (1, shared, length, width), (1, shared, length, 24), (1, h, length, 24)]
     *tensors, grad = (4 * torch.randn(shape, generator=generator) for shape in shapes)
-    some = np.flatnonzero(np.random.default_rng(seed).random(length) < 0.4)
-    asking = {"all": None, "some": some, "one": some[:1], "last": np.array([length - 1])}[who]
-    if asking is not None and not len(asking):
-        asking = np.array([0])
-    at = np.arange(length) if asking is None else asking
+    some = np.union1d(np.flatnonzero(np.random.default_rng(seed).random(length) < 0.4), [length // 2])
+    at = {"all": np.arange(length), "some": some, "one": some[:1], "last": np.array([length - 1])}[who]
     scale = width**-0.5
-    found = there_and_back(lambda q, k, v: causal_attention(q, k, v, scale, asking), tensors, grad)
+    found = there_and_back(lambda q, k, v: causal_attention(q, k, v, scale, at), tensors, grad)
     wide = [tensor.double() for tensor in tensors]
     expected = there_and_back(lambda q, k, v: written_out(q, k, v, scale, at), wide, grad.double())
     for ours, theirs in zip(found, expected, strict=True):
@@ -58,5 +55,7 @@ def test_scores_too_large_for_exp_are_no_trouble(size):
     q, k, v, grad = (
         torch.randn(1, 2, causal.BLOCK + 9, 16, generator=torch.Generator().manual_seed(0)) for _ in "qkvg"
     )
-    found = there_and_back(lambda q, k, v: causal_attention(size * q, k, v, 1.0), (q, k, v), grad)
+    found = there_and_back(
+        lambda q, k, v: causal_attention(size * q, k, v, 1.0, np.arange(q.shape[2])), (q, k, v), grad
+    )
     assert all(tensor.isfinite().all() for tensor in found)

@@ -1,8 +1,8 @@
-"""Causal attention of one sequence in float32 on the CPU, by blocks, where only some positions ask.
+"""Causal attention of one sequence in float32 on the CPU, by blocks, for the positions that ask.
 
-The kernel that torch has for it goes backward at about half the speed of a matrix product, and always for every
-position. Here a block of scores is one product for all the heads that share keys, memory grows with the sequence alone,
-and what no position asks for is not computed.
+torch's kernel computes it for every position. Here a block of scores is one product for all the heads that share keys,
+memory grows with the sequence alone, and what no position asks for is not computed. Where all ask it takes about the
+same time as the kernel's.
 
 Powers of two take a third of the time of `exp`, so scores are kept times log2(e). Going backward, a column appended to
 either factor puts the subtraction of a row's log-sum (from the scores) or of dO.O (from dP) into the product itself;
@@ -24,17 +24,16 @@ LOG2_E = math.log2(math.e)
 
 
 def causal_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, asking: NDArray[np.int64] | None = None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, asking: NDArray[np.int64]
 ) -> torch.Tensor:
     """softmax(scale * Q K^T) V where position i sees keys 0 .. i: (1, H, T, D of the values), with autograd.
 
     Args:
         query: (1, H, T, D).
         key, value: (1, heads, T, D), where `heads` divides H; values may be of another width.
-        asking: ascending positions whose rows are wanted (None: all); the other rows of the result are 0.
+        asking: ascending positions whose rows are wanted; the other rows of the result are 0.
     """
-    at = np.arange(query.shape[2]) if asking is None else asking
-    return _Causal.apply(query, key, value, scale, at)  # type: ignore[return-value]
+    return _Causal.apply(query, key, value, scale, asking)  # type: ignore[return-value]
 
 
 class _Causal(torch.autograd.Function):
