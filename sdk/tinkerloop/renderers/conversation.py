@@ -143,8 +143,8 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
     if len(given) + bool(thoughts) > 1:
         raise _fail(index, "reasoning is given more than once")
     reasoning = "".join(thoughts) if thoughts else (_utf8(given[0], index) if given else None)
-    calls = tuple(_read_call(call, index) for call in message.get("tool_calls") or ())
-    unparsed = tuple(_read_unparsed(call, index) for call in message.get("unparsed_tool_calls") or ())
+    calls = tuple([_read_call(call, index) for call in message.get("tool_calls") or ()])
+    unparsed = tuple([_read_unparsed(call, index) for call in message.get("unparsed_tool_calls") or ()])
     if role != "assistant" and (calls or unparsed or reasoning is not None):
         raise _fail(index, f"only an assistant reasons and calls tools, the role is {role!r}")
     trainable, weight = message.get("trainable"), message.get("weight", 1.0)

@@ -120,7 +120,8 @@ class Episode:
         if self._parsed is None:
             raise EpisodeError("there is no reply yet that these messages follow; call add_sampled first")
         new = self.renderer.read(messages, None).messages
-        if any(message.role == "assistant" for message in new):
+        roles = {message.role for message in new}
+        if "assistant" in roles:
             raise EpisodeError("an assistant's message among the new ones; replies come through add_sampled")
         if broken := _where_broken(self._parsed):
             raise EpisodeError(f"the last reply is {self._parsed.termination.value} {broken}; nothing can follow it")
@@ -131,8 +132,8 @@ class Episode:
         before = self._conversation
         index = len(before)
         after = Conversation((*before.messages, reply, *new), before.tools, prompting=True)
-        asked = any(message.role == "user" for message in new)
-        extends = self.renderer.has_extension_property and all(message.role != "system" for message in new)
+        asked = "user" in roles
+        extends = self.renderer.has_extension_property and "system" not in roles
         rewritten = None if extends else self._rewritten(after, index, asked)
         if rewritten is not None and self._on_rewrite == "refuse":
             self._unsettled.pop()

@@ -24,7 +24,7 @@ from tinkerloop.renderers.parsed import (
 from tinkerloop.renderers.segments import Part
 from tinkerloop.renderers.text_run import TextRun
 from tinkerloop.renderers.types import (
-    ContentPart,
+    Content,
     Message,
     ParseTermination,
     TextPart,
@@ -34,6 +34,9 @@ from tinkerloop.renderers.types import (
     UnparsedToolCall,
 )
 from tinkerloop.renderers.vocabulary import Vocabulary
+
+_TEXT, _TOOL_CALL = Part.TEXT, Part.TOOL_CALL  # members of an enumeration are slow to look up
+_Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 class Sink(NamedTuple):
@@ -53,7 +56,7 @@ class ReplyParser:
     ):
         self._grammar, self._vocabulary, self._tools, self._role = grammar, vocabulary, tools, role
         self._spelled = vocabulary.__getitem__
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8 = _Utf8("replace")
         self._cut = False  # the decoder holds the beginning of a character
         self._ids: list[int] = []
         self._starts: list[tuple[Part, int]] = []  # of the spans
@@ -104,10 +107,11 @@ class ReplyParser:
                 return [delta(text, number)]
         offset, start, control = len(self._ids), 0, self._vocabulary.control
         self._ids += ids
-        for i in [i for i, token_id in enumerate(ids) if token_id in control]:
+        for token_id in filter(control.__contains__, ids):
+            i = ids.index(token_id, start)
             if i > start:
                 self._ordinary(ids[start:i], offset + start)
-            part = self._control(control[ids[i]])
+            part = self._control(control[token_id])
             self._span(part, offset + i)
             start = i + 1
         if start < len(ids):
@@ -128,7 +132,7 @@ class ReplyParser:
         message = self._message()
         deltas, self._deltas = [*self._deltas, message], []
         ends = [*(start for _, start in self._starts[1:]), len(self._ids)]
-        spans = tuple(RawSpan(*start, end) for start, end in zip(self._starts, ends, strict=False))
+        spans = tuple([RawSpan(*start, end) for start, end in zip(self._starts, ends, strict=False)])
         return deltas, Parsed(message, self._end, spans, tuple(self._ids), self._broke_off_in)
 
     def _ordinary(self, ids: list[int], offset: int) -> None:
@@ -165,7 +169,7 @@ class ReplyParser:
         """The part that is being read."""
         if self._end is not None:
             return Part.SCAFFOLD
-        return self._block.part if self._block else Part.TEXT
+        return self._block.part if self._block else _TEXT
 
     def _control(self, name: str) -> Part:
         self._flush()
@@ -200,15 +204,15 @@ class ReplyParser:
     def _open(self, block: Block) -> None:
         self._out(self._run.close(suffix=block.between if self._calls else block.lead))
         self._block = block
-        if block.part is Part.TOOL_CALL:
+        if block.part is _TOOL_CALL:
             self._fields = [[]]
             self._begin(TextRun())
             return
-        self._flaw |= any(part is Part.TEXT for part, _ in self._parts)  # reasoning after text: no format writes that
+        self._flaw |= any(part is _TEXT for part, _ in self._parts)  # reasoning after text: no format writes that
         self._begin(TextRun(drop=block.trim, head=block.head, hold=block.trim + block.foot))
 
     def _close(self, block: Block) -> None:
-        if block.part is Part.TOOL_CALL:
+        if block.part is _TOOL_CALL:
             fields = ["".join(pieces) for pieces in self._fields]
             assert self._grammar.read_call is not None, "a grammar with tool calls reads them"
             fields[0] = fields[0].removeprefix(block.head)
@@ -245,7 +249,7 @@ class ReplyParser:
             else:
                 self._deltas.append(StreamingToolCallDelta(rest, 0))
                 self._calls.append(call)
-        elif block.part is Part.TOOL_CALL:
+        elif block.part is _TOOL_CALL:
             raw = block.open + "".join("".join(pieces) for pieces in self._fields)
             self._calls.append(UnparsedToolCall(raw, "the call was not finished"))
         else:
@@ -278,24 +282,23 @@ class ReplyParser:
     def _make_sink(self) -> Sink:
         """Every reasoning block is a part; text goes on with the text before a call."""
         part = self._part
-        if part is Part.TOOL_CALL:
+        if part is _TOOL_CALL:
             return Sink(self._fields[-1], StreamingToolCallDelta, len(self._calls))
         if part is Part.REASONING or not self._parts or self._parts[-1][0] is not part:
             self._parts.append((part, []))
-        delta = StreamingTextDelta if part is Part.TEXT else StreamingThinkingDelta
+        delta = StreamingTextDelta if part is _TEXT else StreamingThinkingDelta
         return Sink(self._parts[-1][1], delta, len(self._parts) - 1)
 
     def _message(self) -> Message:
-        content: list[ContentPart] = []
-        for part, pieces in self._parts:
-            text = "".join(pieces)
-            if part is Part.TEXT:
-                content.append(TextPart(type="text", text=text))
-            else:
-                content.append(ThinkingPart(type="thinking", thinking=text))
-        plain = all(part["type"] == "text" for part in content)
-        whole = "".join(part["text"] for part in content if part["type"] == "text")
-        message = Message(role=self._role, content=whole if plain else content)
+        parts = [(part, "".join(pieces)) for part, pieces in self._parts]
+        if all(part is _TEXT for part, _ in parts):
+            content: Content = "".join([text for _, text in parts])
+        else:
+            content = [
+                TextPart(type="text", text=text) if part is _TEXT else ThinkingPart(type="thinking", thinking=text)
+                for part, text in parts
+            ]
+        message = Message(role=self._role, content=content)
         calls = [call for call in self._calls if isinstance(call, ToolCall)]
         unparsed = [call for call in self._calls if isinstance(call, UnparsedToolCall)]
         if calls:

@@ -41,10 +41,13 @@ def write_json_call(call: ToolCall) -> str:
     return f'{{"name": "{checked_name(call.function.name)}", "arguments": {call.function.arguments}}}'
 
 
+_AS_WRITTEN = re.compile(r'\s*\{"name": "([^"\\]+)", "arguments": (.*)\}\s*', re.DOTALL)
+
+
 def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
     """The inverse of `write_json_call`; arguments keep the spelling they were sampled with."""
     (body,) = fields
-    written = re.fullmatch(r'\s*\{"name": "([^"\\]+)", "arguments": (.*)\}\s*', body, re.DOTALL)
+    written = _AS_WRITTEN.fullmatch(body)
     if written and is_object(written[2]):
         return ToolCall(ToolCall.FunctionBody(written[1], written[2]))
     try:
