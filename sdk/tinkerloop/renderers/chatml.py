@@ -36,13 +36,10 @@ class ChatML(base.Renderer):
     def message(self, conversation: Conversation, index: int) -> Pieces:
         message = conversation[index]
         if message.role == "tool":
-            yield from self.tool_result(conversation, index)
-        elif message.role == "system" and index == 0:
-            yield from self.system(conversation, message)
-        else:
-            yield scaffold(self.header(message.role))
-            yield from self.content(message)
-            yield from self.end
+            return self.tool_result(conversation, index)
+        if message.role == "system" and index == 0:
+            return self.system(conversation, message)
+        return (scaffold(self.header(message.role)), *self.content(message), *self.end)
 
     def after_reply(self, conversation: Conversation, index: int) -> Pieces:
         return self.end[1:]
