@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
     """Ask glibc's allocator, for the whole process, to give no memory back to the system.
 
     It would return and fault in again the same few hundred MB at every step, two lanes contending for the page tables:
-    5 to 8 % of a small model's step. Elsewhere than on glibc nothing is done.
+    2 to 8 % of a small model's step, the more the busier the machine. Elsewhere than on glibc nothing is done.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST)

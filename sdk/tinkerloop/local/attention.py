@@ -41,12 +41,13 @@ def attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    asking: Sequence[NDArray[np.int64] | None] | None = None,
+    asking: Sequence[NDArray[np.int64]] | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention: (B, T, heads, D). Dropout is never applied: Tinker trains without it.
 
-    `asking` may say for each packed sequence at which positions the result is wanted; it is anything elsewhere.
+    `asking`, on the CPU in float32, says for each packed sequence at which positions the result is wanted; elsewhere it
+    is anything.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     special = softcap is not None or s_aux is not None
@@ -56,21 +57,20 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **kwargs)
     grouped = query.shape[1] != key.shape[1]
     lengths = attention_mask.flatten().tolist()
-    asking = [None] * len(lengths) if asking is None else asking
-    blocks = query.requires_grad and query.device.type == "cpu" and query.dtype == torch.float32
     # Positions first, as the projections lay them out: cutting and joining then copies whole stretches, if at all.
-    parts = zip(*(x.transpose(1, 2).split(lengths, 1) for x in (query, key, value)), asking, strict=True)
+    parts = zip(*(x.transpose(1, 2).split(lengths, 1) for x in (query, key, value)), strict=True)
     outputs = []
-    for *rows, some in parts:
+    for i, rows in enumerate(parts):
         q, k, v = (row.transpose(1, 2) for row in rows)
         length = q.shape[2]
+        at = asking[i] if asking is not None and query.requires_grad else None
         band = None
         if sliding_window is not None and length > sliding_window:
             band = _band(length, sliding_window, q.device)
         if special:
             outputs.append(_eager(q, k, v, band, scale, softcap, s_aux))
-        elif blocks and band is None and some is not None and length >= MIN_ASKED:
-            outputs.append(causal_attention(q, k, v, scale, some))
+        elif at is not None and band is None and length >= MIN_ASKED:
+            outputs.append(causal_attention(q, k, v, scale, at))
         else:
             outputs.append(
                 scaled_dot_product_attention(

@@ -36,7 +36,8 @@ def _equal(norm: nn.Module) -> RMSNorm | None:
     """Our norm on the same weight, if the two agree."""
     weight = getattr(norm, "weight", None)
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    if not isinstance(weight, nn.Parameter) or not isinstance(eps, float) or len(_arguments(norm)) != 1:
+    arguments = inspect.signature(norm.forward).parameters
+    if not isinstance(weight, nn.Parameter) or not isinstance(eps, float) or len(arguments) != 1:
         return None
     if weight.ndim != 1 or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return None
@@ -48,10 +49,6 @@ def _equal(norm: nn.Module) -> RMSNorm | None:
         if torch.allclose(ours(x), expected, rtol=1e-5, atol=1e-6):
             return ours
     return None
-
-
-def _arguments(norm: nn.Module) -> list[str]:
-    return list(inspect.signature(norm.forward).parameters)
 
 
 def normalise(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -106,12 +106,11 @@ def _score(replica: Replica, examples: Mapping[int, Example], work: Pass, scores
     targets = Targets.of(members, device)
     inputs = _with_segments(targets.inputs, batch, work.loss)
     active = _active(inputs, work.loss)
-    skip = work.skips
-    if skip and not active.any():
+    if work.skips and not active.any():
         lp = torch.full(targets.targets.shape, SKIPPED, device=device)
     else:
-        with replica.only(active if skip else None):
-            lp = _micro_batch(replica, batch, targets.targets, inputs, active, skip, work)
+        with replica.only(active if work.skips else None):
+            lp = _micro_batch(replica, batch, targets.targets, inputs, active, work)
     loss = work.loss.elementwise(lp, inputs, work.config)
     if work.name == "ppo":
         scores.sums.update(ppo_metrics(lp, inputs, work.config))
@@ -133,10 +132,9 @@ def _micro_batch(
     targets: torch.Tensor,
     inputs: Mapping[str, torch.Tensor],
     active: torch.Tensor,
-    skip: bool,
     work: Pass,
 ) -> torch.Tensor:
-    """The log-probabilities of targets (T, K), with `skip` where `active` only; gradients go to the bound buffers."""
+    """The log-probabilities of targets (T, K), only where `active` if `work` skips; gradients go to the buffers."""
     active_rows, idle_rows = active.nonzero().flatten(), (~active).nonzero().flatten()
     lp = torch.full(targets.shape, SKIPPED, device=targets.device)
     backward = work.backward and len(active_rows) > 0
@@ -144,7 +142,7 @@ def _micro_batch(
         hidden = replica.hidden(batch)
     h = hidden.detach()
     with torch.no_grad():
-        if len(idle_rows) and not skip:
+        if len(idle_rows) and not work.skips:
             lp[idle_rows] = replica.head.logprobs(h, targets, idle_rows)
         if not backward or work.loss.whole_datum:
             lp[active_rows] = replica.head.logprobs(h, targets, active_rows)

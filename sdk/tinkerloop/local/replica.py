@@ -42,10 +42,10 @@ class Replica:
         self.head = Head(output, *_logit_transform(module.config.get_text_config()))
         self._active: torch.Tensor | None = None  # (T,)
         self._last, self._on_active = _last_layer(module)
-        if self._last is None and self._on_active:
-            (block,) = (module.get_submodule(name) for name in self._on_active)
-            block.register_forward_pre_hook(self._take_active)
-            block.register_forward_hook(self._put_active)
+        if self._last is None:  # a layer of ours sees to it itself
+            for block in map(module.get_submodule, self._on_active):
+                block.register_forward_pre_hook(self._take_active)
+                block.register_forward_hook(self._put_active)
 
     def copy(self) -> Replica:
         """Another one on the same weights; nothing may be bound."""
@@ -75,10 +75,11 @@ class Replica:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The last hidden states (T, H) of a packed batch; with autograd if it is enabled and gradients are bound."""
+        some = every = batch.segments
+        if self._active is not None:
+            some = [int(part.sum()) for part in self._active.split(every)]
         for name, layer in self.layers.items():
-            layer.segments = batch.segments
-            if self._active is not None and name.startswith(self._on_active):
-                layer.segments = [int(part.sum()) for part in self._active.split(batch.segments)]
+            layer.segments = some if name.startswith(self._on_active) else every
         if self._last is not None:
             self._last.active = self._active
         output = self.trunk(
