@@ -1,6 +1,7 @@
 """Training throughput and memory of the embedded engine beside what one would otherwise run on the same machine.
 
     python benchmarks/engine.py [--variants ours,trl-packing,...] [--rounds 3] [--vocab 4096] [--peers DIR]
+    python benchmarks/engine.py --device cuda --shape 0.6b --vocab 151936 --variants ours,peft-sorted,trl-packing ...
 
 The work: conversations of lognormal length (median 180, at most 1024 tokens), batches of 32, LoRA rank 32 on all linear
 layers but the output one (PEFT's "all-linear", which TRL uses too; "ours-unembed" and SkyRL, as Tinker's clients do by
@@ -20,7 +21,9 @@ together (median of 20).
   compiles a step for each such length: the first two batches have the two that occur, 1024 and 768. Memory and
   processor time are the server's and the client's together.
 
-"-onednn" variants call torch.set_float32_matmul_precision("medium") in their own process.
+"-onednn" variants call torch.set_float32_matmul_precision("medium") in their own process. On a GPU the base is bfloat16
+and the adapters are float32, the peers run under autocast, a micro-batch has 16,384 tokens, and the peak memory is the
+GPU's.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ VARIANTS = (
     "trl-default",
     "trl-accumulated",
     "trl-grouped",
+    "trl-grouped-16",
     "trl-packing",
     "trl-grouped-onednn",
     "trl-packing-onednn",
@@ -68,6 +72,11 @@ TRL: dict[str, dict[str, object]] = {
     "trl-grouped": {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 8,
+        "train_sampling_strategy": "group_by_length",
+    },
+    "trl-grouped-16": {
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 2,
         "train_sampling_strategy": "group_by_length",
     },
     "trl-packing": {"packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 7},
@@ -104,43 +113,77 @@ def _tokens(batch: Sequence[Conversation]) -> int:
     return sum(len(c.tokens) for c in batch)
 
 
-def write_model(folder: Path, vocab: int) -> None:
+SHAPES: dict[str, dict[str, int | bool]] = {
+    "small": {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "tie_word_embeddings": False,
+    },
+    # Qwen3-0.6B's
+    "0.6b": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all variants of a run share."""
+
+    folder: Path
+    vocab: int
+    device: str
+    threads: int
+
+    @property
+    def dtype(self) -> str:
+        return "bfloat16" if self.device == "cuda" else "float32"
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a micro-batch."""
+        return 16384 if self.device == "cuda" else 2048
+
+
+def write_model(folder: Path, vocab: int, shape: str = "small", dtype: str = "float32") -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from tinkerloop.local.tiny import tiny_tokenizer
 
     config = Qwen3Config(
-        vocab_size=vocab,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        eos_token_id=1,
-        pad_token_id=0,
+        vocab_size=vocab, max_position_embeddings=2048, eos_token_id=1, pad_token_id=0, **SHAPES[shape]
     )
     torch.manual_seed(0)
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    Qwen3ForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 
 # -- variants: each yields after every optimizer step the tokens that it trained on ------------------------------------
 
 
-def ours(folder: Path, skip: bool = True, unembed: bool = False) -> TrainingClient:
+def ours(setup: Setup, skip: bool = True, unembed: bool = False) -> TrainingClient:
     from tinkerloop.local import ServiceClient
 
-    service = ServiceClient(root=folder / "runs", device="cpu", skip_zero_weight=skip)
-    return service.create_lora_training_client(str(folder), rank=32, train_unembed=unembed)
+    service = ServiceClient(root=setup.folder / "runs", device=setup.device, skip_zero_weight=skip)
+    return service.create_lora_training_client(str(setup.folder), rank=32, train_unembed=unembed)
 
 
-def skyrl(folder: Path) -> TrainingClient:
+def skyrl(setup: Setup) -> TrainingClient:
     """SkyRL's API server and engine on a free port, until this process ends."""
     import tinker
+
+    folder = setup.folder
 
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -164,10 +207,10 @@ def skyrl(folder: Path) -> TrainingClient:
     return service.create_lora_training_client(str(folder), rank=32)
 
 
-CLIENTS: dict[str, Callable[[Path], TrainingClient]] = {
+CLIENTS: dict[str, Callable[[Setup], TrainingClient]] = {
     "ours": ours,
-    "ours-unembed": lambda folder: ours(folder, unembed=True),
-    "ours-all-positions": lambda folder: ours(folder, skip=False),
+    "ours-unembed": lambda setup: ours(setup, unembed=True),
+    "ours-all-positions": lambda setup: ours(setup, skip=False),
     "skyrl": skyrl,
 }
 
@@ -203,13 +246,13 @@ def latency(client: TrainingClient) -> float:
     return statistics.median(took[3:])
 
 
-def peft_loop(folder: Path, data: Sequence[Conversation], budget: int | None) -> Iterator[int]:
+def peft_loop(setup: Setup, data: Sequence[Conversation], budget: int | None) -> Iterator[int]:
     """Written by hand on transformers + PEFT: whole padded batches, or length-sorted ones of `budget` tokens."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(setup.folder, dtype=getattr(torch, setup.dtype)).to(setup.device)
     model = get_peft_model(base, LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     for batch in batches(data):
@@ -224,10 +267,13 @@ def peft_loop(folder: Path, data: Sequence[Conversation], budget: int | None) ->
                 groups[-1].append(c)
         for group in groups:
             width = max(len(c.tokens) for c in group)
-            ids = torch.tensor([c.tokens + [0] * (width - len(c.tokens)) for c in group])
-            mask = torch.tensor([[1] * len(c.tokens) + [0] * (width - len(c.tokens)) for c in group])
-            trained = torch.tensor([c.trained + [False] * (width - len(c.trained)) for c in group])
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+            ids = torch.tensor([c.tokens + [0] * (width - len(c.tokens)) for c in group], device=setup.device)
+            mask = torch.tensor(
+                [[1] * len(c.tokens) + [0] * (width - len(c.tokens)) for c in group], device=setup.device
+            )
+            trained = torch.tensor([c.trained + [False] * (width - len(c.trained)) for c in group], device=setup.device)
+            with torch.autocast(setup.device, torch.bfloat16, enabled=setup.device == "cuda"):
+                logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
             labels = ids[:, 1:].masked_fill(~trained[:, 1:], -100)
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
             loss.backward()
@@ -236,7 +282,7 @@ def peft_loop(folder: Path, data: Sequence[Conversation], budget: int | None) ->
         yield _tokens(batch)
 
 
-def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[int], bool], **options: object) -> None:
+def trl(setup: Setup, data: Sequence[Conversation], wait: Callable[[int], bool], **options: object) -> None:
     """TRL's SFTTrainer on the tokens as they are; `wait` gets each step's tokens and says whether to go on."""
     import torch
     from datasets import Dataset
@@ -253,12 +299,12 @@ def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[int], bool],
 
     rows = [{"input_ids": c.tokens, "completion_mask": [int(t) for t in c.trained]} for c in data]
     config = SFTConfig(
-        output_dir=str(folder / "trl"),
+        output_dir=str(setup.folder / "trl"),
         max_length=1024,
         max_steps=10_000,
         report_to=[],
-        use_cpu=True,
-        bf16=False,
+        use_cpu=setup.device == "cpu",
+        bf16=setup.device == "cuda",
         gradient_checkpointing=False,
         save_strategy="no",
         logging_strategy="no",
@@ -270,10 +316,10 @@ def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[int], bool],
         **{"per_device_train_batch_size": BATCH, **options},
     )
     SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(setup.folder, dtype=getattr(torch, setup.dtype)),
         args=config,
         train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(folder),
+        processing_class=AutoTokenizer.from_pretrained(setup.folder),
         peft_config=LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"),
         callbacks=[Turn()],
     ).train()
@@ -282,8 +328,8 @@ def trl(folder: Path, data: Sequence[Conversation], wait: Callable[[int], bool],
 # -- one process: does a step whenever told to -----------------------------------------------------------------------
 
 
-def usage() -> tuple[float, float]:
-    """Peak memory in GB and processor seconds of this process and those below it."""
+def usage(device: str) -> tuple[float, float]:
+    """Peak memory in GB and processor seconds of this process and those below it; of a GPU, what torch had of it."""
     memory, ticks, family = 0, 0, [os.getpid()]
     for pid in family:  # grows while it is walked
         status = Path(f"/proc/{pid}/status").read_text()
@@ -291,14 +337,18 @@ def usage() -> tuple[float, float]:
         ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
             family += map(int, children.read_text().split())
+    if device == "cuda":
+        import torch
+
+        memory = torch.cuda.max_memory_reserved() / 2**10
     return memory / 2**20, ticks / os.sysconf("SC_CLK_TCK")
 
 
-def child(variant: str, folder: Path, vocab: int, threads: int, started: float) -> None:
-    data = conversations(512, vocab)
+def child(variant: str, setup: Setup, started: float) -> None:
+    data = conversations(512, setup.vocab)
 
     def report(tokens: int) -> bool:
-        memory, processor = usage()
+        memory, processor = usage(setup.device)
         now = {"done": time.time() - started, "tokens": tokens, "memory": memory, "processor": processor}
         print(json.dumps(now), flush=True)
         return bool(sys.stdin.readline())
@@ -306,16 +356,16 @@ def child(variant: str, folder: Path, vocab: int, threads: int, started: float) 
     if variant != "skyrl":
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(setup.threads)
         if variant.endswith("-onednn"):
             torch.set_float32_matmul_precision("medium")
             variant = variant.removesuffix("-onednn")
     if variant.startswith("trl"):
-        trl(folder, data, report, **TRL[variant])
+        trl(setup, data, report, **TRL[variant])
     elif variant.startswith("peft"):
-        all(map(report, peft_loop(folder, data, 2048 if variant == "peft-sorted" else None)))
+        all(map(report, peft_loop(setup, data, setup.budget if variant == "peft-sorted" else None)))
     else:
-        client = CLIENTS[variant](folder)
+        client = CLIENTS[variant](setup)
         all(map(report, client_loop(client, data)))
         print(json.dumps({"latency": latency(client)}), flush=True)
 
@@ -373,15 +423,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each variant")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the model")
     parser.add_argument("--peers", type=Path, help="folder of the peers' packages")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         variant, folder, started = args.child
-        child(variant, Path(folder), args.vocab, args.threads, float(started))
+        child(variant, Setup(Path(folder), args.vocab, args.device, args.threads), float(started))
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_model(Path(folder), args.vocab)
+        setup = Setup(Path(folder), args.vocab, args.device, args.threads)
+        write_model(setup.folder, args.vocab, args.shape, setup.dtype)
         processes = []
         for name in args.variants.split(","):
             # NPROC is XLA's number of threads.
@@ -393,7 +446,7 @@ def main() -> None:
                 environment.pop("PYTHONPATH", None)
                 python = str(args.peers / "skyrl" / "bin" / "python")
             command = [python, __file__, "--vocab", str(args.vocab), "--threads", str(args.threads)]
-            command += ["--child", name, folder, str(time.time())]
+            command += ["--device", args.device, "--child", name, folder, str(time.time())]
             handle = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
             )

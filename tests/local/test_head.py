@@ -36,7 +36,7 @@ def test_tiles_give_what_whole_logits_give(tmp_path, datum, adam, monkeypatch, a
     folder = write_model(architecture, tmp_path / "base")
     data = [datum(0, 40), datum(1, 9, [0.0, -1.0, 2.0] * 3)]
     whole, expected, scored = passes(tmp_path, folder, rank, data, adam)
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 40 * head.MIN_CHUNK)
+    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", 40 * head.MIN_CHUNK)
     monkeypatch.setattr(head, "TILE", 50)  # 6 of them, the last not full
     tiled, gradient, scored_tiled = passes(tmp_path, folder, rank, data, adam)
     for a, b in zip(whole, tiled, strict=True):
@@ -52,7 +52,7 @@ def test_targets_in_several_tiles_and_twice_in_one(tmp_path, tokens, adam, monke
     inputs = {"target_tokens": targets, "weights": weights}
     data = [tinker.Datum(model_input=tinker.ModelInput.from_ints(tokens(4, 12)), loss_fn_inputs=inputs)]
     whole, expected, _ = passes(tmp_path, "tiny", 4, data, adam)
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 40 * head.MIN_CHUNK)
+    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", 40 * head.MIN_CHUNK)
     monkeypatch.setattr(head, "TILE", 50)
     tiled, gradient, _ = passes(tmp_path, "tiny", 4, data, adam)
     np.testing.assert_allclose(tiled[0], whole[0], atol=2e-5)

@@ -52,6 +52,20 @@ class HalfRMSNorm(nn.Module):
         return nn.functional.rms_norm(x, (4,), self.weight, self.eps) / 2
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_a_model_keeps_its_numbers(tmp_path, dtype):
+    folder = write_model("qwen3", tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to("cuda").eval()
+    ids = torch.arange(1, 9, device="cuda")[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        norms.take_over(model)
+        tolerance = 1e-4 if dtype == torch.float32 else 0.05
+        torch.testing.assert_close(model(ids).logits, expected, rtol=tolerance, atol=tolerance)
+    assert sum(isinstance(part, norms.RMSNorm) for part in model.modules()) == 9
+
+
 @pytest.mark.parametrize("part", [HalfRMSNorm(), nn.RMSNorm(4, 1e-6, dtype=torch.bfloat16)])
 def test_what_gives_other_numbers_or_has_another_type_is_left(part):
     model = nn.Sequential(part)

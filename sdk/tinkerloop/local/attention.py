@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tinkerloop.local.causal import causal_attention
+from tinkerloop.local.varlen import varlen_attention
 
 NAME = "tinkerloop"
 
@@ -57,6 +58,9 @@ def attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **kwargs)
     grouped = query.shape[1] != key.shape[1]
     lengths = attention_mask.flatten().tolist()
+    if query.device.type == "cuda" and not special:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return varlen_attention(q, k, v, lengths, scale, sliding_window)[None], None
     # Positions first, as the projections lay them out: cutting and joining then copies whole stretches, if at all.
     parts = zip(*(x.transpose(1, 2).split(lengths, 1) for x in (query, key, value)), strict=True)
     outputs = []

@@ -26,12 +26,13 @@ LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen
 
 
 def take_over(module: nn.Module) -> None:
-    """Let these layers run as said where their norms are ours: `norms.take_over` has looked at device and type."""
+    """Let these layers run as said on the CPU where their norms are ours, which says that they are of float32."""
     for layer in module.modules():
         if type(layer).__name__ not in LAYERS:
             continue
         known = cast(Any, layer)
-        if isinstance(known.input_layernorm, RMSNorm) and type(known.mlp.act_fn).__name__ == "SiLUActivation":
+        norm, activation = known.input_layernorm, type(known.mlp.act_fn).__name__
+        if isinstance(norm, RMSNorm) and norm.weight.is_cpu and activation == "SiLUActivation":
             # A subclass of its own class: names, copies and what transformers asks of it stay as they are.
             layer.__class__ = type(type(layer).__name__, (DecoderLayer, type(layer)), {})
 

@@ -57,7 +57,7 @@ class ExpertWeights:
         delta = torch.einsum(f"ore,eri->{'eio' if self.transposed else 'eoi'}", self._b(b), self._a(a))
         self.fold_buffer.copy_(self.weight.detach() + scale * delta)
         grad_a, grad_b = gradients if gradients is not None else (None, None)
-        self.slot = Slot(a.detach().requires_grad_(), b, scale, grad_a, grad_b, self.fold_buffer)
+        self.slot = Slot(a.detach().requires_grad_(), b, (a.detach(), b), scale, grad_a, grad_b, self.fold_buffer)
 
     def _before_forward(self, module: nn.Module, args: object) -> None:
         # An instance attribute shadows the parameter of the same name, and autograd sees W' as made from A.

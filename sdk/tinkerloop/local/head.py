@@ -19,8 +19,8 @@ import torch
 
 from tinkerloop.local.lora import LoRALinear
 
-CHUNK_ELEMENTS = 4 * 2**20
-"""Logits held at a time (16 MB in float32)."""
+CHUNK_ELEMENTS = {"cpu": 4 * 2**20, "cuda": 2**27}
+"""Logits held at a time, by device type: 16 MB in float32, what a core's caches still help with; 512 MB on a GPU."""
 MIN_CHUNK = 128
 """Rows of a chunk, at least."""
 TILE = 2048
@@ -40,8 +40,12 @@ class Head:
         return self._cap(self.layer.product(hidden)[0].float())
 
     @property
+    def chunk_elements(self) -> int:
+        return CHUNK_ELEMENTS.get(self.layer.weight.device.type, CHUNK_ELEMENTS["cpu"])
+
+    @property
     def tiled(self) -> bool:
-        return self.layer.out_features > CHUNK_ELEMENTS // MIN_CHUNK
+        return self.layer.out_features > self.chunk_elements // MIN_CHUNK
 
     def chunks(self, counts: Sequence[int], columns: int | None = None) -> Iterator[tuple[slice, list[int]]]:
         """Cut rows, `counts` of each datum, into chunks: (which rows, how many of each datum).
@@ -49,7 +53,7 @@ class Head:
         `columns` are held of each row (None: all logits). A datum is cut at fixed distances from its own start, so its
         results do not depend on its neighbours.
         """
-        limit = max(MIN_CHUNK, CHUNK_ELEMENTS // (columns or self.layer.out_features))
+        limit = max(MIN_CHUNK, self.chunk_elements // (columns or self.layer.out_features))
         start, held = 0, []
         for count in counts:
             while count:

@@ -72,12 +72,16 @@ class Example:
         """(N,) whether the position before a picture's is all there is to predict: no text."""
         return np.append(self.input.on_picture[1:], False)
 
+    def driven(self, name: str) -> NDArray[np.bool_]:
+        """(N,) whether the loss input `name` is anything but 0 at a position."""
+        return (self.inputs[name].reshape(len(self), -1) != 0).any(axis=1, keepdims=True)[:, 0]
+
     def until_last(self, name: str) -> Example:
         """Without what comes after the last position whose loss input `name` is not 0: nothing before looks there.
 
         One position is kept in any case, and pictures are kept whole.
         """
-        driven = np.flatnonzero(self.inputs[name].reshape(len(self), -1).any(axis=1))
+        driven = np.flatnonzero(self.driven(name))
         end = int(driven[-1]) + 1 if len(driven) else 1
         for start, picture in zip(self.input.starts, self.input.pictures, strict=True):
             if start < end:

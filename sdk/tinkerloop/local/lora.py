@@ -2,7 +2,8 @@
 
 When the base is float32 and small enough, W' is computed once per change of the adapter ("folded"): the forward pass is
 then one matrix product, and only the gradients of A and B are ever formed. Otherwise the two thin products run beside
-the frozen one, which keeps a bf16 base from rounding the adapter away.
+the frozen one, in its precision: beside a bf16 base, bf16 roundings of A and B, which are kept and trained in float32
+with gradients summed in float32 or more. Rounding W' instead would lose what is small beside W.
 
 Splitting a batch must not change the update, and Adam turns the rounding noise of a near-zero gradient into a full
 step. So on the CPU each datum's gradient is its own product of fixed shape, and datums are summed in float64: however
@@ -52,6 +53,7 @@ class Slot:
 
     a: torch.Tensor  # (rank, in), requires grad so that autograd calls backward
     b: torch.Tensor  # (out, rank)
+    thin: tuple[torch.Tensor, torch.Tensor]  # A and B as products take them: in the precision of W
     scale: float
     grad_a: torch.Tensor | None  # float64
     grad_b: torch.Tensor | None
@@ -65,8 +67,9 @@ class Slot:
             folded = self.folded[outputs]
         elif weight.dtype == torch.float32:
             folded = torch.addmm(weight.detach(), b, self.a.detach(), alpha=self.scale)
+        thin = (self.thin[0], self.thin[1][outputs])
         grad_b = None if self.grad_b is None else self.grad_b[outputs]
-        return Slot(self.a, b, self.scale, self.grad_a, grad_b, folded)
+        return Slot(self.a, b, thin, self.scale, self.grad_a, grad_b, folded)
 
     def add_gradient(
         self, x: torch.Tensor, x_a: torch.Tensor, grad_y: torch.Tensor, low: torch.Tensor, segments: Sequence[int]
@@ -80,10 +83,11 @@ class Slot:
         if sum(segments) != len(x):
             segments = [len(x)]
         # Scaled as float32: a sum of such numbers in float64 is exact but for freaks, so their order does not show.
-        split = (rows.split(list(segments)) for rows in (x, x_a * self.scale, grad_y, low * self.scale))
-        for x_part, x_a_part, grad_part, low_part in zip(*split, strict=True):
-            self.grad_b += _aligned(grad_part).T @ _aligned(x_a_part)
-            self.grad_a += _aligned(low_part).T @ _aligned(x_part)
+        for x_part, x_a_part, grad_part, low_part in zip(
+            *(rows.split(list(segments)) for rows in (x, x_a, grad_y, low)), strict=True
+        ):
+            self.grad_b += _over_rows(grad_part, x_a_part).mul_(self.scale)
+            self.grad_a += _over_rows(low_part, x_part).mul_(self.scale)
 
 
 def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
@@ -91,6 +95,15 @@ def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
     some = nn.Parameter(parameter.data[part], requires_grad=parameter.requires_grad)
     some.grad = None if parameter.grad is None else parameter.grad[part]
     return some
+
+
+def _over_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a^T b (m, n) for a (T, m) and b (T, n), in float32 whatever theirs is."""
+    if a.dtype == torch.float32:
+        return _aligned(a).T @ _aligned(b)
+    if a.device.type == "cuda":
+        return torch.mm(a.T, b, out_dtype=torch.float32)
+    return a.T.float() @ b.float()
 
 
 def _aligned(rows: torch.Tensor) -> torch.Tensor:
@@ -134,7 +147,8 @@ class LoRALinear(nn.Linear):
                 self.fold_buffer = torch.empty_like(self.weight, requires_grad=False)
             folded = torch.addmm(self.weight.detach(), b, a, alpha=scale, out=self.fold_buffer)
         grad_a, grad_b = gradients if gradients is not None else (None, None)
-        self.slot = Slot(a.detach().requires_grad_(), b, scale, grad_a, grad_b, folded)
+        thin = a.detach().to(self.weight.dtype), b.to(self.weight.dtype)
+        self.slot = Slot(a.detach().requires_grad_(), b, thin, scale, grad_a, grad_b, folded)
 
     def tiles(self, size: int) -> Iterator[tuple[int, LoRALinear]]:
         """(first output, the layer of at most `size` outputs from there), on the same numbers and buffers."""
@@ -166,10 +180,9 @@ class LoRALinear(nn.Linear):
         y = F.linear(x, weight, self.bias)
         if slot is None or slot.folded is not None:
             return y, None
-        x_a = x.to(slot.a.dtype) @ slot.a.detach().T
-        if y.dtype == slot.b.dtype:
-            return y.addmm_(x_a, slot.b.T, alpha=slot.scale), x_a
-        return y + ((x_a @ slot.b.T) * slot.scale).to(y.dtype), x_a
+        a, b = slot.thin
+        x_a = x @ a.T
+        return y.addmm_(x_a, b.T, alpha=slot.scale), x_a
 
     def product_backward(
         self,
@@ -194,14 +207,14 @@ class LoRALinear(nn.Linear):
                 if self.bias is not None and self.bias.grad is not None:
                     self.bias.grad += grad_y.sum(0)
             return grad_y @ self.weight.detach() if need_x else None
-        a, grad, x_wide = slot.a.detach(), grad_y.to(slot.b.dtype), x.to(slot.a.dtype)
-        low = grad @ slot.b  # (T, rank)
-        slot.add_gradient(x_wide, x_wide @ a.T if x_a is None else x_a, grad, low, segments)
+        a, b = slot.thin
+        low = grad_y @ b  # (T, rank)
+        slot.add_gradient(x, x @ a.T if x_a is None else x_a, grad_y, low, segments)
         if not need_x:
             return None
         if slot.folded is not None:
             return grad_y @ slot.folded
-        return grad_y @ self.weight.detach() + ((low @ a) * slot.scale).to(grad_y.dtype)
+        return (grad_y @ self.weight.detach()).addmm_(low, a, alpha=slot.scale)
 
 
 class _Adapted(torch.autograd.Function):

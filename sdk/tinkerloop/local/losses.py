@@ -72,13 +72,14 @@ def _dro(lp: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
 
 def _gspo(lp: torch.Tensor, inputs: Inputs, config: Config) -> torch.Tensor:
     """`inputs["segment"]` (T,) says which datum a position belongs to."""
-    mask = (inputs["sequence_ratio_mask"] != 0).to(lp.dtype)
+    # In float64 it does not show in which order a GPU adds a datum's positions.
+    mask = (inputs["sequence_ratio_mask"] != 0).double()
     segment = inputs["segment"]
     count = int(segment[-1]) + 1
     log_ratio = (lp.detach() - inputs["logprobs"]) * mask
-    total = lp.new_zeros(count, lp.shape[1]).index_add_(0, segment, log_ratio)
-    positions = lp.new_zeros(count, lp.shape[1]).index_add_(0, segment, mask)
-    sequence_ratio = torch.exp(total / positions.clamp(min=1))[segment]
+    total = mask.new_zeros(count, lp.shape[1]).index_add_(0, segment, log_ratio)
+    positions = mask.new_zeros(count, lp.shape[1]).index_add_(0, segment, mask)
+    sequence_ratio = torch.exp(total / positions.clamp(min=1)).to(lp.dtype)[segment]
     return _clipped(sequence_ratio * torch.exp(lp - lp.detach()), inputs["advantages"], config)
 
 

@@ -1,7 +1,8 @@
-"""RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) in float32 on the CPU with a backward pass of its own.
+"""RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) in one step forward and one back.
 
-Autograd goes back through the six operations of a norm one by one and keeps what lies between them: three to six times
-the time of this, and in a small model more than a twentieth of a step.
+Autograd goes back through the six operations of a norm one by one and keeps what lies between them. On the CPU that
+takes three to six times the time of the backward pass here, in a small model more than a twentieth of a step; on a GPU
+nine times that of torch's own kernel, in a model of 0.6 billion weights a third of a step.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import inspect
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
@@ -21,32 +23,39 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight + self.offset if self.offset else self.weight
+        if x.device.type == "cuda":
+            return F.rms_norm(x, weight.shape, weight, self.eps)
         return _Normalised.apply(x, weight, self.eps)  # type: ignore[return-value]
 
 
 def take_over(module: nn.Module) -> None:
-    """Replace every RMSNorm of a float32 model on the CPU that gives the numbers of ours, whatever its class."""
+    """Replace every RMSNorm that gives the numbers of ours, whatever its class: of float32 on the CPU, or on a GPU."""
+    dtype = next(module.parameters()).dtype
     for name, part in list(module.named_modules()):
-        if type(part).__name__.endswith("RMSNorm") and (ours := _equal(part)) is not None:
+        if type(part).__name__.endswith("RMSNorm") and (ours := _equal(part, dtype)) is not None:
             module.set_submodule(name, ours)
 
 
 @torch.no_grad()
-def _equal(norm: nn.Module) -> RMSNorm | None:
-    """Our norm on the same weight, if the two agree."""
+def _equal(norm: nn.Module, dtype: torch.dtype) -> RMSNorm | None:
+    """Our norm on the same weight, if the two agree on numbers of this type."""
     weight = getattr(norm, "weight", None)
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     arguments = inspect.signature(norm.forward).parameters
     if not isinstance(weight, nn.Parameter) or not isinstance(eps, float) or len(arguments) != 1:
         return None
-    if weight.ndim != 1 or weight.device.type != "cpu" or weight.dtype != torch.float32:
+    wide = dtype == torch.float32
+    if weight.ndim != 1 or weight.dtype != dtype or not (weight.device.type == "cuda" or (wide and weight.is_cpu)):
         return None
     # The last row is so small that eps counts.
     x = torch.linspace(-2, 3, 3 * len(weight)).view(3, -1) * torch.tensor([[1.0], [30.0], [eps**0.5]])
+    x = x.to(weight)
     expected = norm(x)
-    for offset in (0.0, 1.0):
+    # Models round narrow numbers twice, the kernel once; and 1 + weight such numbers do not hold.
+    tolerance, offsets = (1e-5, (0.0, 1.0)) if wide else (2 * torch.finfo(dtype).eps, (0.0,))
+    for offset in offsets:
         ours = RMSNorm(weight, eps, offset)
-        if torch.allclose(ours(x), expected, rtol=1e-5, atol=1e-6):
+        if torch.allclose(ours(x), expected, rtol=tolerance, atol=1e-6):
             return ours
     return None
 

@@ -105,7 +105,7 @@ def _score(replica: Replica, examples: Mapping[int, Example], work: Pass, scores
     batch = Batch.of([example.input for example in members], device)
     targets = Targets.of(members, device)
     inputs = _with_segments(targets.inputs, batch, work.loss)
-    active = _active(inputs, work.loss)
+    active = _active(members, work.loss)
     if work.skips and not active.any():
         lp = torch.full(targets.targets.shape, SKIPPED, device=device)
     else:
@@ -118,12 +118,11 @@ def _score(replica: Replica, examples: Mapping[int, Example], work: Pass, scores
     scores.losses.update(zip(examples, loss.cpu().split(batch.lengths), strict=True))
 
 
-def _active(inputs: Mapping[str, torch.Tensor], loss: Loss) -> torch.Tensor:
-    """Where the loss depends on the log-probabilities, (T,)."""
+def _active(examples: Sequence[Example], loss: Loss) -> torch.Tensor:
+    """Where the loss depends on the log-probabilities, (T,), on the CPU."""
     if loss.driver is None:
-        some = next(iter(inputs.values()))
-        return torch.ones(len(some), dtype=torch.bool, device=some.device)
-    return (inputs[loss.driver] != 0).any(1)
+        return torch.ones(sum(map(len, examples)), dtype=torch.bool)
+    return torch.from_numpy(np.concatenate([example.driven(loss.driver) for example in examples]))
 
 
 def _micro_batch(
@@ -135,7 +134,7 @@ def _micro_batch(
     work: Pass,
 ) -> torch.Tensor:
     """The log-probabilities of targets (T, K), only where `active` if `work` skips; gradients go to the buffers."""
-    active_rows, idle_rows = active.nonzero().flatten(), (~active).nonzero().flatten()
+    active_rows, idle_rows = (where.nonzero().flatten().to(targets.device) for where in (active, ~active))
     lp = torch.full(targets.shape, SKIPPED, device=targets.device)
     backward = work.backward and len(active_rows) > 0
     with torch.set_grad_enabled(backward):

@@ -40,7 +40,7 @@ class Replica:
             names = f"{type(module).__name__}: {type(output).__name__}"
             raise unsupported("an output layer that is not linear", names)
         self.head = Head(output, *_logit_transform(module.config.get_text_config()))
-        self._active: torch.Tensor | None = None  # (T,)
+        self._active: torch.Tensor | None = None  # (T,), on the CPU
         self._last, self._on_active = _last_layer(module)
         if self._last is None:  # a layer of ours sees to it itself
             for block in map(module.get_submodule, self._on_active):
@@ -65,7 +65,7 @@ class Replica:
     def only(self, active: torch.Tensor | None) -> Iterator[None]:
         """For one batch, forward and backward: hidden states are wanted only where `active` (T,) is true (None: all).
 
-        The last layer leaves out the others where it can: their states are meaningless.
+        It is on the CPU. The last layer leaves out the others where it can: their states are meaningless.
         """
         self._active = active
         try:

@@ -1,0 +1,136 @@
+"""Causal attention of all packed sequences in one kernel of a GPU, with a gradient that has the same bits every time.
+
+torch's own derivative of these kernels adds parts of a gradient in whatever order they are ready, so two equal runs
+drift apart, and a resumed run from the one that was interrupted. Both kernels can keep an order if they are asked.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_CAUSAL = 1  # custom_mask_type of the memory-efficient kernel
+
+
+def varlen_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    scale: float,
+    window: int | None = None,
+) -> torch.Tensor:
+    """softmax(scale * Q K^T) V within each sequence, where a position sees itself and what came before.
+
+    Args:
+        query: (T, H, D), sequences of `lengths` one after another.
+        key, value: (T, heads, D), where `heads` divides H; values may be of another width.
+        window: positions that are seen, a position's own included; None: all.
+
+    Returns: (T, H, width of the values).
+    """
+    kernel = _Flash if _suits_flash(query, value) else _Efficient
+    return kernel.apply(query, key, value, tuple(lengths), scale, window)  # type: ignore[return-value]
+
+
+def _suits_flash(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether the faster kernel takes these: its float types and widths, on an Ampere GPU or later."""
+    width = query.shape[-1]
+    return (
+        query.dtype in (torch.bfloat16, torch.float16)
+        and value.shape[-1] == width <= 256
+        and width % 8 == 0
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _bounds(lengths: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, int]:
+    """Where sequences begin and the last one ends, and the longest's length: the same in every layer of a pass."""
+    ends = torch.tensor((0, *lengths)).cumsum(0, dtype=torch.int32)
+    return ends.to(device), max(lengths)
+
+
+class _Flash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, lengths, scale, window):
+        bounds, longest = _bounds(lengths, q.device)
+        sides = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+        # (query, key, value, their bounds and longest sequences, dropout, causal); the backward pass takes the same.
+        ctx.fixed = (bounds, bounds, longest, longest, 0.0, True)
+        ctx.options = {"scale": scale, **sides}
+        out, log_sum, seed, unused, _ = torch.ops.aten._flash_attention_forward(
+            q, k, v, *ctx.fixed, False, **ctx.options
+        )
+        ctx.save_for_backward(q, k, v, out, log_sum, seed, unused)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):  # type: ignore[override]
+        q, k, v, out, log_sum, seed, unused = ctx.saved_tensors
+        with _deterministic():
+            grads = torch.ops.aten._flash_attention_backward(
+                grad.contiguous(), q, k, v, out, log_sum, *ctx.fixed, seed, unused, **ctx.options
+            )
+        return *grads, None, None, None
+
+
+class _Efficient(torch.autograd.Function):
+    """Takes float32 and any width, but each head its own keys and values."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, lengths, scale, window):
+        bounds, longest = _bounds(lengths, q.device)
+        ctx.group = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(ctx.group, 1) if ctx.group > 1 else x for x in (k, v))
+        ctx.options = {"scale": scale, "window_size": window}
+        out, log_sum, seed, offset, *ctx.longest = torch.ops.aten._efficient_attention_forward(
+            q[None], k[None], v[None], None, bounds, bounds, longest, longest, 0.0, _CAUSAL, True, **ctx.options
+        )
+        ctx.bounds = bounds
+        ctx.save_for_backward(q, k, v, out, log_sum, seed, offset)
+        return out[0]
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):  # type: ignore[override]
+        q, k, v, out, log_sum, seed, offset = ctx.saved_tensors
+        found = torch.ops.aten._efficient_attention_backward(
+            grad[None].contiguous(),
+            *(x[None] for x in (q, k, v)),
+            None,
+            out,
+            ctx.bounds,
+            ctx.bounds,
+            *ctx.longest,
+            log_sum,
+            0.0,
+            seed,
+            offset,
+            _CAUSAL,
+            False,
+            num_splits_key=1,  # more would add to a query's gradient side by side
+            **ctx.options,
+        )
+        grad_q, grad_k, grad_v = (x[0] for x in found[:3])
+        if ctx.group > 1:
+            grad_k, grad_v = (x.unflatten(1, (-1, ctx.group)).sum(2) for x in (grad_k, grad_v))
+        return grad_q, grad_k, grad_v, None, None, None
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """torch's switch is the process's: it is thrown for one operation, which has no argument for it."""
+    before: dict[str, Any] = {
+        "mode": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+    }
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(**before)
