@@ -4,8 +4,10 @@
 
 `--peers` is a folder into which `pip install --no-deps --target FOLDER tinker-cookbook` has been run; without it the
 Cookbook's rows are left out, and the table says so. Every row's ids are compared with ours before anything is timed.
-Rows take turns, ten conversations at a time, in another order each time, and the least time of all rounds counts for
-each row: what else runs on the machine only ever adds. Compare ratios, not absolute figures.
+Rows take turns, in another order each round. A turn renders the whole data set, as rendering one does: in turns of ten
+conversations the fastest rows would mostly be timed while the processor's caches still hold another row's tables. Each
+ten conversations are timed by themselves and the least time of all rounds counts: what else runs on the machine only
+ever adds. Compare ratios, not absolute figures.
 """
 
 from __future__ import annotations
@@ -43,19 +45,17 @@ def conversations(count: int, messages: int, words: int, seed: str) -> list[Mess
 
 
 def table(rows: dict[str, Callable[[Messages], Any]], chats: list[Messages], rounds: int, base: str) -> None:
-    """Times every row on every conversation, rows in turns, and prints the least of the rounds and ratios to `base`."""
-    taken = dict.fromkeys(rows, 0.0)
-    for start in range(0, len(chats), 10):
-        some = chats[start : start + 10]
-        least = dict.fromkeys(rows, math.inf)
-        for i in range(rounds):
-            for name in random.Random(f"{start}/{i}").sample(list(rows), len(rows)):
-                least[name] = min(least[name], seconds(lambda render=rows[name], some=some: [render(c) for c in some]))
-        for name in rows:
-            taken[name] += least[name]
+    """Times rows on all conversations, in turns; prints the least of the rounds, ten by ten, and ratios to `base`."""
+    blocks = [chats[start : start + 10] for start in range(0, len(chats), 10)]
+    least = {name: [math.inf] * len(blocks) for name in rows}
+    for i in range(rounds):
+        for name in random.Random(i).sample(list(rows), len(rows)):
+            taken = [seconds(lambda render=rows[name], some=some: [render(c) for c in some]) for some in blocks]
+            least[name] = list(map(min, least[name], taken))
+    total = {name: sum(each) for name, each in least.items()}
     print(f"| {'':46} | conv / CPU s | x {base} |\n|{'-' * 48}|-------------:|------:|")
-    for name, total in taken.items():
-        print(f"| {name:46} | {len(chats) / total:12,.0f} | {taken[base] / total:5.2f} |")
+    for name in rows:
+        print(f"| {name:46} | {len(chats) / total[name]:12,.0f} | {total[base] / total[name]:5.2f} |")
     print()
 
 
