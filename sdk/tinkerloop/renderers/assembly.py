@@ -38,7 +38,11 @@ class Kept(dict[str, list[int]]):
         return ids
 
 
-class _Items(dict[str, list[str | list[int]]]):
+Run = tuple[str, list[int] | None]
+"""Text, and its ids where they are known: of control tokens, images, and what the family wrote alone."""
+
+
+class _Items(dict[str, list[Run]]):
     """Trusted text -> control tokens, as ids, and the text between them, worked out on first use."""
 
     def __init__(self, ids: Mapping[str, int]):
@@ -47,17 +51,16 @@ class _Items(dict[str, list[str | list[int]]]):
         names = sorted(ids, key=len, reverse=True)  # the longest first, should one begin another
         self._control = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
-    def __missing__(self, text: str) -> list[str | list[int]]:
+    def __missing__(self, text: str) -> list[Run]:
         parts = self._control.split(text) if self._control else [text]
-        items = self[text] = [[self._ids[part]] if part in self._ids else part for part in parts if part]
+        items = self[text] = [("", [self._ids[part]]) if part in self._ids else (part, None) for part in parts if part]
         return items
 
 
 class Layout(NamedTuple):
     """Pieces, cut into what is encoded in one call each."""
 
-    runs: list[tuple[str, list[int] | None]]
-    """Text, and its ids where they are known: of control tokens, images, and what the family wrote alone."""
+    runs: list[Run]
     kinds: list[Kind]
     """What the tokens are, in order; adjacent ones differ."""
     begins: list[int]
@@ -119,33 +122,33 @@ class Assembler:
             if trusted:
                 items = items_of[text]
             elif text:
-                items = (text,)
+                items = ((text, None),)
             elif image is not None:
-                items = ([0] * (image.expected_tokens or 0),)
+                items = (("", [0] * (image.expected_tokens or 0)),)
             elif piece is SEAM:
                 items = _NOTHING
             else:
                 continue
             kind = (message, part)
             for item in items:
-                is_text = isinstance(item, str)
-                if open_run and not is_text:
+                text, ids = item
+                if open_run and ids is not None:
                     runs.append((open_run, constants[open_run] if own else None))
                     open_run, own = "", True
-                if kind != last and item:
+                if kind != last and (text or ids):
                     if open_run:
                         inside.append((len(kinds), len(open_run), own))
                     kinds.append(kind)
                     begins.append(len(runs))
                     last = kind
-                if is_text:
-                    open_run += item
+                if ids is None:
+                    open_run += text
                     own = own and trusted
                     continue
                 if image is not None:
                     images.append((len(runs), image))
-                if item:
-                    runs.append(("", item))
+                if ids:
+                    runs.append(item)
         return layout
 
     def _starts(self, layout: Layout, encoded: list[list[int]], at: list[int]) -> tuple[list[int], list[Kind]]:
@@ -191,7 +194,7 @@ class Assembler:
 
 
 _END = ((-1, SEAM),)
-_NOTHING: tuple[list[int]] = ([],)
+_NOTHING: tuple[Run] = (("", []),)
 _SCAFFOLD = Part.SCAFFOLD  # members of an enumeration are slow to look up
 
 

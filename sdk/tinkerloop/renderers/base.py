@@ -24,7 +24,7 @@ from tinkerloop.renderers.openai import from_openai_message, to_openai_message
 from tinkerloop.renderers.parsed import MessageDelta, Parsed
 from tinkerloop.renderers.parsing import ReplyParser
 from tinkerloop.renderers.rendered import Rendered
-from tinkerloop.renderers.segments import SEAM, Part, Piece, scaffold, text
+from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, scaffold, text
 from tinkerloop.renderers.splitting import split_examples
 from tinkerloop.renderers.types import Message, ToolSpec, TrainOnWhat
 from tinkerloop.renderers.vocabulary import Vocabulary
@@ -69,13 +69,12 @@ class Renderer(Format):
     def pieces(self, conversation: Conversation) -> list[tuple[int, Piece]]:
         """The whole conversation as (message index, piece), -1 for what is of no message."""
         pieces = list(zip(repeat(-1), self.preamble(conversation)))
-        for i in range(len(conversation)):
-            pieces += zip(repeat(i), self._pieces_of(conversation, i))
+        for i, message in enumerate(conversation.messages):
+            turn = self._assistant_turn if message.role == "assistant" else self.message
+            pieces += zip(repeat(i), turn(conversation, i))
         return pieces
 
-    def _pieces_of(self, conversation: Conversation, index: int) -> Iterable[Piece]:
-        if conversation.messages[index].role != "assistant":
-            return self.message(conversation, index)
+    def _assistant_turn(self, conversation: Conversation, index: int) -> Pieces:
         seam = (SEAM,) if conversation.is_final(index) else ()
         opening, reply = self.opening(conversation, index), self.reply(conversation, index)
         return chain(opening, seam, reply, self.after_reply(conversation, index))

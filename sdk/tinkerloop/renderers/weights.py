@@ -62,14 +62,15 @@ def message_weights(conversation: Conversation, train_on_what: TrainOnWhat | str
     except ValueError:
         raise RenderError(f"train_on_what={train_on_what!r}; known are {', '.join(TrainOnWhat)}") from None
     messages = conversation.messages
-    marked = [i for i, m in enumerate(messages) if m.trainable is not None]
+    marked = [m.trainable is not None for m in messages]
     if mode is TrainOnWhat.CUSTOMIZED:
-        if len(marked) < len(messages):
-            missing = min(set(range(len(messages))) - set(marked))
+        if not all(marked):
+            missing = marked.index(False)
             raise RenderError(f"messages[{missing}]: train_on_what='customized' needs 'trainable' on every message")
-    elif marked:
+    elif any(marked):
+        first = marked.index(True)
         raise RenderError(
-            f"messages[{marked[0]}] has 'trainable', which train_on_what={mode.value!r} does not read; use 'customized'"
+            f"messages[{first}] has 'trainable', which train_on_what={mode.value!r} does not read; use 'customized'"
         )
     match mode:
         case TrainOnWhat.LAST_ASSISTANT_MESSAGE:
