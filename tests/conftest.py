@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# The numbers that the tests know are the CPU's. A GPU that is named (CUDA_VISIBLE_DEVICES=0) is used, and tested.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
 import pytest
 from hypothesis import settings
 

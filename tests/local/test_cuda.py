@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from references import policy_datum
 from tiny_models import CONFIGS, write_model
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA_VISIBLE_DEVICES=0")
 
 NewClient = Callable[..., TrainingClient]
 

@@ -52,7 +52,7 @@ class HalfRMSNorm(nn.Module):
         return nn.functional.rms_norm(x, (4,), self.weight, self.eps) / 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA_VISIBLE_DEVICES=0")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_a_model_keeps_its_numbers(tmp_path, dtype):
     folder = write_model("qwen3", tmp_path)
