@@ -68,6 +68,9 @@ def test_a_bad_message_is_named_with_its_problem(message: dict[str, Any], proble
         ([{"type": "web_search"}], "needs a name"),
         ([{"name": "f", "parameters": [1]}], "JSON schema of an object"),
         ([{"name": "f", "parameters": {"properties": [1]}}], "JSON schema of an object"),
+        ([{"name": "f", "description": "\ud800"}], "'f' is not JSON in Unicode"),
+        ([{"name": "f", "parameters": {"properties": {"a": {"enum": {1}}}}}], "'f' is not JSON in Unicode: .*set"),
+        ([{"name": "f", "parameters": {"properties": {"a": {"default": float("nan")}}}}], "'f' is not JSON"),
     ],
 )
 def test_what_declares_no_tool_is_refused(tools: Any, problem: str) -> None:
@@ -207,3 +210,26 @@ def test_inline_reasoning_becomes_a_part_only_where_the_template_does_that() -> 
         ours = renderer(name)
         same = ours.build_supervised_example([USER, inline]) == ours.build_supervised_example([USER, apart])
         assert same is lifts, name
+
+
+@pytest.mark.parametrize("name", [None, 3])
+def test_what_is_no_name_finds_no_renderer(name: Any) -> None:
+    with pytest.raises(UnknownRendererError, match="a renderer has a name"):
+        get_renderer(name, everyones_tokenizer())
+
+
+@pytest.mark.parametrize("tokenizer", [None, "Qwen/Qwen3-8B"])
+def test_what_is_no_tokenizer_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(RenderError, match="expected a tokenizer, got"):
+        get_renderer("qwen3", tokenizer)
+
+
+def test_a_factory_that_makes_no_renderer_or_is_given_options_is_refused() -> None:
+    register_renderer("of_my_own", lambda tokenizer, image_processor: None)  # type: ignore[arg-type,return-value]
+    try:
+        with pytest.raises(RenderError, match="must return a Renderer, it returned None"):
+            get_renderer("of_my_own", everyones_tokenizer())
+        with pytest.raises(RenderError, match="takes no options"):
+            get_renderer("of_my_own", everyones_tokenizer(), options=Qwen3Options())
+    finally:
+        unregister_renderer("of_my_own")

@@ -247,4 +247,8 @@ def _read_tool(tool: Any) -> ToolSpec:
     schema = body.get("parameters") or {}
     if not isinstance(schema, Mapping) or not isinstance(schema.get("properties") or {}, Mapping):
         raise RenderError(f"the parameters of tool {body['name']!r} must be a JSON schema of an object, got {schema!r}")
+    try:
+        json.dumps(dict(body), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RenderError(f"the declaration of tool {body['name']!r} is not JSON in Unicode: {error}") from None
     return body  # type: ignore[return-value]

@@ -62,10 +62,18 @@ def get_renderer(
 
     Raises:
         UnknownRendererError: no renderer has that name; names the nearest ones.
-        RenderError: the tokenizer lacks a control token of the format.
+        RenderError: no tokenizer, one without a control token of the format, or a factory that made no renderer.
     """
+    if not isinstance(name, str):
+        raise UnknownRendererError(f"a renderer has a name, got {name!r}; get_registered_renderer_names lists them")
+    if not hasattr(tokenizer, "decode"):
+        raise RenderError(f"expected a tokenizer, got {tokenizer!r}; get_tokenizer loads one by a model's name")
     if name in _REGISTERED:
+        if options is not None:
+            raise RenderError(f"{name!r} is a renderer of your own, whose factory takes no options")
         renderer = _REGISTERED[name](tokenizer, image_processor)
+        if not isinstance(renderer, Renderer):
+            raise RenderError(f"the factory of {name!r} must return a Renderer, it returned {renderer!r}")
         renderer.name, renderer.model_name = name, model_name
         renderer.max_length = max_length if max_length is not None else renderer.max_length
         return renderer
