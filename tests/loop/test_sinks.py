@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from tinkerloop.loop import Checkpoints, Console, Jsonl, Loop, MLflow, TensorBoard, WandB, open_training_client
+from tinkerloop.loop import Checkpoints, Console, Jsonl, Loop, MLflow, Sink, TensorBoard, WandB, open_training_client
 
 
 def train(service, batches, folder, steps, *sinks):
@@ -19,6 +19,26 @@ def test_all_sinks_are_fed_the_same_rows(service, batches, tmp_path):
         service, batches, tmp_path, 3, Jsonl(tmp_path / "m.jsonl"), lambda step, row: rows.append({"step": step, **row})
     )
     assert [json.loads(line) for line in (tmp_path / "m.jsonl").open()] == rows
+
+
+class Closed(Sink):
+    def __init__(self):
+        self.failed = []
+
+    def close(self, failed):
+        self.failed.append(failed)
+
+
+def break_down(step, row):
+    raise OSError("no space left")
+
+
+def test_a_sink_is_told_whether_the_run_failed(service, batches, tmp_path):
+    sink = Closed()
+    train(service, batches, tmp_path / "whole", 2, sink)
+    with pytest.raises(OSError, match="no space"):
+        train(service, batches, tmp_path / "broken", 2, sink, break_down)
+    assert sink.failed == [False, True]
 
 
 def test_jsonl_on_resume_drops_the_rows_behind_the_record(service, batches, tmp_path):
@@ -61,3 +81,17 @@ def test_mlflow_resumes_the_same_run(service, batches, tmp_path):
         train(service, batches, tmp_path, steps, MLflow(tmp_path, tracking_uri=uri))
     history = tracking.MlflowClient(uri).get_metric_history((tmp_path / "mlflow_run_id").read_text(), "loss")
     assert [metric.step for metric in history] == [0, 1, 2, 3]
+
+
+def test_mlflow_says_that_a_run_failed_until_it_is_resumed(service, batches, tmp_path):
+    tracking = pytest.importorskip("mlflow.tracking")
+    client = tracking.MlflowClient(uri := f"sqlite:///{tmp_path}/mlflow.db")
+
+    def status():
+        return client.get_run((tmp_path / "mlflow_run_id").read_text()).info.status
+
+    with pytest.raises(OSError, match="no space"):
+        train(service, batches, tmp_path, 2, MLflow(tmp_path, tracking_uri=uri), break_down)
+    assert status() == "FAILED"
+    train(service, batches, tmp_path, 2, MLflow(tmp_path, tracking_uri=uri))
+    assert status() == "FINISHED"

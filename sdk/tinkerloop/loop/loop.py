@@ -160,7 +160,8 @@ class Loop:
             raise
         finally:
             self.summary = Summary(self._step, reason, dict(self._metrics), error)
-            failures = [*self._callbacks.end(self._step, self.summary), *self._sinks.close()]
+            failures = self._callbacks.end(self._step, self.summary)
+            failures += self._sinks.close(failed=error is not None or bool(failures))
             for failure in failures[error is None :]:
                 (error or failures[0]).add_note(f"then, while ending: {failure!r}")
             if failures and error is None:

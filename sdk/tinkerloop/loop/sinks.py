@@ -36,8 +36,8 @@ class Sink:
     def sync(self) -> None:
         """Make sure that the rows so far outlive the process: a record that counts them is about to be written."""
 
-    def close(self) -> None:
-        """After the last row."""
+    def close(self, failed: bool) -> None:
+        """After the last row; `failed` if an error ended the run."""
 
 
 class FunctionSink(Sink):
@@ -73,12 +73,12 @@ class Sinks:
         for sink in list(self._opened):
             self._guard(sink, sink.sync)
 
-    def close(self) -> list[Exception]:
-        """Close all that were opened, whatever fails; returns what did."""
+    def close(self, failed: bool) -> list[Exception]:
+        """Close all that were opened, whatever goes wrong in one; returns what did."""
         failures: list[Exception] = []
         for sink in list(self._opened):
             try:
-                self._guard(sink, sink.close)
+                self._guard(sink, sink.close, failed)
             except Exception as error:
                 failures.append(error)
         return failures
@@ -124,7 +124,7 @@ class Jsonl(Sink):
     def sync(self) -> None:
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._file.close()
 
 
@@ -161,7 +161,7 @@ class TensorBoard(Sink):
     def sync(self) -> None:
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._writer.close()
 
 
@@ -193,8 +193,8 @@ class WandB(Sink):
     def __call__(self, step: int, row: Row) -> None:
         self._run.log({"step": step, **row})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class MLflow(Sink):
@@ -227,5 +227,5 @@ class MLflow(Sink):
         for name, value in row.items():
             self._client.log_metric(self._run_id, name.replace(":", "."), value, step=step)
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run_id)
+    def close(self, failed: bool) -> None:
+        self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
