@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -327,6 +328,13 @@ def folder(tmp_path_factory):
         patch_size=16, size={"shortest_edge": 4096, "longest_edge": 262144}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(where)
     return where
+
+
+def test_a_folder_without_an_image_processor_takes_text_only_and_the_log_says_so(folder, tmp_path, caplog):
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "preprocessor_config.json").unlink()
+    assert load(str(bare), torch.device("cpu"), torch.float32).vision is None
+    assert "has a vision tower, but takes text only: " in caplog.text
 
 
 def test_a_model_from_a_folder(shared, folder):

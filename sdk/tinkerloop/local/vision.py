@@ -6,6 +6,7 @@ alone. A picture is decoded when its micro-batch runs, so a request holds files,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,6 +26,8 @@ from tinkerloop.image_processing_utils import (
     get_image_processor,
 )
 from tinkerloop.images import image_size, open_image
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,19 +119,26 @@ def vision_of(name: str, module: nn.Module) -> Vision | None:
         return None
     try:
         processor = get_image_processor(name)
-    except ImageError:
-        return None
+    except ImageError as error:
+        return _text_only(name, str(error))
     kimi = config.model_type.startswith("kimi")
     if not isinstance(processor, KimiImageProcessor if kimi else QwenImageProcessor):
-        return None
+        return _text_only(name, f"{type(processor).__name__} does not belong to model_type={config.model_type!r}")
     tower = config.vision_config
     merge = tower.merge_kernel_size[0] if kimi else tower.spatial_merge_size
     sides = (tower.patch_size, merge, getattr(tower, "temporal_patch_size", 1))
-    if sides != (processor.patch_size, processor.merge_size, processor.temporal_patch_size):
-        return None
+    cut = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
+    if sides != cut:
+        return _text_only(
+            name, f"its tower takes patches, merges and frames of {sides}, its image processor cuts {cut}"
+        )
     names = ("image_token_id", "video_token_id")
     reserved = frozenset(getattr(config, n) for n in names if getattr(config, n, None))
     return Vision(processor, image_token, reserved, spatial=not kimi)
+
+
+def _text_only(name: str, why: str) -> None:
+    logger.warning("%s has a vision tower, but takes text only: %s", name, why)
 
 
 def vision_parts(module: nn.Module) -> tuple[str, ...]:
