@@ -229,8 +229,8 @@ class Engine:
             if run.spec.rank == 0 or self.device.type != "cpu"
             else lane_count([len(e) for e in examples], work.token_budget)
         )
-        gradients = run.state.scratch() if work.backward else None
-        run.model.bind(run.spec, run.state.weights, gradients, lanes)
+        gradients = run.state.scratch(lanes) if work.backward else [None] * lanes
+        run.model.bind(run.spec, run.state.weights, gradients)
         return run_pass(run.model, examples, work, lanes)
 
     def _training_record(self, path: str) -> Record:

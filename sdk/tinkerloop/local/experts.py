@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from tinkerloop.local.lora import Slot, Sums
+from tinkerloop.local.lora import Slot
 
 
 class ExpertWeights:
@@ -49,14 +49,15 @@ class ExpertWeights:
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
-        sums: Sums | None,
+        gradients: tuple[torch.Tensor, torch.Tensor] | None,
         fold: bool,
     ) -> None:
         if self.fold_buffer is None:
             self.fold_buffer = torch.empty_like(self.weight, requires_grad=False)
         delta = torch.einsum(f"ore,eri->{'eio' if self.transposed else 'eoi'}", self._b(b), self._a(a))
         self.fold_buffer.copy_(self.weight.detach() + scale * delta)
-        self.slot = Slot(a.detach().requires_grad_(), b, (a.detach(), b), scale, sums, self.fold_buffer)
+        grad_a, grad_b = gradients if gradients is not None else (None, None)
+        self.slot = Slot(a.detach().requires_grad_(), b, (a.detach(), b), scale, grad_a, grad_b, self.fold_buffer)
 
     def _before_forward(self, module: nn.Module, args: object) -> None:
         # An instance attribute shadows the parameter of the same name, and autograd sees W' as made from A.
@@ -65,15 +66,14 @@ class ExpertWeights:
 
     def add_gradient(self, grad: torch.Tensor) -> None:
         slot = self._slot
-        if slot is None or slot.sums is None:
+        if slot is None or slot.grad_a is None or slot.grad_b is None:
             return
         grad = grad.to(slot.b.dtype)
         if self.transposed:
             grad = grad.transpose(1, 2)  # (experts, out, in)
         a, b = self._a(slot.a.detach()), self._b(slot.b)
-        of_b = torch.einsum("eoi,eri->ore", grad, a).flatten(1) * slot.scale
-        of_a = torch.einsum("eoi,ore->eri", grad, b).flatten(0, 1) * slot.scale
-        slot.sums.add(of_a, of_b)
+        slot.grad_b += torch.einsum("eoi,eri->ore", grad, a).flatten(1) * slot.scale
+        slot.grad_a += torch.einsum("eoi,ore->eri", grad, b).flatten(0, 1) * slot.scale
 
     def _a(self, a: torch.Tensor) -> torch.Tensor:
         return a.view(self.experts, -1, self.in_features)  # (experts, rank, in)

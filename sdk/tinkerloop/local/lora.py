@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -48,20 +47,6 @@ class LoraSpec:
         return bool(getattr(self, f"train_{kind}"))
 
 
-@dataclass(frozen=True)
-class Sums:
-    """The gradients of A and B, which several lanes may add to at the same time."""
-
-    a: torch.Tensor  # float64, as `b`
-    b: torch.Tensor
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, of_a: torch.Tensor, of_b: torch.Tensor) -> None:
-        with self.lock:
-            self.a.add_(of_a)
-            self.b.add_(of_b)
-
-
 @dataclass
 class Slot:
     """The adapter bound to a layer: its tensors, where gradients go (None while sampling), and W' if folded."""
@@ -70,7 +55,8 @@ class Slot:
     b: torch.Tensor  # (out, rank)
     thin: tuple[torch.Tensor, torch.Tensor]  # A and B as products take them: in the precision of W
     scale: float
-    sums: Sums | None
+    grad_a: torch.Tensor | None  # float64
+    grad_b: torch.Tensor | None
     folded: torch.Tensor | None  # (out, in)
 
     def part(self, outputs: slice, weight: torch.Tensor) -> Slot:
@@ -82,8 +68,8 @@ class Slot:
         elif weight.dtype == torch.float32:
             folded = torch.addmm(weight.detach(), b, self.a.detach(), alpha=self.scale)
         thin = (self.thin[0], self.thin[1][outputs])
-        sums = None if self.sums is None else replace(self.sums, b=self.sums.b[outputs])
-        return Slot(self.a, b, thin, self.scale, sums, folded)
+        grad_b = None if self.grad_b is None else self.grad_b[outputs]
+        return Slot(self.a, b, thin, self.scale, self.grad_a, grad_b, folded)
 
     def add_gradient(
         self, x: torch.Tensor, x_a: torch.Tensor, grad_y: torch.Tensor, low: torch.Tensor, segments: Sequence[int]
@@ -92,16 +78,16 @@ class Slot:
 
         `segments` are the numbers of rows that belong together; other rows than those (an expert's) are one segment.
         """
-        if self.sums is None:
+        if self.grad_a is None or self.grad_b is None:
             return
         if sum(segments) != len(x):
             segments = [len(x)]
         # Scaled as float32: a sum of such numbers in float64 is exact but for freaks, so their order does not show.
-        split = (rows.split(list(segments)) for rows in (x, x_a, grad_y, low))
-        for x_part, x_a_part, grad_part, low_part in zip(*split, strict=True):
-            of_b = _over_rows(grad_part, x_a_part).mul_(self.scale)
-            of_a = _over_rows(low_part, x_part).mul_(self.scale)
-            self.sums.add(of_a, of_b)
+        for x_part, x_a_part, grad_part, low_part in zip(
+            *(rows.split(list(segments)) for rows in (x, x_a, grad_y, low)), strict=True
+        ):
+            self.grad_b += _over_rows(grad_part, x_a_part).mul_(self.scale)
+            self.grad_a += _over_rows(low_part, x_part).mul_(self.scale)
 
 
 def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
@@ -151,7 +137,7 @@ class LoRALinear(nn.Linear):
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
-        sums: Sums | None,
+        gradients: tuple[torch.Tensor, torch.Tensor] | None,
         fold: bool,
     ) -> None:
         """Attach an adapter; with `fold`, compute W' into a buffer kept for the layer's life."""
@@ -160,8 +146,9 @@ class LoRALinear(nn.Linear):
             if self.fold_buffer is None:
                 self.fold_buffer = torch.empty_like(self.weight, requires_grad=False)
             folded = torch.addmm(self.weight.detach(), b, a, alpha=scale, out=self.fold_buffer)
+        grad_a, grad_b = gradients if gradients is not None else (None, None)
         thin = a.detach().to(self.weight.dtype), b.to(self.weight.dtype)
-        self.slot = Slot(a.detach().requires_grad_(), b, thin, scale, sums, folded)
+        self.slot = Slot(a.detach().requires_grad_(), b, thin, scale, grad_a, grad_b, folded)
 
     def tiles(self, size: int) -> Iterator[tuple[int, LoRALinear]]:
         """(first output, the layer of at most `size` outputs from there), on the same numbers and buffers."""

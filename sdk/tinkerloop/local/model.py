@@ -26,7 +26,7 @@ from tinkerloop.local.activations import Activations
 from tinkerloop.local.experts import ExpertWeights
 from tinkerloop.local.futures import bad_request
 from tinkerloop.local.inputs import Batch, Input
-from tinkerloop.local.lora import LoRALinear, LoraSpec, Sums, initialise
+from tinkerloop.local.lora import LoRALinear, LoraSpec, initialise
 from tinkerloop.local.parameters import Layout, Weights
 from tinkerloop.local.replica import Layer, Replica
 from tinkerloop.local.vision import vision_of
@@ -135,26 +135,25 @@ class Model:
         self,
         spec: LoraSpec | None,
         weights: Weights | None,
-        gradients: Mapping[str, torch.Tensor] | None = None,
-        lanes: int = 1,
+        gradients: Sequence[Mapping[str, torch.Tensor] | None] = (None,),
     ) -> None:
-        """Make the next passes use these weights (None: the base alone), and add gradients to these buffers, if given.
+        """Make the next passes use these weights (None: the base alone), and add gradients to these buffers.
 
-        So many replicas can then run at the same time; with rank 0 it must be one.
+        There is one set of buffers, or None, for each replica that is to be used.
         """
-        key = (None if weights is None else weights.version, id(gradients), lanes)
+        key = (None if weights is None else weights.version, *map(id, gradients))
         if self._bound == key:
             return
         self._unbind()
-        while len(self.replicas) < lanes:
+        while len(self.replicas) < len(gradients):
             self.replicas.append(self.replicas[0].copy())
         if spec is not None and weights is not None:
             if spec.rank == 0:
-                self._bind_parameters(weights, gradients)
+                self._bind_parameters(weights, gradients[0])
             else:
-                self._bind_adapter(spec, weights, gradients)
-                for replica in self.replicas[1:lanes]:
-                    replica.share(self.replicas[0])
+                self._bind_adapter(spec, weights, gradients[0])
+                for replica, buffers in zip(self.replicas[1 : len(gradients)], gradients[1:], strict=True):
+                    replica.share(self.replicas[0], buffers)
         self._bound = key
         self._trained = None if spec is None else replace(spec, seed=0)
 
@@ -183,9 +182,9 @@ class Model:
     def _bind_adapter(self, spec: LoraSpec, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
         for name, layer in self.trained_layers(spec).items():
             a, b = f"{name}.lora_A", f"{name}.lora_B"
-            sums = None if gradients is None else Sums(gradients[a], gradients[b])
+            pair = None if gradients is None else (gradients[a], gradients[b])
             fold = self.fold and not (layer is self.head.layer and self.head.tiled)  # a tile is folded when it is used
-            layer.bind(weights.named[a], weights.named[b], spec.scale, sums, fold)
+            layer.bind(weights.named[a], weights.named[b], spec.scale, pair, fold)
 
     def _bind_parameters(self, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
         for name, parameter in self.module.named_parameters():

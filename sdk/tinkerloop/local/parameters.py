@@ -2,7 +2,7 @@
 
 Weights and moments are float32 vectors, gradients float64 ones, with a view per named tensor. One vector makes the
 optimizer a handful of operations whatever the number of tensors, a snapshot one copy, and a failed request harmless:
-it only ever wrote to a scratch vector, which is added to the gradient when everything has succeeded (or to a gradient
+it only ever wrote to scratch vectors, which are added to the gradient when everything has succeeded (or to a gradient
 that was zero and becomes so again).
 """
 
@@ -73,10 +73,14 @@ class TrainState:
         self.step = 0
         self.pending = 0
         """How many forward_backward calls the gradient holds."""
-        self.gradients = layout.views(self.gradient)
+        self._buffers = [self.gradient]  # and such as were needed beside it
+        self._views = [self.gradients]
+        self._used: list[torch.Tensor] = []
+
+    @property
+    def gradients(self) -> dict[str, torch.Tensor]:
         """The accumulated gradient of each named tensor: live views, zero after an optimizer step."""
-        self._scratch: torch.Tensor | None = None  # what the pass under way adds to
-        self._spare: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None  # where the gradient will not do
+        return self.weights.layout.views(self.gradient)
 
     @property
     def moments(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -84,39 +88,37 @@ class TrainState:
         first, second = (self.weights.layout.views(flat) for flat in (self.exp_avg, self.exp_avg_sq))
         return {name: (first[name], second[name]) for name in first}
 
-    def scratch(self) -> dict[str, torch.Tensor]:
-        """Zeros, by name, for one forward_backward to add gradients to; then commit or discard them.
+    def scratch(self, count: int) -> list[dict[str, torch.Tensor]]:
+        """`count` sets of zeros, by name, for one forward_backward to add gradients to; then commit or discard them.
 
-        They are the gradient's own while that is zero: there is nothing in it to lose.
+        The gradient is one of them while it is zero: there is nothing in it to lose.
         """
-        if not self.gradient.any():
-            self._scratch = self.gradient
-            return self.gradients
-        if self._spare is None:
-            spare = torch.empty_like(self.gradient)
-            self._spare = spare, self.weights.layout.views(spare)
-        self._scratch, views = self._spare
-        self._scratch.zero_()
-        return views
+        first = int(self.gradient.any())
+        while len(self._buffers) < first + count:
+            self._buffers.append(torch.zeros_like(self.gradient))
+            self._views.append(self.weights.layout.views(self._buffers[-1]))
+        self._used = self._buffers[first : first + count]
+        for flat in self._used:
+            flat.zero_()
+        return self._views[first : first + count]
 
     def commit_scratch(self) -> bool:
         """Add what one forward_backward computed to the gradient; False, and nothing added, if it is not finite."""
-        scratch = self._scratch
-        assert scratch is not None, "scratch comes first"
-        if not torch.isfinite(torch.linalg.vector_norm(scratch)):
+        if not all(torch.isfinite(torch.linalg.vector_norm(flat)) for flat in self._used):
             self.discard_scratch()
             return False
-        if scratch is not self.gradient:
-            self.gradient += scratch
-        self._scratch = None
+        for flat in self._used:
+            if flat is not self.gradient:
+                self.gradient += flat
+        self._used = []
         self.pending += 1
         return True
 
     def discard_scratch(self) -> None:
         """Forget what a forward_backward that failed has computed."""
-        if self._scratch is not None:
-            self._scratch.zero_()
-        self._scratch = None
+        for flat in self._used:
+            flat.zero_()
+        self._used = []
 
     def clear_gradient(self) -> None:
         self.gradient.zero_()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -51,10 +52,14 @@ class Replica:
         folded = [layer.fold_buffer for layer in self.layers.values()]
         return copy.deepcopy(self, {id(tensor): tensor for tensor in [*self.module.parameters(), *folded]})
 
-    def share(self, other: Replica) -> None:
-        """Use the adapter that `other` has bound, and add to the same gradients."""
+    def share(self, other: Replica, gradients: Mapping[str, torch.Tensor] | None) -> None:
+        """Use the adapter that `other` has bound, with gradient buffers of one's own."""
         for name, layer in self.layers.items():
-            layer.slot = other.layers[name].slot
+            slot = other.layers[name].slot
+            if slot is not None:
+                grad_a = None if gradients is None else gradients[f"{name}.lora_A"]
+                grad_b = None if gradients is None else gradients[f"{name}.lora_B"]
+                layer.slot = replace(slot, a=slot.a.detach().requires_grad_(), grad_a=grad_a, grad_b=grad_b)
 
     @contextmanager
     def only(self, active: torch.Tensor | None) -> Iterator[None]:
