@@ -7,6 +7,7 @@ Any other mask (a boolean one for a padded batch, None for one causal sequence) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,13 @@ NAME = "tinkerloop"
 
 MIN_ASKED = 128
 """From this length on attention by blocks is the faster where about half of the positions ask."""
+
+
+BLOCK, LONGEST = 64, 1024
+"""Queries taken at a time of a sequence that has more than two such blocks and is not longer than this."""
+
+_LATER = torch.full((BLOCK, LONGEST + BLOCK), -math.inf).triu_(LONGEST + 1)
+"""Its columns from LONGEST - s on are what a block that starts at s adds to its scores."""
 
 
 def packed_mask(lengths: list[int]) -> torch.Tensor:
@@ -75,6 +83,8 @@ def attention(
             outputs.append(_eager(q, k, v, band, scale, softcap, s_aux))
         elif at is not None and band is None and length >= MIN_ASKED:
             outputs.append(causal_attention(q, k, v, scale, at))
+        elif band is None and 2 * BLOCK < length <= LONGEST and q.device.type == "cpu" and q.dtype == torch.float32:
+            outputs.append(_by_blocks(q, k, v, scale))
         else:
             outputs.append(
                 scaled_dot_product_attention(
@@ -89,6 +99,22 @@ def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
     i = torch.arange(length, device=device)
     distance = i[:, None] - i[None, :]
     return ((distance >= 0) & (distance < window))[None, None]
+
+
+def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Causal attention, a block of queries at a time with the keys up to its end.
+
+    torch's kernel on the CPU computes the scores of 512 keys at a time, whether or not they come later.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    outputs, start = [], 0
+    for block in query.split(BLOCK, 2):
+        end = start + block.shape[2]
+        later = _LATER[: end - start, LONGEST - start :][:, :end]
+        seen = key[:, :, :end], value[:, :, :end]
+        outputs.append(scaled_dot_product_attention(block, *seen, attn_mask=later, scale=scale, enable_gqa=grouped))
+        start = end
+    return torch.cat(outputs, 2)
 
 
 def _eager(
