@@ -115,10 +115,9 @@ class _Project(torch.autograd.Function):
         grad_q, n_q, cos_q, sin_q = (_pick(tensor, rows) for tensor in (grad_q, n, cos, sin))
         from_q = _turned_back(attn, "q", grad_q, n_q, cos_q, sin_q, of_q, need_x)
         grad_n = _turned_back(attn, "k", grad_k, n, cos, sin, of_k, need_x)
-        from_v = attn.v_proj.product_backward(grad_v.flatten(1), n, v_a, ctx.segments, need_x)
+        attn.v_proj.product_backward(grad_v.flatten(1), n, v_a, ctx.segments, need_x, onto=grad_n)
         if not need_x:
             return (None,) * 6
-        grad_n += from_v
         grad_n = grad_n.add_(from_q) if rows is None else grad_n.index_add_(0, rows, from_q)
         return normalise_back(grad_n, x, weight, inverse), *(None,) * 5
 
@@ -182,7 +181,7 @@ class _Finish(torch.autograd.Function):
         grad_gate = torch.ops.aten.silu_backward(inner.mul_(up), gate)
         m = torch.mul(middle, inverse).mul_(weight)
         grad_m = mlp.gate_proj.product_backward(grad_gate, m, gate_a, segments)
-        grad_m += mlp.up_proj.product_backward(grad_up, m, up_a, segments)
+        mlp.up_proj.product_backward(grad_up, m, up_a, segments, onto=grad_m)
         grad_middle = normalise_back(grad_m, middle, weight, inverse).add_(grad)
         grad_found = ctx.layer.self_attn.o_proj.product_backward(grad_middle, found, out_a, segments)
         return grad_found, grad_middle, None, None

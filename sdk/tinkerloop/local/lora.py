@@ -83,9 +83,8 @@ class Slot:
         if sum(segments) != len(x):
             segments = [len(x)]
         # Scaled as float32: a sum of such numbers in float64 is exact but for freaks, so their order does not show.
-        for x_part, x_a_part, grad_part, low_part in zip(
-            *(rows.split(list(segments)) for rows in (x, x_a, grad_y, low)), strict=True
-        ):
+        split = (rows.split(list(segments)) for rows in (x, x_a, grad_y, low))
+        for x_part, x_a_part, grad_part, low_part in zip(*split, strict=True):
             self.grad_b += _over_rows(grad_part, x_a_part).mul_(self.scale)
             self.grad_a += _over_rows(low_part, x_part).mul_(self.scale)
 
@@ -95,6 +94,10 @@ def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
     some = nn.Parameter(parameter.data[part], requires_grad=parameter.requires_grad)
     some.grad = None if parameter.grad is None else parameter.grad[part]
     return some
+
+
+def _multiply(a: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
+    return a @ b if onto is None else onto.addmm_(a, b)
 
 
 def _over_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -191,30 +194,36 @@ class LoRALinear(nn.Linear):
         x_a: torch.Tensor | None,
         segments: Sequence[int],
         need_x: bool = True,
+        onto: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """The gradient of x, given that of y; those of A and B (or of W itself) are added to their buffers."""
+        """The gradient of x, given that of y; those of A and B (or of W itself) are added to their buffers.
+
+        With `onto` it is added to that, which is returned.
+        """
         rows = len(x)
         if rows < MIN_ROWS:
             padding = (0, 0, 0, MIN_ROWS - rows)
             grad_y, x = F.pad(grad_y, padding), F.pad(x, padding)
             x_a = None if x_a is None else F.pad(x_a, padding)
             grad_x = self.product_backward(grad_y, x, x_a, [*segments, MIN_ROWS - rows], need_x)
-            return None if grad_x is None else grad_x[:rows]
+            if grad_x is None:
+                return None
+            return grad_x[:rows] if onto is None else onto.add_(grad_x[:rows])
         slot = self.slot
         if slot is None:
             if self.weight.grad is not None:  # full-parameter training
                 self.weight.grad.addmm_(grad_y.T, x)
                 if self.bias is not None and self.bias.grad is not None:
                     self.bias.grad += grad_y.sum(0)
-            return grad_y @ self.weight.detach() if need_x else None
+            return _multiply(grad_y, self.weight.detach(), onto) if need_x else None
         a, b = slot.thin
         low = grad_y @ b  # (T, rank)
         slot.add_gradient(x, x @ a.T if x_a is None else x_a, grad_y, low, segments)
         if not need_x:
             return None
         if slot.folded is not None:
-            return grad_y @ slot.folded
-        return (grad_y @ self.weight.detach()).addmm_(low, a, alpha=slot.scale)
+            return _multiply(grad_y, slot.folded, onto)
+        return _multiply(grad_y, self.weight.detach(), onto).addmm_(low, a, alpha=slot.scale)
 
 
 class _Adapted(torch.autograd.Function):
