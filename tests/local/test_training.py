@@ -392,6 +392,19 @@ def test_the_seed_decides_the_adapter_and_train_flags_its_layers(service: Servic
         lora(service, train_attn=False, train_mlp=False, train_unembed=False)
 
 
+def test_rank_0_trains_in_float32_beside_a_base_of_another_type(tmp_path, datum, adam, tokens):
+    service = ServiceClient(root=tmp_path, device="cpu", dtype="bfloat16")
+    client = lora(service, rank=0)
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-3)).result()
+    prompt = tinker.ModelInput.from_ints(tokens(0, 9))
+    trained = client.save_weights_and_get_sampling_client().compute_logprobs(prompt).result()
+    path = client.save_weights_for_sampler("all").result().path
+    assert service.create_sampling_client(model_path=path).compute_logprobs(prompt).result() == trained
+    service.create_sampling_client(base_model="tiny").compute_logprobs(prompt).result()
+    assert {dtype for _, dtype in service._engine.models} == {torch.float32, torch.bfloat16}
+
+
 def test_rank_0_trains_every_weight_and_leaves_the_base_alone(service: ServiceClient, datum, adam, tokens):
     base = service.create_sampling_client(base_model="tiny")
     prompt = tinker.ModelInput.from_ints(tokens(0, 9))

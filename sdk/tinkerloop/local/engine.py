@@ -75,20 +75,22 @@ class Engine:
     worker: Worker = field(default_factory=lambda: Worker("tinkerloop-engine"))
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
     runs: dict[str, Run] = field(default_factory=dict)
-    models: dict[str, Model] = field(default_factory=dict)
+    models: dict[tuple[str, torch.dtype], Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.worker.abandon)  # also at interpreter exit
         if self.device.type == "cpu":
             keep_freed_memory()
 
-    def model(self, name: str) -> Model:
-        if name not in self.models:
-            self.models[name] = model.load(name, self.device, self.dtype, self.gradient_checkpointing)
-        return self.models[name]
+    def model(self, name: str, spec: LoraSpec | None = None) -> Model:
+        """The base for what `spec` trains; training every weight takes float32."""
+        dtype = torch.float32 if spec is not None and spec.rank == 0 else self.dtype
+        if (name, dtype) not in self.models:
+            self.models[name, dtype] = model.load(name, self.device, dtype, self.gradient_checkpointing)
+        return self.models[name, dtype]
 
     def create_run(self, base_model: str, spec: LoraSpec, user_metadata: Mapping[str, str] | None = None) -> Run:
-        base = self.model(base_model)
+        base = self.model(base_model, spec)
         state = TrainState(base.new_weights(spec), torch.float32 if spec.rank == 0 else torch.float64)
         metadata = None if user_metadata is None else dict(user_metadata)
         run = Run(f"{self.session}:train:{len(self.runs)}", base, spec, state, metadata)
@@ -189,7 +191,7 @@ class Engine:
             raise bad_request(f"{path} must point to a sampler weights checkpoint (save_weights_for_sampler)")
         if base_model is not None and base_model != record.base_model:
             raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
-        base = self.model(record.base_model)
+        base = self.model(record.base_model, record.lora)
         weights = base.new_weights(record.lora)
         self._fill_weights(base, weights, record)
         return Sampler(base, record.lora, weights, path)

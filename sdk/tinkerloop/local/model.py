@@ -90,8 +90,6 @@ class Model:
     def layout(self, spec: LoraSpec) -> Layout:
         """The names and shapes of what `spec` trains."""
         if spec.rank == 0:
-            if self.dtype != torch.float32:
-                raise bad_request("rank=0 (training every weight) needs dtype=float32")
             return Layout({name: tuple(p.shape) for name, p in self.module.named_parameters()})
         shapes: dict[str, tuple[int, ...]] = {}
         for name, layer in self.trained_layers(spec).items():

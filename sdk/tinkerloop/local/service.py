@@ -34,7 +34,7 @@ class ServiceClient:
     Args:
         root: the folder that `tinker://` paths mean; ~/.tinkerloop by default.
         device: by default "cuda" if there is one, else "cpu".
-        dtype: of the frozen base; by default float32 on the CPU and bfloat16 on CUDA. Adapters are float32.
+        dtype: of the frozen base; by default float32 on the CPU and bfloat16 on CUDA. What is trained is float32.
         skip_zero_weight: do not compute the log-probabilities of cross_entropy positions whose weight is 0; they are
             reported as 0. Faster training; off by default, because Tinker reports every position.
         train_vision: let adapters also adapt the vision tower of a model that has one, which is else frozen.
@@ -216,7 +216,7 @@ class ServiceClient:
         return {**(self._user_metadata or {}), **(user_metadata or {})}
 
     def _supported_models(self) -> list[tinker.types.SupportedModel]:
-        lengths = {TINY: None, **{name: model.max_length for name, model in self._engine.models.items()}}
+        lengths = {TINY: None, **{name: model.max_length for (name, _), model in self._engine.models.items()}}
         return [
             tinker.types.SupportedModel(model_name=name, max_context_length=length, trainable=True, sampleable=True)
             for name, length in lengths.items()
