@@ -11,6 +11,7 @@ import tinker
 import torch
 
 from tinkerloop.local import ServiceClient, head
+from tinkerloop.local.lora import LoRALinear
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import write_model
@@ -57,3 +58,13 @@ def test_targets_in_several_tiles_and_twice_in_one(tmp_path, tokens, adam, monke
     tiled, gradient, _ = passes(tmp_path, "tiny", 4, data, adam)
     np.testing.assert_allclose(tiled[0], whole[0], atol=2e-5)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_probability_too_small_for_float32_has_its_logarithm():
+    layer = LoRALinear.wrap(torch.nn.Linear(6, 6, bias=False).requires_grad_(False))
+    layer.weight.data = torch.diag(torch.tensor([0.0, -50.0, -79.0, -86.0, -95.0, -300.0]))
+    x, target = torch.ones(6, 6), torch.arange(6)[:, None]
+    output = head.Head(layer)
+    found = output.logprobs_and_gradient(x, target, torch.arange(6), [6], lambda lp, at: torch.ones_like(lp), None)
+    expected = torch.nn.functional.linear(x.double(), layer.weight.double()).log_softmax(1).gather(1, target)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)

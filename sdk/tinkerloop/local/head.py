@@ -25,6 +25,8 @@ MIN_CHUNK = 128
 """Rows of a chunk, at least."""
 TILE = 2048
 """Columns of a tile."""
+LEAST = -80.0
+"""The logarithm of less than this comes from logits: float32 loses digits below exp(-87)."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,8 @@ class Head:
             else:
                 raw, x_a = self.layer.product(x)
                 logits = self._cap(raw.float())
-                top, likeliest = logits.max(1, keepdim=True)
-                chosen = logits.gather(1, target)
                 p = torch.softmax(logits, 1)
-                # log z = top - log p(top): exact, because p(top) >= 1 / vocabulary never underflows
-                part.copy_(chosen - top + p.gather(1, likeliest).log())
+                part.copy_(_log(p.gather(1, target), logits, target))
                 g = gradient_of(part, at)
                 grad = self._grad_logits(p, logits, target, g, g.sum(1, keepdim=True))
                 grad_x = self.layer.product_backward(grad.to(x.dtype), x, x_a, segments, need_x)
@@ -184,3 +183,12 @@ def _columns(target: torch.Tensor, start: int, width: int) -> tuple[torch.Tensor
     """Which targets lie among the `width` columns from `start` on, and their places there (0 for others)."""
     inside = (target >= start) & (target < start + width)
     return inside, (target - start).masked_fill(~inside, 0)
+
+
+def _log(p: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """log p (n, K) of the targets, also of such a p as a float32 does not hold."""
+    found = p.log()
+    held = found > LEAST
+    if not held.all():
+        found = torch.where(held, found, logits.gather(1, target) - logits.logsumexp(1, keepdim=True))
+    return found

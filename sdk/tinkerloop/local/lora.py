@@ -82,11 +82,13 @@ class Slot:
             return
         if sum(segments) != len(x):
             segments = [len(x)]
-        # Scaled as float32: a sum of such numbers in float64 is exact but for freaks, so their order does not show.
         split = (rows.split(list(segments)) for rows in (x, x_a, grad_y, low))
         for x_part, x_a_part, grad_part, low_part in zip(*split, strict=True):
-            self.grad_b += _over_rows(grad_part, x_a_part).mul_(self.scale)
-            self.grad_a += _over_rows(low_part, x_part).mul_(self.scale)
+            of_a, of_b = _over_rows(low_part, x_part), _over_rows(grad_part, x_a_part)
+            if self.scale != 1:  # in float32: a sum of such in float64 is exact but for freaks, so order does not show
+                of_a, of_b = of_a.mul_(self.scale), of_b.mul_(self.scale)
+            self.grad_a += of_a
+            self.grad_b += of_b
 
 
 def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
