@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinkerloop.local import ServiceClient
+from tinkerloop.local.inputs import micro_batches
 from tinkerloop.local.lanes import deal, lane_count, run_lanes
 
 
@@ -34,6 +35,22 @@ def test_every_datum_is_dealt_once_and_no_lane_has_a_datum_too_many(costs, lanes
     assert sorted(index for share in dealt for index in share) == list(range(len(costs)))
     totals = [sum(costs[i] for i in share) for share in dealt]
     assert max(totals) - min(totals) <= max(costs) + 1e-6
+
+
+@given(st.lists(st.integers(1, 1000), max_size=40), st.integers(1, 1500))
+def test_micro_batches_hold_every_datum_once_within_the_budget_and_no_two_could_be_one(lengths, budget):
+    groups = micro_batches(lengths, budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    totals = [sum(lengths[i] for i in group) for group in groups]
+    assert all(total <= budget or len(group) == 1 for total, group in zip(totals, groups, strict=True))
+    assert sum(sorted(totals)[:2]) > budget or len(groups) < 2
+
+
+def test_work_grows_with_positions_their_pairs_and_those_that_have_a_loss(client):
+    (run,) = client._engine.runs.values()
+    work = run.model.replicas[0].work
+    assert work(200, 100) > 2 * work(100, 50)
+    assert work(100, 60) > work(100, 50)
 
 
 @pytest.mark.parametrize(

@@ -171,18 +171,19 @@ def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int, vis
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped in order so that each group has at most `budget` tokens, or is a single longer one.
+    """Indices in groups that have at most `budget` tokens each, or are a single longer one: first fit, longest first.
 
     A function of the lengths alone: memory at hand or other requests never change a result's rounding.
     """
     groups: list[list[int]] = []
-    room = 0
-    for index, length in enumerate(lengths):
-        if not groups or length > room:
+    rooms: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = next((i for i, room in enumerate(rooms) if lengths[index] <= room), len(groups))
+        if at == len(groups):
             groups.append([])
-            room = budget
-        groups[-1].append(index)
-        room -= length
+            rooms.append(budget)
+        groups[at].append(index)
+        rooms[at] -= lengths[index]
     return groups
 
 

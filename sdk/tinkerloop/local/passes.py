@@ -58,8 +58,8 @@ def run_pass(model: Model, examples: Sequence[Example], work: Pass, lanes: int =
     if work.skips and work.loss.driver is not None:
         examples = [example.until_last(work.loss.driver) for example in asked]
     lengths = [len(example) for example in examples]
-    # A long datum's attention costs about as much as its products where it has 4 x the width of the model.
-    shares = deal([n * (1 + n / (4 * model.head.layer.in_features)) for n in lengths], lanes)
+    asking = [int(_active([example], work.loss).sum()) for example in examples] if work.skips else lengths
+    shares = deal([model.replicas[0].work(n, m) for n, m in zip(lengths, asking, strict=True)], lanes)
     budget = work.token_budget // lanes if model.packs else 1  # at least one datum at a time, then exactly one
 
     groups = [[[share[i] for i in g] for g in micro_batches([lengths[i] for i in share], budget)] for share in shares]

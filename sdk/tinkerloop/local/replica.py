@@ -42,10 +42,26 @@ class Replica:
         self.head = Head(output, *_logit_transform(module.config.get_text_config()))
         self._active: torch.Tensor | None = None  # (T,), on the CPU
         self._last, self._on_active = _last_layer(module)
+        self._weights_everywhere = self._weights_asked = 0
+        for name, layer in self.layers.items():
+            if self.kinds[name] == "unembed" or name.startswith(self._on_active):
+                self._weights_asked += layer.weight.numel()
+            elif self.kinds[name] != "vision":
+                self._weights_everywhere += layer.weight.numel()
+        config = module.config.get_text_config()
+        self._weights_a_pair: int = config.num_hidden_layers * config.hidden_size
         if self._last is None:  # a layer of ours sees to it itself
             for block in map(module.get_submodule, self._on_active):
                 block.register_forward_pre_hook(self._take_active)
                 block.register_forward_hook(self._put_active)
+
+    def work(self, length: int, asking: int) -> float:
+        """About how many weights a sequence is multiplied with, if the head and the last layer take `asking` positions.
+
+        Attention is counted as a weight for each pair of positions, layer and unit of a layer's width: fitted to
+        times on a CPU.
+        """
+        return asking * self._weights_asked + length * (self._weights_everywhere + length * self._weights_a_pair)
 
     def copy(self) -> Replica:
         """Another one on the same weights; nothing may be bound."""
