@@ -104,6 +104,10 @@ def test_what_cannot_follow_a_reply_is_refused(name) -> None:
     episode.add_sampled(sampled)
     with pytest.raises(EpisodeError, match="an assistant's message among the new ones"):
         episode.add([*ANSWER, {"role": "assistant", "content": "b"}])
+    if "system" in renderer(name).roles:
+        tools = [{"name": "f", "description": "", "parameters": {}}]
+        with pytest.raises(EpisodeError, match="tools among the new messages"):
+            episode.add([{"role": "system", "content": "", "tools": tools}])
     if "reasoning_content" in reply:
         whole = renderer(name).build_supervised_example([*QUESTION, reply])
         thought = int(np.sum((whole.weights > 0) & (whole.parts == Part.REASONING)))

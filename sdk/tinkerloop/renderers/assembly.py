@@ -178,12 +178,13 @@ class Assembler:
         before, after = text[:at], text[at:]
         decode = self.encoder.decode_bytes
         backwards = len(after) < len(before)
-        order = ids[::-1] if backwards else ids
         wanted = (after if backwards else before).encode()
         n = size = 0
-        while size < len(wanted) and n < len(ids):
-            size += len(decode(order[n : n + 1]))
+        for token_id in reversed(ids) if backwards else ids:
+            size += len(decode([token_id]))
             n += 1
+            if size >= len(wanted):
+                break
         straddles = int(size > len(wanted))
         if backwards and decode(ids[len(ids) - n :]).endswith(wanted):
             return len(ids) - n, len(ids) - n + straddles

@@ -61,13 +61,10 @@ class ChatML(base.Renderer):
         yield scaffold(self.tools_foot)
 
     def tool_result(self, conversation: Conversation, index: int) -> Pieces:
-        if conversation.role(index - 1) != "tool":
-            yield scaffold("<|im_start|>user")
-        yield scaffold(self.result_head)
-        yield from self.content(conversation[index])
-        yield scaffold(self.result_foot)
-        if conversation.role(index + 1) != "tool":
-            yield from self.end
+        begins, ends = conversation.role(index - 1) != "tool", conversation.role(index + 1) != "tool"
+        head = scaffold("<|im_start|>user" + self.result_head if begins else self.result_head)
+        content, foot = self.content(conversation[index]), scaffold(self.result_foot)
+        return (head, *content, foot, *self.end) if ends else (head, *content, foot)
 
 
 class VisionChatML(ChatML):

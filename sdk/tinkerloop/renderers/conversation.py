@@ -12,6 +12,7 @@ from tinkerloop.errors import RenderError
 from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, UnparsedToolCall
 
 _write = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_CALLING = frozenset({"role", "content", "tool_calls"})
 _KEYS = frozenset(Message.__annotations__) | {"reasoning_content", "reasoning", "thinking"}
 
 
@@ -119,8 +120,8 @@ def read_conversation(
 
 
 def _is_sequence(value: object) -> bool:
-    """Whether it may be a list of messages or tools; a list nearly always, and that is seen much faster."""
-    return type(value) is list or (isinstance(value, Iterable) and not isinstance(value, (str, Mapping)))
+    """Whether it may be a list of messages or tools; a list or a tuple nearly always, and that is seen much faster."""
+    return type(value) in (list, tuple) or (isinstance(value, Iterable) and not isinstance(value, (str, Mapping)))
 
 
 def _fail(index: int, problem: str) -> RenderError:
@@ -134,6 +135,9 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
     role, content = message.get("role"), message.get("content")
     if len(message) == 2 and type(role) is str and type(content) is str:  # nearly all messages
         return ChatMessage(role, (_utf8(content, index),) if content else ())
+    if type(content) is str and role == "assistant" and _CALLING.issuperset(message):  # nearly all others
+        calls = tuple([_read_call(call, index) for call in message.get("tool_calls") or ()])
+        return ChatMessage(role, (_utf8(content, index),) if content else (), None, calls)
     if not isinstance(role, str):
         raise _fail(index, f"'role' must be a string, got {role!r}")
     if not _KEYS.issuperset(message):

@@ -17,8 +17,8 @@ from tinkerloop._lazy import tinker
 from tinkerloop.errors import EpisodeError, RenderError
 from tinkerloop.renderers.conversation import Conversation, read_message
 from tinkerloop.renderers.parsed import Parsed
-from tinkerloop.renderers.rendered import Marks, Rendered, model_input
-from tinkerloop.renderers.segments import SEAM, Part
+from tinkerloop.renderers.rendered import Kind, Marks, Rendered, model_input
+from tinkerloop.renderers.segments import Part, Piece
 from tinkerloop.renderers.types import ParseTermination
 
 if TYPE_CHECKING:
@@ -36,18 +36,22 @@ class Segment:
 
     def extend(self, rendered: Rendered) -> None:
         """Appends what was rendered; it was not sampled."""
-        at = len(self.tokens)
-        self.images += [(position + at, image) for position, image in rendered.images]
-        self.append(rendered.tokens, rendered.marks, [0.0] * len(rendered.tokens))
+        at, tokens = len(self.tokens), rendered.tokens
+        if rendered.images:
+            self.images += [(position + at, image) for position, image in rendered.images]
+        self.append(tokens, *rendered.marks, [0.0] * len(tokens))
 
-    def append(self, tokens: list[int], marks: Marks, logprobs: list[float]) -> None:
-        """Appends tokens that `marks` describe, counted from the first of them."""
+    def append(
+        self, tokens: list[int], starts: list[int], kinds: list[Kind], weights: list[float], logprobs: list[float]
+    ) -> None:
+        """Appends tokens and their spans, whose `starts` are counted from the first of these tokens."""
         at = len(self.tokens)
+        marks = self.marks
+        marks.starts.extend([at + start for start in starts])
+        marks.kinds.extend(kinds)
+        marks.weights.extend(weights)
         self.tokens += tokens
         self.logprobs += logprobs
-        self.marks.starts.extend([at + start for start in marks.starts])
-        self.marks.kinds.extend(marks.kinds)
-        self.marks.weights.extend(marks.weights)
 
 
 class Episode:
@@ -105,8 +109,9 @@ class Episode:
         self._parsed = parsed = parser.finish()[1]
         segment = self.segments[-1]
         turn, spans = len(self.messages), parsed.spans
-        marks = Marks([span.start for span in spans], [(turn, span.part) for span in spans], [1.0] * len(spans))
-        segment.append(ids, marks, given)
+        starts = [span.start for span in spans]
+        kinds = [(turn, span.part) for span in spans]
+        segment.append(ids, starts, kinds, [1.0] * len(spans), given)
         self.messages.append(parsed.message)
         return parsed
 
@@ -114,13 +119,15 @@ class Episode:
         """Appends what others say after a reply: tool results, the user's next message.
 
         Raises:
-            EpisodeError: there is no reply to follow; an assistant's message among the new ones; the reply broke off
-                inside its reasoning or a tool call; or the format rewrites what has been sampled.
+            EpisodeError: there is no reply to follow; an assistant's message or tools among the new ones; the reply
+                broke off inside its reasoning or a tool call; or the format rewrites what has been sampled.
         """
         if self._parsed is None:
             raise EpisodeError("there is no reply yet that these messages follow; call add_sampled first")
-        new = self.renderer.read(messages, None).messages
-        roles = {message.role for message in new}
+        said = self.renderer.read(messages, None)
+        if said.tools:
+            raise EpisodeError("tools among the new messages; an episode declares its tools when it begins")
+        new, roles = said.messages, {message.role for message in said.messages}
         if "assistant" in roles:
             raise EpisodeError("an assistant's message among the new ones; replies come through add_sampled")
         if broken := _where_broken(self._parsed):
@@ -181,7 +188,7 @@ class Episode:
     def _append(self, index: int) -> None:
         """The rest of reply `index`, the new messages and the opening of the next reply."""
         renderer, conversation = self.renderer, self._conversation
-        pieces = [(index, SEAM)]
+        pieces: list[tuple[int, Piece]] = []
         assert self._parsed is not None
         if not self._is_stopped(self._parsed):
             written = renderer.reply(_without_reasoning(_finished(conversation, index)), index)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from functools import partial
 
 from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.parsed import (
@@ -35,17 +35,14 @@ from tinkerloop.renderers.types import (
 )
 from tinkerloop.renderers.vocabulary import Vocabulary
 
-_TEXT, _TOOL_CALL = Part.TEXT, Part.TOOL_CALL  # members of an enumeration are slow to look up
+_TEXT, _REASONING, _TOOL_CALL, _STOP = Part.TEXT, Part.REASONING, Part.TOOL_CALL, Part.STOP  # slow to look up
+_raw_span = partial(tuple.__new__, RawSpan)  # in half the time of the constructor that a NamedTuple has
 _Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
-class Sink(NamedTuple):
-    """Where a run's text goes: into a part of the message or a field of a call, and out as a delta."""
-
-    pieces: list[str]
-    delta: Callable[[str, int], MessageDelta]
-    number: int
-    """The index of that part or call."""
+Sink = tuple[list[str], Callable[[str, int], MessageDelta], int]
+"""Where a run's text goes: into the pieces of a part of the message or of a field of a call, and out as such a delta
+with the index of that part or call."""
 
 
 class ReplyParser:
@@ -131,8 +128,8 @@ class ReplyParser:
             self._end = ParseTermination.MALFORMED
         message = self._message()
         deltas, self._deltas = [*self._deltas, message], []
-        ends = [*(start for _, start in self._starts[1:]), len(self._ids)]
-        spans = tuple([RawSpan(*start, end) for start, end in zip(self._starts, ends, strict=False)])
+        ends = [start for _, start in self._starts[1:]] + [len(self._ids)]
+        spans = tuple([_raw_span((part, start, end)) for (part, start), end in zip(self._starts, ends, strict=False)])
         return deltas, Parsed(message, self._end, spans, tuple(self._ids), self._broke_off_in)
 
     def _ordinary(self, ids: list[int], offset: int) -> None:
@@ -179,7 +176,7 @@ class ReplyParser:
         elif name in self._grammar.ends:
             self._flaw |= self._close_all()
             self._end = ParseTermination.STOP_SEQUENCE if name in self._grammar.stops else ParseTermination.EOS
-            return Part.STOP
+            return _STOP
         elif block is None and name in self._grammar.opening:
             self._open(self._grammar.opening[name])
             return self._part
@@ -224,7 +221,7 @@ class ReplyParser:
         else:
             self._out(self._run.close(suffix=block.foot, trim=block.trim))
         self._block = None
-        after_reasoning = block.part is Part.REASONING
+        after_reasoning = block.part is _REASONING
         self._begin(
             TextRun(
                 drop=block.trim if after_reasoning else "\n",
@@ -283,11 +280,11 @@ class ReplyParser:
         """Every reasoning block is a part; text goes on with the text before a call."""
         part = self._part
         if part is _TOOL_CALL:
-            return Sink(self._fields[-1], StreamingToolCallDelta, len(self._calls))
-        if part is Part.REASONING or not self._parts or self._parts[-1][0] is not part:
+            return self._fields[-1], StreamingToolCallDelta, len(self._calls)
+        if part is _REASONING or not self._parts or self._parts[-1][0] is not part:
             self._parts.append((part, []))
         delta = StreamingTextDelta if part is _TEXT else StreamingThinkingDelta
-        return Sink(self._parts[-1][1], delta, len(self._parts) - 1)
+        return self._parts[-1][1], delta, len(self._parts) - 1
 
     def _message(self) -> Message:
         parts = [(part, "".join(pieces)) for part, pieces in self._parts]
@@ -298,7 +295,7 @@ class ReplyParser:
                 TextPart(type="text", text=text) if part is _TEXT else ThinkingPart(type="thinking", thinking=text)
                 for part, text in parts
             ]
-        message = Message(role=self._role, content=content)
+        message: Message = {"role": self._role, "content": content}
         calls = [call for call in self._calls if isinstance(call, ToolCall)]
         unparsed = [call for call in self._calls if isinstance(call, UnparsedToolCall)]
         if calls:
