@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from tinker import TrainingClient
 
 BATCH = 32
+PAUSE = 0.5
+"""Seconds before each turn: threads of OpenMP spin for some time after a step, on the next one's processors."""
 VARIANTS = (
     "ours",
     "ours-unembed",
@@ -455,6 +457,7 @@ def main() -> None:
             print(f"{name}: first step after {processes[-1].first:.1f} s", file=sys.stderr, flush=True)
         for turn in range(1 + args.rounds):
             for process in processes:
+                time.sleep(PAUSE)
                 process.step(timed=turn > 0)
         for process in processes:
             process.finish()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _LARGEST = 2**31 - 1
+_TWO_HEAPS = 128 * 2**20
+"""A thread's heap (64 MB at most) is unmapped as soon as it is empty, but for so much room to be left at the top."""
 
 
 def keep_freed_memory() -> None:
@@ -17,4 +19,5 @@ def keep_freed_memory() -> None:
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+        libc.mallopt(_M_TOP_PAD, _TWO_HEAPS)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
