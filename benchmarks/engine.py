@@ -6,11 +6,11 @@
 The work: conversations of lognormal length (median 180, at most 1024 tokens), batches of 32, LoRA rank 32 on all linear
 layers but the output one (PEFT's "all-linear", which TRL uses too; "ours-unembed" and SkyRL, as Tinker's clients do by
 default, adapt that one as well), float32, loss on the assistant's tokens, a 4-layer 256-wide random Qwen3. Every
-variant is its own process and waits its turn for each step, so that all see the same machine. Printed are tokens
+variant is its own process and waits its turn of some steps, so that all see the same machine. Printed are tokens
 (padding not counted) per second of wall-clock time and of processor time (which a busy machine disturbs less) over all
-steps but the first two, peak memory, and the time from process start to the first step's end; then, of the variants
-that are driven through a training client, how long a forward_backward and an optim_step of one datum of 8 tokens take
-together (median of 20).
+steps but the first and those of the first turn, peak memory, and the time from process start to the first step's end;
+then, of the variants that are driven through a training client, how long a forward_backward and an optim_step of one
+datum of 8 tokens take together (median of 20).
 
 `--peers DIR` is a folder that holds the peers:
 - DIR/trl, a folder to put on the path: pip install --target DIR/trl trl
@@ -49,8 +49,9 @@ if TYPE_CHECKING:
     from tinker import TrainingClient
 
 BATCH = 32
-PAUSE = 0.5
-"""Seconds before each turn: threads of OpenMP spin for some time after a step, on the next one's processors."""
+PAUSE = 4
+"""Seconds before each turn. What a step leaves behind would fall into the next one's: threads of OpenMP spin on, and a
+virtual machine's kernel gives freed memory back to its host two seconds later."""
 VARIANTS = (
     "ours",
     "ours-unembed",
@@ -422,7 +423,8 @@ class Process:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated, measured in this order")
-    parser.add_argument("--rounds", type=int, default=3, help="timed steps of each variant")
+    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each variant")
+    parser.add_argument("--turn", type=int, default=3, help="steps to a turn")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -458,7 +460,8 @@ def main() -> None:
         for turn in range(1 + args.rounds):
             for process in processes:
                 time.sleep(PAUSE)
-                process.step(timed=turn > 0)
+                for _ in range(args.turn):
+                    process.step(timed=turn > 0)
         for process in processes:
             process.finish()
     print("| variant | tokens/s | tokens per processor second | ours / this | first step, s | peak memory, GB |")
