@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from tinkerloop.local.attention import BLOCK, LONGEST, attention, packed_mask
+from tinkerloop.local.attention import BLOCK, MAX_BLOCKED, attention, packed_mask
 
 
 def test_sequences_of_any_length_get_causal_attention_of_their_own():
-    lengths = [1, 2 * BLOCK, 2 * BLOCK + 1, 300, LONGEST, LONGEST + 1]
+    lengths = [1, 2 * BLOCK, 2 * BLOCK + 1, 300, MAX_BLOCKED, MAX_BLOCKED + 1]
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, heads, sum(lengths), 16) for heads in (4, 2, 2)]
     wide = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]

@@ -26,12 +26,13 @@ NAME = "tinkerloop"
 MIN_ASKED = 128
 """From this length on attention by blocks is the faster where about half of the positions ask."""
 
+BLOCK = 64
+"""Queries taken at a time of a sequence that has more than two such blocks."""
+MAX_BLOCKED = 1024
+"""A longer sequence is taken at once."""
 
-BLOCK, LONGEST = 64, 1024
-"""Queries taken at a time of a sequence that has more than two such blocks and is not longer than this."""
-
-_LATER = torch.full((BLOCK, LONGEST + BLOCK), -math.inf).triu_(LONGEST + 1)
-"""Its columns from LONGEST - s on are what a block that starts at s adds to its scores."""
+_LATER = torch.full((BLOCK, MAX_BLOCKED + BLOCK), -math.inf).triu_(MAX_BLOCKED + 1)
+"""Its columns from MAX_BLOCKED - s on are what a block that starts at s adds to its scores."""
 
 
 def packed_mask(lengths: list[int]) -> torch.Tensor:
@@ -83,7 +84,7 @@ def attention(
             outputs.append(_eager(q, k, v, band, scale, softcap, s_aux))
         elif at is not None and band is None and length >= MIN_ASKED:
             outputs.append(causal_attention(q, k, v, scale, at))
-        elif band is None and 2 * BLOCK < length <= LONGEST and q.device.type == "cpu" and q.dtype == torch.float32:
+        elif band is None and 2 * BLOCK < length <= MAX_BLOCKED and q.device.type == "cpu" and q.dtype == torch.float32:
             outputs.append(_by_blocks(q, k, v, scale))
         else:
             outputs.append(
@@ -110,7 +111,7 @@ def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scal
     outputs, start = [], 0
     for block in query.split(BLOCK, 2):
         end = start + block.shape[2]
-        later = _LATER[: end - start, LONGEST - start :][:, :end]
+        later = _LATER[: end - start, MAX_BLOCKED - start :][:, :end]
         seen = key[:, :, :end], value[:, :, :end]
         outputs.append(scaled_dot_product_attention(block, *seen, attn_mask=later, scale=scale, enable_gqa=grouped))
         start = end

@@ -74,7 +74,7 @@ class Example:
 
     def driven(self, name: str) -> NDArray[np.bool_]:
         """(N,) whether the loss input `name` is anything but 0 at a position."""
-        return (self.inputs[name].reshape(len(self), -1) != 0).any(axis=1, keepdims=True)[:, 0]
+        return np.logical_or.reduce(self.inputs[name].reshape(len(self), -1) != 0, axis=1)
 
     def until_last(self, name: str) -> Example:
         """Without what comes after the last position whose loss input `name` is not 0: nothing before looks there.
