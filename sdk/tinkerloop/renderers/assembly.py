@@ -40,21 +40,25 @@ class Kept(dict[str, list[int]]):
 
 Run = tuple[str, list[int] | None]
 """Text, and its ids where they are known: of control tokens, images, and what the family wrote alone."""
+Split = tuple[str, tuple[Run, ...], str]
+"""Text before the first control token, the runs from there to the last one, text after it."""
 
 
-class _Items(dict[str, list[Run]]):
-    """Trusted text -> control tokens, as ids, and the text between them, worked out on first use."""
+class _Splits(dict[str, Split]):
+    """Trusted text -> what it consists of, worked out on first use."""
 
-    def __init__(self, ids: Mapping[str, int]):
+    def __init__(self, ids: Mapping[str, int], constants: Mapping[str, list[int]]):
         super().__init__()
-        self._ids = ids
+        self._ids, self._constants = ids, constants
         names = sorted(ids, key=len, reverse=True)  # the longest first, should one begin another
         self._control = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
-    def __missing__(self, text: str) -> list[Run]:
-        parts = self._control.split(text) if self._control else [text]
-        items = self[text] = [("", [self._ids[part]]) if part in self._ids else (part, None) for part in parts if part]
-        return items
+    def __missing__(self, text: str) -> Split:
+        before, *parts = self._control.split(text) if self._control else [text]
+        after = parts.pop() if parts else ""
+        runs: list[Run] = [("", [self._ids[p]]) if p in self._ids else (p, self._constants[p]) for p in parts if p]
+        split = self[text] = (before, tuple(runs), after)
+        return split
 
 
 class Layout(NamedTuple):
@@ -82,8 +86,8 @@ class Assembler:
             if token_id is None:
                 raise RenderError(f"the tokenizer has no token {token!r}, which the {family!r} format is written with")
             self.ids[token] = token_id
-        self._items = _Items(self.ids)
         self._constants = Kept(encoder.encode)
+        self._splits = _Splits(self.ids, self._constants)
 
     def assemble(
         self,
@@ -114,41 +118,39 @@ class Assembler:
 
     def _lay_out(self, pieces: Iterable[tuple[int, Piece]]) -> Layout:
         layout = runs, kinds, begins, inside, images = Layout([], [], [], [], [])
-        items_of, constants = self._items, self._constants
+        splits, constants = self._splits, self._constants
         open_run, own = "", True
         last: Kind | None = None
         for message, piece in chain(pieces, _END):
             text, part, trusted, image = piece
-            if trusted:
-                items = items_of[text]
-            elif text:
-                items = ((text, None),)
+            if text:
+                before, known, after = splits[text] if trusted else (text, (), "")
             elif image is not None:
-                items = (("", [0] * (image.expected_tokens or 0)),)
+                before, known, after = "", (("", [0] * (image.expected_tokens or 0)),), ""
             elif piece is SEAM:
-                items = _NOTHING
+                before, known, after = _NOTHING
             else:
                 continue
-            kind = (message, part)
-            for item in items:
-                text, ids = item
-                if open_run and ids is not None:
+            if open_run and known and not before:
+                runs.append((open_run, constants[open_run] if own else None))
+                open_run, own = "", True
+            if (kind := (message, part)) != last and piece is not SEAM:
+                if open_run:
+                    inside.append((len(kinds), len(open_run), own))
+                kinds.append(kind)
+                begins.append(len(runs))
+                last = kind
+            if before:
+                open_run += before
+                own = own and trusted
+            if known:
+                if open_run:
                     runs.append((open_run, constants[open_run] if own else None))
-                    open_run, own = "", True
-                if kind != last and (text or ids):
-                    if open_run:
-                        inside.append((len(kinds), len(open_run), own))
-                    kinds.append(kind)
-                    begins.append(len(runs))
-                    last = kind
-                if ids is None:
-                    open_run += text
-                    own = own and trusted
-                    continue
+                    own = True
                 if image is not None:
                     images.append((len(runs), image))
-                if ids:
-                    runs.append(item)
+                runs += known
+                open_run = after
         return layout
 
     def _starts(self, layout: Layout, encoded: list[list[int]], at: list[int]) -> tuple[list[int], list[Kind]]:
@@ -195,7 +197,7 @@ class Assembler:
 
 
 _END = ((-1, SEAM),)
-_NOTHING: tuple[Run] = (("", []),)
+_NOTHING: Split = ("", (("", []),), "")
 _SCAFFOLD = Part.SCAFFOLD  # members of an enumeration are slow to look up
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
 from tinkerloop.renderers.grammar import Grammar
-from tinkerloop.renderers.segments import Part, Pieces, marked, scaffold, text
+from tinkerloop.renderers.segments import Part, Piece, Pieces, marked, scaffold, text
 from tinkerloop.renderers.types import ToolCall
 
 if TYPE_CHECKING:
@@ -106,11 +106,10 @@ class Format:
 
     def content(self, message: ChatMessage) -> Pieces:
         """A message's text, and its images where the format has them."""
+        pieces: list[Piece] = []
         for part in message.content:
-            if isinstance(part, str):
-                yield text(part)
-            else:
-                yield from self.image(part)
+            pieces += (text(part),) if isinstance(part, str) else self.image(part)
+        return pieces
 
     def image(self, image: Image) -> Pieces:
         """An image with the tokens around it."""
@@ -122,21 +121,24 @@ class Format:
 
     def calls(self, message: ChatMessage) -> Pieces:
         """A message's tool calls, each in the block that the grammar has for them; unparsed ones as sampled."""
-        if not (message.tool_calls or message.unparsed):
-            return
+        calls = (*message.tool_calls, *message.unparsed)
+        if not calls:
+            return ()
         block = self.grammar.block(Part.TOOL_CALL)
         if block is None:
             raise RenderError(f"{self.name} has no tool calls")
+        pieces: list[Piece] = []
         lead = block.lead if message.content else ""
-        for call in (*message.tool_calls, *message.unparsed):
-            yield marked(lead + block.open, Part.TOOL_CALL)
+        for call in calls:
+            pieces.append(marked(lead + block.open, Part.TOOL_CALL))
             lead = block.between
             if isinstance(call, ToolCall):
-                yield marked(block.head, Part.TOOL_CALL)
-                yield from self.call(call)
-                yield marked(block.foot + block.close, Part.TOOL_CALL)
+                pieces.append(marked(block.head, Part.TOOL_CALL))
+                pieces += self.call(call)
+                pieces.append(marked(block.foot + block.close, Part.TOOL_CALL))
             else:
                 inside = call.raw_text.removeprefix(block.open)
-                yield text(inside.removesuffix(block.close), Part.TOOL_CALL)
+                pieces.append(text(inside.removesuffix(block.close), Part.TOOL_CALL))
                 if inside.endswith(block.close):
-                    yield marked(block.close, Part.TOOL_CALL)
+                    pieces.append(marked(block.close, Part.TOOL_CALL))
+        return pieces

@@ -69,9 +69,10 @@ class Rendered:
     def weights(self) -> NDArray[np.float32]:
         """(N,) float32."""
         weights = np.zeros(len(self.tokens), np.float32)
-        for start, stop, weight in zip(self.marks.starts, self._stops, self.marks.weights, strict=True):
+        stops = self._stops
+        for i, weight in enumerate(self.marks.weights):
             if weight:
-                weights[start:stop] = weight
+                weights[self.marks.starts[i] : stops[i]] = weight
         return weights
 
     @cached_property
@@ -98,7 +99,7 @@ class Rendered:
     def _spread(self, values: list[int], dtype: Any) -> NDArray[Any]:
         return np.repeat(np.array(values, dtype), np.subtract(self._stops, self.marks.starts))
 
-    @cached_property
+    @property
     def model_input(self) -> tinker.ModelInput:
         """All N tokens as Tinker takes them; without images its one chunk holds `tokens` itself."""
         return model_input(self.tokens, self.images)

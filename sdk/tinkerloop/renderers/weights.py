@@ -23,9 +23,9 @@ class Weights(NamedTuple):
 
     def of(self, kinds: Iterable[tuple[int, Part]]) -> list[float]:
         """The weights of tokens of a message and part; what is of no message (-1) is scaffold."""
-        of_message, of_part = self
-        nowhere = of_part[Part.SCAFFOLD]
-        return [(of_message[m] if m >= 0 else nowhere) * of_part[part] for m, part in kinds]
+        of_part = self.of_part
+        of_message = [*self.of_message, of_part[Part.SCAFFOLD]]  # the last is that of message -1
+        return [of_message[message] * of_part[part] for message, part in kinds]
 
 
 def weights_of(
