@@ -184,6 +184,11 @@ def test_a_save_that_fails_leaves_the_previous_one_whole(service, client, datum,
 
     with file_size_limit(1000), pytest.raises(tinker.RequestFailedError, match="cannot save"):
         client.save_state("a", overwrite=True).result()
+    rest = service.create_rest_client()
+    with file_size_limit(1000), pytest.raises(tinker.RequestFailedError, match="cannot save"):
+        rest.copy_weights(path).result()
+    with file_size_limit(0), pytest.raises(tinker.RequestFailedError, match="cannot save"):
+        rest.set_checkpoint_ttl_from_tinker_path(path, 3600).result()
     assert not list(tmp_path.glob(".writing-*"))
     again = service.create_training_client_from_state_with_optimizer(path)
     assert again.apply(lambda s: s.step).result() == 0
@@ -200,13 +205,14 @@ def test_a_save_killed_between_its_two_renames_is_still_listed_and_loads(service
     assert folder.exists()
 
 
-def test_what_killed_saves_left_is_swept_after_a_day(client, tmp_path):
-    old, new = tmp_path / ".writing-old", tmp_path / ".writing-new"
-    for left in (old, new):
+def test_what_killed_saves_and_deletions_left_is_swept_after_a_day(client, tmp_path):
+    old, new = [tmp_path / ".writing-old", tmp_path / ".deleting-old"], tmp_path / ".writing-new"
+    for left in (*old, new):
         left.mkdir(parents=True)
-    os.utime(old, (0, 0))
+    for left in old:
+        os.utime(left, (0, 0))
     client.save_state("a").result()
-    assert (old.exists(), new.exists()) == (False, True)
+    assert ([left.exists() for left in old], new.exists()) == ([False, False], True)
 
 
 def test_an_unknown_path_fails_and_the_client_goes_on(service, client, datum):

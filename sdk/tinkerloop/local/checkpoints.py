@@ -19,11 +19,14 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
+from glob import glob
 from pathlib import Path
 from typing import Any, Literal
 
+import tinker
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -33,9 +36,11 @@ from tinkerloop.local.lora import ALPHA, LoraSpec
 
 Kind = Literal["weights", "sampler_weights"]
 KINDS: tuple[Kind, ...] = ("weights", "sampler_weights")
-_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
+_BACKUP = ".previous-"
+"""Before the name of a checkpoint that is being replaced."""
 _STALE = 86400
-"""Seconds after which an unfinished save is taken for dead."""
+"""Seconds after which an unfinished save or deletion is taken for dead."""
 _RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
     "checkpoint.json",
     "adapter_model.safetensors",
@@ -77,15 +82,17 @@ class Contents:
 
 def parse(path: str) -> tuple[str, Kind, str]:
     """(run, kind, name) of a tinker:// path; ValueError for anything else."""
-    segments = path.removeprefix("tinker://").split("/")
-    if not path.startswith("tinker://") or len(segments) != 3:
+    segments = str(path).removeprefix("tinker://").split("/")
+    if not str(path).startswith("tinker://") or len(segments) != 3:
         raise ValueError(f"Invalid tinker path {path!r}: expected tinker://RUN/weights|sampler_weights/NAME")
     run, kind, name = segments
     if kind not in KINDS:
         raise ValueError(f"Invalid tinker path {path!r}: unknown kind {kind!r}, expected one of {', '.join(KINDS)}")
     for segment in (run, name):
         if not _SEGMENT.fullmatch(segment):
-            raise ValueError(f"Invalid tinker path {path!r}: {segment!r} is not a name")
+            raise ValueError(
+                f"Invalid tinker path {path!r}: {segment!r} is not a name of at most 200 letters, digits and . _ : -"
+            )
     return run, kind, name
 
 
@@ -98,27 +105,19 @@ class Store:
     def save(self, record: Record, contents: Contents, *, overwrite: bool = False) -> Record:
         """Write a checkpoint atomically. Raises ConflictError if the name is taken and `overwrite` is false."""
         folder = self._folder(record.path)
-        if folder.exists() and not overwrite:
+        if folder.exists() and not overwrite and not _read_record(folder / _RECORD).expired:
             run, _, name = parse(record.path)
             raise conflict(
                 f"Checkpoint '{name}' already exists for model {run}. Please choose a different name, "
                 "or pass overwrite=True"
             )
-        scratch = self.root / f".writing-{uuid.uuid4().hex}"
         self._sweep()
-        try:
-            scratch.mkdir(parents=True)
+        with self._writing(record.path) as scratch:
             _write_tensors(scratch, record, contents)
             size = sum(file.stat().st_size for file in scratch.iterdir())
             record = Record(**{**record.__dict__, "size_bytes": size})
             _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
-            for file in scratch.iterdir():
-                _flush(file)
-            folder.parent.mkdir(parents=True, exist_ok=True)
             _swap(scratch, folder)
-        except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise server_error(f"cannot save {record.path} under {self.root}: {error}") from error
         return record
 
     def read(self, path: str) -> Record:
@@ -130,6 +129,8 @@ class Store:
         try:
             record = _read_record(folder / _RECORD)
         except FileNotFoundError:
+            if (self._folder(path) / _RECORD).exists():  # replaced just now
+                return self.read(path)
             raise not_found(f"no checkpoint {path} under {self.root}") from None
         if record.expired:
             raise not_found(f"checkpoint {path} expired at {record.expires_at}")
@@ -159,55 +160,73 @@ class Store:
     def delete(self, path: str) -> None:
         self.read(path)
         folder = self._folder(path)
+        shutil.rmtree(_backup(folder), ignore_errors=True)  # else it would come back in the checkpoint's place
         doomed = self.root / f".deleting-{uuid.uuid4().hex}"
         os.replace(folder, doomed)
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def copy(self, path: str, new_path: str, *, expires_at: str | None) -> Record:
         """The same checkpoint under a new path."""
-        record = Record(**{**self.read(path).__dict__, "path": new_path, "expires_at": expires_at})
-        scratch = self.root / f".writing-{uuid.uuid4().hex}"
-        shutil.copytree(self._folder(path), scratch)
-        _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
-        folder = self._folder(new_path)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _swap(scratch, folder)
+        source = self.read(path)
+        record = Record(**{**source.__dict__, "path": new_path, "expires_at": expires_at})
+        with self._writing(new_path) as scratch:
+            shutil.copytree(self._folder(path), scratch, dirs_exist_ok=True)
+            self.confirm(source)
+            _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+            _swap(scratch, self._folder(new_path))
         return record
+
+    def confirm(self, record: Record) -> None:
+        """Raise ConflictError if the checkpoint was overwritten since `record` was read: tensors may be of either."""
+        if self.read(record.path).time != record.time:
+            raise conflict(f"{record.path} was overwritten while it was read: try again")
 
     def update(self, path: str, **changes: Any) -> Record:
         """Replace fields of a checkpoint's record."""
         record = Record(**{**self.read(path).__dict__, **changes})
-        file = self._folder(path) / _RECORD
-        scratch = file.with_suffix(f".{uuid.uuid4().hex}")
-        _write_json(scratch, {**asdict(record), "format": 1})
-        os.replace(scratch, file)
+        with self._writing(path) as scratch:
+            _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+            os.replace(scratch / _RECORD, self._folder(path) / _RECORD)
         return record
 
     def records(self, run: str | None = None) -> Iterator[Record]:
-        """Every unexpired checkpoint (of one run), oldest first."""
-        found = []
-        for file in self.root.glob(f"{'*' if run is None else _on_disk(run)}/*/*/{_RECORD}"):
-            record = _read_record(file)
-            if not record.expired and not _replaced(file.parent):
-                found.append(record)
-        return iter(sorted(found, key=lambda record: record.time))
+        """Every unexpired checkpoint (of one run), oldest first; others may save and delete meanwhile."""
+        found = glob(f"{'*' if run is None else _on_disk(run)}/*/*", root_dir=self.root, include_hidden=True)
+        records = []
+        for place in {place.replace(f"/{_BACKUP}", "/") for place in found}:
+            with suppress(tinker.NotFoundError, tinker.BadRequestError):  # gone by now, or no checkpoint at all
+                records.append(self.read(f"tinker://{place}"))
+        return iter(sorted(records, key=lambda record: record.time))
 
     def run_folder(self, run: str) -> Path:
         """The folder that holds a run's checkpoints; it may not exist yet."""
         return self.root / _on_disk(run)
 
+    @contextmanager
+    def _writing(self, path: str) -> Iterator[Path]:
+        """A new folder under the root, in which to prepare what `path` shall be; it is gone afterwards."""
+        scratch = self.root / f".writing-{uuid.uuid4().hex}"
+        try:
+            scratch.mkdir(parents=True)
+            yield scratch
+        except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+            raise server_error(f"cannot save {path} under {self.root}: {error}") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
     def _sweep(self) -> None:
-        """Remove what saves that were killed have left; none that is under way is so old."""
-        for left in self.root.glob(".writing-*"):
-            if time.time() - left.stat().st_mtime > _STALE:
-                shutil.rmtree(left, ignore_errors=True)
+        """Remove what was left by saves and deletions that were killed; none that is under way is so old."""
+        for left in [*self.root.glob(".writing-*"), *self.root.glob(".deleting-*")]:
+            with suppress(FileNotFoundError):  # finished by now
+                if time.time() - left.stat().st_mtime > _STALE:
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _folder(self, path: str) -> Path:
         run, kind, name = parse(path)
         folder = self.root / _on_disk(run) / kind / name
-        backup = folder.with_name(f".previous-{name}")
-        if not folder.exists() and backup.exists():  # a save was killed between its two renames
-            os.replace(backup, folder)
+        if not folder.exists() and _backup(folder).exists():  # a save was killed, or is, between its two renames
+            with suppress(OSError):  # it was faster
+                os.replace(_backup(folder), folder)
         return folder
 
 
@@ -246,10 +265,9 @@ def _read_record(file: Path) -> Record:
     return Record(**{**fields, "lora": LoraSpec(**fields["lora"])})
 
 
-def _replaced(folder: Path) -> bool:
-    """Whether a backup's successor is in place; a save killed between its two renames leaves the backup alone."""
-    name = folder.name.removeprefix(".previous-")
-    return name != folder.name and folder.with_name(name).exists()
+def _backup(folder: Path) -> Path:
+    """Where a checkpoint's folder is while a new one takes its place."""
+    return folder.with_name(f"{_BACKUP}{folder.name}")
 
 
 def _on_disk(run: str) -> str:
@@ -286,10 +304,19 @@ def _flush(path: Path) -> None:
 
 def _swap(new: Path, folder: Path) -> None:
     """Put `new` in `folder`'s place. At every moment the old or the new one is there, or the old as a backup."""
-    backup = folder.with_name(f".previous-{folder.name}")
-    if folder.exists():
-        shutil.rmtree(backup, ignore_errors=True)
-        os.replace(folder, backup)
-    os.replace(new, folder)
+    for file in new.iterdir():
+        _flush(file)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    backup = _backup(folder)
+    while new.exists():
+        if folder.exists():
+            shutil.rmtree(backup, ignore_errors=True)
+            os.replace(folder, backup)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            # somebody who read the checkpoint just now took us for dead and put the backup back
     _flush(folder.parent)
     shutil.rmtree(backup, ignore_errors=True)

@@ -249,12 +249,13 @@ class Engine:
 
     def _load(self, run: Run, record: Record, optimizer: bool) -> None:
         state, layout = run.state, run.state.weights.layout
+        moments = self.store.load_moments(record.path) if optimizer else None
         self._fill_weights(run.model, state.weights, record)
-        if optimizer:
-            moments = self.store.load_moments(record.path)
+        if moments is not None:
             _fill(layout.views(state.exp_avg), moments["exp_avg"], record.path)
             _fill(layout.views(state.exp_avg_sq), moments["exp_avg_sq"], record.path)
             state.step = record.step
+        self.store.confirm(record)
 
 
 def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:

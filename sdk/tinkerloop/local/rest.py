@@ -70,9 +70,12 @@ class RestClient:
         """Runs that have saved something, the latest first."""
 
         def runs() -> tinker.types.TrainingRunsResponse:
-            ids = dict.fromkeys(_parse(record.path)[0] for record in reversed(list(self._store.records())))
-            page = [self._run(run) for run in list(ids)[offset : offset + limit]]
-            cursor = tinker.types.Cursor(offset=offset, limit=limit, total_count=len(ids))
+            found: dict[str, list[Record]] = {}
+            for record in self._store.records():
+                found.setdefault(_parse(record.path)[0], []).append(record)
+            latest = sorted(found, key=lambda run: found[run][-1].time, reverse=True)
+            page = [_run(run, found[run]) for run in _page(latest, limit, offset)]
+            cursor = tinker.types.Cursor(offset=offset, limit=limit, total_count=len(found))
             return tinker.types.TrainingRunsResponse(training_runs=page, cursor=cursor)
 
         return _done(runs)
@@ -92,7 +95,7 @@ class RestClient:
         def page() -> tinker.types.CheckpointsListResponse:
             records = list(reversed(list(self._store.records())))
             cursor = tinker.types.Cursor(offset=offset, limit=limit, total_count=len(records))
-            chosen = [_checkpoint(record) for record in records[offset : offset + limit]]
+            chosen = [_checkpoint(record) for record in _page(records, limit, offset)]
             return tinker.types.CheckpointsListResponse(checkpoints=chosen, cursor=cursor)
 
         return _done(page)
@@ -147,19 +150,7 @@ class RestClient:
         records = list(self._store.records(_run_id(run)))
         if not records:
             raise not_found(f"no training run {run} with a checkpoint under {self._store.root}")
-        last = {kind: [r for r in records if _parse(r.path)[1] == kind][-1:] for kind in checkpoints.KINDS}
-        newest = records[-1]
-        return tinker.types.TrainingRun(
-            training_run_id=run,
-            base_model=newest.base_model,
-            model_owner="local",
-            is_lora=newest.lora.rank > 0,
-            lora_rank=newest.lora.rank,
-            last_request_time=datetime.fromisoformat(newest.time),
-            last_checkpoint=next((_checkpoint(r) for r in last["weights"]), None),
-            last_sampler_checkpoint=next((_checkpoint(r) for r in last["sampler_weights"]), None),
-            user_metadata=newest.run_metadata,
-        )
+        return _run(run, records)
 
 
 def _done(compute: Callable[[], T]) -> Future[T]:
@@ -181,6 +172,29 @@ def _parse(path: str) -> tuple[str, str, str]:
 
 def _run_id(run: str) -> str:
     return _parse(f"tinker://{run}/weights/any")[0]  # refuses what could leave the root
+
+
+def _page(items: Sequence[T], limit: int, offset: int) -> Sequence[T]:
+    if limit < 0 or offset < 0:
+        raise bad_request(f"limit and offset must be >= 0, got {limit} and {offset}")
+    return items[offset : offset + limit]
+
+
+def _run(run: str, records: Sequence[Record]) -> tinker.types.TrainingRun:
+    """A run, given its checkpoints, oldest first."""
+    last = {kind: [r for r in records if _parse(r.path)[1] == kind][-1:] for kind in checkpoints.KINDS}
+    newest = records[-1]
+    return tinker.types.TrainingRun(
+        training_run_id=run,
+        base_model=newest.base_model,
+        model_owner="local",
+        is_lora=newest.lora.rank > 0,
+        lora_rank=newest.lora.rank,
+        last_request_time=datetime.fromisoformat(newest.time),
+        last_checkpoint=next((_checkpoint(r) for r in last["weights"]), None),
+        last_sampler_checkpoint=next((_checkpoint(r) for r in last["sampler_weights"]), None),
+        user_metadata=newest.run_metadata,
+    )
 
 
 def _checkpoint(record: Record) -> tinker.types.Checkpoint:

@@ -1,0 +1,104 @@
+"""Checkpoints while others read, delete and overwrite them, and what interrupted work leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+
+import pytest
+import tinker
+import torch
+
+from tinkerloop.local import RestClient
+
+
+def folder_of(root, path: str):
+    return root / path.removeprefix("tinker://").replace(":", "_")
+
+
+def test_a_checkpoint_can_be_read_and_listed_at_any_moment_while_others_save_and_delete(service, client, tmp_path):
+    path = client.save_state("last").result().path
+    finished = threading.Event()
+    failures: list[Exception] = []
+
+    def read() -> None:
+        rest = RestClient(tmp_path)
+        while not finished.is_set():
+            try:
+                rest.get_weights_info_by_tinker_path(path).result()
+                rest.list_user_checkpoints().result()
+                rest.list_training_runs().result()
+            except Exception as error:
+                failures.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for i in range(60):
+            client.save_state("last", overwrite=True).result()
+            service.create_rest_client().delete_checkpoint_from_tinker_path(client.save_state(f"{i}").result().path)
+    finally:
+        finished.set()
+        for reader in readers:
+            reader.join()
+    assert not failures
+
+
+def test_a_deleted_checkpoint_stays_deleted_where_a_killed_save_left_its_backup(service, client, tmp_path):
+    path = client.save_state("a").result().path
+    folder = folder_of(tmp_path, path)
+    shutil.copytree(folder, folder.with_name(".previous-a"))  # killed before the backup was removed
+    rest = service.create_rest_client()
+    rest.delete_checkpoint_from_tinker_path(path).result()
+    assert rest.list_user_checkpoints().result().checkpoints == []
+    with pytest.raises(tinker.NotFoundError):
+        service.create_training_client_from_state(path)
+
+
+def test_a_copy_of_a_checkpoint_that_is_overwritten_meanwhile_is_not_made_of_both(service, client):
+    store = service._engine.store
+    path = client.save_state("a").result().path
+    before = store.read(path)
+    store.confirm(before)
+    client.save_state("a", overwrite=True).result()
+    with pytest.raises(tinker.ConflictError, match="try again"):
+        store.confirm(before)
+
+
+def test_the_name_of_an_expired_checkpoint_is_free(service, client, tmp_path):
+    path = client.save_state("a", ttl_seconds=3600).result().path
+    file = folder_of(tmp_path, path) / "checkpoint.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "expires_at": "2020-01-01T00:00:00+00:00"}))
+    with pytest.raises(tinker.NotFoundError, match="expired"):
+        service.create_training_client_from_state(path)
+    assert client.save_state("a").result().path == path
+    service.create_training_client_from_state(path)
+
+
+def test_a_checkpoint_without_moments_changes_nothing_when_they_are_asked_for(service, client, tmp_path):
+    client.apply(lambda s: s.weights.flat.fill_(1)).result()
+    path = client.save_state("a").result().path
+    (folder_of(tmp_path, path) / "optimizer.safetensors").unlink()
+    fresh = service.create_lora_training_client("tiny", rank=8)
+    before = fresh._run.state.weights.flat.clone()
+    with pytest.raises(tinker.NotFoundError, match="no optimizer state"):
+        fresh.load_state_with_optimizer(path).result()
+    assert torch.equal(fresh._run.state.weights.flat, before)
+
+
+@pytest.mark.parametrize("path", ["tinker://r/weights/" + "a" * 201, "tinker://r/weights", 5, None])
+def test_what_cannot_be_a_path_is_a_bad_request_everywhere(service, path):
+    with pytest.raises(tinker.BadRequestError, match="Invalid tinker path"):
+        service.create_rest_client().get_weights_info_by_tinker_path(path).result()
+    with pytest.raises(tinker.BadRequestError, match="Invalid tinker path"):
+        service.create_training_client_from_state(path)
+
+
+def test_pages_begin_at_0(service, client):
+    client.save_state("a").result()
+    rest = service.create_rest_client()
+    assert rest.list_user_checkpoints(limit=0).result().checkpoints == []
+    with pytest.raises(tinker.BadRequestError, match="must be >= 0"):
+        rest.list_training_runs(offset=-1).result()
