@@ -102,3 +102,16 @@ def test_pages_begin_at_0(service, client):
     assert rest.list_user_checkpoints(limit=0).result().checkpoints == []
     with pytest.raises(tinker.BadRequestError, match="must be >= 0"):
         rest.list_training_runs(offset=-1).result()
+
+
+@pytest.mark.parametrize("metadata", [{"epoch": 1}, {1: "a"}, {"a": None}, "text"])
+def test_metadata_that_could_not_be_listed_is_refused_and_nothing_is_left_behind(service, client, tmp_path, metadata):
+    for save in (client.save_state, client.save_weights_for_sampler):
+        with pytest.raises(tinker.BadRequestError, match="user_metadata"):
+            save("a", user_metadata=metadata).result()
+    with pytest.raises(tinker.BadRequestError, match="user_metadata"):
+        service.create_lora_training_client("tiny", rank=8, user_metadata=metadata)
+    assert not list(tmp_path.iterdir())
+    client.save_state("a", user_metadata={"epoch": "1"}).result()
+    (found,) = service.create_rest_client().list_checkpoints(client.model_id).result().checkpoints
+    assert found.user_metadata == {"epoch": "1"}

@@ -224,8 +224,8 @@ def test_an_unknown_path_fails_and_the_client_goes_on(service, client, datum):
     client.forward([datum(0)], "cross_entropy").result()
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x\0"])
-def test_no_name_leaves_the_root(client, name: str):
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x\0", None])
+def test_no_name_leaves_the_root(client, name):
     with pytest.raises(tinker.BadRequestError):
         client.save_state(name).result()
 

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import tinker
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -239,9 +240,19 @@ def expiry(ttl_seconds: int | None) -> str | None:
     """The moment a checkpoint of this time-to-live ends (3600 seconds to 10 years; None: never)."""
     if ttl_seconds is None:
         return None
-    if not 3600 <= ttl_seconds <= 10 * 366 * 86400:
-        raise bad_request(f"ttl_seconds must be between 3600 and ten years, got {ttl_seconds}")
+    if not isinstance(ttl_seconds, int | float) or not 3600 <= ttl_seconds <= 10 * 366 * 86400:
+        raise bad_request(f"ttl_seconds must be between 3600 and ten years, got {ttl_seconds!r}")
     return (datetime.now(UTC) + timedelta(seconds=ttl_seconds)).isoformat()
+
+
+def metadata_of(given: Mapping[str, str] | None) -> dict[str, str] | None:
+    """A copy of a caller's metadata; BadRequestError unless it maps texts to texts, which is what can be listed."""
+    if given is None:
+        return None
+    try:
+        return TypeAdapter(dict[str, str]).validate_python(given, strict=True)
+    except ValidationError as error:
+        raise bad_request(f"user_metadata must map texts to texts: {error}") from error
 
 
 def peft_config(record: Record, targets: Mapping[str, list[str]]) -> dict[str, Any]:

@@ -89,16 +89,15 @@ class Engine:
             self.models[name, dtype] = model.load(name, self.device, dtype, self.gradient_checkpointing)
         return self.models[name, dtype]
 
-    def create_run(self, base_model: str, spec: LoraSpec, user_metadata: Mapping[str, str] | None = None) -> Run:
+    def create_run(self, base_model: str, spec: LoraSpec, user_metadata: dict[str, str] | None = None) -> Run:
         base = self.model(base_model, spec)
         state = TrainState(base.new_weights(spec), torch.float32 if spec.rank == 0 else torch.float64)
-        metadata = None if user_metadata is None else dict(user_metadata)
-        run = Run(f"{self.session}:train:{len(self.runs)}", base, spec, state, metadata)
+        run = Run(f"{self.session}:train:{len(self.runs)}", base, spec, state, user_metadata)
         self.runs[run.id] = run
         return run
 
     def create_run_from(
-        self, path: str, base_model: str | None, optimizer: bool, user_metadata: Mapping[str, str] | None
+        self, path: str, base_model: str | None, optimizer: bool, user_metadata: dict[str, str] | None
     ) -> Run:
         """A new run that continues from a training checkpoint."""
         record = self._training_record(path)
@@ -145,9 +144,11 @@ class Engine:
         name: str,
         ttl_seconds: int | None,
         overwrite: bool,
-        user_metadata: Mapping[str, str] | None,
+        user_metadata: dict[str, str] | None,
     ) -> str:
         run.begin()
+        if not isinstance(name, str):
+            raise bad_request(f"a checkpoint's name is a text, got {name!r}")
         path = f"tinker://{run.id}/{kind}/{name}"
         try:
             checkpoints.parse(path)
@@ -168,7 +169,7 @@ class Engine:
             step=state.step,
             time=datetime.now(UTC).isoformat(),
             expires_at=checkpoints.expiry(ttl_seconds),
-            user_metadata=None if user_metadata is None else dict(user_metadata),
+            user_metadata=user_metadata,
             run_metadata=run.user_metadata,
         )
         names = run.model.file_names(run.spec)

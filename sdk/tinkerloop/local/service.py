@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import tinker
 import torch
 
-from tinkerloop.local.checkpoints import Store, default_root
+from tinkerloop.local.checkpoints import Store, default_root, metadata_of
 from tinkerloop.local.custom import loss_handles
 from tinkerloop.local.engine import Engine
 from tinkerloop.local.futures import Future, bad_request
@@ -74,7 +74,7 @@ class ServiceClient:
             dtype = getattr(torch, dtype)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
-        self._user_metadata = user_metadata
+        self._user_metadata = metadata_of(user_metadata)
         self._train_vision = train_vision
         self._engine = Engine(
             store=Store(default_root() if root is None else Path(root).expanduser().absolute()),
@@ -213,7 +213,7 @@ class ServiceClient:
     def _merged(self, user_metadata: dict[str, str] | None) -> dict[str, str] | None:
         if self._user_metadata is None and user_metadata is None:
             return None
-        return {**(self._user_metadata or {}), **(user_metadata or {})}
+        return {**(self._user_metadata or {}), **(metadata_of(user_metadata) or {})}
 
     def _supported_models(self) -> list[tinker.types.SupportedModel]:
         lengths = {TINY: None, **{name: model.max_length for (name, _), model in self._engine.models.items()}}

@@ -11,6 +11,7 @@ import tinker
 from transformers import PreTrainedTokenizerBase
 
 from tinkerloop.local import losses
+from tinkerloop.local.checkpoints import Kind, metadata_of
 from tinkerloop.local.custom import CustomLoss, as_function
 from tinkerloop.local.engine import Engine, Run, Sampler
 from tinkerloop.local.futures import Future, failed
@@ -121,23 +122,14 @@ class TrainingClient(Resolved):
         user_metadata: dict[str, str] | None = None,
     ) -> Future[tinker.types.SaveWeightsResponse]:
         """Save weights and optimizer, to train on from here. A pending gradient is not saved (with a warning)."""
-
-        def save(engine: Engine, run: Run) -> tinker.types.SaveWeightsResponse:
-            path = engine.save(run, "weights", name, ttl_seconds, overwrite, user_metadata)
-            return tinker.types.SaveWeightsResponse(path=path)
-
-        return self._submit(save)
+        return self._save("weights", tinker.types.SaveWeightsResponse, name, ttl_seconds, overwrite, user_metadata)
 
     def save_weights_for_sampler(
         self, name: str, ttl_seconds: int | None = None, user_metadata: dict[str, str] | None = None
     ) -> Future[tinker.types.SaveWeightsForSamplerResponse]:
         """Save the weights alone, to sample from."""
-
-        def save(engine: Engine, run: Run) -> tinker.types.SaveWeightsForSamplerResponse:
-            path = engine.save(run, "sampler_weights", name, ttl_seconds, False, user_metadata)
-            return tinker.types.SaveWeightsForSamplerResponse(path=path)
-
-        return self._submit(save)
+        response = tinker.types.SaveWeightsForSamplerResponse
+        return self._save("sampler_weights", response, name, ttl_seconds, False, user_metadata)
 
     def load_state(
         self, path: str, weights_access_token: str | None = None
@@ -152,6 +144,23 @@ class TrainingClient(Resolved):
         """Load weights and optimizer; only as the client's first request."""
         refuse_option(weights_access_token is not None, "weights_access_token")
         return self._submit(lambda engine, run: engine.load_state(run, path, optimizer=True))
+
+    def _save(
+        self,
+        kind: Kind,
+        response: Callable[..., Any],
+        name: str,
+        ttl_seconds: int | None,
+        overwrite: bool,
+        user_metadata: dict[str, str] | None,
+    ) -> Future[Any]:
+        try:
+            metadata = metadata_of(user_metadata)  # as it is now
+        except tinker.BadRequestError as error:
+            return failed(error)
+        return self._submit(
+            lambda engine, run: response(path=engine.save(run, kind, name, ttl_seconds, overwrite, metadata))
+        )
 
     save_state_async = queued(save_state)
     save_weights_for_sampler_async = queued(save_weights_for_sampler)
