@@ -297,16 +297,19 @@ def test_a_traced_loss_equals_the_function_it_was_traced_from(service, client, d
         service.create_custom_loss(lambda weights: weights.sum(), {"weights": 1})
 
 
-def test_a_failing_custom_loss_raises_its_own_error_and_poisons_the_client(client, datum, adam):
+def test_a_failing_custom_loss_raises_its_own_error_and_poisons_the_client(client, datum, adam, tokens):
     def loss(data, logprobs):
         raise KeyError("mine")
 
     failing = client.forward_backward_custom([datum(0)], loss)
     queued = client.optim_step(adam())
+    sampler = client.save_weights_and_get_sampling_client()
     with pytest.raises(KeyError, match="mine"):
         failing.result()
     with pytest.raises(RuntimeError, match="poisoned"):
         queued.result()
+    with pytest.raises(RuntimeError, match="poisoned"):  # and not the base model's numbers
+        sampler.compute_logprobs(tinker.ModelInput.from_ints(tokens(0, 3))).result()
 
 
 def test_a_custom_loss_must_use_every_datum(client, datum):

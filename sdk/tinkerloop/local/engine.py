@@ -20,7 +20,7 @@ from tinkerloop.local import checkpoints, model
 from tinkerloop.local.allocator import keep_freed_memory
 from tinkerloop.local.checkpoints import Contents, Kind, Record, Store
 from tinkerloop.local.custom import CustomLoss, custom_weights
-from tinkerloop.local.futures import Verbatim, bad_request, user_error
+from tinkerloop.local.futures import Future, Verbatim, bad_request, user_error
 from tinkerloop.local.inputs import Example
 from tinkerloop.local.lanes import lane_count
 from tinkerloop.local.lora import LoraSpec
@@ -60,6 +60,8 @@ class Sampler:
     spec: LoraSpec | None = None
     weights: Weights | None = None
     path: str | None = None
+    taken: Future | None = None
+    """The request that takes the snapshot, if it is one."""
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from tinkerloop.local.checkpoints import Store
 from tinkerloop.local.decode import Continuation, Request, generate, score_prompt
 from tinkerloop.local.engine import Engine, Sampler
-from tinkerloop.local.futures import Future, failed, user_error
+from tinkerloop.local.futures import Future, Verbatim, failed, user_error
 from tinkerloop.local.inputs import Input, read_prompt
 from tinkerloop.local.model import Model
 from tinkerloop.local.resolved import Resolved
@@ -204,6 +204,8 @@ def _engine_for(root: str, device: str, dtype: str) -> Engine:
 def _answer(sampler: Sampler, calls: Sequence[_Call]) -> list[Any]:
     """Execute the calls that wait for this sampler's weights; on the worker's thread."""
     model = sampler.model
+    if sampler.taken is not None and (error := sampler.taken.exception()) is not None:
+        raise Verbatim(error)
     model.bind(sampler.spec, sampler.weights)
     requests = [call.request for call in calls if call.request is not None]
     generated = iter(generate(model, requests))

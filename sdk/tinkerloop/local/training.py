@@ -180,7 +180,7 @@ class TrainingClient(Resolved):
         refuse_option(kind != "snapshot", "kind='inflight'")
         refuse_option(record_stability_info, "record_stability_info=True")
         sampler = Sampler(self._run.model, self._run.spec)
-        self._submit(lambda engine, run: engine.snapshot(run, sampler))
+        sampler.taken = self._submit(lambda engine, run: engine.snapshot(run, sampler))
         return SamplingClient(self._engine, sampler)
 
     def create_sampling_client(
