@@ -74,6 +74,14 @@ def test_sampled_logprobs_are_those_of_temperature_1_whatever_was_drawn_from(sam
         np.testing.assert_allclose(drawn.logprobs, scored[len(prompt) :], atol=1e-4)
 
 
+def test_top_k_beyond_the_vocabulary_takes_all(sampler, tokens):
+    every = {"max_tokens": 8, "seed": 1, "stop": []}
+    assert (
+        sample(sampler, tokens(0, 5), top_k=2**70, **every)[0].tokens
+        == sample(sampler, tokens(0, 5), **every)[0].tokens
+    )
+
+
 def test_top_k_1_is_greedy(sampler, tokens):
     greedy, narrow = (
         sample(sampler, tokens(0, 5), max_tokens=9, stop=[], **p)[0] for p in ({"temperature": 0}, {"top_k": 1})
@@ -312,6 +320,18 @@ def test_bad_sampling_parameters_fail_on_the_future(sampler, params):
     with pytest.raises(tinker.RequestFailedError):
         sample(sampler, [1, 2], **{"max_tokens": 1, **params})
     assert sample(sampler, [1, 2], max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("n", "options"), [(2.5, {}), ("2", {}), (1, {"topk_sample_logprobs": 1.5}), (1, {"topk_prompt_logprobs": 1.5})]
+)
+def test_a_count_that_is_no_integer_fails_on_the_future(sampler, n, options):
+    prompt, params = tinker.ModelInput.from_ints([1, 2]), tinker.SamplingParams(max_tokens=1)
+    with pytest.raises(tinker.RequestFailedError) as error:
+        sampler.sample(prompt, n, params, **options).result()
+    assert error.value.category == tinker.types.RequestErrorCategory.User
+    with pytest.raises(ValueError, match="last_n"):
+        sampler.compute_logprobs(prompt, prompt_logprobs_last_n=1.5)
 
 
 def test_an_unknown_base_model_says_so(service):

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -531,6 +532,19 @@ def test_bad_images_are_refused_by_datum(shared):
     assert "truncated" in refused(client.forward([datum_of([words(1, 2), late, words(2, 3)])], "cross_entropy"))
     # and the client goes on
     assert client.forward(DATA, "cross_entropy").result().metrics["loss:sum"] > 0
+
+
+def test_a_picture_that_cannot_be_decoded_fails_its_own_call_alone(shared, sampler):
+    good = tinker.ModelInput(chunks=[words(1, 2), picture("square"), words(2, 3)])
+    late = good.chunks[1].model_copy(update={"data": good.chunks[1].data[:-200]})
+    bad = tinker.ModelInput(chunks=[words(1, 2), late, words(2, 3)])
+    params, together = tinker.SamplingParams(max_tokens=2), threading.Event()
+    shared.create_lora_training_client("tiny-vl", rank=4).apply(lambda _: together.wait())
+    futures = [sampler.sample(good, 1, params), sampler.sample(bad, 1, params), sampler.compute_logprobs(good)]
+    together.set()
+    assert "truncated" in refused(futures[1])
+    assert futures[0].result().sequences[0].tokens
+    assert futures[2].result()[0] is None
 
 
 def test_text_cannot_stand_for_an_image(shared, sampler):

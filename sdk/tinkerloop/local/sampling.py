@@ -8,6 +8,7 @@ import queue
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +77,15 @@ class SamplingClient(Resolved):
         never; given stops replace the default ones. Log-probabilities are at temperature 1, before top-k and top-p.
         """
         refuse_option(prompt_alt_tokens_k > 0, "prompt_alt_tokens_k > 0")
-        if prompt_logprobs_last_n is not None and not (prompt_logprobs_last_n >= 1 and include_prompt_logprobs):
-            raise ValueError("prompt_logprobs_last_n must be >= 1 and needs include_prompt_logprobs=True")
+        _check_last(prompt_logprobs_last_n)
+        if prompt_logprobs_last_n is not None and not include_prompt_logprobs:
+            raise ValueError("prompt_logprobs_last_n needs include_prompt_logprobs=True")
         try:
             tokens = self._read(prompt)
             targets = _read_targets(target_prompt_logprobs, len(tokens), self._sampler.model.vocab_size)
             for name, k in (("prompt", topk_prompt_logprobs), ("sample", topk_sample_logprobs)):
-                if not 0 <= k <= min(MAX_TOPK, self._sampler.model.vocab_size):
-                    raise user_error(f"topk_{name}_logprobs must be between 0 and {MAX_TOPK}, got {k}")
+                if not isinstance(k, Integral) or not 0 <= k <= min(MAX_TOPK, self._sampler.model.vocab_size):
+                    raise user_error(f"topk_{name}_logprobs must be between 0 and {MAX_TOPK}, got {k!r}")
             request = self._request(tokens, num_samples, sampling_params, topk_sample_logprobs)
         except (tinker.TinkerError, NotImplementedError) as error:
             return failed(error)
@@ -94,8 +96,7 @@ class SamplingClient(Resolved):
         self, prompt: tinker.ModelInput, prompt_logprobs_last_n: int | None = None
     ) -> Future[list[float | None]]:
         """log p(token | tokens before it) for every token of the prompt; None for the first."""
-        if prompt_logprobs_last_n is not None and prompt_logprobs_last_n < 1:
-            raise ValueError("prompt_logprobs_last_n must be >= 1")
+        _check_last(prompt_logprobs_last_n)
         try:
             tokens = self._read(prompt)
         except (tinker.TinkerError, NotImplementedError) as error:
@@ -160,8 +161,8 @@ class SamplingClient(Resolved):
 
     def _request(self, tokens: Input, num_samples: int, params: SamplingParams, topk: int) -> Request:
         model = self._sampler.model
-        if num_samples < 1:
-            raise user_error(f"num_samples must be >= 1, got {num_samples}")
+        if not isinstance(num_samples, Integral) or num_samples < 1:
+            raise user_error(f"num_samples must be an integer >= 1, got {num_samples!r}")
         room = model.max_length - len(tokens)
         max_tokens = room if params.max_tokens is None else params.max_tokens
         if max_tokens < 1 and params.max_tokens is not None:
@@ -181,8 +182,9 @@ class SamplingClient(Resolved):
                 raise user_error(f"SamplingParams.{name} must be {wanted}, got {getattr(params, name)}")
         ids, strings = _stops(params.stop, model)
         seed = secrets.randbits(63) if params.seed is None else params.seed
+        top_k = min(params.top_k, model.vocab_size)  # all of them
         return Request(
-            tokens, num_samples, max_tokens, params.temperature, params.top_k, params.top_p, seed, ids, strings, topk
+            tokens, num_samples, max_tokens, params.temperature, top_k, params.top_p, seed, ids, strings, topk
         )
 
     def _submit(self, call: _Call) -> Future[Any]:
@@ -190,7 +192,10 @@ class SamplingClient(Resolved):
 
         def answer(calls: Sequence[_Call]) -> list[Any]:
             _ = engine  # alive until it has answered, even if every client is gone
-            return _answer(sampler, calls)
+            try:
+                return _answer(sampler, calls)
+            except Exception as error:
+                return [error] if len(calls) == 1 else [_alone(sampler, call, error) for call in calls]
 
         return engine.worker.submit_grouped(id(sampler), call, answer)
 
@@ -210,6 +215,16 @@ def _answer(sampler: Sampler, calls: Sequence[_Call]) -> list[Any]:
     requests = [call.request for call in calls if call.request is not None]
     generated = iter(generate(model, requests))
     return [_response(model, call, next(generated) if call.request is not None else None) for call in calls]
+
+
+def _alone(sampler: Sampler, call: _Call, error: Exception) -> Any:
+    """The answer to one of several calls that failed together with `error`, or its own error."""
+    if call.request is not None and call.request.on_token is not None:
+        return error  # what a stream has given out cannot be given again
+    try:
+        return _answer(sampler, [call])[0]
+    except Exception as own:
+        return own
 
 
 def _response(model: Model, call: _Call, sequences: Sequence[Continuation] | None) -> Any:
@@ -272,6 +287,11 @@ def _sampled(sequence: Continuation) -> SampledSequence:
         logprobs_np=np.array(sequence.logprobs, np.float32),
         topk_logprobs_np=topk,
     )
+
+
+def _check_last(last: int | None) -> None:
+    if last is not None and not (isinstance(last, Integral) and last >= 1):
+        raise ValueError(f"prompt_logprobs_last_n must be an integer >= 1, got {last!r}")
 
 
 def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tuple[frozenset[int], tuple[str, ...]]:
