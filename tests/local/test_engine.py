@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -276,6 +277,28 @@ BAD = {
     "too long": (bad({"target_tokens": [1] * 40000, "weights": [1.0] * 40000}, [1] * 40000), "cross_entropy", None),
     "unknown loss": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}), "mse", None),
     "unknown config key": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}), "cross_entropy", {"beta": 1.0}),
+    "id of 2**70": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}, [1, 2, 2**70]), "cross_entropy", None),
+    "sparse column out of range": (
+        bad(
+            {
+                "target_tokens": tinker.TensorData(
+                    data=[1, 2, 3],
+                    dtype="int64",
+                    shape=[3, 2],
+                    sparse_crow_indices=[0, 1, 2, 3],
+                    sparse_col_indices=[0, 5, 1],
+                ),
+                "weights": np.ones((3, 2)),
+            }
+        ),
+        "cross_entropy",
+        None,
+    ),
+    "config value of no number": (
+        bad({"target_tokens": [1, 2, 3], "logprobs": [-1.0] * 3, "advantages": [1.0] * 3}),
+        "ppo",
+        {"clip_low_threshold": None},
+    ),
     "overflowing ratio": (
         bad({"target_tokens": [1, 2, 3], "logprobs": [-1e30] * 3, "advantages": [1.0] * 3}),
         "importance_sampling",
@@ -295,6 +318,20 @@ def test_bad_input_fails_on_the_future_and_the_gradient_and_client_survive(clien
     assert error.value.category == tinker.types.RequestErrorCategory.User
     assert torch.equal(client.apply(lambda s: s.gradient.clone()).result(), before)
     client.optim_step(adam()).result()
+
+
+def test_what_a_caller_changes_after_the_call_changes_nothing(client):
+    weights, released = np.ones(3, np.float32), threading.Event()
+    data = [bad({"target_tokens": [1, 2, 3], "weights": weights})]
+    expected = client.forward(data, "cross_entropy").result().metrics
+    client.apply(lambda _: released.wait())
+    plain = client.forward(data, "cross_entropy")
+    custom = client.forward_backward_custom(data, lambda given, lps: (sum(lp.sum() for lp in lps), {"n": len(given)}))
+    weights[:] = 0
+    data.clear()
+    released.set()
+    assert plain.result().metrics == expected
+    assert custom.result().metrics["n"] == 1
 
 
 def test_a_failed_first_request_leaves_no_gradient(client, datum):

@@ -141,11 +141,14 @@ def read_datum(
         # An all-zero weight is harmless here: it trains nothing, and custom losses rely on it.
         check_datum(datum, loss_fn=loss_fn, vocab_size=vocab_size, allow_zero_weight=True)
         read = read_input(datum.model_input, vision)
-    except (DatumError, ImageError) as error:
+    except NotImplementedError:
+        raise
+    except (ValueError, OverflowError, RuntimeError) as error:  # also a sparse tensor whose indices are wrong
         raise user_error(f"datum {index}: {error}") from error
     if len(read) > max_length:
         raise user_error(f"datum {index}: {len(read)} tokens exceed the model's context of {max_length}")
-    arrays = {name: tensor.to_numpy() for name, tensor in datum.loss_fn_inputs.items()}
+    # Copies: a tensor made from an array shares its memory, and the caller may use that again before its turn comes.
+    arrays = {name: tensor.to_numpy().copy() for name, tensor in datum.loss_fn_inputs.items()}
     example = Example(read, arrays.pop("target_tokens"), arrays)
     if read.pictures and np.any(arrays.get("advantages", np.zeros(len(read)))[example.predicts_picture]):
         raise user_error(f"datum {index}: advantages must be 0 where the target is a position of an image")
@@ -156,7 +159,7 @@ def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int, vis
     """A prompt, checked."""
     try:
         read = read_input(prompt, vision)
-    except (DatumError, ImageError) as error:
+    except (DatumError, ImageError, OverflowError) as error:
         raise user_error(f"the prompt: {error}") from error
     tokens = read.tokens
     if not len(tokens):

@@ -21,6 +21,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 
@@ -106,7 +107,7 @@ def resolve(loss_fn: str, config: Mapping[str, float | str] | None) -> tuple[Los
         if key not in loss.defaults:
             known = ", ".join(loss.defaults) or "none"
             raise user_error(f"{loss_fn} has no loss_fn_config key {key!r}; known: {known}")
-        if isinstance(value, str) or not math.isfinite(value):
+        if not isinstance(value, Real) or not math.isfinite(value):
             raise user_error(f"loss_fn_config[{key!r}] must be a finite number, got {value!r}")
         complete[key] = float(value)
     if "clip_low_threshold" in complete:

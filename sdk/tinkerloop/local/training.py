@@ -74,6 +74,7 @@ class TrainingClient(Resolved):
         """
         if loss_type_input not in (None, "logprobs"):
             raise ValueError(f"loss_type_input must be 'logprobs', got {loss_type_input!r}")
+        data = list(data or ())  # as it is now
         if not data:
             raise ValueError("No data provided")
         if any("target_tokens" not in datum.loss_fn_inputs for datum in data):
@@ -98,6 +99,7 @@ class TrainingClient(Resolved):
     def _pass(
         self, data: list[tinker.Datum], loss_fn: str, config: LossConfig, backward: bool
     ) -> Future[tinker.ForwardBackwardOutput]:
+        data = list(data or ())
         if not data:
             raise ValueError("No data provided")
         try:
