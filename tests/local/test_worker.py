@@ -2,6 +2,8 @@
 
 import threading
 
+import pytest
+
 from tinkerloop.local.futures import WORKERS
 from tinkerloop.local.worker import Worker
 
@@ -14,3 +16,28 @@ def test_a_finished_worker_leaves_no_trace_of_its_thread():
     worker.stop()
     worker.abandon()
     assert ident not in WORKERS
+
+
+def test_what_was_queued_before_stop_is_executed_even_if_the_interpreter_exits():
+    worker, released = Worker("test"), threading.Event()
+    worker.submit(released.wait)
+    queued = worker.submit(lambda: "saved")
+    ended = worker.stop()
+    assert not ended.done()
+    released.set()
+    worker.abandon()  # what an exit calls
+    assert (queued.result(), ended.result(), worker.stop()) == ("saved", None, ended)
+
+
+def test_abandoned_requests_fail_also_beside_a_cancelled_one():
+    worker, released = Worker("test"), threading.Event()
+    worker.submit(released.wait)
+    cancelled, dropped = (worker.submit_grouped("group", None, list) for _ in range(2))
+    assert cancelled.cancel()
+    leaving = threading.Thread(target=worker.abandon)
+    leaving.start()
+    with pytest.raises(RuntimeError, match="closed before"):
+        dropped.result(timeout=60)
+    released.set()
+    leaving.join()
+    assert worker.stop().done()

@@ -187,18 +187,16 @@ class ServiceClient:
         """There is none."""
 
     def close(self, status: CloseStatus, detail: str | None = None) -> Future[None]:
-        """Finish what is queued and end the engine's thread."""
-        future: Future[None] = Future()
-        self._engine.worker.stop()
-        future.set_result(None)
-        return future
+        """Finish what is queued and end the engine's thread; the future is done when that is."""
+        return self._engine.worker.stop()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        interrupted = kind is not None and not issubclass(kind, Exception)
-        self.close("success" if kind is None else "interrupted" if interrupted else "errored")
+        if kind is not None and not issubclass(kind, Exception):  # interrupted: what is queued is not waited for
+            self._engine.worker.abandon()
+        self.close("success" if kind is None else "errored")
 
     create_lora_training_client_async = in_thread(create_lora_training_client)
     create_training_client_from_state_async = in_thread(create_training_client_from_state)

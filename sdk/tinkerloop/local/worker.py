@@ -38,6 +38,9 @@ class Worker:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self._last = Job(lambda: None)
+        """What `stop` queues."""
+        self._last.future.set_running_or_notify_cancel()
 
     def submit(self, run: Callable[[], Any]) -> Future:
         """Queue `run`; it is executed even if nobody waits, and cannot be withdrawn: later requests build on it."""
@@ -49,24 +52,38 @@ class Worker:
         """Queue `payload` to be executed together with others of the same `group`."""
         return self._put(Job(run_group, group, payload))
 
-    def stop(self) -> None:
-        """Execute what is queued, then end the thread. Later submissions raise RuntimeError."""
-        with self._wake:
-            self._stopped = True
-            self._wake.notify()
+    def stop(self) -> Future[None]:
+        """Execute what is queued, then end the thread; the future is done when all is executed.
 
-    def abandon(self) -> None:
-        """Drop what is queued and wait for the request under way: the interpreter is exiting, or nobody is left.
-
-        A daemon thread that is still inside torch when the interpreter goes away would abort the process.
+        Later submissions raise RuntimeError.
         """
         with self._wake:
-            self._stopped = True
-            dropped, self._jobs = self._jobs, deque()
+            if not self._stopped:
+                self._stopped = True
+                if self._thread is None:
+                    self._last.future.set_result(None)
+                else:
+                    self._jobs.append(self._last)
+                self._wake.notify()
+        return self._last.future
+
+    def abandon(self) -> None:
+        """Drop what is queued, unless `stop` was to execute it, and wait for the thread.
+
+        For when nobody is left, the caller interrupts, or the interpreter exits: a daemon thread that is still inside
+        torch when that goes away would abort the process.
+        """
+        with self._wake:
+            dropped: deque[Job] = deque()
+            if not self._stopped:
+                self._stopped = True
+                dropped, self._jobs = self._jobs, dropped
+                self._last.future.set_result(None)
             self._wake.notify()
             thread = self._thread
         for job in dropped:
-            job.future.set_exception(RuntimeError("the engine was closed before this request was executed"))
+            if not job.future.cancelled():
+                job.future.set_exception(RuntimeError("the engine was closed before this request was executed"))
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
