@@ -60,7 +60,7 @@ def test_a_gpu_is_used_where_there_is_one_with_a_bf16_base_and_float32_adapters(
         "cuda",
         torch.float32,
     )
-    (run,) = client._engine.runs.values()
+    run = client._run
     assert run.model.dtype == torch.bfloat16
 
 

@@ -47,7 +47,7 @@ def test_micro_batches_hold_every_datum_once_within_the_budget_and_no_two_could_
 
 
 def test_work_grows_with_positions_their_pairs_and_those_that_have_a_loss(client):
-    (run,) = client._engine.runs.values()
+    run = client._run
     work = run.model.replicas[0].work
     assert work(200, 100) > 2 * work(100, 50)
     assert work(100, 60) > work(100, 50)
@@ -95,7 +95,7 @@ def trained(
             outputs.append(client.forward_backward(data, "cross_entropy").result())
             client.optim_step(adam(1e-2)).result()
         outputs.append(client.forward(data, "cross_entropy").result())
-        (run,) = service._engine.runs.values()
+        run = client._run
         assert len(run.model.replicas) == count
         service.close("success")
     return run.state.weights.flat, outputs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -378,6 +380,16 @@ def test_clients_on_one_base_are_independent(service: ServiceClient, datum, adam
         alone.optim_step(adam())
     assert torch.equal(flat(alone), flat(a))
     assert not torch.equal(flat(a), flat(b))
+
+
+def test_a_client_that_is_gone_takes_its_weights_and_moments_with_it(service: ServiceClient, datum):
+    client = lora(service)
+    client.forward_backward([datum(0)], "cross_entropy").result()
+    state = weakref.ref(client._run.state)
+    del client
+    lora(service).forward([datum(0)], "cross_entropy").result()
+    gc.collect()
+    assert state() is None
 
 
 def test_the_seed_decides_the_adapter_and_train_flags_its_layers(service: ServiceClient):

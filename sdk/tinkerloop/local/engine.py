@@ -76,7 +76,7 @@ class Engine:
     gradient_checkpointing: bool | None = None
     worker: Worker = field(default_factory=lambda: Worker("tinkerloop-engine"))
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
-    runs: dict[str, Run] = field(default_factory=dict)
+    run_count: int = 0
     models: dict[tuple[str, torch.dtype], Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,8 +94,8 @@ class Engine:
     def create_run(self, base_model: str, spec: LoraSpec, user_metadata: dict[str, str] | None = None) -> Run:
         base = self.model(base_model, spec)
         state = TrainState(base.new_weights(spec), torch.float32 if spec.rank == 0 else torch.float64)
-        run = Run(f"{self.session}:train:{len(self.runs)}", base, spec, state, user_metadata)
-        self.runs[run.id] = run
+        run = Run(f"{self.session}:train:{self.run_count}", base, spec, state, user_metadata)
+        self.run_count += 1
         return run
 
     def create_run_from(
