@@ -83,6 +83,12 @@ def test_top_k_beyond_the_vocabulary_takes_all(sampler, tokens):
     )
 
 
+@pytest.mark.parametrize("temperature", [1e-20, 1e-45, 1e-60])
+def test_temperatures_near_0_are_greedy(sampler, tokens, temperature):
+    drawn, greedy = (sample(sampler, tokens(0, 5), max_tokens=8, stop=[], temperature=t) for t in (temperature, 0))
+    assert drawn[0].tokens == greedy[0].tokens
+
+
 def test_top_k_1_is_greedy(sampler, tokens):
     greedy, narrow = (
         sample(sampler, tokens(0, 5), max_tokens=9, stop=[], **p)[0] for p in ({"temperature": 0}, {"top_k": 1})

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 256
 """Sequences decoded at once."""
+COLDEST = 1e-30
+"""Below this temperature only the likeliest token has any probability, and float32 would divide by 0."""
 MAX_PREFILL = 16384
 """Prompt tokens (padding included) in one prefill."""
 
@@ -164,7 +166,7 @@ def _draw(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[int]:
     random = [i for i, row in enumerate(rows) if row.request.temperature > 0]
     if random:
         requests = [rows[i].request for i in random]
-        temperature = torch.tensor([request.temperature for request in requests], device=device)
+        temperature = torch.tensor([max(request.temperature, COLDEST) for request in requests], device=device)
         scaled = logits if len(random) == len(rows) else logits[random]
         scaled = scaled / temperature[:, None]
         if any(request.top_k > 0 or request.top_p < 1 for request in requests):
