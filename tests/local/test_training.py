@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import subprocess
 import sys
@@ -312,6 +313,16 @@ def test_a_failing_custom_loss_raises_its_own_error_and_poisons_the_client(clien
         queued.result()
     with pytest.raises(RuntimeError, match="poisoned"):  # and not the base model's numbers
         sampler.compute_logprobs(tinker.ModelInput.from_ints(tokens(0, 3))).result()
+
+
+def test_a_custom_loss_that_exhausts_an_iterator_fails_when_it_is_awaited(client, datum):
+    future = client.forward_backward_custom([datum(0)], lambda data, lps: next(iter([])))
+
+    async def wait():
+        await asyncio.wait_for(future, timeout=60)
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(wait())
 
 
 def test_a_custom_loss_must_use_every_datum(client, datum):

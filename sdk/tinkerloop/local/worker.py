@@ -156,6 +156,10 @@ def _execute_group(jobs: list[Job]) -> None:
 
 def as_request_error(error: BaseException) -> BaseException:
     """The error as a script of Tinker's expects it: Tinker's own class, with the original as its cause."""
+    if isinstance(error, Verbatim) and isinstance(error.error, StopIteration):
+        stopped = RuntimeError("the function raised StopIteration")  # which a future that is awaited cannot hold
+        stopped.__cause__ = error.error
+        return stopped
     if isinstance(error, Verbatim):
         return error.error
     if isinstance(error, tinker.TinkerError | NotImplementedError):
