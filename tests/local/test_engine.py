@@ -377,6 +377,14 @@ def test_a_count_that_is_no_integer_fails_on_the_future(sampler, n, options):
         sampler.compute_logprobs(prompt, prompt_logprobs_last_n=1.5)
 
 
+@pytest.mark.parametrize(
+    "option", [{"token_budget": 0}, {"token_budget": 1.5}, {"dtype": "float23"}, {"dtype": "int8"}]
+)
+def test_an_engine_is_not_made_with_options_that_mean_nothing(tmp_path, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        ServiceClient(root=tmp_path, **option)
+
+
 def test_an_unknown_base_model_says_so(service):
     with pytest.raises(tinker.BadRequestError, match="no such folder"):
         service.create_lora_training_client("no/such/model/here")

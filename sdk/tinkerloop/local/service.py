@@ -71,16 +71,20 @@ class ServiceClient:
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         elif isinstance(dtype, str):
-            dtype = getattr(torch, dtype)
+            dtype = getattr(torch, dtype, dtype)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
+        if token_budget is None:
+            token_budget = TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
+        if not isinstance(token_budget, int) or token_budget < 1:
+            raise ValueError(f"token_budget must be an integer >= 1, got {token_budget!r}")
         self._user_metadata = metadata_of(user_metadata)
         self._train_vision = train_vision
         self._engine = Engine(
             store=Store(default_root() if root is None else Path(root).expanduser().absolute()),
             device=device,
             dtype=dtype,
-            token_budget=token_budget or TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"]),
+            token_budget=token_budget,
             skip_zero_weight=skip_zero_weight,
             gradient_checkpointing=gradient_checkpointing,
         )
