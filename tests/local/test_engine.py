@@ -17,6 +17,7 @@ import tinker
 import torch
 
 from tinkerloop.local import ServiceClient, TrainingClient
+from tinkerloop.local.head import CHUNK_ELEMENTS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import CONFIGS, write_model
@@ -141,6 +142,26 @@ def test_a_snapshot_does_not_follow_later_training(client: TrainingClient, datum
     client.optim_step(adam(1e-2)).result()
     assert snapshot.compute_logprobs(prompt).result() == before
     assert client.save_weights_and_get_sampling_client().compute_logprobs(prompt).result() != before
+
+
+@pytest.mark.parametrize("kind", ["every weight", "not folded", "large vocabulary"])
+def test_a_snapshot_taken_after_a_forward_does_not_follow_either(kind, tmp_path, datum, adam, tokens, monkeypatch):
+    if kind == "not folded":
+        monkeypatch.setattr("tinkerloop.local.model.FOLD_LIMIT", 0)
+    if kind == "large vocabulary":
+        monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 4096)
+    service = ServiceClient(root=tmp_path, device="cpu")
+    client = service.create_lora_training_client("tiny", rank=0 if kind == "every weight" else 8)
+    prompt = tinker.ModelInput.from_ints(tokens(0, 6))
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-2))
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.forward([datum(0)], "cross_entropy")
+    sampler = client.save_weights_and_get_sampling_client()
+    client.optim_step(adam(1e-1))
+    found = sampler.compute_logprobs(prompt).result()
+    trained = client.save_weights_and_get_sampling_client().compute_logprobs(prompt).result()
+    assert found == sampler.compute_logprobs(prompt).result() != trained
 
 
 def test_a_request_is_answered_even_when_its_clients_are_gone(tmp_path, tokens):

@@ -67,6 +67,7 @@ class Model:
         self.fold = self.dtype == torch.float32 and weights <= FOLD_LIMIT
         self.end_tokens = _end_tokens(module, tokenizer)
         self._bound: tuple[object, ...] | None = None
+        self._weights: Weights | None = None
         self._base: dict[str, torch.Tensor] = {}
         self._trained: LoraSpec | None = None
         self.activations = Activations(module, self._run_trial, gradient_checkpointing)
@@ -139,8 +140,10 @@ class Model:
 
         There is one set of buffers, or None, for each replica that is to be used.
         """
-        key = (None if weights is None else weights.version, *map(id, gradients))
-        if self._bound == key:
+        version = None if weights is None else weights.version
+        key = (version, *map(id, gradients))
+        # What is bound may be other weights of this version, as a run's are of its snapshot's until they are trained.
+        if self._bound == key and (self._weights is None or self._weights.version is version):
             return
         self._unbind()
         while len(self.replicas) < len(gradients):
@@ -152,7 +155,7 @@ class Model:
                 self._bind_adapter(spec, weights, gradients[0])
                 for replica, buffers in zip(self.replicas[1 : len(gradients)], gradients[1:], strict=True):
                     replica.share(self.replicas[0], buffers)
-        self._bound = key
+        self._bound, self._weights = key, weights
         self._trained = None if spec is None else replace(spec, seed=0)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
