@@ -167,7 +167,9 @@ def test_clients_answer_as_the_futures_of_newer_tinker_versions(service: Service
         return await client
 
     assert client.result() is client
+    assert client.future().result() is client
     assert asyncio.run(awaited()) is client
+    assert asyncio.run(client.coroutine()) is client
     opened = asyncio.run(service.create_lora_training_client_async("tiny", rank=4))
     assert opened.model_id != client.model_id
     sampler = asyncio.run(service.create_sampling_client_async(base_model="tiny"))

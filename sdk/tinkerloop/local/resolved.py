@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from typing import Self
+
+from tinkerloop.local.futures import Future
 
 
 class Resolved:
@@ -15,6 +18,14 @@ class Resolved:
         return self
 
     async def result_async(self, timeout: float | None = None) -> Self:
+        return self
+
+    def future(self) -> concurrent.futures.Future[Self]:
+        future: Future[Self] = Future()
+        future.set_result(self)
+        return future
+
+    async def coroutine(self) -> Self:
         return self
 
     def __await__(self):
