@@ -379,7 +379,9 @@ def test_programming_errors_are_raised_at_the_call(client):
         client.optim_step(tinker.AdamParams(beta2=2.0)).result()
 
 
-@pytest.mark.parametrize("params", [{"max_tokens": 0}, {"max_tokens": 40000}, {"temperature": -1}, {"top_p": 0}])
+@pytest.mark.parametrize(
+    "params", [{"max_tokens": 0}, {"max_tokens": 40000}, {"temperature": -1}, {"top_p": 0}, {"stop": [99999]}]
+)
 def test_bad_sampling_parameters_fail_on_the_future(sampler, params):
     with pytest.raises(tinker.RequestFailedError):
         sample(sampler, [1, 2], **{"max_tokens": 1, **params})

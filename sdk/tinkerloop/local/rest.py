@@ -33,7 +33,7 @@ class RestClient:
         self._models = list(models)
 
     def get_server_capabilities(self) -> Future[tinker.types.GetServerCapabilitiesResponse]:
-        """The models that are loaded, and the built-in one."""
+        """Those of the service when it made this client; none for a client without one."""
         return _done(lambda: tinker.types.GetServerCapabilitiesResponse(supported_models=self._models))
 
     def get_training_run(

@@ -302,6 +302,9 @@ def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tu
         stop = [stop]
     ids = frozenset(item for item in stop if isinstance(item, int))
     strings = tuple(item for item in stop if isinstance(item, str))
+    wrong = sorted(token for token in ids if not 0 <= token < model.vocab_size)
+    if wrong:
+        raise user_error(f"stop holds ids outside [0, {model.vocab_size}), which are never drawn: {wrong}")
     if "" in strings:
         raise user_error("an empty stop text would stop at once")
     return ids, strings

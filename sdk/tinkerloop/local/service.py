@@ -173,7 +173,7 @@ class ServiceClient:
         return RestClient(self._engine.store.root, models=self._supported_models())
 
     def get_server_capabilities(self) -> tinker.types.GetServerCapabilitiesResponse:
-        """The models that are loaded, and the built-in one; any other folder or hub name can be loaded too."""
+        """The models that are loaded, and "tiny"; "tiny-vl" and any folder or hub name can be loaded too."""
         return tinker.types.GetServerCapabilitiesResponse(supported_models=self._supported_models())
 
     def copy_weights(
