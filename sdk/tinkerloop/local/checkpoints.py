@@ -187,6 +187,7 @@ class Store:
         record = Record(**{**self.read(path).__dict__, **changes})
         with self._writing(path) as scratch:
             _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+            self.confirm(record)
             os.replace(scratch / _RECORD, self._folder(path) / _RECORD)
         return record
 
