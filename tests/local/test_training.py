@@ -305,12 +305,16 @@ def test_a_failing_custom_loss_raises_its_own_error_and_poisons_the_client(clien
         raise KeyError("mine")
 
     failing = client.forward_backward_custom([datum(0)], loss)
-    queued = client.optim_step(adam())
+    queued, called = client.optim_step(adam()), []
+    behind = client.forward_backward_custom([datum(0)], lambda data, logprobs: called.append(data))
     sampler = client.save_weights_and_get_sampling_client()
     with pytest.raises(KeyError, match="mine"):
         failing.result()
     with pytest.raises(RuntimeError, match="poisoned"):
         queued.result()
+    with pytest.raises(RuntimeError, match="poisoned"):
+        behind.result()
+    assert not called
     with pytest.raises(RuntimeError, match="poisoned"):  # and not the base model's numbers
         sampler.compute_logprobs(tinker.ModelInput.from_ints(tokens(0, 3))).result()
 

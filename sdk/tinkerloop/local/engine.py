@@ -124,14 +124,7 @@ class Engine:
 
     def run_pass(self, run: Run, examples: Sequence[Example], work: Pass) -> tinker.ForwardBackwardOutput:
         run.begin()
-        try:
-            output = self._run_pass(run, examples, work)
-        except BaseException:
-            run.state.discard_scratch()
-            raise
-        if work.backward and not run.state.commit_scratch():
-            raise user_error(f"NonFiniteInTensor: the gradient of {work.name} is not finite; it was not added")
-        return output
+        return self._run_whole_pass(run, examples, work)
 
     def optim_step(self, run: Run, params: tinker.AdamParams) -> tinker.OptimStepResponse:
         run.begin()
@@ -214,6 +207,7 @@ class Engine:
         self, run: Run, data: Sequence[tinker.Datum], examples: Sequence[Example], work: Pass, function: CustomLoss
     ) -> tinker.ForwardBackwardOutput:
         """forward, the caller's loss and its gradient, then cross_entropy with weights -dL/dlogprob."""
+        run.begin()
         found = self._run_pass(run, examples, replace(work, backward=False)).loss_fn_outputs
         try:
             total, metrics, weights = custom_weights(function, data, [output["logprobs"] for output in found])
@@ -221,9 +215,20 @@ class Engine:
             run.poisoned = True
             raise Verbatim(error) from error
         weighted = [replace(e, inputs={"weights": w}) for e, w in zip(examples, weights, strict=True)]
-        output = self.run_pass(run, weighted, work)
+        output = self._run_whole_pass(run, weighted, work)
         surrogate = output.metrics["loss:sum"]
         output.metrics.update({**metrics, "loss:sum": total, "surrogate_loss:sum": surrogate})
+        return output
+
+    def _run_whole_pass(self, run: Run, examples: Sequence[Example], work: Pass) -> tinker.ForwardBackwardOutput:
+        """The pass, and its gradient added to the run's, or nothing of it if it fails."""
+        try:
+            output = self._run_pass(run, examples, work)
+        except BaseException:
+            run.state.discard_scratch()
+            raise
+        if work.backward and not run.state.commit_scratch():
+            raise user_error(f"NonFiniteInTensor: the gradient of {work.name} is not finite; it was not added")
         return output
 
     def _run_pass(self, run: Run, examples: Sequence[Example], work: Pass) -> tinker.ForwardBackwardOutput:
