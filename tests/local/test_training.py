@@ -548,6 +548,13 @@ def test_a_gradient_that_is_there_before_the_first_forward_backward_is_added_to(
     assert torch.equal(total.result(), computed.result() + 1)
 
 
+def test_a_step_on_a_gradient_of_the_callers_own_does_not_warn_of_zeros(service: ServiceClient, adam, recwarn):
+    client = lora(service)
+    client.apply(lambda s: s.gradient.fill_(1.0))
+    client.optim_step(adam()).result()
+    assert not recwarn.list
+
+
 def test_apply_reads_and_changes_the_state_in_queue_order(service: ServiceClient, datum, adam):
     client = lora(service)
     client.forward_backward([datum(0)], "cross_entropy")

@@ -128,7 +128,7 @@ class Engine:
 
     def optim_step(self, run: Run, params: tinker.AdamParams) -> tinker.OptimStepResponse:
         run.begin()
-        if not run.state.pending:
+        if not run.state.pending and not run.state.gradient.any():
             warnings.warn("optim_step without a forward_backward since the last: Adam steps on zeros", stacklevel=2)
         return tinker.OptimStepResponse(metrics=adam_step(run.state, params))
 
