@@ -86,6 +86,8 @@ class Engine:
 
     def model(self, name: str, spec: LoraSpec | None = None) -> Model:
         """The base for what `spec` trains; training every weight takes float32."""
+        if not isinstance(name, str):
+            raise bad_request(f"base_model is a name or a folder, as a text; got {name!r}")
         dtype = torch.float32 if spec is not None and spec.rank == 0 else self.dtype
         if (name, dtype) not in self.models:
             self.models[name, dtype] = model.load(name, self.device, dtype, self.gradient_checkpointing)
