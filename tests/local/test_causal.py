@@ -47,7 +47,8 @@ def test_it_is_attention_written_out(length, heads, width, who, seed):
     wide = [tensor.double() for tensor in tensors]
     expected = there_and_back(lambda q, k, v: written_out(q, k, v, scale, at), wide, grad.double())
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-4 * (1 + float(theirs.abs().max())))
+        # A gradient may be the small difference of dP and dO.O, in the hundreds here, each rounded for itself.
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-3 * (1 + float(theirs.abs().max())))
 
 
 @pytest.mark.parametrize("size", [30.0, 300.0])
