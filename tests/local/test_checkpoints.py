@@ -67,10 +67,23 @@ def test_a_copy_of_a_checkpoint_that_is_overwritten_meanwhile_is_not_made_of_bot
         store.confirm(before)
 
 
+def expire(folder):
+    file = folder / "checkpoint.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "expires_at": "2020-01-01T00:00:00+00:00"}))
+
+
+def test_an_expired_checkpoint_leaves_the_disk_when_its_run_next_saves(client, tmp_path):
+    folder = folder_of(tmp_path, client.save_state("a", ttl_seconds=3600).result().path)
+    kept = folder_of(tmp_path, client.save_state("b", ttl_seconds=3600).result().path)
+    expire(folder)
+    client.save_state("c").result()
+    assert kept.exists()
+    assert not folder.exists()
+
+
 def test_the_name_of_an_expired_checkpoint_is_free(service, client, tmp_path):
     path = client.save_state("a", ttl_seconds=3600).result().path
-    file = folder_of(tmp_path, path) / "checkpoint.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "expires_at": "2020-01-01T00:00:00+00:00"}))
+    expire(folder_of(tmp_path, path))
     with pytest.raises(tinker.NotFoundError, match="expired"):
         service.create_training_client_from_state(path)
     assert client.save_state("a").result().path == path

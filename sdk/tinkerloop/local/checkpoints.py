@@ -105,14 +105,14 @@ class Store:
 
     def save(self, record: Record, contents: Contents, *, overwrite: bool = False) -> Record:
         """Write a checkpoint atomically. Raises ConflictError if the name is taken and `overwrite` is false."""
+        run, _, name = parse(record.path)
+        self._sweep(run)
         folder = self._folder(record.path)
-        if folder.exists() and not overwrite and not _read_record(folder / _RECORD).expired:
-            run, _, name = parse(record.path)
+        if folder.exists() and not overwrite:
             raise conflict(
                 f"Checkpoint '{name}' already exists for model {run}. Please choose a different name, "
                 "or pass overwrite=True"
             )
-        self._sweep()
         with self._writing(record.path) as scratch:
             _write_tensors(scratch, record, contents)
             size = sum(file.stat().st_size for file in scratch.iterdir())
@@ -160,7 +160,9 @@ class Store:
 
     def delete(self, path: str) -> None:
         self.read(path)
-        folder = self._folder(path)
+        self._remove(self._folder(path))
+
+    def _remove(self, folder: Path) -> None:
         shutil.rmtree(_backup(folder), ignore_errors=True)  # else it would come back in the checkpoint's place
         doomed = self.root / f".deleting-{uuid.uuid4().hex}"
         os.replace(folder, doomed)
@@ -216,8 +218,15 @@ class Store:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _sweep(self) -> None:
-        """Remove what was left by saves and deletions that were killed; none that is under way is so old."""
+    def _sweep(self, run: str) -> None:
+        """Remove the run's expired checkpoints, and what saves and deletions that were killed have left.
+
+        None that is under way is as old as the latter.
+        """
+        for file in self.run_folder(run).glob(f"*/*/{_RECORD}"):
+            with suppress(OSError):  # gone by now
+                if _read_record(file).expired:
+                    self._remove(file.parent)
         for left in [*self.root.glob(".writing-*"), *self.root.glob(".deleting-*")]:
             with suppress(FileNotFoundError):  # finished by now
                 if time.time() - left.stat().st_mtime > _STALE:
