@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, help="what tinker:// paths are under, if not the run's own")
     parser.add_argument("--renderer", help="the chat format; by default the run's, or the model's recommended one")
     parser.add_argument("--system", help="a system message")
-    parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--max-tokens", type=int, default=512)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--temperature", type=float, default=0.7, help="default: 0.7; 0 is greedy")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of one reply (default: 512)")
+    parser.add_argument("--seed", type=int, help="makes the replies repeatable")
 
 
 def run(arguments: argparse.Namespace) -> int:

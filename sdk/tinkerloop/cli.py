@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from tinkerloop._lazy import tinker
 from tinkerloop.errors import TinkerloopError
 
 COMMANDS = {
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert module is not None, "argparse has refused anything that is no command"
     try:
         return module.run(arguments)
-    except TinkerloopError as error:
+    except (TinkerloopError, tinker.TinkerError, OSError) as error:
         print(f"tinkerloop {arguments.command}: {error}", file=sys.stderr)
         return 2
 

@@ -66,3 +66,19 @@ def test_chat_streams_replies_and_keeps_the_conversation(run_folder):
     talk(sampler, renderer, params, [], ["hello\n", "again\n", "/reset\n", "new\n", "\n", "never\n"], out)
     assert out.getvalue().count("assistant: ") == 3
     assert prompts == [1, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        (["chat", "tinker://none/weights/00", "--root", "{tmp}"], "no checkpoint tinker://none/weights/00"),
+        (["chat", "tiny", "--root", "{tmp}", "--max-tokens", "0"], "max_tokens must be >= 1, got 0"),
+        (["export", "{run}", "--to", "/dev/null/adapter"], "'/dev/null/adapter'"),
+    ],
+)
+def test_what_the_service_or_the_disk_refuses_is_one_line(run_folder, tmp_path, capsys, monkeypatch, command, problem):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert main([word.format(tmp=tmp_path, run=run_folder) for word in command]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"tinkerloop {command[0]}: ")
+    assert problem in error
