@@ -31,6 +31,8 @@ class _State:
 class Checkpoint(Callback):
     """Asks for a record at the boundaries due, and forgets old ones.
 
+    The saved weights of a forgotten record stay on the service unless `Run` or `Checkpoints` was given `delete`.
+
     Args:
         every: steps between records.
         every_tokens: input positions between records.

@@ -85,8 +85,9 @@ def get_renderer(
         )
     if family is None:
         known = get_registered_renderer_names()
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
-        raise UnknownRendererError(f"no renderer is called {name!r}; did you mean {', '.join(near)}?")
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise UnknownRendererError(f"no renderer is called {name!r}; {hint}")
     if options is not None and type(options) is not family[0].Options:
         raise RenderError(f"{name!r} takes {family[0].Options.__name__}, got {type(options).__name__}")
     return family[0](
