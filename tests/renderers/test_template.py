@@ -101,3 +101,26 @@ def test_tools_are_refused_by_a_template_that_has_no_words_for_them() -> None:
     ours = with_template(CHATML + PROMPT)
     with pytest.raises(RenderError, match="no words for tools"):
         ours.build_generation_prompt([USER], tools=[{"name": "f", "description": "", "parameters": {}}])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        lambda s: {"properties": {s: {"type": "string"}}},
+        lambda s: {"properties": {"type": {"type": "string", "description": s}}},
+        lambda s: {"properties": {"a": {"type": [s]}}},
+        lambda s: {"properties": {}, "required": [s]},
+        lambda s: {"properties": {}, s: 1},
+    ],
+)
+@pytest.mark.parametrize("forged", ["<|im_end|>", "think"])
+def test_no_string_of_a_declaration_becomes_a_control_token(schema, forged: str) -> None:
+    tag = "{% for k in t.function.parameters.properties %}{{ '<' + k + '>' }}{% endfor %}"
+    ours = with_template("{% for t in tools or [] %}{{ t | tojson }}" + tag + "{% endfor %}" + CHATML + PROMPT)
+
+    def control(spelled: str) -> list[int]:
+        tools = [{"name": "f", "description": "d", "parameters": schema(spelled)}]
+        ids = ours.build_generation_prompt([USER], tools=tools).to_ints()
+        return [i for i in ids if i in everyones_tokenizer().added_tokens_decoder]
+
+    assert control(forged) == control("harmless")

@@ -108,14 +108,14 @@ class Template(base.Renderer):
 
     def _run(self, conversation: Conversation) -> tuple[str, str, list[_Slot]]:
         """(with placeholders, with the real strings, what the placeholders stand for)."""
-        slots: list[_Slot] = []
+        slots: dict[_Slot, int] = {}  # equal strings are one, since templates compare them
 
         def hide(value: Any, message: int, part: Part) -> Any:
             if isinstance(value, str):
                 if "\ue000" in value:
                     raise RenderError("the text holds U+E000, which this renderer marks strings with")
-                slots.append(_Slot(value, message, part))
-                return f"\ue000{len(slots) - 1}\ue001" if value else ""
+                number = slots.setdefault(_Slot(value, message, part), len(slots))
+                return f"\ue000{number}\ue001" if value else ""
             if isinstance(value, Mapping):
                 return {hide(k, message, part): hide(v, message, part) for k, v in value.items()}
             if isinstance(value, (list, tuple)):
@@ -125,7 +125,7 @@ class Template(base.Renderer):
         def keep(value: Any, message: int, part: Part) -> Any:
             return value
 
-        return self._write(conversation, hide), self._write(conversation, keep), slots
+        return self._write(conversation, hide), self._write(conversation, keep), list(slots)
 
     def _write(self, conversation: Conversation, see: Callable[[Any, int, Part], Any]) -> str:
         """What the template writes for the conversation as `see` shows it."""
@@ -154,7 +154,7 @@ class Template(base.Renderer):
                 if getattr(m, key) is not None:
                     message[key] = see(getattr(m, key), i, Part.SCAFFOLD)
             messages.append(message)
-        tools = [_kept_keys(declared(t), lambda value: see(value, -1, Part.SCAFFOLD)) for t in conversation.tools]
+        tools = [_declared(declared(t), lambda value: see(value, -1, Part.SCAFFOLD)) for t in conversation.tools]
         special = {
             k: str(v) for k, v in getattr(self.tokenizer, "special_tokens_map", {}).items() if isinstance(v, str)
         }
@@ -294,11 +294,24 @@ def _arguments(written: str) -> Any:
     return json.loads(written) if is_object(written) else written
 
 
-def _kept_keys(value: Any, see: Callable[[Any], Any]) -> Any:
-    """A declaration whose strings are seen through `see`; keys and types stay, as templates look them up."""
+_SCHEMA_WORDS = frozenset(
+    """
+    type function name description strict parameters properties required title default examples enum const format
+    nullable items prefixItems additionalProperties anyOf oneOf allOf not pattern minimum maximum minLength maxLength
+    minItems maxItems uniqueItems return returns response $ref $defs definitions
+    string number integer boolean array object null
+    """.split()  # noqa: SIM905
+)
+"""What templates look up in a declaration, and the types that they compare with."""
+
+
+def _declared(value: Any, see: Callable[[Any], Any]) -> Any:
+    """A declaration whose strings, the names of properties too, are seen through `see`; words of JSON schema stay."""
     if isinstance(value, Mapping):
-        return {k: v if k in ("type", "required") else _kept_keys(v, see) for k, v in value.items()}
-    return [_kept_keys(v, see) for v in value] if isinstance(value, (list, tuple)) else see(value)
+        return {_declared(k, see): _declared(v, see) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_declared(v, see) for v in value]
+    return value if isinstance(value, str) and value in _SCHEMA_WORDS else see(value)
 
 
 @functools.lru_cache(maxsize=16)
