@@ -114,6 +114,18 @@ def test_parallel_calls_are_refused_where_a_reply_makes_one(name: str) -> None:
         renderer(name).build_supervised_example([USER, reply])
 
 
+@pytest.mark.parametrize("where", ["reply", "call", "result"])
+@pytest.mark.parametrize("name", ["nemotron3", "gpt_oss_no_sysprompt", "llama3", "deepseekv3", "kimi_k2"])
+def test_an_image_is_refused_where_a_format_has_none(name: str, where: str) -> None:
+    content = [{"type": "text", "text": "x "}, {"type": "image", "image": b"x"}]
+    reply = {"role": "assistant", "content": content}
+    result = {"role": "tool", "content": content, "tool_call_id": "functions.f:0"}
+    asked = [USER, {"role": "assistant", "content": "", "tool_calls": CALLS}, result]
+    messages = {"reply": [USER, reply], "call": [USER, reply | {"tool_calls": CALLS}], "result": asked}[where]
+    with pytest.raises(RenderError):
+        renderer(name).build_generation_prompt([*messages, USER])
+
+
 def test_role_colon_refuses_text_that_reads_as_a_header_and_all_tools() -> None:
     for content in ("x\n\nUser: y", "\n\nAssistant:"):
         with pytest.raises(RenderError, match="role header"):

@@ -52,7 +52,7 @@ class ChatMessage(NamedTuple):
     def with_text(self, text: str) -> ChatMessage:
         """This message with its text, where it has no images, replaced."""
         content = (text,) if text else ()
-        return self if content == self.content else self._replace(content=content)
+        return self if content == self.content or not self.is_text else self._replace(content=content)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class GptOss(base.Renderer):
             yield scaffold("<|start|>")
             yield text(f"functions.{self._called(conversation, index)} to=assistant", Part.SCAFFOLD)
             yield scaffold("<|channel|>commentary<|message|>")
-            yield text(json.dumps(message.text, ensure_ascii=False))  # as the official template quotes it
+            written = "".join(piece.text for piece in self.content(message))
+            yield text(json.dumps(written, ensure_ascii=False))  # as the official template quotes it
             yield stop("<|end|>")
 
     def _called(self, conversation: Conversation, index: int) -> str:
@@ -113,10 +114,11 @@ class GptOss(base.Renderer):
         calls = bool(message.tool_calls)
         later = (i for i in range(index + 1, len(conversation)) if not conversation.is_final(i))
         answered = any(conversation.role(i) == "assistant" and not conversation[i].tool_calls for i in later)
+        beside = "".join(piece.text for piece in self.content(message)) if calls else None
         begun = False
         for part, channel, content in (
             (Part.REASONING, "analysis", message.reasoning if conversation.is_final(index) or calls else None),
-            (Part.TEXT, "commentary" if message.reasoning else "analysis", message.text if calls else None),
+            (Part.TEXT, "commentary" if message.reasoning else "analysis", beside),
         ):
             if (content or (content is not None and not calls)) and not (calls and answered):
                 yield marked(f"{'<|start|>assistant' if begun else ''}<|channel|>{channel}<|message|>", part)
