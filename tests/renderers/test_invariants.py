@@ -48,6 +48,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -227,6 +228,17 @@ def test_parsing_never_raises_and_accounts_for_every_id(name, data):
     parsed = ours.parse_response(ids)
     assert "".join(decoded(ours, ids[s.start : s.stop]) for s in parsed.spans) == decoded(ours, ids)
     assert parsed.ids == tuple(ids)
+
+
+@every_format
+def test_an_array_of_ids_is_read_as_the_list_of_them(name):
+    ours = renderer(name)
+    ids = ours.build_supervised_example(
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    ).tokens
+    for array in (torch.tensor(ids), np.array(ids)):
+        assert ours.parse_response(array) == ours.parse_response(ids)
+        assert list(ours.parse_response_streaming(array)) == list(ours.parse_response_streaming(ids))
 
 
 def decoded(ours: Renderer, ids: list[int]) -> str:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, repeat
+from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop._lazy import tinker
@@ -277,7 +278,7 @@ class Renderer(Format):
     ) -> Iterator[MessageDelta]:
         """The deltas of a whole reply, and at the end the message; `parser` takes ids as they come."""
         parser = self.parser(prefill=prefill, tools=tools, messages=messages)
-        ids = list(response)
+        ids = list(map(index, response))
         for start in range(0, len(ids), 64):
             yield from parser.feed(ids[start : start + 64])
         yield from parser.finish()[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from operator import index
 
 from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.parsed import (
@@ -88,7 +89,8 @@ class ReplyParser:
 
     def feed(self, ids: Iterable[int]) -> list[MessageDelta]:
         """Takes sampled ids in; gives the deltas that are certain by now."""
-        ids = list(ids)
+        if type(ids) is not list:
+            ids = list(map(index, ids))  # an array's elements are ids only as integers
         if self._settled is not None:  # so for nearly all ids; the longer way below would come to the same
             try:
                 text = self._spelled(ids[0]) if len(ids) == 1 else "".join(map(self._spelled, ids))
