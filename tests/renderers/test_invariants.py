@@ -230,6 +230,30 @@ def test_parsing_never_raises_and_accounts_for_every_id(name, data):
     assert parsed.ids == tuple(ids)
 
 
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("qwen3", '{"name":"f","arguments":{"a":"\\ud800"}}'),
+        ("qwen3", '{"name":"\\ud800","arguments":{}}'),
+        ("qwen3", '{"name":"f","arguments":"{\\"a\\": \\"\\ud800\\"}"}'),
+        ("qwen3", '{"name": "f", "arguments": {"a": NaN}}'),
+        ("qwen3", '{"name":"f","arguments":{"a":1e999}}'),
+        ("qwen3_5_disable_thinking", '<function=f>\n<parameter=a>\n{"x":"\\ud800"}\n</parameter>\n</function>'),
+        ("qwen3_5_disable_thinking", "<function=f>\n<parameter=a>\n[1e999]\n</parameter>\n</function>"),
+    ],
+)
+def test_whatever_a_call_spells_comes_out_as_json_in_unicode(name, body):
+    ours = renderer(name)
+    ids = ours._assembler.ids
+    sampled = [ids["<tool_call>"], *ours._encoder.encode(f"\n{body}\n"), ids["</tool_call>"], ids["<|im_end|>"]]
+    message = ours.parse_response(sampled).message
+    for call in message.get("tool_calls", ()):
+        call.function.name.encode()
+        call.function.arguments.encode()
+        json.loads(call.function.arguments, parse_constant=pytest.fail)
+    assert "tool_calls" in message or body in message["unparsed_tool_calls"][0].raw_text
+
+
 @every_format
 def test_an_array_of_ids_is_read_as_the_list_of_them(name):
     ours = renderer(name)

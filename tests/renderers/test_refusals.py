@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,15 @@ def calling(arguments: Any) -> dict[str, Any]:
     return {"id": "1", "function": {"name": "f", "arguments": arguments}}
 
 
+def called(name: Any, arguments: Any, id: Any = None) -> ToolCall:
+    return ToolCall(ToolCall.FunctionBody(name, arguments), id)
+
+
+NESTED: dict[str, Any] = {}
+for _ in range(3000):
+    NESTED = {"a": NESTED}
+
+
 @pytest.mark.parametrize(
     ("message", "problem"),
     [
@@ -53,6 +63,16 @@ def calling(arguments: Any) -> dict[str, Any]:
         ({"role": "assistant", "content": "x", "tool_calls": [{"id": 7, "function": {"name": "f"}}]}, "'id' must be"),
         ({"role": "assistant", "content": "x", "tool_calls": [calling({"a": {1}})]}, "are not JSON: .*set"),
         ({"role": "assistant", "content": "x", "tool_calls": [calling({"a": float("nan")})]}, "are not JSON"),
+        ({"role": "assistant", "content": "x", "tool_calls": [calling(NESTED)]}, "are not JSON: .*recursion"),
+        ({"role": "assistant", "content": "x", "tool_calls": 5}, "'tool_calls' must be a list, got int"),
+        ({"role": "assistant", "content": "x", "unparsed_tool_calls": 5}, "must be a list, got int"),
+        ({"role": "assistant", "content": "x", "tool_calls": [called("f", "\ud800")]}, "not valid Unicode"),
+        ({"role": "assistant", "content": "x", "tool_calls": [called("f", {})]}, "arguments as JSON text"),
+        ({"role": "assistant", "content": "x", "tool_calls": [called("", "{}")]}, "needs a name"),
+        ({"role": "assistant", "content": "x", "tool_calls": [called("f", "{}", 7)]}, "'id' must be"),
+        ({"role": "assistant", "content": "x", "unparsed_tool_calls": [UnparsedToolCall("\ud800", "")]}, "Unicode"),
+        ({"role": "assistant", "content": "x", "weight": 1e39}, "finite number"),
+        ({"role": "assistant", "content": "x", "weight": 10**400}, "finite number"),
     ],
 )
 def test_a_bad_message_is_named_with_its_problem(message: dict[str, Any], problem: str) -> None:
@@ -112,6 +132,35 @@ def test_parallel_calls_are_refused_where_a_reply_makes_one(name: str) -> None:
     reply = {"role": "assistant", "content": "", "tool_calls": CALLS * 2}
     with pytest.raises(RenderError, match="one tool call"):
         renderer(name).build_supervised_example([USER, reply])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": True}},
+        {"properties": {"a": {"description": None}}},
+        {"properties": {"a": {"type": []}}},
+        {"properties": {"a": {"type": "string", "enum": 5}}},
+        {"properties": {"a": {"oneOf": 5}}},
+        {"properties": {"a": {"type": "object", "properties": [1]}}},
+        {"properties": {"a": {}}, "required": True},
+    ],
+)
+@pytest.mark.parametrize("name", ["gpt_oss_no_sysprompt", "nemotron3", "qwen3", "llama3", "glm5_3_max_reasoning"])
+def test_an_odd_schema_is_written_or_refused(name: str, schema: dict[str, Any]) -> None:
+    tools = [{"name": "f", "description": "d", "parameters": {"type": "object"} | schema}]
+    with contextlib.suppress(RenderError):
+        renderer(name).build_generation_prompt([USER], tools=tools)
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": "\\ud800"}', '{"a": NaN}', '{"a": 1e999}', '{"a":' * 9999 + "1" + "}" * 9999]
+)
+@pytest.mark.parametrize("name", ["qwen3_5", "glm5_3_max_reasoning", "llama3"])
+def test_arguments_that_a_format_could_not_write_again_are_refused(name: str, arguments: str) -> None:
+    message = {"role": "assistant", "content": "", "tool_calls": [calling(arguments)]}
+    with pytest.raises(RenderError, match="are not JSON in Unicode"):
+        renderer(name).build_supervised_example([USER, message])
 
 
 @pytest.mark.parametrize("where", ["reply", "call", "result"])

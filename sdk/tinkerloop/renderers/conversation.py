@@ -12,6 +12,7 @@ from tinkerloop.errors import RenderError
 from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, UnparsedToolCall
 
 _write = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_LARGEST = 3.4028234663852886e38  # of float32, which weights are
 _CALLING = frozenset({"role", "content", "tool_calls"})
 _KEYS = frozenset(Message.__annotations__) | {"reasoning_content", "reasoning", "thinking"}
 
@@ -135,8 +136,9 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
     role, content = message.get("role"), message.get("content")
     if len(message) == 2 and type(role) is str and type(content) is str:  # nearly all messages
         return ChatMessage(role, (_utf8(content, index),) if content else ())
-    if type(content) is str and role == "assistant" and _CALLING.issuperset(message):  # nearly all others
-        calls = tuple([_read_call(call, index) for call in message.get("tool_calls") or ()])
+    given = message.get("tool_calls")
+    if type(given) is list and type(content) is str and role == "assistant" and _CALLING.issuperset(message):
+        calls = tuple([_read_call(call, index) for call in given])  # nearly all others
         return ChatMessage(role, (_utf8(content, index),) if content else (), None, calls)
     if not isinstance(role, str):
         raise _fail(index, f"'role' must be a string, got {role!r}")
@@ -148,23 +150,30 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
         raise _fail(index, "'content' is missing")
 
     content, thoughts = _read_content(content, index)
-    given = [message[k] for k in ("reasoning_content", "reasoning", "thinking") if isinstance(message.get(k), str)]
-    if len(given) + bool(thoughts) > 1:
+    thought = [message[k] for k in ("reasoning_content", "reasoning", "thinking") if isinstance(message.get(k), str)]
+    if len(thought) + bool(thoughts) > 1:
         raise _fail(index, "reasoning is given more than once")
-    reasoning = "".join(thoughts) if thoughts else (_utf8(given[0], index) if given else None)
-    calls = tuple([_read_call(call, index) for call in message.get("tool_calls") or ()])
-    unparsed = tuple([_read_unparsed(call, index) for call in message.get("unparsed_tool_calls") or ()])
+    reasoning = "".join(thoughts) if thoughts else (_utf8(thought[0], index) if thought else None)
+    calls = tuple([_read_call(call, index) for call in _listed(message, "tool_calls", index)])
+    unparsed = tuple([_read_unparsed(call, index) for call in _listed(message, "unparsed_tool_calls", index)])
     if role != "assistant" and (calls or unparsed or reasoning is not None):
         raise _fail(index, f"only an assistant reasons and calls tools, the role is {role!r}")
     trainable, weight = message.get("trainable"), message.get("weight", 1.0)
     if not (trainable is None or isinstance(trainable, bool)):
         raise _fail(index, f"'trainable' must be true or false, got {trainable!r}")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < float("inf"):
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= _LARGEST:
         raise _fail(index, f"'weight' must be a finite number, got {weight!r}")
     return ChatMessage(
         role, content, reasoning, calls, unparsed, _string(message, "tool_call_id", index),
         _string(message, "name", index), trainable, float(weight),
     )  # fmt: skip
+
+
+def _listed(message: Mapping[str, Any], key: str, index: int) -> Iterable[Any]:
+    value = message.get(key) or ()
+    if not _is_sequence(value):
+        raise _fail(index, f"'{key}' must be a list, got {type(value).__name__}")
+    return value
 
 
 def _string(message: Mapping[str, Any], key: str, index: int) -> str | None:
@@ -218,6 +227,11 @@ def _utf8(text: str, index: int) -> str:
 
 def _read_call(call: Any, index: int) -> ToolCall:
     if isinstance(call, ToolCall):
+        name, arguments = call.function
+        if not (isinstance(name, str) and name and isinstance(arguments, str)):
+            raise _fail(index, f"a ToolCall needs a name, and its arguments as JSON text, got {str(call)[:80]}")
+        for text in (name, arguments, _string({"id": call.id}, "id", index) or ""):
+            _utf8(text, index)
         return call
     body = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(body, Mapping) or not isinstance(body.get("name"), str) or not body["name"]:
@@ -229,7 +243,7 @@ def _read_call(call: Any, index: int) -> ToolCall:
         raise _fail(index, f"the arguments of {body['name']!r} must be a JSON object, got {type(arguments).__name__}")
     try:
         written = arguments if isinstance(arguments, str) else _write(arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise _fail(index, f"the arguments of {body['name']!r} are not JSON: {error}") from None
     called = ToolCall.FunctionBody(_utf8(body["name"], index), _utf8(written, index))
     return ToolCall(called, _string(call, "id", index))
@@ -238,8 +252,9 @@ def _read_call(call: Any, index: int) -> ToolCall:
 def _read_unparsed(call: Any, index: int) -> UnparsedToolCall:
     if isinstance(call, Mapping) and isinstance(call.get("raw_text"), str):
         return UnparsedToolCall(_utf8(call["raw_text"], index), str(call.get("error", "")))
-    if not isinstance(call, UnparsedToolCall):
+    if not isinstance(call, UnparsedToolCall) or not isinstance(call.raw_text, str):
         raise _fail(index, f"an unparsed tool call needs 'raw_text' and 'error', got {str(call)[:80]}")
+    _utf8(call.raw_text, index)
     return call
 
 

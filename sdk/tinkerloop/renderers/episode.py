@@ -76,10 +76,10 @@ class Episode:
         if on_rewrite not in ("refuse", "segment"):
             raise EpisodeError(f"on_rewrite is 'refuse' or 'segment', got {on_rewrite!r}")
         self.renderer = renderer
+        self._conversation = renderer.read(messages, tools, prompting=True)
         self.messages: list[Mapping[str, Any]] = list(messages)
         self.segments: list[Segment] = []
         self._on_rewrite = on_rewrite
-        self._conversation = renderer.read(messages, tools, prompting=True)
         self._parsed: Parsed | None = None  # the last reply, until messages follow it
         self._unsettled: list[tuple[int, str | None]] = []  # replies that a user's message may yet rewrite, as sampled
         self._restart()

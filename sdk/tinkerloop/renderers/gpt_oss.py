@@ -76,8 +76,12 @@ class GptOss(base.Renderer):
             yield from self.content(conversation[index])
             yield scaffold("\n\n")
         if conversation.tools:
+            try:
+                declared = typescript_namespace("functions", conversation.tools)
+            except (TypeError, AttributeError) as error:
+                raise RenderError(f"the parameters of a tool are no JSON schema: {error}") from error
             yield scaffold("# Tools\n\n")
-            yield text(typescript_namespace("functions", conversation.tools), Part.SCAFFOLD)
+            yield text(declared, Part.SCAFFOLD)
         yield stop("<|end|>")
 
     def message(self, conversation: Conversation, index: int) -> Pieces:

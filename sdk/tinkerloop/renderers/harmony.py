@@ -162,7 +162,7 @@ def _type(spec: Mapping[str, Any], required: Sequence[str]) -> str:
         return _union(spec["oneOf"], required)
     if kind == "string":
         return '"' + '" | "'.join(map(str, spec["enum"])) + '"' if spec.get("enum") else "string" + nullable
-    if kind in _PLAIN:
+    if isinstance(kind, str) and kind in _PLAIN:
         return _PLAIN[kind]
     if kind == "object":
         properties = spec.get("properties")

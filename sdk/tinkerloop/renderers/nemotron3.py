@@ -7,6 +7,7 @@ and `_preserve_thinking`, and with lower efforts (`nemotron3_low_thinking`, `nem
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,10 +136,11 @@ def _declaration(tool: dict[str, Any]) -> str:
     lines.append("<parameters>")
     for name, fields in (parameters.get("properties") or {}).items():
         lines += ["<parameter>", f"<name>{name}</name>"]
+        fields = fields if isinstance(fields, Mapping) else {}  # `true` allows anything
         if "type" in fields:
             lines.append(f"<type>{fields['type']}</type>")
         if "description" in fields:
-            lines.append(f"<description>{fields['description'].strip()}</description>")
+            lines.append(f"<description>{str(fields['description']).strip()}</description>")
         if "enum" in fields:
             lines.append(f"<enum>{json.dumps(fields['enum'], ensure_ascii=False)}</enum>")
         lines += [*_extra(fields, {"name", "type", "description", "enum"}), "</parameter>"]
@@ -149,7 +151,7 @@ def _declaration(tool: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _extra(fields: dict[str, Any], known: set[str]) -> list[str]:
+def _extra(fields: Mapping[str, Any], known: set[str]) -> list[str]:
     def spelled(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, tuple)) else str(value)
 

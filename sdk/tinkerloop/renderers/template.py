@@ -25,7 +25,8 @@ from tinkerloop.renderers.grammar import Block, Grammar
 from tinkerloop.renderers.qwen3 import JSON_CALL
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tools import declared, is_object, read_json_call
+from tinkerloop.renderers.tools import arguments_of, declared, is_object, read_json_call
+from tinkerloop.renderers.types import ToolCall
 from tinkerloop.renderers.weights import Weights
 
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
@@ -145,7 +146,7 @@ class Template(base.Renderer):
                         "id": see(call.id, i, Part.TOOL_CALL),
                         "function": {
                             "name": see(call.function.name, i, Part.TOOL_CALL),
-                            "arguments": see(_arguments(call.function.arguments), i, Part.TOOL_CALL),
+                            "arguments": see(_arguments(call), i, Part.TOOL_CALL),
                         },
                     }
                     for call in m.tool_calls
@@ -289,9 +290,9 @@ class Template(base.Renderer):
         )
 
 
-def _arguments(written: str) -> Any:
+def _arguments(call: ToolCall) -> Any:
     """Arguments as an object, which is what most templates expect; as they are, if they are none."""
-    return json.loads(written) if is_object(written) else written
+    return arguments_of(call) if is_object(call.function.arguments) else call.function.arguments
 
 
 _SCHEMA_WORDS = frozenset(

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.types import ToolCall, ToolSpec, UnparsedToolCall
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(written: str) -> float:
+    number = float(written)
+    return number if math.isfinite(number) else _refuse_constant(written)
+
+
+_read_json = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
+"""JSON without what Python adds to it: NaN and infinities, which it could not write again."""
 
 _PLAIN_NAME = re.compile(r"[^\s\"'\\<>{}]+")
 
@@ -28,9 +42,11 @@ def declared(tool: ToolSpec) -> dict[str, Any]:
 def arguments_of(call: ToolCall) -> dict[str, Any]:
     """The arguments as a dictionary, for formats that write them one by one."""
     try:
-        arguments = json.loads(call.function.arguments)
-    except ValueError as error:
-        raise RenderError(f"the arguments of {call.function.name!r} are not JSON: {error}") from None
+        arguments = _read_json(call.function.arguments)
+        if "\\u" in call.function.arguments:  # JSON can spell half of a surrogate pair, which is no text
+            json.dumps(arguments, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise RenderError(f"the arguments of {call.function.name!r} are not JSON in Unicode: {error}") from None
     if not isinstance(arguments, dict):
         raise RenderError(f"the arguments of {call.function.name!r} must be a JSON object, got {arguments!r}")
     return arguments
@@ -51,23 +67,33 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
     if written and is_object(written[2]):
         return ToolCall(ToolCall.FunctionBody(written[1], written[2]))
     try:
-        call = json.loads(body)
+        call = _read_json(body)
     except (ValueError, RecursionError) as error:
         return UnparsedToolCall(body, f"not JSON: {error}")
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
+    name = call.get("name") if isinstance(call, dict) else None
+    if not isinstance(name, str) or not name or _SURROGATE.search(name):
         return UnparsedToolCall(body, "expected an object with a 'name'")
     arguments = call.get("arguments", {})
-    if isinstance(arguments, str) and is_object(arguments):
-        return ToolCall(ToolCall.FunctionBody(call["name"], arguments))
+    if isinstance(arguments, str) and is_object(arguments) and not _SURROGATE.search(arguments):
+        return ToolCall(ToolCall.FunctionBody(name, arguments))
     if not isinstance(arguments, dict):
         return UnparsedToolCall(body, "'arguments' is not an object")
-    return ToolCall(ToolCall.FunctionBody(call["name"], json.dumps(arguments, ensure_ascii=False)))
+    return ToolCall(ToolCall.FunctionBody(name, _write_json(arguments)))
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _write_json(arguments: dict[str, Any]) -> str:
+    """Arguments as text; half of a surrogate pair, which a model can spell in JSON, stays spelled out."""
+    written = json.dumps(arguments, ensure_ascii=False)
+    return json.dumps(arguments) if _SURROGATE.search(written) else written
 
 
 def is_object(text: str) -> bool:
     """Whether a text is a JSON object."""
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(_read_json(text), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -112,7 +138,7 @@ def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Tool
         at = parameter.end()
     if call[2][at:].strip():
         return UnparsedToolCall(body, f"not a parameter: {call[2][at:].strip()[:80]!r}")
-    return ToolCall(ToolCall.FunctionBody(call[1], json.dumps(arguments, ensure_ascii=False)))
+    return ToolCall(ToolCall.FunctionBody(call[1], _write_json(arguments)))
 
 
 def _declared_types(name: str, tools: Sequence[ToolSpec]) -> dict[str, Any]:
@@ -134,14 +160,10 @@ def typed(written: str, declared_type: Any = None, *, python: bool = False) -> A
     if python and written in _PYTHON_LITERALS:
         return _PYTHON_LITERALS[written]
     try:
-        value = json.loads(written, parse_constant=_refuse_constant)
+        value = _read_json(written)
     except (ValueError, RecursionError):
         return written
     return written if isinstance(value, str) else value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def read_named_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
@@ -175,4 +197,4 @@ def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> To
         return UnparsedToolCall("".join(fields), "expected a name and pairs of keys and values")
     types = _declared_types(name, tools)
     arguments = {k: typed(v, types.get(k)) for k, v in zip(inside[::2], inside[1::2], strict=True)}
-    return ToolCall(ToolCall.FunctionBody(name, json.dumps(arguments, ensure_ascii=False)))
+    return ToolCall(ToolCall.FunctionBody(name, _write_json(arguments)))
