@@ -242,6 +242,20 @@ def test_ids_equal_with_the_real_tokenizer_on_500_conversations(case: Case) -> N
     run(case, get_tokenizer(str(MODELS / str(case.tokenizer))), 500)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith("qwen3")], ids=str)
+@pytest.mark.parametrize("space", ["", "\n"])
+def test_a_users_message_is_a_tools_result_where_the_template_sees_one(case: Case, space: str) -> None:
+    results = {"role": "user", "content": f"<tool_response>r</tool_response>{space}"}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\na"},
+        results,
+    ]
+    wanted = official(template_of(case.template), messages, add_generation_prompt=True, **case.variables)
+    ours = get_renderer(case.name, everyones_tokenizer(), options=case.options)
+    assert ours.decode(ours.build_generation_prompt(messages).to_ints()) == wanted
+
+
 def test_the_one_seam_is_where_sampling_starts() -> None:
     """A reply that begins with a newline: in history one token with the header's, in training two."""
     ours = get_renderer("qwen3_instruct", everyones_tokenizer())

@@ -88,7 +88,7 @@ class Conversation:
         """The last user message that is not a tool's result in disguise (as the Qwen templates see it), else -1."""
         for i in range(len(self.messages) - 1, -1, -1):
             if self.messages[i].role == "user":
-                content = self.messages[i].text.strip()
+                content = self.messages[i].text
                 if not (content.startswith("<tool_response>") and content.endswith("</tool_response>")):
                     return i
         return -1
