@@ -256,6 +256,18 @@ def test_a_users_message_is_a_tools_result_where_the_template_sees_one(case: Cas
     assert ours.decode(ours.build_generation_prompt(messages).to_ints()) == wanted
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5"])
+@pytest.mark.parametrize(
+    "content", ["<think>x</think> a", " <think>\n x\n</think>\n\n a ", "x</think>a", "<think></think>"]
+)
+def test_inline_reasoning_is_lifted_as_the_template_does(name: str, content: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    ours = get_renderer(name, everyones_tokenizer())
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]
+    wanted = official(template_of(case.template), messages, **case.variables).removesuffix(case.ends_with)
+    assert ours.decode(ours.build_supervised_example(messages).tokens) == wanted
+
+
 def test_the_one_seam_is_where_sampling_starts() -> None:
     """A reply that begins with a newline: in history one token with the header's, in training two."""
     ours = get_renderer("qwen3_instruct", everyones_tokenizer())

@@ -69,11 +69,11 @@ class Qwen35(VisionChatML):
         return json.dumps(declared(tool), ensure_ascii=False)
 
     def lifted(self, message: ChatMessage) -> ChatMessage:
-        """Inline reasoning made a part, and everything trimmed."""
-        message = lift_thinking(message)
+        """Everything trimmed, then inline reasoning made a part; a space after its tag stays, as in the template."""
+        message = lift_thinking(trimmed(message))
         if message.reasoning is not None:
             message = message._replace(reasoning=message.reasoning.strip())
-        return trimmed(message)
+        return message
 
     def system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
         yield scaffold(self.header("system"))
