@@ -28,6 +28,7 @@ USER = {"role": "user", "content": "q"}
 REPLY = {"role": "assistant", "content": "a"}
 REASONED = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
 CALL = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": {}}}
+WRITTEN = CALL | {"function": {"name": "f", "arguments": "{}"}}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "r", "tool_call_id": "functions.f:0"}
 LATE = {"role": "system", "content": "s"}
@@ -135,6 +136,12 @@ ROWS = [
         f"Today Date: 26 Jul 2024\n\n<|eot_id|>{HEAD}user<|end_header_id|>\n\nq<|eot_id|>"
         f"{HEAD}assistant<|end_header_id|>\n\n", prompting=True, options=Llama3Options(),
     ),
+    Difference(
+        "DeepSeek", "inline reasoning beside calls or after a tool's output", "deepseekv3",
+        [USER, CALLING | {"tool_calls": [WRITTEN]}, RESULT, REPLY | {"content": "<think>x</think>a"}, USER],
+        "<｜tool▁output▁end｜>a<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜></think>",
+        "<｜tool▁output▁end｜><think>x</think>a<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜></think>", prompting=True,
+    ),
     Difference("llama3", "tools need a user's message", "llama3", [REPLY], None, "}\n\na<|eot_id|>", tools=True),
     Difference(
         "llama3, gpt-oss", "text or reasoning", "llama3", [USER, CALLING | {"content": "t"}],
@@ -181,6 +188,10 @@ ROWS = [
     Difference(
         "Nemotron 3", "a last reply without reasoning", "nemotron3", [USER, REPLY],
         "assistant\n<think>\n\n</think>\na<|im_end|>", "assistant\n<think></think>a<|im_end|>\n",
+    ),
+    Difference(
+        "Nemotron 3", "inline reasoning is lifted", "nemotron3", [USER, REPLY | {"content": "<think>x</think>\n\na"}],
+        "assistant\n<think>\nx\n</think>\na<|im_end|>", "assistant\n<think>x</think>\n\na<|im_end|>\n",
     ),
     Difference(
         "role_colon", "text that reads as a role header", "role_colon",
