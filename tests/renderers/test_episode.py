@@ -170,6 +170,30 @@ def test_rewritten_history_is_refused_or_begins_a_segment() -> None:
     assert [bool(example.weights.any()) for example in splitting.examples()] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpt_oss_no_sysprompt", {"role": "tool", "content": "r"}),
+        ("kimi_k26", {"role": "tool", "content": "r"}),
+        ("role_colon", {"role": "user", "content": "x\n\nUser: y"}),
+        ("qwen3", {"role": "user", "content": [{"type": "image", "image": b"x"}]}),
+    ],
+)
+def test_a_refusal_leaves_the_episode_as_it_was(name: str, message: dict[str, Any]) -> None:
+    asked = [{"role": "user", "content": "q"}]
+    one, other = (renderer(name).episode(asked, on_rewrite="segment") for _ in range(2))
+    answered = [*asked, {"role": "assistant", "content": "a"}]
+    sampled = renderer(name).build_supervised_example(answered).tokens[len(one.tokens) :]
+    for episode in (one, other):
+        episode.add_sampled(sampled)
+    with pytest.raises(RenderError):
+        one.add([message])
+    for episode in (one, other):
+        episode.add([{"role": "user", "content": "r"}])
+        episode.add_sampled(sampled)
+    assert (one.messages, one.tokens) == (other.messages, other.tokens)
+
+
 def test_the_order_of_turns_is_held() -> None:
     episode = renderer("qwen3_instruct").episode(QUESTION)
     with pytest.raises(EpisodeError, match="no reply yet"):

@@ -78,11 +78,11 @@ class Episode:
         self.renderer = renderer
         self._conversation = renderer.read(messages, tools, prompting=True)
         self.messages: list[Mapping[str, Any]] = list(messages)
-        self.segments: list[Segment] = []
+        self.segments: list[Segment] = [Segment()]
         self._on_rewrite = on_rewrite
         self._parsed: Parsed | None = None  # the last reply, until messages follow it
         self._unsettled: list[tuple[int, str | None]] = []  # replies that a user's message may yet rewrite, as sampled
-        self._restart()
+        self.segments[-1].extend(renderer.assemble_prompt(self._conversation))
 
     @property
     def tokens(self) -> list[int]:
@@ -140,40 +140,40 @@ class Episode:
         index = len(before)
         after = Conversation((*before.messages, reply, *new), before.tools, prompting=True)
         asked = "user" in roles
-        extends = self.renderer.has_extension_property and "system" not in roles
-        rewritten = None if extends else self._rewritten(after, index, asked)
+        latest, rewritten = None, None
+        if "system" in roles or not self.renderer.has_extension_property:
+            latest = index, self._written(_finished(after, index), index)
+            rewritten = self._rewritten(after, index, [*self._unsettled, latest] if asked else [latest])
         if rewritten is not None and self._on_rewrite == "refuse":
-            self._unsettled.pop()
             raise EpisodeError(
                 f"{self.renderer.name} writes messages[{rewritten}] differently once these messages follow; "
                 "use on_rewrite='segment', or a format that preserves history"
             )
-        self._conversation = after
+        begins_anew = rewritten is not None
+        rendered = self.renderer.assemble_prompt(after) if begins_anew else self._following(after, index)
+        # Nothing has changed until here, so what is refused leaves the episode as it was.
+        self._conversation, self._parsed = after, None
+        if asked or begins_anew:
+            self._unsettled.clear()
+        elif latest is not None:
+            self._unsettled.append(latest)
         self.messages += messages
-        if rewritten is not None:
-            self._unsettled.clear()
-            self._parsed = None
-            self._restart()
-            return
-        if asked:
-            self._unsettled.clear()
-        self._append(index)
-        self._parsed = None
+        if begins_anew:
+            self.segments.append(Segment())
+        self.segments[-1].extend(rendered)
 
     def examples(self) -> list[Rendered]:
         """One example for each segment, in which exactly the sampled ids have weight."""
         limit = self.renderer.max_length
         return [Rendered(s.tokens[:], s.marks.copy(), tuple(s.images), limit) for s in self.segments]
 
-    def _rewritten(self, after: Conversation, index: int, asked: bool) -> int | None:
+    def _rewritten(self, after: Conversation, index: int, replies: Sequence[tuple[int, str | None]]) -> int | None:
         """The first message that the format writes differently in `after`, or not after what precedes it.
 
-        A user's message, added after reply `index`, may have caused the former; the latter are system messages that a
-        format moves to the front.
+        A user's message, added after reply `index`, may have caused the former, for `replies` as they were sampled;
+        the latter are system messages that a format moves to the front.
         """
-        self._unsettled.append((index, self._written(_finished(after, index), index)))
-        checked = self._unsettled if asked else self._unsettled[-1:]
-        changed = (i for i, written in checked if self._written(after, i) != written)
+        changed = (i for i, written in replies if self._written(after, i) != written)
         moved = (i for i in range(index + 1, len(after)) if not any(True for _ in self.renderer.message(after, i)))
         return next(chain(changed, moved), None)
 
@@ -185,9 +185,9 @@ class Episode:
             return None
         return "".join(piece.text for piece in pieces)
 
-    def _append(self, index: int) -> None:
+    def _following(self, conversation: Conversation, index: int) -> Rendered:
         """The rest of reply `index`, the new messages and the opening of the next reply."""
-        renderer, conversation = self.renderer, self._conversation
+        renderer = self.renderer
         pieces: list[tuple[int, Piece]] = []
         assert self._parsed is not None
         if not self._is_stopped(self._parsed):
@@ -199,17 +199,12 @@ class Episode:
         for i in range(index + 1, end):
             pieces += zip(repeat(i), renderer.message(conversation, i))
         pieces += zip(repeat(end), renderer.opening(conversation, end))
-        self.segments[-1].extend(renderer.assemble(pieces))
+        return renderer.assemble(pieces)
 
     def _is_stopped(self, parsed: Parsed) -> bool:
         """Whether a reply ends as the format ends one, whatever else is wrong with it."""
         stopped = parsed.termination is ParseTermination.STOP_SEQUENCE
         return stopped or (bool(parsed.ids) and parsed.ids[-1] in self.renderer.get_stop_sequences())
-
-    def _restart(self) -> None:
-        """Begins a segment with the whole conversation, rendered."""
-        self.segments.append(Segment())
-        self.segments[-1].extend(self.renderer.assemble_prompt(self._conversation))
 
 
 def _finished(conversation: Conversation, index: int) -> Conversation:
