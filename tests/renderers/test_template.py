@@ -104,6 +104,28 @@ def test_tools_are_refused_by_a_template_that_has_no_words_for_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("source", "lost"),
+    [
+        (CHATML.replace("in messages", "in messages if m.role != 'system'"), r"messages\[0\].* its text"),
+        (CHATML, r"messages\[2\].* its tool_call"),
+        (CHATML.replace("in messages", "in messages[1:]"), r"messages\[0\].* its text"),
+    ],
+)
+def test_a_template_that_leaves_out_what_a_message_says_is_refused(source: str, lost: str) -> None:
+    call = {"function": {"name": "f", "arguments": {}}}
+    messages = [{"role": "system", "content": "s"}, USER, {"role": "assistant", "content": "a", "tool_calls": [call]}]
+    with pytest.raises(RenderError, match=lost):
+        with_template(source + PROMPT).build_generation_prompt([*messages, USER])
+
+
+def test_a_template_that_marks_what_is_generated_is_rendered() -> None:
+    marked = CHATML.replace("{{", "{% generation %}{{").replace("}}", "}}{% endgeneration %}")
+    messages = [USER, {"role": "assistant", "content": "a"}]
+    one, other = (with_template(s + PROMPT).build_supervised_example(messages) for s in (marked, CHATML))
+    assert (one.tokens, one.marks) == (other.tokens, other.marks)
+
+
+@pytest.mark.parametrize(
     "schema",
     [
         lambda s: {"properties": {s: {"type": "string"}}},

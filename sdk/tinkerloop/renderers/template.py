@@ -174,8 +174,7 @@ class Template(base.Renderer):
     def _aligned(self, conversation: Conversation) -> list[tuple[int, Piece]]:
         """The template's text as pieces: its own trusted, the conversation's strings not."""
         hidden, real, slots = self._run(conversation)
-        if conversation.tools and not any(slots[int(i)].message < 0 for i in _PLACEHOLDER.findall(hidden)):
-            raise RenderError("the template has no words for tools, so the declared ones would be lost")
+        self._check_nothing_is_lost(conversation, {slots[int(i)] for i in _PLACEHOLDER.findall(hidden)})
         pieces: list[tuple[int, Piece]] = []
         at = 0
         texts = _PLACEHOLDER.split(hidden)  # text, slot, text, slot, ..., text
@@ -198,6 +197,18 @@ class Template(base.Renderer):
         if at != len(real):
             raise RenderError("the template writes something else depending on what a string says")
         return pieces
+
+    def _check_nothing_is_lost(self, conversation: Conversation, written: set[_Slot]) -> None:
+        """Refuses a template that leaves out what a conversation says; reasoning alone may be left out of history."""
+        if conversation.tools and not any(slot.message < 0 for slot in written):
+            raise RenderError("the template has no words for tools, so the declared ones would be lost")
+        kinds = {(slot.message, slot.part) for slot in written}
+        for i, message in enumerate(conversation.messages):
+            for part, said in ((Part.TEXT, message.text), (Part.TOOL_CALL, message.tool_calls)):
+                if said and (i, part) not in kinds:
+                    raise RenderError(
+                        f"messages[{i}]: the template leaves out its {part.name.lower()}, which would be lost"
+                    )
 
     @staticmethod
     def _spelling(value: str, real: str, at: int, following: str) -> str | None:
@@ -319,7 +330,9 @@ def _declared(value: Any, see: Callable[[Any], Any]) -> Any:
 def compiled(source: str) -> Any:
     """A chat template as transformers runs it: sandboxed, with the few functions templates may use."""
     from jinja2 import TemplateSyntaxError
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def tojson(
@@ -327,10 +340,21 @@ def compiled(source: str) -> Any:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
+    class Generation(Extension):
+        """`{% generation %}`, with which some templates mark replies; what is trained is found otherwise here."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     def raise_exception(message: str) -> None:
         raise RenderError(f"the chat template refuses this conversation: {message}")
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+    )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     try:
