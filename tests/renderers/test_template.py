@@ -118,6 +118,14 @@ def test_a_template_that_leaves_out_what_a_message_says_is_refused(source: str, 
         with_template(source + PROMPT).build_generation_prompt([*messages, USER])
 
 
+def test_a_template_that_leaves_out_the_reasoning_of_the_last_reply_alone_is_refused() -> None:
+    reply = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    ours = with_template(CHATML + PROMPT)
+    ours.build_supervised_example([USER, reply, USER, {"role": "assistant", "content": "b"}])
+    with pytest.raises(RenderError, match=r"messages\[1\].* its reasoning"):
+        ours.build_supervised_example([USER, reply])
+
+
 def test_a_template_that_marks_what_is_generated_is_rendered() -> None:
     marked = CHATML.replace("{{", "{% generation %}{{").replace("}}", "}}{% endgeneration %}")
     messages = [USER, {"role": "assistant", "content": "a"}]

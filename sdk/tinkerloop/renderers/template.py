@@ -199,12 +199,14 @@ class Template(base.Renderer):
         return pieces
 
     def _check_nothing_is_lost(self, conversation: Conversation, written: set[_Slot]) -> None:
-        """Refuses a template that leaves out what a conversation says; reasoning alone may be left out of history."""
+        """Refuses a template that leaves out what a conversation says, but for reasoning in history."""
         if conversation.tools and not any(slot.message < 0 for slot in written):
             raise RenderError("the template has no words for tools, so the declared ones would be lost")
         kinds = {(slot.message, slot.part) for slot in written}
         for i, message in enumerate(conversation.messages):
-            for part, said in ((Part.TEXT, message.text), (Part.TOOL_CALL, message.tool_calls)):
+            learned = message.reasoning if conversation.is_final(i) else None
+            told = ((Part.TEXT, message.text), (Part.REASONING, learned), (Part.TOOL_CALL, message.tool_calls))
+            for part, said in told:
                 if said and (i, part) not in kinds:
                     raise RenderError(
                         f"messages[{i}]: the template leaves out its {part.name.lower()}, which would be lost"
