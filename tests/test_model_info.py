@@ -46,9 +46,10 @@ def test_an_unknown_model_gets_the_nearest_names(name: str) -> None:
         model_info.get_model_attributes(name)
 
 
-def test_no_name_is_no_folder() -> None:
-    with pytest.raises(UnknownRendererError, match="the model '' is neither"):
-        model_info.get_model_attributes("")
+@pytest.mark.parametrize("name", ["", "\0", "x" * 5000, None, 5])
+def test_what_is_no_name_is_no_folder(name) -> None:
+    with pytest.raises(UnknownRendererError, match=r"is neither a folder here nor known|as a string, got"):
+        model_info.get_model_attributes(name)
 
 
 def test_a_folder_is_known_by_its_name_or_has_its_own_template(tmp_path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +140,9 @@ def get_model_attributes(model_name: str) -> ModelAttributes:
     """
     if model_name in ("tiny", "tiny-vl"):
         return _TINY if model_name == "tiny" else _TINY_VL
-    is_folder = bool(model_name) and Path(model_name).is_dir()
+    if not isinstance(model_name, str):
+        raise UnknownRendererError(f"expected a model's name or its folder, as a string, got {model_name!r}")
+    is_folder = os.path.isdir(model_name)  # False too for what no path can be
     name = Path(model_name).resolve().name if is_folder else model_name.partition(":")[0]
     organization, _, model = name.rpartition("/")
     for owner, models in _TABLE.items():
