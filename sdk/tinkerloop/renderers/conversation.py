@@ -230,8 +230,10 @@ def _read_call(call: Any, index: int) -> ToolCall:
         name, arguments = call.function
         if not (isinstance(name, str) and name and isinstance(arguments, str)):
             raise _fail(index, f"a ToolCall needs a name, and its arguments as JSON text, got {str(call)[:80]}")
-        for text in (name, arguments, _string({"id": call.id}, "id", index) or ""):
-            _utf8(text, index)
+        _utf8(name, index)
+        _utf8(arguments, index)
+        if call.id is not None:
+            _string({"id": call.id}, "id", index)
         return call
     body = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(body, Mapping) or not isinstance(body.get("name"), str) or not body["name"]:
