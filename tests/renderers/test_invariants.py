@@ -254,6 +254,16 @@ def test_whatever_a_call_spells_comes_out_as_json_in_unicode(name, body):
     assert "tool_calls" in message or body in message["unparsed_tool_calls"][0].raw_text
 
 
+def test_arguments_under_another_name_are_not_lost():
+    ours = renderer("qwen3")
+    ids, body = ours._assembler.ids, '{"name": "f", "parameters": {"a": 1}}'
+    sampled = [ids["<tool_call>"], *ours._encoder.encode(f"\n{body}\n"), ids["</tool_call>"], ids["<|im_end|>"]]
+    message = ours.parse_response(sampled).message
+    assert "tool_calls" not in message
+    assert body in message["unparsed_tool_calls"][0].raw_text
+    assert message["unparsed_tool_calls"][0].error == "expected 'arguments' beside the name, got ['parameters']"
+
+
 @every_format
 def test_an_array_of_ids_is_read_as_the_list_of_them(name):
     ours = renderer(name)

@@ -73,6 +73,9 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
     name = call.get("name") if isinstance(call, dict) else None
     if not isinstance(name, str) or not name or _SURROGATE.search(name):
         return UnparsedToolCall(body, "expected an object with a 'name'")
+    others = [key for key in call if key != "name"]
+    if others and "arguments" not in call:  # under another name they would be lost
+        return UnparsedToolCall(body, f"expected 'arguments' beside the name, got {others}")
     arguments = call.get("arguments", {})
     if isinstance(arguments, str) and is_object(arguments) and not _SURROGATE.search(arguments):
         return ToolCall(ToolCall.FunctionBody(name, arguments))
