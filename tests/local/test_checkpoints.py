@@ -90,6 +90,15 @@ def test_the_name_of_an_expired_checkpoint_is_free(service, client, tmp_path):
     service.create_training_client_from_state(path)
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "lora": {}}'])
+def test_a_damaged_record_is_named_and_does_not_stop_saving(service, client, tmp_path, text):
+    path = client.save_state("a").result().path
+    (folder_of(tmp_path, path) / "checkpoint.json").write_text(text)
+    client.save_state("b").result()
+    with pytest.raises(tinker.RequestFailedError, match="checkpoint.json is not the record"):
+        service.create_training_client_from_state(path)
+
+
 def test_a_checkpoint_without_moments_changes_nothing_when_they_are_asked_for(service, client, tmp_path):
     client.apply(lambda s: s.weights.flat.fill_(1)).result()
     path = client.save_state("a").result().path

@@ -224,7 +224,7 @@ class Store:
         None that is under way is as old as the latter.
         """
         for file in self.run_folder(run).glob(f"*/*/{_RECORD}"):
-            with suppress(OSError):  # gone by now
+            with suppress(OSError, tinker.TinkerError):  # gone by now, or damaged, which its reader will be told
                 if _read_record(file).expired:
                     self._remove(file.parent)
         for left in [*self.root.glob(".writing-*"), *self.root.glob(".deleting-*")]:
@@ -281,9 +281,14 @@ def peft_config(record: Record, targets: Mapping[str, list[str]]) -> dict[str, A
 
 
 def _read_record(file: Path) -> Record:
-    fields = json.loads(file.read_text())
-    fields.pop("format")
-    return Record(**{**fields, "lora": LoraSpec(**fields["lora"])})
+    """Raises RequestFailedError (category server) for a file that somebody else has written."""
+    text = file.read_text()
+    try:
+        fields = json.loads(text)
+        fields.pop("format")
+        return Record(**{**fields, "lora": LoraSpec(**fields["lora"])})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise server_error(f"{file} is not the record of a checkpoint of ours: {error!r}") from error
 
 
 def _backup(folder: Path) -> Path:
