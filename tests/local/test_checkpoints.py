@@ -95,7 +95,7 @@ def test_a_damaged_record_is_named_and_does_not_stop_saving(service, client, tmp
     path = client.save_state("a").result().path
     (folder_of(tmp_path, path) / "checkpoint.json").write_text(text)
     client.save_state("b").result()
-    with pytest.raises(tinker.RequestFailedError, match="checkpoint.json is not the record"):
+    with pytest.raises(tinker.RequestFailedError, match="is not the record"):
         service.create_training_client_from_state(path)
 
 

@@ -375,8 +375,16 @@ def test_programming_errors_are_raised_at_the_call(client):
         client.forward([], "cross_entropy")
     with pytest.raises(TypeError):
         client.optim_step({"learning_rate": 1e-4})
-    with pytest.raises(tinker.RequestFailedError, match="beta2"):
-        client.optim_step(tinker.AdamParams(beta2=2.0)).result()
+
+
+@pytest.mark.parametrize(
+    "params", [{"beta2": 2.0}, {"learning_rate": 1e39}, {"learning_rate": float("nan")}, {"eps": 0.0}]
+)
+def test_bad_adam_parameters_fail_on_the_future_and_change_nothing(client, params):
+    before = client.apply(lambda s: s.weights.flat.clone()).result()
+    with pytest.raises(tinker.RequestFailedError, match=next(iter(params))):
+        client.optim_step(tinker.AdamParams(**params)).result()
+    assert client.apply(lambda s: s.weights.flat.equal(before)).result()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import tinker
 import torch
 from torch.optim.adamw import adamw
@@ -27,7 +25,7 @@ def check_adam(params: tinker.AdamParams) -> None:
     }
     for name, ok in in_range.items():
         value = getattr(params, name)
-        if not (ok and math.isfinite(value)):
+        if not (ok and abs(value) <= torch.finfo(torch.float32).max):
             raise user_error(f"AdamParams.{name}={value} is out of range")
 
 
