@@ -175,6 +175,17 @@ def impatient(batches, patience):
     ]
 
 
+def test_asking_for_fewer_steps_than_were_done_trains_nothing(batches, tmp_path):
+    service = OrderedService(vocab_size=20)
+    checkpoints = Checkpoints(tmp_path)
+    Loop(service.create_lora_training_client(), batches, steps=6, checkpoints=checkpoints).run()
+    record = checkpoints.latest()
+    client = open_training_client(service, record)
+    summary = Loop(client, batches, steps=4, checkpoints=checkpoints, record=record).run()
+    assert (summary.step, summary.reason) == (6, "steps reached")
+    assert checkpoints.records() == [record]
+
+
 def test_a_stopped_run_stays_stopped(batches, tmp_path):
     service = OrderedService(20)
     first, _ = extend(tmp_path, service, batches, 12, impatient(batches, 2))

@@ -150,7 +150,7 @@ class Loop:
             for name, request in self._callbacks.start(self._step, self._steps):
                 self._take(self._step, name, request)
             yield from self._train()
-            ended = "steps reached" if self._step == self._steps else "data exhausted"
+            ended = "steps reached" if self._complete else "data exhausted"
             reason = self._stop.reason if self._stop else ended
         except GeneratorExit:
             reason = "abandoned"
@@ -188,10 +188,14 @@ class Loop:
         yield from self._deliver(self._step)
         yield from self._settle()
 
+    @property
+    def _complete(self) -> bool:
+        return self._steps is not None and self._step >= self._steps  # beyond: resumed with fewer than were done
+
     def _fetch(self) -> list[Sequence[tinker.Datum]]:
         """The batches of the next step; none if the run ends here. At the end of the data a step may be short."""
         batches: list[Sequence[tinker.Datum]] = []
-        if self._stop or self._step == self._steps:
+        if self._stop or self._complete:
             return batches
         began = time.perf_counter()
         while len(batches) < (self._accumulate or 1):
