@@ -17,6 +17,7 @@ from tinkerloop.loop import (
     Checkpoints,
     Eval,
     EvalResult,
+    Jsonl,
     Log,
     Loop,
     Pass,
@@ -524,6 +525,16 @@ def test_a_loop_runs_once(service, batches):
     loop.run()
     with pytest.raises(PlanError, match="already run"):
         loop.run()
+
+
+def test_a_loop_that_is_half_way_cannot_be_started_again(service, batches, tmp_path):
+    loop = Loop(service.create_lora_training_client(), batches, steps=3, sinks=[Jsonl(tmp_path / "metrics.jsonl")])
+    results = loop.steps()
+    next(results)
+    with pytest.raises(PlanError, match="is running"):
+        loop.run()
+    assert [result.step for result in results] == [1, 2]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_zero_steps_is_a_run(service, batches, tmp_path):

@@ -105,6 +105,7 @@ class Loop:
         self._stop: Stop | None = None
         self._detached: deque[Queued] = deque()
         self._delivered_at, self._waited = time.perf_counter(), {"data": 0.0, "server": 0.0}
+        self._begun = False
         self.summary: Summary | None = None
         """How the run ended; None until it has."""
 
@@ -139,8 +140,9 @@ class Loop:
     # --- the loop ---
 
     def _run(self) -> Flow[None]:
-        if self.summary is not None:
-            raise PlanError("this loop has already run; make a new one, with the latest record, to train on")
+        if self._begun:
+            raise PlanError("this loop is running or has already run: make a new one, with the latest record")
+        self._begun = True
         error: BaseException | None = None
         reason = "error"
         try:
