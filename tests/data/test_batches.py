@@ -14,6 +14,14 @@ def rest(of):
     return list(of)
 
 
+@pytest.mark.parametrize("kind", ["map_fn", "flatmap_fn"])
+def test_a_stop_iteration_out_of_a_map_is_not_the_end_of_the_data(kind):
+    empty = iter(())
+    train = batches([1, 2, 3], 2, **{kind: lambda row: next(empty)})
+    with pytest.raises(RuntimeError, match="mapping row 0"):
+        next(train)
+
+
 @given(
     rows=st.integers(1, 40),
     size=st.integers(1, 12),

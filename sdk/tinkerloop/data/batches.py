@@ -189,6 +189,8 @@ class RowMap:
         for row, number in zip(rows, numbers, strict=True):
             try:
                 datums.extend(self._one(row))
+            except StopIteration as error:  # let through, it would pass for the end of the data
+                raise RuntimeError(f"StopIteration was raised while mapping row {number} (epoch {epoch})") from error
             except Exception as error:
                 error.add_note(f"while mapping row {number} (epoch {epoch})")
                 raise
