@@ -425,6 +425,27 @@ def test_an_optional_callback_is_dropped_with_a_warning(service, batches, caplog
     ]
 
 
+class Yielding(Callback):
+    """Answers as a generator, and fails after its first request."""
+
+    def on_step(self, result):
+        yield Log({"yielded": 1.0})
+        raise TypeError("oops")
+
+
+def test_an_error_in_a_callback_that_yields_its_requests_says_where(service, batches):
+    with pytest.raises(TypeError, match="oops") as caught:
+        Loop(service.create_lora_training_client(), batches, steps=2, callbacks=[Yielding()]).run()
+    assert caught.value.__notes__ == ["in yielding.on_step at step 0"]
+
+
+def test_an_optional_callback_that_yields_its_requests_is_dropped(service, batches, caplog):
+    callback = Yielding()
+    callback.optional = True
+    Loop(service.create_lora_training_client(), batches, steps=2, callbacks=[callback]).run()
+    assert "yielding.on_step failed at step 0" in caplog.text
+
+
 def test_on_end_is_told_in_reverse_with_the_error(service, batches):
     told = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
@@ -140,7 +140,8 @@ class Dispatcher:
     ) -> Any:
         began = time.perf_counter()
         try:
-            return handler(*args)
+            answer = handler(*args)
+            return list(answer) if isinstance(answer, Iterator) else answer  # a generator's body runs here
         except Exception as error:
             if not self._callbacks[name].optional:
                 error.add_note(f"in {name}.{event} at step {step}")
