@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -617,6 +617,30 @@ def test_changed_state_fields_are_an_error_that_names_them(service, batches, tmp
     changed.state = Other()
     with pytest.raises(CheckpointError, match=r"differ in \['boundaries', 'bounds'\]"):
         resumed(service, batches, tmp_path, changed)
+
+
+@dataclass
+class Given:
+    value: object
+
+
+@dataclass
+class Counted:
+    value: int = field(default=1, init=False)
+
+
+@pytest.mark.parametrize(
+    "state", [Given({1: 2}), Given([(1, 2)]), Given({"a"}), Given(np.float32(1)), Given(Count()), Counted()], ids=repr
+)
+def test_state_that_would_come_back_changed_is_never_recorded(service, batches, tmp_path, state):
+    callback = Callback()
+    callback.state = state
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match=r"state of callback .callback. would not come back .* value is"):
+        Loop(
+            service.create_lora_training_client(), batches, steps=1, callbacks=[callback], checkpoints=checkpoints
+        ).run()
+    assert checkpoints.latest() is None
 
 
 def test_state_of_a_renamed_callback_is_kept_and_warned_of(service, batches, tmp_path, caplog):

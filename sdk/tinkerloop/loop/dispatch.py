@@ -57,8 +57,12 @@ class Dispatcher:
     # --- state ---
 
     def states(self) -> dict[str, Mapping[str, Any]]:
-        """Every callback's state by name, and saved states that no callback of this run claims."""
-        own = {name: asdict(cb.state) for name, cb in self._callbacks.items() if cb.state is not None}
+        """Every callback's state by name, and saved states that no callback of this run claims.
+
+        Raises:
+            CheckpointError: a state would not come back from a record as it is.
+        """
+        own = {name: _saved(name, cb.state) for name, cb in self._callbacks.items() if cb.state is not None}
         return self._unclaimed | own
 
     def restore(self, record: Record) -> None:
@@ -152,6 +156,28 @@ class Dispatcher:
             return if_dropped
         finally:
             self._seconds[name] += time.perf_counter() - began
+
+
+def _saved(name: str, state: Any) -> dict[str, Any]:
+    """A callback's state as a record holds it."""
+    for field in fields(state):
+        value = getattr(state, field.name)
+        if not field.init or not _is_json(value):
+            raise CheckpointError(
+                f"the state of callback {name!r} would not come back from a record as it is: {field.name} is {value!r}"
+                f"{'' if field.init else ', a field with init=False'}; a state is a dataclass of JSON values: numbers, "
+                "strings, booleans, None, lists, and dictionaries with strings as keys"
+            )
+    return asdict(state)
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON gives it back as it is; it makes lists of tuples, and strings of a dictionary's keys."""
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_is_json, value.values()))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _requests(name: str, event: str, answer: Any) -> list[Request]:
