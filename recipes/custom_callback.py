@@ -1,7 +1,7 @@
 """The same loop with `Loop` and a callback of your own: it watches, it logs, it stops, and it survives a resume.
 
     python -m recipes.custom_callback
-    python -m recipes.custom_callback steps=200 worst=2.5
+    python -m recipes.custom_callback steps=200 good_enough=0.5
     python -m recipes.custom_callback --help
 
 The callback keeps the examples with the highest loss it has seen, logs the number, and ends the run when the loss per
@@ -40,6 +40,9 @@ class HardExamples(Callback):
         self.tokenizer, self.keep, self.good_enough = tokenizer, keep, good_enough
         self.state = Hardest()
 
+    def on_start(self, step: int, steps: int | None) -> Stop | None:
+        return self._decide()  # again from the saved state: a run that was stopped stays stopped
+
     def on_step(self, result: StepResult) -> list[Log | Stop]:
         outputs = [output for one in result.outputs for output in one.loss_fn_outputs]
         for datum, output in zip(result.plan.datums, outputs, strict=True):
@@ -50,10 +53,11 @@ class HardExamples(Callback):
         hardest = sorted(self.state.losses.items(), key=lambda item: -item[1])[: self.keep]
         self.state.losses = dict(hardest)
         self.state.good_steps = self.state.good_steps + 1 if result.loss < self.good_enough else 0
-        asked: list[Log | Stop] = [Log({"hardest": hardest[0][1]})]
-        if self.state.good_steps == 10:
-            asked.append(Stop(f"the loss was below {self.good_enough} for ten steps"))
-        return asked
+        log = Log({"hardest": hardest[0][1]})
+        return [log, stop] if (stop := self._decide()) else [log]
+
+    def _decide(self) -> Stop | None:
+        return Stop(f"the loss was below {self.good_enough} for ten steps") if self.state.good_steps >= 10 else None
 
 
 @chz.chz

@@ -53,6 +53,7 @@ def test_the_callback_stops_a_run_and_remembers_over_a_resume():
     summary = custom_callback.main(config(steps=40, good_enough=100.0))
     # Steps 0 to 3 were never below 0.35; from the resume on every step is good enough.
     assert (summary.step, summary.reason) == (15, "the loss was below 100.0 for ten steps")
+    assert custom_callback.main(config(steps=40, good_enough=100.0)) == summary, "a stopped run stays stopped"
 
 
 def test_the_hood_opens_between_two_requests(capsys):
