@@ -215,6 +215,21 @@ def test_a_start_that_trains_nothing_leaves_the_summary_as_it_was(service, batch
     assert (tmp_path / "summary.json").read_bytes() == ended
 
 
+def test_a_config_may_hold_a_path(tmp_path):
+    with Run(tmp_path, config={"data": tmp_path / "a.jsonl"}):
+        assert json.loads((tmp_path / "config.json").read_text()) == {"data": str(tmp_path / "a.jsonl")}
+        assert json.loads((tmp_path / "starts.jsonl").read_text())["config"] == {"data": str(tmp_path / "a.jsonl")}
+
+
+def test_a_folder_that_could_not_be_entered_is_not_left_locked(tmp_path):
+    (tmp_path / "starts.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError), Run(tmp_path):
+        pass
+    (tmp_path / "starts.jsonl").rmdir()
+    with Run(tmp_path):
+        pass
+
+
 def test_a_failed_run_leaves_its_error_in_the_summary(tmp_path):
     with pytest.raises(RuntimeError), Run(tmp_path):
         raise RuntimeError("out of luck")

@@ -41,7 +41,7 @@ class Run:
             run.finish(loop.run())
 
     Args:
-        config: JSON values.
+        config: JSON values; what is none, such as a path, is written as its `str`.
         delete: see `Checkpoints`.
 
     Raises:
@@ -56,7 +56,7 @@ class Run:
         delete: Callable[[str], Any] | None = None,
     ):
         self.folder = Path(folder)
-        self.config = dict(config or {})
+        self.config = json.loads(json.dumps(dict(config or {}), default=str))
         self.checkpoints = Checkpoints(self.folder, delete)
         self.metrics = Jsonl(self.folder / "metrics.jsonl")
 
@@ -65,6 +65,14 @@ class Run:
             raise CheckpointError(f"{self.folder} is a file; a run needs a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
+        try:
+            self._start()
+        except BaseException:
+            os.close(self._descriptor)  # nobody leaves what could not be entered
+            raise
+        return self
+
+    def _start(self) -> None:
         started = environment()
         self._ended = self._summary.read_bytes() if self._summary.exists() else None
         self._summary.unlink(missing_ok=True)
@@ -72,7 +80,6 @@ class Run:
         self._write("environment.json", started)
         cut(self.folder / "starts.jsonl")
         append_line(self.folder / "starts.jsonl", {"config": self.config, **started})
-        return self
 
     def finish(self, summary: Summary) -> None:
         """Write summary.json."""
