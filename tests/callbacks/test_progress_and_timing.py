@@ -4,7 +4,7 @@ import time
 import pytest
 
 from tinkerloop.callbacks import Evaluate, Progress, Timing, nll
-from tinkerloop.loop import Callback, Loop
+from tinkerloop.loop import Callback, Loop, Summary
 
 
 def test_without_a_terminal_it_prints_plain_lines(service, batches):
@@ -27,6 +27,22 @@ def test_it_says_how_a_failed_run_ended(service, batches):
     with pytest.raises(RuntimeError):
         Loop(service.create_lora_training_client(), batches, callbacks=[Progress(file=out), Broken()]).run()
     assert out.getvalue().splitlines()[-1].endswith("error")
+
+
+def test_what_it_prints_is_never_taken_for_markup():
+    out = io.StringIO()
+    progress = Progress(file=out)
+    progress.on_start(0, None)
+    progress.on_end(Summary(8, "see [/runs/one]", {}))
+    assert out.getvalue() == "ended at step 8: see [/runs/one]\n"
+
+
+def test_of_an_evaluation_it_prints_the_numbers(eval_result):
+    out = io.StringIO()
+    progress = Progress(file=out)
+    progress.on_start(0, None)
+    progress.on_eval(eval_result(3, score=1, samples=["a", "b"]))
+    assert out.getvalue() == "step      3  test/score 1.0000\n"
 
 
 class Sleepy(Callback):

@@ -27,7 +27,7 @@ class Progress(Callback):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._steps, self._tokens, self._began = steps, 0, time.perf_counter()
-        self._console = Console(file=self._file or sys.stderr, highlight=False)
+        self._console = Console(file=self._file or sys.stderr, highlight=False, markup=False)
         if self._console.is_terminal:
             columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn()]
             self._bar = Progress(*columns, console=self._console)
@@ -45,7 +45,8 @@ class Progress(Callback):
 
     def on_eval(self, result: EvalResult) -> Requests:
         if isinstance(result.value, dict):
-            text = "  ".join(f"{result.name}/{metric} {value:.4f}" for metric, value in result.value.items())
+            numbers = {metric: value for metric, value in result.value.items() if isinstance(value, int | float)}
+            text = "  ".join(f"{result.name}/{metric} {value:.4f}" for metric, value in numbers.items())
             self._console.print(f"step {result.step:>6}  {text}")
 
     def on_end(self, summary: Summary) -> None:
