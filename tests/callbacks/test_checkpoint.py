@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from tinkerloop.callbacks import Best, Checkpoint, Evaluate, nll
@@ -19,6 +21,13 @@ def test_by_steps_and_at_the_end(boundary):
 
 def test_by_tokens(boundary):
     assert due(Checkpoint(every_tokens=25), boundary, 9, tokens=10) == [3, 6]
+
+
+def test_nan_is_never_best(record):
+    callback = Checkpoint(every=1, keep_last=1, keep_best=Best("test/nll"))
+    values = [math.nan, 3.0, math.nan, 1.0, 2.0]
+    records = [record(step, **{"test/nll": value}) for step, value in enumerate(values)]
+    assert callback.keep(records) == {3, 4}
 
 
 def test_by_seconds(boundary):

@@ -20,6 +20,10 @@ def test_an_improvement_resets_the_patience(eval_result):
     assert feed(EarlyStop("test/nll", patience=2), eval_result, [3.0, 3.5, 2.0, 2.5]) == [None] * 4
 
 
+def test_any_value_improves_on_nan(eval_result):
+    assert feed(EarlyStop("test/nll", patience=2), eval_result, [math.nan, 3.0, 2.0, 1.0]) == [None] * 4
+
+
 def test_max_mode_wants_more(eval_result):
     answers = feed(EarlyStop("test/nll", patience=1, mode="max"), eval_result, [1.0, 2.0, 1.5])
     assert answers[-1] == Stop("test/nll has not improved on 2 since step 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,8 +89,8 @@ class Checkpoint(Callback):
     def keep(self, records: Sequence[Record]) -> set[int]:
         """The steps to keep: the newest, every so many, and the best.
 
-        Among equally good records the older is the better; one without the metric cannot be best. A pure function of
-        the records, so what is kept does not depend on where a run was interrupted.
+        Among equally good records the older is the better; one without the metric, or with NaN, cannot be. A pure
+        function of the records, so what is kept does not depend on where a run was interrupted.
         """
         steps = [record.step for record in records]
         kept = set(steps if self._keep_last is None else steps[-self._keep_last :])
@@ -97,7 +98,7 @@ class Checkpoint(Callback):
             kept |= {step for step in steps if step % self._keep_every == 0}
         if best := self._keep_best:
             sign = 1 if best.mode == "min" else -1
-            measured = [record for record in records if best.metric in record.metrics]
+            measured = [record for record in records if not math.isnan(record.metrics.get(best.metric, math.nan))]
             measured.sort(key=lambda record: sign * record.metrics[best.metric])
             kept |= {record.step for record in measured[: best.keep]}
         return kept

@@ -51,7 +51,7 @@ class EarlyStop(Callback):
         if value is None:
             return None
         best = self.state.best
-        if best is None or self._sign * (best - value) > self._min_delta:
+        if best is None or math.isnan(best) or self._sign * (best - value) > self._min_delta:
             self.state = _Patience(value, result.step, 0)
         else:
             self.state.bad += 1
