@@ -330,6 +330,15 @@ def test_two_callbacks_cannot_log_the_same_metric(service, batches):
         Loop(service.create_lora_training_client(), batches, callbacks=[Extra()]).run()
 
 
+def test_no_metric_can_take_the_place_of_the_step(service, batches):
+    class Clash(Callback):
+        def on_step(self, result):
+            return Log({"step": 99.0})
+
+    with pytest.raises(PlanError, match="named 'step'"):
+        Loop(service.create_lora_training_client(), batches, steps=1, callbacks=[Clash()]).run()
+
+
 def test_a_plan_is_made_by_all_callbacks_in_order(service, batches):
     class Times(Callback):
         def __init__(self, name, factor, offset):
@@ -341,6 +350,16 @@ def test_a_plan_is_made_by_all_callbacks_in_order(service, batches):
     callbacks = [Times("double", 2, 0), Times("add", 1, 1)]
     (result,) = Loop(service.create_lora_training_client(), batches, steps=1, callbacks=callbacks, optim=OPTIM).steps()
     assert result.plan.optim.learning_rate == pytest.approx(1.2)
+
+
+def test_a_future_that_can_only_block_is_awaited_too(service, batches):
+    class Blocking:
+        def result(self, timeout=None):
+            return {"score": 1.0}
+
+    evaluate = Evaluate("test", lambda client: Blocking(), every=1)
+    loop = Loop(service.create_lora_training_client(), batches, steps=2, callbacks=[evaluate])
+    assert asyncio.run(loop.arun()).metrics["test/score"] == 1.0
 
 
 def test_a_detached_evaluation_is_logged_with_its_own_step_before_the_end(service, batches):

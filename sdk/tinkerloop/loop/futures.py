@@ -83,7 +83,9 @@ def awaitable(future: Any) -> Awaitable[Any]:
     """`future` as something to await."""
     if hasattr(future, "__await__"):
         return future
-    return asyncio.wrap_future(future)  # a concurrent.futures.Future
+    if isinstance(future, concurrent.futures.Future):
+        return asyncio.wrap_future(future)
+    return asyncio.to_thread(future.result)  # it can do no more than block
 
 
 class Mapped(Generic[T, U]):

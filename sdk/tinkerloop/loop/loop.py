@@ -323,6 +323,8 @@ class Loop:
 
     def _emit(self, step: int, row: Row) -> None:
         if row:
+            if "step" in row:
+                raise PlanError(f"a metric of step {step} is named 'step', as the column of the step itself: rename it")
             self._metrics.update(row)
             self._sinks.emit(step, row)
 
