@@ -73,6 +73,17 @@ def test_what_is_not_kept_is_deleted_on_the_service_too(service, batches, tmp_pa
     assert set(service.checkpoints) == {path for record in records for path in (record.path, record.sampler_path)}
 
 
+def test_what_has_expired_need_not_be_deleted(service, batches, tmp_path):
+    def delete(path):
+        service.delete(path)  # it expired in the meantime ...
+        service.delete(path)  # ... and is asked for in vain
+
+    checkpoints = Checkpoints(tmp_path, delete)
+    client = service.create_lora_training_client()
+    Loop(client, batches, callbacks=[Checkpoint(every=1, keep_last=2)], checkpoints=checkpoints).run()
+    assert [record.step for record in checkpoints.records()] == [5, 6]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,10 @@ class Checkpoints:
         """Forget the records whose step `keep(records)` does not return, the newest excepted.
 
         Records go first, then their checkpoints on the service: a crash in between leaves an unused checkpoint, never
-        a record that cannot be resumed.
+        a record that cannot be resumed. One that the service no longer has, since it expired, counts as deleted.
         """
+        from tinker import NotFoundError
+
         records = self.records()
         steps = set(keep(records)) | {record.step for record in records[-1:]}
         doomed = [record for record in records if record.step not in steps]
@@ -104,7 +107,8 @@ class Checkpoints:
         for record in doomed:
             for path in filter(None, (record.path, record.sampler_path)):
                 if self._delete is not None:
-                    resolve(self._delete(path))
+                    with suppress(NotFoundError, FileNotFoundError):
+                        resolve(self._delete(path))
 
 
 def open_training_client(service: Any, record: Record | None, **create: Any) -> Any:
