@@ -10,6 +10,7 @@ import pytest
 import tinker
 
 from tinkerloop.callbacks import Checkpoint, Evaluate, GradientAccumulation, nll
+from tinkerloop.data import batches as row_batches
 from tinkerloop.errors import CheckpointError, NonFiniteError, PlanError
 from tinkerloop.loop import (
     Accumulate,
@@ -523,6 +524,19 @@ def test_a_wrong_answer_is_refused(service, batches, event, answer, says):
 def test_contradictory_arguments_are_refused(service, batches, options, says):
     with pytest.raises(PlanError, match=says):
         Loop(service.create_lora_training_client(), batches, **options)
+
+
+def test_a_cursor_of_other_batches_is_refused(service, batches, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    client = service.create_lora_training_client()
+    Loop(client, row_batches(batches[0], 2), steps=1, checkpoints=checkpoints).run()
+    with pytest.raises(PlanError, match="not the same batches"):
+        Loop(client, batches, checkpoints=checkpoints, record=checkpoints.latest())
+
+
+def test_datums_that_nobody_batched_are_refused(service, batches):
+    with pytest.raises(PlanError, match="a batch is a list of datums"):
+        Loop(service.create_lora_training_client(), batches[0]).run()
 
 
 def test_an_iterator_cannot_be_checkpointed(service, batches, tmp_path):

@@ -23,7 +23,7 @@ class _Listed:
         return self._batches[self.cursor - 1]
 
     def seek(self, cursor: int) -> None:
-        if not 0 <= cursor <= len(self._batches):
+        if not isinstance(cursor, int) or not 0 <= cursor <= len(self._batches):
             raise PlanError(f"cannot seek to batch {cursor} of {len(self._batches)}: these are not the same batches")
         self.cursor = cursor
 

@@ -209,6 +209,8 @@ class Loop:
         return batches
 
     def _queue(self, batches: list[Sequence[tinker.Datum]]) -> None:
+        if any(isinstance(batch, tinker.Datum) for batch in batches):
+            raise PlanError("a batch is a list of datums, got a datum: make batches with tinkerloop.data.batches(...)")
         passes = tuple(Pass(tuple(batch), *self._loss) for batch in batches)
         plan = self._callbacks.plan(Plan(self._step, passes, self._optim, self._normalize))
         self._tokens += self._pipeline.step(plan).tokens
