@@ -112,7 +112,7 @@ class Jsonl(Sink):
         if kept < rows:
             raise CheckpointError(
                 f"{self.path} holds {kept} rows, but the record of step {step} was written after {rows}: "
-                "rows are missing. Restore the file, or resume in a new folder"
+                "rows are missing. Restore the file; to resume in another folder, copy it there first"
             )
         self._file = self.path.open("ab", buffering=0)
 
