@@ -1,9 +1,24 @@
 import io
 import json
 
+import numpy as np
 import pytest
+import torch
 
-from tinkerloop.loop import Checkpoints, Console, Jsonl, Loop, MLflow, Sink, TensorBoard, WandB, open_training_client
+from tinkerloop.callbacks import LRSchedule
+from tinkerloop.loop import (
+    Callback,
+    Checkpoints,
+    Console,
+    Jsonl,
+    Log,
+    Loop,
+    MLflow,
+    Sink,
+    TensorBoard,
+    WandB,
+    open_training_client,
+)
 
 
 def train(service, batches, folder, steps, *sinks):
@@ -19,6 +34,21 @@ def test_all_sinks_are_fed_the_same_rows(service, batches, tmp_path):
         service, batches, tmp_path, 3, Jsonl(tmp_path / "m.jsonl"), lambda step, row: rows.append({"step": step, **row})
     )
     assert [json.loads(line) for line in (tmp_path / "m.jsonl").open()] == rows
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(service, batches, tmp_path):
+    class Scores(Callback):
+        def on_step(self, result):
+            return Log({"numpy": np.float32(0.5), "count": np.int64(3), "torch": torch.tensor(0.25)})
+
+    checkpoints = Checkpoints(tmp_path)
+    client = service.create_lora_training_client()
+    callbacks = [Scores(), LRSchedule(lambda step: np.float32(0.125))]
+    sinks = [Jsonl(tmp_path / "m.jsonl")]
+    Loop(client, batches, steps=1, callbacks=callbacks, sinks=sinks, checkpoints=checkpoints).run()
+    expected = {"numpy": 0.5, "count": 3, "torch": 0.25, "learning_rate": 0.125}
+    assert expected.items() <= json.loads((tmp_path / "m.jsonl").read_text()).items()
+    assert expected.items() <= checkpoints.latest().metrics.items()
 
 
 class Closed(Sink):

@@ -21,4 +21,4 @@ class LRSchedule(Callback):
         self._schedules = others if learning_rate is None else {"learning_rate": learning_rate, **others}
 
     def on_plan(self, plan: Plan) -> Plan:
-        return plan.with_optim(**{name: schedule(plan.step) for name, schedule in self._schedules.items()})
+        return plan.with_optim(**{name: float(schedule(plan.step)) for name, schedule in self._schedules.items()})

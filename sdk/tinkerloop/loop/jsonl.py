@@ -90,4 +90,10 @@ def encode(row: Mapping[str, Any]) -> bytes:
     return (_ENCODER.encode(row) + "\n").encode()
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
+def _number(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()  # of numpy or torch
+    raise TypeError(f"expected JSON values, got {value!r} ({type(value).__name__})")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=_number)
