@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tinker
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,21 @@ def examples(draw):
     chunks.append(tinker.EncodedTextChunk(tokens=tail))
     weights += [0.0] * (len(tail) - 1) + [1.0]
     return tinker.ModelInput(chunks=chunks), np.array(weights, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "weights", "targets", "says"),
+    [
+        ([[1], [2, 3]], [1.0, 1.0], None, "model_input: must be a rectangular array"),
+        ([1, 2], [[1.0], [1.0]], [[1], [2, 3]], "targets: must be a rectangular array"),
+        ([1, 2], [[1.0], [1.0, 2.0]], None, "weights: must be a rectangular array"),
+        ([1, 2], torch.ones(2, dtype=torch.bfloat16), None, "weights: cannot be read as an array.*BFloat16"),
+        ([1, 2], torch.ones(2, requires_grad=True), None, "weights: cannot be read as an array.*detach"),
+    ],
+)
+def test_what_is_no_array_is_refused(tokens, weights, targets, says):
+    with pytest.raises(DatumError, match=says):
+        make_datum(tokens, weights, targets=targets)
 
 
 def flat(model_input):

@@ -291,18 +291,24 @@ def _flatten(chunks: Sequence[ModelInputChunk], length: int) -> tuple[NDArray[np
     return tokens, is_text
 
 
+def _array(field: str, values: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise DatumError("must be a rectangular array of numbers", field=field, given="ragged rows") from None
+    except (TypeError, RuntimeError) as error:  # a tensor on a GPU, of bfloat16, or with a gradient
+        raise DatumError(f"cannot be read as an array: {error}", field=field, given=type(values).__name__) from error
+
+
 def _int_array(field: str, values: Any) -> NDArray[np.int64]:
-    array = np.asarray(values)
+    array = _array(field, values)
     if array.size and array.dtype.kind not in "iu":
         raise DatumError("token ids must be integers", field=field, expected="integers", given=array.dtype)
     return array.astype(np.int64)
 
 
 def _real_array(field: str, values: Any) -> NDArray[np.float32]:
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise DatumError("must be a rectangular array of numbers", field=field, given="ragged rows") from None
+    array = _array(field, values)
     if array.size and array.dtype.kind not in "biuf":
         raise DatumError("must be real numbers", field=field, expected="real numbers", given=array.dtype)
     with np.errstate(over="ignore"):
