@@ -12,10 +12,10 @@ SERVICE_FOLDER = "service"
 
 
 def checkpoint_of(place: str, root: Path | None = None) -> tuple[Path, str]:
-    """(root, tinker:// path) of a run folder or a path.
+    """(root, tinker:// path) of a run folder or a path; a path is under ~/.tinkerloop unless `root` is given.
 
     Raises:
-        CheckpointError: the run folder has no checkpoint, or a path was given without a root and none is the default.
+        CheckpointError: the run folder has no checkpoint.
     """
     if place.startswith("tinker://"):
         return (root or Path.home() / ".tinkerloop").absolute(), place
