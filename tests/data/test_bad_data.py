@@ -26,6 +26,13 @@ def call(name="f", arguments="{}", **other):
     return {"role": "assistant", "tool_calls": [{"type": "function", "function": function, **other}]}
 
 
+def test_a_sharegpt_turn_from_a_list_is_a_bad_row(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps({"conversations": [{"from": ["human"], "value": "hi"}]}))
+    with pytest.raises(DataError, match=r"a.jsonl:1: message 1: unknown role \['human'\]"):
+        load_conversations(file, adapter="sharegpt")
+
+
 # name -> (the line, what the error says)
 ROWS = {
     "not JSON": ("hello", "not JSON: Expecting value at column 1; write one JSON object per line"),
@@ -54,6 +61,17 @@ ROWS = {
     "no role": (row({"content": "hi"}), r"message 1: has no role, only \['content'\]"),
     "role is null": (row({"role": None, "content": "hi"}), "message 1: has no role"),
     "from and value": (row({"from": "human", "value": "a"}), "ShareGPT rows need adapter='sharegpt'"),
+    "role is a list": (row({"role": ["user"], "content": "hi"}), r"unknown role \['user'\]"),
+    "type of a part is a list": (row({"role": "user", "content": [{"type": ["text"]}]}), r"unknown part.*\['text'\]"),
+    "id of a call is a list": (row(USER, call(id=["1"])), r"id of a tool call must be text, got \['1'\]"),
+    "id of a result is a list": (
+        row(USER, call(id="1"), {"role": "tool", "content": "x", "tool_call_id": ["1"]}),
+        r"message 3: the id of a tool call must be text, got \['1'\]",
+    ),
+    "unparsed calls are a number": (
+        row(USER, {**REPLY, "unparsed_tool_calls": 3}),
+        "unparsed_tool_calls must be a list, got int",
+    ),
     "role is a number": (row({"role": 3, "content": "hi"}), "unknown role 3"),
     "unknown role": (row(USER, {"role": "narrator", "content": "x"}), "unknown role 'narrator'; known roles: system"),
     "a foreign role": (row({"role": "human", "content": "x"}), "unknown role 'human'; did you mean 'user'"),

@@ -32,7 +32,8 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
             raise DataError(f'a ShareGPT turn has "from" and "value", this one has {sorted(turn)}')
         name = turn["from"]
         extra = {key: value for key, value in turn.items() if key not in ("from", "value")}
-        messages.append({"role": roles.get(name, name), "content": turn["value"], **extra})
+        role = roles.get(name, name) if isinstance(name, str) else name
+        messages.append({"role": role, "content": turn["value"], **extra})
     return _row(row, [*_system(row), *messages], "conversations", "conversation", "system")
 
 

@@ -74,7 +74,9 @@ def _check_message(message: Any, calls: set[str]) -> dict[str, Any]:
         if not checked["tool_calls"]:
             del checked["tool_calls"]
     _check_content(checked, role)
-    if role == "tool" and calls and "tool_call_id" in checked and checked["tool_call_id"] not in calls:
+    if not isinstance(checked.get("unparsed_tool_calls", []), Sequence):
+        raise DataError(f"unparsed_tool_calls must be a list, got {type(checked['unparsed_tool_calls']).__name__}")
+    if role == "tool" and calls and "tool_call_id" in checked and _check_id(checked["tool_call_id"]) not in calls:
         raise DataError(f"answers the tool call {checked['tool_call_id']!r}, which was never made")
     weight = checked.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
@@ -120,7 +122,7 @@ def _check_part(part: Any) -> bool:
         _check_text(part, "a text part")
         return bool(part.strip())
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(part, Mapping) or kind not in _PARTS:
+    if not isinstance(part, Mapping) or not isinstance(kind, str) or kind not in _PARTS:
         raise DataError(
             f"unknown part of content: {kind if kind is not None else type(part).__name__!r}",
             remedy=f'parts are objects with a "type": {", ".join(_PARTS)}',
@@ -170,4 +172,10 @@ def _check_calls(tool_calls: Any, role: str, ids: set[str]) -> None:
             raise DataError(f"the arguments of {name} must be an object, got {type(arguments).__name__}")
         call_id = call.get("id") if isinstance(call, Mapping) else getattr(call, "id", None)
         if call_id is not None:
-            ids.add(call_id)
+            ids.add(_check_id(call_id))
+
+
+def _check_id(call_id: Any) -> str:
+    if not isinstance(call_id, str):
+        raise DataError(f"the id of a tool call must be text, got {call_id!r}")
+    return call_id
