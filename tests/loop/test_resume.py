@@ -27,6 +27,7 @@ class Killed(BaseException):
 @dataclass
 class Feedback:
     factor: float = 1.0
+    saves: int = 0
 
 
 class LossDrivenRate(Callback):
@@ -41,6 +42,10 @@ class LossDrivenRate(Callback):
     def on_step(self, result):
         self.state.factor = 0.5 + result.loss / 4
         return Log({"factor": self.state.factor})
+
+    def on_save(self, record):
+        self.state.saves += 1
+        return Log({"saves": self.state.saves})
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ class Callback:
         """Result clock: an evaluation finished; `result.step` says which boundary's weights were scored."""
 
     def on_save(self, record: Record) -> Requests:
-        """Result clock: the save succeeded and its record is on disk."""
+        """Result clock: the save succeeded and its record is on disk. A resumed run is told of its record again: what
+        was done here had not been when the record was written."""
 
     def on_end(self, summary: Summary) -> None:
         """Always, once, in reverse order of start; `summary.error` carries the error that ended the run, if one did."""

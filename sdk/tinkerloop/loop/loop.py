@@ -183,6 +183,8 @@ class Loop:
                 save = save or Save()
             if save:
                 yield from self._save(save, cursor)
+            elif asked and self._checkpoints:  # what on_save did came after the record was written: it is done again
+                self._pipeline.push(Queued(step - 1, f"save at boundary {step}", (), self._resumed))
             if ending or self._stop:
                 break
             self._queue(batches)
@@ -264,6 +266,15 @@ class Loop:
         assert self._checkpoints is not None
         self._sinks.sync()
         self._checkpoints.append(record)
+        self._tell_saved(record)
+
+    def _resumed(self, values: list[Any]) -> Result:
+        assert self._record is not None
+        self._tell_saved(self._record)
+        return SaveResult(self._record.step, self._record.path, self._record.sampler_path)
+
+    def _tell_saved(self, record: Record) -> None:
+        assert self._checkpoints is not None
         for name, request in self._callbacks.ask("on_save", record.step, record):
             if isinstance(request, Retain):
                 self._checkpoints.retain(request.keep)
