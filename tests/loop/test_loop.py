@@ -331,6 +331,15 @@ def test_two_callbacks_cannot_log_the_same_metric(service, batches):
         Loop(service.create_lora_training_client(), batches, callbacks=[Extra()]).run()
 
 
+def test_no_callback_can_move_a_plan_to_another_step(service, batches):
+    class Move(Callback):
+        def on_plan(self, plan):
+            return replace(plan, step=plan.step + 1)
+
+    with pytest.raises(PlanError, match="must keep the plan's step, 0, got 1"):
+        Loop(service.create_lora_training_client(), batches, steps=1, callbacks=[Move()]).run()
+
+
 def test_no_metric_can_take_the_place_of_the_step(service, batches):
     class Clash(Callback):
         def on_step(self, result):

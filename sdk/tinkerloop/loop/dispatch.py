@@ -116,6 +116,8 @@ class Dispatcher:
             changed = self._call(name, "on_plan", handler, plan.step, plan, if_dropped=plan)
             if not isinstance(changed, Plan):
                 raise PlanError(f"{name}.on_plan must return a Plan, got {changed!r}")
+            if changed.step != plan.step:  # it would be answered at the wrong time, or never
+                raise PlanError(f"{name}.on_plan must keep the plan's step, {plan.step}, got {changed.step}")
             plan = changed
         return plan
 
