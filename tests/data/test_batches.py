@@ -1,5 +1,7 @@
+import gc
 import itertools
 import json
+import threading
 
 import datasets
 import pytest
@@ -12,6 +14,20 @@ from tinkerloop.errors import DataError
 
 def rest(of):
     return list(of)
+
+
+def test_prefetching_ends_with_whoever_held_the_batches():
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name == "tinkerloop-prefetch"]
+
+    before = set(threads())
+    train = prefetch(batches(list(range(9)), 2, epochs=None))
+    next(train)
+    (thread,) = set(threads()) - before
+    del train
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("kind", ["map_fn", "flatmap_fn"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ def prefetch(batches: Batches, n: int = 2) -> Prefetched:
 
 
 class Prefetched:
-    """The batches of `prefetch()`. The thread starts with the first batch asked for and ends with the last one."""
+    """The batches of `prefetch()`. The thread starts with the first batch asked for and ends with the last one,
+    or when nobody holds these batches any more."""
 
     def __init__(self, batches: Batches, n: int):
         if n < 1:
@@ -47,6 +49,7 @@ class Prefetched:
                 self._inner.seek(self._cursor)
                 self._stale = False
             self._work = _Worker(self._inner, self._ahead)
+            weakref.finalize(self, self._work.tell_to_stop)  # a run that ended early leaves no thread behind
         batch, cursor, error = self._work.get()
         if error is None:
             self._cursor = cursor
@@ -88,9 +91,12 @@ class _Worker:
         self._room.release()
         return item
 
-    def stop(self) -> None:
+    def tell_to_stop(self) -> None:
         self._stopped = True
         self._room.release()
+
+    def stop(self) -> None:
+        self.tell_to_stop()
         self._thread.join()
 
     def _run(self) -> None:
