@@ -161,6 +161,7 @@ FILES = {
     "an unknown suffix": ("a.txt", MANY, r"unknown kind of file; known kinds: \.jsonl"),
     "UTF-16": ("a.jsonl", (GOOD + "\n").encode("utf-16"), "the file is UTF-16; convert it to UTF-8"),
     "lines under the name of an array": ("a.json", MANY, r"not JSON.*name a file with one object per line \.jsonl"),
+    "a key twice in an array": ("a.json", b'[{"messages": [], "messages": []}]', "the key 'messages' stands twice"),
     "an object under the name of an array": ("a.json", GOOD.encode(), "must hold an array of rows"),
     "gzip that is not": ("a.jsonl.gz", MANY, "a.jsonl.gz: cannot be read: Not a gzipped file"),
     "gzip cut off": ("a.jsonl.gz", truncated(gzip.compress(MANY)), "cannot be read: Compressed file ended"),

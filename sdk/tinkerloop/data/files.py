@@ -224,7 +224,8 @@ def _read_array(path: str, row: int, offset: int) -> Iterator[tuple[int, int, An
     except OSError as error:
         raise DataError(f"cannot be read: {error}", path=path) from error
     try:
-        rows = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        text = content.decode("utf-8-sig")
+        rows = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"not JSON: {error}", path=path, remedy="name a file with one object per line .jsonl"
