@@ -392,6 +392,7 @@ def test_a_damaged_png_is_refused():
         (12, "got int"),
         ({"url": "x"}, "got dict"),
         ("data:image/png;base64,!!!", "base64"),
+        ("data:image/png;base64,é", "base64"),
         ("data:image/png;base64", "comma"),
         ("/no/such/image.png", "cannot read"),
         ("nul\0", "cannot read"),

@@ -8,7 +8,6 @@ doubt is passed through byte for byte, and only its header is parsed. Everything
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import os
 import zlib
@@ -176,7 +175,7 @@ def _read_data_uri(uri: str) -> bytes:
         return unquote_to_bytes(body)
     try:
         return base64.b64decode(body, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error is one
         raise ImageError(f"the data URI {uri[:40]!r}... is not valid base64: {error}") from error
 
 
