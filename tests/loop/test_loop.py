@@ -24,6 +24,7 @@ from tinkerloop.loop import (
     Pass,
     Pipeline,
     Plan,
+    Retain,
     Save,
     Stop,
     background,
@@ -452,6 +453,17 @@ def test_an_optional_callback_is_dropped_with_a_warning(service, batches, caplog
     assert [record.getMessage() for record in caplog.records] == [
         "broken.on_step failed at step 0; the callback is dropped"
     ]
+
+
+def test_an_error_in_forgetting_records_says_whose_request_it_was(service, batches, tmp_path):
+    class Forget(Callback):
+        def on_save(self, record):
+            return Retain(lambda records: [records[5].step])
+
+    client, checkpoints = service.create_lora_training_client(), Checkpoints(tmp_path)
+    with pytest.raises(IndexError) as caught:
+        Loop(client, batches, steps=1, callbacks=[Forget()], checkpoints=checkpoints).run()
+    assert caught.value.__notes__ == ["in the Retain of forget.on_save at step 1"]
 
 
 class Yielding(Callback):

@@ -277,7 +277,11 @@ class Loop:
         assert self._checkpoints is not None
         for name, request in self._callbacks.ask("on_save", record.step, record):
             if isinstance(request, Retain):
-                self._checkpoints.retain(request.keep)
+                try:
+                    self._checkpoints.retain(request.keep)
+                except Exception as error:
+                    error.add_note(f"in the Retain of {name}.on_save at step {record.step}")
+                    raise
             else:
                 self._take(record.step, name, request)
 
