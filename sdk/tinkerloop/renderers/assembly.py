@@ -128,7 +128,7 @@ class Assembler:
             elif image is not None:
                 before, known, after = "", (("", [0] * (image.expected_tokens or 0)),), ""
             elif piece is SEAM:
-                before, known, after = _NOTHING
+                before, known, after = _BREAK
             else:
                 continue
             if open_run and known and not before:
@@ -197,7 +197,7 @@ class Assembler:
 
 
 _END = ((-1, SEAM),)
-_NOTHING: Split = ("", (("", []),), "")
+_BREAK: Split = ("", (("", []),), "")  # a run without tokens, which ends the text before it
 _SCAFFOLD = Part.SCAFFOLD  # members of an enumeration are slow to look up
 
 

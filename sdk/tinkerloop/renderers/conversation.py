@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, UnparsedToolCall
 
 _write = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-_LARGEST = 3.4028234663852886e38  # of float32, which weights are
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 _CALLING = frozenset({"role", "content", "tool_calls"})
 _KEYS = frozenset(Message.__annotations__) | {"reasoning_content", "reasoning", "thinking"}
 
@@ -161,7 +163,7 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
     trainable, weight = message.get("trainable"), message.get("weight", 1.0)
     if not (trainable is None or isinstance(trainable, bool)):
         raise _fail(index, f"'trainable' must be true or false, got {trainable!r}")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= _LARGEST:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= _LARGEST_WEIGHT:
         raise _fail(index, f"'weight' must be a finite number, got {weight!r}")
     return ChatMessage(
         role, content, reasoning, calls, unparsed, _string(message, "tool_call_id", index),

@@ -111,6 +111,10 @@ class Format:
             pieces += (text(part),) if isinstance(part, str) else self.image(part)
         return pieces
 
+    def plain(self, message: ChatMessage) -> str:
+        """The text of `content`, for what is written around it as one string; a text format refuses images."""
+        return "".join(piece.text for piece in self.content(message))
+
     def image(self, image: Image) -> Pieces:
         """An image with the tokens around it."""
         raise RenderError(f"{self.name} is a text format and has no images")

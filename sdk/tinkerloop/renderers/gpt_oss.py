@@ -98,8 +98,7 @@ class GptOss(base.Renderer):
             yield scaffold("<|start|>")
             yield text(f"functions.{self._called(conversation, index)} to=assistant", Part.SCAFFOLD)
             yield scaffold("<|channel|>commentary<|message|>")
-            written = "".join(piece.text for piece in self.content(message))
-            yield text(json.dumps(written, ensure_ascii=False))  # as the official template quotes it
+            yield text(json.dumps(self.plain(message), ensure_ascii=False))  # as the official template quotes it
             yield stop("<|end|>")
 
     def _called(self, conversation: Conversation, index: int) -> str:
@@ -118,7 +117,7 @@ class GptOss(base.Renderer):
         calls = bool(message.tool_calls)
         later = (i for i in range(index + 1, len(conversation)) if not conversation.is_final(i))
         answered = any(conversation.role(i) == "assistant" and not conversation[i].tool_calls for i in later)
-        beside = "".join(piece.text for piece in self.content(message)) if calls else None
+        beside = self.plain(message) if calls else None
         begun = False
         for part, channel, content in (
             (Part.REASONING, "analysis", message.reasoning if conversation.is_final(index) or calls else None),

@@ -84,8 +84,7 @@ class Llama3(base.Renderer):
             for tool in conversation.tools:
                 yield text(json.dumps(declared(tool), indent=4, ensure_ascii=False) + "\n\n", Part.SCAFFOLD)
         if message.role == "tool":
-            written = "".join(piece.text for piece in self.content(message))
-            yield text(json.dumps(written, ensure_ascii=False))  # as the official template quotes it
+            yield text(json.dumps(self.plain(message), ensure_ascii=False))  # as the official template quotes it
         else:
             yield from self.content(message)
         yield stop("<|eot_id|>")

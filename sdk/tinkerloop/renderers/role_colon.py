@@ -57,7 +57,7 @@ class RoleColon(base.Renderer):
         message = conversation[index]
         if message.reasoning or message.tool_calls or message.unparsed:
             raise RenderError(f"messages[{index}]: role_colon writes text alone, no reasoning and no tool calls")
-        content = "".join(piece.text for piece in self.content(message))
+        content = self.plain(message)
         if _HEADER.search(f" {content}\n\n"):
             raise RenderError(
                 f"messages[{index}]: the text holds a role header of role_colon ('\\n\\nUser:' or the like)"
