@@ -162,7 +162,7 @@ def write_model(folder: Path, vocab: int, shape: str = "small", dtype: str = "fl
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from tinkerloop.local.tiny import tiny_tokenizer
+    from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
     config = Qwen3Config(
         vocab_size=vocab, max_position_embeddings=2048, eos_token_id=1, pad_token_id=0, **SHAPES[shape]

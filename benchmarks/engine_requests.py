@@ -25,10 +25,11 @@ STARTED = time.time()
 import tinker  # noqa: E402
 import torch  # noqa: E402
 
-from tinkerloop.local import ServiceClient, TrainingClient, engine  # noqa: E402
-from tinkerloop.local.head import Head  # noqa: E402
-from tinkerloop.local.model import Model  # noqa: E402
-from tinkerloop.local.replica import Replica  # noqa: E402
+from tinkerloop.local import ServiceClient, TrainingClient  # noqa: E402
+from tinkerloop.local.nn.layers.head import Head  # noqa: E402
+from tinkerloop.local.nn.model import Model  # noqa: E402
+from tinkerloop.local.nn.replica import Replica  # noqa: E402
+from tinkerloop.local.runtime import engine  # noqa: E402
 
 
 def datum(seed: int, length: int) -> tinker.Datum:

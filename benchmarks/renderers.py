@@ -22,10 +22,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tinkerloop.encoders import ENGINES, FastEncoder, HuggingFaceEncoder
 from tinkerloop.renderers import Renderer
-from tinkerloop.renderers.qwen3 import Qwen3, Qwen3Options
+from tinkerloop.renderers.families.qwen3 import Qwen3, Qwen3Options
 from tinkerloop.tokenizers import get_tokenizer
+from tinkerloop.tokenizers.encoders import ENGINES, FastEncoder, HuggingFaceEncoder
 
 Messages = list[dict[str, Any]]
 ALL = "all_assistant_messages"

@@ -159,7 +159,7 @@ def cookbook_main(service: SimulatedService) -> Callable[[Any], Any]:
     """
     from tinker_cookbook.supervised import train  # pyright: ignore[reportMissingImports]
 
-    from tinkerloop.local.tiny import tiny_tokenizer
+    from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
     train.tinker.ServiceClient = lambda **options: service
     train.fetch_model_pricing = lambda name: None

@@ -18,9 +18,10 @@ import chz
 import datasets
 import tinker
 
+from tinkerloop.data.datums import conversation_to_datum
 from tinkerloop.renderers import TrainOnWhat
 from tinkerloop.supervised import train
-from tinkerloop.supervised.data import SupervisedDatasetFromHFDataset, conversation_to_datum
+from tinkerloop.supervised.data import SupervisedDatasetFromHFDataset
 from tinkerloop.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig, SupervisedDataset
 
 

@@ -4,7 +4,7 @@
 
 Why it exists: the main job fine-tunes with LoRA, which needs a model that has already learnt something. A random
 one will not do, and a published one is a large download. This one is a real Qwen3 architecture (0.86 million
-parameters in float32, byte tokens, the tokenizer of `tinkerloop.local.tiny`) in a folder of 3.5 MB.
+parameters in float32, byte tokens, the tokenizer of `tinkerloop.local.nn.tiny_model`) in a folder of 3.5 MB.
 
 What it has seen: conversations of several turns (192 tokens at most) in Qwen3's chat format, generated on the fly
 by `TASKS` below: copying, letter case, spelling backwards, word order, first and last letters, dropping letters,
@@ -35,7 +35,8 @@ import chz
 import torch
 
 from recipes.make_data import is_held_out, read_words
-from tinkerloop.local.tiny import tiny_model, tiny_tokenizer
+from tinkerloop.local.nn.tiny_model import tiny_model
+from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
 ARCHITECTURE = {
     "hidden_size": 128,

@@ -23,7 +23,7 @@ import torch
 
 import tinkerloop
 from tinkerloop.data import batches, conversation_datums, load_conversations
-from tinkerloop.local.parameters import TrainState
+from tinkerloop.local.nn.parameters import TrainState
 
 
 @chz.chz

@@ -19,8 +19,9 @@ import chz
 import datasets
 import tinker
 
+from tinkerloop.data.datums import conversation_to_datum
 from tinkerloop.supervised import train
-from tinkerloop.supervised.data import StreamingSupervisedDatasetFromHFDataset, conversation_to_datum
+from tinkerloop.supervised.data import StreamingSupervisedDatasetFromHFDataset
 from tinkerloop.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig, SupervisedDataset
 
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tinkerloop.cli import main
+from tinkerloop.cli.main import main
 
 ROW = {"messages": [{"role": "user", "content": "naïve <b>?"}, {"role": "assistant", "content": "yes", "weight": 0.5}]}
 

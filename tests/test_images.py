@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
 from tinkerloop.errors import ImageError
-from tinkerloop.image_processing_utils import KIMI_K25, QWEN2_VL, QWEN3_VL, TINY_VL, as_image_processor
-from tinkerloop.image_writing import png
 from tinkerloop.images import MAX_BYTES, get_image_processor, image_chunk, image_size, open_image
+from tinkerloop.images.processors import KIMI_K25, QWEN2_VL, QWEN3_VL, TINY_VL, as_image_processor
+from tinkerloop.images.writing import png
 
 QWEN = "Qwen/Qwen3-VL-30B-A3B-Instruct"
 side = st.integers(1, 8192) | st.integers(1, 64)

@@ -12,12 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.renderers.chats import CONTROL, everyones_tokenizer
-from tinkerloop import encoders
-from tinkerloop.encoders import ENGINES, FastEncoder, HuggingFaceEncoder, encoder_of
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.ranks import KIMI_PATTERN
 from tinkerloop.tokenizer_utils import get_tokenizer as same_get_tokenizer
-from tinkerloop.tokenizers import get_tokenizer
+from tinkerloop.tokenizers import encoders, get_tokenizer
+from tinkerloop.tokenizers.encoders import ENGINES, FastEncoder, HuggingFaceEncoder, encoder_of
+from tinkerloop.tokenizers.tiktoken_file import KIMI_PATTERN
 
 REFERENCE = HuggingFaceEncoder(everyones_tokenizer())
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -9,8 +9,8 @@ from tinkerloop import callbacks, data, errors, loop, renderers
 from tinkerloop.connection import connect
 from tinkerloop.datum import check_datum, make_datum
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.image_processing_utils import get_image_processor
-from tinkerloop.images import image_chunk
+from tinkerloop.images.chunks import image_chunk
+from tinkerloop.images.processors import get_image_processor
 from tinkerloop.loop import (
     Boundary,
     Callback,

@@ -9,8 +9,8 @@ import tinker
 import torch
 from torch.func import functional_call
 
-from tinkerloop.local.lora import ALPHA
-from tinkerloop.local.tiny import tiny_model
+from tinkerloop.local.nn.layers.lora import ALPHA
+from tinkerloop.local.nn.tiny_model import tiny_model
 
 
 def policy_datum(tokens, seed: int, length: int, q: np.ndarray, loss_fn: str) -> tinker.Datum:

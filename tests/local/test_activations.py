@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinkerloop.local import ServiceClient, activations
-from tinkerloop.local.activations import available_memory, saved_bytes
-from tinkerloop.local.parameters import TrainState
+from tinkerloop.local import ServiceClient
+from tinkerloop.local.nn.layers import activation_checkpointing as activations
+from tinkerloop.local.nn.layers.activation_checkpointing import available_memory, saved_bytes
+from tinkerloop.local.nn.parameters import TrainState
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import write_model
@@ -50,7 +51,7 @@ def test_it_keeps_less(client, datum):
 
 
 def test_it_is_chosen_by_the_memory_available_and_said(service, datum, monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "tinkerloop.local.activations")
+    caplog.set_level(logging.INFO, "tinkerloop.local.nn.layers.activation_checkpointing")
     monkeypatch.setattr(activations, "available_memory", lambda device: 10_000_000)
     client = service.create_lora_training_client("tiny", rank=8)
     for length in (50, 40, 1500, 1500, 50):

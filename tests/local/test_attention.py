@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tinkerloop.local.attention import BLOCK, MAX_BLOCKED, attention, packed_mask
+from tinkerloop.local.nn.layers.attention import BLOCK, MAX_BLOCKED, attention, packed_mask
 
 
 def test_sequences_of_any_length_get_causal_attention_of_their_own():

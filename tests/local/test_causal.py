@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinkerloop.local import causal
-from tinkerloop.local.causal import causal_attention
+from tinkerloop.local.nn.layers import attention_cpu as causal
+from tinkerloop.local.nn.layers.attention_cpu import causal_attention
 
 
 def written_out(query, key, value, scale: float, at: np.ndarray) -> torch.Tensor:

@@ -11,8 +11,8 @@ import tinker
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinkerloop.chat import open_sampler, talk
-from tinkerloop.cli import main
+from tinkerloop.cli.chat import open_sampler, talk
+from tinkerloop.cli.main import main
 from tinkerloop.loop import Checkpoints
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.renderers import get_renderer

@@ -223,7 +223,7 @@ def test_the_exported_adapter_gives_its_numbers_in_peft(new, datum, adam, tmp_pa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tinkerloop.local.checkpoints import Store
+    from tinkerloop.local.runtime.store import Store
 
     folder = write_model("qwen3", tmp_path / "base")
     client = new("cuda", "float32", str(folder))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinkerloop.local import ServiceClient, decoder
+from tinkerloop.local import ServiceClient
+from tinkerloop.local.nn.layers import decoder_layer as decoder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import write_model

@@ -17,7 +17,8 @@ import tinker
 import torch
 
 from tinkerloop.local import ServiceClient, TrainingClient
-from tinkerloop.local.head import CHUNK_ELEMENTS
+from tinkerloop.local.nn.layers.head import CHUNK_ELEMENTS
+from tinkerloop.local.runtime.checkpoint_export import export_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import CONFIGS, write_model
@@ -147,7 +148,7 @@ def test_a_snapshot_does_not_follow_later_training(client: TrainingClient, datum
 @pytest.mark.parametrize("kind", ["every weight", "not folded", "large vocabulary"])
 def test_a_snapshot_taken_after_a_forward_does_not_follow_either(kind, tmp_path, datum, adam, tokens, monkeypatch):
     if kind == "not folded":
-        monkeypatch.setattr("tinkerloop.local.model.FOLD_LIMIT", 0)
+        monkeypatch.setattr("tinkerloop.local.nn.model.FOLD_LIMIT", 0)
     if kind == "large vocabulary":
         monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", 4096)
     service = ServiceClient(root=tmp_path, device="cpu")
@@ -451,12 +452,11 @@ def test_trainer_sampler_and_peft_agree_on(architecture: str, service, datum, ad
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tinkerloop.local.checkpoints import Store
-    from tinkerloop.local.export import export
+    from tinkerloop.local.runtime.store import Store
 
     path = client.save_weights_for_sampler("a").result().path
     if architecture in PEFT_CANNOT_LOAD:
-        export(tmp_path, path, tmp_path / "merged", merged=True)
+        export_checkpoint(tmp_path, path, tmp_path / "merged", merged=True)
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     else:
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -10,8 +10,9 @@ import pytest
 import tinker
 import torch
 
-from tinkerloop.local import ServiceClient, head
-from tinkerloop.local.lora import LoRALinear
+from tinkerloop.local import ServiceClient
+from tinkerloop.local.nn.layers import head
+from tinkerloop.local.nn.layers.lora import LoRALinear
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import write_model

@@ -76,7 +76,7 @@ def test_the_documented_table_of_what_is_not_supported_is_complete():
     """Every NotImplementedError is made in one module, and the page shows all that it can name."""
     folder = Path(unsupported.__file__).parent
     assert unsupported.table() in (folder / "README.md").read_text()
-    assert [f.name for f in folder.glob("*.py") if "NotImplementedError(" in f.read_text()] == ["unsupported.py"]
+    assert [f.name for f in folder.rglob("*.py") if "NotImplementedError(" in f.read_text()] == ["unsupported.py"]
 
 
 def test_both_call_styles_of_training_requests(client: TrainingClient, datum, adam):

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinkerloop.local import ServiceClient
-from tinkerloop.local.inputs import micro_batches
-from tinkerloop.local.lanes import deal, lane_count, run_lanes
+from tinkerloop.local.runtime.packing import pack
+from tinkerloop.local.runtime.replica_threads import deal, lane_count, run_lanes
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def test_every_datum_is_dealt_once_and_no_lane_has_a_datum_too_many(costs, lanes
 
 @given(st.lists(st.integers(1, 1000), max_size=40), st.integers(1, 1500))
 def test_micro_batches_hold_every_datum_once_within_the_budget_and_no_two_could_be_one(lengths, budget):
-    groups = micro_batches(lengths, budget)
+    groups = pack(lengths, budget)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     totals = [sum(lengths[i] for i in group) for group in groups]
     assert all(total <= budget or len(group) == 1 for total, group in zip(totals, groups, strict=True))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tinkerloop.local import norms
+from tinkerloop.local.nn.layers import norms
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_models import CONFIGS, write_model

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tinkerloop.local.tiny import CONTROL_TOKENS, tiny_config, tiny_model, tiny_tokenizer
+from tinkerloop.local.nn.tiny_model import tiny_config, tiny_model
+from tinkerloop.tokenizers.tiny_tokenizer import CONTROL_TOKENS, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 

@@ -14,8 +14,9 @@ import pytest
 import tinker
 import torch
 
-from tinkerloop.local import ServiceClient, TrainingClient, optim
-from tinkerloop.local.losses import LOSSES
+from tinkerloop.local import ServiceClient, TrainingClient
+from tinkerloop.local.nn import optimizer as optim
+from tinkerloop.local.nn.losses import LOSSES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from references import policy_datum, reference_gradient, reference_loss
@@ -451,7 +452,7 @@ def test_rank_0_trains_every_weight_and_leaves_the_base_alone(service: ServiceCl
     assert torch.equal(flat(again), flat(client))
     # Its gradient is that of the model itself.
     model = client.apply(lambda s: {n: t.clone() for n, t in s.weights.named.items()}).result()
-    from tinkerloop.local.tiny import tiny_model
+    from tinkerloop.local.nn.tiny_model import tiny_model
 
     reference = tiny_model()
     reference.load_state_dict(model)

@@ -17,14 +17,14 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextModel
 
-from tinkerloop import image_processing_utils as known
 from tinkerloop.datum import make_datum
 from tinkerloop.images import image_chunk
+from tinkerloop.images import processors as known
 from tinkerloop.local import ServiceClient
-from tinkerloop.local.model import load
-from tinkerloop.local.tiny import tiny_tokenizer
-from tinkerloop.local.vision import Vision, images_of, patchify, vision_of
-from tinkerloop.local.vision_tiny import tiny_vl_config, tiny_vl_model
+from tinkerloop.local.nn.model_loading import load_model
+from tinkerloop.local.nn.tiny_vision_model import tiny_vl_config, tiny_vl_model
+from tinkerloop.local.nn.vision import Vision, images_of, patchify, vision_of
+from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
 PAD = 261  # <|image_pad|>
 SHAPES = {"square": (64, 64), "wide": (160, 64), "tall": (48, 130), "large": (200, 170)}
@@ -334,7 +334,7 @@ def folder(tmp_path_factory):
 def test_a_folder_without_an_image_processor_takes_text_only_and_the_log_says_so(folder, tmp_path, caplog):
     bare = shutil.copytree(folder, tmp_path / "bare")
     (bare / "preprocessor_config.json").unlink()
-    assert load(str(bare), torch.device("cpu"), torch.float32).vision is None
+    assert load_model(str(bare), torch.device("cpu"), torch.float32).vision is None
     assert "has a vision tower, but takes text only: " in caplog.text
 
 
@@ -492,7 +492,7 @@ def test_other_architectures_learn(shared, other, mixed):
 
 @pytest.mark.parametrize("architecture, alone", [("qwen3_5", True), ("qwen3_vl_moe", False), ("kimi_k25", False)])
 def test_sequences_that_cannot_be_packed_run_alone_and_the_log_says_so(tmp_path, caplog, architecture, alone):
-    model = load(write_model(architecture, tmp_path), torch.device("cpu"), torch.float32)
+    model = load_model(write_model(architecture, tmp_path), torch.device("cpu"), torch.float32)
     assert model.packs is not alone
     assert ("cannot be packed" in caplog.text) is alone
 
@@ -507,7 +507,7 @@ def test_an_architecture_that_gives_wrong_numbers_either_way_is_refused_by_name(
 
     monkeypatch.setattr(Qwen3_5TextModel, "forward", moved)
     with pytest.raises(NotImplementedError, match=r"run wrongly.*Qwen3_5ForConditionalGeneration.*one by one"):
-        load(where, torch.device("cpu"), torch.float32)
+        load_model(where, torch.device("cpu"), torch.float32)
 
 
 # ---- what is refused

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from tinkerloop.local.futures import WORKERS
-from tinkerloop.local.worker import Worker
+from tinkerloop.local.runtime.request_future import WORKERS
+from tinkerloop.local.runtime.worker import Worker
 
 
 def test_a_finished_worker_leaves_no_trace_of_its_thread():

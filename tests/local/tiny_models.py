@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tinkerloop.local.tiny import tiny_tokenizer
+from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
 _COMMON = {
     "vocab_size": 268,

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes import make_base, make_data
 from recipes.make_data import PROMPTS, is_held_out, pig_latin, read_words, split_words
-from tinkerloop.local.tiny import tiny_tokenizer
+from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
 RECIPES = Path(make_data.__file__).parent
 

@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from tinkerloop.renderers import Renderer, get_registered_renderer_names, get_renderer
+from tinkerloop.renderers.pieces import SEAM
 from tinkerloop.renderers.registry import presets
-from tinkerloop.renderers.segments import SEAM
 
 MODELS = Path(os.environ.get("TINKERLOOP_MODELS") or Path(__file__).parents[2] / "../shared/models")
 NAMES = [name for name in get_registered_renderer_names() if name in presets()]
@@ -64,7 +64,7 @@ A_TEMPLATE = """\
 @functools.cache
 def everyones_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with the merges that matter at joins (newlines, spaces) and all control tokens."""
-    from tinkerloop.local.tiny import _byte_characters
+    from tinkerloop.tokenizers.tiny_tokenizer import _byte_characters
 
     characters = _byte_characters()
     spelled = functools.partial("".join)

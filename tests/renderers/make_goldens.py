@@ -14,8 +14,8 @@ from typing import Any
 
 from tests.renderers.chats import CONTROL, MODELS, TOOLS, everyones_tokenizer, nfc, official, template_of
 from tests.renderers.test_parity import CASES, Case, differs, fitted
-from tinkerloop.encoders import byte_of_character
 from tinkerloop.tokenizers import get_tokenizer
+from tinkerloop.tokenizers.encoders import byte_of_character
 
 GOLDENS = Path(__file__).parent / "goldens"
 TOKENIZERS = GOLDENS / "tokenizers"

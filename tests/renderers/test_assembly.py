@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.renderers.chats import decode, everyones_tokenizer
-from tinkerloop.encoders import encoder_of
 from tinkerloop.renderers import Part
 from tinkerloop.renderers.assembly import Assembler
-from tinkerloop.renderers.segments import SEAM, Piece, scaffold, stop, text
+from tinkerloop.renderers.pieces import SEAM, Piece, scaffold, stop, text
+from tinkerloop.tokenizers.encoders import encoder_of
 
 TEXT, REASONING, SCAFFOLD, STOP = Part.TEXT, Part.REASONING, Part.SCAFFOLD, Part.STOP
 

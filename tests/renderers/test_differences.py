@@ -19,8 +19,8 @@ from tests.renderers.test_parity import CASES, TODAY
 from tinkerloop import renderers
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import Options, get_renderer
-from tinkerloop.renderers.gpt_oss import GptOssOptions
-from tinkerloop.renderers.llama3 import Llama3Options
+from tinkerloop.renderers.families.gpt_oss import GptOssOptions
+from tinkerloop.renderers.families.llama3 import Llama3Options
 
 README = Path(renderers.__file__).parent / "README.md"
 CASE = {case.name: case for case in CASES}

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.renderers.chats import everyones_tokenizer, nfc
 from tests.renderers.test_parity import CASES, TODAY, Case
 from tinkerloop.renderers import get_renderer
-from tinkerloop.renderers.gpt_oss import GptOssOptions
+from tinkerloop.renderers.families.gpt_oss import GptOssOptions
 from tinkerloop.renderers.registry import presets
 
 GOLDENS = Path(__file__).parent / "goldens"

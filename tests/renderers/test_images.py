@@ -25,10 +25,11 @@ from tests.renderers.chats import (
     renderer,
     template_of,
 )
-from tinkerloop.cli import main
+from tinkerloop.cli.main import main
 from tinkerloop.errors import ImageError, RenderError
-from tinkerloop.image_processing_utils import KIMI_K25, QWEN3_VL, TINY_VL, get_image_processor
+from tinkerloop.image_processing_utils import get_image_processor
 from tinkerloop.images import image_chunk
+from tinkerloop.images.processors import KIMI_K25, QWEN3_VL, TINY_VL
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
 

@@ -31,8 +31,8 @@ from tests.renderers.chats import (
     template_of,
 )
 from tinkerloop.renderers import Options, get_renderer
-from tinkerloop.renderers.gpt_oss import GptOssOptions
-from tinkerloop.renderers.llama3 import Llama3Options
+from tinkerloop.renderers.families.gpt_oss import GptOssOptions
+from tinkerloop.renderers.families.llama3 import Llama3Options
 from tinkerloop.tokenizers import get_tokenizer
 
 Messages = list[dict[str, Any]]

@@ -10,7 +10,6 @@ import pytest
 
 from tests.renderers.chats import everyones_tokenizer, renderer
 from tinkerloop.errors import RenderError, UnknownRendererError
-from tinkerloop.local.tiny import tiny_tokenizer
 from tinkerloop.renderers import (
     Renderer,
     ToolCall,
@@ -20,10 +19,11 @@ from tinkerloop.renderers import (
     register_renderer,
     unregister_renderer,
 )
-from tinkerloop.renderers.glm import GlmOptions
-from tinkerloop.renderers.gpt_oss import GptOssOptions
-from tinkerloop.renderers.qwen3 import Qwen3, Qwen3Options
-from tinkerloop.renderers.qwen3_5 import Qwen38Options
+from tinkerloop.renderers.families.glm import GlmOptions
+from tinkerloop.renderers.families.gpt_oss import GptOssOptions
+from tinkerloop.renderers.families.qwen3 import Qwen3, Qwen3Options
+from tinkerloop.renderers.families.qwen3_5 import Qwen38Options
+from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
 USER = {"role": "user", "content": "q"}
 CALLS = [{"id": "functions.f:0", "function": {"name": "f", "arguments": {}}}]

@@ -6,9 +6,10 @@ import sys
 import chz
 import datasets
 
+from tinkerloop.data.datums import conversation_to_datum
 from tinkerloop.renderers import TrainOnWhat
 from tinkerloop.supervised import train
-from tinkerloop.supervised.data import SupervisedDatasetFromHFDataset, conversation_to_datum
+from tinkerloop.supervised.data import SupervisedDatasetFromHFDataset
 from tinkerloop.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig, SupervisedDataset
 
 

@@ -16,6 +16,7 @@ import tinker
 from tinker.types import Datum, ModelInput, TensorData
 
 import tinkerloop
+from tinkerloop.data.datums import conversation_to_datum
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.supervised import train
@@ -23,7 +24,6 @@ from tinkerloop.supervised.data import (
     FromConversationFileBuilder,
     StreamingSupervisedDatasetFromHFDataset,
     SupervisedDatasetFromHFDataset,
-    conversation_to_datum,
 )
 from tinkerloop.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCommonConfig, SupervisedDataset
 

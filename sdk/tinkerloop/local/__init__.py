@@ -9,9 +9,9 @@ numbers are compared with the engine's. Where they differ because layers carry a
 sequences are not packed into one row but run one by one, and the log says so; any other difference is refused.
 """
 
-from tinkerloop.local.rest import RestClient
-from tinkerloop.local.sampling import SamplingClient
-from tinkerloop.local.service import ServiceClient
-from tinkerloop.local.training import TrainingClient
+from tinkerloop.local.client.rest_client import RestClient
+from tinkerloop.local.client.sampling_client import SamplingClient
+from tinkerloop.local.client.service_client import ServiceClient
+from tinkerloop.local.client.training_client import TrainingClient
 
 __all__ = ["RestClient", "SamplingClient", "ServiceClient", "TrainingClient"]

@@ -16,8 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 from tinkerloop._lazy import tinker
+from tinkerloop.data.batches import Batches
 from tinkerloop.errors import CheckpointError, NonFiniteError, PlanError
-from tinkerloop.loop.batches import Batches, as_batches
+from tinkerloop.loop.batches import as_batches
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.checkpoints import Checkpoints, Record
 from tinkerloop.loop.dispatch import Dispatcher

@@ -2,7 +2,7 @@
 
 from tinkerloop.renderers.base import Options, Renderer
 from tinkerloop.renderers.episode import Episode
-from tinkerloop.renderers.parsed import (
+from tinkerloop.renderers.parsing.parsed import (
     MessageDelta,
     Parsed,
     StreamingMessageHeader,
@@ -10,7 +10,8 @@ from tinkerloop.renderers.parsed import (
     StreamingThinkingDelta,
     StreamingToolCallDelta,
 )
-from tinkerloop.renderers.parsing import ReplyParser
+from tinkerloop.renderers.parsing.reply_parser import ReplyParser
+from tinkerloop.renderers.pieces import Part
 from tinkerloop.renderers.registry import (
     get_registered_renderer_names,
     get_renderer,
@@ -19,7 +20,6 @@ from tinkerloop.renderers.registry import (
     unregister_renderer,
 )
 from tinkerloop.renderers.rendered import Rendered, Span
-from tinkerloop.renderers.segments import Part
 from tinkerloop.renderers.types import (
     Content,
     ContentPart,

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from tinkerloop.encoders import Encoder
 from tinkerloop.errors import RenderError
+from tinkerloop.renderers.pieces import SEAM, Part, Piece
 from tinkerloop.renderers.rendered import Kind, Marks, Rendered
-from tinkerloop.renderers.segments import SEAM, Part, Piece
-from tinkerloop.renderers.weights import Weights
+from tinkerloop.renderers.train_on_what import Weights
+from tinkerloop.tokenizers.encoders import Encoder
 
 if TYPE_CHECKING:
     from tinker.types import ImageChunk

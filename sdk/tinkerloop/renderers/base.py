@@ -15,24 +15,24 @@ from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop._lazy import tinker
-from tinkerloop.encoders import Encoder, encoder_of
 from tinkerloop.errors import RenderError, ZeroWeightError
 from tinkerloop.renderers.assembly import Assembler, Encode
 from tinkerloop.renderers.conversation import Conversation, read_conversation
 from tinkerloop.renderers.episode import Episode
 from tinkerloop.renderers.format import Format, Options
-from tinkerloop.renderers.openai import from_openai_message, to_openai_message
-from tinkerloop.renderers.parsed import MessageDelta, Parsed
-from tinkerloop.renderers.parsing import ReplyParser
+from tinkerloop.renderers.openai_messages import from_openai_message, to_openai_message
+from tinkerloop.renderers.parsing.parsed import MessageDelta, Parsed
+from tinkerloop.renderers.parsing.reply_parser import ReplyParser
+from tinkerloop.renderers.parsing.vocabulary import Vocabulary
+from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, scaffold, text
 from tinkerloop.renderers.rendered import Rendered
-from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, scaffold, text
 from tinkerloop.renderers.splitting import split_examples
+from tinkerloop.renderers.train_on_what import Weights, weights_of
 from tinkerloop.renderers.types import Message, ToolSpec, TrainOnWhat
-from tinkerloop.renderers.vocabulary import Vocabulary
-from tinkerloop.renderers.weights import Weights, weights_of
+from tinkerloop.tokenizers.encoders import Encoder, encoder_of
 
 if TYPE_CHECKING:
-    from tinkerloop.tokenizers import Tokenizer
+    from tinkerloop.tokenizers.loading import Tokenizer
 
 
 class Renderer(Format):

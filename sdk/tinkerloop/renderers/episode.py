@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import EpisodeError, RenderError
 from tinkerloop.renderers.conversation import Conversation, read_message
-from tinkerloop.renderers.parsed import Parsed
+from tinkerloop.renderers.parsing.parsed import Parsed
+from tinkerloop.renderers.pieces import Part, Piece
 from tinkerloop.renderers.rendered import Kind, Marks, Rendered, model_input
-from tinkerloop.renderers.segments import Part, Piece
 from tinkerloop.renderers.types import ParseTermination
 
 if TYPE_CHECKING:

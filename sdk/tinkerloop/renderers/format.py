@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
-from tinkerloop.renderers.grammar import Grammar
-from tinkerloop.renderers.segments import Part, Piece, Pieces, marked, scaffold, text
+from tinkerloop.renderers.parsing.grammar import Grammar
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, text
 from tinkerloop.renderers.types import ToolCall
 
 if TYPE_CHECKING:
-    from tinkerloop.tokenizers import Tokenizer
+    from tinkerloop.tokenizers.loading import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tinkerloop.errors import RenderError, UnknownRendererError
-from tinkerloop.renderers.base import Options, Renderer
+from tinkerloop.renderers.base import Renderer
+from tinkerloop.renderers.format import Options
 
 if TYPE_CHECKING:
-    from tinkerloop.tokenizers import Tokenizer
+    from tinkerloop.tokenizers.loading import Tokenizer
 
 Preset = tuple[str, type[Renderer], Options]
 Factory = Callable[..., Renderer]
 
 _FAMILIES = (
-    "deepseekv3",
-    "glm",
-    "gpt_oss",
-    "kimi",
-    "llama3",
-    "nemotron3",
-    "qwen3",
-    "qwen3_5",
-    "role_colon",
+    "families.deepseekv3",
+    "families.glm",
+    "families.gpt_oss",
+    "families.kimi",
+    "families.llama3",
+    "families.nemotron3",
+    "families.qwen3",
+    "families.qwen3_5",
+    "families.role_colon",
     "template",
 )
 _ALIASES = {"chatml": "qwen3_instruct", "qwen3vl": "qwen3_vl", "qwen3vl_instruct": "qwen3_vl_instruct"}

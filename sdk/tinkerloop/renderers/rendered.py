@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tinkerloop import datum
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import RenderError
-from tinkerloop.renderers.segments import Part
+from tinkerloop.renderers.pieces import Part
 
 if TYPE_CHECKING:
     from tinker.types import ModelInputChunk

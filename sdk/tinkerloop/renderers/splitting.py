@@ -18,7 +18,7 @@ from tinkerloop.renderers.rendered import Marks, Rendered
 
 if TYPE_CHECKING:
     from tinkerloop.renderers.base import Renderer
-    from tinkerloop.renderers.weights import Weights
+    from tinkerloop.renderers.train_on_what import Weights
 
 
 def split_examples(

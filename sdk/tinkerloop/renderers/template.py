@@ -21,13 +21,13 @@ from tinkerloop.errors import RenderError
 from tinkerloop.renderers import base
 from tinkerloop.renderers.assembly import Encode
 from tinkerloop.renderers.conversation import Conversation, Image
-from tinkerloop.renderers.grammar import Block, Grammar
-from tinkerloop.renderers.qwen3 import JSON_CALL
+from tinkerloop.renderers.families.qwen3 import JSON_CALL
+from tinkerloop.renderers.parsing.grammar import Block, Grammar
+from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.rendered import Rendered
-from tinkerloop.renderers.segments import SEAM, Part, Piece, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tools import arguments_of, declared, is_object, read_json_call
+from tinkerloop.renderers.tool_syntax import arguments_of, declared, is_object, read_json_call
+from tinkerloop.renderers.train_on_what import Weights
 from tinkerloop.renderers.types import ToolCall
-from tinkerloop.renderers.weights import Weights
 
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 _AS_WRITTEN: tuple[Callable[[str], str], ...] = (

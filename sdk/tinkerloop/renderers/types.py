@@ -25,7 +25,7 @@ class ThinkingPart(TypedDict):
 class ImagePart(TypedDict):
     type: Literal["image"]
     image: Any
-    """Whatever `tinkerloop.images` opens: bytes, a path, a PIL image, an array, a data URI."""
+    """Whatever `tinkerloop.images.chunks` opens: bytes, a path, a PIL image, an array, a data URI."""
 
 
 ContentPart = TextPart | ThinkingPart | ImagePart

@@ -1,0 +1,1 @@
+"""The `tinkerloop` command: one file a command, `main.py` finds it."""

@@ -1,0 +1,7 @@
+"""`python -m tinkerloop.cli`."""
+
+import sys
+
+from tinkerloop.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,107 @@
+"""Talk to a checkpoint of the embedded engine in the terminal.
+
+Replies stream as they are sampled. An empty line or end of file ends the conversation; /reset begins a new one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from tinkerloop._lazy import tinker
+from tinkerloop.cli.run_checkpoint import checkpoint_of
+from tinkerloop.model_info import get_recommended_renderer_name
+from tinkerloop.renderers import Renderer, get_renderer
+from tinkerloop.renderers.parsing.parsed import StreamingTextDelta, StreamingThinkingDelta
+
+if TYPE_CHECKING:
+    from tinkerloop.local import SamplingClient
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run folder (its newest checkpoint), a tinker:// path, or a base model")
+    parser.add_argument("--root", type=Path, help="what tinker:// paths are under, if not the run's own")
+    parser.add_argument("--renderer", help="the chat format; by default the run's, or the model's recommended one")
+    parser.add_argument("--system", help="a system message")
+    parser.add_argument("--temperature", type=float, default=0.7, help="default: 0.7; 0 is greedy")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of one reply (default: 512)")
+    parser.add_argument("--seed", type=int, help="makes the replies repeatable")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    sampler = open_sampler(arguments.run, arguments.root)
+    name = arguments.renderer or run_renderer(arguments.run) or get_recommended_renderer_name(sampler.get_base_model())
+    renderer = get_renderer(name, sampler.get_tokenizer())
+    params = tinker.SamplingParams(
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        stop=renderer.get_stop_sequences(),
+    )
+    opening = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    talk(sampler, renderer, params, opening, sys.stdin, sys.stdout)
+    return 0
+
+
+def open_sampler(place: str, root: Path | None) -> SamplingClient:
+    """A sampling client of a run's newest checkpoint, a checkpoint's path, or a base model."""
+    from tinkerloop.local import ServiceClient
+
+    if not place.startswith("tinker://") and not (Path(place) / "checkpoints.jsonl").exists():
+        return ServiceClient(root=root).create_sampling_client(base_model=place)
+    root, path = checkpoint_of(place, root)
+    service = ServiceClient(root=root)
+    if "/sampler_weights/" in path:
+        return service.create_sampling_client(path)
+    return service.create_training_client_from_state(path).save_weights_and_get_sampling_client()
+
+
+def run_renderer(place: str) -> str | None:
+    """The renderer named in a run folder's config.json, if any."""
+    file = Path(place) / "config.json"
+    return json.loads(file.read_text()).get("renderer") if file.is_file() else None
+
+
+def talk(
+    sampler: SamplingClient,
+    renderer: Renderer,
+    params: tinker.SamplingParams,
+    opening: list[dict],
+    lines: Iterable[str],
+    out: TextIO,
+) -> None:
+    """Answer each line until an empty one; what was said stays in the conversation."""
+    messages = list(opening)
+    print("you: ", end="", file=out, flush=True)
+    for line in lines:
+        question = line.strip()
+        if not question:
+            break
+        if question == "/reset":
+            messages = list(opening)
+        else:
+            messages.append({"role": "user", "content": question})
+            prompt = renderer.build_generation_prompt(messages)
+            print("assistant: ", end="", file=out, flush=True)
+            parser = renderer.parser(messages=messages)
+            for token in sampler.stream(prompt, params):
+                for delta in parser.feed((token,)):
+                    write(delta, out)
+            deltas, parsed = parser.finish()
+            for delta in deltas:
+                write(delta, out)
+            messages.append(dict(parsed.message))
+            print(file=out)
+        print("you: ", end="", file=out, flush=True)
+    print(file=out)
+
+
+def write(delta: object, out: TextIO) -> None:
+    if isinstance(delta, StreamingTextDelta):
+        print(delta.text, end="", file=out, flush=True)
+    elif isinstance(delta, StreamingThinkingDelta):
+        print(delta.thinking, end="", file=out, flush=True)

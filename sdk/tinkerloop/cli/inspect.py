@@ -1,0 +1,248 @@
+"""Show conversations of a file as the tokens they become: what is trained, with which weight, what is cut off.
+
+In a terminal, trained tokens are green, what the format writes is dim, and what truncation cuts off is struck out; from
+token to token the text alternates in underlining. Line ends are ⏎, and control characters, which could move the cursor
+or turn the text around, are their pictures. Where there are no colours (in a pipe, a file, with `NO_COLOR`) what
+is trained stands between ⟦ and ⟧, and what is cut off comes after ✂. `--html PAGE` writes the same as the terminal
+shows, as a page that needs nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinkerloop.data import load_conversations
+from tinkerloop.errors import DataError, ImageError, RenderError, TinkerloopError
+from tinkerloop.images.chunks import image_size, open_image
+from tinkerloop.model_info import get_recommended_renderer_name
+from tinkerloop.renderers import Part, Rendered, Renderer, TrainOnWhat, get_renderer
+from tinkerloop.tokenizers import get_tokenizer
+
+if TYPE_CHECKING:
+    from tinker.types import ImageChunk
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as it is shown; all of an image's are one."""
+
+    text: str
+    id: int
+    weight: float
+    part: Part
+    message: int
+    is_cut: bool
+    count: int = 1
+    image: ImageChunk | None = None
+
+
+def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = None) -> list[Token]:
+    """The tokens of an example. A character that several tokens make up is shown with the last of them."""
+    limit = len(example) if max_length is None else max_length
+    shown, pending = [], []
+    images = dict(example.images)
+    behind_image = 0
+    for i, token_id in enumerate(example.tokens):
+        if i in images:
+            shown.append(_image_token(images[i], int(example.message_index[i]), i, limit))
+            behind_image = i + shown[-1].count
+        if i < behind_image:
+            continue
+        pending.append(token_id)
+        text = renderer.decode(pending)
+        whole = not text.endswith("\ufffd") or len(pending) > 3
+        if whole:
+            pending = []
+        shown.append(
+            Token(
+                text if whole else "",
+                token_id,
+                float(example.weights[i]),
+                Part(example.parts[i]),
+                int(example.message_index[i]),
+                i >= limit,
+            )
+        )
+    return shown
+
+
+def _image_token(chunk: ImageChunk, message: int, at: int, limit: int) -> Token:
+    """An image in the place of its tokens; truncation drops it unless all of them fit."""
+    (width, height), count = image_size(chunk.data), chunk.expected_tokens or 0
+    text = f"[image {width} × {height}, {count} tokens]"
+    return Token(text, 0, 0.0, Part.SCAFFOLD, message, at + count > limit, count, chunk)
+
+
+def summary(tokens: list[Token]) -> str:
+    """The counts of one example in a line."""
+    trained = [t for t in tokens if t.weight and not t.is_cut]
+    weights = sorted({t.weight for t in trained})
+    cut = sum(t.count for t in tokens if t.is_cut)
+    lost = sum(bool(t.weight) for t in tokens if t.is_cut)
+    line = f"{sum(t.count for t in tokens)} tokens, {len(trained)} trained"
+    if weights not in ([], [1.0]):
+        line += f" with weights {', '.join(f'{w:g}' for w in weights)}"
+    return line + (f"; {cut} cut off, {lost} of them trained" if cut else "")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="JSONL with `messages` (and `tools`) in each row")
+    parser.add_argument("--renderer", help="default: the one made for --model")
+    parser.add_argument("--model", default="tiny", help="whose tokenizer to use: a name or a folder (default: tiny)")
+    parser.add_argument("--train-on", default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, choices=list(map(str, TrainOnWhat)))
+    parser.add_argument("--max-length", type=at_least(2), help="show what truncation would cut off")
+    parser.add_argument("--limit", type=at_least(0), default=5, help="rows to show (default: 5; 0 for all)")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="write an HTML page instead")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for an argument that is a whole number and not too small."""
+
+    def number(written: str) -> int:
+        if not written.isdecimal() or int(written) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {written!r}")
+        return int(written)
+
+    return number
+
+
+def run(arguments: argparse.Namespace) -> int:
+    tokenizer = get_tokenizer(arguments.model)
+    name = arguments.renderer or get_recommended_renderer_name(arguments.model)
+    renderer = get_renderer(name, tokenizer, model_name=arguments.model)
+    shown: list[tuple[str, list[Token]]] = []
+    for conversation in load_conversations(arguments.file):
+        if arguments.limit and len(shown) >= arguments.limit:
+            break
+        place = f"{conversation.path}:{conversation.line}"
+        try:
+            example = renderer.build_supervised_example(
+                conversation.messages, arguments.train_on, tools=conversation.tools, allow_zero_weight=True
+            )
+        except (RenderError, ImageError) as error:
+            raise DataError(str(error), path=conversation.path, line=conversation.line) from None
+        tokens = tokens_of(renderer, example, arguments.max_length)
+        shown.append((f"{place}  {summary(tokens)}", tokens))
+    if arguments.html:
+        written = page(f"{arguments.file.name} as {name}", shown)
+        try:
+            arguments.html.write_text(written, encoding="utf-8")
+        except OSError as error:
+            raise TinkerloopError(f"cannot write the page {arguments.html}: {error.strerror}") from error
+        print(f"{len(shown)} conversations written to {arguments.html}")
+    else:
+        _print(shown)
+    return 0
+
+
+def _print(shown: list[tuple[str, list[Token]]]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for title, tokens in shown:
+        console.print(Text(visible(title), style="bold"))
+        if console.color_system is None or console.no_color:
+            console.print(Text(uncoloured(tokens)), soft_wrap=True)
+            console.print()
+            continue
+        text = Text()
+        for i, token in enumerate(tokens):
+            style = "green" if token.weight else ("dim" if token.part is Part.SCAFFOLD else "")
+            style += " underline" if i % 2 else ""
+            style += " strike red" if token.is_cut else ""
+            text.append(visible(token.text), style=style.strip())
+        console.print(text)
+        console.print()
+
+
+def uncoloured(tokens: list[Token]) -> str:
+    """The tokens' text, with ⟦ and ⟧ around what is trained and ✂ before what is cut off."""
+    written = []
+    for is_cut, side in groupby(tokens, lambda token: token.is_cut):
+        written.append("✂" if is_cut else "")
+        for is_trained, run in groupby(side, lambda token: bool(token.weight)):
+            text = visible("".join(token.text for token in run))
+            written.append(f"⟦{text}⟧" if is_trained else text)
+    return "".join(written)
+
+
+_DIRECTION = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_VISIBLE = {
+    **{code: chr(0x2400 + code) for code in range(0x20)},
+    **{code: f"[U+{code:04X}]" for code in (*range(0x80, 0xA0), 0x2028, 0x2029, *_DIRECTION)},
+    0x7F: "␡",
+    ord("\t"): "␉\t",
+    ord("\n"): "⏎\n",
+}
+"""Characters that are not seen, or that change how others are -> what is shown in their place."""
+
+
+def visible(text: str) -> str:
+    """Text with its line ends and control characters to be seen."""
+    return text.translate(_VISIBLE)
+
+
+THUMBNAIL = 160
+"""The longest side of a thumbnail, in pixels."""
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
+pre { white-space: pre-wrap; font: 14px/1.7 ui-monospace, monospace; border: 1px solid #8884; padding: 1rem; }
+span:nth-child(odd) { background: #8881; }
+.trained { color: #0a7d33; font-weight: 600; }
+.scaffold { opacity: .55; }
+.cut { text-decoration: line-through; color: #c22; }
+figure { display: inline-block; margin: .3rem; vertical-align: middle; font-size: 12px; text-align: center; }
+figure.cut img { opacity: .3; }
+@media (prefers-color-scheme: dark) { body { background: #111; color: #eee; } .trained { color: #4cd37b; } }
+"""
+
+
+def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
+    """A self-contained HTML page; pointing at a token shows its id, its weight and the message it belongs to."""
+    body = []
+    for heading, tokens in shown:
+        spans = "".join(_span(token) for token in tokens)
+        body.append(f"<h3>{html.escape(heading)}</h3>\n<pre>{spans}</pre>")
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        f"<style>{_STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
+        '<p><span class="trained">trained</span>, <span class="scaffold">written by the format</span>, '
+        '<span class="cut">cut off</span>; shading alternates from token to token.</p>\n'
+        + "\n".join(body)
+        + "\n</html>\n"
+    )
+
+
+def _figure(token: Token, image: ImageChunk) -> str:
+    """A thumbnail with the image's size, tokens and format."""
+    picture = open_image(image).convert("RGB")
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    label = html.escape(f"message {token.message} · weight 0 · {image.format}, {len(image.data):,} bytes", quote=True)
+    text = html.escape(token.text.strip("[]"))
+    css = ' class="cut"' if token.is_cut else ""
+    return f'<figure{css} title="{label}"><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+
+
+def _span(token: Token) -> str:
+    if token.image is not None:
+        return _figure(token, token.image)
+    classes = [name for name, holds in (("trained", token.weight), ("cut", token.is_cut)) if holds]
+    if token.part is Part.SCAFFOLD:
+        classes.append("scaffold")
+    owner = "format" if token.message < 0 else f"message {token.message}"
+    label = html.escape(f"id {token.id} · weight {token.weight:g} · {owner} · {token.part.name.lower()}", quote=True)
+    text = visible(html.escape(token.text))
+    return f'<span class="{" ".join(classes)}" title="{label}">{text}</span>'

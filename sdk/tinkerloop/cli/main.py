@@ -1,0 +1,45 @@
+"""`tinkerloop COMMAND ...` on the command line.
+
+A command is a module with `add_arguments(parser)` and `run(arguments) -> int`; the first line of its docstring is its
+help. To add one, name its module in `COMMANDS`. Modules are imported only when they are asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from tinkerloop._lazy import tinker
+from tinkerloop.errors import TinkerloopError
+
+COMMANDS = {
+    "chat": "tinkerloop.cli.chat",
+    "export": "tinkerloop.cli.export",
+    "inspect": "tinkerloop.cli.inspect",
+}
+"""Command -> module."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status, 2 for an error in what was asked for."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv[0] if argv else "--help"
+    parser = argparse.ArgumentParser(prog="tinkerloop", description="Fine-tune language models with Tinker primitives.")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    module = None
+    for command, path in COMMANDS.items():
+        if name != command and name not in ("-h", "--help"):
+            commands.add_parser(command)
+            continue
+        module = importlib.import_module(path)
+        line = (module.__doc__ or "").strip().partition("\n")[0]
+        module.add_arguments(commands.add_parser(command, help=line, description=module.__doc__))
+    arguments = parser.parse_args(argv or ["--help"])
+    assert module is not None, "argparse has refused anything that is no command"
+    try:
+        return module.run(arguments)
+    except (TinkerloopError, tinker.TinkerError, OSError) as error:
+        print(f"tinkerloop {arguments.command}: {error}", file=sys.stderr)
+        return 2

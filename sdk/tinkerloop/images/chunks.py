@@ -1,0 +1,322 @@
+"""Images for models: opened, checked, converted where needed, and counted in tokens.
+
+`image_chunk` is the one way from any image to a `tinker.types.ImageChunk`. A PNG or JPEG file that models read without
+doubt is passed through byte for byte, and only its header is parsed. Everything else is converted, once, as
+`image_chunk` states.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from tinkerloop._lazy import tinker
+from tinkerloop.errors import ImageError
+from tinkerloop.images.processors import ImageProcessor, as_image_processor, get_image_processor
+from tinkerloop.images.writing import PNG_SIGNATURE, QUALITIES, fitting, jpeg, png
+
+if TYPE_CHECKING:
+    from tinker.types import ImageChunk
+
+__all__ = ["ImageProcessor", "get_image_processor", "image_chunk", "image_size", "open_image"]
+
+MAX_BYTES = 2_000_000
+"""The hosted service refuses larger image files."""
+MAX_PIXELS = 89_478_485
+"""Pillow's own threshold for a decompression bomb."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is opened at all: no format here runs other programs or follows references."""
+_ORIENTATION = 0x0112
+
+Fetch = Callable[[str], bytes]
+
+
+def image_chunk(
+    image: Any,
+    *,
+    model: str | None = None,
+    processor: Any = None,
+    fetch: Fetch | None = None,
+    jpeg_quality: int | None = None,
+    max_bytes: int = MAX_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> ImageChunk:
+    """An image as a chunk of a model input, with the number of tokens the model will make of it.
+
+    PNG and JPEG files of 8-bit gray or RGB pass through unchanged. The rest is converted:
+
+    * transparency (RGBA, LA, a palette's or a colour's) is laid over white;
+    * palettes, CMYK and other colour spaces become RGB; 16-bit samples keep their 8 highest bits;
+    * a rotation in the EXIF data is applied; of an animation the first frame is taken;
+    * other file formats, arrays and PIL images are written as PNG, without loss; what came from a JPEG file, as JPEG
+      of quality 95; with `jpeg_quality` all of them as JPEG;
+    * what is above `max_bytes` is scaled to the size the model sees, if that is smaller, and as a last resort written
+      as JPEG of quality 95, 85 or 75.
+
+    Args:
+        image: a path, the bytes of a file, a `data:` URI, a PIL image, an array (uint8 (H, W), (H, W, 3), (H, W, 4);
+            bool; uint16; floats in [0, 1]), a dictionary with "bytes" or "path" as HF datasets has it, or an image
+            chunk, which is checked and kept. A URL only with `fetch`.
+        model: the model's name, to find its image processor.
+        processor: the image processor, instead of `model`: one of ours, or a transformers one of a known kind.
+        fetch: gets a URL's bytes. Without it nothing is ever fetched: rows of data decide what is opened.
+        jpeg_quality: 1 to 100. Write what is not passed through as a JPEG file of this quality, its colour at half the
+            resolution: with loss, but several times as fast as PNG, and for photographs as much smaller.
+        max_bytes: the largest file to send.
+        max_pixels: the largest width x height to open; more is taken for a decompression bomb.
+
+    Raises:
+        ImageError: a file that is no image, truncated, empty, too large, or of an extreme aspect ratio.
+    """
+    if processor is None and model is None:
+        raise ImageError("give model= or processor=: the number of tokens depends on the model")
+    if jpeg_quality is not None and not 1 <= jpeg_quality <= 100:
+        raise ImageError(f"expected a jpeg_quality of 1 to 100, got {jpeg_quality}")
+    rule = as_image_processor(processor) if processor is not None else get_image_processor(str(model))
+    given = image if isinstance(image, tinker.types.ImageChunk) else None
+    source = _read(given.data if given is not None else image, fetch)
+
+    picture = _open(source) if isinstance(source, bytes) else source
+    _check_pixels(picture.size, max_pixels)
+    if isinstance(source, bytes) and len(source) <= max_bytes and _passes(picture, source):
+        _check_complete(source)
+        data, size = source, picture.size
+    else:
+        if jpeg_quality is not None:
+            write = partial(jpeg, quality=jpeg_quality, subsampling=2)
+        elif picture.format in ("JPEG", "MPO"):
+            write = partial(jpeg, quality=QUALITIES[0])
+        else:
+            write = png
+        data, size = fitting(_to_rgb(picture), write, rule, max_bytes)
+    tokens = rule.tokens(*size)
+    if given is not None and given.expected_tokens not in (None, tokens):
+        raise ImageError(
+            f"the image chunk says {given.expected_tokens} tokens, but {size[0]} x {size[1]} pixels make {tokens}"
+        )
+    kind: Literal["png", "jpeg"] = "png" if data.startswith(PNG_SIGNATURE) else "jpeg"
+    return tinker.types.ImageChunk(data=data, format=kind, expected_tokens=tokens)
+
+
+def open_image(image: Any, *, fetch: Fetch | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Any source of `image_chunk` as an 8-bit gray or RGB PIL image, converted in the same way.
+
+    Raises:
+        ImageError: as `image_chunk` does.
+    """
+    source = _read(image.data if isinstance(image, tinker.types.ImageChunk) else image, fetch)
+    picture = _open(source) if isinstance(source, bytes) else source
+    _check_pixels(picture.size, max_pixels)
+    return _to_rgb(picture)
+
+
+def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) of an image file as it is seen, upright; from its header.
+
+    Raises:
+        ImageError: no image, an empty one, or one of more than `max_pixels`.
+    """
+    picture = _open(data)
+    width, height = picture.size
+    _check_pixels((width, height), max_pixels)
+    return (height, width) if _orientation(picture) >= 5 else (width, height)
+
+
+# ---- sources
+
+
+def _read(image: Any, fetch: Fetch | None) -> bytes | Image.Image:
+    """The bytes of a file, or pixels that were never in one."""
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return bytes(image)
+    if isinstance(image, str):
+        return _read_string(image, fetch)
+    if isinstance(image, os.PathLike):
+        return _read_file(os.fspath(image))
+    if isinstance(image, Image.Image):
+        return _file_behind(image) or image
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if isinstance(image, Mapping) and (image.get("bytes") is not None or image.get("path") is not None):
+        return _read(image["bytes"] if image.get("bytes") is not None else image["path"], fetch)
+    raise ImageError(f"expected a path, bytes, a data URI, a PIL image or a numpy array, got {type(image).__name__}")
+
+
+def _read_string(text: str, fetch: Fetch | None) -> bytes:
+    scheme = text.split(":", 1)[0].lower() if ":" in text[:16] else ""
+    if scheme == "data":
+        return _read_data_uri(text)
+    if "://" in text[:16] or scheme in ("http", "https", "file", "ftp"):
+        if fetch is None:
+            raise ImageError(
+                f"{text[:80]!r} is a URL, and nothing is fetched unless asked for: pass the file's path or bytes, or "
+                "fetch=, a function from URL to bytes"
+            )
+        return fetch(text)
+    return _read_file(text)
+
+
+def _read_data_uri(uri: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    if not comma:
+        raise ImageError(f"a data URI needs a comma before its data: {uri[:40]!r}")
+    if not head.endswith(";base64"):
+        return unquote_to_bytes(body)
+    try:
+        return base64.b64decode(body, validate=True)
+    except ValueError as error:  # binascii.Error is one
+        raise ImageError(f"the data URI {uri[:40]!r}... is not valid base64: {error}") from error
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot read the image {path[:200]!r}: {error}") from error
+
+
+def _file_behind(picture: Image.Image) -> bytes | None:
+    """The file of a PIL image that was opened and not touched since, so that it need not be encoded again."""
+    if not isinstance(picture, ImageFile.ImageFile) or not picture.tile or picture.fp is None:
+        return None
+    if picture.format not in ("PNG", "JPEG", "MPO") or getattr(picture, "decoderconfig", ()) not in ((), None):
+        return None  # a JPEG that is being drafted at a smaller size
+    position = picture.fp.tell()
+    try:
+        picture.fp.seek(0)
+        return picture.fp.read()
+    finally:
+        picture.fp.seek(position)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ImageError(f"expected an array of shape (H, W), (H, W, 3) or (H, W, 4), got {array.shape}")
+    if array.size == 0:
+        raise ImageError(f"an array of shape {array.shape} is an empty image")
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):  # also refuses NaN
+            raise ImageError(f"float images must lie in [0, 1], got values from {array.min():g} to {array.max():g}")
+        array = np.rint(array * 255).astype(np.uint8)
+    elif array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ImageError(f"expected an array of uint8, uint16, bool or floats in [0, 1], got {array.dtype}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+# ---- opening and checking
+
+
+def _open(data: bytes) -> Image.Image:
+    """Parse the header only."""
+    if not data:
+        raise ImageError("the image file is empty")
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"the image is too large to open: {error}") from error
+    except Exception as error:  # decoders of broken files raise errors of every kind
+        raise ImageError(f"not an image that can be opened ({', '.join(_FORMATS)}): {error}") from error
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"an image of {width} x {height} pixels is empty")
+    if width * height > max_pixels:
+        raise ImageError(f"an image of {width} x {height} pixels is above max_pixels={max_pixels}")
+
+
+def _passes(picture: Image.Image, data: bytes) -> bool:
+    """Whether every reader sees the same in this file: 8-bit gray or RGB, upright, opaque, one frame."""
+    if picture.format not in ("PNG", "JPEG", "MPO") or picture.mode not in ("L", "RGB"):
+        return False
+    if picture.format == "PNG" and (data[24] > 8 or getattr(picture, "is_animated", False)):
+        return False
+    return "transparency" not in picture.info and _orientation(picture) == 1
+
+
+def _orientation(picture: Image.Image) -> int:
+    if not ({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} & picture.info.keys()):
+        return 1
+    try:
+        return picture.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # EXIF data is a format of its own, and as breakable
+        raise ImageError(f"the image's EXIF data cannot be read: {error}") from error
+
+
+def _check_complete(data: bytes) -> None:
+    """Raise if a PNG or JPEG file ends early or (PNG) holds a damaged chunk."""
+    if data.startswith(PNG_SIGNATURE):
+        at = len(PNG_SIGNATURE)
+        while at + 12 <= len(data):
+            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+            if end > len(data):
+                break
+            if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+                raise ImageError(f"the PNG file is damaged: wrong checksum in the chunk at byte {at}")
+            if data[at + 4 : at + 8] == b"IEND":
+                return
+            at = end
+        raise ImageError(f"the PNG file is truncated: {len(data)} bytes without its end")
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:  # segments up to the first scan
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    if data.find(b"\xff\xd9", at) < 0:
+        raise ImageError(f"the JPEG file is truncated: {len(data)} bytes without its end")
+
+
+# ---- converting
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Decode: upright, first frame, 8-bit gray or RGB, transparency over white."""
+    try:
+        if getattr(picture, "is_animated", False) and picture.tell() != 0:
+            picture.seek(0)
+        picture.load()
+        if _orientation(picture) != 1:
+            picture = ImageOps.exif_transpose(picture)
+        return _eight_bit(picture)
+    except ImageError:
+        raise
+    except Exception as error:  # decoders of broken files raise errors of every kind
+        raise ImageError(f"the image file is truncated or damaged: {error}") from error
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if picture.mode in ("L", "RGB"):
+        return picture
+    if picture.mode.startswith("I"):
+        return _from_wide(picture)
+    if picture.mode == "F":
+        raise ImageError("an image of floats has no defined range: scale it to [0, 1] and pass it as an array")
+    return picture.convert("L" if picture.mode == "1" else "RGB")
+
+
+def _from_wide(picture: Image.Image) -> Image.Image:
+    """16-bit gray to 8 bits. Pillow's own conversion clips at 255 instead."""
+    values = np.asarray(picture)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"expected 16-bit samples, got values from {values.min()} to {values.max()}")
+    return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))

@@ -1,0 +1,214 @@
+"""Checkpoints and runs on disk: the part of tinker.RestClient's interface that has a meaning here."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tinker
+
+from tinkerloop.local.client.async_methods import awaited
+from tinkerloop.local.request_errors import bad_request, not_found
+from tinkerloop.local.runtime.checkpoint_paths import KINDS, parse_path
+from tinkerloop.local.runtime.request_future import RequestFuture
+from tinkerloop.local.runtime.store import CheckpointInfo, Store, default_root, expiry
+from tinkerloop.local.unsupported import refuse, refuse_option
+
+T = TypeVar("T")
+AccessScope = Literal["owned", "accessible"]
+_TYPES: dict[str, Literal["training", "sampler"]] = {"weights": "training", "sampler_weights": "sampler"}
+
+
+@refuse
+class RestClient:
+    """Lists, describes, copies, expires and deletes the checkpoints under `root`; needs no running engine."""
+
+    def __init__(
+        self, root: str | os.PathLike[str] | None = None, *, models: Sequence[tinker.types.SupportedModel] = ()
+    ):
+        self._store = Store(default_root() if root is None else Path(root).expanduser().absolute())
+        self._models = list(models)
+
+    def get_server_capabilities(self) -> RequestFuture[tinker.types.GetServerCapabilitiesResponse]:
+        """Those of the service when it made this client; none for a client without one."""
+        return _done(lambda: tinker.types.GetServerCapabilitiesResponse(supported_models=self._models))
+
+    def get_training_run(
+        self, training_run_id: str, access_scope: AccessScope = "owned"
+    ) -> RequestFuture[tinker.types.TrainingRun]:
+        """A run that has saved something."""
+        return _done(lambda: self._run(training_run_id))
+
+    def get_training_run_by_tinker_path(
+        self, tinker_path: str, access_scope: AccessScope = "owned"
+    ) -> RequestFuture[tinker.types.TrainingRun]:
+        return _done(lambda: self._run(_parse(tinker_path)[0]))
+
+    def get_weights_info_by_tinker_path(self, tinker_path: str) -> RequestFuture[tinker.types.WeightsInfoResponse]:
+        """Base model and LoRA of a checkpoint."""
+
+        def info() -> tinker.types.WeightsInfoResponse:
+            record = self._store.read(tinker_path)
+            lora = record.lora
+            return tinker.types.WeightsInfoResponse(
+                base_model=record.base_model,
+                is_lora=lora.rank > 0,
+                lora_rank=lora.rank,
+                train_unembed=lora.train_unembed,
+                train_mlp=lora.train_mlp,
+                train_attn=lora.train_attn,
+            )
+
+        return _done(info)
+
+    def list_training_runs(
+        self, limit: int = 20, offset: int = 0, access_scope: AccessScope = "owned", project_id: str | None = None
+    ) -> RequestFuture[tinker.types.TrainingRunsResponse]:
+        """Runs that have saved something, the latest first."""
+
+        def runs() -> tinker.types.TrainingRunsResponse:
+            found: dict[str, list[CheckpointInfo]] = {}
+            for record in self._store.records():
+                found.setdefault(_parse(record.path)[0], []).append(record)
+            latest = sorted(found, key=lambda run: found[run][-1].time, reverse=True)
+            page = [_run(run, found[run]) for run in _page(latest, limit, offset)]
+            cursor = tinker.types.Cursor(offset=offset, limit=limit, total_count=len(found))
+            return tinker.types.TrainingRunsResponse(training_runs=page, cursor=cursor)
+
+        return _done(runs)
+
+    def list_checkpoints(self, training_run_id: str) -> RequestFuture[tinker.types.CheckpointsListResponse]:
+        """A run's checkpoints, oldest first."""
+
+        def found() -> tinker.types.CheckpointsListResponse:
+            records = self._store.records(_run_id(training_run_id))
+            return tinker.types.CheckpointsListResponse(checkpoints=[_checkpoint(r) for r in records])
+
+        return _done(found)
+
+    def list_user_checkpoints(
+        self, limit: int = 100, offset: int = 0
+    ) -> RequestFuture[tinker.types.CheckpointsListResponse]:
+        """All checkpoints, the latest first."""
+
+        def page() -> tinker.types.CheckpointsListResponse:
+            records = list(reversed(list(self._store.records())))
+            cursor = tinker.types.Cursor(offset=offset, limit=limit, total_count=len(records))
+            chosen = [_checkpoint(record) for record in _page(records, limit, offset)]
+            return tinker.types.CheckpointsListResponse(checkpoints=chosen, cursor=cursor)
+
+        return _done(page)
+
+    def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> RequestFuture[None]:
+        """Delete "weights/NAME" or "sampler_weights/NAME" of a run."""
+        return self.delete_checkpoint_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
+
+    def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> RequestFuture[None]:
+        return _done(lambda: self._store.delete(tinker_path))
+
+    def set_checkpoint_ttl_from_tinker_path(self, tinker_path: str, ttl_seconds: int | None) -> RequestFuture[None]:
+        """Let a checkpoint expire this many seconds from now; None: never."""
+
+        def change() -> None:
+            self._store.update(tinker_path, expires_at=expiry(ttl_seconds))
+
+        return _done(change)
+
+    def copy_weights(
+        self,
+        path: str,
+        destination_project_id: str | None = None,
+        *,
+        ttl_seconds: int | None = None,
+        weights_access_token: str | None = None,
+    ) -> RequestFuture[str]:
+        """Copy a checkpoint to a new run; the new path."""
+        refuse_option(weights_access_token is not None, "weights_access_token")
+
+        def copy() -> str:
+            _, kind, name = _parse(path)
+            new = f"tinker://{uuid.uuid4()}:train:0/{kind}/{name}"
+            return self._store.copy(path, new, expires_at=expiry(ttl_seconds)).path
+
+        return _done(copy)
+
+    def get_telemetry(self) -> None:
+        """There is none."""
+
+    get_training_run_async = awaited(get_training_run)
+    get_training_run_by_tinker_path_async = awaited(get_training_run_by_tinker_path)
+    list_training_runs_async = awaited(list_training_runs)
+    list_checkpoints_async = awaited(list_checkpoints)
+    list_user_checkpoints_async = awaited(list_user_checkpoints)
+    delete_checkpoint_async = awaited(delete_checkpoint)
+    delete_checkpoint_from_tinker_path_async = awaited(delete_checkpoint_from_tinker_path)
+    set_checkpoint_ttl_from_tinker_path_async = awaited(set_checkpoint_ttl_from_tinker_path)
+    copy_weights_async = awaited(copy_weights)
+
+    def _run(self, run: str) -> tinker.types.TrainingRun:
+        records = list(self._store.records(_run_id(run)))
+        if not records:
+            raise not_found(f"no training run {run} with a checkpoint under {self._store.root}")
+        return _run(run, records)
+
+
+def _done(compute: Callable[[], T]) -> RequestFuture[T]:
+    """A finished future of what `compute` returns or raises."""
+    future: RequestFuture[T] = RequestFuture()
+    try:
+        future.set_result(compute())
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def _parse(path: str) -> tuple[str, str, str]:
+    try:
+        return parse_path(path)
+    except ValueError as error:
+        raise bad_request(str(error)) from error
+
+
+def _run_id(run: str) -> str:
+    return _parse(f"tinker://{run}/weights/any")[0]  # refuses what could leave the root
+
+
+def _page(items: Sequence[T], limit: int, offset: int) -> Sequence[T]:
+    if limit < 0 or offset < 0:
+        raise bad_request(f"limit and offset must be >= 0, got {limit} and {offset}")
+    return items[offset : offset + limit]
+
+
+def _run(run: str, records: Sequence[CheckpointInfo]) -> tinker.types.TrainingRun:
+    """A run, given its checkpoints, oldest first."""
+    last = {kind: [r for r in records if _parse(r.path)[1] == kind][-1:] for kind in KINDS}
+    newest = records[-1]
+    return tinker.types.TrainingRun(
+        training_run_id=run,
+        base_model=newest.base_model,
+        model_owner="local",
+        is_lora=newest.lora.rank > 0,
+        lora_rank=newest.lora.rank,
+        last_request_time=datetime.fromisoformat(newest.time),
+        last_checkpoint=next((_checkpoint(r) for r in last["weights"]), None),
+        last_sampler_checkpoint=next((_checkpoint(r) for r in last["sampler_weights"]), None),
+        user_metadata=newest.run_metadata,
+    )
+
+
+def _checkpoint(record: CheckpointInfo) -> tinker.types.Checkpoint:
+    _, kind, name = parse_path(record.path)
+    return tinker.types.Checkpoint(
+        checkpoint_id=f"{kind}/{name}",
+        checkpoint_type=_TYPES[kind],
+        time=datetime.fromisoformat(record.time),
+        tinker_path=record.path,
+        size_bytes=record.size_bytes,
+        public=False,
+        user_metadata=record.user_metadata,
+        expires_at=None if record.expires_at is None else datetime.fromisoformat(record.expires_at),
+    )

@@ -1,0 +1,233 @@
+"""The embedded service: tinker.ServiceClient's interface on PyTorch, in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tinker
+import torch
+
+from tinkerloop.local.client.async_methods import in_thread
+from tinkerloop.local.client.rest_client import RestClient
+from tinkerloop.local.client.sampling_client import SamplingClient
+from tinkerloop.local.client.training_client import TrainingClient
+from tinkerloop.local.nn.layers.lora import LoraSpec
+from tinkerloop.local.nn.model_loading import TINY_MODEL
+from tinkerloop.local.request_errors import bad_request
+from tinkerloop.local.runtime.custom_loss import loss_handles
+from tinkerloop.local.runtime.engine import Engine
+from tinkerloop.local.runtime.request_future import RequestFuture
+from tinkerloop.local.runtime.store import Store, default_root, metadata_of
+from tinkerloop.local.unsupported import refuse, refuse_option
+
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
+"""Tokens of one micro-batch by device type."""
+CloseStatus = Literal["success", "errored", "interrupted"]
+
+
+@refuse
+class ServiceClient:
+    """Training and sampling clients on models in this process.
+
+    Args:
+        root: the folder that `tinker://` paths mean; ~/.tinkerloop by default.
+        device: by default "cuda" if there is one, else "cpu".
+        dtype: of the frozen base; by default float32 on the CPU and bfloat16 on CUDA. What is trained is float32.
+        skip_zero_weight: do not compute the log-probabilities of cross_entropy positions whose weight is 0; they are
+            reported as 0. Faster training; off by default, because Tinker reports every position.
+        train_vision: let adapters also adapt the vision tower of a model that has one, which is else frozen.
+        token_budget: the tokens of the micro-batches under way (TOKEN_BUDGET by default): memory against speed.
+        gradient_checkpointing: compute activations again on the way back (True), keep them (False), or decide by what
+            they take and the memory available, and log the choice (None). The results are the same.
+        user_metadata: attached to every training run; a client's own is merged over it.
+        project_id, display_name: taken for compatibility; projects belong to the hosted service.
+        base_url, api_key, default_headers_overrides: must be None: there is no server.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        *,
+        skip_zero_weight: bool = False,
+        train_vision: bool = False,
+        token_budget: int | None = None,
+        gradient_checkpointing: bool | None = None,
+        user_metadata: dict[str, str] | None = None,
+        project_id: str | None = None,
+        display_name: str | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        default_headers_overrides: Mapping[str, str] | None = None,
+    ):
+        remote = (base_url, api_key, default_headers_overrides) != (None, None, None)
+        refuse_option(remote, "ServiceClient(base_url=...), (api_key=...)")
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(device)
+        if dtype is None:
+            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        elif isinstance(dtype, str):
+            dtype = getattr(torch, dtype, dtype)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
+        if token_budget is None:
+            token_budget = TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
+        if not isinstance(token_budget, int) or token_budget < 1:
+            raise ValueError(f"token_budget must be an integer >= 1, got {token_budget!r}")
+        self._user_metadata = metadata_of(user_metadata)
+        self._train_vision = train_vision
+        self._engine = Engine(
+            store=Store(default_root() if root is None else Path(root).expanduser().absolute()),
+            device=device,
+            dtype=dtype,
+            token_budget=token_budget,
+            skip_zero_weight=skip_zero_weight,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    # -- training clients ----------------------------------------------------------------------------------------
+
+    def create_lora_training_client(
+        self,
+        base_model: str,
+        rank: int = 32,
+        seed: int | None = None,
+        train_mlp: bool = True,
+        train_attn: bool = True,
+        train_unembed: bool = True,
+        user_metadata: dict[str, str] | None = None,
+        optimizer: Any = None,
+    ) -> TrainingClient:
+        """A client that trains a fresh adapter; `rank=0` trains a copy of every weight instead.
+
+        `base_model` is "tiny" or "tiny-vl" (built in), a folder or a hub name. `seed=None` means 0: the same calls
+        give the same numbers.
+        """
+        assert train_mlp or train_attn or train_unembed, "train_mlp, train_attn or train_unembed must be true"
+        _check_optimizer(optimizer)
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+            raise bad_request(f"rank must be a positive integer (or 0 to train every weight), got {rank!r}")
+        spec = LoraSpec(rank, seed or 0, train_mlp, train_attn, train_unembed, self._train_vision)
+        metadata = self._merged(user_metadata)
+        return self._train(lambda engine: engine.create_run(base_model, spec, metadata))
+
+    def create_training_client_from_state(
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: dict[str, str] | None = None,
+        weights_access_token: str | None = None,
+        optimizer: Any = None,
+    ) -> TrainingClient:
+        """A client that starts from a checkpoint's weights with a fresh optimizer."""
+        refuse_option(weights_access_token is not None, "weights_access_token")
+        _check_optimizer(optimizer)
+        metadata = self._merged(user_metadata)
+        return self._train(lambda engine: engine.create_run_from(path, base_model, False, metadata))
+
+    def create_training_client_from_state_with_optimizer(
+        self,
+        path: str,
+        base_model: str | None = None,
+        user_metadata: dict[str, str] | None = None,
+        weights_access_token: str | None = None,
+    ) -> TrainingClient:
+        """A client that continues a checkpoint exactly: weights, Adam's moments, step count."""
+        refuse_option(weights_access_token is not None, "weights_access_token")
+        metadata = self._merged(user_metadata)
+        return self._train(lambda engine: engine.create_run_from(path, base_model, True, metadata))
+
+    def create_custom_loss(
+        self, fn: Callable[..., Any], input_ranks: Mapping[str, Literal[0, 1, 2]]
+    ) -> RequestFuture[Any]:
+        """Trace a per-datum loss into a LossHandle for `forward_backward_custom`; ValueError if it cannot be."""
+        future: RequestFuture[Any] = RequestFuture()
+        future.set_result(loss_handles().trace_loss(fn, input_ranks, self._engine.session))
+        return future
+
+    # -- sampling clients ----------------------------------------------------------------------------------------
+
+    def create_sampling_client(
+        self,
+        model_path: str | None = None,
+        base_model: str | None = None,
+        retry_config: Any = None,
+        record_stability_info: bool = False,
+    ) -> SamplingClient:
+        """A client that samples from a sampler checkpoint, or from a base model as it is."""
+        refuse_option(record_stability_info, "record_stability_info=True")
+        if model_path is None and base_model is None:
+            raise ValueError("Either model_path or base_model must be provided")
+        if model_path is not None and not model_path.startswith("tinker://"):
+            raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
+        engine = self._engine
+        sampler = engine.worker.submit(lambda: engine.create_sampler(model_path, base_model)).result()
+        return SamplingClient(engine, sampler)
+
+    # -- the service itself --------------------------------------------------------------------------------------
+
+    def create_rest_client(self) -> RestClient:
+        """The checkpoints under this root."""
+        return RestClient(self._engine.store.root, models=self._supported_models())
+
+    def get_server_capabilities(self) -> tinker.types.GetServerCapabilitiesResponse:
+        """The models that are loaded, and "tiny"; "tiny-vl" and any folder or hub name can be loaded too."""
+        return tinker.types.GetServerCapabilitiesResponse(supported_models=self._supported_models())
+
+    def copy_weights(
+        self, path: str, *, ttl_seconds: int | None = None, weights_access_token: str | None = None
+    ) -> RequestFuture[str]:
+        """Copy a checkpoint to a new run; the new path."""
+        rest = self.create_rest_client()
+        return rest.copy_weights(path, ttl_seconds=ttl_seconds, weights_access_token=weights_access_token)
+
+    def get_console_url(self) -> str:
+        """The root folder."""
+        return self._engine.store.root.as_uri()
+
+    def get_telemetry(self) -> None:
+        """There is none."""
+
+    def close(self, status: CloseStatus, detail: str | None = None) -> RequestFuture[None]:
+        """Finish what is queued and end the engine's thread; the future is done when that is."""
+        return self._engine.worker.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if kind is not None and not issubclass(kind, Exception):  # interrupted: what is queued is not waited for
+            self._engine.worker.abandon()
+        self.close("success" if kind is None else "errored")
+
+    create_lora_training_client_async = in_thread(create_lora_training_client)
+    create_training_client_from_state_async = in_thread(create_training_client_from_state)
+    create_training_client_from_state_with_optimizer_async = in_thread(create_training_client_from_state_with_optimizer)
+    create_sampling_client_async = in_thread(create_sampling_client)
+    get_server_capabilities_async = in_thread(get_server_capabilities)
+
+    def _train(self, create: Callable[[Engine], Any]) -> TrainingClient:
+        engine = self._engine
+        return TrainingClient(engine, engine.worker.submit(lambda: create(engine)).result())
+
+    def _merged(self, user_metadata: dict[str, str] | None) -> dict[str, str] | None:
+        if self._user_metadata is None and user_metadata is None:
+            return None
+        return {**(self._user_metadata or {}), **(metadata_of(user_metadata) or {})}
+
+    def _supported_models(self) -> list[tinker.types.SupportedModel]:
+        lengths = {TINY_MODEL: None, **{name: model.max_length for (name, _), model in self._engine.models.items()}}
+        return [
+            tinker.types.SupportedModel(model_name=name, max_context_length=length, trainable=True, sampleable=True)
+            for name, length in lengths.items()
+        ]
+
+
+def _check_optimizer(config: Any) -> None:
+    wrong = config is not None and not isinstance(config, tinker.AdamOptimizerConfig)
+    refuse_option(wrong, "DimuonParams, DimuonOptimizerConfig")

@@ -1,0 +1,248 @@
+"""The training client: tinker.TrainingClient's interface on the embedded engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import tinker
+from transformers import PreTrainedTokenizerBase
+
+from tinkerloop.local.client.async_methods import in_thread, queued
+from tinkerloop.local.client.awaitable_client import Resolved
+from tinkerloop.local.client.sampling_client import SamplingClient
+from tinkerloop.local.nn import losses
+from tinkerloop.local.nn.parameters import TrainState
+from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind
+from tinkerloop.local.runtime.custom_loss import CustomLoss, as_function
+from tinkerloop.local.runtime.engine import Engine, EngineRun, Sampler
+from tinkerloop.local.runtime.forward_backward import ForwardBackward
+from tinkerloop.local.runtime.request_future import RequestFuture, failed
+from tinkerloop.local.runtime.request_reading import Example, read_datum
+from tinkerloop.local.runtime.store import metadata_of
+from tinkerloop.local.unsupported import refuse, refuse_option
+
+LossConfig = Mapping[str, float | str] | None
+
+
+@refuse
+class TrainingClient(Resolved):
+    """Trains one adapter. Requests are executed strictly in the order of the calls, whether or not anyone waits."""
+
+    def __init__(self, engine: Engine, run: EngineRun):
+        self._engine, self._run = engine, run
+        self.model_id = run.id
+
+    # -- gradients -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossConfig = None
+    ) -> RequestFuture[tinker.ForwardBackwardOutput]:
+        """Log-probabilities and loss; the gradient is neither added to nor cleared."""
+        return self._pass(data, loss_fn, loss_fn_config, backward=False)
+
+    def forward_backward(
+        self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossConfig = None
+    ) -> RequestFuture[tinker.ForwardBackwardOutput]:
+        """As `forward`, and add the gradient of the summed loss to what `optim_step` will apply."""
+        return self._pass(data, loss_fn, loss_fn_config, backward=True)
+
+    def optim_step(
+        self, optim_params: tinker.AdamParams | None = None, *, adam_params: tinker.AdamParams | None = None
+    ) -> RequestFuture[tinker.OptimStepResponse]:
+        """Apply the accumulated gradient with AdamW, then clear it."""
+        if optim_params is not None and adam_params is not None:
+            raise ValueError("give optim_params or adam_params, not both")
+        params = optim_params if optim_params is not None else adam_params
+        refuse_option(isinstance(params, tinker.DimuonParams), "DimuonParams, DimuonOptimizerConfig")
+        if not isinstance(params, tinker.AdamParams):
+            raise TypeError(f"Expected AdamParams or OptimParamsBase, got {type(params).__name__}")
+        return self._submit(lambda engine, run: engine.optim_step(run, params))
+
+    def forward_backward_custom(
+        self,
+        data: list[tinker.Datum],
+        loss_fn: CustomLoss | Any,
+        *,
+        loss_type_input: Literal["logprobs"] | None = None,
+    ) -> RequestFuture[tinker.ForwardBackwardOutput]:
+        """forward_backward with a loss of the caller's, `fn(data, logprobs) -> (scalar, metrics)`, or a LossHandle.
+
+        The function runs on the engine's thread and must depend on every datum's log-probabilities. If it raises,
+        so does every later request: what was queued behind it would train on a gradient that is not there.
+        """
+        if loss_type_input not in (None, "logprobs"):
+            raise ValueError(f"loss_type_input must be 'logprobs', got {loss_type_input!r}")
+        data = list(data or ())  # as it is now
+        if not data:
+            raise ValueError("No data provided")
+        if any("target_tokens" not in datum.loss_fn_inputs for datum in data):
+            raise ValueError("target_tokens must be provided when using cross_entropy")
+        function = as_function(loss_fn, data, self._engine.session)
+        try:
+            examples = [
+                replace(e, inputs={"weights": np.zeros(e.targets.shape, np.float32)})
+                for e in self._read(data, "custom")
+            ]
+        except (tinker.TinkerError, NotImplementedError) as error:
+            return failed(error)
+        # Every position's log-probability goes to the caller's loss, whatever its weight.
+        work = ForwardBackward(
+            "cross_entropy", losses.LOSSES["cross_entropy"], {}, True, self._engine.token_budget, False
+        )
+        return self._submit(lambda engine, run: engine.run_custom(run, data, examples, work, function))
+
+    forward_async = queued(forward)
+    forward_backward_custom_async = queued(forward_backward_custom)
+    forward_backward_async = queued(forward_backward)
+    optim_step_async = queued(optim_step)
+
+    def _pass(
+        self, data: list[tinker.Datum], loss_fn: str, config: LossConfig, backward: bool
+    ) -> RequestFuture[tinker.ForwardBackwardOutput]:
+        data = list(data or ())
+        if not data:
+            raise ValueError("No data provided")
+        try:
+            loss, complete = losses.resolve_loss(loss_fn, config)
+            examples = self._read(data, loss_fn)
+        except (tinker.TinkerError, NotImplementedError) as error:
+            return failed(error)
+        work = ForwardBackward(
+            loss_fn, loss, complete, backward, self._engine.token_budget, self._engine.skip_zero_weight
+        )
+        return self._submit(lambda engine, run: engine.run_forward_backward(run, examples, work))
+
+    def _read(self, data: list[tinker.Datum], loss_fn: str) -> list[Example]:
+        model = self._run.model
+        return [read_datum(d, loss_fn, model.vocab_size, model.max_length, i, model.vision) for i, d in enumerate(data)]
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def save_state(
+        self,
+        name: str,
+        ttl_seconds: int | None = None,
+        overwrite: bool = False,
+        user_metadata: dict[str, str] | None = None,
+    ) -> RequestFuture[tinker.types.SaveWeightsResponse]:
+        """Save weights and optimizer, to train on from here. A pending gradient is not saved (with a warning)."""
+        return self._save("weights", tinker.types.SaveWeightsResponse, name, ttl_seconds, overwrite, user_metadata)
+
+    def save_weights_for_sampler(
+        self, name: str, ttl_seconds: int | None = None, user_metadata: dict[str, str] | None = None
+    ) -> RequestFuture[tinker.types.SaveWeightsForSamplerResponse]:
+        """Save the weights alone, to sample from."""
+        response = tinker.types.SaveWeightsForSamplerResponse
+        return self._save("sampler_weights", response, name, ttl_seconds, False, user_metadata)
+
+    def load_state(
+        self, path: str, weights_access_token: str | None = None
+    ) -> RequestFuture[tinker.types.LoadWeightsResponse]:
+        """Load weights alone; only as the client's first request."""
+        refuse_option(weights_access_token is not None, "weights_access_token")
+        return self._submit(lambda engine, run: engine.load_state(run, path, optimizer=False))
+
+    def load_state_with_optimizer(
+        self, path: str, weights_access_token: str | None = None
+    ) -> RequestFuture[tinker.types.LoadWeightsResponse]:
+        """Load weights and optimizer; only as the client's first request."""
+        refuse_option(weights_access_token is not None, "weights_access_token")
+        return self._submit(lambda engine, run: engine.load_state(run, path, optimizer=True))
+
+    def _save(
+        self,
+        kind: CheckpointKind,
+        response: Callable[..., Any],
+        name: str,
+        ttl_seconds: int | None,
+        overwrite: bool,
+        user_metadata: dict[str, str] | None,
+    ) -> RequestFuture[Any]:
+        try:
+            metadata = metadata_of(user_metadata)  # as it is now
+        except tinker.BadRequestError as error:
+            return failed(error)
+        return self._submit(
+            lambda engine, run: response(path=engine.save(run, kind, name, ttl_seconds, overwrite, metadata))
+        )
+
+    save_state_async = queued(save_state)
+    save_weights_for_sampler_async = queued(save_weights_for_sampler)
+    load_state_async = queued(load_state)
+    load_state_with_optimizer_async = queued(load_state_with_optimizer)
+
+    # -- sampling ------------------------------------------------------------------------------------------------
+
+    def save_weights_and_get_sampling_client(
+        self,
+        name: str | None = None,
+        retry_config: Any = None,
+        record_stability_info: bool = False,
+        kind: Literal["snapshot", "inflight"] = "snapshot",
+    ) -> SamplingClient:
+        """A client that samples from the weights as they are after everything submitted before; never listed."""
+        refuse_option(kind != "snapshot", "kind='inflight'")
+        refuse_option(record_stability_info, "record_stability_info=True")
+        sampler = Sampler(self._run.model, self._run.spec)
+        sampler.taken = self._submit(lambda engine, run: engine.snapshot(run, sampler))
+        return SamplingClient(self._engine, sampler)
+
+    def create_sampling_client(
+        self, model_path: str, retry_config: Any = None, record_stability_info: bool = False
+    ) -> SamplingClient:
+        """A client that samples from a saved checkpoint."""
+        engine = self._engine
+        refuse_option(record_stability_info, "record_stability_info=True")
+        if not model_path.startswith("tinker://"):
+            raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
+        sampler = engine.worker.submit(lambda: engine.create_sampler(model_path, None)).result()
+        return SamplingClient(engine, sampler)
+
+    save_weights_and_get_sampling_client_async = queued(save_weights_and_get_sampling_client)
+    create_sampling_client_async = in_thread(create_sampling_client)
+
+    # -- information ---------------------------------------------------------------------------------------------
+
+    def get_info(self) -> tinker.types.GetInfoResponse:
+        run = self._run
+        return tinker.types.GetInfoResponse(
+            type="get_info",
+            model_data=tinker.types.ModelData(
+                arch=run.model.module.config.model_type,
+                model_name=run.model.name,
+                tokenizer_id=run.model.name,
+            ),
+            model_id=run.id,
+            is_lora=run.spec.rank > 0,
+            lora_rank=run.spec.rank,
+            model_name=run.model.name,
+        )
+
+    get_info_async = queued(get_info)
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._run.model.tokenizer
+
+    def get_console_url(self) -> str:
+        """The folder of this run's checkpoints."""
+        return self._engine.store.run_folder(self._run.id).as_uri()
+
+    def get_telemetry(self) -> None:
+        """There is none."""
+
+    # -- the hood: local only ------------------------------------------------------------------------------------
+
+    def apply(self, function: Callable[[TrainState], Any]) -> RequestFuture[Any]:
+        """Queue `function(state)`: read or change weights, gradient and moments between two requests.
+
+        Local only. `state.weights.named`, `state.gradients` and `state.moments` are live tensors by name: clone what
+        you return, change them in place. If the function raises, so does every later request.
+        """
+        return self._submit(lambda engine, run: engine.apply(run, function))
+
+    def _submit(self, operation: Callable[[Engine, EngineRun], Any]) -> RequestFuture:
+        engine, run = self._engine, self._run
+        return engine.worker.submit(lambda: operation(engine, run))

@@ -1,0 +1,151 @@
+"""Attention for sequences packed one after another into a single row, through transformers' attention registry.
+
+A packed batch has shape (1, T) and needs block-diagonal attention. transformers hands a 4-D mask through to the
+attention function untouched, so the lengths travel in its place: an int32 tensor of shape (1, 1, 1, sequences).
+Any other mask (a boolean one for a padded batch, None for one causal sequence) is treated as usual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from tinkerloop.local.nn.layers.attention_cpu import causal_attention
+from tinkerloop.local.nn.layers.attention_cuda import varlen_attention
+
+NAME = "tinkerloop"
+
+MIN_ASKED = 128
+"""From this length on attention by blocks is the faster where about half of the positions ask."""
+
+BLOCK = 64
+"""Queries taken at a time of a sequence that has more than two such blocks."""
+MAX_BLOCKED = 1024
+"""A longer sequence is taken at once."""
+
+_LATER = torch.full((BLOCK, MAX_BLOCKED + BLOCK), -math.inf).triu_(MAX_BLOCKED + 1)
+"""Its columns from MAX_BLOCKED - s on are what a block that starts at s adds to its scores."""
+
+
+def packed_mask(lengths: list[int]) -> torch.Tensor:
+    """What to pass as `attention_mask` with sequences of these lengths packed into one row; stays on the CPU."""
+    return torch.tensor(lengths, dtype=torch.int32).view(1, 1, 1, -1)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,  # (B, heads, T, D)
+    key: torch.Tensor,  # (B, key-value heads, S, D)
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    asking: Sequence[NDArray[np.int64]] | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention: (B, T, heads, D). Dropout is never applied: Tinker trains without it.
+
+    `asking`, on the CPU in float32, says for each packed sequence at which positions the result is wanted; elsewhere it
+    is anything.
+    """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    special = softcap is not None or s_aux is not None
+    if attention_mask is None or attention_mask.dtype != torch.int32:
+        if special:
+            return _eager(query, key, value, attention_mask, scale, softcap, s_aux).transpose(1, 2), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **kwargs)
+    grouped = query.shape[1] != key.shape[1]
+    lengths = attention_mask.flatten().tolist()
+    if query.device.type == "cuda" and not special:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return varlen_attention(q, k, v, lengths, scale, sliding_window)[None], None
+    # Positions first, as the projections lay them out: cutting and joining then copies whole stretches, if at all.
+    parts = zip(*(x.transpose(1, 2).split(lengths, 1) for x in (query, key, value)), strict=True)
+    outputs = []
+    for i, rows in enumerate(parts):
+        q, k, v = (row.transpose(1, 2) for row in rows)
+        length = q.shape[2]
+        at = asking[i] if asking is not None and query.requires_grad else None
+        band = None
+        if sliding_window is not None and length > sliding_window:
+            band = _band(length, sliding_window, q.device)
+        if special:
+            outputs.append(_eager(q, k, v, band, scale, softcap, s_aux))
+        elif at is not None and band is None and length >= MIN_ASKED:
+            outputs.append(causal_attention(q, k, v, scale, at))
+        elif band is None and 2 * BLOCK < length <= MAX_BLOCKED and q.device.type == "cpu" and q.dtype == torch.float32:
+            outputs.append(_by_blocks(q, k, v, scale))
+        else:
+            outputs.append(
+                scaled_dot_product_attention(
+                    q, k, v, attn_mask=band, is_causal=band is None, scale=scale, enable_gqa=grouped
+                )
+            )
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+
+
+def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """(1, 1, T, T) True where a position may look: itself and the `window` - 1 before it."""
+    i = torch.arange(length, device=device)
+    distance = i[:, None] - i[None, :]
+    return ((distance >= 0) & (distance < window))[None, None]
+
+
+def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Causal attention, a block of queries at a time with the keys up to its end.
+
+    torch's kernel on the CPU computes the scores of 512 keys at a time, whether or not they come later.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    outputs, start = [], 0
+    for block in query.split(BLOCK, 2):
+        end = start + block.shape[2]
+        later = _LATER[: end - start, MAX_BLOCKED - start :][:, :end]
+        seen = key[:, :, :end], value[:, :, :end]
+        outputs.append(scaled_dot_product_attention(block, *seen, attn_mask=later, scale=scale, enable_gqa=grouped))
+        start = end
+    return torch.cat(outputs, 2)
+
+
+def _eager(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention written out, for what the fused kernels lack: soft-capped scores (Gemma) and sinks (gpt-oss)."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    scores = (query @ key.transpose(2, 3)) * scale  # (B, heads, T, S)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        rows, columns = scores.shape[-2:]
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(columns - rows)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks is not None:  # a learned score per head that takes probability and gives no value
+        column = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)
+        weights = torch.cat([scores, column], dim=-1).softmax(-1, dtype=torch.float32)[..., :-1]
+    else:
+        weights = scores.softmax(-1, dtype=torch.float32)
+    return weights.to(value.dtype) @ value
+
+
+def register() -> None:
+    """Make the function known to transformers under NAME (idempotent)."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,98 @@
+"""LoRA on the experts of a mixture-of-experts block, whose matrices lie stacked in one 3-D parameter.
+
+    W'_e = W_e + (alpha / rank) B_e A_e        for every expert e
+
+Stored as PEFT does for its `target_parameters`: A (experts * rank, in) read as (experts, rank, in), B (out, rank *
+experts) read as (out, rank, experts). W' is always formed (also for a bf16 base, in its precision): the experts'
+grouped kernels take whole weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tinkerloop.local.nn.layers.lora import Slot
+
+
+class ExpertWeights:
+    """One stacked parameter of an experts module, with the adapter bound to it."""
+
+    def __init__(self, module: nn.Module, attribute: str):
+        self.module, self.attribute = module, attribute
+        self.weight: torch.Tensor = module._parameters[attribute]  # type: ignore[assignment]
+        self.transposed = bool(getattr(module, "is_transposed", False))  # (experts, in, out) instead of (.., out, in)
+        self.experts, first, second = self.weight.shape
+        self.out_features, self.in_features = (second, first) if self.transposed else (first, second)
+        self.segments: Sequence[int] = ()
+        self.fold_buffer: torch.Tensor | None = None
+        self._slot: Slot | None = None
+        module.register_forward_pre_hook(self._before_forward)
+
+    @property
+    def slot(self) -> Slot | None:
+        return self._slot
+
+    @slot.setter
+    def slot(self, slot: Slot | None) -> None:
+        self._slot = slot
+        if slot is None:
+            self.module.__dict__.pop(self.attribute, None)
+
+    def shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (self.experts * rank, self.in_features), (self.out_features, rank * self.experts)
+
+    def bind(
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+        gradients: tuple[torch.Tensor, torch.Tensor] | None,
+        fold: bool,
+    ) -> None:
+        if self.fold_buffer is None:
+            self.fold_buffer = torch.empty_like(self.weight, requires_grad=False)
+        delta = torch.einsum(f"ore,eri->{'eio' if self.transposed else 'eoi'}", self._b(b), self._a(a))
+        self.fold_buffer.copy_(self.weight.detach() + scale * delta)
+        grad_a, grad_b = gradients if gradients is not None else (None, None)
+        self.slot = Slot(a.detach().requires_grad_(), b, (a.detach(), b), scale, grad_a, grad_b, self.fold_buffer)
+
+    def _before_forward(self, module: nn.Module, args: object) -> None:
+        # An instance attribute shadows the parameter of the same name, and autograd sees W' as made from A.
+        if self._slot is not None:
+            module.__dict__[self.attribute] = _Shadow.apply(self._slot.a, self)
+
+    def add_gradient(self, grad: torch.Tensor) -> None:
+        slot = self._slot
+        if slot is None or slot.grad_a is None or slot.grad_b is None:
+            return
+        grad = grad.to(slot.b.dtype)
+        if self.transposed:
+            grad = grad.transpose(1, 2)  # (experts, out, in)
+        a, b = self._a(slot.a.detach()), self._b(slot.b)
+        slot.grad_b += torch.einsum("eoi,eri->ore", grad, a).flatten(1) * slot.scale
+        slot.grad_a += torch.einsum("eoi,ore->eri", grad, b).flatten(0, 1) * slot.scale
+
+    def _a(self, a: torch.Tensor) -> torch.Tensor:
+        return a.view(self.experts, -1, self.in_features)  # (experts, rank, in)
+
+    def _b(self, b: torch.Tensor) -> torch.Tensor:
+        return b.view(self.out_features, -1, self.experts)  # (out, rank, experts)
+
+
+class _Shadow(torch.autograd.Function):
+    """A -> W'; the gradient of W' goes on to the adapter's buffers."""
+
+    @staticmethod
+    def forward(ctx, _a: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:
+        ctx.weights = weights
+        assert weights.slot is not None
+        assert weights.slot.folded is not None
+        return weights.slot.folded.view_as(weights.slot.folded)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):  # type: ignore[override]
+        ctx.weights.add_gradient(grad)
+        return None, None

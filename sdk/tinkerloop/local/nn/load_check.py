@@ -1,0 +1,71 @@
+"""Whether the engine's ways of running a model give the model's own numbers: asked once, when it is loaded."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tinkerloop.local.nn.generation import prefill, step
+from tinkerloop.local.nn.inputs import Input, PackedBatch, example_input
+from tinkerloop.local.nn.vision import images_of
+from tinkerloop.local.unsupported import unsupported
+
+if TYPE_CHECKING:
+    from tinkerloop.local.nn.model import Model
+
+logger = logging.getLogger(__name__)
+
+NEXT = 1
+"""The token that a cached step is asked about."""
+
+
+@torch.no_grad()
+def packs(model: Model) -> bool:
+    """Whether sequences may be packed into one row; False: each must run alone, and does so rightly.
+
+    Layers with a recurrent state (Qwen3.5's, for one) carry it from a sequence into the next one of its row. For such a
+    model decoding is checked as well: its state is to be left alone by the padding of shorter prompts.
+
+    Raises:
+        NotImplementedError: an architecture that the engine would run wrongly in either way.
+    """
+    inputs = [Input(np.arange(1, n + 1) % model.vocab_size) for n in (3, 5)]
+    if model.vision is not None:
+        inputs.insert(1, example_input(model.vision))
+    alone = [_own_logits(model, one) for one in inputs]
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+
+    def error(hidden: torch.Tensor, expected: list[torch.Tensor]) -> float:
+        logits = torch.cat(expected)
+        return ((model.head.logits(hidden) - logits).abs().max() / logits.abs().max().clamp(min=1)).item()
+
+    packed = error(model.hidden(PackedBatch.of(inputs, model.device)), alone)
+    if packed <= tolerance:
+        return True
+    apart = error(torch.cat([model.hidden(PackedBatch.of([one], model.device)) for one in inputs]), alone)
+    cache, mask, _ = prefill(model, inputs)
+    _, stepped = step(model, cache, mask, [NEXT] * len(inputs), [one.shift for one in inputs])
+    longer = [Input(np.append(one.tokens, NEXT), one.pictures, one.starts) for one in inputs]
+    decoded = error(stepped, [_own_logits(model, one)[-1:] for one in longer])
+    architecture = f"{model.name} ({type(model.module).__name__})"
+    if not (apart <= tolerance and decoded <= tolerance):  # NaN is not supported either
+        raise unsupported(
+            "architectures that the engine would run wrongly",
+            f"{architecture}: logits differ from the model's own by {packed:.2g} (relative) when sequences are packed, "
+            f"by {apart:.2g} when they run one by one and by {decoded:.2g} when decoded with a cache",
+        )
+    logger.warning("%s: sequences cannot be packed in this architecture, so each runs alone", architecture)
+    return False
+
+
+def _own_logits(model: Model, one: Input) -> torch.Tensor:
+    """What the architecture itself makes of one sequence, finding positions on its own: (N, vocabulary)."""
+    extra = images_of(one.pictures, model.device)
+    if extra and "mm_token_type_ids" in inspect.signature(model.trunk.forward).parameters:
+        extra["mm_token_type_ids"] = torch.from_numpy(one.on_picture.astype(np.int64))[None].to(model.device)
+    ids = torch.from_numpy(one.tokens)[None].to(model.device)
+    return model.module(input_ids=ids, use_cache=False, **extra).logits[0].float()

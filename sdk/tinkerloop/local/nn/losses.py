@@ -1,0 +1,135 @@
+"""Tinker's loss functions: plain sums over positions and datums, never divided by anything.
+
+Each takes lp = log p(target), shape (T, K) in float32, and the loss inputs of the same shape, and returns the loss of
+every element (T, K). q are the sampler's log-probabilities, A the advantages, r = exp(lp - q), sg stops the gradient.
+
+    cross_entropy         -w lp
+    importance_sampling   -r A
+    ppo                   -min(r A, clamp(r, low, high) A)                     low 0.8, high 1.2
+    cispo                 -sg(clamp(r, low, high)) lp A                        low 0.0, high 4.0
+    dro                   -(lp A - beta/2 (lp - q)^2)                          beta 0.05
+    gspo                  ppo with r = s exp(lp - sg(lp)),                     low 0.8, high 1.2
+                          s = exp(mean of sg(lp) - q over the datum's positions with sequence_ratio_mask != 0)
+
+Clip thresholds are bounds on the ratio, not distances from 1. Source: the Tinker documentation of its losses;
+the defaults of beta and of gspo's bounds are not published, these are ours.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+
+import torch
+
+from tinkerloop.local.request_errors import user_error
+from tinkerloop.local.unsupported import unsupported
+
+Inputs = Mapping[str, torch.Tensor]
+LossConfig = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss function and what the engine must know to compute it in pieces."""
+
+    elementwise: Callable[[torch.Tensor, Inputs, LossConfig], torch.Tensor]
+    driver: str | None
+    """The loss input that multiplies the gradient: where it is 0, so is the gradient. None: no such input."""
+    defaults: LossConfig = field(default_factory=dict)
+    whole_datum: bool = False
+    """The gradient at one position depends on the log-probabilities of the others."""
+
+
+def _cross_entropy(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+    return -lp * inputs["weights"]
+
+
+def _importance_sampling(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+    return -torch.exp(lp - inputs["logprobs"]) * inputs["advantages"]
+
+
+def _clipped(ratio: torch.Tensor, advantages: torch.Tensor, config: LossConfig) -> torch.Tensor:
+    clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
+    return -torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def _ppo(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+    return _clipped(torch.exp(lp - inputs["logprobs"]), inputs["advantages"], config)
+
+
+def _cispo(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+    ratio = torch.exp(lp.detach() - inputs["logprobs"])
+    clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
+    return -clipped * lp * inputs["advantages"]
+
+
+def _dro(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+    return -(lp * inputs["advantages"] - 0.5 * config["beta"] * (lp - inputs["logprobs"]) ** 2)
+
+
+def _gspo(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+    """`inputs["segment"]` (T,) says which datum a position belongs to."""
+    # In float64 it does not show in which order a GPU adds a datum's positions.
+    mask = (inputs["sequence_ratio_mask"] != 0).double()
+    segment = inputs["segment"]
+    count = int(segment[-1]) + 1
+    log_ratio = (lp.detach() - inputs["logprobs"]) * mask
+    total = mask.new_zeros(count, lp.shape[1]).index_add_(0, segment, log_ratio)
+    positions = mask.new_zeros(count, lp.shape[1]).index_add_(0, segment, mask)
+    sequence_ratio = torch.exp(total / positions.clamp(min=1)).to(lp.dtype)[segment]
+    return _clipped(sequence_ratio * torch.exp(lp - lp.detach()), inputs["advantages"], config)
+
+
+_PPO_BOUNDS = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": Loss(_cross_entropy, "weights"),
+    "importance_sampling": Loss(_importance_sampling, "advantages"),
+    "ppo": Loss(_ppo, "advantages", _PPO_BOUNDS),
+    "cispo": Loss(_cispo, "advantages", {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}),
+    "dro": Loss(_dro, None, {"beta": 0.05}),
+    "gspo": Loss(_gspo, "advantages", _PPO_BOUNDS, whole_datum=True),
+}
+
+
+def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tuple[Loss, dict[str, float]]:
+    """The loss and its complete configuration. Unknown names and keys are refused, never ignored."""
+    if loss_fn == "stable_reinforce":
+        raise unsupported("loss_fn='stable_reinforce'")
+    if loss_fn not in LOSSES:
+        raise user_error(f"unknown loss_fn {loss_fn!r}; known: {', '.join(LOSSES)}")
+    loss = LOSSES[loss_fn]
+    complete = dict(loss.defaults)
+    for key, value in (config or {}).items():
+        if key not in loss.defaults:
+            known = ", ".join(loss.defaults) or "none"
+            raise user_error(f"{loss_fn} has no loss_fn_config key {key!r}; known: {known}")
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise user_error(f"loss_fn_config[{key!r}] must be a finite number, got {value!r}")
+        complete[key] = float(value)
+    if "clip_low_threshold" in complete:
+        low, high = complete["clip_low_threshold"], complete["clip_high_threshold"]
+        if low > high:
+            raise user_error(f"clip_low_threshold {low} is above clip_high_threshold {high}")
+        if not low <= 1 <= high:
+            warnings.warn(
+                f"clip thresholds are bounds on the probability ratio, and [{low}, {high}] does not contain 1; "
+                "for a distance of 0.2 write 0.8 and 1.2",
+                stacklevel=2,
+            )
+    return loss, complete
+
+
+def ppo_metrics(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> dict[str, float]:
+    """Sums over positions of the ratio, of being clipped, and of q - lp; the caller divides by the positions."""
+    log_ratio = lp - inputs["logprobs"]
+    ratio = torch.exp(log_ratio)
+    clipped = (ratio < config["clip_low_threshold"]) | (ratio > config["clip_high_threshold"])
+    return {
+        "ppo_mean_ratio:mean": float(ratio.sum(dtype=torch.float64)),
+        "ppo_clipped_fraction:mean": float(clipped.sum()),
+        "ppo_kl_div:mean": float((-log_ratio).sum(dtype=torch.float64)),
+    }

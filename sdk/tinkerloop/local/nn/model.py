@@ -1,0 +1,156 @@
+"""A frozen base model: its adaptable layers, and the forward pass over a packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tinkerloop.local.nn.inputs import Input, PackedBatch
+from tinkerloop.local.nn.layers import attention, decoder_layer, norms
+from tinkerloop.local.nn.layers.activation_checkpointing import Activations
+from tinkerloop.local.nn.layers.lora import LoraSpec, initialise
+from tinkerloop.local.nn.parameters import ParameterLayout, Weights
+from tinkerloop.local.nn.replica import Layer, Replica
+from tinkerloop.local.nn.vision import vision_of
+
+FOLD_LIMIT = 2 * 2**30
+"""Fold adapters into a copy of the frozen weights up to this many bytes of float32 weights."""
+
+
+class Model:
+    """One frozen base, shared by every client that trains or samples an adapter on it."""
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        gradient_checkpointing: bool | None = None,
+    ):
+        assert isinstance(module, PreTrainedModel)
+        attention.register()
+        module.set_attn_implementation(attention.NAME)
+        module.eval().requires_grad_(False)
+        norms.use_own_norms(module)
+        self.name, self.module, self.tokenizer = name, module, tokenizer
+        decoder_layer.use_own_layers(module)
+        first = Replica(module)
+        self.replicas = [first]
+        self.trunk, self.head, self.layers, self.kinds = first.trunk, first.head, first.layers, first.kinds
+        config = module.config.get_text_config()
+        self.vocab_size: int = config.vocab_size
+        self.max_length: int = config.max_position_embeddings
+        self.vision = vision_of(name, module)
+        self.device, self.dtype = first.head.layer.weight.device, first.head.layer.weight.dtype
+        weights = sum(layer.weight.numel() * 4 for layer in self.layers.values())
+        self.fold = self.dtype == torch.float32 and weights <= FOLD_LIMIT
+        self.end_tokens = _end_tokens(module, tokenizer)
+        self._bound: tuple[object, ...] | None = None
+        self._weights: Weights | None = None
+        self._base: dict[str, torch.Tensor] = {}
+        self._trained: LoraSpec | None = None
+        self.activations = Activations(module, self._run_trial, gradient_checkpointing)
+        self.packs = True
+        """Whether sequences may run one after another in one row; else each runs alone. Loading finds out."""
+
+    def trained_layers(self, spec: LoraSpec) -> dict[str, Layer]:
+        return {name: layer for name, layer in self.layers.items() if spec.covers(self.kinds[name])}
+
+    def new_weights(self, spec: LoraSpec) -> Weights:
+        """Fresh weights: an adapter that changes nothing yet, or (rank 0) a copy of the whole model."""
+        layout = self.layout(spec)
+        weights = Weights(layout, layout.zeros(self.device))
+        if spec.rank == 0:
+            for name, parameter in self.module.named_parameters():
+                weights.named[name].copy_(self._base.get(name, parameter.data))
+        else:
+            initialise(weights.named, spec.seed)
+        return weights
+
+    def layout(self, spec: LoraSpec) -> ParameterLayout:
+        """The names and shapes of what `spec` trains."""
+        if spec.rank == 0:
+            return ParameterLayout({name: tuple(p.shape) for name, p in self.module.named_parameters()})
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, layer in self.trained_layers(spec).items():
+            shapes[f"{name}.lora_A"], shapes[f"{name}.lora_B"] = layer.shapes(spec.rank)
+        return ParameterLayout(shapes)
+
+    def bind(
+        self,
+        spec: LoraSpec | None,
+        weights: Weights | None,
+        gradients: Sequence[Mapping[str, torch.Tensor] | None] = (None,),
+    ) -> None:
+        """Make the next passes use these weights (None: the base alone), and add gradients to these buffers.
+
+        There is one set of buffers, or None, for each replica that is to be used.
+        """
+        version = None if weights is None else weights.version
+        key = (version, *map(id, gradients))
+        # What is bound may be other weights of this version, as a run's are of its snapshot's until they are trained.
+        if self._bound == key and (self._weights is None or self._weights.version is version):
+            return
+        self._unbind()
+        while len(self.replicas) < len(gradients):
+            self.replicas.append(self.replicas[0].copy())
+        if spec is not None and weights is not None:
+            if spec.rank == 0:
+                self._bind_parameters(weights, gradients[0])
+            else:
+                self._bind_adapter(spec, weights, gradients[0])
+                for replica, buffers in zip(self.replicas[1 : len(gradients)], gradients[1:], strict=True):
+                    replica.share(self.replicas[0], buffers)
+        self._bound, self._weights = key, weights
+        self._trained = None if spec is None else replace(spec, seed=0)
+
+    def hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """The last hidden states (T, H) of a packed batch, on the first replica."""
+        return self.replicas[0].hidden(batch)
+
+    def choose_activations(self, lengths: Sequence[int]) -> None:
+        """Before a pass goes backward: keep or recompute, where sequences of these lengths run at the same time."""
+        self.activations.choose(lengths, self._trained)
+
+    def _run_trial(self, length: int) -> torch.Tensor:
+        return self.hidden(PackedBatch.of([Input(np.ones(length, np.int64))], self.device))
+
+    def _unbind(self) -> None:
+        for replica in self.replicas:
+            for layer in replica.layers.values():
+                layer.slot = None
+        if self._base:
+            for name, parameter in self.module.named_parameters():
+                parameter.requires_grad_(False)
+                parameter.grad = None
+                parameter.data = self._base[name]
+            self._base = {}
+
+    def _bind_adapter(self, spec: LoraSpec, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
+        for name, layer in self.trained_layers(spec).items():
+            a, b = f"{name}.lora_A", f"{name}.lora_B"
+            pair = None if gradients is None else (gradients[a], gradients[b])
+            fold = self.fold and not (layer is self.head.layer and self.head.tiled)  # a tile is folded when it is used
+            layer.bind(weights.named[a], weights.named[b], spec.scale, pair, fold)
+
+    def _bind_parameters(self, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
+        for name, parameter in self.module.named_parameters():
+            self._base[name] = parameter.data
+            parameter.data = weights.named[name]
+            if gradients is not None:
+                parameter.requires_grad_(True)
+                parameter.grad = gradients[name]  # autograd accumulates in place
+
+
+def _end_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a sequence: the generation configuration's, the model's, else the tokenizer's."""
+    for owner in (module.generation_config, module.config.get_text_config(), tokenizer):
+        ids = getattr(owner, "eos_token_id", None)
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, list | tuple) else [ids])
+    return frozenset()

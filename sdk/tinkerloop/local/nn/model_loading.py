@@ -1,0 +1,73 @@
+"""Loading a base model by name: a built-in one, a folder, or a name on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as hf_logging
+
+from tinkerloop.local.nn.layers import attention
+from tinkerloop.local.nn.load_check import packs
+from tinkerloop.local.nn.model import Model
+from tinkerloop.local.request_errors import bad_request
+from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
+
+TINY_MODEL, TINY_VISION_MODEL = "tiny", "tiny-vl"
+"""The names of the built-in models, which are made from code."""
+
+
+def load_model(
+    name: str, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool | None = None
+) -> Model:
+    """A built-in model, or any transformers causal or image-text LM from a folder or the hub (safetensors only)."""
+    module, tokenizer = _read(name, dtype)
+    model = Model(name, module.to(device), tokenizer, gradient_checkpointing)
+    model.packs = packs(model)
+    return model
+
+
+def _read(name: str, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    if name == TINY_MODEL:
+        from tinkerloop.local.nn.tiny_model import tiny_model
+
+        return cast(nn.Module, tiny_model()).to(dtype=dtype), tiny_tokenizer()
+    if name == TINY_VISION_MODEL:
+        from tinkerloop.local.nn.tiny_vision_model import tiny_vl_model
+
+        return cast(nn.Module, tiny_vl_model()).to(dtype=dtype), tiny_tokenizer()
+    attention.register()
+    try:
+        sees = hasattr(AutoConfig.from_pretrained(name), "vision_config")
+        with _without_progress_bar():
+            module = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
+                name, dtype=dtype, attn_implementation=attention.NAME, use_safetensors=True
+            )
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        hint = "" if Path(name).exists() else "; no such folder here, and it cannot be loaded from the hub"
+        raise bad_request(f"cannot load base_model={name!r}{hint}: {error}") from error
+    return cast(nn.Module, module), tokenizer
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """transformers draws one over whatever the script prints."""
+    drawn = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            hf_logging.enable_progress_bar()

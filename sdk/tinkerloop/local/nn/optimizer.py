@@ -1,0 +1,65 @@
+"""The optimizer step: global-norm clipping, then AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+
+from __future__ import annotations
+
+import tinker
+import torch
+from torch.optim.adamw import adamw
+
+from tinkerloop.local.nn.parameters import TrainState
+from tinkerloop.local.request_errors import user_error
+
+BLOCK = 2**20
+"""Numbers updated at a time: no more of the gradient than that is held in float32 as well."""
+
+
+def check_adam(params: tinker.AdamParams) -> None:
+    """Refuse hyper-parameters that are out of range; Tinker's own type accepts any number."""
+    in_range = {
+        "learning_rate": params.learning_rate >= 0,
+        "beta1": 0 <= params.beta1 < 1,
+        "beta2": 0 <= params.beta2 < 1,
+        "eps": params.eps > 0,
+        "weight_decay": params.weight_decay >= 0,
+        "grad_clip_norm": params.grad_clip_norm >= 0,
+    }
+    for name, ok in in_range.items():
+        value = getattr(params, name)
+        if not (ok and abs(value) <= torch.finfo(torch.float32).max):
+            raise user_error(f"AdamParams.{name}={value} is out of range")
+
+
+@torch.no_grad()
+def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
+    """Apply the accumulated gradient and clear it.
+
+    The gradient is a sum; its L2 norm over all trained tensors is reported before clipping. With
+    `grad_clip_norm` = c > 0 it is scaled by min(1, c / norm). Without a gradient Adam steps on zeros: moments decay
+    and weight decay applies.
+    """
+    check_adam(params)
+    norm = float(torch.linalg.vector_norm(state.gradient))
+    if params.grad_clip_norm > 0 and norm > params.grad_clip_norm:
+        state.gradient *= params.grad_clip_norm / norm
+    flat = (state.weights.flat, state.gradient, state.exp_avg, state.exp_avg_sq)
+    for weights, gradient, exp_avg, exp_avg_sq in zip(*(vector.split(BLOCK) for vector in flat), strict=True):
+        adamw(
+            [weights],
+            [gradient.float()],
+            [exp_avg],
+            [exp_avg_sq],
+            [],
+            [torch.tensor(float(state.step), device=state.gradient.device)],
+            fused=True,
+            amsgrad=False,
+            beta1=params.beta1,
+            beta2=params.beta2,
+            lr=params.learning_rate,
+            weight_decay=params.weight_decay,
+            eps=params.eps,
+            maximize=False,
+        )
+    state.step += 1
+    state.weights.touch()
+    state.clear_gradient()
+    return {"unclipped_grad_l2:mean": norm}

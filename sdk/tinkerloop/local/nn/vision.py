@@ -1,0 +1,171 @@
+"""Images for a vision-language model: from a chunk's bytes to patches, grids and positions.
+
+The pixels are those of transformers' own image processors (of Qwen's, the PIL variant), computed with numpy and Pillow
+alone. A picture is decoded when its micro-batch runs, so a request holds files, not pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tinker.types import ImageChunk
+from torch import nn
+
+from tinkerloop.errors import DatumError, ImageError
+from tinkerloop.images.chunks import image_size, open_image
+from tinkerloop.images.processors import (
+    ImageProcessor,
+    KimiImageProcessor,
+    QwenImageProcessor,
+    get_image_processor,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a sequence: its file, and the grid of patches that the model makes of it."""
+
+    data: bytes
+    grid: tuple[int, int, int]  # patches over (time, height, width)
+    processor: ImageProcessor
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[1] * self.grid[2] // self.processor.merge_size**2
+
+    def patches(self) -> NDArray[np.float32]:
+        """The first axis counts patches (see `patchify`)."""
+        return patchify(open_image(self.data), self.processor)
+
+
+@dataclass(frozen=True)
+class Vision:
+    """What one model does with images."""
+
+    processor: ImageProcessor
+    image_token: int
+    """Stands at every position of an image."""
+    reserved: frozenset[int]
+    """Ids that the model takes for images or videos wherever they stand."""
+    spatial: bool = True
+    """Whether a picture's positions spread over height and width; else they count tokens, as text's do."""
+
+    def read(self, chunk: ImageChunk) -> Picture:
+        """Check a chunk against what this model will make of it; only the file's header is parsed.
+
+        Raises:
+            DatumError: `expected_tokens` is not the number of tokens the image takes.
+            ImageError: no image, or one that the model cannot take.
+        """
+        width, height = image_size(chunk.data)
+        picture = Picture(chunk.data, self.processor.grid(width, height), self.processor)
+        if chunk.expected_tokens != picture.tokens:
+            raise DatumError(
+                f"an image of {width} x {height} pixels takes another number of tokens in this model: build the chunk "
+                "with tinkerloop.image_chunk",
+                field="expected_tokens",
+                expected=picture.tokens,
+                given=chunk.expected_tokens,
+            )
+        return picture
+
+    def positions(self, starts: Sequence[int], pictures: Sequence[Picture], length: int) -> NDArray[np.int64] | None:
+        """Rotary positions (3, length) over time, height and width, of pictures that start at `starts`.
+
+        None where positions count tokens: without pictures, and in a model without `spatial` positions.
+        Text counts up in all three alike; a picture's tokens share one time and spread over height and width, and the
+        text after it goes on from the largest (Qwen2-VL, arXiv:2409.12191, section 2.1).
+        """
+        if not pictures or not self.spatial:
+            return None
+        found = np.empty((3, length), np.int64)
+        at = position = 0
+        for start, picture in zip(starts, pictures, strict=True):
+            found[:, at:start] = np.arange(position, position + start - at)
+            position += start - at
+            h, w = (side // self.processor.merge_size for side in picture.grid[1:])
+            at = start + h * w
+            found[:, start:at] = position + np.stack([np.zeros(h * w, np.int64), *np.indices((h, w)).reshape(2, -1)])
+            position += max(h, w)
+        found[:, at:] = np.arange(position, position + length - at)
+        return found
+
+
+def images_of(pictures: Sequence[Picture], device: torch.device) -> dict[str, torch.Tensor]:
+    """What a model's forward pass takes for these pictures, in the order of their tokens; nothing for none."""
+    if not pictures:
+        return {}
+    patches = np.concatenate([picture.patches() for picture in pictures])
+    return {
+        "pixel_values": torch.from_numpy(patches).to(device),  # (patches of all, ...)
+        "image_grid_thw": torch.tensor([picture.grid for picture in pictures], device=device),  # (pictures, 3)
+    }
+
+
+def vision_of(name: str, module: nn.Module) -> Vision | None:
+    """What the model called `name` does with images, None if it takes none that the engine knows."""
+    config = cast(Any, module).config
+    image_token = getattr(config, "image_token_id", None)
+    if image_token is None or not vision_parts(module):
+        return None
+    try:
+        processor = get_image_processor(name)
+    except ImageError as error:
+        return _text_only(name, str(error))
+    kimi = config.model_type.startswith("kimi")
+    if not isinstance(processor, KimiImageProcessor if kimi else QwenImageProcessor):
+        return _text_only(name, f"{type(processor).__name__} does not belong to model_type={config.model_type!r}")
+    tower = config.vision_config
+    merge = tower.merge_kernel_size[0] if kimi else tower.spatial_merge_size
+    sides = (tower.patch_size, merge, getattr(tower, "temporal_patch_size", 1))
+    cut = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
+    if sides != cut:
+        return _text_only(
+            name, f"its tower takes patches, merges and frames of {sides}, its image processor cuts {cut}"
+        )
+    names = ("image_token_id", "video_token_id")
+    reserved = frozenset(getattr(config, n) for n in names if getattr(config, n, None))
+    return Vision(processor, image_token, reserved, spatial=not kimi)
+
+
+def _text_only(name: str, why: str) -> None:
+    logger.warning("%s has a vision tower, but takes text only: %s", name, why)
+
+
+def vision_parts(module: nn.Module) -> tuple[str, ...]:
+    """The names of the submodules between pixels and word embeddings: the tower, and a projector of its own."""
+    leaves = ("visual", "vision_tower", "mm_projector")
+    return tuple(name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] in leaves)
+
+
+def patchify(image: Image.Image, processor: ImageProcessor) -> NDArray[np.float32]:
+    """Resize, pad with black, scale to [0, 1], normalise, and cut into patches, in the model's order and shape.
+
+    Qwen: (patches, 3 * frames * side * side), ordered by (token row, token column, row and column within the token), so
+    that patches which are merged into one token are neighbours. Kimi: (patches, 3, side, side), row by row.
+    """
+    (width, height), padded = processor.resized(*image.size), processor.padded(*image.size)
+    image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    if padded != image.size:
+        image = image.crop((0, 0, *padded))  # beyond the picture is black
+    # float64 until it is scaled, as transformers does
+    values = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)  # (H, W, 3)
+    values = (values - np.array(processor.mean, np.float32)) / np.array(processor.std, np.float32)
+    side, merge = processor.patch_size, processor.merge_size
+    rows, columns = padded[1] // side, padded[0] // side
+    if isinstance(processor, KimiImageProcessor):
+        values = values.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)  # (row, column, 3, side, side)
+        return values.reshape(rows * columns, 3, side, side)
+    values = values.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
+    values = values.transpose(0, 3, 1, 4, 6, 2, 5)  # (token row, token column, row, column, 3, side, side)
+    values = values.reshape(rows * columns, 3, 1, side * side)
+    return np.repeat(values, processor.temporal_patch_size, axis=2).reshape(rows * columns, -1)

@@ -1,0 +1,40 @@
+"""Errors of requests, as Tinker's own classes built without a network."""
+
+from __future__ import annotations
+
+import httpx
+import tinker
+from tinker.types import RequestErrorCategory
+
+
+class Verbatim(Exception):
+    """Carries an error of the caller's own code, to be raised as it is."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+
+def user_error(message: str) -> tinker.RequestFailedError:
+    """The request was accepted but cannot be executed as given; nothing changed, and the client stays usable."""
+    return tinker.RequestFailedError(message, request_id="local", category=RequestErrorCategory.User)
+
+
+def server_error(message: str) -> tinker.RequestFailedError:
+    """The engine could not do what was rightly asked (disk full, out of memory, a defect)."""
+    return tinker.RequestFailedError(message, request_id="local", category=RequestErrorCategory.Server)
+
+
+def _response(status: int) -> httpx.Response:
+    return httpx.Response(status, request=httpx.Request("POST", "local://tinkerloop"))
+
+
+def bad_request(message: str) -> tinker.BadRequestError:
+    return tinker.BadRequestError(message, response=_response(400), body=None)
+
+
+def not_found(message: str) -> tinker.NotFoundError:
+    return tinker.NotFoundError(message, response=_response(404), body=None)
+
+
+def conflict(message: str) -> tinker.ConflictError:
+    return tinker.ConflictError(message, response=_response(409), body=None)

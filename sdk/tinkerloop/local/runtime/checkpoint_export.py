@@ -1,0 +1,79 @@
+"""Checkpoints as what other programs load: a PEFT adapter, or a whole model with the adapter merged into it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from tinkerloop.errors import CheckpointError
+from tinkerloop.local.nn.layers.experts import ExpertWeights
+from tinkerloop.local.nn.layers.lora import LoRALinear, LoraSpec
+from tinkerloop.local.nn.model import Model
+from tinkerloop.local.nn.model_loading import load_model
+from tinkerloop.local.nn.parameters import Weights
+from tinkerloop.local.runtime.peft_format import tensor_names
+from tinkerloop.local.runtime.store import Store
+
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def export_checkpoint(
+    root: Path, path: str, to: Path, *, merged: bool = False, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the checkpoint `path` (a tinker:// path under `root`) to the new folder `to`.
+
+    The adapter loads with `peft.PeftModel.from_pretrained(base, to)`; with `merged`, the folder is a transformers model
+    with its tokenizer, in `dtype`.
+
+    Raises:
+        CheckpointError: `to` exists, or a checkpoint of every weight is to be exported as an adapter.
+        tinker.NotFoundError, tinker.BadRequestError: no such checkpoint.
+    """
+    store = Store(root)
+    record = store.read(path)
+    if to.exists():
+        raise CheckpointError(f"{to} exists: give a new folder")
+    if not merged:
+        if record.lora.rank == 0:
+            raise CheckpointError(f"{path} holds every weight and no adapter: export it merged")
+        to.mkdir(parents=True)
+        for name in _ADAPTER_FILES:
+            shutil.copyfile(store.folder(path) / name, to / name)
+        return
+    base = load_model(record.base_model, torch.device("cpu"), torch.float32)
+    weights = base.new_weights(record.lora)
+    names = tensor_names(base, record.lora)
+    loaded = store.load_weights(path)
+    for name, tensor in weights.named.items():
+        tensor.copy_(loaded[names[name]])
+    merge(base, record.lora, weights)
+    base.module.to(dtype).save_pretrained(to)  # type: ignore[operator]
+    base.tokenizer.save_pretrained(to)
+
+
+@torch.no_grad()
+def merge(base: Model, spec: LoraSpec, weights: Weights) -> None:
+    """Replace the base's weights by the trained ones; the model is of no other use afterwards."""
+    if spec.rank == 0:
+        for name, parameter in base.module.named_parameters():
+            parameter.copy_(weights.named[name])
+        return
+    head = base.head.layer
+    embedding = base.module.get_input_embeddings()
+    if spec.train_unembed and embedding.weight is head.weight:  # the adapter is on the output side alone
+        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
+        base.module.config.get_text_config().tie_word_embeddings = False
+        base.module.config.tie_word_embeddings = False
+    base.bind(spec, weights)
+    for layer in base.trained_layers(spec).values():
+        slot = layer.slot
+        assert slot is not None
+        if isinstance(layer, LoRALinear):
+            layer.weight.copy_(torch.addmm(layer.weight, slot.b, slot.a, alpha=slot.scale))
+        else:
+            assert isinstance(layer, ExpertWeights)
+            assert layer.fold_buffer is not None
+            layer.weight.copy_(layer.fold_buffer)
+    base.bind(None, None)

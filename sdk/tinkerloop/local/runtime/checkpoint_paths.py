@@ -1,0 +1,26 @@
+"""`tinker://RUN/KIND/NAME`: the paths of checkpoints."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+CheckpointKind = Literal["weights", "sampler_weights"]
+KINDS: tuple[CheckpointKind, ...] = ("weights", "sampler_weights")
+_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
+
+
+def parse_path(path: str) -> tuple[str, CheckpointKind, str]:
+    """(run, kind, name) of a tinker:// path; ValueError for anything else."""
+    segments = str(path).removeprefix("tinker://").split("/")
+    if not str(path).startswith("tinker://") or len(segments) != 3:
+        raise ValueError(f"Invalid tinker path {path!r}: expected tinker://RUN/weights|sampler_weights/NAME")
+    run, kind, name = segments
+    if kind not in KINDS:
+        raise ValueError(f"Invalid tinker path {path!r}: unknown kind {kind!r}, expected one of {', '.join(KINDS)}")
+    for segment in (run, name):
+        if not _SEGMENT.fullmatch(segment):
+            raise ValueError(
+                f"Invalid tinker path {path!r}: {segment!r} is not a name of at most 200 letters, digits and . _ : -"
+            )
+    return run, kind, name

@@ -1,0 +1,300 @@
+"""What the clients of one ServiceClient share, and the operations that the worker executes for them.
+
+Every method that takes a `EngineRun` or a `Sampler` runs on the worker's thread, one at a time, in the order submitted.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import tinker
+import torch
+
+from tinkerloop.local.nn.layers.lora import LoraSpec
+from tinkerloop.local.nn.model import Model
+from tinkerloop.local.nn.model_loading import load_model
+from tinkerloop.local.nn.optimizer import adam_step
+from tinkerloop.local.nn.parameters import TrainState, Weights
+from tinkerloop.local.request_errors import Verbatim, bad_request, user_error
+from tinkerloop.local.runtime.allocator import keep_freed_memory
+from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind, parse_path
+from tinkerloop.local.runtime.custom_loss import CustomLoss, custom_weights
+from tinkerloop.local.runtime.forward_backward import ForwardBackward, run_forward_backward
+from tinkerloop.local.runtime.peft_format import adapted_modules, tensor_names
+from tinkerloop.local.runtime.replica_threads import lane_count
+from tinkerloop.local.runtime.request_future import RequestFuture
+from tinkerloop.local.runtime.request_reading import Example
+from tinkerloop.local.runtime.store import CheckpointInfo, Contents, Store, expiry
+from tinkerloop.local.runtime.worker import Worker
+
+
+@dataclass
+class EngineRun:
+    """One training client's side of the engine."""
+
+    id: str
+    model: Model
+    spec: LoraSpec
+    state: TrainState
+    user_metadata: dict[str, str] | None = None
+    requests: int = 0
+    """How many requests have been executed; load_state must be the first."""
+    poisoned: bool = False
+    """The caller's own code failed inside a request: what was queued behind it must not be executed."""
+
+    def begin(self) -> None:
+        """Count a request."""
+        if self.poisoned:
+            raise Verbatim(RuntimeError("A previous request failed; this TrainingClient is poisoned. Create a new one"))
+        self.requests += 1
+
+
+@dataclass
+class Sampler:
+    """One sampling client's weights: a snapshot (None: the base model alone)."""
+
+    model: Model
+    spec: LoraSpec | None = None
+    weights: Weights | None = None
+    path: str | None = None
+    taken: RequestFuture | None = None
+    """The request that takes the snapshot, if it is one."""
+
+
+@dataclass(eq=False)
+class Engine:
+    """The loaded models, the checkpoints, the worker and the options of one ServiceClient."""
+
+    store: Store
+    device: torch.device
+    dtype: torch.dtype
+    token_budget: int = 2048
+    skip_zero_weight: bool = False
+    gradient_checkpointing: bool | None = None
+    worker: Worker = field(default_factory=lambda: Worker("tinkerloop-engine"))
+    session: str = field(default_factory=lambda: str(uuid.uuid4()))
+    run_count: int = 0
+    models: dict[tuple[str, torch.dtype], Model] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.worker.abandon)  # also at interpreter exit
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    def model(self, name: str, spec: LoraSpec | None = None) -> Model:
+        """The base for what `spec` trains; training every weight takes float32."""
+        if not isinstance(name, str):
+            raise bad_request(f"base_model is a name or a folder, as a text; got {name!r}")
+        dtype = torch.float32 if spec is not None and spec.rank == 0 else self.dtype
+        if (name, dtype) not in self.models:
+            self.models[name, dtype] = load_model(name, self.device, dtype, self.gradient_checkpointing)
+        return self.models[name, dtype]
+
+    def create_run(self, base_model: str, spec: LoraSpec, user_metadata: dict[str, str] | None = None) -> EngineRun:
+        base = self.model(base_model, spec)
+        state = TrainState(base.new_weights(spec), torch.float32 if spec.rank == 0 else torch.float64)
+        run = EngineRun(f"{self.session}:train:{self.run_count}", base, spec, state, user_metadata)
+        self.run_count += 1
+        return run
+
+    def create_run_from(
+        self, path: str, base_model: str | None, optimizer: bool, user_metadata: dict[str, str] | None
+    ) -> EngineRun:
+        """A new run that continues from a training checkpoint."""
+        record = self._training_record(path)
+        if base_model is not None and base_model != record.base_model:
+            raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
+        run = self.create_run(record.base_model, record.lora, user_metadata)
+        self._load(run, record, optimizer)
+        return run
+
+    def load_state(self, run: EngineRun, path: str, optimizer: bool) -> tinker.types.LoadWeightsResponse:
+        if run.requests:
+            raise bad_request(
+                f"LoadWeights is not permitted with seq_id {run.requests}: it must be a client's first request; "
+                "use create_training_client_from_state"
+            )
+        record = self._training_record(path)
+        if record.base_model != run.model.name or record.lora != _like(run.spec, record.lora):
+            raise bad_request(f"{path} holds {record.base_model} {record.lora}, this client has {run.spec}")
+        self._load(run, record, optimizer)
+        run.begin()
+        return tinker.types.LoadWeightsResponse(path=path, model_id=run.id, type="load_weights")
+
+    def run_forward_backward(
+        self, run: EngineRun, examples: Sequence[Example], work: ForwardBackward
+    ) -> tinker.ForwardBackwardOutput:
+        run.begin()
+        return self._forward_backward_or_nothing(run, examples, work)
+
+    def optim_step(self, run: EngineRun, params: tinker.AdamParams) -> tinker.OptimStepResponse:
+        run.begin()
+        if not run.state.pending and not run.state.gradient.any():
+            warnings.warn("optim_step without a forward_backward since the last: Adam steps on zeros", stacklevel=2)
+        return tinker.OptimStepResponse(metrics=adam_step(run.state, params))
+
+    def save(
+        self,
+        run: EngineRun,
+        kind: CheckpointKind,
+        name: str,
+        ttl_seconds: int | None,
+        overwrite: bool,
+        user_metadata: dict[str, str] | None,
+    ) -> str:
+        run.begin()
+        if not isinstance(name, str):
+            raise bad_request(f"a checkpoint's name is a text, got {name!r}")
+        path = f"tinker://{run.id}/{kind}/{name}"
+        try:
+            parse_path(path)
+        except ValueError as error:
+            raise bad_request(str(error)) from error
+        state, layout = run.state, run.state.weights.layout
+        moments = None
+        if kind == "weights":
+            if state.pending:
+                warnings.warn(
+                    f"{path}: the gradient of {state.pending} forward_backward calls is not saved", stacklevel=2
+                )
+            moments = {"exp_avg": layout.views(state.exp_avg), "exp_avg_sq": layout.views(state.exp_avg_sq)}
+        record = CheckpointInfo(
+            path=path,
+            base_model=run.model.name,
+            lora=run.spec,
+            step=state.step,
+            time=datetime.now(UTC).isoformat(),
+            expires_at=expiry(ttl_seconds),
+            user_metadata=user_metadata,
+            run_metadata=run.user_metadata,
+        )
+        names = tensor_names(run.model, run.spec)
+        weights = {names[name]: tensor for name, tensor in state.weights.named.items()}
+        targets = adapted_modules(run.model, run.spec)
+        self.store.save(record, Contents(weights, moments, targets), overwrite=overwrite)
+        return path
+
+    def snapshot(self, run: EngineRun, sampler: Sampler) -> None:
+        """Give `sampler` the weights as they are now."""
+        run.begin()
+        sampler.weights = run.state.weights.snapshot()
+
+    def create_sampler(self, path: str | None, base_model: str | None) -> Sampler:
+        if path is None:
+            assert base_model is not None
+            return Sampler(self.model(base_model))
+        record = self.store.read(path)
+        if parse_path(path)[1] != "sampler_weights":
+            raise bad_request(f"{path} must point to a sampler weights checkpoint (save_weights_for_sampler)")
+        if base_model is not None and base_model != record.base_model:
+            raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
+        base = self.model(record.base_model, record.lora)
+        weights = base.new_weights(record.lora)
+        self._fill_weights(base, weights, record)
+        return Sampler(base, record.lora, weights, path)
+
+    def apply(self, run: EngineRun, function: Callable[[TrainState], Any]) -> Any:
+        """Call `function` on the run's state; whatever it changed counts from here on."""
+        run.begin()
+        try:
+            return function(run.state)
+        except BaseException as error:
+            run.poisoned = True
+            raise Verbatim(error) from error
+        finally:
+            run.state.weights.touch()
+
+    def run_custom(
+        self,
+        run: EngineRun,
+        data: Sequence[tinker.Datum],
+        examples: Sequence[Example],
+        work: ForwardBackward,
+        function: CustomLoss,
+    ) -> tinker.ForwardBackwardOutput:
+        """forward, the caller's loss and its gradient, then cross_entropy with weights -dL/dlogprob."""
+        run.begin()
+        found = self._forward_backward(run, examples, replace(work, backward=False)).loss_fn_outputs
+        try:
+            total, metrics, weights = custom_weights(function, data, [output["logprobs"] for output in found])
+        except BaseException as error:
+            run.poisoned = True
+            raise Verbatim(error) from error
+        weighted = [replace(e, inputs={"weights": w}) for e, w in zip(examples, weights, strict=True)]
+        output = self._forward_backward_or_nothing(run, weighted, work)
+        surrogate = output.metrics["loss:sum"]
+        output.metrics.update({**metrics, "loss:sum": total, "surrogate_loss:sum": surrogate})
+        return output
+
+    def _forward_backward_or_nothing(
+        self, run: EngineRun, examples: Sequence[Example], work: ForwardBackward
+    ) -> tinker.ForwardBackwardOutput:
+        """The pass, and its gradient added to the run's, or nothing of it if it fails."""
+        try:
+            output = self._forward_backward(run, examples, work)
+        except BaseException:
+            run.state.discard_scratch()
+            raise
+        if work.backward and not run.state.commit_scratch():
+            raise user_error(f"NonFiniteInTensor: the gradient of {work.name} is not finite; it was not added")
+        return output
+
+    def _forward_backward(
+        self, run: EngineRun, examples: Sequence[Example], work: ForwardBackward
+    ) -> tinker.ForwardBackwardOutput:
+        """Its gradients are left in the run's scratch."""
+        # A parameter (rank 0) has one gradient, which two lanes cannot add to.
+        lanes = (
+            1
+            if run.spec.rank == 0 or self.device.type != "cpu"
+            else lane_count([len(e) for e in examples], work.token_budget)
+        )
+        gradients = run.state.scratch(lanes) if work.backward else [None] * lanes
+        run.model.bind(run.spec, run.state.weights, gradients)
+        return run_forward_backward(run.model, examples, work, lanes)
+
+    def _training_record(self, path: str) -> CheckpointInfo:
+        record = self.store.read(path)
+        if parse_path(path)[1] != "weights":
+            raise bad_request(f"{path} is a sampler checkpoint: only a save_state path can be trained further")
+        return record
+
+    def _fill_weights(self, base: Model, weights: Weights, record: CheckpointInfo) -> None:
+        names = tensor_names(base, record.lora)
+        expected = {names[name]: tensor for name, tensor in weights.named.items()}
+        _fill(expected, self.store.load_weights(record.path), record.path)
+        weights.touch()
+
+    def _load(self, run: EngineRun, record: CheckpointInfo, optimizer: bool) -> None:
+        state, layout = run.state, run.state.weights.layout
+        moments = self.store.load_moments(record.path) if optimizer else None
+        self._fill_weights(run.model, state.weights, record)
+        if moments is not None:
+            _fill(layout.views(state.exp_avg), moments["exp_avg"], record.path)
+            _fill(layout.views(state.exp_avg_sq), moments["exp_avg_sq"], record.path)
+            state.step = record.step
+        self.store.confirm(record)
+
+
+def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
+    """`spec` with the seed of `other`, which says nothing about what is trained."""
+    return replace(spec, seed=other.seed)
+
+
+def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], path: str) -> None:
+    """Copy loaded tensors into place; the names and shapes must be exactly those expected."""
+    if named.keys() != loaded.keys():
+        odd = sorted(named.keys() ^ loaded.keys())
+        raise bad_request(f"{path} does not fit this base model: {odd[0]} and {len(odd) - 1} more tensors differ")
+    for name, tensor in named.items():
+        if tensor.shape != loaded[name].shape:
+            shapes = f"{tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}"
+            raise bad_request(f"{path} does not fit this base model: {name} has shape {shapes}")
+    for name, tensor in named.items():
+        tensor.copy_(loaded[name])

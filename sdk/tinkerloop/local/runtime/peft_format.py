@@ -1,0 +1,61 @@
+"""PEFT's format of an adapter: the names of its tensors and its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tinkerloop.local.nn.layers.experts import ExpertWeights
+from tinkerloop.local.nn.layers.lora import ALPHA, LoRALinear, LoraSpec
+from tinkerloop.local.nn.model import Model
+
+
+def tensor_names(model: Model, spec: LoraSpec) -> dict[str, str]:
+    """Map our names of the trained tensors to their names in a checkpoint.
+
+    An adapter's are PEFT's, which wraps a module once for each of its stacked parameters, the last one outermost. With
+    rank 0 every parameter is trained and keeps its name.
+    """
+    if spec.rank == 0:
+        return {name: name for name, _ in model.module.named_parameters()}
+    names: dict[str, str] = {}
+    trained = model.trained_layers(spec)
+    for name, layer in trained.items():
+        module = name
+        if isinstance(layer, ExpertWeights):
+            module = name.rsplit(".", 1)[0]
+            siblings = [n for n in trained if n.rsplit(".", 1)[0] == module]
+            module += ".base_layer" * (len(siblings) - 1 - siblings.index(name))
+        for part in ("lora_A", "lora_B"):
+            names[f"{name}.{part}"] = f"base_model.model.{module}.{part}.weight"
+    return names
+
+
+def adapted_modules(model: Model, spec: LoraSpec) -> dict[str, list[str]]:
+    """Return PEFT's `target_modules` and `target_parameters` for what `spec` adapts.
+
+    Linear layers go by their last names where no other module has one of those (PEFT would adapt a convolution as
+    well), else by their full names.
+    """
+    trained = model.trained_layers(spec)
+    linears = [name for name, layer in trained.items() if isinstance(layer, LoRALinear)]
+    leaves = {name.rsplit(".", 1)[-1] for name in linears}
+    exact = [name for name, _ in model.module.named_modules() if name.rsplit(".", 1)[-1] in leaves] == linears
+    targets = {"target_modules": sorted(leaves) if exact else linears}
+    stacked = [name for name, layer in trained.items() if isinstance(layer, ExpertWeights)]
+    return {**targets, "target_parameters": stacked} if stacked else targets
+
+
+def adapter_config(base_model: str, rank: int, targets: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return the adapter_config.json that makes PEFT compute what the engine computes."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": rank,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        **targets,
+    }

@@ -1,0 +1,123 @@
+"""A script's datums and prompts, read and checked on the caller's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tinker
+import torch
+from numpy.typing import NDArray
+
+from tinkerloop.datum import check_datum
+from tinkerloop.errors import DatumError, ImageError
+from tinkerloop.local.nn.inputs import Input, read_input
+from tinkerloop.local.nn.vision import Vision
+from tinkerloop.local.request_errors import user_error
+
+
+@dataclass(frozen=True)
+class Example:
+    """One datum as arrays; every loss input has the shape of `targets`, (N,) or (N, K)."""
+
+    input: Input
+    targets: NDArray[np.int64]
+    inputs: dict[str, NDArray[np.float32]]
+
+    def __len__(self) -> int:
+        return len(self.input)
+
+    @property
+    def predicts_picture(self) -> NDArray[np.bool_]:
+        """(N,) whether the position before a picture's is all there is to predict: no text."""
+        return np.append(self.input.on_picture[1:], False)
+
+    def driven(self, name: str) -> NDArray[np.bool_]:
+        """(N,) whether the loss input `name` is anything but 0 at a position."""
+        return np.logical_or.reduce(self.inputs[name].reshape(len(self), -1) != 0, axis=1)
+
+    def until_last(self, name: str) -> Example:
+        """Without what comes after the last position whose loss input `name` is not 0: nothing before looks there.
+
+        One position is kept in any case, and pictures are kept whole.
+        """
+        driven = np.flatnonzero(self.driven(name))
+        end = int(driven[-1]) + 1 if len(driven) else 1
+        for start, picture in zip(self.input.starts, self.input.pictures, strict=True):
+            if start < end:
+                end = max(end, start + picture.tokens)
+        inputs = {key: values[:end] for key, values in self.inputs.items()}
+        return Example(self.input.until(end), self.targets[:end], inputs)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch's positions should predict. Rows of fewer than K targets are filled with target 0, input 0."""
+
+    targets: torch.Tensor  # (T, K)
+    inputs: dict[str, torch.Tensor]  # each (T, K)
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], device: torch.device) -> Targets:
+        width = max(1 if example.targets.ndim == 1 else example.targets.shape[1] for example in examples)
+
+        def stack(arrays: Sequence[NDArray]) -> torch.Tensor:
+            columns = [array[:, None] if array.ndim == 1 else array for array in arrays]
+            if any(column.shape[1] != width for column in columns):
+                columns = [np.pad(c, ((0, 0), (0, width - c.shape[1]))) for c in columns]
+            return torch.from_numpy(np.concatenate(columns)).to(device)
+
+        names = examples[0].inputs
+        return cls(
+            stack([example.targets for example in examples]),
+            {name: stack([example.inputs[name] for example in examples]) for name in names},
+        )
+
+
+def read_datum(
+    datum: tinker.Datum,
+    loss_fn: str,
+    vocab_size: int,
+    max_length: int,
+    index: int = 0,
+    vision: Vision | None = None,
+) -> Example:
+    """Check a datum against `loss_fn`'s rules and the model's limits, and convert it.
+
+    Raises tinker.RequestFailedError (category user) naming the datum by its `index` in the request.
+    """
+    try:
+        # An all-zero weight is harmless here: it trains nothing, and custom losses rely on it.
+        check_datum(datum, loss_fn=loss_fn, vocab_size=vocab_size, allow_zero_weight=True)
+        read = read_input(datum.model_input, vision)
+    except NotImplementedError:
+        raise
+    except (ValueError, OverflowError, RuntimeError) as error:  # also a sparse tensor whose indices are wrong
+        raise user_error(f"datum {index}: {error}") from error
+    if len(read) > max_length:
+        raise user_error(f"datum {index}: {len(read)} tokens exceed the model's context of {max_length}")
+    # Copies: a tensor made from an array shares its memory, and the caller may use that again before its turn comes.
+    arrays = {name: tensor.to_numpy().copy() for name, tensor in datum.loss_fn_inputs.items()}
+    example = Example(read, arrays.pop("target_tokens"), arrays)
+    if read.pictures and np.any(arrays.get("advantages", np.zeros(len(read)))[example.predicts_picture]):
+        raise user_error(f"datum {index}: advantages must be 0 where the target is a position of an image")
+    return example
+
+
+def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int, vision: Vision | None = None) -> Input:
+    """A prompt, checked."""
+    try:
+        read = read_input(prompt, vision)
+    except (DatumError, ImageError, OverflowError) as error:
+        raise user_error(f"the prompt: {error}") from error
+    tokens = read.tokens
+    if not len(tokens):
+        raise user_error("the prompt is empty: give at least one token")
+    wrong = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
+    if len(wrong):
+        at = int(wrong[0])
+        raise user_error(f"prompt[{at}]: token id {tokens[at]} is not in [0, {vocab_size})")
+    if len(tokens) > max_length:
+        raise user_error(f"the prompt's {len(tokens)} tokens exceed the model's context of {max_length}")
+    return read

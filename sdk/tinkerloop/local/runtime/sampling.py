@@ -1,0 +1,132 @@
+"""Sampling calls that wait for the same weights, answered together on the worker's thread."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tinker
+from numpy.typing import NDArray
+from tinker.types import SampledSequence, SampleResponse
+from tinker.types.topk_logprobs import TopkLogprobs
+
+from tinkerloop.local.nn.generation import generate, score_prompt
+from tinkerloop.local.nn.inputs import Input
+from tinkerloop.local.nn.model import Model
+from tinkerloop.local.nn.token_drawing import Continuation, SampleRequest
+from tinkerloop.local.request_errors import Verbatim
+from tinkerloop.local.runtime.engine import Sampler
+
+TOPK_FILL = (0, -99999.0)
+"""Tinker's (token id, log-probability) where nothing is reported."""
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Which log-probabilities of the prompt to report."""
+
+    logprobs: bool = False
+    topk: int = 0
+    targets: NDArray[np.int64] | None = None  # (N-1, K), -1 skips
+    last: int | None = None
+
+
+@dataclass(frozen=True)
+class SampleCall:
+    request: SampleRequest | None
+    prompt: Input
+    scores: PromptScores
+
+
+def answer_calls(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]:
+    """Answer each call, or give its error in its place: one bad call does not fail its neighbours."""
+    try:
+        return _answer_together(sampler, calls)
+    except Exception as error:
+        return [error] if len(calls) == 1 else [_alone(sampler, call, error) for call in calls]
+
+
+def _answer_together(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]:
+    """Execute the calls that wait for this sampler's weights; on the worker's thread."""
+    model = sampler.model
+    if sampler.taken is not None and (error := sampler.taken.exception()) is not None:
+        raise Verbatim(error)
+    model.bind(sampler.spec, sampler.weights)
+    requests = [call.request for call in calls if call.request is not None]
+    generated = iter(generate(model, requests))
+    return [_response(model, call, next(generated) if call.request is not None else None) for call in calls]
+
+
+def _alone(sampler: Sampler, call: SampleCall, error: Exception) -> Any:
+    """The answer to one of several calls that failed together with `error`, or its own error."""
+    if call.request is not None and call.request.on_token is not None:
+        return error  # what a stream has given out cannot be given again
+    try:
+        return _answer_together(sampler, [call])[0]
+    except Exception as own:
+        return own
+
+
+def _response(model: Model, call: SampleCall, sequences: Sequence[Continuation] | None) -> Any:
+    scores = call.scores
+    prompt_logprobs = topk = targets = None
+    if scores.logprobs or scores.topk or scores.targets is not None:
+        prompt_logprobs, topk, targets = _prompt_scores(model, call.prompt, scores)
+    if sequences is None:
+        assert prompt_logprobs is not None
+        return [None if np.isnan(value) else value for value in prompt_logprobs.tolist()]
+    return SampleResponse(
+        sequences=[_sampled(sequence) for sequence in sequences],
+        prompt_logprobs_np=prompt_logprobs if scores.logprobs else None,
+        topk_prompt_logprobs_np=topk,
+        target_prompt_logprobs=targets,
+    )
+
+
+def _prompt_scores(
+    model: Model, prompt: Input, scores: PromptScores
+) -> tuple[NDArray[np.float32], TopkLogprobs | None, tinker.TensorData | None]:
+    """Per prompt position. The first and those of images have none: NaN, and the fill value among the top k."""
+    wanted = prompt.tokens[1:, None]
+    if scores.targets is not None:
+        wanted = np.concatenate([wanted, np.maximum(scores.targets, 0)], axis=1)
+    if len(wanted):
+        found, ids, values = score_prompt(model, prompt, wanted, scores.topk)
+    else:
+        found = np.zeros((0, wanted.shape[1]), np.float32)
+        ids, values = np.zeros((0, scores.topk), np.int32), np.zeros((0, scores.topk), np.float32)
+    last = len(prompt) if scores.last is None else min(scores.last, len(prompt))
+    picture = prompt.on_picture[1:]
+    found[picture] = np.nan
+    logprobs = np.concatenate([[np.float32(np.nan)], found[:, 0]])[-last:]
+    topk = targets = None
+    if scores.topk and ids is not None and values is not None:
+        ids[picture], values[picture] = TOPK_FILL
+        fill = np.full((1, scores.topk), TOPK_FILL[0], np.int32), np.full((1, scores.topk), TOPK_FILL[1], np.float32)
+        topk = TopkLogprobs(
+            token_ids=np.concatenate([fill[0], ids])[-last:], logprobs=np.concatenate([fill[1], values])[-last:]
+        )
+    if scores.targets is not None:
+        kept = np.where(scores.targets < 0, np.float32(0), found[:, 1:])
+        targets = tinker.TensorData.from_numpy(np.ascontiguousarray(kept))
+    return logprobs, topk, targets
+
+
+def _sampled(sequence: Continuation) -> SampledSequence:
+    topk = None
+    if sequence.request.topk:
+        topk = TopkLogprobs(
+            token_ids=np.array([ids for ids, _ in sequence.topk], np.int32),
+            logprobs=np.array([values for _, values in sequence.topk], np.float32),
+        )
+    assert sequence.stop_reason in ("stop", "length")
+    return SampledSequence(
+        stop_reason=sequence.stop_reason,
+        sequence_id=secrets.token_hex(8),
+        tokens_np=np.array(sequence.tokens, np.int32),
+        logprobs_np=np.array(sequence.logprobs, np.float32),
+        topk_logprobs_np=topk,
+    )

@@ -1,0 +1,83 @@
+"""ChatML, `<|im_start|>role\\n...<|im_end|>\\n`, as the Qwen and Nemotron families share it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from tinkerloop.renderers import base
+from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, stop, text
+from tinkerloop.renderers.types import ToolSpec
+
+
+class ChatML(base.Renderer):
+    """Turns, a system message with the declarations of tools, and tool results that share one user turn."""
+
+    control = ("<|im_start|>", "<tool_response>", "</tool_response>")
+    tools_head: ClassVar[str]
+    """The instructions before the declarations, and after them."""
+    tools_foot: ClassVar[str]
+    end: ClassVar[tuple[Piece, ...]] = (stop("<|im_end|>"), scaffold("\n"))
+    """What ends a turn, and the separator to the next."""
+    result_head: ClassVar[str] = "\n<tool_response>\n"
+    result_foot: ClassVar[str] = "\n</tool_response>"
+
+    def header(self, role: str) -> str:
+        return f"<|im_start|>{role}\n"
+
+    def declaration(self, tool: ToolSpec) -> str:
+        """One tool, as the model reads it."""
+        raise NotImplementedError
+
+    def preamble(self, conversation: Conversation) -> Pieces:
+        if conversation.tools and conversation.role(0) != "system":
+            yield from self.system(conversation, None)
+
+    def message(self, conversation: Conversation, index: int) -> Pieces:
+        message = conversation[index]
+        if message.role == "tool":
+            return self.tool_result(conversation, index)
+        if message.role == "system" and index == 0:
+            return self.system(conversation, message)
+        return (scaffold(self.header(message.role)), *self.content(message), *self.end)
+
+    def after_reply(self, conversation: Conversation, index: int) -> Pieces:
+        return self.end[1:]
+
+    def system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
+        """The system message with the declarations of tools after what the author wrote, if there is an author."""
+        yield scaffold(self.header("system"))
+        if message is not None:
+            yield from self.content(message)
+        if conversation.tools:
+            yield scaffold("\n\n" if message is not None else "")
+            yield from self.declarations(conversation)
+        yield from self.end
+
+    def declarations(self, conversation: Conversation) -> Pieces:
+        yield scaffold(self.tools_head)
+        for tool in conversation.tools:
+            yield text("\n" + self.declaration(tool), Part.SCAFFOLD)
+        yield scaffold(self.tools_foot)
+
+    def tool_result(self, conversation: Conversation, index: int) -> Pieces:
+        begins, ends = conversation.role(index - 1) != "tool", conversation.role(index + 1) != "tool"
+        head = scaffold("<|im_start|>user" + self.result_head if begins else self.result_head)
+        content, foot = self.content(conversation[index]), scaffold(self.result_foot)
+        return (head, *content, foot, *self.end) if ends else (head, *content, foot)
+
+
+class VisionChatML(ChatML):
+    """ChatML in which messages hold images, each between two control tokens."""
+
+    control = (*ChatML.control, "<|vision_start|>", "<|vision_end|>")
+
+    def image(self, image: Image) -> Pieces:
+        from tinkerloop.images.chunks import image_chunk
+        from tinkerloop.images.processors import QWEN3_VL
+
+        processor = self.image_processor or (None if self.model_name else QWEN3_VL)
+        chunk = image_chunk(image.source, model=self.model_name, processor=processor)
+        yield scaffold("<|vision_start|>")
+        yield Piece("", Part.IMAGE, image=chunk)
+        yield scaffold("<|vision_end|>")

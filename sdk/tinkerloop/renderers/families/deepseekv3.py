@@ -1,0 +1,143 @@
+"""DeepSeek-V3.1: `<｜User｜>...<｜Assistant｜>...<｜end▁of▁sentence｜>`, system text bare at the start.
+
+Presets: `deepseekv3` (also `deepseekv3_disable_thinking`) and `deepseekv3_thinking`. Prompts always settle the
+reasoning: they end with `<think>`, or with `</think>` when there is to be none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import repeat
+
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers import base
+from tinkerloop.renderers.conversation import ChatMessage, Conversation
+from tinkerloop.renderers.inline_reasoning import lift_thinking
+from tinkerloop.renderers.parsing.grammar import Block, Grammar
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, stop, text
+from tinkerloop.renderers.tool_syntax import checked_name, read_named_call
+from tinkerloop.renderers.types import ToolCall
+
+REASONING = Block(Part.REASONING, "<think>", "</think>")
+CALL = Block(Part.TOOL_CALL, "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", separators=("<｜tool▁sep｜>",))
+_TOOLS_FOOT = (
+    "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
+    "tool_call_name<｜tool▁sep｜>tool_call_arguments<｜tool▁call▁end｜>{additional_tool_calls}<｜tool▁calls▁end｜>\n\n"
+    "Where:\n- `tool_call_name` must be an exact match to one of the available tools\n- `tool_call_arguments` must be "
+    "valid JSON that strictly follows the tool's Parameters Schema\n- For multiple tool calls, chain them directly "
+    "without separators or spaces\n"
+)
+
+
+@dataclass(frozen=True)
+class DeepSeekOptions(base.Options):
+    thinking: bool = False
+
+
+class DeepSeekV3(base.Renderer):
+    """Only the reply that is asked for reasons; history has none. System messages, wherever they are, come first."""
+
+    family = "deepseekv3"
+    Options = DeepSeekOptions
+    control = (
+        "<｜begin▁of▁sentence｜>",
+        "<｜User｜>",
+        "<｜Assistant｜>",
+        "<｜tool▁output▁begin｜>",
+        "<｜tool▁output▁end｜>",
+    )
+
+    @property
+    def has_extension_property(self) -> bool:
+        return not self.options.thinking
+
+    @property
+    def disables_thinking(self) -> bool:
+        return not self.options.thinking
+
+    def make_grammar(self) -> Grammar:
+        return Grammar(
+            ("<｜end▁of▁sentence｜>",),
+            (REASONING, CALL),
+            wrappers=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+            read_call=read_named_call,
+        )
+
+    def lifted(self, message: ChatMessage) -> ChatMessage:
+        return lift_thinking(message, trim="")
+
+    def header(self, role: str) -> str:
+        return {"user": "<｜User｜>", "assistant": "<｜Assistant｜>"}.get(role, "")
+
+    def pieces(self, conversation: Conversation) -> list[tuple[int, Piece]]:
+        system: list[tuple[int, Piece]] = []
+        for i, message in enumerate(conversation.messages):
+            if message.role == "system":
+                system += zip(repeat(i), (scaffold("\n\n" if system else ""), *self.content(message)))
+        begin, *rest = super().pieces(conversation)
+        return [begin, *system, *rest]
+
+    def preamble(self, conversation: Conversation) -> Pieces:
+        yield scaffold("<｜begin▁of▁sentence｜>")
+        if conversation.tools:
+            instructed = any(message.role == "system" for message in conversation.messages)
+            yield scaffold(("\n\n" if instructed else "") + "## Tools\nYou have access to the following tools:\n\n")
+            for tool in conversation.tools:
+                parameters = json.dumps(tool.get("parameters", {}), ensure_ascii=False)
+                described = (
+                    f"### {tool['name']}\nDescription: {tool.get('description', '')}\n\nParameters: {parameters}"
+                )
+                yield text(described + "\n\n", Part.SCAFFOLD)
+            yield scaffold(_TOOLS_FOOT)
+
+    def message(self, conversation: Conversation, index: int) -> Pieces:
+        message = conversation[index]
+        if message.role == "user":
+            yield scaffold("<｜User｜>")
+            yield from self.content(message)
+        elif message.role == "tool":
+            yield scaffold("<｜tool▁output▁begin｜>")
+            yield from self.content(message)
+            yield scaffold("<｜tool▁output▁end｜>")
+
+    def opening(self, conversation: Conversation, index: int) -> Pieces:
+        """The role token and the state of reasoning; nothing where a reply goes on after a tool's output."""
+        if primer := self.primer(conversation, index):
+            yield scaffold("<｜Assistant｜>" + primer)
+
+    def primer(self, conversation: Conversation, index: int) -> str:
+        before = next((m.role for m in reversed(conversation.messages[:index]) if m.role != "system"), None)
+        if before != "user":
+            return ""
+        return "<think>" if self.options.thinking and conversation.is_final(index) else "</think>"
+
+    def reply(self, conversation: Conversation, index: int) -> Pieces:
+        message = conversation[index]
+        if self.primer(conversation, index) == "<think>":
+            yield text(message.reasoning or "", Part.REASONING)
+            yield marked("</think>", Part.REASONING)
+        elif message.reasoning and conversation.is_final(index):
+            raise RenderError(
+                f"messages[{index}]: the prompt for this reply rules reasoning out; use 'deepseekv3_thinking' or, "
+                "after a tool's output, leave the reasoning out"
+            )
+        yield from self.content(message)
+        if message.tool_calls or message.unparsed:
+            yield marked("<｜tool▁calls▁begin｜>", Part.TOOL_CALL)
+            yield from self.calls(message)
+            yield marked("<｜tool▁calls▁end｜>", Part.TOOL_CALL)
+        yield stop("<｜end▁of▁sentence｜>")
+
+    def call(self, call: ToolCall) -> Pieces:
+        yield text(checked_name(call.function.name), Part.TOOL_CALL)
+        yield marked("<｜tool▁sep｜>", Part.TOOL_CALL)
+        yield text(call.function.arguments, Part.TOOL_CALL)
+
+
+PRESETS: Sequence[tuple[str, type[base.Renderer], base.Options]] = (
+    ("deepseekv3", DeepSeekV3, DeepSeekOptions()),
+    ("deepseekv3_disable_thinking", DeepSeekV3, DeepSeekOptions()),
+    ("deepseekv3_thinking", DeepSeekV3, DeepSeekOptions(thinking=True)),
+)

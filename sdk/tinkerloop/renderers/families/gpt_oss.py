@@ -1,0 +1,152 @@
+"""gpt-oss (Harmony): `<|start|>role<|channel|>channel<|message|>...<|end|>`; a reply is one or more such messages.
+
+Presets: `gpt_oss_no_sysprompt`, and `gpt_oss_low_reasoning`, `_medium_` and `_high_` with the official system message.
+That message states today's date. It is left out unless `GptOssOptions(date=...)` gives one, so that equal conversations
+are equal tokens on every day.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers import base
+from tinkerloop.renderers.conversation import Conversation
+from tinkerloop.renderers.families.harmony import GRAMMAR, HarmonyParser, typescript_namespace
+from tinkerloop.renderers.parsing.grammar import Grammar
+from tinkerloop.renderers.parsing.reply_parser import ReplyParser
+from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
+from tinkerloop.renderers.tool_syntax import checked_name
+from tinkerloop.renderers.types import ToolCall
+
+
+@dataclass(frozen=True)
+class GptOssOptions(base.Options):
+    effort: Literal["low", "medium", "high"] | None = None
+    """The reasoning effort in the system message; None writes no system message."""
+    date: str | None = None
+    """Today's date, such as `2025-08-05`, for the system message."""
+
+    def __post_init__(self) -> None:
+        self.check("effort", None, "low", "medium", "high")
+
+
+class GptOss(base.Renderer):
+    """Reasoning is left out of history once a final answer follows it. One tool call a turn."""
+
+    family = "gpt_oss"
+    Options = GptOssOptions
+    roles = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+    def make_grammar(self) -> Grammar:
+        return GRAMMAR
+
+    def make_parser(self, conversation: Conversation) -> ReplyParser:
+        return HarmonyParser(self.grammar, self._vocabulary, tools=conversation.tools)
+
+    def header(self, role: str) -> str:
+        return f"<|start|>{role}"
+
+    def opening(self, conversation: Conversation, index: int) -> Pieces:
+        yield scaffold("<|start|>assistant")
+
+    def preamble(self, conversation: Conversation) -> Pieces:
+        if self.options.effort is not None:
+            date = f"Current date: {self.options.date}\n" if self.options.date else ""
+            channels = "# Valid channels: analysis, commentary, final. Channel must be included for every message."
+            if conversation.tools:
+                channels += "\nCalls to these tools must go to the commentary channel: 'functions'."
+            yield scaffold(
+                "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n"
+                f"Knowledge cutoff: 2024-06\n{date}\nReasoning: {self.options.effort}\n\n{channels}<|end|>"
+            )
+        if conversation.role(0) not in ("system", "developer"):
+            yield from self._developer(conversation, None)
+
+    def _developer(self, conversation: Conversation, index: int | None) -> Pieces:
+        """Instructions, which the author calls system or developer message, and the declarations of tools."""
+        written = index is not None and bool(conversation[index].content)
+        if not written and not conversation.tools:
+            return
+        yield scaffold("<|start|>developer<|message|>")
+        if index is not None and written:
+            yield scaffold("# Instructions\n\n")
+            yield from self.content(conversation[index])
+            yield scaffold("\n\n")
+        if conversation.tools:
+            try:
+                declared = typescript_namespace("functions", conversation.tools)
+            except (TypeError, AttributeError) as error:
+                raise RenderError(f"the parameters of a tool are no JSON schema: {error}") from error
+            yield scaffold("# Tools\n\n")
+            yield text(declared, Part.SCAFFOLD)
+        yield stop("<|end|>")
+
+    def message(self, conversation: Conversation, index: int) -> Pieces:
+        message = conversation[index]
+        if message.role in ("system", "developer"):
+            if index:
+                raise RenderError(f"messages[{index}]: gpt_oss has instructions only at the start of a conversation")
+            yield from self._developer(conversation, index)
+        elif message.role == "user":
+            yield scaffold("<|start|>user<|message|>")
+            yield from self.content(message)
+            yield stop("<|end|>")
+        else:
+            yield scaffold("<|start|>")
+            yield text(f"functions.{self._called(conversation, index)} to=assistant", Part.SCAFFOLD)
+            yield scaffold("<|channel|>commentary<|message|>")
+            yield text(json.dumps(self.plain(message), ensure_ascii=False))  # as the official template quotes it
+            yield stop("<|end|>")
+
+    def _called(self, conversation: Conversation, index: int) -> str:
+        """The name of the function whose result message `index` is."""
+        for message in reversed(conversation.messages[:index]):
+            if message.tool_calls:
+                return checked_name(message.tool_calls[0].function.name)
+            if message.role == "assistant":
+                break
+        raise RenderError(f"messages[{index}]: a tool's result without a call before it")
+
+    def reply(self, conversation: Conversation, index: int) -> Pieces:
+        message = conversation[index]
+        if message.unparsed or len(message.tool_calls) > 1:
+            raise RenderError(f"messages[{index}]: a gpt_oss reply makes one tool call, and no unparsed one")
+        calls = bool(message.tool_calls)
+        later = (i for i in range(index + 1, len(conversation)) if not conversation.is_final(i))
+        answered = any(conversation.role(i) == "assistant" and not conversation[i].tool_calls for i in later)
+        beside = self.plain(message) if calls else None
+        begun = False
+        for part, channel, content in (
+            (Part.REASONING, "analysis", message.reasoning if conversation.is_final(index) or calls else None),
+            (Part.TEXT, "commentary" if message.reasoning else "analysis", beside),
+        ):
+            if (content or (content is not None and not calls)) and not (calls and answered):
+                yield marked(f"{'<|start|>assistant' if begun else ''}<|channel|>{channel}<|message|>", part)
+                yield text(content, part)
+                yield marked("<|end|>", part)
+                begun = True
+        if calls:
+            call = next(iter(message.tool_calls))
+            yield marked("<|start|>assistant" if begun else "", Part.TOOL_CALL)
+            yield text(f" to=functions.{checked_name(call.function.name)}", Part.TOOL_CALL)
+            yield marked("<|channel|>commentary json<|message|>", Part.TOOL_CALL)
+            yield text(call.function.arguments, Part.TOOL_CALL)
+            yield stop("<|call|>")
+            return
+        yield marked(f"{'<|start|>assistant' if begun else ''}<|channel|>final<|message|>", Part.TEXT)
+        yield from self.content(message)
+        yield stop("<|return|>" if conversation.is_final(index) else "<|end|>")
+
+    def call(self, call: ToolCall) -> Pieces:
+        raise NotImplementedError("a Harmony call is a message, which `reply` writes")
+
+
+PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (
+    ("gpt_oss_no_sysprompt", GptOss, GptOssOptions()),
+    ("gpt_oss_low_reasoning", GptOss, GptOssOptions("low")),
+    ("gpt_oss_medium_reasoning", GptOss, GptOssOptions("medium")),
+    ("gpt_oss_high_reasoning", GptOss, GptOssOptions("high")),
+)

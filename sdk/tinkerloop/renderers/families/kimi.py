@@ -1,0 +1,170 @@
+"""Kimi K2 Thinking, K2.5 and K2.6: `<|im_user|>user<|im_middle|>...<|im_end|>`, no white space of the format's own.
+
+Presets: `kimi_k2`, `kimi_k25` and `kimi_k26`, the latter two with `_disable_thinking`, K2.6 with `_preserve_thinking`.
+Reasoning is kept from the last reply without tool calls onwards, and emptied before.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers import base
+from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
+from tinkerloop.renderers.parsing.grammar import Block, Grammar
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, stop, text
+from tinkerloop.renderers.tool_syntax import checked_name, declared, read_numbered_call
+from tinkerloop.renderers.types import ToolCall
+
+REASONING = Block(Part.REASONING, "<think>", "</think>")
+CALL = Block(Part.TOOL_CALL, "<|tool_call_begin|>", "<|tool_call_end|>", separators=("<|tool_call_argument_begin|>",))
+_ROLE_TOKENS = {"user": "<|im_user|>", "assistant": "<|im_assistant|>"}
+
+
+@dataclass(frozen=True)
+class KimiOptions(base.Options):
+    default_system: str | None = "You are Kimi, an AI assistant created by Moonshot AI."
+    """The system message of a conversation that has none."""
+    primed: bool = False
+    """Whether prompts settle the reasoning, with `<think>` or `<think></think>`, as from K2.5 on."""
+    thinking: bool = True
+    preserve_thinking: bool = False
+    """Whether all of history keeps its reasoning."""
+
+
+class Kimi(base.Renderer):
+    family = "kimi"
+    Options = KimiOptions
+    control = ("<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>")
+
+    @property
+    def has_extension_property(self) -> bool:
+        return self.options.preserve_thinking or (self.options.primed and not self.options.thinking)
+
+    @property
+    def disables_thinking(self) -> bool:
+        return not self.options.thinking
+
+    def make_grammar(self) -> Grammar:
+        return Grammar(
+            ("<|im_end|>",),
+            (REASONING, CALL),
+            wrappers=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+            eos=("[EOS]",),
+            read_call=read_numbered_call,
+        )
+
+    def header(self, role: str) -> str:
+        return f"{_ROLE_TOKENS.get(role, '<|im_system|>')}{role}<|im_middle|>"
+
+    def _named_header(self, message: ChatMessage) -> Pieces:
+        """A header with the author's name in place of the role, where there is one."""
+        if message.name is None:
+            yield scaffold(self.header(message.role))
+        else:
+            yield scaffold(_ROLE_TOKENS.get(message.role, "<|im_system|>"))
+            yield text(message.name, Part.SCAFFOLD)
+            yield scaffold("<|im_middle|>")
+
+    def preamble(self, conversation: Conversation) -> Pieces:
+        if conversation.tools:
+            yield scaffold("<|im_system|>tool_declare<|im_middle|>")
+            tools = [declared(tool) for tool in conversation.tools]
+            yield text(json.dumps(tools, ensure_ascii=False, separators=(",", ":")), Part.SCAFFOLD)
+            yield scaffold("<|im_end|>")
+        if self.options.default_system is not None and conversation.role(0) != "system":
+            yield scaffold(f"{self.header('system')}{self.options.default_system}<|im_end|>")
+
+    def message(self, conversation: Conversation, index: int) -> Pieces:
+        message = conversation[index]
+        yield from self._named_header(message)
+        if message.role == "tool":
+            yield scaffold("## Return of ")
+            yield text(_of_tool(message, index), Part.SCAFFOLD)
+            yield scaffold("\n")
+        yield from self.content(message)
+        yield stop("<|im_end|>")
+
+    def image(self, image: Image) -> Pieces:
+        if not self.options.primed:
+            raise RenderError(f"{self.name} has no images; Kimi has them from K2.5 on")
+        from tinkerloop.images.chunks import image_chunk
+        from tinkerloop.images.processors import KIMI_K25
+
+        processor = self.image_processor or (None if self.model_name else KIMI_K25)
+        chunk = image_chunk(image.source, model=self.model_name, processor=processor)
+        yield scaffold("<|media_begin|>image<|media_content|>")
+        yield Piece("", Part.IMAGE, image=chunk)
+        yield scaffold("<|media_end|>\n")
+
+    def opening(self, conversation: Conversation, index: int) -> Pieces:
+        message = conversation[index] if index < len(conversation) else ChatMessage("assistant", ())
+        yield from self._named_header(message)
+        yield scaffold(self.primer(conversation, index))
+
+    def primer(self, conversation: Conversation, index: int) -> str:
+        if not self.options.primed:
+            return ""
+        return "<think>" if self.options.thinking else "<think></think>"
+
+    def reply(self, conversation: Conversation, index: int) -> Pieces:
+        message = conversation[index]
+        primer = self.primer(conversation, index)
+        kept = conversation.is_final(index) or index > self._last_answer(conversation)
+        if primer.endswith("</think>"):
+            if message.reasoning and conversation.is_final(index):
+                raise RenderError(f"messages[{index}]: a prompt of {self.name} rules reasoning out")
+        else:
+            yield marked("" if primer else "<think>", Part.REASONING)
+            yield text((message.reasoning or "") if kept else "", Part.REASONING)
+            yield marked("</think>", Part.REASONING)
+        yield from self.content(message)
+        if message.tool_calls or message.unparsed:
+            yield marked("<|tool_calls_section_begin|>", Part.TOOL_CALL)
+            yield from self.calls(message)
+            yield marked("<|tool_calls_section_end|>", Part.TOOL_CALL)
+        yield stop("<|im_end|>")
+
+    def _last_answer(self, conversation: Conversation) -> int:
+        """The last finished reply without tool calls, before which reasoning is emptied; -1 if it is all kept."""
+        if self.options.preserve_thinking:
+            return -1
+        answers = (
+            i
+            for i, m in enumerate(conversation.messages)
+            if m.role == "assistant" and not m.tool_calls and not conversation.is_final(i)
+        )
+        return max(answers, default=-1)
+
+    def call(self, call: ToolCall) -> Pieces:
+        if call.id is None:
+            raise RenderError(f"Kimi writes a call by its id, such as 'functions.{call.function.name}:0'; it has none")
+        yield text(checked_name(call.id), Part.TOOL_CALL)
+        yield marked("<|tool_call_argument_begin|>", Part.TOOL_CALL)
+        yield text(call.function.arguments, Part.TOOL_CALL)
+
+
+def _of_tool(message: ChatMessage, index: int) -> str:
+    if message.tool_call_id is None:
+        raise RenderError(f"messages[{index}]: a tool's result needs the 'tool_call_id' it answers")
+    return message.tool_call_id
+
+
+class KimiVision(Kimi):
+    """K2.5 and later, which also see images."""
+
+    family = "kimi_k25"
+    control = (*Kimi.control, "<|media_begin|>", "<|media_content|>", "<|media_end|>")
+
+
+_K25 = KimiOptions(default_system=None, primed=True)
+_K25_OFF = KimiOptions(default_system=None, primed=True, thinking=False)
+PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (
+    ("kimi_k2", Kimi, KimiOptions()),
+    ("kimi_k25", KimiVision, _K25),
+    ("kimi_k25_disable_thinking", KimiVision, _K25_OFF),
+    ("kimi_k26", KimiVision, _K25),
+    ("kimi_k26_disable_thinking", KimiVision, _K25_OFF),
+    ("kimi_k26_preserve_thinking", KimiVision, KimiOptions(None, primed=True, preserve_thinking=True)),
+)

@@ -1,0 +1,121 @@
+"""Qwen3: reasoning in `<think>` blocks, tool calls as JSON in `<tool_call>` blocks.
+
+Presets: `qwen3` (hybrid models, reasoning on), `qwen3_disable_thinking` (the same models, the prompt holding an empty
+reasoning block), `qwen3_thinking` and `qwen3_instruct` (the 2507 models, which reason always and never), `qwen3_vl`
+and `qwen3_vl_instruct` (the vision models).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers import base
+from tinkerloop.renderers.conversation import ChatMessage, Conversation
+from tinkerloop.renderers.families.chatml import ChatML, VisionChatML
+from tinkerloop.renderers.inline_reasoning import lift_thinking
+from tinkerloop.renderers.parsing.grammar import Block, Grammar
+from tinkerloop.renderers.pieces import Part, Pieces, marked, stop, text
+from tinkerloop.renderers.tool_syntax import declared, read_json_call, write_json_call
+from tinkerloop.renderers.types import ToolCall, ToolSpec
+
+REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim="\n")
+JSON_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n", between="\n")
+
+_PRIMERS = {"off": "<think>\n\n</think>\n\n", "always": "<think>\n"}
+
+
+@dataclass(frozen=True)
+class Qwen3Options(base.Options):
+    thinking: Literal["on", "off", "always", "never"] = "on"
+    """`on`: the model decides; `off`: the prompt holds an empty reasoning block; `always`: the prompt opens one;
+    `never`: the model does not reason."""
+
+    def __post_init__(self) -> None:
+        self.check("thinking", "on", "off", "always", "never")
+
+
+class Qwen3(ChatML):
+    """Reasoning before the last user message is left out, as in the official template."""
+
+    family = "qwen3"
+    Options = Qwen3Options
+    tools_head = (
+        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+    )
+    tools_foot = (
+        "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+        "<tool_call></tool_call> XML tags:\n<tool_call>\n"
+        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    )
+
+    @property
+    def has_extension_property(self) -> bool:
+        return self.options.thinking == "never"
+
+    @property
+    def disables_thinking(self) -> bool:
+        return self.options.thinking == "off"
+
+    def make_grammar(self) -> Grammar:
+        return Grammar(("<|im_end|>",), (REASONING, JSON_CALL), eos=("<|endoftext|>",), read_call=read_json_call)
+
+    def declaration(self, tool: ToolSpec) -> str:
+        return json.dumps(declared(tool), ensure_ascii=False)
+
+    def lifted(self, message: ChatMessage) -> ChatMessage:
+        return message if self.options.thinking == "never" else lift_thinking(message)
+
+    def primer(self, conversation: Conversation, index: int) -> str:
+        if not conversation.is_final(index):
+            return ""
+        return _PRIMERS.get(self.options.thinking, "")
+
+    def reply(self, conversation: Conversation, index: int) -> Pieces:
+        message = conversation[index]
+        reasoning = (message.reasoning or "").strip("\n")
+        primer = self.primer(conversation, index)
+        if self._is_framed(conversation, index, primer, reasoning):
+            if reasoning and self.options.thinking == "off" and primer:
+                raise RenderError(
+                    f"messages[{index}]: a prompt of {self.name} rules reasoning out, so this reply cannot hold any"
+                )
+            if not primer:
+                yield marked("<think>\n", Part.REASONING)
+            if not primer.endswith("</think>\n\n"):
+                yield text(reasoning, Part.REASONING)
+                yield marked("\n</think>", Part.REASONING)
+                yield marked("\n\n", Part.TEXT)
+            if message.is_text:
+                message = message.with_text(message.text.lstrip("\n"))
+        yield from self.content(message)
+        yield from self.calls(message)
+        yield stop("<|im_end|>")
+
+    def _is_framed(self, conversation: Conversation, index: int, primer: str, reasoning: str) -> bool:
+        """Whether the turn is written with a reasoning block, be it an empty one."""
+        if primer or self.options.thinking == "never":
+            return bool(primer or reasoning)
+        return 0 <= conversation.last_query < index and (conversation.is_final(index) or bool(reasoning))
+
+    def call(self, call: ToolCall) -> Pieces:
+        yield text(write_json_call(call), Part.TOOL_CALL)
+
+
+class Qwen3VL(VisionChatML, Qwen3):
+    """Qwen3 with images in messages."""
+
+    family = "qwen3_vl"
+
+
+PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (
+    ("qwen3", Qwen3, Qwen3Options()),
+    ("qwen3_disable_thinking", Qwen3, Qwen3Options("off")),
+    ("qwen3_thinking", Qwen3, Qwen3Options("always")),
+    ("qwen3_instruct", Qwen3, Qwen3Options("never")),
+    ("qwen3_vl", Qwen3VL, Qwen3Options()),
+    ("qwen3_vl_instruct", Qwen3VL, Qwen3Options("never")),
+)

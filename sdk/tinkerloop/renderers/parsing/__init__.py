@@ -1,0 +1,1 @@
+"""From sampled tokens back to a message."""

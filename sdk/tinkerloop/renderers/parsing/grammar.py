@@ -1,0 +1,88 @@
+"""What the replies of a format consist of: blocks between control tokens, and the tokens or texts that end a reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from tinkerloop.renderers.pieces import Part
+from tinkerloop.renderers.types import ToolCall, ToolSpec, UnparsedToolCall
+
+ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], ToolCall | UnparsedToolCall]
+ReadText = Callable[[str, Sequence[ToolSpec]], ToolCall | None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a reply between two control tokens, with the text of the format inside and after them."""
+
+    part: Part
+    open: str
+    close: str
+    head: str = ""
+    """Written after `open`."""
+    foot: str = ""
+    """Written before `close`."""
+    lead: str = ""
+    """Written before `open` where text precedes it."""
+    between: str = ""
+    """Written before `open` where a block of the same kind precedes it."""
+    gap: str = ""
+    """Written after `close` where text follows."""
+    trim: str = ""
+    """Characters that the format takes off both ends of what is inside, and off the start of the text after it."""
+    separators: tuple[str, ...] = ()
+    """Control tokens that divide the inside into fields."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a reply of a family can consist of."""
+
+    stops: tuple[str, ...]
+    """Control tokens that end a reply."""
+    blocks: tuple[Block, ...] = ()
+    wrappers: tuple[str, ...] = ()
+    """Control tokens around a group of blocks, which carry nothing."""
+    eos: tuple[str, ...] = ()
+    """Control tokens that also end a reply, though the format does not write them."""
+    stop_texts: tuple[str, ...] = ()
+    """Ordinary text that ends a reply."""
+    text_head: str = ""
+    """Ordinary text that begins a reply."""
+    text_foot: str = ""
+    """Ordinary text that precedes an end other than one of `stop_texts`."""
+    read_call: ReadCall | None = None
+    """Reads the fields of a tool call's block."""
+    read_text: ReadText | None = None
+    """Reads a whole reply as a tool call, in formats that write calls as ordinary JSON text."""
+
+    @cached_property
+    def control(self) -> frozenset[str]:
+        """Every control token the machine reacts to."""
+        tags = {tag for b in self.blocks for tag in (b.open, b.close, *b.separators)}
+        return frozenset(tags | {*self.stops, *self.eos, *self.wrappers})
+
+    @cached_property
+    def opening(self) -> dict[str, Block]:
+        """The blocks by the token that opens them."""
+        return {block.open: block for block in self.blocks}
+
+    @cached_property
+    def closing(self) -> frozenset[str]:
+        """The tokens that close a block."""
+        return frozenset(block.close for block in self.blocks)
+
+    @cached_property
+    def ends(self) -> frozenset[str]:
+        """The tokens that end a reply."""
+        return frozenset((*self.stops, *self.eos))
+
+    @cached_property
+    def lead(self) -> str:
+        """The longest text that a block may have before it."""
+        return max((block.lead for block in self.blocks), key=len, default="")
+
+    def block(self, part: Part) -> Block | None:
+        return next((block for block in self.blocks if block.part is part), None)

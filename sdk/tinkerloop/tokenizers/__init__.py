@@ -1,0 +1,6 @@
+"""Tokenizers by name, and the fast exact encoders that renderers use. Nothing here needs torch."""
+
+from tinkerloop.tokenizers.encoders import Encoder, encoder_of
+from tinkerloop.tokenizers.loading import get_tokenizer
+
+__all__ = ["Encoder", "encoder_of", "get_tokenizer"]
