@@ -1,10 +1,23 @@
 """Chat formats: messages to tokens with weights, prompts, and sampled tokens back to messages."""
 
+from tinkerloop.messages import (
+    Content,
+    ContentPart,
+    ImagePart,
+    Message,
+    Role,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolSpec,
+    UnparsedToolCall,
+)
 from tinkerloop.renderers.base import Options, Renderer
 from tinkerloop.renderers.episode import Episode
 from tinkerloop.renderers.parsing.parsed import (
     MessageDelta,
     Parsed,
+    ParseTermination,
     StreamingMessageHeader,
     StreamingTextDelta,
     StreamingThinkingDelta,
@@ -20,20 +33,7 @@ from tinkerloop.renderers.registry import (
     unregister_renderer,
 )
 from tinkerloop.renderers.rendered import Rendered, Span
-from tinkerloop.renderers.types import (
-    Content,
-    ContentPart,
-    ImagePart,
-    Message,
-    ParseTermination,
-    Role,
-    TextPart,
-    ThinkingPart,
-    ToolCall,
-    ToolSpec,
-    TrainOnWhat,
-    UnparsedToolCall,
-)
+from tinkerloop.renderers.train_on_what import TrainOnWhat
 
 __all__ = [
     "Content",

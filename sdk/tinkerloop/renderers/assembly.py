@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.pieces import SEAM, Part, Piece
 from tinkerloop.renderers.rendered import Kind, Marks, Rendered
-from tinkerloop.renderers.train_on_what import Weights
+from tinkerloop.renderers.train_on_what import TokenWeights
 from tinkerloop.tokenizers.encoders import Encoder
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Assembler:
     def assemble(
         self,
         pieces: Iterable[tuple[int, Piece]],
-        weights: Weights | None = None,
+        weights: TokenWeights | None = None,
         max_length: int | None = None,
         encode: Encode | None = None,
     ) -> Rendered:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import RenderError, ZeroWeightError
+from tinkerloop.messages import CheckedConversation, Message, ToolSpec, read_conversation
 from tinkerloop.renderers.assembly import Assembler, Encode
-from tinkerloop.renderers.conversation import Conversation, read_conversation
 from tinkerloop.renderers.episode import Episode
 from tinkerloop.renderers.format import Format, Options
 from tinkerloop.renderers.openai_messages import from_openai_message, to_openai_message
@@ -27,8 +27,7 @@ from tinkerloop.renderers.parsing.vocabulary import Vocabulary
 from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, scaffold, text
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.splitting import split_examples
-from tinkerloop.renderers.train_on_what import Weights, weights_of
-from tinkerloop.renderers.types import Message, ToolSpec, TrainOnWhat
+from tinkerloop.renderers.train_on_what import TokenWeights, TrainOnWhat, weights_of
 from tinkerloop.tokenizers.encoders import Encoder, encoder_of
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Renderer(Format):
 
     # ---- rendering
 
-    def pieces(self, conversation: Conversation) -> list[tuple[int, Piece]]:
+    def pieces(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
         """The whole conversation as (message index, piece), -1 for what is of no message."""
         pieces = list(zip(repeat(-1), self.preamble(conversation)))
         for i, message in enumerate(conversation.messages):
@@ -75,7 +74,7 @@ class Renderer(Format):
             pieces += zip(repeat(i), turn(conversation, i))
         return pieces
 
-    def _assistant_turn(self, conversation: Conversation, index: int) -> Pieces:
+    def _assistant_turn(self, conversation: CheckedConversation, index: int) -> Pieces:
         seam = (SEAM,) if conversation.is_final(index) else ()
         opening, reply = self.opening(conversation, index), self.reply(conversation, index)
         return chain(opening, seam, reply, self.after_reply(conversation, index))
@@ -138,7 +137,9 @@ class Renderer(Format):
             )
         return examples
 
-    def example(self, conversation: Conversation, weights: Weights, encode: Encode | None = None) -> Rendered:
+    def example(
+        self, conversation: CheckedConversation, weights: TokenWeights, encode: Encode | None = None
+    ) -> Rendered:
         """A finished conversation, weighed. `encode` is as in `Assembler.assemble`."""
         pieces = self.pieces(conversation)
         while pieces and pieces[-1][1].part is Part.SCAFFOLD and not pieces[-1][1].text.strip():
@@ -157,7 +158,7 @@ class Renderer(Format):
         return self._assembler.assemble(pieces, max_length=self.max_length)
 
     def assemble_prompt(
-        self, conversation: Conversation, role: str = "assistant", prefill: str | None = None
+        self, conversation: CheckedConversation, role: str = "assistant", prefill: str | None = None
     ) -> Rendered:
         """A conversation and the opening of the next turn, as tokens."""
         return self.assemble(self._prompt(conversation, role, prefill))
@@ -178,7 +179,7 @@ class Renderer(Format):
         """
         return self.assemble_prompt(self.read(messages, tools, prompting=True), role, prefill).model_input
 
-    def _prompt(self, conversation: Conversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
+    def _prompt(self, conversation: CheckedConversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
         pieces, index = self.pieces(conversation), len(conversation)
         if role == "assistant":
             pieces += zip(repeat(index), self.opening(conversation, index))
@@ -192,7 +193,7 @@ class Renderer(Format):
 
     def read(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, prompting: bool = False
-    ) -> Conversation:
+    ) -> CheckedConversation:
         """Messages, checked for what this format can say."""
         conversation = read_conversation(messages, tools, prompting=prompting, lift=self.lifted)
         roles = [message.role for message in conversation.messages]
@@ -229,7 +230,7 @@ class Renderer(Format):
         """
         return self.parser_of(self.read(messages or _A_QUESTION, tools, prompting=True), prefill)
 
-    def parser_of(self, conversation: Conversation, prefill: str | None = None) -> ReplyParser:
+    def parser_of(self, conversation: CheckedConversation, prefill: str | None = None) -> ReplyParser:
         """The parser of a reply to this conversation."""
         parser = self.make_parser(conversation)
         primer = self.primer(conversation, len(conversation))
@@ -247,7 +248,7 @@ class Renderer(Format):
         """A conversation in which replies are sampled and kept as sampled; see `Episode`."""
         return Episode(self, messages, tools, on_rewrite=on_rewrite)
 
-    def make_parser(self, conversation: Conversation) -> ReplyParser:
+    def make_parser(self, conversation: CheckedConversation) -> ReplyParser:
         """An unprimed parser, for families that read replies with a machine of their own."""
         return ReplyParser(self.grammar, self._vocabulary, tools=conversation.tools)
 

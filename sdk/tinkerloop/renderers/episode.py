@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import EpisodeError, RenderError
-from tinkerloop.renderers.conversation import Conversation, read_message
-from tinkerloop.renderers.parsing.parsed import Parsed
+from tinkerloop.messages import CheckedConversation, read_message
+from tinkerloop.renderers.parsing.parsed import Parsed, ParseTermination
 from tinkerloop.renderers.pieces import Part, Piece
 from tinkerloop.renderers.rendered import Kind, Marks, Rendered, model_input
-from tinkerloop.renderers.types import ParseTermination
 
 if TYPE_CHECKING:
     from tinkerloop.renderers.base import Renderer
@@ -138,7 +137,7 @@ class Episode:
             raise EpisodeError(f"nothing can follow the last reply, which is no message: {error}") from error
         before = self._conversation
         index = len(before)
-        after = Conversation((*before.messages, reply, *new), before.tools, prompting=True)
+        after = CheckedConversation((*before.messages, reply, *new), before.tools, prompting=True)
         asked = "user" in roles
         latest, rewritten = None, None
         if "system" in roles or not self.renderer.has_extension_property:
@@ -167,7 +166,9 @@ class Episode:
         limit = self.renderer.max_length
         return [Rendered(s.tokens[:], s.marks.copy(), tuple(s.images), limit) for s in self.segments]
 
-    def _rewritten(self, after: Conversation, index: int, replies: Sequence[tuple[int, str | None]]) -> int | None:
+    def _rewritten(
+        self, after: CheckedConversation, index: int, replies: Sequence[tuple[int, str | None]]
+    ) -> int | None:
         """The first message that the format writes differently in `after`, or not after what precedes it.
 
         A user's message, added after reply `index`, may have caused the former, for `replies` as they were sampled;
@@ -177,7 +178,7 @@ class Episode:
         moved = (i for i in range(index + 1, len(after)) if not any(True for _ in self.renderer.message(after, i)))
         return next(chain(changed, moved), None)
 
-    def _written(self, conversation: Conversation, index: int) -> str | None:
+    def _written(self, conversation: CheckedConversation, index: int) -> str | None:
         """Reply `index` as the format writes it in this conversation, None where it has no words for it."""
         try:
             pieces = (*self.renderer.opening(conversation, index), *self.renderer.reply(conversation, index))
@@ -185,7 +186,7 @@ class Episode:
             return None
         return "".join(piece.text for piece in pieces)
 
-    def _following(self, conversation: Conversation, index: int) -> Rendered:
+    def _following(self, conversation: CheckedConversation, index: int) -> Rendered:
         """The rest of reply `index`, the new messages and the opening of the next reply."""
         renderer = self.renderer
         pieces: list[tuple[int, Piece]] = []
@@ -207,12 +208,12 @@ class Episode:
         return stopped or (bool(parsed.ids) and parsed.ids[-1] in self.renderer.get_stop_sequences())
 
 
-def _finished(conversation: Conversation, index: int) -> Conversation:
+def _finished(conversation: CheckedConversation, index: int) -> CheckedConversation:
     """The conversation up to and with message `index`."""
-    return Conversation(conversation.messages[: index + 1], conversation.tools)
+    return CheckedConversation(conversation.messages[: index + 1], conversation.tools)
 
 
-def _without_reasoning(conversation: Conversation) -> Conversation:
+def _without_reasoning(conversation: CheckedConversation) -> CheckedConversation:
     """The conversation with a last message that does not reason, which every format has words for."""
     *before, last = conversation.messages
     return replace(conversation, messages=(*before, last._replace(reasoning=None)))

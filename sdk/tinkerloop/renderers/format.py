@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tinkerloop.errors import RenderError
-from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
+from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolCall
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, text
-from tinkerloop.renderers.types import ToolCall
 
 if TYPE_CHECKING:
     from tinkerloop.tokenizers.loading import Tokenizer
@@ -69,11 +68,11 @@ class Format:
         """What a reply consists of."""
         raise NotImplementedError
 
-    def preamble(self, conversation: Conversation) -> Pieces:
+    def preamble(self, conversation: CheckedConversation) -> Pieces:
         """What precedes the first message."""
         return ()
 
-    def message(self, conversation: Conversation, index: int) -> Pieces:
+    def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         """Message `index`, unless an assistant's: its header, its content, its end."""
         raise NotImplementedError
 
@@ -81,19 +80,19 @@ class Format:
         """What announces a turn of `role`."""
         raise NotImplementedError
 
-    def primer(self, conversation: Conversation, index: int) -> str:
+    def primer(self, conversation: CheckedConversation, index: int) -> str:
         """What the format itself writes of an assistant's turn `index`, between the header and what is sampled."""
         return ""
 
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
+    def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         """What an assistant samples in turn `index`, up to and with the stop token."""
         raise NotImplementedError
 
-    def after_reply(self, conversation: Conversation, index: int) -> Pieces:
+    def after_reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         """What follows an assistant's stop token."""
         return ()
 
-    def opening(self, conversation: Conversation, index: int) -> Pieces:
+    def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
         """What a prompt ends with and a supervised turn begins with; what is sampled starts on a token after it."""
         return (scaffold(self.header("assistant") + self.primer(conversation, index)),)
 

@@ -5,7 +5,7 @@ This happens to messages, before anything is rendered, and only in families whos
 
 from __future__ import annotations
 
-from tinkerloop.renderers.conversation import ChatMessage
+from tinkerloop.messages import ChatMessage
 
 
 def lift_thinking(message: ChatMessage, trim: str = "\n") -> ChatMessage:

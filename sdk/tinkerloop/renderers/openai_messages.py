@@ -6,8 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinkerloop.errors import RenderError
-from tinkerloop.renderers.conversation import ChatMessage, Image, read_message
-from tinkerloop.renderers.types import ContentPart, ImagePart, Message, TextPart, ThinkingPart
+from tinkerloop.messages import (
+    ChatMessage,
+    ContentPart,
+    Image,
+    ImagePart,
+    Message,
+    TextPart,
+    ThinkingPart,
+    read_message,
+)
 
 
 def to_openai_message(message: Mapping[str, Any]) -> dict[str, Any]:

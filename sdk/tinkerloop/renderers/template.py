@@ -18,16 +18,15 @@ from datetime import date
 from typing import Any
 
 from tinkerloop.errors import RenderError
+from tinkerloop.messages import CheckedConversation, Image, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.assembly import Encode
-from tinkerloop.renderers.conversation import Conversation, Image
 from tinkerloop.renderers.families.qwen3 import JSON_CALL
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.tool_syntax import arguments_of, declared, is_object, read_json_call
-from tinkerloop.renderers.train_on_what import Weights
-from tinkerloop.renderers.types import ToolCall
+from tinkerloop.renderers.train_on_what import TokenWeights
 
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
 _AS_WRITTEN: tuple[Callable[[str], str], ...] = (
@@ -107,7 +106,7 @@ class Template(base.Renderer):
 
     # ---- running the template
 
-    def _run(self, conversation: Conversation) -> tuple[str, str, list[_Slot]]:
+    def _run(self, conversation: CheckedConversation) -> tuple[str, str, list[_Slot]]:
         """(with placeholders, with the real strings, what the placeholders stand for)."""
         slots: dict[_Slot, int] = {}  # equal strings are one, since templates compare them
 
@@ -128,7 +127,7 @@ class Template(base.Renderer):
 
         return self._write(conversation, hide), self._write(conversation, keep), list(slots)
 
-    def _write(self, conversation: Conversation, see: Callable[[Any, int, Part], Any]) -> str:
+    def _write(self, conversation: CheckedConversation, see: Callable[[Any, int, Part], Any]) -> str:
         """What the template writes for the conversation as `see` shows it."""
         messages = []
         for i, m in enumerate(conversation.messages):
@@ -171,7 +170,7 @@ class Template(base.Renderer):
         except Exception as error:  # whatever a template raises, of its own or by mistake
             raise RenderError(f"the chat template refuses this conversation: {error}") from error
 
-    def _aligned(self, conversation: Conversation) -> list[tuple[int, Piece]]:
+    def _aligned(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
         """The template's text as pieces: its own trusted, the conversation's strings not."""
         hidden, real, slots = self._run(conversation)
         self._check_nothing_is_lost(conversation, {slots[int(i)] for i in _PLACEHOLDER.findall(hidden)})
@@ -198,7 +197,7 @@ class Template(base.Renderer):
             raise RenderError("the template writes something else depending on what a string says")
         return pieces
 
-    def _check_nothing_is_lost(self, conversation: Conversation, written: set[_Slot]) -> None:
+    def _check_nothing_is_lost(self, conversation: CheckedConversation, written: set[_Slot]) -> None:
         """Refuses a template that leaves out what a conversation says, but for reasoning in history."""
         if conversation.tools and not any(slot.message < 0 for slot in written):
             raise RenderError("the template has no words for tools, so the declared ones would be lost")
@@ -225,7 +224,7 @@ class Template(base.Renderer):
 
     # ---- what the base asks for
 
-    def pieces(self, conversation: Conversation) -> list[tuple[int, Piece]]:
+    def pieces(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
         pieces = self._aligned(conversation)
         if conversation.prompting:
             return pieces
@@ -233,15 +232,15 @@ class Template(base.Renderer):
         starts = {self._start(conversation, pieces, i): i for i in replies}
         return list(self._divided(conversation, pieces, {at: i for at, i in starts.items() if at is not None}))
 
-    def _start(self, conversation: Conversation, pieces: list[tuple[int, Piece]], index: int) -> int | None:
+    def _start(self, conversation: CheckedConversation, pieces: list[tuple[int, Piece]], index: int) -> int | None:
         """The character at which reply `index` begins, if the template's prompt for it begins this very text."""
-        asked = Conversation(conversation.messages[:index], conversation.tools, prompting=True)
+        asked = CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
         prompt = "".join(piece.text for _, piece in self._aligned(asked))
         whole = "".join(piece.text for _, piece in pieces)
         return len(prompt) if whole.startswith(prompt) else None
 
     def _divided(
-        self, conversation: Conversation, pieces: list[tuple[int, Piece]], starts: Mapping[int, int]
+        self, conversation: CheckedConversation, pieces: list[tuple[int, Piece]], starts: Mapping[int, int]
     ) -> Iterator[tuple[int, Piece]]:
         """The pieces, cut where replies begin and end, and what lies between marked as theirs."""
         at, reply = 0, None
@@ -270,7 +269,9 @@ class Template(base.Renderer):
                 if not piece.text:
                     break
 
-    def example(self, conversation: Conversation, weights: Weights, encode: Encode | None = None) -> Rendered:
+    def example(
+        self, conversation: CheckedConversation, weights: TokenWeights, encode: Encode | None = None
+    ) -> Rendered:
         """Refuses to train what has not been proved to be sampled."""
         example = super().example(conversation, weights, encode)
         stops = {message for message, part in example.marks.kinds if part is Part.STOP}
@@ -284,7 +285,7 @@ class Template(base.Renderer):
                 )
         return example
 
-    def opening(self, conversation: Conversation, index: int) -> Pieces:
+    def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
         yield from ()  # `pieces` already ends with it
 
     @functools.cached_property
@@ -294,7 +295,7 @@ class Template(base.Renderer):
         at = opened.rfind("<think>")
         return opened[at:] if at >= 0 and self.grammar.block(Part.REASONING) else ""
 
-    def primer(self, conversation: Conversation, index: int) -> str:
+    def primer(self, conversation: CheckedConversation, index: int) -> str:
         return self._primer
 
     def episode(self, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinkerloop.errors import RenderError
-from tinkerloop.renderers.types import ToolCall, ToolSpec, UnparsedToolCall
+from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 
 
 def _refuse_constant(name: str) -> Any:

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import NamedTuple
 
 from tinkerloop.errors import RenderError
-from tinkerloop.renderers.conversation import Conversation
+from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers.pieces import Part
-from tinkerloop.renderers.types import TrainOnWhat
+
+
+class TrainOnWhat(StrEnum):
+    """Which tokens of a conversation carry weight. Role headers and separators do only in `ALL_TOKENS`."""
+
+    LAST_ASSISTANT_MESSAGE = "last_assistant_message"
+    LAST_ASSISTANT_TURN = "last_assistant_turn"
+    """The last assistant message and those before it, back to the user's message that they answer."""
+    ALL_ASSISTANT_MESSAGES = "all_assistant_messages"
+    ALL_MESSAGES = "all_messages"
+    ALL_TOKENS = "all_tokens"
+    ALL_USER_AND_SYSTEM_MESSAGES = "all_user_and_system_messages"
+    CUSTOMIZED = "customized"
+    """The messages whose `trainable` is true."""
+
 
 _FIXED = (Part.SCAFFOLD, Part.IMAGE)
 """The parts whose weight is not a matter of taste."""
 _WHOLE = dict.fromkeys(Part, 1.0) | {Part.IMAGE: 0.0}
 
 
-class Weights(NamedTuple):
+class TokenWeights(NamedTuple):
     """A token weighs what its message weighs times what its part weighs."""
 
     of_message: list[float]
@@ -29,8 +44,10 @@ class Weights(NamedTuple):
 
 
 def weights_of(
-    conversation: Conversation, train_on_what: TrainOnWhat | str, part_weights: Mapping[Part | str, float] | None = None
-) -> Weights:
+    conversation: CheckedConversation,
+    train_on_what: TrainOnWhat | str,
+    part_weights: Mapping[Part | str, float] | None = None,
+) -> TokenWeights:
     """What the tokens of a conversation weigh.
 
     Raises:
@@ -48,10 +65,10 @@ def weights_of(
             raise RenderError(f"part_weights: the weight of {key!r} must be a finite number, got {value!r}")
         of_part[part] = float(value)
     of_part[Part.SCAFFOLD] = float(train_on_what == TrainOnWhat.ALL_TOKENS)
-    return Weights(of_message, of_part)
+    return TokenWeights(of_message, of_part)
 
 
-def message_weights(conversation: Conversation, train_on_what: TrainOnWhat | str) -> list[float]:
+def message_weights(conversation: CheckedConversation, train_on_what: TrainOnWhat | str) -> list[float]:
     """(number of messages,): what each message's own tokens weigh.
 
     Raises:

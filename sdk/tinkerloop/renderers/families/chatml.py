@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolSpec
 from tinkerloop.renderers import base
-from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, stop, text
-from tinkerloop.renderers.types import ToolSpec
 
 
 class ChatML(base.Renderer):
@@ -29,11 +28,11 @@ class ChatML(base.Renderer):
         """One tool, as the model reads it."""
         raise NotImplementedError
 
-    def preamble(self, conversation: Conversation) -> Pieces:
+    def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools and conversation.role(0) != "system":
             yield from self.system(conversation, None)
 
-    def message(self, conversation: Conversation, index: int) -> Pieces:
+    def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.role == "tool":
             return self.tool_result(conversation, index)
@@ -41,10 +40,10 @@ class ChatML(base.Renderer):
             return self.system(conversation, message)
         return (scaffold(self.header(message.role)), *self.content(message), *self.end)
 
-    def after_reply(self, conversation: Conversation, index: int) -> Pieces:
+    def after_reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         return self.end[1:]
 
-    def system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
+    def system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
         """The system message with the declarations of tools after what the author wrote, if there is an author."""
         yield scaffold(self.header("system"))
         if message is not None:
@@ -54,13 +53,13 @@ class ChatML(base.Renderer):
             yield from self.declarations(conversation)
         yield from self.end
 
-    def declarations(self, conversation: Conversation) -> Pieces:
+    def declarations(self, conversation: CheckedConversation) -> Pieces:
         yield scaffold(self.tools_head)
         for tool in conversation.tools:
             yield text("\n" + self.declaration(tool), Part.SCAFFOLD)
         yield scaffold(self.tools_foot)
 
-    def tool_result(self, conversation: Conversation, index: int) -> Pieces:
+    def tool_result(self, conversation: CheckedConversation, index: int) -> Pieces:
         begins, ends = conversation.role(index - 1) != "tool", conversation.role(index + 1) != "tool"
         head = scaffold("<|im_start|>user" + self.result_head if begins else self.result_head)
         content, foot = self.content(conversation[index]), scaffold(self.result_foot)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from itertools import repeat
 
 from tinkerloop.errors import RenderError
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
-from tinkerloop.renderers.conversation import ChatMessage, Conversation
 from tinkerloop.renderers.inline_reasoning import lift_thinking
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.tool_syntax import checked_name, read_named_call
-from tinkerloop.renderers.types import ToolCall
 
 REASONING = Block(Part.REASONING, "<think>", "</think>")
 CALL = Block(Part.TOOL_CALL, "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", separators=("<｜tool▁sep｜>",))
@@ -71,7 +70,7 @@ class DeepSeekV3(base.Renderer):
     def header(self, role: str) -> str:
         return {"user": "<｜User｜>", "assistant": "<｜Assistant｜>"}.get(role, "")
 
-    def pieces(self, conversation: Conversation) -> list[tuple[int, Piece]]:
+    def pieces(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
         system: list[tuple[int, Piece]] = []
         for i, message in enumerate(conversation.messages):
             if message.role == "system":
@@ -79,7 +78,7 @@ class DeepSeekV3(base.Renderer):
         begin, *rest = super().pieces(conversation)
         return [begin, *system, *rest]
 
-    def preamble(self, conversation: Conversation) -> Pieces:
+    def preamble(self, conversation: CheckedConversation) -> Pieces:
         yield scaffold("<｜begin▁of▁sentence｜>")
         if conversation.tools:
             instructed = any(message.role == "system" for message in conversation.messages)
@@ -92,7 +91,7 @@ class DeepSeekV3(base.Renderer):
                 yield text(described + "\n\n", Part.SCAFFOLD)
             yield scaffold(_TOOLS_FOOT)
 
-    def message(self, conversation: Conversation, index: int) -> Pieces:
+    def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.role == "user":
             yield scaffold("<｜User｜>")
@@ -102,18 +101,18 @@ class DeepSeekV3(base.Renderer):
             yield from self.content(message)
             yield scaffold("<｜tool▁output▁end｜>")
 
-    def opening(self, conversation: Conversation, index: int) -> Pieces:
+    def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
         """The role token and the state of reasoning; nothing where a reply goes on after a tool's output."""
         if primer := self.primer(conversation, index):
             yield scaffold("<｜Assistant｜>" + primer)
 
-    def primer(self, conversation: Conversation, index: int) -> str:
+    def primer(self, conversation: CheckedConversation, index: int) -> str:
         before = next((m.role for m in reversed(conversation.messages[:index]) if m.role != "system"), None)
         if before != "user":
             return ""
         return "<think>" if self.options.thinking and conversation.is_final(index) else "</think>"
 
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
+    def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if self.primer(conversation, index) == "<think>":
             yield text(message.reasoning or "", Part.REASONING)

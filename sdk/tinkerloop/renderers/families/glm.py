@@ -10,14 +10,13 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
-from tinkerloop.renderers.conversation import ChatMessage, Conversation
 from tinkerloop.renderers.families.qwen3_5 import trimmed
 from tinkerloop.renderers.inline_reasoning import lift_thinking
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.tool_syntax import arguments_of, checked_name, read_keyed_call
-from tinkerloop.renderers.types import ToolCall
 
 REASONING = Block(Part.REASONING, "<think>", "</think>")
 CALL = Block(
@@ -67,7 +66,7 @@ class Glm(base.Renderer):
     def lifted(self, message: ChatMessage) -> ChatMessage:
         return trimmed(lift_thinking(message, trim="")) if message.role == "assistant" else message
 
-    def preamble(self, conversation: Conversation) -> Pieces:
+    def preamble(self, conversation: CheckedConversation) -> Pieces:
         yield scaffold(f"[gMASK]<sop><|system|>Reasoning Effort: {self.options.effort}")
         if conversation.tools:
             yield scaffold("<|system|>" + _TOOLS_HEAD)
@@ -76,7 +75,7 @@ class Glm(base.Renderer):
                 yield text(json.dumps(shown, ensure_ascii=False) + "\n", Part.SCAFFOLD)
             yield scaffold(_TOOLS_FOOT)
 
-    def message(self, conversation: Conversation, index: int) -> Pieces:
+    def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         role = conversation[index].role
         follows_result = role == "tool" and conversation.role(index - 1) == "tool"
         if not follows_result and self._end_token(conversation, index - 1) != self.header(role):
@@ -87,10 +86,10 @@ class Glm(base.Renderer):
         if role == "tool":
             yield scaffold("</tool_response>")
 
-    def primer(self, conversation: Conversation, index: int) -> str:
+    def primer(self, conversation: CheckedConversation, index: int) -> str:
         return "<think>"
 
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
+    def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         kept = self.options.preserve_thinking or index > conversation.last_user
         yield text((message.reasoning or "") if kept else "", Part.REASONING)
@@ -100,7 +99,7 @@ class Glm(base.Renderer):
         if end := self._end_token(conversation, index):
             yield stop(end)
 
-    def _end_token(self, conversation: Conversation, index: int) -> str | None:
+    def _end_token(self, conversation: CheckedConversation, index: int) -> str | None:
         """What reply `index` ends with: what calls for results or for the user, if that is what comes next."""
         if conversation.role(index) != "assistant":
             return None

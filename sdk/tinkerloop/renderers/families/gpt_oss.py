@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tinkerloop.errors import RenderError
+from tinkerloop.messages import CheckedConversation, ToolCall
 from tinkerloop.renderers import base
-from tinkerloop.renderers.conversation import Conversation
 from tinkerloop.renderers.families.harmony import GRAMMAR, HarmonyParser, typescript_namespace
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.tool_syntax import checked_name
-from tinkerloop.renderers.types import ToolCall
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,16 @@ class GptOss(base.Renderer):
     def make_grammar(self) -> Grammar:
         return GRAMMAR
 
-    def make_parser(self, conversation: Conversation) -> ReplyParser:
+    def make_parser(self, conversation: CheckedConversation) -> ReplyParser:
         return HarmonyParser(self.grammar, self._vocabulary, tools=conversation.tools)
 
     def header(self, role: str) -> str:
         return f"<|start|>{role}"
 
-    def opening(self, conversation: Conversation, index: int) -> Pieces:
+    def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
         yield scaffold("<|start|>assistant")
 
-    def preamble(self, conversation: Conversation) -> Pieces:
+    def preamble(self, conversation: CheckedConversation) -> Pieces:
         if self.options.effort is not None:
             date = f"Current date: {self.options.date}\n" if self.options.date else ""
             channels = "# Valid channels: analysis, commentary, final. Channel must be included for every message."
@@ -65,7 +64,7 @@ class GptOss(base.Renderer):
         if conversation.role(0) not in ("system", "developer"):
             yield from self._developer(conversation, None)
 
-    def _developer(self, conversation: Conversation, index: int | None) -> Pieces:
+    def _developer(self, conversation: CheckedConversation, index: int | None) -> Pieces:
         """Instructions, which the author calls system or developer message, and the declarations of tools."""
         written = index is not None and bool(conversation[index].content)
         if not written and not conversation.tools:
@@ -84,7 +83,7 @@ class GptOss(base.Renderer):
             yield text(declared, Part.SCAFFOLD)
         yield stop("<|end|>")
 
-    def message(self, conversation: Conversation, index: int) -> Pieces:
+    def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.role in ("system", "developer"):
             if index:
@@ -101,7 +100,7 @@ class GptOss(base.Renderer):
             yield text(json.dumps(self.plain(message), ensure_ascii=False))  # as the official template quotes it
             yield stop("<|end|>")
 
-    def _called(self, conversation: Conversation, index: int) -> str:
+    def _called(self, conversation: CheckedConversation, index: int) -> str:
         """The name of the function whose result message `index` is."""
         for message in reversed(conversation.messages[:index]):
             if message.tool_calls:
@@ -110,7 +109,7 @@ class GptOss(base.Renderer):
                 break
         raise RenderError(f"messages[{index}]: a tool's result without a call before it")
 
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
+    def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.unparsed or len(message.tool_calls) > 1:
             raise RenderError(f"messages[{index}]: a gpt_oss reply makes one tool call, and no unparsed one")

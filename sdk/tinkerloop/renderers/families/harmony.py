@@ -7,12 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
+from tinkerloop.renderers.parsing.parsed import ParseTermination
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.parsing.text_run import TextRun
 from tinkerloop.renderers.pieces import Part
 from tinkerloop.renderers.tool_syntax import is_object
-from tinkerloop.renderers.types import ParseTermination, ToolCall, ToolSpec, UnparsedToolCall
 
 
 def _read_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:

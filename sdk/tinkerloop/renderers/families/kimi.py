@@ -10,12 +10,11 @@ import json
 from dataclasses import dataclass
 
 from tinkerloop.errors import RenderError
+from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolCall
 from tinkerloop.renderers import base
-from tinkerloop.renderers.conversation import ChatMessage, Conversation, Image
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.tool_syntax import checked_name, declared, read_numbered_call
-from tinkerloop.renderers.types import ToolCall
 
 REASONING = Block(Part.REASONING, "<think>", "</think>")
 CALL = Block(Part.TOOL_CALL, "<|tool_call_begin|>", "<|tool_call_end|>", separators=("<|tool_call_argument_begin|>",))
@@ -67,7 +66,7 @@ class Kimi(base.Renderer):
             yield text(message.name, Part.SCAFFOLD)
             yield scaffold("<|im_middle|>")
 
-    def preamble(self, conversation: Conversation) -> Pieces:
+    def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools:
             yield scaffold("<|im_system|>tool_declare<|im_middle|>")
             tools = [declared(tool) for tool in conversation.tools]
@@ -76,7 +75,7 @@ class Kimi(base.Renderer):
         if self.options.default_system is not None and conversation.role(0) != "system":
             yield scaffold(f"{self.header('system')}{self.options.default_system}<|im_end|>")
 
-    def message(self, conversation: Conversation, index: int) -> Pieces:
+    def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         yield from self._named_header(message)
         if message.role == "tool":
@@ -98,17 +97,17 @@ class Kimi(base.Renderer):
         yield Piece("", Part.IMAGE, image=chunk)
         yield scaffold("<|media_end|>\n")
 
-    def opening(self, conversation: Conversation, index: int) -> Pieces:
+    def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index] if index < len(conversation) else ChatMessage("assistant", ())
         yield from self._named_header(message)
         yield scaffold(self.primer(conversation, index))
 
-    def primer(self, conversation: Conversation, index: int) -> str:
+    def primer(self, conversation: CheckedConversation, index: int) -> str:
         if not self.options.primed:
             return ""
         return "<think>" if self.options.thinking else "<think></think>"
 
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
+    def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         primer = self.primer(conversation, index)
         kept = conversation.is_final(index) or index > self._last_answer(conversation)
@@ -126,7 +125,7 @@ class Kimi(base.Renderer):
             yield marked("<|tool_calls_section_end|>", Part.TOOL_CALL)
         yield stop("<|im_end|>")
 
-    def _last_answer(self, conversation: Conversation) -> int:
+    def _last_answer(self, conversation: CheckedConversation) -> int:
         """The last finished reply without tool calls, before which reasoning is emptied; -1 if it is all kept."""
         if self.options.preserve_thinking:
             return -1

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinkerloop.errors import RenderError
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
 from tinkerloop.renderers import base
-from tinkerloop.renderers.conversation import ChatMessage, Conversation
 from tinkerloop.renderers.families.qwen3_5 import trimmed
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, scaffold, stop, text
 from tinkerloop.renderers.tool_syntax import arguments_of, checked_name, declared, is_object
-from tinkerloop.renderers.types import ToolCall, ToolSpec
 
 _TOOLS_HEAD = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "
@@ -53,14 +52,14 @@ class Llama3(base.Renderer):
     def lifted(self, message: ChatMessage) -> ChatMessage:
         return message if message.role == "tool" else trimmed(message)
 
-    def preamble(self, conversation: Conversation) -> Pieces:
+    def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools and conversation.role(_first_turn(conversation)) != "user":
             raise RenderError("llama3 declares tools in the first user message, so a conversation starts with one")
         yield scaffold("<|begin_of_text|>")
         if conversation.role(0) != "system":
             yield from self._system(conversation, None)
 
-    def _system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
+    def _system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
         dated = self.options.date is not None
         if message is None and not dated and not conversation.tools:
             return
@@ -73,7 +72,7 @@ class Llama3(base.Renderer):
             yield from self.content(message)
         yield stop("<|eot_id|>")
 
-    def message(self, conversation: Conversation, index: int) -> Pieces:
+    def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.role == "system" and index == 0:
             yield from self._system(conversation, message)
@@ -89,7 +88,7 @@ class Llama3(base.Renderer):
             yield from self.content(message)
         yield stop("<|eot_id|>")
 
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
+    def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         calls = message.tool_calls
         if message.reasoning or message.unparsed or len(calls) > 1 or (calls and message.content):
@@ -102,7 +101,7 @@ class Llama3(base.Renderer):
         yield stop("<|eot_id|>")
 
 
-def _first_turn(conversation: Conversation) -> int:
+def _first_turn(conversation: CheckedConversation) -> int:
     """The index of the first message that is not the system's."""
     return int(conversation.role(0) == "system")
 

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinkerloop.errors import RenderError
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
 from tinkerloop.renderers import base
-from tinkerloop.renderers.conversation import ChatMessage, Conversation
 from tinkerloop.renderers.families.chatml import ChatML
 from tinkerloop.renderers.families.qwen3_5 import XML_TOOLS_FOOT
 from tinkerloop.renderers.inline_reasoning import lift_thinking
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.tool_syntax import read_xml_call, write_xml_call
-from tinkerloop.renderers.types import ToolCall, ToolSpec
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,15 @@ class Nemotron3(ChatML):
     def declaration(self, tool: ToolSpec) -> str:
         return _declaration(dict(tool))
 
-    def preamble(self, conversation: Conversation) -> Pieces:
+    def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.role(0) != "system":
             yield from self.system(conversation, None)
 
-    def system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
+    def system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
         written = message is not None and bool(message.content)
         yield from super().system(conversation, message if written else None)
 
-    def tool_result(self, conversation: Conversation, index: int) -> Pieces:
+    def tool_result(self, conversation: CheckedConversation, index: int) -> Pieces:
         if conversation.role(index - 1) != "tool":
             yield scaffold("<|im_start|>user\n")
         yield scaffold(self.result_head)
@@ -73,7 +72,7 @@ class Nemotron3(ChatML):
         if conversation.role(index + 1) != "tool":
             yield from self.end
 
-    def message(self, conversation: Conversation, index: int) -> Pieces:
+    def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         if self.options.effort is None or index != conversation.last_user:
             yield from super().message(conversation, index)
             return
@@ -90,17 +89,17 @@ class Nemotron3(ChatML):
             message = message._replace(reasoning=None)
         return message
 
-    def _is_kept(self, conversation: Conversation, index: int) -> bool:
+    def _is_kept(self, conversation: CheckedConversation, index: int) -> bool:
         return self.options.preserve_thinking or index >= conversation.last_user
 
-    def primer(self, conversation: Conversation, index: int) -> str:
+    def primer(self, conversation: CheckedConversation, index: int) -> str:
         final = conversation.is_final(index)
         reasons = index < len(conversation) and bool(conversation[index].reasoning)
         if (final and self.options.thinking) or (reasons and self._is_kept(conversation, index)):
             return "<think>\n"
         return "<think></think>"
 
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
+    def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         around = "" if self.options.tight else "\n"
         calls = bool(message.tool_calls or message.unparsed)

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tinkerloop.errors import RenderError
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
 from tinkerloop.renderers import base
-from tinkerloop.renderers.conversation import ChatMessage, Conversation
 from tinkerloop.renderers.families.chatml import ChatML, VisionChatML
 from tinkerloop.renderers.inline_reasoning import lift_thinking
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, marked, stop, text
 from tinkerloop.renderers.tool_syntax import declared, read_json_call, write_json_call
-from tinkerloop.renderers.types import ToolCall, ToolSpec
 
 REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim="\n")
 JSON_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n", between="\n")
@@ -69,12 +68,12 @@ class Qwen3(ChatML):
     def lifted(self, message: ChatMessage) -> ChatMessage:
         return message if self.options.thinking == "never" else lift_thinking(message)
 
-    def primer(self, conversation: Conversation, index: int) -> str:
+    def primer(self, conversation: CheckedConversation, index: int) -> str:
         if not conversation.is_final(index):
             return ""
         return _PRIMERS.get(self.options.thinking, "")
 
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
+    def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         reasoning = (message.reasoning or "").strip("\n")
         primer = self.primer(conversation, index)
@@ -95,7 +94,7 @@ class Qwen3(ChatML):
         yield from self.calls(message)
         yield stop("<|im_end|>")
 
-    def _is_framed(self, conversation: Conversation, index: int, primer: str, reasoning: str) -> bool:
+    def _is_framed(self, conversation: CheckedConversation, index: int, primer: str, reasoning: str) -> bool:
         """Whether the turn is written with a reasoning block, be it an empty one."""
         if primer or self.options.thinking == "never":
             return bool(primer or reasoning)

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tinkerloop.errors import RenderError
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
 from tinkerloop.renderers import base
-from tinkerloop.renderers.conversation import ChatMessage, Conversation
 from tinkerloop.renderers.families.chatml import VisionChatML
 from tinkerloop.renderers.inline_reasoning import lift_thinking
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.tool_syntax import declared, read_xml_call, write_xml_call
-from tinkerloop.renderers.types import ToolCall, ToolSpec
 
 WHITESPACE = " \t\n\r\x0b\x0c"
 REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim=WHITESPACE)
@@ -75,7 +74,7 @@ class Qwen35(VisionChatML):
             message = message._replace(reasoning=message.reasoning.strip())
         return message
 
-    def system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
+    def system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
         yield scaffold(self.header("system"))
         if conversation.tools:
             yield from self.declarations(conversation)
@@ -84,18 +83,18 @@ class Qwen35(VisionChatML):
             yield from self.content(message)
         yield from self.end
 
-    def _is_produced(self, conversation: Conversation, index: int) -> bool:
+    def _is_produced(self, conversation: CheckedConversation, index: int) -> bool:
         """Whether the turn is written with its reasoning block, as it was sampled."""
         return self.options.preserve_thinking or index > conversation.last_query
 
-    def primer(self, conversation: Conversation, index: int) -> str:
+    def primer(self, conversation: CheckedConversation, index: int) -> str:
         if not self._is_produced(conversation, index):
             return ""
         if self.options.thinking or (index < len(conversation) and conversation[index].reasoning):
             return "<think>\n"
         return "<think>\n\n</think>\n\n"
 
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
+    def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.reasoning and not self.options.thinking and conversation.is_final(index):
             raise RenderError(
@@ -135,11 +134,11 @@ class Qwen38(Qwen35):
     def _effort(self) -> str:
         return _EFFORTS[self.options.effort] if self.options.thinking else ""
 
-    def preamble(self, conversation: Conversation) -> Pieces:
+    def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.role(0) != "system":
             yield from self.system(conversation, None)
 
-    def system(self, conversation: Conversation, message: ChatMessage | None) -> Pieces:
+    def system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
         """Effort, declarations, the author's text: what there is of them, or no system message at all."""
         effort = self._effort()
         written = message is not None and bool(message.content)

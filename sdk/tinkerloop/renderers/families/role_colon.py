@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 
 from tinkerloop.errors import RenderError
+from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers import base
-from tinkerloop.renderers.conversation import Conversation
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import SEAM, Part, Pieces, scaffold, stop, text
 
@@ -32,7 +32,7 @@ class RoleColon(base.Renderer):
         eos = getattr(self.tokenizer, "eos_token", None)
         return Grammar(stops=(), eos=(eos,) if eos else (), stop_texts=("\n\nUser:",), text_head=" ", text_foot="\n\n")
 
-    def preamble(self, conversation: Conversation) -> Pieces:
+    def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools:
             raise RenderError("role_colon has no words for tools")
         if bos := getattr(self.tokenizer, "bos_token", None):
@@ -41,19 +41,19 @@ class RoleColon(base.Renderer):
     def header(self, role: str) -> str:
         return f"{role.capitalize()}:"
 
-    def message(self, conversation: Conversation, index: int) -> Pieces:
+    def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         if conversation.role(index - 1) != "assistant" or conversation.role(index) != "user":
             yield scaffold(self.header(conversation[index].role))  # else the reply before it ends with this header
         yield SEAM
         yield from self._turn(conversation, index)
 
-    def reply(self, conversation: Conversation, index: int) -> Pieces:
+    def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         yield from self._turn(conversation, index)
         if conversation.role(index + 1) in ("user", None):
             yield stop("User:")
             yield SEAM
 
-    def _turn(self, conversation: Conversation, index: int) -> Pieces:
+    def _turn(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.reasoning or message.tool_calls or message.unparsed:
             raise RenderError(f"messages[{index}]: role_colon writes text alone, no reasoning and no tool calls")

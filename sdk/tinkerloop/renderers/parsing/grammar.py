@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.pieces import Part
-from tinkerloop.renderers.types import ToolCall, ToolSpec, UnparsedToolCall
 
 ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], ToolCall | UnparsedToolCall]
 ReadText = Callable[[str, Sequence[ToolSpec]], ToolCall | None]

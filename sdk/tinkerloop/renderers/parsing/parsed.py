@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, NamedTuple
 
+from tinkerloop.messages import Message
 from tinkerloop.renderers.pieces import Part
-from tinkerloop.renderers.types import Message, ParseTermination
+
+
+class ParseTermination(StrEnum):
+    """How a sampled turn ended. True exactly when it ended cleanly."""
+
+    STOP_SEQUENCE = "stop_sequence"
+    EOS = "eos"
+    TRUNCATED = "truncated"
+    """There was no end: sampling ran into its token limit."""
+    MALFORMED = "malformed"
+    """It stopped inside a block, went on after its end, or holds tags where the format has none."""
+
+    @property
+    def is_clean(self) -> bool:
+        return self in (ParseTermination.STOP_SEQUENCE, ParseTermination.EOS)
+
+    @property
+    def is_stop_sequence(self) -> bool:
+        return self is ParseTermination.STOP_SEQUENCE
+
+    def __bool__(self) -> bool:
+        return self.is_clean
 
 
 @dataclass(frozen=True)

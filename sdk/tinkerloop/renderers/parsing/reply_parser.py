@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import index
 
+from tinkerloop.messages import Content, Message, TextPart, ThinkingPart, ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.parsing.parsed import (
     MessageDelta,
     Parsed,
+    ParseTermination,
     RawSpan,
     StreamingMessageHeader,
     StreamingTextDelta,
@@ -25,16 +27,6 @@ from tinkerloop.renderers.parsing.parsed import (
 from tinkerloop.renderers.parsing.text_run import TextRun
 from tinkerloop.renderers.parsing.vocabulary import Vocabulary
 from tinkerloop.renderers.pieces import Part
-from tinkerloop.renderers.types import (
-    Content,
-    Message,
-    ParseTermination,
-    TextPart,
-    ThinkingPart,
-    ToolCall,
-    ToolSpec,
-    UnparsedToolCall,
-)
 
 _TEXT, _REASONING, _TOOL_CALL, _STOP = Part.TEXT, Part.REASONING, Part.TOOL_CALL, Part.STOP  # slow to look up
 _raw_span = partial(tuple.__new__, RawSpan)  # in half the time of the constructor that a NamedTuple has

@@ -1,4 +1,8 @@
-"""Messages as users write them -> one checked, immutable shape that every family reads."""
+"""What a conversation is made of: messages, their parts, tool calls and declarations, and the one check of them.
+
+Users write messages as dictionaries, in OpenAI's shape or the Tinker Cookbook's; every public name is spelled as there.
+`read_conversation` checks them and gives the immutable shape that data, renderers and episodes work on.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,80 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
 from tinkerloop.errors import RenderError
-from tinkerloop.renderers.types import Message, ToolCall, ToolSpec, UnparsedToolCall
+
+Role = str
+
+
+class TextPart(TypedDict):
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingPart(TypedDict):
+    type: Literal["thinking"]
+    thinking: str
+
+
+class ImagePart(TypedDict):
+    type: Literal["image"]
+    image: Any
+    """Whatever `tinkerloop.images.chunks` opens: bytes, a path, a PIL image, an array, a data URI."""
+
+
+ContentPart = TextPart | ThinkingPart | ImagePart
+Content = str | list[ContentPart]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call that an assistant makes."""
+
+    class FunctionBody(NamedTuple):
+        """A function's name and its arguments: a JSON object in text, exactly as written."""
+
+        name: str
+        arguments: str
+
+    function: FunctionBody
+    id: str | None = None
+    type: Literal["function"] = "function"
+
+
+@dataclass(frozen=True, slots=True)
+class UnparsedToolCall:
+    """A call that could not be read: its text as sampled, and why."""
+
+    raw_text: str
+    error: str
+
+
+class ToolSpec(TypedDict):
+    """The declaration of a tool; `parameters` is a JSON schema."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class Message(TypedDict):
+    role: Role
+    content: Content
+    tool_calls: NotRequired[list[ToolCall]]
+    unparsed_tool_calls: NotRequired[list[UnparsedToolCall]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    trainable: NotRequired[bool]
+    """Only with `TrainOnWhat.CUSTOMIZED`, and then on every message."""
+    weight: NotRequired[float]
+    """Multiplies the weight that `TrainOnWhat` gives the message's tokens."""
+    tools: NotRequired[list[ToolSpec]]
+    """On the first system message: the tools the conversation declares."""
+
 
 _write = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
@@ -59,7 +131,7 @@ class ChatMessage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Conversation:
+class CheckedConversation:
     """What is rendered: the messages, the declared tools, and whether a reply is asked for after them."""
 
     messages: tuple[ChatMessage, ...]
@@ -102,7 +174,7 @@ def read_conversation(
     *,
     prompting: bool = False,
     lift: Callable[[ChatMessage], ChatMessage] = lambda message: message,
-) -> Conversation:
+) -> CheckedConversation:
     """Checks messages in the Cookbook's or OpenAI's shape; the input is left as it is. `lift` sees each once read.
 
     Raises:
@@ -119,7 +191,7 @@ def read_conversation(
     declared = tools or (carried[0][1] if carried else ())
     if not _is_sequence(declared):
         raise RenderError(f"expected a list of tools, got {type(declared).__name__}")
-    return Conversation(read, tuple([_read_tool(tool) for tool in declared]), prompting)
+    return CheckedConversation(read, tuple([_read_tool(tool) for tool in declared]), prompting)
 
 
 def _is_sequence(value: object) -> bool:
