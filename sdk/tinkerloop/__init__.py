@@ -35,6 +35,8 @@ from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Boundary",
     "Callback",

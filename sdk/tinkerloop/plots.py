@@ -1,4 +1,4 @@
-"""Pictures of a run (extra: `tinkerloop[plots]`)."""
+"""Pictures of a run (extra: `tinkerloop-sdk[plots]`)."""
 
 from __future__ import annotations
 

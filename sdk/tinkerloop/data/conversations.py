@@ -219,7 +219,7 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
         raise DataError(
             "no such file, and loading a data set by name needs the datasets package",
             path=name,
-            remedy="pip install 'tinkerloop[data]'",
+            remedy="pip install 'tinkerloop-sdk[data]'",
         ) from error
     try:
         rows = datasets.load_dataset(name, split=split)

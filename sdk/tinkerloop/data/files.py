@@ -314,4 +314,4 @@ def _json_name(value: Any) -> str:
 
 
 def _needs(package: str, path: str) -> DataError:
-    return DataError(f"reading this needs {package}", path=path, remedy="pip install 'tinkerloop[data]'")
+    return DataError(f"reading this needs {package}", path=path, remedy="pip install 'tinkerloop-sdk[data]'")

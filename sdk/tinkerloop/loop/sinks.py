@@ -142,7 +142,7 @@ class Console(Sink):
 
 
 class TensorBoard(Sink):
-    """TensorBoard event files in `folder` (extra: `tinkerloop[tensorboard]`). A resumed run replaces repeats."""
+    """TensorBoard event files in `folder` (extra: `tinkerloop-sdk[tensorboard]`). A resumed run replaces repeats."""
 
     optional = True
 
@@ -166,7 +166,7 @@ class TensorBoard(Sink):
 
 
 class WandB(Sink):
-    """Weights & Biases (extra: `tinkerloop[wandb]`). `folder` keeps the run's id: a resumed run goes on in it.
+    """Weights & Biases (extra: `tinkerloop-sdk[wandb]`). `folder` keeps the run's id: a resumed run goes on in it.
 
     Rows that had been logged behind the record come again, with the same step and values.
 
@@ -198,7 +198,7 @@ class WandB(Sink):
 
 
 class MLflow(Sink):
-    """MLflow (extra: `tinkerloop[mlflow]`). `folder` keeps the run's id: a resumed run goes on in it.
+    """MLflow (extra: `tinkerloop-sdk[mlflow]`). `folder` keeps the run's id: a resumed run goes on in it.
 
     Rows that had been logged behind the record come again, with the same step and values.
     """
