@@ -8,6 +8,7 @@ become inputs t[0..N-1] and targets t[1..N].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -63,8 +64,17 @@ def make_datum(
         ZeroWeightError: no target carries weight, or the cut removed all that did.
         DatumError: anything else that cannot train; names the field, the index, what was expected and given.
     """
-    chunks = _chunks(model_input)
-    length = sum(chunk.length for chunk in chunks)
+    # Plain tokens stay one array until the end; only a ModelInput, which may hold images, is taken chunk by chunk.
+    if isinstance(model_input, tinker.ModelInput):
+        chunks, tokens, is_text = _read_chunks(model_input)
+    else:
+        chunks, is_text = None, None
+        tokens = _int_array("model_input", model_input)
+        if tokens.ndim != 1:
+            raise DatumError(
+                "tokens must be one flat sequence", field="model_input", expected="(N,)", given=tokens.shape
+            )
+    length = len(tokens)
     weight = _real_array("weights", weights)
     if weight.shape[:1] != (length,):
         raise DatumError(
@@ -89,23 +99,22 @@ def make_datum(
 
     had_weight = bool(np.any(weight[1:]))
     if max_length is not None and length > max_length:
-        chunks, length = _truncate(chunks, max_length)
-    if length < 2:
-        raise DatumError("too short: predicting a token takes the one before it", expected=">= 2 tokens", given=length)
-    last = chunks[-1]
-    if not isinstance(last, tinker.EncodedTextChunk):
+        if chunks is None:
+            length = max(max_length, 0)
+        else:
+            chunks, length = _truncate(chunks, max_length)
+        tokens, is_text, weight = tokens[:length], None if is_text is None else is_text[:length], weight[:length]
+    _check_length(length)
+    if chunks is not None and not isinstance(chunks[-1], tinker.EncodedTextChunk):
         raise DatumError(
             "the last chunk must be text: nothing can be predicted after it",
             field="model_input",
             index=len(chunks) - 1,
             expected="encoded_text",
-            given=last.type,
+            given=chunks[-1].type,
         )
-
-    tokens, is_text = _flatten(chunks, length)
     _check_ids("model_input", tokens, vocab_size)
-    weight = weight[:length]
-    if not is_text.all():
+    if is_text is not None:
         on_image = np.flatnonzero(~is_text & (weight != 0 if weight.ndim == 1 else (weight != 0).any(axis=1)))
         if len(on_image):
             raise DatumError(
@@ -118,24 +127,62 @@ def make_datum(
     if target is None:
         target = tokens
     else:
-        target = np.where(is_text[:, None], target[:length], 0)
+        target = target[:length] if is_text is None else np.where(is_text[:, None], target[:length], 0)
         _check_ids("targets", target, vocab_size)
-    if not np.any(weight[1:]):
-        cut = had_weight and max_length is not None
+    if chunks is None:
+        inputs: list[ModelInputChunk] = [_text_chunk(tokens[:-1].tolist())]
+    else:
+        *inputs, last = chunks
+        assert isinstance(last, tinker.EncodedTextChunk)
+        if len(last.tokens) > 1:
+            inputs.append(_text_chunk(list(last.tokens[:-1])))
+    return _supervised_datum(inputs, target, weight, max_length if had_weight else None)
+
+
+def datum_from_tokens(
+    tokens: list[int], weights: NDArray[np.float32], *, max_length: int | None = None
+) -> tinker.Datum:
+    """Return what `make_datum` does, for the ids that a tokenizer returned: they are converted once and not checked.
+
+    Args:
+        tokens: the N tokens of the example, unshifted, Python integers in the vocabulary.
+        weights: (N,) float32.
+        max_length: keep at most this many tokens.
+
+    Raises:
+        ZeroWeightError, DatumError: as `make_datum`.
+    """
+    _check_finite("weights", weights)
+    had_weight = weights[1:].any()
+    if max_length is not None and len(tokens) > max_length:
+        tokens, weights = tokens[: max(max_length, 0)], weights[: max(max_length, 0)]
+    _check_length(len(tokens))
+    ids = np.fromiter(tokens, np.int64, len(tokens))
+    return _supervised_datum([_text_chunk(tokens[:-1])], ids, weights.copy(), max_length if had_weight else None)
+
+
+def _check_length(length: int) -> None:
+    if length < 2:
+        raise DatumError("too short: predicting a token takes the one before it", expected=">= 2 tokens", given=length)
+
+
+def _supervised_datum(
+    inputs: list[ModelInputChunk], target: NDArray[np.int64], weight: NDArray[np.float32], cut_to: int | None
+) -> tinker.Datum:
+    """Shift targets and weights (N,) or (N, K) left. `cut_to` is the `max_length` to blame if no weight is left."""
+    target, weight = target[1:], weight[1:]
+    if not weight.any():
         raise ZeroWeightError(
-            f"truncating to max_length={max_length} leaves no trained token"
-            if cut
-            else "all weights are zero, so nothing would be learned",
+            "all weights are zero, so nothing would be learned"
+            if cut_to is None
+            else f"truncating to max_length={cut_to} leaves no trained token",
             field="weights",
         )
-
-    shortened = list(last.tokens[:-1])
-    inputs = [*chunks[:-1], tinker.EncodedTextChunk(tokens=shortened)] if shortened else list(chunks[:-1])
     return tinker.Datum(
         model_input=tinker.ModelInput(chunks=inputs),
         loss_fn_inputs={
-            "target_tokens": tinker.TensorData.from_numpy(np.ascontiguousarray(target[1:])),
-            "weights": tinker.TensorData.from_numpy(np.ascontiguousarray(weight[1:], dtype=np.float32)),
+            "target_tokens": tinker.TensorData.from_numpy(np.ascontiguousarray(target)),
+            "weights": tinker.TensorData.from_numpy(np.ascontiguousarray(weight, dtype=np.float32)),
         },
     )
 
@@ -157,11 +204,27 @@ def check_datum(
         ZeroWeightError: all `weights` are zero and `allow_zero_weight` is false.
         DatumError: any other broken rule; names the field, the index, what was expected and given.
     """
-    chunks = _chunks(datum.model_input)
-    length = sum(chunk.length for chunk in chunks)
+    _, tokens, is_text = _read_chunks(datum.model_input)
+    check_positions(datum, tokens, is_text, loss_fn, vocab_size, allow_zero_weight)
+
+
+def check_positions(
+    datum: tinker.Datum,
+    tokens: NDArray[np.int64],
+    is_text: NDArray[np.bool_] | None,
+    loss_fn: str,
+    vocab_size: int | None,
+    allow_zero_weight: bool,
+) -> None:
+    """Apply the rules of `check_datum`, given what the datum's model input consists of.
+
+    Args:
+        tokens: (N,) the ids of the model input, any id of the vocabulary on images.
+        is_text: (N,) whether a position is text; None if all are.
+    """
+    length = len(tokens)
     if length < 1:
         raise DatumError("the model input is empty", field="model_input", expected=">= 1 token", given=0)
-    tokens, is_text = _flatten(chunks, length)
     _check_ids("model_input", tokens, vocab_size)
 
     inputs = datum.loss_fn_inputs
@@ -208,7 +271,7 @@ def check_datum(
         weight = inputs["weights"].to_numpy()
         if not allow_zero_weight and not np.any(weight):
             raise ZeroWeightError("all weights are zero, so nothing would be learned", field="weights")
-        predicts_image = np.flatnonzero(~is_text[1:])
+        predicts_image = [] if is_text is None else np.flatnonzero(~is_text[1:])
         if len(predicts_image) and np.any(weight[predicts_image]):
             index = next(int(i) for i in predicts_image if np.any(weight[i]))
             raise DatumError(
@@ -228,26 +291,48 @@ def scale_weights(datum: tinker.Datum, factor: float) -> tinker.Datum:
     return replace(datum, loss_fn_inputs=inputs)
 
 
-def _chunks(model_input: Any) -> Sequence[ModelInputChunk]:
-    if isinstance(model_input, tinker.ModelInput):
-        chunks = model_input.chunks
-        for index, chunk in enumerate(chunks):
-            if isinstance(chunk, tinker.EncodedTextChunk):
-                if not len(chunk.tokens):
-                    raise DatumError(
-                        "empty text chunk", field="model_input", index=index, expected=">= 1 token", given=0
-                    )
-            elif getattr(chunk, "expected_tokens", 1) is None:
-                raise DatumError(
-                    "expected_tokens is not set; build the chunk with tinkerloop.image_chunk",
-                    field="model_input",
-                    index=index,
-                )
-        return chunks
-    tokens = _int_array("model_input", model_input)
-    if tokens.ndim != 1:
-        raise DatumError("tokens must be one flat sequence", field="model_input", expected="(N,)", given=tokens.shape)
-    return [tinker.EncodedTextChunk(tokens=tokens.tolist())] if len(tokens) else []
+def _read_chunks(
+    model_input: tinker.ModelInput,
+) -> tuple[list[ModelInputChunk], NDArray[np.int64], NDArray[np.bool_] | None]:
+    """Check chunks and lay them end to end.
+
+    Returns:
+        The chunks; their token ids (N,), 0 on images; and whether each position is text (N,), None if all are.
+    """
+    chunks = list(model_input.chunks)
+    check_chunks(chunks)
+    if all(isinstance(chunk, tinker.EncodedTextChunk) for chunk in chunks):
+        ids = chunks[0].tokens if len(chunks) == 1 else [token for chunk in chunks for token in chunk.tokens]
+        return chunks, np.array(ids, dtype=np.int64), None
+    length = sum(chunk.length for chunk in chunks)
+    tokens, is_text = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=bool)
+    start = 0
+    for chunk in chunks:
+        stop = start + chunk.length
+        if isinstance(chunk, tinker.EncodedTextChunk):
+            tokens[start:stop] = chunk.tokens
+            is_text[start:stop] = True
+        start = stop
+    return chunks, tokens, is_text
+
+
+def check_chunks(chunks: Sequence[ModelInputChunk]) -> None:
+    """Raise DatumError for a text chunk without tokens, or an image that does not say how many tokens it takes."""
+    for index, chunk in enumerate(chunks):
+        if isinstance(chunk, tinker.EncodedTextChunk):
+            if not len(chunk.tokens):
+                raise DatumError("empty text chunk", field="model_input", index=index, expected=">= 1 token", given=0)
+        elif getattr(chunk, "expected_tokens", 1) is None:
+            raise DatumError(
+                "expected_tokens is not set; build the chunk with tinkerloop.image_chunk",
+                field="model_input",
+                index=index,
+            )
+
+
+def _text_chunk(tokens: list[int]) -> tinker.EncodedTextChunk:
+    """A chunk of ids that are known to be Python integers; validating each again would take most of the time."""
+    return tinker.EncodedTextChunk.model_construct(tokens=tokens)
 
 
 def _truncate(chunks: Sequence[ModelInputChunk], max_length: int) -> tuple[list[ModelInputChunk], int]:
@@ -274,21 +359,6 @@ def _truncate(chunks: Sequence[ModelInputChunk], max_length: int) -> tuple[list[
     while kept and not isinstance(kept[-1], tinker.EncodedTextChunk):
         kept.pop()
     return kept, sum(chunk.length for chunk in kept)
-
-
-def _flatten(chunks: Sequence[ModelInputChunk], length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Token ids (N,) with 0 on images, and whether each position is text (N,)."""
-    if len(chunks) == 1 and isinstance(chunks[0], tinker.EncodedTextChunk):
-        return np.array(chunks[0].tokens, dtype=np.int64), np.ones(length, dtype=bool)
-    tokens, is_text = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=bool)
-    start = 0
-    for chunk in chunks:
-        stop = start + chunk.length
-        if isinstance(chunk, tinker.EncodedTextChunk):
-            tokens[start:stop] = chunk.tokens
-            is_text[start:stop] = True
-        start = stop
-    return tokens, is_text
 
 
 def _array(field: str, values: Any) -> NDArray[Any]:
@@ -318,7 +388,7 @@ def _real_array(field: str, values: Any) -> NDArray[np.float32]:
 
 
 def _check_finite(field: str, values: NDArray[np.float32]) -> None:
-    if not np.isfinite(values).all():
+    if not math.isfinite(values.sum(dtype=np.float64)):  # float32 values cannot overflow a float64 sum
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
         raise DatumError("must be finite in float32", field=field, index=index[0], given=values[index])
 

@@ -129,7 +129,9 @@ class Rendered:
     def to_datum(self, max_length: int | None = None) -> tinker.Datum:
         """The checked datum; see `tinkerloop.make_datum` for the rules and errors."""
         limit = self.max_length if max_length is None else max_length
-        return datum.make_datum(self.model_input if self.images else self.tokens, self.weights, max_length=limit)
+        if self.images:
+            return datum.make_datum(self.model_input, self.weights, max_length=limit)
+        return datum.datum_from_tokens(self.tokens, self.weights, max_length=limit)
 
 
 def model_input(tokens: list[int], images: Sequence[tuple[int, tinker.types.ImageChunk]] = ()) -> tinker.ModelInput:

@@ -3,7 +3,7 @@
 An encoder knows nothing of the control vocabulary: a string that spells a control token is encoded as the characters it
 consists of. Control tokens enter a sequence by id (`id_of`) and in no other way.
 
-Engines, in order of preference: fastokens and tiktoken (the extra `tinkerloop-sdk[fast]`), then the Hugging Face tokenizer
+Engines, in order of preference: fastokens and tiktoken (extra: `tinkerloop-sdk[fast]`), then the Hugging Face tokenizer
 itself, which is the reference. An engine that differs from the reference on a fixed list of strings, or on a sample of
 the vocabulary, is not used.
 """

@@ -43,6 +43,11 @@ class Input:
         return found
 
     @property
+    def is_text(self) -> NDArray[np.bool_] | None:
+        """(N,) whether a position is text; None if all are."""
+        return ~self.on_picture if self.pictures else None
+
+    @property
     def shift(self) -> int:
         """By how much the positions of what follows differ from counting tokens."""
         return 0 if self.positions is None else int(self.positions.max()) + 1 - len(self)
@@ -61,10 +66,13 @@ def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> 
         DatumError, ImageError: an image that is not what its chunk says, or text that spells an image.
         NotImplementedError: chunks that the model has no use for.
     """
+    chunks = model_input.chunks
+    if vision is None and len(chunks) == 1 and isinstance(chunks[0], tinker.EncodedTextChunk):
+        return Input(np.array(chunks[0].tokens, dtype=np.int64))
     tokens: list[int] = []
     pictures: list[Picture] = []
     starts: list[int] = []
-    for chunk in model_input.chunks:
+    for chunk in chunks:
         if isinstance(chunk, tinker.EncodedTextChunk):
             if vision is not None and not vision.reserved.isdisjoint(chunk.tokens):
                 raise DatumError("text holds an id that stands for an image: images are chunks", field="model_input")

@@ -10,7 +10,7 @@ import tinker
 import torch
 from numpy.typing import NDArray
 
-from tinkerloop.datum import check_datum
+from tinkerloop.datum import check_chunks, check_positions
 from tinkerloop.errors import DatumError, ImageError
 from tinkerloop.local.nn.inputs import Input, read_input
 from tinkerloop.local.nn.vision import Vision
@@ -88,9 +88,10 @@ def read_datum(
     Raises tinker.RequestFailedError (category user) naming the datum by its `index` in the request.
     """
     try:
-        # An all-zero weight is harmless here: it trains nothing, and custom losses rely on it.
-        check_datum(datum, loss_fn=loss_fn, vocab_size=vocab_size, allow_zero_weight=True)
+        check_chunks(datum.model_input.chunks)
         read = read_input(datum.model_input, vision)
+        # An all-zero weight is harmless here: it trains nothing, and custom losses rely on it.
+        check_positions(datum, read.tokens, read.is_text, loss_fn, vocab_size, allow_zero_weight=True)
     except NotImplementedError:
         raise
     except (ValueError, OverflowError, RuntimeError) as error:  # also a sparse tensor whose indices are wrong
