@@ -22,7 +22,7 @@ def words(text: str) -> list[str]:
 
 
 def is_path(word: str) -> bool:
-    """Tell whether a word names something in the repository: a source file or page, or a path from one of its folders."""
+    """Tell whether a word names a source file, a page, or a path in one of the repository's folders."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?(::\w+)?", word):
         return False
     return word.startswith(tuple(f"{folder}/" for folder in FOLDERS)) or word.partition("::")[0].endswith(
@@ -51,7 +51,7 @@ def test_every_path_on_a_page_exists(page):
 def test_a_wrong_path_is_found(tmp_path):
     page = tmp_path / "README.md"
     page.write_text(
-        "`sdk/tinkerloop/datum.py` `recipes/base` [a](README.md#words) [b](https://example.org/c) `metrics.jsonl` `a/b`\n"
+        "`sdk/tinkerloop/datum.py` `recipes/base` [a](README.md#words) [b](https://example.org/c) `metrics.jsonl`\n"
         "`sdk/tinkerloop/nowhere.py` `python recipes/nowhere` [c](gone.md) `nowhere.py`\n"
         "```python\nopen('recipes/none.py')  # `recipes/none.py`\n```\n"
     )
