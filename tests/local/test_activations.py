@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same numbers with less memory, chosen by an estimate, and said."""
+"""Gradient checkpointing: the same numbers with less memory, chosen by an estimate, and logged."""
 
 from __future__ import annotations
 

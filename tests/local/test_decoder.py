@@ -1,4 +1,4 @@
-"""The engine's own decoder layer gives the numbers of the layers that it stands for, there and back."""
+"""The engine's decoder layer gives the numbers of the layers that it replaces, forward and backward."""
 
 from __future__ import annotations
 

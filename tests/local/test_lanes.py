@@ -1,4 +1,4 @@
-"""Lanes: the work is dealt fairly and completely, and their number does not show in the results."""
+"""Replicas: the work is divided evenly and completely, and their number does not change the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The norms that the engine puts in give the numbers of those that they replace, there and back."""
+"""The engine's norms give the numbers of the norms that they replace, forward and backward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each recipe in its smallest setting: that it runs, learns something, and builds what it says it builds."""
+"""Recipes in their smallest setting run, learn something, and build correct datums."""
 
 import numpy as np
 import pytest
