@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same numbers with less memory, chosen by an estimate, and logged."""
+"""Gradient checkpointing: the same numbers with less memory, chosen by an estimate, and said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention by blocks equals causal attention, forward and backward, for any queried positions."""
+"""Attention by blocks is causal attention, there and back, wherever positions ask."""
 
 from __future__ import annotations
 

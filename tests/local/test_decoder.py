@@ -1,4 +1,4 @@
-"""The engine's decoder layer gives the numbers of the layers that it replaces, forward and backward."""
+"""The engine's own decoder layer gives the numbers of the layers that it stands for, there and back."""
 
 from __future__ import annotations
 

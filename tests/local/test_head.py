@@ -1,4 +1,4 @@
-"""The logits of a large vocabulary are computed tile by tile, which changes nothing but the memory."""
+"""The logits of a large vocabulary are taken tile by tile, which shows in nothing but memory."""
 
 from __future__ import annotations
 

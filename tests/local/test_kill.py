@@ -1,4 +1,4 @@
-"""After `kill -9` during a save, earlier checkpoints are whole and no partial one is visible."""
+"""`kill -9` while saving: what was there before is whole, and nothing half-written is seen."""
 
 from __future__ import annotations
 

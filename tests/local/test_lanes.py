@@ -1,4 +1,4 @@
-"""Replicas: the work is divided evenly and completely, and their number does not change the results."""
+"""Lanes: the work is dealt fairly and completely, and their number does not show in the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's norms give the numbers of the norms that they replace, forward and backward."""
+"""The norms that the engine puts in give the numbers of those that they replace, there and back."""
 
 from __future__ import annotations
 
