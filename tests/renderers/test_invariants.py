@@ -1,8 +1,8 @@
-"""Invariants of every chat format: each test runs over every built-in name, without exceptions.
+"""What holds for every chat format: each test runs over every built-in name, with no exemptions.
 
-A format that cannot have a property declares so (`has_extension_property`, `disables_thinking`, a refusal); the tests
-check both what it claims and what it does not. The properties, with the tests here or the modules of this folder that
-check them:
+Where a format cannot have a property it says so (`has_extension_property`, `disables_thinking`, a refusal), and it is
+held to what it claims and to what it does not. The properties, with the modules of this folder or the tests here that
+show them:
 
  1 a prompt begins its example              test_the_prompt_is_a_prefix_...; images: test_images
  2 what is sampled, all of it, has weight   test_the_prompt_is_a_prefix_..., test_masks_grow_..., test_customized_...
