@@ -37,10 +37,12 @@ def links(text: str) -> list[str]:
 
 
 def missing(page: Path) -> list[str]:
+    """Return what a page names and nobody finds: links from its folder, paths from there or a folder above it."""
     text = page.read_text(encoding="utf-8")
     broken = [target for target in links(text) if not (page.parent / target).exists()]
     paths = [word.partition("::")[0] for word in words(text) if is_path(word)]
-    return broken + [path for path in paths if not (ROOT / path).exists() and not (page.parent / path).exists()]
+    bases = [ROOT, *(folder for folder in page.parents if folder.is_relative_to(ROOT))]
+    return broken + [path for path in paths if not any((base / path).exists() for base in bases)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
