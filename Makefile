@@ -1,6 +1,7 @@
-# make sft   fine-tune a small chat model and talk to it        (the main job)
-# make test  run every test
-# Both create the environment in .venv on the first call and reuse it afterwards.
+# make sft    fine-tune a small chat model and print its replies (the main recipe)
+# make test   run the tests
+# make check  lint, check the format and the types
+# Each creates the environment in .venv on the first call and reuses it afterwards.
 
 VENV ?= .venv
 PYTHON ?= python3

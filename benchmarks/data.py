@@ -1,17 +1,17 @@
-"""How fast conversations in a file become datums: ours, the Cookbook's builder, TRL's preparation, side by side.
+"""Rows per second from a conversation file to datums: ours, the Cookbook's builder and TRL's preparation.
 
     python -m benchmarks.data --tokenizer FOLDER [--peers FOLDER] [--rows 1000]
 
 --tokenizer: a folder or name with a Qwen3 tokenizer. --peers: a folder that holds the other packages:
     pip install --no-deps --target FOLDER tinker-cookbook==0.6.1 blobfile lxml termcolor trl==1.16.0
-Without it, only our own figures are printed.
+Without --peers, only our own figures are printed.
 
-Every contestant reads the same JSONL file, renders it in Qwen3's format, and ends with all datums (TRL: all token ids
-and labels) in memory. The rounds are interleaved; what counts is the ratio of medians within one run. CPU seconds
-include child processes and say more than wall seconds on a machine that does other things as well.
+Every variant reads the same JSONL file, renders it in Qwen3's format, and ends with all datums (TRL: all token ids and
+labels) in memory. The rounds are interleaved; compare the ratios of medians within one run. CPU seconds include child
+processes, and are less disturbed than wall-clock seconds on a machine that does other work.
 
-At the end the embedded engine trains the small base of the recipes, and the share of its steps that went into waiting
-for data is printed.
+At the end the embedded engine trains the small base model of the recipes, and the share of each step that was spent
+waiting for data is printed.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from tinkerloop.tokenizers import encoder_of, get_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 OURS, COOKBOOK = "ours, one process", "tinker-cookbook, one renderer for all rows"
-FEW = 20  # rows for who needs half a second for each
+FEW = 20  # rows for a variant that needs half a second per row
 MAX_LENGTH = 4096
 
 
 def make_file(path: Path, rows: int, seed: int = 0) -> None:
-    """Conversations of six messages and about 700 tokens, of words that are never the same sentence twice."""
+    """Write conversations of six messages and about 700 tokens, made of random sentences."""
     rng = random.Random(f"{seed}/benchmark")
     vocabulary = (RECIPES / "words.txt").read_text().split()
 
@@ -74,8 +74,8 @@ def make_file(path: Path, rows: int, seed: int = 0) -> None:
 
 
 @dataclass
-class Contestant:
-    """What one round does, on how many rows, and the seconds (wall, CPU) that a row took in each round."""
+class Variant:
+    """The work of one round, its number of rows, and the seconds (wall, CPU) per row in each round."""
 
     run: Callable[[], Any]
     rows: int
@@ -87,8 +87,8 @@ class Contestant:
         return statistics.median(wall), statistics.median(cpu)
 
 
-def contestants(args: argparse.Namespace, path: Path, few: Path, cache: Path) -> dict[str, Contestant]:
-    """Each by its name; those whose datums can be compared return them."""
+def variants(args: argparse.Namespace, path: Path, few: Path, cache: Path) -> dict[str, Variant]:
+    """Return the variants by name. A variant whose datums can be compared returns them."""
     tokenizer = get_tokenizer(args.tokenizer)
     renderer = get_renderer("qwen3_instruct", tokenizer)
     core = tokenizer.backend_tokenizer
@@ -107,23 +107,26 @@ def contestants(args: argparse.Namespace, path: Path, few: Path, cache: Path) ->
     def ours_cached() -> Any:
         return list(render_files(path, renderer, MAX_LENGTH, cache=cache))
 
-    found = {
-        "raw encode, Hugging Face": Contestant(raw, args.rows),
-        OURS: Contestant(ours, args.rows),
-        "ours, two workers, into a cache": Contestant(ours_parallel, args.rows),
-        "ours, from the cache": Contestant(ours_cached, args.rows),
+    by_name = {
+        "raw encode, Hugging Face": Variant(raw, args.rows),
+        OURS: Variant(ours, args.rows),
+        "ours, two workers, into a cache": Variant(ours_parallel, args.rows),
+        "ours, from the cache": Variant(ours_cached, args.rows),
     }
     if args.peers:
         sys.path.append(args.peers)
-        found[COOKBOOK] = Contestant(cookbook(args, path, one_renderer=True), args.rows)
-        found["tinker-cookbook as it is"] = Contestant(cookbook(args, few, one_renderer=False), FEW)
-        found["TRL"] = Contestant(trl(tokenizer, path), args.rows)
-    return found
+        by_name[COOKBOOK] = Variant(cookbook(args, path, one_renderer=True), args.rows)
+        by_name["tinker-cookbook as it is"] = Variant(cookbook(args, few, one_renderer=False), FEW)
+        by_name["TRL"] = Variant(trl(tokenizer, path), args.rows)
+    return by_name
 
 
 def cookbook(args: argparse.Namespace, path: Path, *, one_renderer: bool) -> Callable[[], Any]:
-    """As it is, the builder of 0.6.1 makes a renderer, and with it a copy of the tokenizer, for every row: it is also
-    measured with that mended."""
+    """Return the Cookbook's preparation.
+
+    The builder of 0.6.1 makes a renderer, and with it a copy of the tokenizer, for every row. `one_renderer` replaces
+    these by a single one.
+    """
     from tinker_cookbook import renderers  # pyright: ignore[reportMissingImports]
     from tinker_cookbook.supervised.data import FromConversationFileBuilder  # pyright: ignore[reportMissingImports]
     from tinker_cookbook.supervised.types import ChatDatasetBuilderCommonConfig  # pyright: ignore[reportMissingImports]
@@ -149,8 +152,10 @@ def cookbook(args: argparse.Namespace, path: Path, *, one_renderer: bool) -> Cal
 
 
 def trl(tokenizer: Any, path: Path) -> Callable[[], None]:
-    """TRL's own preparation, in one process as by default, without its trainer's model. Its template for training puts
-    empty thoughts before every reply, so its tokens are a few more than ours."""
+    """Return TRL's preparation, in one process as by default, without the model of its trainer.
+
+    TRL's training template writes an empty reasoning block before every reply, so it makes a few more tokens than ours.
+    """
     import datasets
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
     from trl.chat_template_utils import get_training_chat_template  # pyright: ignore[reportMissingImports]
@@ -172,7 +177,7 @@ def trl(tokenizer: Any, path: Path) -> Callable[[], None]:
 
 
 def waiting(cache: Path) -> dict[str, str]:
-    """Share of training time in which the loop waited for data: the recipes' base on their data, batches of 32."""
+    """Return the share of training time spent waiting for data: the recipes' base model and data, batches of 32."""
     client = connect("local").create_lora_training_client(base_model=str(RECIPES / "base"), rank=32)
     renderer = get_renderer("qwen3_instruct", get_tokenizer(str(RECIPES / "base")))
     path = RECIPES / "data" / "pig_latin_train.jsonl"
@@ -201,33 +206,33 @@ def cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def measure(runs: dict[str, Contestant], rounds: int) -> dict[str, list[list[int]]]:
-    """Run all in turn; the token ids of those that return datums."""
+def measure(runs: dict[str, Variant], rounds: int) -> dict[str, list[list[int]]]:
+    """Run all variants in turn; return the token ids of those that return datums."""
     ids: dict[str, list[list[int]]] = {}
     for _ in range(rounds):
-        for name, contestant in runs.items():
+        for name, variant in runs.items():
             wall, cpu = time.perf_counter(), cpu_seconds()
-            made = contestant.run()
+            datums = variant.run()
             spent = time.perf_counter() - wall, cpu_seconds() - cpu
-            contestant.seconds.append((spent[0] / contestant.rows, spent[1] / contestant.rows))
-            if made is not None and name not in ids:
-                ids[name] = [datum.model_input.to_ints() for datum in made]
+            variant.seconds.append((spent[0] / variant.rows, spent[1] / variant.rows))
+            if datums is not None and name not in ids:
+                ids[name] = [datum.model_input.to_ints() for datum in datums]
     return ids
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Conversations in a file to datums: rows a second.")
-    parser.add_argument("--tokenizer", required=True, help="a folder or name with a Qwen3 tokenizer")
-    parser.add_argument("--peers", help="a folder that holds tinker-cookbook and trl")
-    parser.add_argument("--rows", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(description="Measure rows per second from a conversation file to datums.")
+    parser.add_argument("--tokenizer", required=True, help="Qwen3 tokenizer: a folder or a name.")
+    parser.add_argument("--peers", help="Folder that holds tinker-cookbook and trl.")
+    parser.add_argument("--rows", type=int, default=1000, help="Number of conversations.")
+    parser.add_argument("--rounds", type=int, default=3, help="Timed rounds of each variant.")
     args = parser.parse_args()
-    logging.disable(logging.WARNING)  # a peer that warns once a row would pay for the printing
+    logging.disable(logging.WARNING)  # else a peer that warns for each row is charged for printing
     with tempfile.TemporaryDirectory() as folder:
         path, few = Path(folder) / "conversations.jsonl", Path(folder) / "few.jsonl"
         make_file(path, args.rows)
         make_file(few, FEW)
-        runs = contestants(args, path, few, Path(folder) / "cache")
+        runs = variants(args, path, few, Path(folder) / "cache")
         ids = measure(runs, args.rounds)
         shares = waiting(Path(folder) / "waiting")
     for name, other in ids.items():
@@ -238,8 +243,8 @@ def main() -> None:
     base = COOKBOOK if args.peers else "raw encode, Hugging Face"
     base_wall, base_cpu = runs[base].wall_and_cpu
     print(f"\n| | rows/s | x {base} | rows per CPU second | x |\n|---|---:|---:|---:|---:|")
-    for name, contestant in runs.items():
-        wall, cpu = contestant.wall_and_cpu
+    for name, variant in runs.items():
+        wall, cpu = variant.wall_and_cpu
         print(f"| {name} | {1 / wall:,.0f} | {base_wall / wall:.2f} | {1 / cpu:,.0f} | {base_cpu / cpu:.2f} |")
     print("\nwaiting for data, of a step on the embedded engine:")
     for name, share in shares.items():

@@ -1,25 +1,27 @@
-"""Training throughput and memory of the embedded engine beside what one would otherwise run on the same machine.
+"""Training throughput and memory of the embedded engine, beside other ways to train on the same machine.
 
     python benchmarks/engine.py [--variants ours,trl-packing,...] [--rounds 3] [--vocab 4096] [--peers DIR]
     python benchmarks/engine.py --device cuda --shape 0.6b --vocab 151936 --variants ours,peft-sorted,trl-packing ...
 
-The work: conversations of lognormal length (median 180, at most 1024 tokens), batches of 32, LoRA rank 32 on all linear
-layers but the output one (PEFT's "all-linear", which TRL uses too; "ours-unembed" and SkyRL, as Tinker's clients do by
-default, adapt that one as well), float32, loss on the assistant's tokens, a 4-layer 256-wide random Qwen3. Every
-variant is its own process and waits its turn of some steps, so that all see the same machine. Printed are tokens
-(padding not counted) per second of wall-clock time and of processor time (which a busy machine disturbs less) over all
-steps but the first and those of the first turn, peak memory, and the time from process start to the first step's end;
-then, of the variants that are driven through a training client, how long a forward_backward and an optim_step of one
-datum of 8 tokens take together (median of 20).
+The work: conversations of lognormal length (median 180, at most 1024 tokens), batches of 32, float32, loss on the
+assistant's tokens, a random Qwen3 with 4 layers of width 256. LoRA of rank 32 on all linear layers except the output
+layer (PEFT's "all-linear", which TRL uses too); "ours-unembed" and SkyRL adapt the output layer too, as Tinker's
+clients do by default. Every variant has its own process. The processes take turns of a few steps, so all run under the
+same conditions.
+
+Printed are tokens per second of wall-clock time and of processor time (which a busy machine disturbs less), without
+padding, the first step and the first turn; peak memory; and the time from process start to the end of the first step.
+For variants with a training client, the time of a forward_backward and an optim_step on one datum of 8 tokens follows
+(median of 20).
 
 `--peers DIR` is a folder that holds the peers:
 - DIR/trl, a folder to put on the path: pip install --target DIR/trl trl
 - DIR/skyrl, a virtual environment in which SkyRL's JAX server runs and the tinker client drives it:
   python -m venv DIR/skyrl; DIR/skyrl/bin/pip install torch==2.13.0 "skyrl[jax,tinker]==0.3.0" tinker==0.24.1 uv
   (tinker 0.25 and later speak protobuf, which that server does not; on Python 3.11 its skyrl/tinker/types.py must
-  import TypedDict from typing_extensions, as pydantic asks). It pads a batch to the longest's length rounded up and
-  compiles a step for each such length: the first two batches have the two that occur, 1024 and 768. Memory and
-  processor time are the server's and the client's together.
+  import TypedDict from typing_extensions, as pydantic requires). It pads a batch to its longest length, rounded up, and
+  compiles a step for each such length: the first two batches have the two lengths that occur, 1024 and 768. Memory and
+  processor time are those of server and client together.
 
 "-onednn" variants call torch.set_float32_matmul_precision("medium") in their own process. On a GPU the base is bfloat16
 and the adapters are float32, the peers run under autocast, a micro-batch has 16,384 tokens, and the peak memory is the
@@ -50,8 +52,8 @@ if TYPE_CHECKING:
 
 BATCH = 32
 PAUSE = 4
-"""Seconds before each turn. What a step leaves behind would fall into the next one's: threads of OpenMP spin on, and a
-virtual machine's kernel gives freed memory back to its host two seconds later."""
+"""Seconds to wait before each turn, so that one variant's step does not disturb the next variant: OpenMP threads go on
+spinning, and the kernel of a virtual machine returns freed memory to its host two seconds later."""
 VARIANTS = (
     "ours",
     "ours-unembed",
@@ -90,20 +92,20 @@ TRL: dict[str, dict[str, object]] = {
 class Conversation:
     tokens: list[int]
     trained: list[bool]
-    """Whether a token is the assistant's."""
+    """For each token, whether it is the assistant's."""
 
 
 def conversations(count: int, vocab: int) -> list[Conversation]:
-    """Alternating user and assistant turns of random tokens, about half of them the assistant's."""
+    """Make alternating user and assistant turns of random tokens, about half of them the assistant's."""
     rng = random.Random("benchmark/conversations")
-    found = []
+    made = []
     for _ in range(count):
         length = min(1024, max(16, round(rng.lognormvariate(5.19, 0.8))))
         trained: list[bool] = []
         while len(trained) < length:
             trained += [False] * rng.randint(5, 60) + [True] * rng.randint(5, 60)
-        found.append(Conversation(rng.choices(range(10, vocab), k=length), trained[:length]))
-    return found
+        made.append(Conversation(rng.choices(range(10, vocab), k=length), trained[:length]))
+    return made
 
 
 def batches(data: Sequence[Conversation]) -> Iterator[list[Conversation]]:
@@ -141,7 +143,7 @@ SHAPES: dict[str, dict[str, int | bool]] = {
 
 @dataclass(frozen=True)
 class Setup:
-    """What all variants of a run share."""
+    """The settings that all variants of a run share."""
 
     folder: Path
     vocab: int
@@ -154,7 +156,7 @@ class Setup:
 
     @property
     def budget(self) -> int:
-        """Tokens of a micro-batch."""
+        """Largest number of tokens in a micro-batch."""
         return 16384 if self.device == "cuda" else 2048
 
 
@@ -172,7 +174,7 @@ def write_model(folder: Path, vocab: int, shape: str = "small", dtype: str = "fl
     tiny_tokenizer().save_pretrained(folder)
 
 
-# -- variants: each yields after every optimizer step the tokens that it trained on ------------------------------------
+# -- variants: each yields, after every optimizer step, the number of tokens trained ----------------------------------
 
 
 def ours(setup: Setup, skip: bool = True, unembed: bool = False) -> TrainingClient:
@@ -183,7 +185,7 @@ def ours(setup: Setup, skip: bool = True, unembed: bool = False) -> TrainingClie
 
 
 def skyrl(setup: Setup) -> TrainingClient:
-    """SkyRL's API server and engine on a free port, until this process ends."""
+    """Start SkyRL's API server and engine on a free port, until this process ends; return a client."""
     import tinker
 
     folder = setup.folder
@@ -195,7 +197,7 @@ def skyrl(setup: Setup) -> TrainingClient:
     command = [uv, "run", "--no-project", "--python", sys.executable, "-m", "skyrl.tinker.api"]
     command += ["--host", "localhost", "--port", str(port), "--base-model", str(folder)]
     command += ["--database-url", f"sqlite:///{folder / 'skyrl.db'}", "--checkpoints-base", str(folder / "skyrl")]
-    command += ["--backend-config", '{"max_lora_adapters": 2}']  # the least: one is the base model's
+    command += ["--backend-config", '{"max_lora_adapters": 2}']  # the smallest number: one is the base model's
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     atexit.register(server.wait)
     atexit.register(server.terminate)
@@ -240,17 +242,17 @@ def client_loop(client: TrainingClient, data: Sequence[Conversation]) -> Iterato
 
 
 def latency(client: TrainingClient) -> float:
-    """Median milliseconds of a forward_backward and an optim_step on one datum of 8 tokens, after 3 unmeasured."""
-    took = []
+    """Return the median milliseconds of a forward_backward and an optim_step on a datum of 8 tokens."""
+    milliseconds = []
     for _ in range(23):
         start = time.perf_counter()
         client_step(client, [Conversation(list(range(10, 19)), [True] * 9)])
-        took.append(1000 * (time.perf_counter() - start))
-    return statistics.median(took[3:])
+        milliseconds.append(1000 * (time.perf_counter() - start))
+    return statistics.median(milliseconds[3:])  # the first three warm up
 
 
 def peft_loop(setup: Setup, data: Sequence[Conversation], budget: int | None) -> Iterator[int]:
-    """Written by hand on transformers + PEFT: whole padded batches, or length-sorted ones of `budget` tokens."""
+    """Train by hand on transformers and PEFT: padded batches, or length-sorted ones of `budget` tokens."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -286,7 +288,7 @@ def peft_loop(setup: Setup, data: Sequence[Conversation], budget: int | None) ->
 
 
 def trl(setup: Setup, data: Sequence[Conversation], wait: Callable[[int], bool], **options: object) -> None:
-    """TRL's SFTTrainer on the tokens as they are; `wait` gets each step's tokens and says whether to go on."""
+    """Train with TRL's SFTTrainer; `wait` is given each step's number of tokens and returns whether to continue."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -328,11 +330,11 @@ def trl(setup: Setup, data: Sequence[Conversation], wait: Callable[[int], bool],
     ).train()
 
 
-# -- one process: does a step whenever told to -----------------------------------------------------------------------
+# -- one process: executes a step at each command ---------------------------------------------------------------------
 
 
 def usage(device: str) -> tuple[float, float]:
-    """Peak memory in GB and processor seconds of this process and those below it; of a GPU, what torch had of it."""
+    """Return peak memory in GB (on a GPU, torch's) and processor seconds, of this process and its children."""
     memory, ticks, family = 0, 0, [os.getpid()]
     for pid in family:  # grows while it is walked
         status = Path(f"/proc/{pid}/status").read_text()
@@ -375,7 +377,7 @@ def child(variant: str, setup: Setup, started: float) -> None:
 
 @dataclass
 class Process:
-    """A variant's process and what it reported."""
+    """The process of a variant, and its reports."""
 
     name: str
     handle: subprocess.Popen
@@ -388,7 +390,7 @@ class Process:
     _used: float = 0.0
 
     def read(self, key: str) -> dict[str, float]:
-        """The next report that begins with `key`; what libraries print is passed over. Empty: the process ended."""
+        """Return the next report that begins with `key`, without what libraries print. Empty: the process ended."""
         assert self.handle.stdout is not None
         for line in self.handle.stdout:
             if line.startswith(f'{{"{key}"'):
@@ -422,14 +424,16 @@ class Process:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="comma-separated, measured in this order")
-    parser.add_argument("--rounds", type=int, default=3, help="timed turns of each variant")
-    parser.add_argument("--turn", type=int, default=3, help="steps to a turn")
-    parser.add_argument("--vocab", type=int, default=4096)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the model")
-    parser.add_argument("--peers", type=Path, help="folder of the peers' packages")
+    parser.add_argument(
+        "--variants", default=",".join(VARIANTS), help="Variants to measure, comma-separated, in this order."
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="Timed turns of each variant.")
+    parser.add_argument("--turn", type=int, default=3, help="Steps per turn.")
+    parser.add_argument("--vocab", type=int, default=4096, help="Size of the vocabulary.")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each variant.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="Device to train on.")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="Shape of the model.")
+    parser.add_argument("--peers", type=Path, help="Folder that holds the peers' packages.")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

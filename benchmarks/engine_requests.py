@@ -1,13 +1,13 @@
-"""What the embedded engine adds to the arithmetic: per step, per sample, over a thousand steps.
+"""The embedded engine's own cost, beside the arithmetic of the model: per step, per sample, over a thousand steps.
 
     python benchmarks/engine_requests.py [--parts latency,samples,memory] [--steps 1000]
 
-latency   forward_backward + optim_step on one datum of 8 tokens: all of it, the part spent inside the model, the loss's
-          gradient and AdamW, and the rest, which is the engine's own; and from process start to the first step's end
+latency   forward_backward + optim_step on one datum of 8 tokens: the total, and the engine's own part, which is the
+          total without the model, the gradient of the loss and AdamW; and the time to the end of the first step
 samples   64 sample calls of 64 tokens, one after another and all at once
-memory    resident memory over steps of changing lengths, with a sampling client and a save now and then
+memory    resident memory over steps of changing lengths, with a sampling client and a save every 50 steps
 
-One thread, float32, the built-in tiny model. Medians; latency in processor time, which a busy machine disturbs less.
+One thread, float32, the built-in tiny model. Medians. Latency is processor time, which a busy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def datum(seed: int, length: int) -> tinker.Datum:
 
 
 def step(client: TrainingClient, data: list[tinker.Datum]) -> None:
-    passed = client.forward_backward(data, "cross_entropy")
-    stepped = client.optim_step(tinker.AdamParams(learning_rate=1e-4))
-    passed.result(), stepped.result()
+    forward_backward = client.forward_backward(data, "cross_entropy")
+    optim_step = client.optim_step(tinker.AdamParams(learning_rate=1e-4))
+    forward_backward.result(), optim_step.result()
 
 
 class Inside:
-    """Adds up the processor time spent in some functions; nested ones count once."""
+    """Add up the processor time spent in some functions; nested calls count once."""
 
     def __init__(self) -> None:
         self.seconds, self._depth = 0.0, 0
@@ -130,8 +130,8 @@ def memory(client: TrainingClient, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="latency,samples,memory", help="comma-separated")
-    parser.add_argument("--steps", type=int, default=1000, help="of the memory part")
+    parser.add_argument("--parts", default="latency,samples,memory", help="Parts to run, comma-separated.")
+    parser.add_argument("--steps", type=int, default=1000, help="Number of steps in the memory part.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""How well training loops keep a remote server busy, what a step of ours costs, and what resuming repeats.
+"""Busy share of a remote server under training loops, CPU time of our own per step, and batches repeated by a resume.
 
     python -m benchmarks.loop [--cookbook FOLDER]
 
 FOLDER holds tinker-cookbook and what its supervised loop imports:
     pip install --no-deps --target FOLDER tinker-cookbook blobfile lxml termcolor
-Without it, only our own figures are printed. Nothing here needs a GPU or a key; see `simulated.py` for the service.
+Without it, only our own figures are printed. No GPU and no key is needed; `simulated.py` is the service.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def ten_callbacks(batch: list[tinker.Datum]) -> list[Callback]:
 
 
 def overhead(size: int, steps: int, rounds: int = 15) -> None:
-    """CPU time of whole runs on the ordered client, less that of the same calls made on the client alone."""
+    """Print the CPU time of whole runs on the ordered client, minus that of the same calls without the loop."""
     batch = numbered_batches(1, size)[0]
 
     def timed(work: Callable[[], Any]) -> float:
@@ -232,15 +232,15 @@ def overhead(size: int, steps: int, rounds: int = 15) -> None:
     measured = [[kind() for kind in kinds] for _ in range(rounds)]
     alone, scaling, bare, full, sunk = (statistics.median(column) for column in zip(*measured, strict=True))
     print(
-        f"\nOur own CPU time per step: a run's, less the client's own {alone:.0f} us for the same calls; {size} datums"
+        f"\nOur own CPU time per step: a run's, minus the client's own {alone:.0f} us for the same calls; {size} datums"
     )
-    print(f"a batch (medians of {rounds} interleaved runs of {steps} steps):")
+    print(f"per batch (medians of {rounds} interleaved runs of {steps} steps):")
     print(f"  loop {bare - alone:.0f} us, of which normalising takes {scaling:.0f} us; with ten callbacks")
     print(f"  {full - alone:.0f} us, {(full - bare) / 10:.1f} us each; with a jsonl sink too {sunk - alone:.0f} us")
 
 
 def peak_memory(steps: int) -> int:
-    """Bytes, at most, that were allocated in a run of so many steps."""
+    """Return the largest number of allocated bytes during a run of `steps` steps."""
     client = OrderedService(vocab_size=128).create_lora_training_client()
     client._service.operations = Forgetful()
     batch = numbered_batches(1, 1)[0]
@@ -253,7 +253,7 @@ def peak_memory(steps: int) -> int:
 
 def overheads(with_cookbook: bool) -> None:
     gc.collect()
-    gc.freeze()  # or the collector walks all of torch's modules now and then, and the loop is charged for it
+    gc.freeze()  # else the collector walks all of torch's modules at times, and the loop is charged for it
     overhead(size=1, steps=500)
     overhead(size=32, steps=100)
     print(f"\nPeak memory: {peak_memory(1_000) / 1e3:.0f} kB over 1,000 steps, ", end="", flush=True)
@@ -267,8 +267,8 @@ class Forgetful(list):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cookbook", help="folder with tinker-cookbook, see above")
-    parser.add_argument("--only", choices=["busy", "resume", "overhead"])
+    parser.add_argument("--cookbook", help="Folder that holds tinker-cookbook; see above.")
+    parser.add_argument("--only", choices=["busy", "resume", "overhead"], help="Run this part only.")
     arguments = parser.parse_args()
     if arguments.cookbook:
         sys.path.insert(0, arguments.cookbook)

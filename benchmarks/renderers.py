@@ -1,13 +1,13 @@
-"""Conversations per CPU second, side by side in one process: ours with each engine, and what else renders chats.
+"""Conversations rendered per CPU second in one process: ours with each tokenizer backend, and the peers.
 
     python benchmarks/renderers.py --model FOLDER_OR_NAME [--peers FOLDER] [--conversations 200] [--rounds 5]
 
 `--peers` is a folder into which `pip install --no-deps --target FOLDER tinker-cookbook` has been run; without it the
 Cookbook's rows are left out, and the table says so. Every row's ids are compared with ours before anything is timed.
-Rows take turns, in another order each round. A turn renders the whole data set, as rendering one does: in turns of ten
-conversations the fastest rows would mostly be timed while the processor's caches still hold another row's tables. Each
-ten conversations are timed by themselves and the least time of all rounds counts: what else runs on the machine only
-ever adds. Compare ratios, not absolute figures.
+Rows take turns, in another order each round. A turn renders the whole dataset, as a user would: in turns of ten
+conversations, the fastest rows would mostly be timed while the processor's caches still hold another row's tables. Ten
+conversations at a time are timed, and the smallest time of all rounds counts, because other work on the machine can
+only add time. Compare ratios, not absolute figures.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ ALL = "all_assistant_messages"
 
 
 def conversations(count: int, messages: int, words: int, seed: str) -> list[Messages]:
-    """Chats made of English prose (Python's own documentation), `words` words a message."""
+    """Make conversations of English prose (Python's own documentation), `words` words per message."""
     prose = " ".join(pydoc_data.topics.topics.values()).split(" ")
     rng = random.Random(seed)
 
-    def said() -> str:
-        at = rng.randrange(len(prose) - words)
-        return " ".join(prose[at : at + words]).strip() + f" [{rng.randrange(10**6)}]"
+    def message_text() -> str:
+        start = rng.randrange(len(prose) - words)
+        return " ".join(prose[start : start + words]).strip() + f" [{rng.randrange(10**6)}]"
 
     roles = ("user", "assistant")
-    return [[{"role": roles[i % 2], "content": said()} for i in range(messages)] for _ in range(count)]
+    return [[{"role": roles[i % 2], "content": message_text()} for i in range(messages)] for _ in range(count)]
 
 
 def table(rows: dict[str, Callable[[Messages], Any]], chats: list[Messages], rounds: int, base: str) -> None:
-    """Times rows on all conversations, in turns; prints the least of the rounds, ten by ten, and ratios to `base`."""
+    """Time the rows on all conversations in turns; print the smallest time of the rounds, and ratios to `base`."""
     blocks = [chats[start : start + 10] for start in range(0, len(chats), 10)]
     least = {name: [math.inf] * len(blocks) for name in rows}
     for i in range(rounds):
@@ -60,26 +60,26 @@ def table(rows: dict[str, Callable[[Messages], Any]], chats: list[Messages], rou
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """CPU seconds of one call."""
+    """Return the CPU seconds of one call."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def engines(tokenizer: Any) -> dict[str, Any]:
-    """Every encoder that can be built here, by name."""
+    """Return every encoder whose package is installed, by name."""
     reference = HuggingFaceEncoder(tokenizer)
-    found: dict[str, Any] = {"huggingface": reference}
+    encoders: dict[str, Any] = {"huggingface": reference}
     for name in ENGINES:
         try:
-            found[name] = FastEncoder(reference, name)
+            encoders[name] = FastEncoder(reference, name)
         except Exception as error:
             print(f"({name} is left out: {error})")
-    return found
+    return encoders
 
 
 def cookbook(folder: str | None, tokenizer: Any) -> Any:
-    """The Cookbook's qwen3 renderer, or None."""
+    """Return the Cookbook's qwen3 renderer, or None if it is not installed."""
     if folder:
         sys.path.append(folder)
     try:
@@ -91,7 +91,7 @@ def cookbook(folder: str | None, tokenizer: Any) -> Any:
 
 
 def unpacked(model_input: Any, weights: Any) -> tuple[Any, Any]:
-    """What the Cookbook returns; an example of ours makes its arrays when it is unpacked."""
+    """Return both, as the Cookbook does. Our example makes its arrays only when it is unpacked."""
     return model_input, weights
 
 
@@ -110,7 +110,7 @@ def rendering(tokenizer: Any, encoders: dict[str, Any], peer: Any, chats: list[M
     print(f"## Supervised examples: {len(chats)} conversations of {len(chats[0])} messages, {tokens:.0f} tokens each\n")
 
     def hugging_face(chat: Messages) -> list[int]:
-        return tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)[:-1]  # less the last newline
+        return tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)[:-1]  # without the last newline
 
     same: dict[str, Callable[[Messages], Any]] = {"HF apply_chat_template": hugging_face}
     same |= {f"ours, {n}": lambda chat, r=r: r.build_supervised_example(chat, ALL).tokens for n, r in ours.items()}
@@ -137,7 +137,7 @@ def rendering(tokenizer: Any, encoders: dict[str, Any], peer: Any, chats: list[M
 
 
 def episodes(tokenizer: Any, encoder: Any, peer: Any, turns: int, rounds: int) -> None:
-    """All prompts of an episode of `turns` tool calls: appended, and rendered again for every turn."""
+    """Time all prompts of an episode of `turns` tool calls: appended, and rendered again for every turn."""
     print(f"## An episode of {turns} tool turns: CPU ms for all of its prompts\n")
     renderer = Qwen3(tokenizer, Qwen3Options("never"), encoder=encoder)
     (chat,) = conversations(1, 2 * turns + 1, 30, "episode")
@@ -181,7 +181,7 @@ def episodes(tokenizer: Any, encoder: Any, peer: Any, turns: int, rounds: int) -
 
 
 def compare(rows: dict[str, Callable[[], Any]], rounds: int, scale: float, unit: str) -> None:
-    """Times every row, interleaved, and prints the least of the rounds and ratios to the first."""
+    """Time every row, interleaved; print the smallest time of the rounds and the ratios to the first row."""
     taken = dict.fromkeys(rows, math.inf)
     for _ in range(rounds):
         for name, run in rows.items():
@@ -204,7 +204,7 @@ def parsing(tokenizer: Any, encoder: Any, peer: Any, rounds: int) -> None:
 
 
 def parsers(renderer: Renderer, tokenizer: Any, peer: Any, ids: list[int]) -> dict[str, Callable[[], Any]]:
-    """Each way to read a reply, five times over."""
+    """Return the ways to parse a reply; each call parses it five times."""
 
     def streamed(block: int) -> None:
         parser = renderer.parser()
@@ -227,13 +227,13 @@ def parsers(renderer: Renderer, tokenizer: Any, peer: Any, ids: list[int]) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", help="a Qwen3 tokenizer, by name or folder")
-    parser.add_argument("--peers", help="a folder with tinker-cookbook in it")
-    parser.add_argument("--conversations", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--turns", type=int, default=64)
+    parser.add_argument("--model", default="tiny", help="Qwen3 tokenizer: a name or a folder.")
+    parser.add_argument("--peers", help="Folder that holds tinker-cookbook.")
+    parser.add_argument("--conversations", type=int, default=200, help="Number of conversations.")
+    parser.add_argument("--rounds", type=int, default=5, help="Timed rounds of each row.")
+    parser.add_argument("--turns", type=int, default=64, help="Tool turns of the episode.")
     arguments = parser.parse_args()
-    logging.disable(logging.WARNING)  # the Cookbook warns at every call, which would count as its time
+    logging.disable(logging.WARNING)  # else the Cookbook, which warns at every call, is charged for printing
     tokenizer = get_tokenizer(arguments.model)
     encoders = engines(tokenizer)
     peer = cookbook(arguments.peers, tokenizer)

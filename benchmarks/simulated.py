@@ -1,8 +1,8 @@
-"""A simulated remote service: one server that works in order, a network with a round trip, no model.
+"""Simulated remote service: one server that works in order, a network with a round trip, no model.
 
-Time is real for the client and arithmetic for the server: a request submitted at t reaches the server at t + rtt / 2,
-is begun when the server is free, and its answer is visible rtt / 2 after it is done. The trained weights are the list
-of batches applied, so that a batch trained twice is seen.
+The client waits in real time; the server's time is computed. A request submitted at t reaches the server at t + rtt / 2
+and starts when the server is free; its answer is visible rtt / 2 after its end. The trained weights are the list of
+applied batches, so a batch that is trained twice can be counted.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tinker.types import SaveWeightsForSamplerResponse, SaveWeightsResponse
 
 
 class Killed(BaseException):
-    """The client process dies here."""
+    """Raised where the client process would be killed."""
 
 
 class Answer:
-    """A future whose value is visible at a moment in real time."""
+    """A future whose value is visible from a moment in real time on."""
 
     def __init__(self, value: Any, visible: float):
         self.value, self.visible = value, visible
@@ -42,14 +42,14 @@ class Answer:
 
 @dataclass
 class SimulatedService:
-    """Seconds that each kind of work takes, and what the server has done so far."""
+    """Seconds for each kind of work, and the work of the server so far."""
 
     rtt: float = 0.05
     step: float = 0.1
     save: float = 0.1
     forward: float = 0.05
     kill_after: int | None = None
-    """Die when this many optimizer steps have been submitted."""
+    """Raise `Killed` at the optimizer step after this many."""
     free: float = 0.0
     began: float | None = None
     busy: float = 0.0
@@ -65,7 +65,7 @@ class SimulatedService:
 
     @property
     def busy_share(self) -> float:
-        """Of the time from the server's first work to its last, the part it was working."""
+        """The share of the time from the server's first work to its last in which it was working."""
         return self.busy / (self.free - (self.began or 0.0))
 
     # --- tinker.ServiceClient, as far as training loops use it ---
@@ -127,7 +127,7 @@ class Client:
 
 
 def numbered_batches(count: int, size: int = 4, length: int = 32) -> list[list[Any]]:
-    """Batches whose first token is their number."""
+    """Make batches whose first token is their number."""
     weights = tinker.TensorData.from_numpy(np.ones(length, np.float32))
     targets = tinker.TensorData.from_numpy(np.full(length, 65))
     inputs = {"target_tokens": targets, "weights": weights}
@@ -153,9 +153,9 @@ def _output(data: list[Any]) -> Any:
 
 
 def cookbook_main(service: SimulatedService) -> Callable[[Any], Any]:
-    """The Cookbook's own `supervised.train.main`, talking to `service`.
+    """Return the Cookbook's own `supervised.train.main`, connected to `service`.
 
-    Nothing else of it is replaced but its look-up of prices on the network and its tokenizer download.
+    Apart from that, only its request for prices over the network and its tokenizer download are replaced.
     """
     from tinker_cookbook.supervised import train  # pyright: ignore[reportMissingImports]
 

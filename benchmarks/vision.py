@@ -1,15 +1,15 @@
-"""Image conversations per CPU second, beside the Cookbook's `qwen3_vl_instruct`, on the same pictures.
+"""Conversations with images rendered per CPU second: ours and the Cookbook's `qwen3_vl_instruct`, on the same images.
 
     python benchmarks/vision.py --peers FOLDER [--model FOLDER_OR_NAME] [--conversations 24] [--rounds 5]
 
-`--peers` is a folder into which `pip install --no-deps --target FOLDER tinker-cookbook` has been run; without it there
-is nothing to compare with, and the table says so. `--model` is a tokenizer with Qwen's control tokens, by default the
+`--peers` is a folder into which `pip install --no-deps --target FOLDER tinker-cookbook` has been run; without it only
+our own figures are printed. `--model` is a tokenizer with Qwen's control tokens, by default the
 built-in one. The Cookbook counts tokens with transformers' image processor in its PIL variant, which needs no
 torchvision. Text ids and token counts are compared before anything is timed. Compare ratios, not absolute figures.
 
-The Cookbook decodes every picture and writes it anew as JPEG of quality 75. We send a file as it is; pixels that are in
-no file become PNG, without loss, or JPEG where asked for. So each row says what is sent, and how large it is. The last
-row is the same work on both sides; the one before is not: ours keeps what theirs loses.
+The Cookbook decodes every image and encodes it again as JPEG of quality 75. We send a file unchanged; pixels without a
+file become PNG, without loss, or JPEG on request. So each row also gives the size of what is sent. In the last row both
+sides do the same work; in the row before they do not, because ours is lossless.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Messages = list[dict[str, Any]]
 
 
 def photo(seed: int) -> bytes:
-    """A JPEG file of 640 x 480 with smooth areas and some noise."""
+    """Make a JPEG file of 640 x 480 with smooth areas and some noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC)) + rng.normal(0, 6, (480, 640, 3))
@@ -44,7 +44,7 @@ def photo(seed: int) -> bytes:
 
 
 def screenshot(seed: int) -> bytes:
-    """A PNG file of 800 x 600 full of text."""
+    """Make a PNG file of 800 x 600 full of text."""
     rng = random.Random(seed)
     image = Image.new("RGB", (800, 600), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(14)
@@ -66,17 +66,17 @@ def uri(data: bytes) -> str:
 
 
 def opened(data: bytes) -> Image.Image:
-    """As `Image.open(path)` gives it: not decoded yet."""
+    """Return the image as `Image.open(path)` does: not decoded yet."""
     return Image.open(io.BytesIO(data))
 
 
 def decoded(data: bytes) -> Image.Image:
-    """Pixels alone, as after any change to a picture."""
+    """Return the image as pixels without a file, as after any change to an image."""
     return opened(data).copy()
 
 
 def as_jpeg(messages: Messages) -> Messages:
-    """Decoded pictures written as the Cookbook writes them."""
+    """Encode decoded images as the Cookbook does."""
     contents = [m["content"] if isinstance(m["content"], list) else [] for m in messages]
     for part in (part for content in contents for part in content if part["type"] == "image"):
         part["image"] = image_chunk(part["image"], model=MODEL, jpeg_quality=75)
@@ -84,7 +84,7 @@ def as_jpeg(messages: Messages) -> Messages:
 
 
 def chat(seed: int, source: Callable[[bytes], Any], files: list[bytes]) -> Messages:
-    """Two turns, two pictures."""
+    """Make a conversation of two turns with two images."""
     first, second = (source(data) for data in files)
     words = random.Random(seed).choices(
         ["the", "picture", "shows", "some", "more", "of", "that", "colour", "here"], k=40
@@ -98,7 +98,7 @@ def chat(seed: int, source: Callable[[bytes], Any], files: list[bytes]) -> Messa
 
 
 def cookbook(folder: str | None, tokenizer: Any) -> Any:
-    """The Cookbook's renderer with Qwen3-VL's image processor, or None."""
+    """Return the Cookbook's renderer with Qwen3-VL's image processor, or None if it is not installed."""
     if folder:
         sys.path.append(folder)
     try:
@@ -121,7 +121,7 @@ def check_same(ours: Any, theirs: Any, chats: list[Messages]) -> None:
 
 
 def flat(model_input: Any) -> list[Any]:
-    """Ids, and ("image", tokens) for an image; where chunks end does not matter."""
+    """Return the ids, with ("image", tokens) for an image, independent of how they are cut into chunks."""
     ids: list[Any] = []
     for chunk in model_input.chunks:
         ids += chunk.tokens if hasattr(chunk, "tokens") else [("image", chunk.expected_tokens)]
@@ -130,10 +130,10 @@ def flat(model_input: Any) -> list[Any]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--peers")
-    arguments.add_argument("--model", default="tiny")
-    arguments.add_argument("--conversations", type=int, default=24)
-    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--peers", help="Folder that holds tinker-cookbook.")
+    arguments.add_argument("--model", default="tiny", help="Tokenizer with Qwen's control tokens: a name or a folder.")
+    arguments.add_argument("--conversations", type=int, default=24, help="Number of conversations.")
+    arguments.add_argument("--rounds", type=int, default=5, help="Timed rounds.")
     given = arguments.parse_args()
 
     tokenizer = get_tokenizer(given.model)
@@ -155,7 +155,7 @@ def main() -> None:
         "PIL images, decoded": (decoded, render),
         "the same, ours with jpeg_quality=75": (decoded, render_jpeg),
     }
-    print(f"\n| {'pictures as':36}| ours, conv / CPU s | kB | Cookbook | kB | ratio |\n|{'-' * 37}|{'---:|' * 5}")
+    print(f"\n| {'images as':36}| ours, conv / CPU s | kB | Cookbook | kB | ratio |\n|{'-' * 37}|{'---:|' * 5}")
     for name, (source, our_render) in work.items():
         renderers = {"ours": our_render} | ({} if theirs is None else {"theirs": theirs.build_supervised_example})
         seconds: dict[str, list[float]] = {who: [] for who in renderers}
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def size(model_input: Any) -> int:
-    """Bytes of the pictures' files."""
+    """Return the bytes of all image files."""
     return sum(len(chunk.data) for chunk in model_input.chunks if hasattr(chunk, "data"))
 
 

@@ -4,8 +4,8 @@
     python -m recipes.blueprint learning_rate=1e-3 max_steps=20
     python -m recipes.blueprint --help
 
-A Blueprint is a configuration with values already filled in by a function, which may compute and check them first;
-the command line changes what it likes. The run starts from the value that `make_from_argv` returns.
+A Blueprint is a configuration whose values were filled in by a function, which may compute and check them first. The
+command line can replace any of them. `make_from_argv` returns the final configuration.
 
 What you should see: test/nll falls from 4.5 to below 0.1, a minute or two on one core.
 """
@@ -59,7 +59,7 @@ def main(config: train.Config) -> None:
 
 @chz.blueprint.exit_on_entrypoint_error
 def config_of_the_command_line() -> train.Config:
-    """The configuration, or an end with a sentence: for --help, or an option that is not one."""
+    """Return the configuration. End the program with a message for --help or an unknown option."""
     return build_config_blueprint().make_from_argv(sys.argv[1:], allow_hyphens=True)
 
 

@@ -1,11 +1,11 @@
-"""Fine-tune a chat model on conversations in a file, watch it learn, and talk to it.
+"""Fine-tune a chat model on the conversations of a file, evaluate it, and let it reply.
 
     python -m recipes.chat_sft                                        # English to Pig Latin, a minute or two
     python -m recipes.chat_sft file=chats.jsonl model=path/to/model   # your data, your model
     python -m recipes.chat_sft service=tinker model=Qwen/Qwen3-8B     # the hosted service
     python -m recipes.chat_sft --help
 
-Run it again with the same folder and it resumes where it stood, or says that it is complete; more steps extend it.
+Run it again with the same folder: it resumes, or says that it is complete. A larger number of steps extends it.
 
 What you should see, with nothing changed: held-out exact match from 0 % to about 95 % in 250 steps.
 """
@@ -44,29 +44,38 @@ BASE = "recipes/base"
 @chz.chz
 class Config:
     file: str = chz.field(
-        default="recipes/data/pig_latin_train.jsonl", doc="Conversations to train on: JSONL with `messages`."
+        default="recipes/data/pig_latin_train.jsonl", doc="JSONL file to train on, with `messages` in each row."
     )
     test_file: str | None = chz.field(
-        default=None, doc="Held-out conversations; by default those shipped with the default file, else split off it."
+        default=None,
+        doc="JSONL file to evaluate on. By default, the one shipped with the default file, or a part of your file.",
     )
-    test_size: int = chz.field(default=100, doc="Held-out conversations to evaluate on.")
-    model: str = chz.field(default=BASE, doc="A model folder, a hub name, or a name the service knows.")
-    renderer: str | None = chz.field(default=None, doc="The chat format; by default the model's recommended one.")
-    service: str = chz.field(default="local", doc="local (in this process), tinker (hosted, needs a key), or a URL.")
-    run: str = chz.field(default="runs/chat_sft", doc="The run's folder: config, metrics, checkpoints, plot.")
-    steps: int = chz.field(default=250, doc="Optimizer steps in all.")
-    batch_size: int = chz.field(default=32, doc="Conversations to a step.")
-    learning_rate: float = chz.field(default=4e-3, doc="Peak learning rate, warmed up and then falling linearly to 0.")
-    lora_rank: int = chz.field(default=32, doc="Rank of the adapter.")
-    max_length: int = chz.field(default=1024, doc="Tokens a conversation may have.")
-    on_bad: Literal["error", "skip"] = chz.field(default="error", doc="A bad or too long row: stop, or skip and count.")
-    eval_every: int = chz.field(default=50, doc="Steps between evaluations.")
-    save_every: int = chz.field(default=50, doc="Steps between checkpoints.")
-    seed: int = chz.field(default=0, doc="Of the adapter's start and the order of the data.")
+    test_size: int = chz.field(default=100, doc="Number of held-out conversations to evaluate on.")
+    model: str = chz.field(default=BASE, doc="Base model: a folder, a hub name, or a name that the service knows.")
+    renderer: str | None = chz.field(
+        default=None, doc="Name of the chat format; by default the one recommended for the model."
+    )
+    service: str = chz.field(
+        default="local", doc="Service to use: local (in this process), tinker (hosted, needs a key), or a URL."
+    )
+    run: str = chz.field(default="runs/chat_sft", doc="Folder of the run: configuration, metrics, checkpoints, plot.")
+    steps: int = chz.field(default=250, doc="Total number of optimizer steps.")
+    batch_size: int = chz.field(default=32, doc="Conversations per step.")
+    learning_rate: float = chz.field(
+        default=4e-3, doc="Peak learning rate: reached by warm-up, then lowered linearly to 0."
+    )
+    lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
+    max_length: int = chz.field(default=1024, doc="Largest number of tokens in a conversation.")
+    on_bad: Literal["error", "skip"] = chz.field(
+        default="error", doc="Stop at a bad or too long row (error), or skip and count it (skip)."
+    )
+    eval_every: int = chz.field(default=50, doc="Evaluate every this many steps.")
+    save_every: int = chz.field(default=50, doc="Save a checkpoint every this many steps.")
+    seed: int = chz.field(default=0, doc="Random seed for adapter initialisation and data order.")
 
 
 def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
-    """Training and held-out conversations. A bad row ends the program here, with its line and a remedy."""
+    """Return training and held-out conversations. A bad row ends the program here, with its line and a remedy."""
     conversations = load_conversations(config.file, on_bad=config.on_bad)
     print(f"{config.file}: {conversations.report}")
     test_file = config.test_file
@@ -78,7 +87,7 @@ def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]
 
 
 def reply_to(sampler: Any, renderer: Renderer, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
-    """The greedy reply to each conversation's last question."""
+    """Return the greedy reply to the last question of each conversation."""
     params = tinker.SamplingParams(max_tokens=max_tokens, temperature=0, stop=renderer.get_stop_sequences())
     prompts = [renderer.build_generation_prompt(one.messages[:-1], tools=one.tools) for one in conversations]
     futures = [sampler.sample(prompt=prompt, num_samples=1, sampling_params=params) for prompt in prompts]
@@ -87,7 +96,7 @@ def reply_to(sampler: Any, renderer: Renderer, conversations: Sequence[Conversat
 
 
 def text_of(message: Any) -> str:
-    """A message's text, whether its content is a string or parts."""
+    """Return the text of a message; its content is a string or a list of parts."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
@@ -99,7 +108,7 @@ def main(config: Config) -> None:
     )
     renderer = get_renderer(renderer_name, tinkerloop.get_tokenizer(config.model))
 
-    # Everything that can be wrong with the data is found out here, before any training.
+    # All data is checked here, before any training.
     train, test = read(config)
     options: dict[str, Any] = {"on_bad": config.on_bad, "on_long": config.on_bad}
     datums = conversation_datums(train, renderer, config.max_length, **options)
@@ -114,11 +123,11 @@ def main(config: Config) -> None:
         right = sum(reply.strip() == wanted for reply, wanted in zip(replies, expected, strict=True))
         return {"exact_match": right / len(questions)}
 
-    delete = service.create_rest_client().delete_checkpoint_from_tinker_path  # of checkpoints that are no longer kept
+    delete = service.create_rest_client().delete_checkpoint_from_tinker_path  # deletes old checkpoints
     with Run(config.run, config=chz.asdict(config), delete=delete) as run:
         record = run.checkpoints.latest()
         if record and record.step >= config.steps:
-            print(f"{config.run} is complete: {record.step} steps. Give steps= a larger number to train on.")
+            print(f"{config.run} is complete: {record.step} steps. To train further, set steps= to a larger number.")
             return
         print(f"resuming at step {record.step}" if record else f"starting in {config.run}")
         client = open_training_client(service, record, base_model=config.model, rank=config.lora_rank, seed=config.seed)
@@ -149,7 +158,7 @@ def main(config: Config) -> None:
 def show(
     config: Config, service: Any, client: Any, renderer: Renderer, questions: Sequence[Conversation], longest: int
 ) -> None:
-    """Replies to unseen prompts, before and after training."""
+    """Print replies to unseen prompts, before and after training."""
     before = reply_to(resolve(service.create_sampling_client(base_model=config.model)), renderer, questions, longest)
     after = reply_to(resolve(client.save_weights_and_get_sampling_client()), renderer, questions, longest)
     for question, old, new in zip(questions, before, after, strict=True):

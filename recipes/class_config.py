@@ -5,7 +5,7 @@
     python -m recipes.class_config --help
 
 What you should see: test/nll falls from 4.5 to below 0.1, a minute or two on one core. Run it again with the same
-log_path and it says at once that it has ended; with more epochs it trains on.
+log_path and it says at once that it is complete; with more epochs it trains further.
 """
 
 import asyncio
@@ -20,16 +20,20 @@ from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
 
 @chz.chz
 class CLIConfig:
-    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    file_path: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL with messages.")
-    log_path: str = chz.field(default="runs/class_config", doc="The run's folder.")
-    max_length: int = chz.field(default=512, doc="Tokens a conversation is cut to.")
-    batch_size: int = chz.field(default=30, doc="Conversations in a step.")
-    test_size: int = chz.field(default=100, doc="Conversations held out.")
-    learning_rate: float = chz.field(default=2e-3, doc="The highest learning rate.")
-    num_epochs: int = chz.field(default=1, doc="How often the file is gone through.")
-    max_steps: int | None = chz.field(default=None, doc="Stop after so many steps.")
+    model_name: str = chz.field(
+        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
+    )
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    file_path: str = chz.field(
+        default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row."
+    )
+    log_path: str = chz.field(default="runs/class_config", doc="Folder of the run.")
+    max_length: int = chz.field(default=512, doc="Cut a conversation after this many tokens.")
+    batch_size: int = chz.field(default=30, doc="Conversations per step.")
+    test_size: int = chz.field(default=100, doc="Conversations held out for evaluation.")
+    learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
+    num_epochs: int = chz.field(default=1, doc="Number of epochs.")
+    max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
 
 
 def build_dataset(cli_config: CLIConfig) -> FromConversationFileBuilder:

@@ -1,15 +1,15 @@
-"""Train on files as users have them: several files and shapes, broken rows skipped and counted, sources mixed
-(the Cookbook's pattern 4, and more).
+"""Train on conversation files: several files, several shapes of rows, bad rows skipped, sources mixed (the Cookbook's
+pattern 4, and more).
 
     python -m recipes.conversation_files
     python -m recipes.conversation_files file_path='chats/*.jsonl.gz' other_path=alpaca.jsonl other_adapter=alpaca
     python -m recipes.conversation_files --help
 
-`file_path` is a file, a folder or a glob: JSONL (plain, gzip, zstd), JSON or parquet. A second source in another shape
-is mixed in: `share` of every batch, not only on average.
+`file_path` is a file, a folder or a glob: JSONL (plain, gzip, zstd), JSON or parquet. A second source may have rows of
+another shape; it makes up exactly `share` of every batch.
 
-What you should see: how many rows each source gave and which were skipped (file and line), then test/nll falling from
-4.5 to below 0.1, a minute or two on one core.
+What you should see: how many rows each source has and which were skipped (file and line); then test/nll falls from 4.5
+to below 0.1, a minute or two on one core.
 """
 
 import asyncio
@@ -23,18 +23,24 @@ from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, Supervis
 
 @chz.chz
 class CLIConfig:
-    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    file_path: str = chz.field(default="recipes/data/*_train.jsonl", doc="A file, a folder, or a glob.")
-    other_path: str | None = chz.field(default=None, doc="A second source, mixed in.")
-    other_adapter: str = chz.field(
-        default="messages", doc="Its shape: messages, prompt_completion, sharegpt or alpaca."
+    model_name: str = chz.field(
+        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
     )
-    share: float = chz.field(default=0.25, doc="The second source's share of every batch.")
-    log_path: str = chz.field(default="runs/conversation_files", doc="The run's folder.")
-    max_length: int = chz.field(default=512, doc="Tokens a conversation may have; longer ones are skipped and counted.")
-    batch_size: int = chz.field(default=32, doc="Conversations in a step.")
-    max_steps: int | None = chz.field(default=None, doc="Stop after so many steps.")
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    file_path: str = chz.field(
+        default="recipes/data/*_train.jsonl", doc="Files to train on: a file, a folder, or a glob."
+    )
+    other_path: str | None = chz.field(default=None, doc="Second source, mixed in: a file, a folder, or a glob.")
+    other_adapter: str = chz.field(
+        default="messages", doc="Shape of the second source's rows: messages, prompt_completion, sharegpt or alpaca."
+    )
+    share: float = chz.field(default=0.25, doc="Share of the second source in every batch.")
+    log_path: str = chz.field(default="runs/conversation_files", doc="Folder of the run.")
+    max_length: int = chz.field(
+        default=512, doc="Largest number of tokens in a conversation; longer ones are skipped and counted."
+    )
+    batch_size: int = chz.field(default=32, doc="Conversations per step.")
+    max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
 
 
 def build_dataset(cli_config: CLIConfig) -> SupervisedDatasetBuilder:

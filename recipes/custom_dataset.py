@@ -1,11 +1,11 @@
-"""Train on data that you make yourself (the Cookbook's pattern 6): a data set is a class that yields datums.
+"""Train on data that you make yourself (the Cookbook's pattern 6): a dataset is a class that yields datums.
 
     python -m recipes.custom_dataset
     python -m recipes.custom_dataset rows=500 learning_rate=1e-3
     python -m recipes.custom_dataset --help
 
-The data here are sums of two digits, generated. Yielding datums is enough; they are batched by the data set's
-`batch_size`. For data too large to hold write `get_batch(index)` and `__len__` instead.
+The data here are generated sums of two digits. Yielding datums is enough; they are batched by the dataset's
+`batch_size`. For data that do not fit in memory, write `get_batch(index)` and `__len__` instead.
 
 What you should see: test/nll falls from 4.3 to about 1 in 60 steps, half a minute on one core.
 """
@@ -25,14 +25,16 @@ from tinkerloop.supervised.types import SupervisedDataset
 
 @chz.chz
 class CustomDatasetConfig:
-    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    log_path: str = chz.field(default="runs/custom_dataset", doc="The run's folder.")
-    rows: int = chz.field(default=1920, doc="Sums to train on.")
-    max_length: int = chz.field(default=128, doc="Tokens a conversation is cut to.")
-    batch_size: int = chz.field(default=32, doc="Sums in a step.")
-    learning_rate: float = chz.field(default=2e-3, doc="The highest learning rate.")
-    max_steps: int | None = chz.field(default=None, doc="Stop after so many steps.")
+    model_name: str = chz.field(
+        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
+    )
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    log_path: str = chz.field(default="runs/custom_dataset", doc="Folder of the run.")
+    rows: int = chz.field(default=1920, doc="Number of sums to train on.")
+    max_length: int = chz.field(default=128, doc="Cut a conversation after this many tokens.")
+    batch_size: int = chz.field(default=32, doc="Sums per step.")
+    learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
+    max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
 
 
 class CustomDataset(SupervisedDataset):

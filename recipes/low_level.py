@@ -1,11 +1,11 @@
-"""The explicit loop, with nothing of tinkerloop but the engine: a datum by hand, submit, wait, save, load, sample.
+"""Train without the loop of tinkerloop: make a datum by hand, submit, wait, save, load, sample.
 
     python -m recipes.low_level
     python -m recipes.low_level service=tinker model=Qwen/Qwen3-8B-Base
     python -m recipes.low_level --help
 
-Everything else in this project does what this page does, with the mistakes taken out: the shift by one, weights that
-miss the prompt, waiting for each answer before asking the next question.
+The rest of this project does the same and rules out the usual mistakes: a missing shift by one, weights that are not
+aligned with the tokens, waiting for each answer before the next request.
 
 What you should see: the loss falls from 10.4 to below 0.1 in 30 steps, and the model completes the sentence it was
 taught.
@@ -22,16 +22,18 @@ PROMPT, COMPLETION = "The capital of Atlantis is", " Poseidonis.\n"
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
-    service: str = chz.field(default="local", doc="local, tinker, or a URL.")
-    steps: int = chz.field(default=30, doc="Optimizer steps.")
-    learning_rate: float = chz.field(default=3e-3, doc="The learning rate.")
-    lora_rank: int = chz.field(default=16, doc="The rank of the adapter.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a name that the service knows.")
+    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    steps: int = chz.field(default=30, doc="Number of optimizer steps.")
+    learning_rate: float = chz.field(default=3e-3, doc="Learning rate.")
+    lora_rank: int = chz.field(default=16, doc="Rank of the LoRA adapter.")
 
 
 def make_datum(tokenizer: object, prompt: str, completion: str) -> tinker.Datum:
-    """Position i of the input predicts token i + 1, so targets and weights are shifted by one; only the completion
-    is learned."""
+    """Return the datum that trains the completion and not the prompt.
+
+    Position i of the input predicts token i + 1, so targets and weights are shifted by one.
+    """
     encode = tokenizer.encode  # type: ignore[attr-defined]
     prompt_tokens = encode(prompt, add_special_tokens=False)
     completion_tokens = encode(completion, add_special_tokens=False)
@@ -54,15 +56,15 @@ def main(config: Config) -> str:
     trained = float(datum.loss_fn_inputs["weights"].to_numpy().sum())
 
     for step in range(config.steps):
-        # Submit both, then wait: the service works on them back to back.
-        passed = client.forward_backward([datum], "cross_entropy")
-        stepped = client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
-        loss = passed.result().metrics["loss:sum"] / trained
-        stepped.result()
+        # Submit both, then wait: the service executes one directly after the other.
+        forward_backward = client.forward_backward([datum], "cross_entropy")
+        optim_step = client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
+        loss = forward_backward.result().metrics["loss:sum"] / trained
+        optim_step.result()
         if step % 5 == 0 or step + 1 == config.steps:
             print(f"step {step:3d}  loss {loss:.4f} per trained token")
 
-    # Save, open again from the file, and sample from what was saved.
+    # Save, open a client from the checkpoint, and sample from it.
     saved = client.save_state("low-level", overwrite=True).result().path
     again = service.create_training_client_from_state_with_optimizer(saved)
     sampler = again.save_weights_and_get_sampling_client()

@@ -1,19 +1,19 @@
-"""Write the conversations of the main job: English to Pig Latin, one OpenAI-style `messages` object a line.
+"""Write the conversations of the main recipe: English to Pig Latin, one OpenAI-style `messages` object per line.
 
     python -m recipes.make_data
 
 Everything is generated from `words.txt` with a fixed seed, so a second run writes the same bytes.
 
-The rule, stated here and nowhere else (`pig_latin`): words are lower case; a word that starts with a vowel gets
+The rule (`pig_latin`): words are lower case; a word that starts with a vowel gets
 "way"; any other word moves its leading consonants to the end and gets "ay". "y" is a consonant at the start of a
 word and a vowel elsewhere; "qu" moves as one. A final ".", "!" or "?" stays at the end.
 
-Held out twice over: no sentence of a test file occurs in the training file, and about one content word in eight
-(`is_held_out`) occurs in no training sentence, nor in the text of the base model (make_base.py).
+Sentences and words are held out: no sentence of the test file occurs in the training file, and about one content word
+in eight (`is_held_out`) occurs neither in a training sentence nor in the text of the base model (make_base.py).
 
 * `pig_latin_train.jsonl`           3000 conversations
-* `pig_latin_test.jsonl`            160 conversations; in half of them every noun, verb, adjective and adverb is one
-                                    of the words that training never shows
+* `pig_latin_test.jsonl`            160 conversations; in half of them every noun, verb, adjective and adverb is a
+                                    held-out word
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ PATTERNS = (
 
 
 def read_words() -> dict[str, list[str]]:
-    """The word list by class, in file order."""
+    """Return the word list by class, in file order."""
     lines = (HERE / "words.txt").read_text(encoding="utf-8").splitlines()
     pairs = (line.split(":") for line in lines if not line.startswith("#"))
     return {name: words.split() for name, words in pairs}
 
 
 def is_held_out(word: str) -> bool:
-    """Whether a content word is kept from the training text; the choice depends on the word alone."""
+    """Tell whether a content word is kept out of the training text; this depends on the word alone."""
     return zlib.crc32(word.encode()) % 8 == 0
 
 
 def split_words() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """(words that training may use, words that it never shows); function words are in both."""
+    """Return (words for training, held-out words), each by class; function words are in both."""
     function_words = {word for name in FUNCTION_WORDS for word in read_words()[name]}
     seen, unseen = {}, {}
     for name, words in read_words().items():
@@ -76,7 +76,7 @@ def split_words() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 
 
 def pig_latin(text: str) -> str:
-    """A lower-case sentence in Pig Latin; see the top of this file for the rule."""
+    """Translate a lower-case sentence to Pig Latin; the rule is at the top of this file."""
 
     def convert(match: re.Match[str]) -> str:
         word = match.group()
@@ -87,7 +87,7 @@ def pig_latin(text: str) -> str:
 
 
 def sentence(rng: random.Random, words: dict[str, list[str]]) -> str:
-    """Two to five words, grammatical if not always sensible, with a full stop (or the like) half of the time."""
+    """Make a sentence of two to five words: grammatical, not always sensible, half of them with a final mark."""
     picked = " ".join(rng.choice(words[part]) for part in rng.choice(PATTERNS).split())
     return picked + rng.choice(["", "", "", ".", "!", "?"])
 
@@ -102,7 +102,7 @@ def conversation(rng: random.Random, text: str) -> dict:
 
 
 def conversations(rng: random.Random, words: dict[str, list[str]], count: int, taken: set[str]) -> list[dict]:
-    """`count` conversations about sentences that are not `taken` (punctuation aside); takes theirs."""
+    """Make `count` conversations about sentences not in `taken` (without punctuation), and add these to `taken`."""
     rows = []
     while len(rows) < count:
         text = sentence(rng, words)
@@ -129,5 +129,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description="Write the conversations of the main job; there is no option.").parse_args()
+    argparse.ArgumentParser(
+        description="Write the conversations of the main recipe. There are no options."
+    ).parse_args()
     main()

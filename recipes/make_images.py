@@ -1,13 +1,13 @@
-"""Draw the pictures of the vision recipes: shapes, digits and bar charts, as PNG and JPEG files with their labels.
+"""Draw the images of the vision recipes: shapes, digits and bar charts, as PNG and JPEG files with their labels.
 
     python -m recipes.make_images                        # all three, into runs/images
-    python -m recipes.make_images folder=pictures seed=1
+    python -m recipes.make_images folder=images seed=1
 
     shapes/  labels.csv: file,split,label,caption          e.g. train/0007.jpg,train,star,a small red star
     digits/  labels.csv: file,split,label,caption
     charts/  questions.jsonl: {"file", "split", "turns": [[question, answer], ...]}
 
-Every picture is drawn from the seed and its own number: a picture of the test split is never one of the training split.
+Every image is drawn from the seed, its kind, its split and its number, so no test image is copied from training.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SIDE = 64
 
 @chz.chz
 class Config:
-    folder: str = chz.field(default="runs/images", doc="Where to write.")
-    train: int = chz.field(default=3000, doc="Training pictures of each kind.")
-    test: int = chz.field(default=200, doc="Test pictures of each kind.")
-    seed: int = chz.field(default=0, doc="Of all pictures.")
+    folder: str = chz.field(default="runs/images", doc="Folder to write.")
+    train: int = chz.field(default=3000, doc="Training images of each kind.")
+    test: int = chz.field(default=200, doc="Test images of each kind.")
+    seed: int = chz.field(default=0, doc="Random seed for all images.")
 
 
 def canvas(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """A pale background at twice the size, to be scaled down for smooth edges."""
+    """Return a pale background at twice the size; it is scaled down later for smooth edges."""
     image = Image.new("RGB", (2 * SIDE, 2 * SIDE), tuple(rng.randint(205, 255) for _ in range(3)))
     return image, ImageDraw.Draw(image)
 
@@ -71,8 +71,8 @@ def draw_digit(rng: random.Random, number: int) -> tuple[Image.Image, dict[str, 
     digit, colour = str(number % 10), rng.choice(list(COLOURS))
     image, pen = canvas(rng)
     font = ImageFont.load_default(rng.randint(80, 110))
-    at = (SIDE + rng.uniform(-16, 16), SIDE + rng.uniform(-10, 10))
-    pen.text(at, digit, fill=COLOURS[colour], font=font, anchor="mm")
+    position = (SIDE + rng.uniform(-16, 16), SIDE + rng.uniform(-10, 10))
+    pen.text(position, digit, fill=COLOURS[colour], font=font, anchor="mm")
     return image.rotate(rng.uniform(-8, 8), fillcolor=image.getpixel((0, 0))), {  # type: ignore[arg-type]
         "label": digit,
         "caption": f"the digit {digit} in {colour}",
@@ -80,7 +80,7 @@ def draw_digit(rng: random.Random, number: int) -> tuple[Image.Image, dict[str, 
 
 
 def draw_chart(rng: random.Random, number: int) -> tuple[Image.Image, list[tuple[str, str]]]:
-    """A bar chart, and a conversation about it: each question builds on the same picture."""
+    """Draw a bar chart and write a conversation about it: [(question, answer), ...]."""
     count = 2 + number % 3
     heights = rng.sample([0.2, 0.45, 0.7, 0.95], count)
     colours = rng.sample(list(COLOURS), count)
@@ -98,7 +98,7 @@ def draw_chart(rng: random.Random, number: int) -> tuple[Image.Image, list[tuple
 
 
 def save(image: Image.Image, folder: Path, split: str, number: int) -> str:
-    """Every third picture as a JPEG file, the others as PNG; the file's path within the folder."""
+    """Save every third image as JPEG and the others as PNG; return the path of the file within the folder."""
     small = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     file = Path(split) / f"{number:05d}.{'jpg' if number % 3 == 0 else 'png'}"
     (folder / split).mkdir(parents=True, exist_ok=True)
@@ -112,9 +112,9 @@ def main(config: Config) -> None:
         rows: list[dict[str, Any]] = []
         for split, count in (("train", config.train), ("test", config.test)):
             for number in range(count):
-                image, told = draw(random.Random(f"{config.seed}/{kind}/{split}/{number}"), number)
+                image, label = draw(random.Random(f"{config.seed}/{kind}/{split}/{number}"), number)
                 row = {"file": save(image, folder, split, number), "split": split}
-                rows.append(row | (told if isinstance(told, dict) else {"turns": told}))
+                rows.append(row | (label if isinstance(label, dict) else {"turns": label}))
         if kind == "charts":
             lines = [json.dumps(row) for row in rows]
             (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
@@ -123,7 +123,7 @@ def main(config: Config) -> None:
                 writer = csv.DictWriter(file, ["file", "split", "label", "caption"])
                 writer.writeheader()
                 writer.writerows(rows)
-        print(f"{folder}: {len(rows)} pictures")
+        print(f"{folder}: {len(rows)} images")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""On-policy distillation: the student writes, the teacher grades every token, and the student learns from the grades.
+"""Distil on-policy: the student samples, the teacher scores every token, and the student learns from the scores.
 
     python -m recipes.on_policy_distillation
     python -m recipes.on_policy_distillation steps=80 group_size=16
     python -m recipes.on_policy_distillation --help
 
-The teacher is the base model after a longer supervised training on sums, the student the same model after a short one.
-The student samples answers; the advantage of each of its tokens is log p_teacher - log p_student, so the mean of its
-negative is the reverse KL divergence that training brings down (Agarwal et al., "On-Policy Distillation of Language
-Models", 2024). The student only ever learns from what it would say itself.
+The teacher is the base model after a longer supervised training on sums; the student is the same model after a shorter
+one. The student samples answers. The advantage of each sampled token is log p_teacher - log p_student; the mean of its
+negative is the reverse KL divergence, which training lowers (Agarwal et al., "On-Policy Distillation of Language
+Models", 2024). The student learns only from answers of its own.
 
-What you should see with seed 0: a teacher with 82 % of the sums right and a student with 53 %, at the end with 61 %.
-The divergence between them falls from 0.50 per token (first ten steps) to 0.25 (last ten of 40), two minutes on one
-core.
+What you should see with seed 0: the teacher has 82 % of the sums right; the student has 53 %, and 61 % at the end. The
+divergence between them falls from 0.50 per token (first ten steps) to 0.25 (last ten of 40), two minutes on one core.
 """
 
 from __future__ import annotations
@@ -33,28 +32,28 @@ from tinkerloop.renderers import Renderer
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    service: str = chz.field(default="local", doc="local, tinker, or a URL.")
-    teacher_steps: int = chz.field(default=150, doc="Supervised steps of the teacher.")
-    student_steps: int = chz.field(default=80, doc="Supervised steps of the student before it is distilled.")
-    steps: int = chz.field(default=40, doc="Steps of distillation.")
-    questions: int = chz.field(default=16, doc="Questions in a step.")
-    group_size: int = chz.field(default=8, doc="Answers sampled for each question.")
-    learning_rate: float = chz.field(default=2e-4, doc="The learning rate.")
-    seed: int = chz.field(default=0, doc="Of the adapters, the questions and the samples.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a name that the service knows.")
+    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    teacher_steps: int = chz.field(default=150, doc="Number of supervised steps of the teacher.")
+    student_steps: int = chz.field(default=80, doc="Number of supervised steps of the student before distillation.")
+    steps: int = chz.field(default=40, doc="Number of distillation steps.")
+    questions: int = chz.field(default=16, doc="Questions per step.")
+    group_size: int = chz.field(default=8, doc="Answers to sample for each question.")
+    learning_rate: float = chz.field(default=2e-4, doc="Learning rate.")
+    seed: int = chz.field(default=0, doc="Random seed for the adapters, the questions and the samples.")
 
 
-def graded_datum(prompt: tinker.ModelInput, sampled: Any, teacher: list[float | None]) -> tinker.Datum:
-    """One answer with the student's log-probabilities and the teacher's verdict on each of its tokens.
+def scored_datum(prompt: tinker.ModelInput, sampled: Any, teacher: list[float | None]) -> tinker.Datum:
+    """Return the datum of one answer; each token's advantage is the teacher's log-probability minus the student's.
 
-    Position i predicts token i + 1: N - 1 positions of the prompt are untrained, then come the sampled tokens.
+    Position i predicts token i + 1, so the N tokens of the prompt make N - 1 untrained positions.
     """
     tokens = [*prompt.to_ints(), *sampled.tokens]
     untrained = prompt.length - 1
     student = np.array([0.0] * untrained + sampled.logprobs, np.float32)
-    verdict = np.array(teacher[1:], np.float32)  # the teacher has none for the first token
-    advantages = np.where(np.arange(len(tokens) - 1) >= untrained, verdict - student, 0).astype(np.float32)
+    teacher_logprobs = np.array(teacher[1:], np.float32)  # the first token has none
+    advantages = np.where(np.arange(len(tokens) - 1) >= untrained, teacher_logprobs - student, 0).astype(np.float32)
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1]),
         loss_fn_inputs={
@@ -65,26 +64,26 @@ def graded_datum(prompt: tinker.ModelInput, sampled: Any, teacher: list[float | 
     )
 
 
-def graded_answers(
+def scored_answers(
     client: Any, teacher: Any, renderer: Renderer, config: Config, divergences: list[float]
 ) -> Iterator[list[tinker.Datum]]:
-    """One batch a step, written by the student's newest weights."""
+    """Yield one batch per step, sampled from the student's newest weights."""
     step = 0
     while True:
         student = resolve(client.save_weights_and_get_sampling_client())
         prompts = [
             renderer.build_generation_prompt(question(a, b)) for a, b in draw(config.seed, step, config.questions)
         ]
-        asked = [
+        futures = [
             student.sample(prompt, config.group_size, stop_at(renderer, temperature=1.0, seed=seed))
             for seed, prompt in enumerate(prompts, start=step * config.questions)
         ]
-        answers = [(p, s) for p, future in zip(prompts, asked, strict=True) for s in future.result().sequences]
-        grades = [
+        answers = [(p, s) for p, future in zip(prompts, futures, strict=True) for s in future.result().sequences]
+        scores = [
             teacher.compute_logprobs(tinker.ModelInput.from_ints([*prompt.to_ints(), *sampled.tokens]))
             for prompt, sampled in answers
         ]
-        batch = [graded_datum(p, s, grade.result()) for (p, s), grade in zip(answers, grades, strict=True)]
+        batch = [scored_datum(p, s, score.result()) for (p, s), score in zip(answers, scores, strict=True)]
         advantages = np.concatenate([datum.loss_fn_inputs["advantages"].to_numpy() for datum in batch])
         divergences.append(-float(advantages.sum()) / sum(len(sampled.tokens) for _, sampled in answers))
         step += 1
@@ -106,7 +105,7 @@ def main(config: Config) -> tuple[list[float], float, float]:
     divergences: list[float] = []
     loop = Loop(
         client,
-        graded_answers(client, teacher, renderer, config, divergences),
+        scored_answers(client, teacher, renderer, config, divergences),
         steps=config.steps,
         loss_fn="importance_sampling",
         normalize="none",  # advantages are the weights here

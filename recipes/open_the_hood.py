@@ -1,15 +1,15 @@
-"""The hood open: between `forward_backward` and `optim_step`, read and change gradients, weights and Adam's moments.
+"""Read and change gradients, weights and Adam's moments between `forward_backward` and `optim_step`.
 
     python -m recipes.open_the_hood
     python -m recipes.open_the_hood batch_size=64 part=8 clip=0.5
     python -m recipes.open_the_hood --help
 
-`client.apply(function)` queues a function of the training state like any other request: it sees the gradient of
-everything submitted before it, and what it changes counts for everything after. No hosted service offers it, so this
-recipe runs on the embedded engine alone. Here it serves three ends: the gradient noise scale, which says how large a
-batch is worth its cost; clipping each tensor by itself; and a table of what every layer is doing.
+`client.apply(function)` queues a function of the training state like any other request: it sees the gradient of all
+earlier requests, and its changes affect all later ones. Hosted services do not offer it, so this recipe runs on the
+embedded engine only. It is used here for three things: the gradient noise scale, which tells up to which size a larger
+batch is worth its cost; clipping each tensor by itself; and a table of every layer's gradient and update.
 
-What you should see: the loss falls, while the noise scale grows: the nearer to the end, the larger a batch pays.
+What you should see: the loss falls while the noise scale grows, so a larger batch pays off towards the end.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from tinkerloop.local.nn.parameters import TrainState
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
-    file: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL with messages.")
-    conversations: int = chz.field(default=512, doc="How many to train on.")
-    steps: int = chz.field(default=60, doc="Optimizer steps.")
-    batch_size: int = chz.field(default=32, doc="Conversations in a step.")
-    part: int = chz.field(default=4, doc="Conversations in one forward_backward; must divide batch_size.")
-    learning_rate: float = chz.field(default=2e-3, doc="The learning rate.")
-    lora_rank: int = chz.field(default=16, doc="The rank of the adapter.")
-    clip: float = chz.field(default=1.0, doc="The largest norm of one tensor's gradient, per conversation.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a name that the service knows.")
+    file: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row.")
+    conversations: int = chz.field(default=512, doc="Number of conversations to train on.")
+    steps: int = chz.field(default=60, doc="Number of optimizer steps.")
+    batch_size: int = chz.field(default=32, doc="Conversations per step.")
+    part: int = chz.field(default=4, doc="Conversations per forward_backward; must divide batch_size.")
+    learning_rate: float = chz.field(default=2e-3, doc="Learning rate.")
+    lora_rank: int = chz.field(default=16, doc="Rank of the LoRA adapter.")
+    clip: float = chz.field(default=1.0, doc="Clip each tensor's gradient to this norm per conversation.")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One adapted layer after the last step; norms over its A and B together."""
+    """One adapted layer after the last step; norms are taken over its A and B together."""
 
     gradient: float
-    """Of the clipped gradient."""
+    """Norm of the clipped gradient, per conversation."""
     update: float
-    """Of what the last step changed."""
+    """Norm of the change by the last step."""
     steadiness: float
-    """mean |m| / sqrt(v): near 1 where steps agree, near 0 where they are noise."""
+    """Mean of |m| / sqrt(v): near 1 where the gradients of steps agree, near 0 where they are noise."""
 
 
 def signal_and_noise(parts: Sequence[torch.Tensor], size: int) -> tuple[float, float]:
-    """Unbiased estimates of |G|^2 and trace(S), for the gradient G of one conversation and its covariance S.
+    """Return unbiased estimates of |G|^2 and trace(S), for the gradient G of one conversation and its covariance S.
 
     `parts` are gradients summed over `size` conversations each. From McCandlish et al. 2018 (arXiv:1812.06162,
     appendix A.1): E |g_b|^2 = |G|^2 + trace(S) / b for a mean g_b over b conversations, taken at two values of b.
@@ -70,7 +70,7 @@ def clip_each(state: TrainState, limit: float) -> None:
 
 
 def gradient(state: TrainState) -> torch.Tensor:
-    return state.gradient.clone()  # everything in `state` is live: what leaves it is copied
+    return state.gradient.clone()  # the tensors of `state` change later, so return copies
 
 
 def weights(state: TrainState) -> dict[str, torch.Tensor]:
@@ -89,25 +89,25 @@ def main(config: Config) -> tuple[list[float], list[float], dict[str, Layer]]:
     signal = noise = 0.0
 
     for step, batch in enumerate(batches(datums, config.batch_size, epochs=None, shuffle=0)):
-        # Everything of a step is queued before anything is waited for; the functions run at their place in the queue.
-        passed, seen = [], []
+        # Queue the whole step, then wait; each function runs at its place in the queue.
+        outputs, gradient_sums = [], []
         for start in range(0, config.batch_size, config.part):
-            passed.append(client.forward_backward(batch[start : start + config.part], "cross_entropy"))
-            seen.append(client.apply(gradient))
+            outputs.append(client.forward_backward(batch[start : start + config.part], "cross_entropy"))
+            gradient_sums.append(client.apply(gradient))
         client.apply(lambda state: clip_each(state, config.clip * config.batch_size))
         clipped = client.apply(lambda state: {name: float(g.norm()) for name, g in state.gradients.items()})
         before = client.apply(weights)
         client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
         after = client.apply(weights)
 
-        # Gradients accumulate, so a part's own is the difference of what was seen after it and before it.
-        sums = [future.result() for future in seen]
+        # Gradients accumulate, so the gradient of one part is the difference of the sums after and before it.
+        sums = [future.result() for future in gradient_sums]
         parts = [b - a for a, b in zip([torch.zeros_like(sums[0]), *sums], sums, strict=False)]
-        found = signal_and_noise(parts, config.part)
-        signal, noise = (0.9 * old + 0.1 * new for old, new in zip((signal, noise), found, strict=True))
+        estimates = signal_and_noise(parts, config.part)
+        signal, noise = (0.9 * old + 0.1 * new for old, new in zip((signal, noise), estimates, strict=True))
         trained = sum(float(datum.loss_fn_inputs["weights"].to_numpy().sum()) for datum in batch)
-        losses.append(sum(future.result().metrics["loss:sum"] for future in passed) / trained)
-        scales.append(noise / signal if signal > 0 else float("inf"))  # both average over steps, their ratio does not
+        losses.append(sum(future.result().metrics["loss:sum"] for future in outputs) / trained)
+        scales.append(noise / signal if signal > 0 else float("inf"))  # average both over steps, not their ratio
         if step % 10 == 0 or step + 1 == config.steps:
             print(f"step {step:3d}  loss {losses[-1]:.3f} per token  noise scale {scales[-1]:6.1f} conversations")
         if step + 1 == config.steps:

@@ -1,14 +1,14 @@
-"""Prompt distillation: make a model behave as if it had been given an instruction, without giving it.
+"""Distil a prompt: make a model behave as if it had been given an instruction, without giving it.
 
     python -m recipes.prompt_distillation
     python -m recipes.prompt_distillation instruction='Backwards: {}' steps=200
     python -m recipes.prompt_distillation --help
 
-The teacher is the base model with the instruction in its prompt; its own replies become the training data of a
-student that sees the bare text. The prompt's tokens are then saved on every call.
+The teacher is the base model with the instruction in its prompt. Its replies become the training data of a student that
+sees the text without the instruction. Each later call is shorter by the tokens of the instruction.
 
-What you should see: the student's replies to unseen texts are the instructed teacher's in 0 % of the cases before, and
-in all of them after 150 steps, a minute or two on one core.
+What you should see: on unseen texts the student replies like the instructed teacher in 0 % of the cases before
+training, and in all of them after 150 steps, a minute or two on one core.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ SYLLABLES = [consonant + vowel for consonant in "bdgklmnprstw" for vowel in "aei
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    service: str = chz.field(default="local", doc="local, tinker, or a URL.")
-    instruction: str = chz.field(default="Upper case: {}", doc="What the teacher is told; {} stands for the text.")
-    texts: int = chz.field(default=240, doc="Texts the teacher replies to.")
-    test_texts: int = chz.field(default=40, doc="Texts held out.")
-    steps: int = chz.field(default=150, doc="Optimizer steps.")
-    batch_size: int = chz.field(default=16, doc="Texts in a step.")
-    learning_rate: float = chz.field(default=2e-3, doc="The highest learning rate.")
-    seed: int = chz.field(default=0, doc="Of the texts, their order and the adapter.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a name that the service knows.")
+    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    instruction: str = chz.field(default="Upper case: {}", doc="Instruction to the teacher; {} stands for the text.")
+    texts: int = chz.field(default=240, doc="Number of texts that the teacher replies to.")
+    test_texts: int = chz.field(default=40, doc="Texts held out for evaluation.")
+    steps: int = chz.field(default=150, doc="Number of optimizer steps.")
+    batch_size: int = chz.field(default=16, doc="Texts per step.")
+    learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
+    seed: int = chz.field(default=0, doc="Random seed for the texts, their order and the adapter.")
 
 
 def make_texts(seed: int, count: int) -> list[str]:
-    """Different texts of one to three invented words."""
+    """Return `count` different texts of one to three invented words."""
     rng = random.Random(f"{seed}/texts")
     texts: dict[str, None] = {}
     while len(texts) < count:
@@ -55,10 +55,10 @@ def make_texts(seed: int, count: int) -> list[str]:
 
 
 def replies(sampler: Any, renderer: Renderer, prompts: Sequence[str]) -> list[str]:
-    """The greedy reply to each prompt."""
+    """Return the greedy reply to each prompt."""
     params = tinker.SamplingParams(max_tokens=24, temperature=0.0, stop=renderer.get_stop_sequences())
-    asked = [renderer.build_generation_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
-    futures = [sampler.sample(prompt, 1, params) for prompt in asked]
+    model_inputs = [renderer.build_generation_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
+    futures = [sampler.sample(prompt, 1, params) for prompt in model_inputs]
     return [reply_text(renderer, future.result().sequences[0].tokens) for future in futures]
 
 
@@ -67,20 +67,20 @@ def main(config: Config) -> tuple[float, float]:
     renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
     texts = make_texts(config.seed, config.texts + config.test_texts)
     teacher = service.create_sampling_client(base_model=config.model)
-    taught = replies(teacher, renderer, [config.instruction.format(text) for text in texts])
-    print(f"the teacher: {config.instruction.format(texts[0])!r} -> {taught[0]!r}")
+    teacher_replies = replies(teacher, renderer, [config.instruction.format(text) for text in texts])
+    print(f"the teacher: {config.instruction.format(texts[0])!r} -> {teacher_replies[0]!r}")
 
     datums = [
         conversation_to_datum([{"role": "user", "content": text}, {"role": "assistant", "content": reply}], renderer)
-        for text, reply in zip(texts, taught, strict=True)
+        for text, reply in zip(texts, teacher_replies, strict=True)
         if reply.strip()
     ]
     train = datums[: -config.test_texts]
-    unseen, wanted = texts[-config.test_texts :], taught[-config.test_texts :]
+    unseen, expected = texts[-config.test_texts :], teacher_replies[-config.test_texts :]
 
     def agreement(sampler: Any) -> float:
-        given = replies(sampler, renderer, unseen)
-        return sum(a == b for a, b in zip(given, wanted, strict=True)) / len(unseen)
+        student_replies = replies(sampler, renderer, unseen)
+        return sum(a == b for a, b in zip(student_replies, expected, strict=True)) / len(unseen)
 
     before = agreement(teacher)
     client = service.create_lora_training_client(config.model, rank=32, seed=config.seed)
@@ -92,7 +92,7 @@ def main(config: Config) -> tuple[float, float]:
         sinks=[lambda step, row: print(f"step {step:3d}  loss {row['loss']:.3f}") if step % 10 == 0 else None],
     ).run()
     after = agreement(client.save_weights_and_get_sampling_client())
-    print(f"without the instruction, like the teacher with it: {before:.0%} before, {after:.0%} after")
+    print(f"replies without the instruction that equal the teacher's with it: {before:.0%} before, {after:.0%} after")
     return before, after
 
 

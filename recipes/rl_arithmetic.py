@@ -1,15 +1,15 @@
-"""Reinforcement learning with a verifiable reward: groups of answers, centred rewards, importance sampling.
+"""Train by reinforcement learning with a verifiable reward: groups of answers, centred rewards, importance sampling.
 
     python -m recipes.rl_arithmetic
     python -m recipes.rl_arithmetic loss_fn=ppo steps=200
     python -m recipes.rl_arithmetic --help
 
-What you should see with seed 0: a supervised start leaves 82 % of the hundred sums right. The rewards alone bring the
-greedy answers to 100 % in 100 steps, and the mean reward of the sampled ones from 0.64 (first ten steps) to 0.78 (last
-ten): about two minutes on one core.
+What you should see with seed 0: after a supervised start 82 % of the hundred sums are right. In 100 steps the rewards
+alone bring the greedy answers to 100 %, and the mean reward of the sampled answers from 0.64 (first ten steps) to 0.78
+(last ten): about two minutes on one core.
 
 Each step samples `group_size` answers to each of `questions` questions from the current weights. An answer's advantage
-is its reward minus the mean of its group, so a group that is all right or all wrong teaches nothing and is left out.
+is its reward minus the mean of its group, so a group that is all right or all wrong gives no gradient and is left out.
 """
 
 from __future__ import annotations
@@ -31,22 +31,24 @@ from tinkerloop.renderers import Renderer
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    service: str = chz.field(default="local", doc="local, tinker, or a URL.")
-    start_steps: int = chz.field(default=150, doc="Supervised steps before the first reward.")
-    steps: int = chz.field(default=100, doc="Steps of reinforcement learning.")
-    questions: int = chz.field(default=16, doc="Questions in a step.")
-    group_size: int = chz.field(default=8, doc="Answers sampled for each question.")
-    loss_fn: str = chz.field(default="importance_sampling", doc="importance_sampling or ppo.")
-    learning_rate: float = chz.field(default=3e-4, doc="The learning rate.")
-    lora_rank: int = chz.field(default=32, doc="The rank of the adapter.")
-    seed: int = chz.field(default=0, doc="Of the adapter, the questions and the samples.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a name that the service knows.")
+    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    start_steps: int = chz.field(default=150, doc="Number of supervised steps before the first reward.")
+    steps: int = chz.field(default=100, doc="Number of reinforcement-learning steps.")
+    questions: int = chz.field(default=16, doc="Questions per step.")
+    group_size: int = chz.field(default=8, doc="Answers to sample for each question.")
+    loss_fn: str = chz.field(default="importance_sampling", doc="Loss function: importance_sampling or ppo.")
+    learning_rate: float = chz.field(default=3e-4, doc="Learning rate.")
+    lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
+    seed: int = chz.field(default=0, doc="Random seed for the adapter, the questions and the samples.")
 
 
 def policy_datum(prompt: tinker.ModelInput, sampled: Any, advantage: float) -> tinker.Datum:
-    """Prompt and answer with what they were sampled with: position i predicts token i + 1, so the prompt's N tokens
-    have N - 1 untrained positions before the first sampled token."""
+    """Return the datum of one answer, with the log-probabilities that it was sampled with.
+
+    Position i predicts token i + 1, so the N tokens of the prompt make N - 1 untrained positions.
+    """
     tokens = [*prompt.to_ints(), *sampled.tokens]
     untrained = prompt.length - 1
 
@@ -64,29 +66,31 @@ def policy_datum(prompt: tinker.ModelInput, sampled: Any, advantage: float) -> t
 
 
 def rollouts(client: Any, renderer: Renderer, config: Config, rewards: list[float]) -> Iterator[list[tinker.Datum]]:
-    """One batch a step, sampled when the loop asks for it, so always from the weights just trained."""
-    step = fruitless = 0
-    while fruitless < 20:
+    """Yield one batch per step, sampled when the loop asks for it, so always from the newest weights."""
+    step = steps_without_datums = 0
+    while steps_without_datums < 20:
         sampler = tinkerloop.loop.resolve(client.save_weights_and_get_sampling_client())
-        asked = draw(config.seed, step, config.questions)
-        prompts = [renderer.build_generation_prompt(question(a, b)) for a, b in asked]
+        pairs = draw(config.seed, step, config.questions)
+        prompts = [renderer.build_generation_prompt(question(a, b)) for a, b in pairs]
         futures = [
             sampler.sample(prompt, config.group_size, stop_at(renderer, temperature=1.0, seed=seed))
             for seed, prompt in enumerate(prompts, start=step * config.questions)
         ]
-        batch, right = [], []
-        for (a, b), prompt, future in zip(asked, prompts, futures, strict=True):
+        batch, mean_rewards = [], []
+        for (a, b), prompt, future in zip(pairs, prompts, futures, strict=True):
             answers = future.result().sequences
             reward = np.array([is_right(reply_text(renderer, answer.tokens), a, b) for answer in answers], float)
-            right.append(reward.mean())
+            mean_rewards.append(reward.mean())
             if 0 < reward.mean() < 1:
                 advantages = reward - reward.mean()
                 batch += [policy_datum(prompt, s, x) for s, x in zip(answers, advantages.tolist(), strict=True)]
-        rewards.append(float(np.mean(right)))
-        step, fruitless = step + 1, 0 if batch else fruitless + 1
+        rewards.append(float(np.mean(mean_rewards)))
+        step, steps_without_datums = step + 1, 0 if batch else steps_without_datums + 1
         if batch:
             yield batch
-    raise RuntimeError("twenty times no group held right and wrong answers: nothing can be learned from these rewards")
+    raise RuntimeError(
+        "in twenty steps no group had both right and wrong answers: nothing can be learned from these rewards"
+    )
 
 
 def main(config: Config) -> tuple[float, float]:

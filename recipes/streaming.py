@@ -1,11 +1,11 @@
-"""Train on a data set that is read as it comes (the Cookbook's pattern 5): memory stays constant, the first step starts
-after one block of `buffer_size` rows, and a killed run resumes exactly where it stood.
+"""Train on a streamed dataset (the Cookbook's pattern 5): memory stays constant, the first step starts after one block
+of `buffer_size` rows, and a killed run resumes exactly.
 
     python -m recipes.streaming
     python -m recipes.streaming dataset=open-thoughts/OpenThoughts3-1.2M model_name=path/to/model renderer_name=qwen3
     python -m recipes.streaming --help
 
-Rows are shuffled block by block, so the position in the stream is three small numbers, and resuming reads one block
+Rows are shuffled within blocks, so the position in the stream is three small numbers, and a resume reads one block
 again.
 
 What you should see: test/nll falls from 4.7 to 0.33 in 50 steps, half a minute on one core.
@@ -27,10 +27,10 @@ from tinkerloop.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCo
 
 @chz.chz
 class StreamingDatasetBuilder(ChatDatasetBuilder):
-    dataset: str = chz.field(doc="A data set's name, or a JSONL file.")
-    max_prompts: int = chz.field(default=1600, doc="Rows trained on.")
-    test_prompts: int = chz.field(default=64, doc="Rows tested on: the first ones of the stream.")
-    buffer_size: int = chz.field(default=256, doc="Rows held and shuffled at a time.")
+    dataset: str = chz.field(doc="Name of a dataset, or a JSONL file.")
+    max_prompts: int = chz.field(default=1600, doc="Number of rows to train on.")
+    test_prompts: int = chz.field(default=64, doc="Number of rows to test on: the first rows of the stream.")
+    buffer_size: int = chz.field(default=256, doc="Number of rows held in memory and shuffled at a time.")
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset]:
         local = {"path": "json", "data_files": self.dataset} if Path(self.dataset).exists() else {"path": self.dataset}
@@ -62,13 +62,15 @@ class StreamingDatasetBuilder(ChatDatasetBuilder):
 
 @chz.chz
 class CLIConfig:
-    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    dataset: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="A data set's name, or a JSONL file.")
-    max_prompts: int = chz.field(default=1600, doc="Rows trained on.")
-    log_path: str = chz.field(default="runs/streaming", doc="The run's folder.")
-    batch_size: int = chz.field(default=32, doc="Conversations in a step.")
-    max_steps: int | None = chz.field(default=None, doc="Stop after so many steps.")
+    model_name: str = chz.field(
+        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
+    )
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    dataset: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="Name of a dataset, or a JSONL file.")
+    max_prompts: int = chz.field(default=1600, doc="Number of rows to train on.")
+    log_path: str = chz.field(default="runs/streaming", doc="Folder of the run.")
+    batch_size: int = chz.field(default=32, doc="Conversations per step.")
+    max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
 
 
 def main(cli_config: CLIConfig) -> None:

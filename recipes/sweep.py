@@ -1,11 +1,10 @@
-"""A sweep over learning rates: one run folder each, one table at the end.
+"""Sweep over learning rates: one run folder for each, one table at the end.
 
     python -m recipes.sweep
     python -m recipes.sweep learning_rates=1e-4,1e-3,1e-2 max_steps=100
     python -m recipes.sweep --help
 
-Runs resume by themselves, so a sweep that was interrupted goes on where it stood, and one more learning rate costs one
-more run.
+Runs resume by themselves: an interrupted sweep continues, and one more learning rate costs one more run.
 
 What you should see: a table of final test losses after 30 steps: 4.1 at 3e-5, 1.8 at 3e-4, 0.38 at 3e-3.
 """
@@ -23,19 +22,25 @@ from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
 
 @chz.chz
 class Config:
-    learning_rates: tuple[float, ...] = chz.field(default=(3e-5, 3e-4, 3e-3), doc="The learning rates to try.")
-    model_name: str = chz.field(default="recipes/base", doc="A model folder, a hub name, or the service's name.")
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    file_path: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL with messages.")
-    folder: str = chz.field(default="runs/sweep", doc="Where the runs' folders are.")
-    batch_size: int = chz.field(default=32, doc="Conversations in a step.")
-    test_size: int = chz.field(default=64, doc="Conversations held out.")
-    max_steps: int = chz.field(default=30, doc="Steps of each run.")
-    service: str | None = chz.field(default=None, doc="local, tinker, or a URL; by default Tinker if there is a key.")
+    learning_rates: tuple[float, ...] = chz.field(default=(3e-5, 3e-4, 3e-3), doc="Learning rates to try.")
+    model_name: str = chz.field(
+        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
+    )
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    file_path: str = chz.field(
+        default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row."
+    )
+    folder: str = chz.field(default="runs/sweep", doc="Folder that holds the folders of the runs.")
+    batch_size: int = chz.field(default=32, doc="Conversations per step.")
+    test_size: int = chz.field(default=64, doc="Conversations held out for evaluation.")
+    max_steps: int = chz.field(default=30, doc="Number of steps of each run.")
+    service: str | None = chz.field(
+        default=None, doc="Service to use: local, tinker, or a URL; by default tinker if there is a key."
+    )
 
 
 async def sweep(config: Config) -> dict[float, float]:
-    """Learning rate -> final test loss. On a service with room, `asyncio.gather` runs them side by side."""
+    """Return learning rate -> final test loss. `asyncio.gather` would run them in parallel."""
     builder = FromConversationFileBuilder(
         common_config=ChatDatasetBuilderCommonConfig(
             model_name_for_tokenizer=config.model_name,

@@ -1,13 +1,13 @@
-"""Caption pictures: a vision-language model learns to say size, colour and shape.
+"""Caption images: a vision-language model learns to name size, colour and shape.
 
     python -m recipes.vision_captioning
-    python -m recipes.vision_captioning folder=my/pictures
+    python -m recipes.vision_captioning folder=my/images
 
-The folder holds `labels.csv` with the columns file, split (train or test) and caption. Only a caption that is right in
-every letter counts.
+The folder holds `labels.csv` with the columns file, split (train or test) and caption. A caption counts only if every
+letter is right.
 
-What you should see, with nothing changed: from 0 % (chance is 1.5 %) to 83 % of unseen pictures captioned without a
-mistake in 300 steps, about a minute of one core. Every weight is trained, as in vision_classifier.
+What you should see, with the defaults: from 0 % (chance is 1.5 %) to 83 % of unseen images captioned without a mistake
+in 300 steps, about a minute of one core. Every weight is trained, as in vision_classifier.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ import csv
 import chz
 
 from recipes.vision_training import Config as TrainingConfig
-from recipes.vision_training import Messages, ask, pictures, reply, train
+from recipes.vision_training import Messages, ask, image_folder, reply, train
 
 
 @chz.chz
 class Config(TrainingConfig):
-    run: str = chz.field(default="runs/vision_captioning", doc="The run's folder.")
-    folder: str = chz.field(default="", doc="Pictures with a labels.csv; by default the shapes of recipes.make_images.")
-    question: str = chz.field(default="Describe the picture.", doc="What the model is asked about each picture.")
+    run: str = chz.field(default="runs/vision_captioning", doc="Folder of the run.")
+    folder: str = chz.field(
+        default="", doc="Folder of images with a labels.csv; by default the shapes of recipes.make_images."
+    )
+    question: str = chz.field(default="Describe the picture.", doc="Question to the model about each image.")
 
 
 def main(config: Config) -> float:
-    folder = pictures(config.folder, "shapes")
+    folder = image_folder(config.folder, "shapes")
     with (folder / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
 

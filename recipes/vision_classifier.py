@@ -1,18 +1,18 @@
-r"""An image classifier over a folder of pictures with a labels file, by fine-tuning a vision-language model.
+r"""Fine-tune a vision-language model as a classifier of the images in a folder, with labels from a file.
 
     python -m recipes.vision_classifier                            # six shapes, drawn on first use
     python -m recipes.vision_classifier folder=runs/images/digits  # ten digits
-    python -m recipes.vision_classifier shots=8                    # few-shot: 8 pictures of each class
-    python -m recipes.vision_classifier folder=my/pictures service=tinker model=Qwen/Qwen3-VL-30B-A3B-Instruct \
+    python -m recipes.vision_classifier shots=8                    # few-shot: 8 images per class
+    python -m recipes.vision_classifier folder=my/images service=tinker model=Qwen/Qwen3-VL-30B-A3B-Instruct \
         lora_rank=32
 
-The folder holds `labels.csv` with the columns file, label and, if it has one, split (train or test); without splits a
-fifth of the pictures is held out.
+The folder holds `labels.csv` with the columns file, label and, optionally, split (train or test). Without splits, a
+fifth of the images is held out.
 
-What you should see, with nothing changed: from 0 % (chance is 17 %) to 97 % of unseen shapes named right in 300 steps,
-about a minute of one core; with 8 pictures of each shape, 58 % after 100 steps. tiny-vl is random, vision tower
-included, so every weight is trained; for a pretrained model choose an adapter (lora_rank=32). `predictions.png` in the
-run's folder shows what it says.
+What you should see, with the defaults: from 0 % (chance is 17 %) to 97 % of unseen shapes named right in 300 steps,
+about a minute of one core; with 8 images of each shape, 58 % after 100 steps. All weights of tiny-vl are random at the
+start, so all are trained; for a pretrained model choose an adapter (lora_rank=32). `predictions.png` in the run's
+folder shows the answers.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ from pathlib import Path
 import chz
 
 from recipes.vision_training import Config as TrainingConfig
-from recipes.vision_training import Messages, ask, pictures, reply, train
+from recipes.vision_training import Messages, ask, image_folder, reply, train
 
 
 @chz.chz
 class Config(TrainingConfig):
-    run: str = chz.field(default="runs/vision_classifier", doc="The run's folder.")
-    folder: str = chz.field(default="", doc="Pictures with a labels.csv; by default the shapes of recipes.make_images.")
-    question: str = chz.field(default="What is this?", doc="What the model is asked about each picture.")
-    shots: int = chz.field(default=0, doc="Training pictures of each class; 0: all.")
+    run: str = chz.field(default="runs/vision_classifier", doc="Folder of the run.")
+    folder: str = chz.field(
+        default="", doc="Folder of images with a labels.csv; by default the shapes of recipes.make_images."
+    )
+    question: str = chz.field(default="What is this?", doc="Question to the model about each image.")
+    shots: int = chz.field(default=0, doc="Training images per class; 0 uses all.")
 
 
 def read_labels(folder: Path, seed: int) -> dict[str, list[tuple[Path, str]]]:
-    """labels.csv as split -> [(file, label)]."""
+    """Read labels.csv as split -> [(file, label)]."""
     with (folder / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not all("split" in row for row in rows):
@@ -50,18 +52,18 @@ def read_labels(folder: Path, seed: int) -> dict[str, list[tuple[Path, str]]]:
 
 
 def few(labelled: list[tuple[Path, str]], shots: int) -> list[tuple[Path, str]]:
-    """The first `shots` pictures of each class."""
-    taken: dict[str, int] = defaultdict(int)
+    """Return the first `shots` images of each class; 0 returns all."""
+    counts: dict[str, int] = defaultdict(int)
     kept = []
     for file, label in labelled:
-        taken[label] += 1
-        if not shots or taken[label] <= shots:
+        counts[label] += 1
+        if not shots or counts[label] <= shots:
             kept.append((file, label))
     return kept
 
 
 def main(config: Config) -> float:
-    splits = read_labels(pictures(config.folder, "shapes"), config.seed)
+    splits = read_labels(image_folder(config.folder, "shapes"), config.seed)
 
     def conversation(file: Path, label: str) -> Messages:
         return [ask(str(file), config.question), reply(label)]

@@ -1,7 +1,7 @@
-"""What the vision recipes share: train on conversations with images, score every answer, draw the contact sheet.
+"""The shared part of the vision recipes: train on conversations with images, score every answer, draw a contact sheet.
 
-Not a recipe itself. An answer counts when it is, letter for letter, what the test conversation says. Chance is the
-share that would be right by always giving the commonest answer to a question.
+This is not a recipe. An answer is right if it equals the answer in the test conversation, letter for letter. Chance is
+the share of right answers if each question always got its most frequent answer.
 """
 
 from __future__ import annotations
@@ -30,25 +30,27 @@ Messages = list[dict[str, Any]]
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="tiny-vl", doc="A built-in model, a folder, or a name the service knows.")
-    renderer: str = chz.field(default="qwen3_vl_instruct", doc="The model's chat format.")
-    service: str = chz.field(default="local", doc="local, tinker, or a URL.")
-    run: str = chz.field(default="runs/vision", doc="The run's folder.")
-    steps: int = chz.field(default=300, doc="Optimizer steps in all.")
-    batch_size: int = chz.field(default=32, doc="Conversations in a step.")
-    learning_rate: float = chz.field(default=2e-3, doc="The peak; warmed up, then falling as a cosine.")
+    model: str = chz.field(default="tiny-vl", doc="Base model: built in, a folder, or a name that the service knows.")
+    renderer: str = chz.field(default="qwen3_vl_instruct", doc="Name of the model's chat format.")
+    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    run: str = chz.field(default="runs/vision", doc="Folder of the run.")
+    steps: int = chz.field(default=300, doc="Total number of optimizer steps.")
+    batch_size: int = chz.field(default=32, doc="Conversations per step.")
+    learning_rate: float = chz.field(
+        default=2e-3, doc="Peak learning rate: reached by warm-up, then lowered along a cosine."
+    )
     lora_rank: int = chz.field(
         default=0,
-        doc="Rank of the adapter. 0 trains every weight, which tiny-vl needs: its vision tower is random. 32 suits a "
-        "pretrained model.",
+        doc="Rank of the LoRA adapter. 0 trains every weight, which tiny-vl needs, because its vision tower is random; "
+        "32 suits a pretrained model.",
     )
-    eval_every: int = chz.field(default=100, doc="Steps between evaluations.")
-    test_size: int = chz.field(default=200, doc="Test conversations to score, at most.")
-    seed: int = chz.field(default=0, doc="Of the weights and the order of the data.")
+    eval_every: int = chz.field(default=100, doc="Evaluate every this many steps.")
+    test_size: int = chz.field(default=200, doc="Largest number of test conversations to score.")
+    seed: int = chz.field(default=0, doc="Random seed for initial weights and data order.")
 
 
 class Item(NamedTuple):
-    """One question to the model, and what is expected."""
+    """One question to the model, and the expected answer."""
 
     messages: Messages
     answer: str
@@ -69,7 +71,7 @@ def parts(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def ask(image: Any, question: str) -> dict[str, Any]:
-    """A user's message: an image, then a question."""
+    """Return a user's message: an image, then a question."""
     return {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
 
 
@@ -77,18 +79,18 @@ def reply(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def pictures(folder: str, kind: str) -> Path:
-    """`folder`, or the recipes' own pictures of this kind, drawn when they are first needed."""
+def image_folder(folder: str, kind: str) -> Path:
+    """Return `folder`; if it is empty, the folder of the recipes' own images of this kind, drawn at the first call."""
     if folder:
         return Path(folder)
-    drawn = make_images.Config()
-    if not (Path(drawn.folder) / kind).exists():
-        make_images.main(drawn)
-    return Path(drawn.folder) / kind
+    config = make_images.Config()
+    if not (Path(config.folder) / kind).exists():
+        make_images.main(config)
+    return Path(config.folder) / kind
 
 
 def items_of(conversations: Sequence[Messages]) -> list[Item]:
-    """Every answer of every conversation, asked for with the true history before it."""
+    """Return an item for every answer of every conversation, with the true history before it."""
     return [
         Item(messages[:i], message["content"])
         for messages in conversations
@@ -98,16 +100,16 @@ def items_of(conversations: Sequence[Messages]) -> list[Item]:
 
 
 def chance(train: Sequence[Messages], items: Sequence[Item]) -> float:
-    """The share of items that the commonest training answer to the same question gets right."""
-    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    """Return the share of items for which the most frequent training answer to the same question is right."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for item in items_of(train):
-        seen[item.question][item.answer] += 1
-    commonest = {question: answers.most_common(1)[0][0] for question, answers in seen.items()}
-    return sum(commonest.get(item.question) == item.answer for item in items) / len(items)
+        counts[item.question][item.answer] += 1
+    most_frequent = {question: answers.most_common(1)[0][0] for question, answers in counts.items()}
+    return sum(most_frequent.get(item.question) == item.answer for item in items) / len(items)
 
 
 def answers(sampler: Any, renderer: Renderer, items: Sequence[Item]) -> list[str]:
-    """The model's greedy answers."""
+    """Return the model's greedy answer to each item."""
     longest = max(len(item.answer) for item in items)
     params = tinker.SamplingParams(max_tokens=longest + 4, temperature=0, stop=renderer.get_stop_sequences())
     prompts = [renderer.build_generation_prompt(item.messages) for item in items]
@@ -117,7 +119,7 @@ def answers(sampler: Any, renderer: Renderer, items: Sequence[Item]) -> list[str
 
 
 def train(config: Config, conversations: Sequence[Messages], test: Sequence[Messages]) -> float:
-    """Train on all answers of `conversations`; the share of right answers on `test` at the end."""
+    """Train on all answers of `conversations`; return the share of right answers on `test` at the end."""
     service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
     with Run(config.run, config=chz.asdict(config)) as run:
         record = run.checkpoints.latest()
@@ -126,12 +128,12 @@ def train(config: Config, conversations: Sequence[Messages], test: Sequence[Mess
         datums = [renderer.build_supervised_example(c, "all_assistant_messages").to_datum() for c in conversations]
         held_out = [renderer.build_supervised_example(c, "all_assistant_messages").to_datum() for c in test]
         items = items_of(test)
-        lucky = chance(conversations, items)
-        print(f"{len(datums)} training and {len(test)} test conversations; chance is {lucky:.1%}")
+        chance_level = chance(conversations, items)
+        print(f"{len(datums)} training and {len(test)} test conversations; chance is {chance_level:.1%}")
 
         def accuracy(sampler: Any) -> dict[str, float]:
-            found = answers(sampler, renderer, items)
-            return {"accuracy": sum(a == item.answer for a, item in zip(found, items, strict=True)) / len(items)}
+            predictions = answers(sampler, renderer, items)
+            return {"accuracy": sum(a == item.answer for a, item in zip(predictions, items, strict=True)) / len(items)}
 
         summary = Loop(
             client,
@@ -149,22 +151,22 @@ def train(config: Config, conversations: Sequence[Messages], test: Sequence[Mess
             record=record,
         ).run()
         run.finish(summary)
-        found = answers(resolve(client.save_weights_and_get_sampling_client()), renderer, items)
-        contact_sheet(items[:40], found[:40], run.folder / "predictions.png")
+        predictions = answers(resolve(client.save_weights_and_get_sampling_client()), renderer, items)
+        contact_sheet(items[:40], predictions[:40], run.folder / "predictions.png")
         plot_metrics(run.metrics.path, run.folder / "metrics.png", [["loss", "test/nll"], ["test/accuracy"]])
-    right = sum(a == item.answer for a, item in zip(found, items, strict=True)) / len(items)
-    print(f"{right:.1%} of {len(items)} answers on unseen pictures are right (chance {lucky:.1%})")
+    accuracy_at_end = sum(a == item.answer for a, item in zip(predictions, items, strict=True)) / len(items)
+    print(f"{accuracy_at_end:.1%} of {len(items)} answers on unseen images are right (chance {chance_level:.1%})")
     print(f"metrics, plot, checkpoints and predictions.png are in {run.folder}")
-    return right
+    return accuracy_at_end
 
 
-def contact_sheet(items: Sequence[Item], found: Sequence[str], file: Path, columns: int = 8) -> None:
-    """The pictures in a grid with what the model said: green where it is right, else red with what was expected."""
+def contact_sheet(items: Sequence[Item], predictions: Sequence[str], file: Path, columns: int = 8) -> None:
+    """Draw the images in a grid with the model's answers: green if right, else red with the expected answer."""
     side, text = 96, 30
     rows = -(-len(items) // columns)
     sheet = Image.new("RGB", (columns * (side + 40), rows * (side + text)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for i, (item, answer) in enumerate(zip(items, found, strict=True)):
+    for i, (item, answer) in enumerate(zip(items, predictions, strict=True)):
         x, y = (i % columns) * (side + 40), (i // columns) * (side + text)
         sheet.paste(open_image(item.image).convert("RGB").resize((side, side)), (x + 20, y))
         right = answer == item.answer

@@ -1,13 +1,13 @@
-"""Questions about pictures over several turns: bar charts, each asked about three times.
+"""Answer questions about images over several turns: bar charts, with three questions each.
 
     python -m recipes.vision_vqa
     python -m recipes.vision_vqa per_conversation=2        # two charts in one conversation
 
-The folder holds `questions.jsonl` with lines {"file", "split", "turns": [[question, answer], ...]}. The first question
-of a picture carries it; the others refer back to it. Every answer of a conversation is trained on, and tested with the
-true history before it.
+The folder holds `questions.jsonl` with lines {"file", "split", "turns": [[question, answer], ...]}. The image stands
+before its first question; the other questions refer back to it. Every answer of a conversation is trained, and tested
+after the true history.
 
-What you should see, with nothing changed: from 0 % (chance is 28 %) to 90 % of the answers about unseen charts right in
+What you should see, with the defaults: from 0 % (chance is 28 %) to 90 % of the answers about unseen charts right in
 300 steps, a minute and a half of one core. Every weight is trained, as in vision_classifier.
 """
 
@@ -20,33 +20,35 @@ from typing import Any
 import chz
 
 from recipes.vision_training import Config as TrainingConfig
-from recipes.vision_training import Messages, ask, pictures, reply, train
+from recipes.vision_training import Messages, ask, image_folder, reply, train
 
 
 @chz.chz
 class Config(TrainingConfig):
-    run: str = chz.field(default="runs/vision_vqa", doc="The run's folder.")
-    folder: str = chz.field(default="", doc="Pictures with a questions.jsonl; by default the charts of make_images.")
-    per_conversation: int = chz.field(default=1, doc="Pictures in one conversation, one after another.")
+    run: str = chz.field(default="runs/vision_vqa", doc="Folder of the run.")
+    folder: str = chz.field(
+        default="", doc="Folder of images with a questions.jsonl; by default the charts of recipes.make_images."
+    )
+    per_conversation: int = chz.field(default=1, doc="Images per conversation, one after another.")
 
 
 def conversation(folder: Path, rows: list[dict[str, Any]]) -> Messages:
     messages: Messages = []
     for row in rows:
         for i, (question, answer) in enumerate(row["turns"]):
-            asked = ask(str(folder / row["file"]), question) if i == 0 else {"role": "user", "content": question}
-            messages += [asked, reply(answer)]
+            message = ask(str(folder / row["file"]), question) if i == 0 else {"role": "user", "content": question}
+            messages += [message, reply(answer)]
     return messages
 
 
 def main(config: Config) -> float:
-    folder = pictures(config.folder, "charts")
+    folder = image_folder(config.folder, "charts")
     rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
 
     def conversations(split: str) -> list[Messages]:
-        kept = [row for row in rows if row["split"] == split]
-        starts = range(0, len(kept), config.per_conversation)
-        return [conversation(folder, kept[start : start + config.per_conversation]) for start in starts]
+        chosen = [row for row in rows if row["split"] == split]
+        starts = range(0, len(chosen), config.per_conversation)
+        return [conversation(folder, chosen[start : start + config.per_conversation]) for start in starts]
 
     return train(config, conversations("train"), conversations("test")[: config.test_size])
 

@@ -1,21 +1,21 @@
-"""What holds for the whole suite."""
+"""Settings of the whole suite: no GPU unless named, the hypothesis profile, long runs left out."""
 
 from __future__ import annotations
 
 import os
 
-# The numbers that the tests know are the CPU's. A GPU that is named (CUDA_VISIBLE_DEVICES=0) is used, and tested.
+# The tests expect the CPU's numbers. A GPU is used, and tested, only where CUDA_VISIBLE_DEVICES names it.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 from hypothesis import settings
 
-settings.register_profile("suite", deadline=None)  # on a busy machine a slow example is no failure
+settings.register_profile("suite", deadline=None)  # a slow example on a busy machine is not a failure
 settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves the long runs out unless a marker expression asks for them: `pytest -m soak`."""
+    """Leave out the long runs unless a marker expression is given: `pytest -m soak`."""
     if config.option.markexpr:
         return
     long = [item for item in items if item.get_closest_marker("soak")]

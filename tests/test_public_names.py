@@ -1,4 +1,4 @@
-"""What `import tinkerloop` gives, and what it costs."""
+"""The public names of `tinkerloop`, and the cost of its import."""
 
 import subprocess
 import sys

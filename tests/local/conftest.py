@@ -1,4 +1,4 @@
-"""Shared pieces: a service in a temporary root, datums of random tokens, AdamParams as everyone writes them."""
+"""Fixtures: a service in a temporary folder, a client, datums of random tokens, optimizer parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinkerloop.local import ServiceClient, TrainingClient
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """The models here are tiny: threads would only wait for each other."""
+    """Use one thread: the models are tiny, so more threads would only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,7 +38,7 @@ def tokens_of(seed: int, length: int) -> list[int]:
 
 
 def datum_of(seed: int, length: int = 12, weights: list[float] | None = None) -> tinker.Datum:
-    """A cross-entropy datum of `length` positions over random bytes."""
+    """Make a cross-entropy datum of `length` positions over random bytes."""
     tokens = tokens_of(seed, length + 1)
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1]),

@@ -1,4 +1,4 @@
-"""Losses written out in float64, and their gradients by autograd through the whole model."""
+"""Reference losses in float64, and their gradients by autograd through the whole model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def policy_datum(tokens, seed: int, length: int, q: np.ndarray, loss_fn: str) ->
 
 
 def reference_loss(loss_fn: str, config: dict[str, float], lp: torch.Tensor, datum: tinker.Datum) -> torch.Tensor:
-    """The definitions, in float64 and one datum at a time."""
+    """Return the loss of one datum by its definition, in float64."""
     inputs = {name: torch.from_numpy(t.to_numpy()).double() for name, t in datum.loss_fn_inputs.items()}
     if loss_fn == "cross_entropy":
         return -(lp * inputs["weights"]).sum()

@@ -1,8 +1,8 @@
-"""Tiny random models of several architectures, written as transformers folders.
+"""Write tiny random models of several architectures, as folders that transformers can load.
 
     python tests/local/tiny_models.py DIR [NAME ...]
 
-The tests make them in a temporary folder; nothing is downloaded.
+The tests write them to a temporary folder; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "head_dim": 8,
     },
-    # a recurrent state as well as attention: cannot be packed
+    # Layers with a recurrent state beside attention: these cannot be packed.
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"],
         "linear_key_head_dim": 8,
@@ -73,14 +73,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def write_model(architecture: str, folder: Path) -> Path:
-    """A random model of `architecture` with the tiny tokenizer, in float32."""
+    """Write a random model of `architecture` with the tiny tokenizer, in float32."""
     config = AutoConfig.for_model(architecture, **{**_COMMON, **CONFIGS[architecture]})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                # Large enough that every part of the model shows in the logits.
+                # Large enough that every part of the model affects the logits.
                 if parameter.ndim > 1 or "sinks" in name or "bias" in name:
                     parameter.normal_(0, 0.3)
     model.save_pretrained(folder)

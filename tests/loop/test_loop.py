@@ -1,4 +1,4 @@
-"""What the loop queues, delivers and decides, and in which order."""
+"""The loop queues, delivers and decides in a fixed order."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What callbacks can do to a step. Each test reads as an example of how."""
+"""Callbacks can change a step by its plan. Each test is also an example."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The main job: real processes, real files, real kills."""
+"""The main recipe: real processes, real files, real kills."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Each recipe in its smallest setting: that it runs, learns something, and builds what it says it builds."""
+"""Recipes in their smallest setting run, learn something, and build correct datums."""
 
 import numpy as np
 import pytest
@@ -107,7 +107,7 @@ def test_rewards_that_never_differ_are_an_error_and_not_an_endless_loop():
 
 
 def test_an_answer_is_graded_token_by_token():
-    made = inputs(on_policy_distillation.graded_datum(PROMPT, SAMPLED, [None, -9, -9, -0.25, -2.0, -0.25]))
+    made = inputs(on_policy_distillation.scored_datum(PROMPT, SAMPLED, [None, -9, -9, -0.25, -2.0, -0.25]))
     assert made["target_tokens"] == [2, 3, 7, 8, 258]
     assert made["advantages"] == [0, 0, 0.25, -1, 0]
 

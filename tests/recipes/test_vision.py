@@ -62,7 +62,7 @@ def test_a_recipe_trains_reports_chance_and_draws_its_predictions(drawn, name, c
     assert 0 <= found <= 1
     output = capsys.readouterr().out
     assert "chance" in output
-    assert "on unseen pictures" in output
+    assert "on unseen images" in output
     assert [row["step"] for row in rows() if "loss" in row] == [0, 1]
     assert any("test/accuracy" in row for row in rows())
     assert Image.open("run/predictions.png").size[0] > 100

@@ -1,4 +1,4 @@
-"""Conversations, tokenizers and the official templates, for the tests of renderers."""
+"""Generated conversations, a tokenizer and the official templates, for the tests of renderers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinkerloop.renderers.registry import presets
 MODELS = Path(os.environ.get("TINKERLOOP_MODELS") or Path(__file__).parents[2] / "../shared/models")
 NAMES = [name for name in get_registered_renderer_names() if name in presets()]
 
-# Every control token of every family, and some that are no family's, so that forgery is tried with all of them.
+# Every control token of every family, and some of no family: forgery is tried with all of them.
 CONTROL = sorted(
     """
     <|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <tool_call> </tool_call>
@@ -38,7 +38,7 @@ CONTROL = sorted(
 )
 
 
-# A template of nobody's, for the renderer that takes any.
+# A chat template of no real model, for the renderer that takes any template.
 A_TEMPLATE = """\
 {%- for tool in tools or [] -%}
     {{- '<|im_start|>tool\\n' + (tool | tojson) + '<|im_end|>\\n' -}}
@@ -63,7 +63,7 @@ A_TEMPLATE = """\
 
 @functools.cache
 def everyones_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with the merges that matter at joins (newlines, spaces) and all control tokens."""
+    """Make a byte-level BPE tokenizer with all control tokens and the merges that matter at joins of text."""
     from tinkerloop.tokenizers.tiny_tokenizer import _byte_characters
 
     characters = _byte_characters()
@@ -188,7 +188,7 @@ def conversations(
     final: str | None = "assistant",
     max_turns: int = 3,
 ) -> list[dict[str, Any]]:
-    """OpenAI-style messages: an optional system message, then turns of user, tool cycles, answer."""
+    """Draw OpenAI-style messages: an optional system message, then turns of user, tool cycles, answer."""
     messages: list[dict[str, Any]] = []
     if system and draw(st.booleans()):
         messages.append({"role": "system", "content": draw(text)})
@@ -227,12 +227,12 @@ def conversations(
 def template_of(path: str) -> str:
     file = MODELS / path
     if not file.is_file():
-        pytest.skip(f"no {path} among the shared models")
+        pytest.skip(f"no {path} in TINKERLOOP_MODELS")
     return file.read_text()
 
 
 def official(template: str, messages: list[dict[str, Any]], tools: Any = None, **kwargs: Any) -> str:
-    """What the official template writes, by transformers' own rendering."""
+    """Return the official template's text, rendered by transformers."""
     wrapped = [{"type": "function", "function": tool} for tool in tools] if tools else None
     return everyones_tokenizer().apply_chat_template(
         messages, tools=wrapped, chat_template=template, tokenize=False, **kwargs
@@ -240,7 +240,7 @@ def official(template: str, messages: list[dict[str, Any]], tools: Any = None, *
 
 
 def ids_with_seams(ours: Renderer, conversation: Any, text: str, tokenizer: Any) -> list[int]:
-    """The ids of an official text, encoded separately on both sides of every point where a reply starts."""
+    """Encode an official text, separately on both sides of every point where a reply starts."""
     at, ids = 0, []
     for _, piece in ours.pieces(conversation):
         if piece is SEAM:
@@ -252,7 +252,7 @@ def ids_with_seams(ours: Renderer, conversation: Any, text: str, tokenizer: Any)
 
 
 def stringified(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with tool arguments as JSON in a string, as OpenAI sends them."""
+    """Return the messages with tool arguments as a JSON string, as OpenAI sends them."""
     copied = json.loads(json.dumps(messages))
     for message in copied:
         for call in message.get("tool_calls", ()):

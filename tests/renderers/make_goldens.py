@@ -1,9 +1,9 @@
-"""Writes the golden files: what the official templates and tokenizers make of fixed conversations.
+"""Write the golden files: the texts and ids that official templates and tokenizers give for fixed conversations.
 
-python -m tests.renderers.make_goldens        (where the shared models are)
+TINKERLOOP_MODELS=FOLDER python -m tests.renderers.make_goldens
 
-Ids are those of the model's own tokenizer where it is there, else of `everyones_tokenizer`. A whole vocabulary is too
-large to check in, so `goldens/tokenizers` holds each as far as the golden texts can reach into it, with the true ids.
+The ids are those of the model's own tokenizer if FOLDER has it, else of `everyones_tokenizer`. A whole vocabulary is
+too large to commit, so `goldens/tokenizers` holds the part of each that the golden texts can use, with the true ids.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ CHATS: dict[str, list[dict[str, Any]]] = {
 
 
 def suited(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """The conversation without the reasoning that a case has none of; None where the template has no words for it."""
+    """Return the conversation without reasoning if the case has none; None if its template cannot express it."""
     if case.chats.get("parallel") is False and any(len(m.get("tool_calls", ())) > 1 for m in messages):
         return None
     inline = any("<think>" in m["content"] for m in messages)
@@ -79,7 +79,7 @@ def suited(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]] |
 
 
 def golden(case: Case) -> list[dict[str, Any]]:
-    """Every conversation with the template's text of it: as a prompt for the last reply, and with that reply."""
+    """Return every conversation with the template's text: the prompt for the last reply, and that reply."""
     template, rows = template_of(case.template), []
     tokenizer = get_tokenizer(MODELS / case.tokenizer) if case.tokenizer else everyones_tokenizer()
     for title, chat in CHATS.items():
@@ -101,7 +101,7 @@ def golden(case: Case) -> list[dict[str, Any]]:
 
 
 def excerpt(folder: str, texts: list[str]) -> dict[str, Any]:
-    """The `tokenizer.json` of a folder with as much of its vocabulary as encodes and decodes these texts.
+    """Return the `tokenizer.json` of a folder with the part of its vocabulary that encodes and decodes these texts.
 
     A token takes part in a text's encoding only if the text holds what it spells, and so for every merge.
     """

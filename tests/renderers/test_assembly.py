@@ -1,4 +1,4 @@
-"""Where a token that holds text of two kinds belongs, and that nothing else changes hands."""
+"""A token that holds text of two kinds belongs to one of them, by rule; all other tokens keep theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of earlier turns when a conversation goes on: kept as they were, or rewritten, as each format claims."""
+"""Earlier turns of a longer conversation are kept or rewritten, as each format claims."""
 
 from __future__ import annotations
 

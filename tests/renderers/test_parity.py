@@ -1,9 +1,9 @@
-"""Equal to the official templates, token for token, on generated conversations.
+"""Renderings equal the official templates, token for token, on generated conversations.
 
-Runs where the shared models are (see `chats.MODELS`); `test_goldens` holds the same everywhere on fixed conversations.
-`pytest -m soak` runs 500 conversations for each template, and the real tokenizers of the families that have one there.
-Where a rendering differs from its template on purpose, `differs` says so; the table in
-sdk/tinkerloop/renderers/README.md says why, and `test_differences` holds it to that.
+This needs the templates (see `chats.MODELS`); `test_goldens` checks the same on fixed conversations everywhere.
+`pytest -m soak` runs 500 conversations for each template, and the real tokenizers where they are available. `differs`
+lists where a rendering differs from its template on purpose; the table in sdk/tinkerloop/renderers/README.md gives the
+reasons, and `test_differences` checks the table.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """A renderer and the template it equals, with what the template is told and the conversations it can take."""
+    """A renderer and the template it equals, with the template's variables and the conversations it accepts."""
 
     name: str
     template: str
@@ -49,7 +49,7 @@ class Case:
     options: Options | None = None
     tokenizer: str | None = None
     ends_with: str = ""
-    """What the template writes after a finished conversation's last turn: the separator to the next."""
+    """The text that the template writes after the last turn of a finished conversation: the separator to the next."""
     tools: bool = True
 
     def __str__(self) -> str:
@@ -133,13 +133,13 @@ CASES = [
 
 
 def last_answer(messages: Messages) -> int:
-    """The last reply without calls before the one to be learned, -1 if there is none."""
+    """Return the index of the last reply without calls before the one to be learned; -1 if there is none."""
     answers = (i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant" and "tool_calls" not in m)
     return max(answers, default=-1)
 
 
 def differs(case: Case, messages: Messages) -> bool:
-    """Whether a finished conversation is one on which we differ from the template on purpose."""
+    """Tell whether we differ from the template on purpose on this finished conversation."""
     last = messages[-1]
     reasons = bool((last.get("reasoning_content") or "").strip())
     if case.name.startswith("kimi") and "preserve" not in case.name:
@@ -158,7 +158,7 @@ def differs(case: Case, messages: Messages) -> bool:
 
 
 def fitted(case: Case, messages: Messages) -> tuple[Messages, Messages]:
-    """The messages for us and for the template, without what the template refuses or loses."""
+    """Return the messages for us and for the template, without what the template refuses or drops."""
     ours = copy.deepcopy(messages)
     for message in ours:
         either = case.name.startswith("gpt_oss") and message.get("reasoning_content")

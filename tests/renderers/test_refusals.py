@@ -1,4 +1,4 @@
-"""What a renderer cannot say it refuses, naming the message; nothing is dropped in silence."""
+"""A renderer refuses what its format cannot express, and names the message; it drops nothing silently."""
 
 from __future__ import annotations
 

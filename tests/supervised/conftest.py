@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def at_home(tmp_path, monkeypatch):
-    """No key, one thread, and a home and a working directory that belong to the test."""
+    """Remove the key, use one thread, and work in a home and a folder of the test's own."""
     torch = pytest.importorskip("torch")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

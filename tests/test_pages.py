@@ -1,0 +1,60 @@
+"""Every path that a page of the repository names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("sdk", "recipes", "tests", "benchmarks", ".ci")
+HISTORY = {"CHANGELOG.md"}  # names paths that are gone
+PAGES = sorted(
+    page
+    for page in [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
+    if page.name not in HISTORY
+)
+
+
+def words(text: str) -> list[str]:
+    """Return the words in backticks outside blocks of code, such as the two of `python benchmarks/loop.py`."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [word for span in re.findall(r"`([^`\n]+)`", text) for word in span.split()]
+
+
+def is_path(word: str) -> bool:
+    """Tell whether a word names a source file, a page, or a path in one of the repository's folders."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?(::\w+)?", word):
+        return False
+    return word.startswith(tuple(f"{folder}/" for folder in FOLDERS)) or word.partition("::")[0].endswith(
+        (".py", ".md", ".toml")
+    )
+
+
+def links(text: str) -> list[str]:
+    """Return the targets of links, without those that lead out of the repository or stay on the page."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [target.partition("#")[0] for target in targets if not re.match(r"\w+:|#", target)]
+
+
+def missing(page: Path) -> list[str]:
+    """Return what a page names and nobody finds: links from its folder, paths from there or a folder above it."""
+    text = page.read_text(encoding="utf-8")
+    broken = [target for target in links(text) if not (page.parent / target).exists()]
+    paths = [word.partition("::")[0] for word in words(text) if is_path(word)]
+    bases = [ROOT, *(folder for folder in page.parents if folder.is_relative_to(ROOT))]
+    return broken + [path for path in paths if not any((base / path).exists() for base in bases)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_on_a_page_exists(page):
+    assert missing(page) == []
+
+
+def test_a_wrong_path_is_found(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(
+        "`sdk/tinkerloop/datum.py` `recipes/base` [a](README.md#words) [b](https://example.org/c) `metrics.jsonl`\n"
+        "`sdk/tinkerloop/nowhere.py` `python recipes/nowhere` [c](gone.md) `nowhere.py`\n"
+        "```python\nopen('recipes/none.py')  # `recipes/none.py`\n```\n"
+    )
+    assert missing(page) == ["gone.md", "sdk/tinkerloop/nowhere.py", "recipes/nowhere", "nowhere.py"]
