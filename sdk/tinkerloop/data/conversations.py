@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from tinkerloop.data.adapters import Adapter, get_adapter, suggest_adapter
 from tinkerloop.data.files import FileSource, PathLike, RawRow, without_nulls
-from tinkerloop.data.messages import KEYS, check_messages, check_tools
+from tinkerloop.data.row_checks import check_conversation
 from tinkerloop.errors import DataError
+from tinkerloop.messages import MESSAGE_KEYS
 
 OnBad = Literal["error", "skip"]
 
@@ -172,25 +173,47 @@ class ConversationSource(FileSource):
 def parse_conversation(
     raw: RawRow, adapter: Adapter = lambda row: row, ignored_keys: Counter[str] | None = None
 ) -> Conversation:
-    """One row -> one checked conversation. Keys of its messages that no renderer reads are left out, and counted in
-    `ignored_keys`. Raises DataError with the row's place."""
+    """Turn one row into a checked conversation.
+
+    Args:
+        raw: the row with its place.
+        adapter: makes `{"messages": ...}` of the row.
+        ignored_keys: counts the message keys that are left out, because no renderer reads them.
+
+    Raises:
+        DataError: the row is not a conversation that can be trained on; the error names its file and line.
+    """
     try:
         row = raw.parse()
         adapted = adapter(row)
         if "messages" not in adapted:
             raise _no_messages(row)
-        messages, tools = check_messages(adapted["messages"]), check_tools(adapted.get("tools"))
+        known, unknown = _known_keys(adapted["messages"])
+        messages, tools = check_conversation(known, adapted.get("tools"))
     except DataError as error:
         if error.path is not None:
             raise
         raise DataError(error.problem, path=raw.path, line=raw.line, remedy=error.remedy) from error
-    for message in messages:
-        for key in [key for key in message if key not in KEYS]:
-            del message[key]
-            if ignored_keys is not None:
-                ignored_keys[key] += 1
+    if ignored_keys is not None:
+        ignored_keys.update(unknown)
     extra = {key: value for key, value in adapted.items() if key not in ("messages", "tools")}
     return Conversation(messages, tools, extra, raw.path, raw.line)
+
+
+def _known_keys(messages: Any) -> tuple[Any, list[str]]:
+    """Return (the messages without the keys that no renderer reads, those keys that are not null)."""
+    if not isinstance(messages, list):
+        return messages, []
+    ignored: list[str] = []
+    kept = []
+    for message in messages:
+        # Without a role, the other keys are needed to say what the row looks like.
+        has_role = isinstance(message, dict) and message.get("role") is not None
+        if has_role and not MESSAGE_KEYS.issuperset(message):
+            ignored += [key for key in message if key not in MESSAGE_KEYS and message[key] is not None]
+            message = {key: value for key, value in message.items() if key in MESSAGE_KEYS}
+        kept.append(message)
+    return kept, ignored
 
 
 def _raw_rows(path: Any, split: str) -> Iterator[RawRow]:
