@@ -395,11 +395,12 @@ def _read_call(call: Any, index: int) -> ToolCall:
         raise _fail(index, f"a tool call needs a function with a name, got {str(call)[:80]}", _CALL_SHAPE)
     arguments = body.get("arguments")
     if type(arguments) is str and arguments:
-        _check_arguments(name, arguments, index)
+        if not _is_plain_object(arguments):
+            _check_arguments(name, arguments, index)
     else:
         arguments = _write_arguments(name, arguments, body, index)
     call_id = call.get("id")
-    if not (type(call_id) is str and call_id.isascii()):
+    if call_id is not None and not (type(call_id) is str and call_id.isascii()):
         _string(call, "id", index)
     if not (name.isascii() and arguments.isascii()):
         _utf8(name, index)
@@ -440,19 +441,22 @@ def _refuse_constant(name: str) -> Any:
 
 _decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 """JSON without Python's additions (NaN and infinities), which could not be written again."""
-_scan_json: Any = vars(_decoder)[
-    "scan_once"
-]  # less than half the time of `decode`, which also skips white space around the value
+_scan_json: Any = vars(_decoder)["scan_once"]  # half the time of `decode`, which looks for white space around it
 _write_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def _is_plain_object(text: str) -> bool:
+    """True for the text of a JSON object without white space around it, as nearly all arguments are."""
+    try:
+        return text[0] == "{" and _scan_json(text, 0)[1] == len(text)
+    except (StopIteration, ValueError, RecursionError):
+        return False
 
 
 def _check_arguments(name: str, arguments: str, index: int) -> None:
     """Raise for arguments that are not the text of a JSON object."""
-    try:
-        if arguments[0] == "{" and _scan_json(arguments, 0)[1] == len(arguments):
-            return
-    except (StopIteration, ValueError, RecursionError):
-        pass  # decoded again below, for a message that says where
+    if _is_plain_object(arguments):
+        return
     try:
         value = _decoder.decode(arguments)
     except (ValueError, RecursionError) as error:
