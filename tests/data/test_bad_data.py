@@ -40,8 +40,8 @@ ROWS = {
     "trailing comma": (GOOD[:-1] + ",}", "not JSON"),
     "two objects on a line": (GOOD + GOOD, "not JSON: Extra data"),
     "cut off": (GOOD[:30], "not JSON"),
-    "NaN": (row(USER, REPLY, score=float("nan")), "NaN is no JSON number"),
-    "a key twice": ('{"messages": [], ' + GOOD[1:], "the key 'messages' stands twice"),
+    "NaN": (row(USER, REPLY, score=float("nan")), "NaN is not a JSON number"),
+    "a key twice": ('{"messages": [], ' + GOOD[1:], "the key 'messages' occurs twice"),
     "nested too deeply": ("[" * 100_000 + "]" * 100_000, "not JSON that can be used"),
     "an array": ("[1, 2]", "a row must be a JSON object, this is an array"),
     "a string": ('"hello"', "must be a JSON object, this is a string"),
@@ -179,10 +179,10 @@ MANY = (GOOD + "\n").encode() * 2000
 FILES = {
     "an empty file": ("a.jsonl", b"", "a.jsonl: no conversation to train on: the file is empty"),
     "blank lines only": ("a.jsonl", b"\n \n", "the file is empty"),
-    "an unknown suffix": ("a.txt", MANY, r"unknown kind of file; known kinds: \.jsonl"),
+    "an unknown suffix": ("a.txt", MANY, r"unknown kind of file; known suffixes: \.jsonl"),
     "UTF-16": ("a.jsonl", (GOOD + "\n").encode("utf-16"), "the file is UTF-16; convert it to UTF-8"),
     "lines under the name of an array": ("a.json", MANY, r"not JSON.*name a file with one object per line \.jsonl"),
-    "a key twice in an array": ("a.json", b'[{"messages": [], "messages": []}]', "the key 'messages' stands twice"),
+    "a key twice in an array": ("a.json", b'[{"messages": [], "messages": []}]', "the key 'messages' occurs twice"),
     "an object under the name of an array": ("a.json", GOOD.encode(), "must hold an array of rows"),
     "gzip that is not": ("a.jsonl.gz", MANY, "a.jsonl.gz: cannot be read: Not a gzipped file"),
     "gzip cut off": ("a.jsonl.gz", truncated(gzip.compress(MANY)), "cannot be read: Compressed file ended"),
@@ -197,7 +197,7 @@ FILES = {
 # The same, where it is a row that shows it.
 FILES_WITH_A_BROKEN_ROW = {
     "Latin-1": ("a.jsonl", GOOD.replace("hello", "café").encode("latin-1"), r"a.jsonl:1: not UTF-8 at byte \d+"),
-    "cut off in the last row": ("a.jsonl", MANY[:-20], "a.jsonl:2000: not JSON.*seems cut off here"),
+    "cut off in the last row": ("a.jsonl", MANY[:-20], "a.jsonl:2000: not JSON.*seems to be cut off here"),
     "an array under the name of lines": ("a.jsonl", f"[\n{GOOD}\n]".encode(), "a.jsonl:1: not JSON"),
     "a pretty-printed object": ("a.jsonl", json.dumps(json.loads(GOOD), indent=1).encode(), "a.jsonl:1: not JSON"),
 }
@@ -224,7 +224,7 @@ def test_a_file_of_another_kind_is_told_by_its_first_broken_row(tmp_path, kind):
 @pytest.mark.parametrize("path", ["missing.jsonl", "missing/*.jsonl", "owner/missing.jsonl"])
 def test_a_missing_file_says_where_it_was_looked_for(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=f"{re.escape(path)}: no such file; looked in {tmp_path}"):
+    with pytest.raises(DataError, match=f"{re.escape(path)}: no such file; searched {tmp_path}"):
         load_conversations(path)
 
 
@@ -243,7 +243,7 @@ def test_a_path_is_not_taken_for_rows_of_characters(make, path):
 
 def test_a_folder_without_data_says_what_would_be_data(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(DataError, match=r"no data file in this folder; known kinds: \.jsonl"):
+    with pytest.raises(DataError, match=r"no data file in this folder; known suffixes: \.jsonl"):
         load_conversations(tmp_path)
 
 

@@ -23,9 +23,13 @@ def test_the_examples_of_a_readme(readme: str) -> None:
     "module",
     [
         "messages",
+        "data.adapters",
+        "data.batches",
         "data.datums",
+        "data.files",
         "data.permutation",
         "data.row_checks",
+        "data.split",
     ],
 )
 def test_the_examples_of_a_module(module: str) -> None:

@@ -57,12 +57,12 @@ def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = No
             continue
         pending.append(token_id)
         text = renderer.decode(pending)
-        whole = not text.endswith("\ufffd") or len(pending) > 3
-        if whole:
+        is_complete = not text.endswith("\ufffd") or len(pending) > 3
+        if is_complete:
             pending = []
         shown.append(
             Token(
-                text if whole else "",
+                text if is_complete else "",
                 token_id,
                 float(example.weights[i]),
                 Part(example.parts[i]),

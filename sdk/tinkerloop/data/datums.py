@@ -32,14 +32,14 @@ OnLong = Literal["error", "skip", "truncate"]
 class Datums(list["tinker.Datum"]):
     """A list of datums with a report on the conversations that did not become one."""
 
-    report: Report | None = None
+    report: Report
     truncated: int = 0
     """The number of conversations that were shortened."""
     fingerprint: str = ""
     """A hash of all target tokens: a cursor is refused when the rows, the renderer or the tokenizer have changed."""
 
     def __repr__(self) -> str:
-        skipped = len(self.report.skipped) if self.report else 0
+        skipped = len(self.report.skipped) if hasattr(self, "report") else 0
         return f"Datums({len(self):,} datums, {self.truncated:,} truncated, {skipped:,} skipped)"
 
 
@@ -60,7 +60,7 @@ def conversation_to_datum(
         messages: the conversation; see `data/README.md` for what a message may look like.
         renderer: the chat format.
         max_length: the datum is cut at its end to this many tokens; None cuts nothing.
-        train_on_what: a `TrainOnWhat` or its value.
+        train_on_what: the messages that are trained; see `TrainOnWhat` for the modes and the defaults.
         tools: declarations of the tools that the conversation may use.
 
     Raises:
@@ -93,7 +93,7 @@ def conversation_datums(
         conversations: checked conversations, such as those of `load_conversations`.
         renderer: the chat format.
         max_length: the largest number of tokens of a datum; None allows any.
-        train_on_what: a `TrainOnWhat` or its value.
+        train_on_what: the messages that are trained; see `TrainOnWhat` for the modes and the defaults.
         on_bad: "error" raises at a conversation that cannot be rendered or trained on; "skip" leaves it out and
             counts it in the report.
         on_long: a conversation of more than `max_length` tokens is an "error", a counted "skip", or is cut at its end

@@ -170,9 +170,9 @@ def as_dataset(data: Any) -> SupervisedDataset:
     """Return `data` if it is a dataset, otherwise a dataset over this iterable of datums."""
     if isinstance(data, SupervisedDataset):
         return data
-    made = type(type(data).__name__, (SupervisedDataset,), {"__iter__": lambda self: iter(data)})()
-    made.batch_size = getattr(data, "batch_size", None)
-    return made
+    dataset = type(type(data).__name__, (SupervisedDataset,), {"__iter__": lambda self: iter(data)})()
+    dataset.batch_size = getattr(data, "batch_size", None)
+    return dataset
 
 
 def learning_rates(config: Config, steps: int | None) -> Schedule:

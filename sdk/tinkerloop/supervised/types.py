@@ -59,8 +59,8 @@ class SupervisedDataset:
             return _IndexedBatches(self, epochs)
         if type(self).__iter__ is SupervisedDataset.__iter__:
             raise DataError(f"{type(self).__name__} has neither get_batch nor __iter__", remedy="define one of them")
-        own = self.batch_size or getattr(getattr(self, "config", None), "batch_size", None)
-        size = own if batch_size is None else batch_size
+        own_size = self.batch_size or getattr(getattr(self, "config", None), "batch_size", None)
+        size = own_size if batch_size is None else batch_size
         if size is None:
             raise DataError(
                 f"{type(self).__name__} yields datums and has no batch size",
