@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import re
 
 import pytest
 
-from tinkerloop.cli.main import main
+import tinkerloop
+from tinkerloop.cli.main import COMMANDS, main
 
 ROW = {"messages": [{"role": "user", "content": "naïve <b>?"}, {"role": "assistant", "content": "yes", "weight": 0.5}]}
 
@@ -122,3 +125,20 @@ def test_help_names_the_commands_and_an_unknown_one_is_refused(capsys) -> None:
     with pytest.raises(SystemExit) as end:
         main(["fly"])
     assert end.value.code == 2
+
+
+def test_the_version_is_the_packages(capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"tinkerloop {tinkerloop.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained_in_a_full_sentence(command) -> None:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(COMMANDS[command]).add_arguments(parser)
+    for action in parser._actions[1:]:  # the first is argparse's own --help
+        assert action.help, action.dest
+        assert action.help[0].isupper()
+        assert action.help.endswith(".")

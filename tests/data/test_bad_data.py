@@ -29,7 +29,7 @@ def call(name="f", arguments="{}", **other):
 def test_a_sharegpt_turn_from_a_list_is_a_bad_row(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"conversations": [{"from": ["human"], "value": "hi"}]}))
-    with pytest.raises(DataError, match=r"a.jsonl:1: message 1: unknown role \['human'\]"):
+    with pytest.raises(DataError, match=r"a.jsonl:1: messages\[0\]: unknown role \['human'\]"):
         load_conversations(file, adapter="sharegpt")
 
 
@@ -40,8 +40,8 @@ ROWS = {
     "trailing comma": (GOOD[:-1] + ",}", "not JSON"),
     "two objects on a line": (GOOD + GOOD, "not JSON: Extra data"),
     "cut off": (GOOD[:30], "not JSON"),
-    "NaN": (row(USER, REPLY, score=float("nan")), "NaN is no JSON number"),
-    "a key twice": ('{"messages": [], ' + GOOD[1:], "the key 'messages' stands twice"),
+    "NaN": (row(USER, REPLY, score=float("nan")), "NaN is not a JSON number"),
+    "a key twice": ('{"messages": [], ' + GOOD[1:], "the key 'messages' occurs twice"),
     "nested too deeply": ("[" * 100_000 + "]" * 100_000, "not JSON that can be used"),
     "an array": ("[1, 2]", "a row must be a JSON object, this is an array"),
     "a string": ('"hello"', "must be a JSON object, this is a string"),
@@ -56,56 +56,77 @@ ROWS = {
     "messages is text": ('{"messages": "hi"}', "messages must be a list of messages, this is a str"),
     "messages is an object": ('{"messages": {"role": "user"}}', "this is a dict"),
     "messages is empty": ('{"messages": []}', "this is an empty list"),
-    "a message is text": (row("hi"), "message 1: must be an object with role and content, got str"),
-    "a message is null": (row(USER, None), "message 2: must be an object"),
-    "no role": (row({"content": "hi"}), r"message 1: has no role, only \['content'\]"),
-    "role is null": (row({"role": None, "content": "hi"}), "message 1: has no role"),
+    "a message is text": (row("hi"), r"messages\[0\]: expected a dictionary with 'role' and 'content', got str"),
+    "a message is null": (row(USER, None), r"messages\[1\]: expected a dictionary.*got NoneType"),
+    "no role": (row({"content": "hi"}), r"messages\[0\]: has no role, only \['content'\]"),
+    "role is null": (row({"role": None, "content": "hi"}), r"messages\[0\]: has no role"),
     "from and value": (row({"from": "human", "value": "a"}), "ShareGPT rows need adapter='sharegpt'"),
     "role is a list": (row({"role": ["user"], "content": "hi"}), r"unknown role \['user'\]"),
-    "type of a part is a list": (row({"role": "user", "content": [{"type": ["text"]}]}), r"unknown part.*\['text'\]"),
-    "id of a call is a list": (row(USER, call(id=["1"])), r"id of a tool call must be text, got \['1'\]"),
+    "type of a part is a list": (
+        row({"role": "user", "content": [{"type": ["text"]}]}),
+        r"unknown content part \['text'\]",
+    ),
+    "id of a call is a list": (row(USER, call(id=["1"])), r"'id' must be a string, got \['1'\]"),
     "id of a result is a list": (
         row(USER, call(id="1"), {"role": "tool", "content": "x", "tool_call_id": ["1"]}),
-        r"message 3: the id of a tool call must be text, got \['1'\]",
+        r"messages\[2\]: 'tool_call_id' must be a string, got \['1'\]",
     ),
     "unparsed calls are a number": (
         row(USER, {**REPLY, "unparsed_tool_calls": 3}),
-        "unparsed_tool_calls must be a list, got int",
+        "'unparsed_tool_calls' must be a list, got int",
     ),
     "role is a number": (row({"role": 3, "content": "hi"}), "unknown role 3"),
     "unknown role": (row(USER, {"role": "narrator", "content": "x"}), "unknown role 'narrator'; known roles: system"),
     "a foreign role": (row({"role": "human", "content": "x"}), "unknown role 'human'; did you mean 'user'"),
     "a misspelt role": (row(USER, {"role": "asistant", "content": "x"}), "did you mean 'assistant'"),
     "a role in capitals": (row({"role": "User", "content": "x"}), "did you mean 'user'"),
-    "no content": (row({"role": "user"}, REPLY), "message 1: user message without content"),
-    "content is null": (row(USER, {"role": "assistant", "content": None}), "assistant message without content"),
+    "no content": (row({"role": "user"}, REPLY), r"messages\[0\]: 'content' is missing; give"),
+    "content is null": (row(USER, {"role": "assistant", "content": None}), r"messages\[1\]: 'content' is missing"),
     "empty content": (row(USER, {"role": "assistant", "content": ""}), "empty content of the assistant message"),
     "blank content": (row({"role": "user", "content": " \n"}, REPLY), "empty content of the user message"),
-    "content is a number": (row({"role": "user", "content": 3}, REPLY), "content must be text or a list of parts"),
+    "content is a number": (
+        row({"role": "user", "content": 3}, REPLY),
+        "'content' must be a string or a list of parts",
+    ),
     "content is an object": (row({"role": "user", "content": {"text": "a"}}, REPLY), "got dict"),
     "no parts": (row({"role": "user", "content": []}, REPLY), "empty content"),
-    "an unknown part": (row({"role": "user", "content": [{"type": "audio"}]}, REPLY), "part of content: 'audio'"),
-    "a part without type": (row({"role": "user", "content": [{"text": "a"}]}, REPLY), "unknown part of content"),
+    "an unknown part": (row({"role": "user", "content": [{"type": "audio"}]}, REPLY), "unknown content part 'audio'"),
+    "a part without type": (
+        row({"role": "user", "content": [{"text": "a"}]}, REPLY),
+        "unknown content part a dict without a type",
+    ),
     "a part without text": (row({"role": "user", "content": [{"type": "text"}]}, REPLY), 'needs "text"'),
     "an empty part": (row({"role": "user", "content": [{"type": "text", "text": ""}]}, REPLY), "empty content"),
     "an image part without image": (row({"role": "user", "content": [{"type": "image"}]}, REPLY), 'needs "image"'),
     "half a surrogate pair": (row({"role": "user", "content": "a\ud83d"}, REPLY), "half of a surrogate pair"),
     "only user turns": (row(USER, USER), "no assistant message.*nothing to train on.*add the reply"),
     "only a system prompt": (row({"role": "system", "content": "x"}), "no assistant message"),
-    "weight is text": (row(USER, {**REPLY, "weight": "1"}), "weight must be a finite number"),
-    "trainable is text": (row(USER, {**REPLY, "trainable": "yes"}), "trainable must be true or false"),
-    "tool_calls is an object": (row(USER, {"role": "assistant", "tool_calls": {"a": 1}}), "tool_calls must be a list"),
-    "the user calls a tool": (row({**call(), "role": "user"}, REPLY), "only the assistant calls tools"),
-    "a call without a name": (row(USER, call(name="")), "no function name"),
-    "a call without a function": (row(USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}), "no function name"),
-    "broken arguments": (row(USER, call(arguments='{"a":')), "the arguments of f are not JSON"),
-    "arguments are a list": (row(USER, call(arguments="[1]")), "the arguments of f must be an object, got list"),
+    "weight is text": (row(USER, {**REPLY, "weight": "1"}), "'weight' must be a finite number"),
+    "trainable is text": (row(USER, {**REPLY, "trainable": "yes"}), "'trainable' must be true or false"),
+    "tool_calls is an object": (
+        row(USER, {"role": "assistant", "tool_calls": {"a": 1}}),
+        "'tool_calls' must be a list, got dict",
+    ),
+    "the user calls a tool": (row({**call(), "role": "user"}, REPLY), "only an assistant reasons and calls tools"),
+    "a call without a name": (row(USER, call(name="")), "needs a function with a name"),
+    "a call without a function": (
+        row(USER, {"role": "assistant", "tool_calls": [{"id": "1"}]}),
+        "needs a function with a name",
+    ),
+    "broken arguments": (row(USER, call(arguments='{"a":')), "the arguments of 'f' are not JSON"),
+    "arguments are a list": (
+        row(USER, call(arguments="[1]")),
+        "the arguments of 'f' must be a JSON object, got list; keep",
+    ),
     "an answer to no call": (
         row(USER, call(id="a"), {"role": "tool", "content": "1", "tool_call_id": "b"}, REPLY),
         "answers the tool call 'b', which was never made",
     ),
-    "tools is text": (row(USER, REPLY, tools="f"), "tools must be a list"),
-    "a tool without a name": (row(USER, REPLY, tools=[{"type": "function", "function": {}}]), "tool 1 has no name"),
+    "tools is text": (row(USER, REPLY, tools="f"), "expected a list of tools, got str"),
+    "a tool without a name": (
+        row(USER, REPLY, tools=[{"type": "function", "function": {}}]),
+        r"tools\[0\]: a tool needs a name",
+    ),
 }
 
 
@@ -158,10 +179,10 @@ MANY = (GOOD + "\n").encode() * 2000
 FILES = {
     "an empty file": ("a.jsonl", b"", "a.jsonl: no conversation to train on: the file is empty"),
     "blank lines only": ("a.jsonl", b"\n \n", "the file is empty"),
-    "an unknown suffix": ("a.txt", MANY, r"unknown kind of file; known kinds: \.jsonl"),
+    "an unknown suffix": ("a.txt", MANY, r"unknown kind of file; known suffixes: \.jsonl"),
     "UTF-16": ("a.jsonl", (GOOD + "\n").encode("utf-16"), "the file is UTF-16; convert it to UTF-8"),
     "lines under the name of an array": ("a.json", MANY, r"not JSON.*name a file with one object per line \.jsonl"),
-    "a key twice in an array": ("a.json", b'[{"messages": [], "messages": []}]', "the key 'messages' stands twice"),
+    "a key twice in an array": ("a.json", b'[{"messages": [], "messages": []}]', "the key 'messages' occurs twice"),
     "an object under the name of an array": ("a.json", GOOD.encode(), "must hold an array of rows"),
     "gzip that is not": ("a.jsonl.gz", MANY, "a.jsonl.gz: cannot be read: Not a gzipped file"),
     "gzip cut off": ("a.jsonl.gz", truncated(gzip.compress(MANY)), "cannot be read: Compressed file ended"),
@@ -176,7 +197,7 @@ FILES = {
 # The same, where it is a row that shows it.
 FILES_WITH_A_BROKEN_ROW = {
     "Latin-1": ("a.jsonl", GOOD.replace("hello", "café").encode("latin-1"), r"a.jsonl:1: not UTF-8 at byte \d+"),
-    "cut off in the last row": ("a.jsonl", MANY[:-20], "a.jsonl:2000: not JSON.*seems cut off here"),
+    "cut off in the last row": ("a.jsonl", MANY[:-20], "a.jsonl:2000: not JSON.*seems to be cut off here"),
     "an array under the name of lines": ("a.jsonl", f"[\n{GOOD}\n]".encode(), "a.jsonl:1: not JSON"),
     "a pretty-printed object": ("a.jsonl", json.dumps(json.loads(GOOD), indent=1).encode(), "a.jsonl:1: not JSON"),
 }
@@ -203,7 +224,7 @@ def test_a_file_of_another_kind_is_told_by_its_first_broken_row(tmp_path, kind):
 @pytest.mark.parametrize("path", ["missing.jsonl", "missing/*.jsonl", "owner/missing.jsonl"])
 def test_a_missing_file_says_where_it_was_looked_for(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=f"{re.escape(path)}: no such file; looked in {tmp_path}"):
+    with pytest.raises(DataError, match=f"{re.escape(path)}: no such file; searched {tmp_path}"):
         load_conversations(path)
 
 
@@ -222,7 +243,7 @@ def test_a_path_is_not_taken_for_rows_of_characters(make, path):
 
 def test_a_folder_without_data_says_what_would_be_data(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(DataError, match=r"no data file in this folder; known kinds: \.jsonl"):
+    with pytest.raises(DataError, match=r"no data file in this folder; known suffixes: \.jsonl"):
         load_conversations(tmp_path)
 
 

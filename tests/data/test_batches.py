@@ -184,7 +184,7 @@ def test_what_cannot_be_batched_is_refused():
     for arguments in ({"batch_size": 0}, {"batch_size": 2.5}, {"epochs": 0}, {"shuffle": True}):
         with pytest.raises(DataError):
             batches([1, 2], **{"batch_size": 1, **arguments})
-    with pytest.raises(DataError, match="exclude each other"):
+    with pytest.raises(DataError, match="both given"):
         batches([1], 1, map_fn=id, flatmap_fn=list)
 
 

@@ -75,7 +75,7 @@ def test_a_conversation_over_max_length_is_an_error_a_counted_skip_or_shortened(
 
 def test_a_conversation_whose_replies_are_cut_away_is_named(renderer):
     late = conversation({**USER, "content": "x" * 100}, REPLY, line=3)
-    with pytest.raises(DataError, match=r"chats.jsonl:3: .*lie behind max_length"):
+    with pytest.raises(DataError, match=r"chats.jsonl:3: .*come after max_length"):
         conversation_datums([late], renderer, 60, on_long="truncate")
     datums = conversation_datums([conversation(USER, REPLY), late], renderer, 60, on_long="truncate", on_bad="skip")
     assert len(datums) == 1

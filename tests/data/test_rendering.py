@@ -107,7 +107,7 @@ def test_a_cursor_of_other_stored_rows_is_refused(tmp_path, path, renderer):
 
 
 def test_a_data_set_by_name_is_not_cached_and_says_so(tmp_path, renderer):
-    with pytest.raises(DataError, match=r"owner/name: only files are cached.*leave out the cache"):
+    with pytest.raises(DataError, match=r"owner/name: only files can be cached.*leave out the cache"):
         render_files("owner/name", renderer, cache=tmp_path / "cache")
 
 

@@ -159,7 +159,7 @@ def test_an_odd_schema_is_written_or_refused(name: str, schema: dict[str, Any]) 
 @pytest.mark.parametrize("name", ["qwen3_5", "glm5_3_max_reasoning", "llama3"])
 def test_arguments_that_a_format_could_not_write_again_are_refused(name: str, arguments: str) -> None:
     message = {"role": "assistant", "content": "", "tool_calls": [calling(arguments)]}
-    with pytest.raises(RenderError, match="are not JSON in Unicode"):
+    with pytest.raises(RenderError, match="are not JSON"):
         renderer(name).build_supervised_example([USER, message])
 
 

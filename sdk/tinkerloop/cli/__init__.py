@@ -1,1 +1,1 @@
-"""The `tinkerloop` command: one file a command, `main.py` finds it."""
+"""The `tinkerloop` command line, with one file for each command."""

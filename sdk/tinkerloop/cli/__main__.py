@@ -1,4 +1,4 @@
-"""`python -m tinkerloop.cli`."""
+"""The command line as `python -m tinkerloop.cli`."""
 
 import sys
 

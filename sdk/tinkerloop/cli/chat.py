@@ -1,6 +1,7 @@
-"""Talk to a checkpoint of the embedded engine in the terminal.
+"""Chat with a checkpoint of the embedded engine in the terminal.
 
-Replies stream as they are sampled. An empty line or end of file ends the conversation; /reset begins a new one.
+Replies are shown while they are sampled. An empty line or the end of the input ends the conversation; /reset starts a
+new one.
 """
 
 from __future__ import annotations
@@ -23,13 +24,26 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="a run folder (its newest checkpoint), a tinker:// path, or a base model")
-    parser.add_argument("--root", type=Path, help="what tinker:// paths are under, if not the run's own")
-    parser.add_argument("--renderer", help="the chat format; by default the run's, or the model's recommended one")
-    parser.add_argument("--system", help="a system message")
-    parser.add_argument("--temperature", type=float, default=0.7, help="default: 0.7; 0 is greedy")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of one reply (default: 512)")
-    parser.add_argument("--seed", type=int, help="makes the replies repeatable")
+    parser.add_argument("run", help="A run folder, whose newest checkpoint is used, a tinker:// path, or a base model.")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        help="The folder that holds the checkpoints of tinker:// paths, if it is not the run's own.",
+    )
+    parser.add_argument(
+        "--renderer", help="The chat format. The default is the run's, or the one recommended for the model."
+    )
+    parser.add_argument("--system", help="A system message at the start of the conversation.")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.7,
+        help="The sampling temperature (default: 0.7); 0 always takes the most likely token.",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=512, help="The largest number of tokens in a reply (default: 512)."
+    )
+    parser.add_argument("--seed", type=int, help="The random seed for sampling, which makes replies repeatable.")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -48,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def open_sampler(place: str, root: Path | None) -> SamplingClient:
-    """A sampling client of a run's newest checkpoint, a checkpoint's path, or a base model."""
+    """Return a sampling client for the newest checkpoint of a run folder, for a tinker:// path or for a base model."""
     from tinkerloop.local import ServiceClient
 
     if not place.startswith("tinker://") and not (Path(place) / "checkpoints.jsonl").exists():
@@ -61,7 +75,7 @@ def open_sampler(place: str, root: Path | None) -> SamplingClient:
 
 
 def run_renderer(place: str) -> str | None:
-    """The renderer named in a run folder's config.json, if any."""
+    """Return the renderer named in the config.json of a run folder, or None."""
     file = Path(place) / "config.json"
     return json.loads(file.read_text()).get("renderer") if file.is_file() else None
 
@@ -74,7 +88,7 @@ def talk(
     lines: Iterable[str],
     out: TextIO,
 ) -> None:
-    """Answer each line until an empty one; what was said stays in the conversation."""
+    """Reply to each line until an empty one; all messages stay in the conversation."""
     messages = list(opening)
     print("you: ", end="", file=out, flush=True)
     for line in lines:
@@ -101,6 +115,7 @@ def talk(
 
 
 def write(delta: object, out: TextIO) -> None:
+    """Print a piece of a reply's text or reasoning."""
     if isinstance(delta, StreamingTextDelta):
         print(delta.text, end="", file=out, flush=True)
     elif isinstance(delta, StreamingThinkingDelta):

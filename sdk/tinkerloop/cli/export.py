@@ -1,4 +1,4 @@
-"""Write a checkpoint of the embedded engine as a PEFT adapter, or as a whole model (--merged)."""
+"""Export a checkpoint of the embedded engine as a PEFT adapter, or as a merged model with --merged."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from tinkerloop.cli.run_checkpoint import checkpoint_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="a run folder (its newest checkpoint) or a tinker:// path")
-    parser.add_argument("--to", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--merged", action="store_true", help="a transformers model instead of an adapter")
-    parser.add_argument("--root", type=Path, help="what tinker:// paths are under, if not the run's own")
+    parser.add_argument("path", help="A run folder, whose newest checkpoint is exported, or a tinker:// path.")
+    parser.add_argument("--to", type=Path, required=True, help="The folder to write.")
+    parser.add_argument("--merged", action="store_true", help="Write a whole transformers model instead of an adapter.")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        help="The folder that holds the checkpoints of tinker:// paths, if it is not the run's own.",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,10 +1,9 @@
-"""Show conversations of a file as the tokens they become: what is trained, with which weight, what is cut off.
+"""Show the conversations of a file as tokens, with the tokens that are trained, their weights and the truncated ones.
 
-In a terminal, trained tokens are green, what the format writes is dim, and what truncation cuts off is struck out; from
-token to token the text alternates in underlining. Line ends are ⏎, and control characters, which could move the cursor
-or turn the text around, are their pictures. Where there are no colours (in a pipe, a file, with `NO_COLOR`) what
-is trained stands between ⟦ and ⟧, and what is cut off comes after ✂. `--html PAGE` writes the same as the terminal
-shows, as a page that needs nothing else.
+In a terminal, trained tokens are green, tokens that the chat format adds are dim, and truncated tokens are struck out.
+Every second token is underlined. Line ends are shown as ⏎, and control characters, which could change the terminal, as
+symbols. Without colours (in a pipe, a file, or with NO_COLOR), trained text is between ⟦ and ⟧, and truncated text
+comes after ✂. With --html, the same is written as an HTML page that needs no other files.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Token:
-    """One token as it is shown; all of an image's are one."""
+    """One token to be shown; all tokens of an image are shown as one."""
 
     text: str
     id: int
@@ -45,25 +44,25 @@ class Token:
 
 
 def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = None) -> list[Token]:
-    """The tokens of an example. A character that several tokens make up is shown with the last of them."""
+    """Return the tokens of an example. A character made of several tokens is shown with the last of them."""
     limit = len(example) if max_length is None else max_length
     shown, pending = [], []
     images = dict(example.images)
-    behind_image = 0
+    after_image = 0
     for i, token_id in enumerate(example.tokens):
         if i in images:
             shown.append(_image_token(images[i], int(example.message_index[i]), i, limit))
-            behind_image = i + shown[-1].count
-        if i < behind_image:
+            after_image = i + shown[-1].count
+        if i < after_image:
             continue
         pending.append(token_id)
         text = renderer.decode(pending)
-        whole = not text.endswith("\ufffd") or len(pending) > 3
-        if whole:
+        is_complete = not text.endswith("\ufffd") or len(pending) > 3
+        if is_complete:
             pending = []
         shown.append(
             Token(
-                text if whole else "",
+                text if is_complete else "",
                 token_id,
                 float(example.weights[i]),
                 Part(example.parts[i]),
@@ -74,15 +73,15 @@ def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = No
     return shown
 
 
-def _image_token(chunk: ImageChunk, message: int, at: int, limit: int) -> Token:
-    """An image in the place of its tokens; truncation drops it unless all of them fit."""
+def _image_token(chunk: ImageChunk, message: int, position: int, limit: int) -> Token:
+    """Return an image in place of its tokens. Truncation drops an image unless all its tokens fit."""
     (width, height), count = image_size(chunk.data), chunk.expected_tokens or 0
     text = f"[image {width} × {height}, {count} tokens]"
-    return Token(text, 0, 0.0, Part.SCAFFOLD, message, at + count > limit, count, chunk)
+    return Token(text, 0, 0.0, Part.SCAFFOLD, message, position + count > limit, count, chunk)
 
 
 def summary(tokens: list[Token]) -> str:
-    """The counts of one example in a line."""
+    """Return the counts of one example as one line."""
     trained = [t for t in tokens if t.weight and not t.is_cut]
     weights = sorted({t.weight for t in trained})
     cut = sum(t.count for t in tokens if t.is_cut)
@@ -94,17 +93,30 @@ def summary(tokens: list[Token]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="JSONL with `messages` (and `tools`) in each row")
-    parser.add_argument("--renderer", help="default: the one made for --model")
-    parser.add_argument("--model", default="tiny", help="whose tokenizer to use: a name or a folder (default: tiny)")
-    parser.add_argument("--train-on", default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, choices=list(map(str, TrainOnWhat)))
-    parser.add_argument("--max-length", type=at_least(2), help="show what truncation would cut off")
-    parser.add_argument("--limit", type=at_least(0), default=5, help="rows to show (default: 5; 0 for all)")
-    parser.add_argument("--html", type=Path, metavar="PAGE", help="write an HTML page instead")
+    parser.add_argument("file", type=Path, help="A file with `messages`, and optionally `tools`, in each row.")
+    parser.add_argument("--renderer", help="The chat format. The default is the one recommended for --model.")
+    parser.add_argument(
+        "--model", default="tiny", help="The name or folder of the model whose tokenizer is used (default: tiny)."
+    )
+    parser.add_argument(
+        "--train-on",
+        default=TrainOnWhat.ALL_ASSISTANT_MESSAGES,
+        choices=list(map(str, TrainOnWhat)),
+        help=f"The messages whose tokens are trained (default: {TrainOnWhat.ALL_ASSISTANT_MESSAGES}).",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=at_least(2),
+        help="The largest number of tokens; those that truncation would cut off are marked.",
+    )
+    parser.add_argument(
+        "--limit", type=at_least(0), default=5, help="The number of rows to show (default: 5); 0 shows all."
+    )
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="Write an HTML page to this file instead.")
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A type for an argument that is a whole number and not too small."""
+    """Return an argument type for whole numbers of at least `least`."""
 
     def number(written: str) -> int:
         if not written.isdecimal() or int(written) < least:
@@ -165,7 +177,7 @@ def _print(shown: list[tuple[str, list[Token]]]) -> None:
 
 
 def uncoloured(tokens: list[Token]) -> str:
-    """The tokens' text, with ⟦ and ⟧ around what is trained and ✂ before what is cut off."""
+    """Return the text of the tokens, with ⟦ and ⟧ around trained text and ✂ before truncated text."""
     written = []
     for is_cut, side in groupby(tokens, lambda token: token.is_cut):
         written.append("✂" if is_cut else "")
@@ -183,11 +195,11 @@ _VISIBLE = {
     ord("\t"): "␉\t",
     ord("\n"): "⏎\n",
 }
-"""Characters that are not seen, or that change how others are -> what is shown in their place."""
+"""Invisible characters, and those that change how others are shown -> the text shown in their place."""
 
 
 def visible(text: str) -> str:
-    """Text with its line ends and control characters to be seen."""
+    """Return text in which line ends and control characters are visible."""
     return text.translate(_VISIBLE)
 
 
@@ -208,7 +220,7 @@ figure.cut img { opacity: .3; }
 
 
 def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
-    """A self-contained HTML page; pointing at a token shows its id, its weight and the message it belongs to."""
+    """Return an HTML page; pointing at a token shows its id, its weight and its message."""
     body = []
     for heading, tokens in shown:
         spans = "".join(_span(token) for token in tokens)
@@ -216,7 +228,7 @@ def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         f"<style>{_STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
-        '<p><span class="trained">trained</span>, <span class="scaffold">written by the format</span>, '
+        '<p><span class="trained">trained</span>, <span class="scaffold">added by the chat format</span>, '
         '<span class="cut">cut off</span>; shading alternates from token to token.</p>\n'
         + "\n".join(body)
         + "\n</html>\n"
@@ -224,11 +236,11 @@ def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
 
 
 def _figure(token: Token, image: ImageChunk) -> str:
-    """A thumbnail with the image's size, tokens and format."""
-    picture = open_image(image).convert("RGB")
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    """Return a thumbnail with the size, the tokens and the format of an image."""
+    thumbnail = open_image(image).convert("RGB")
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    thumbnail.save(buffer, "PNG")
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     label = html.escape(f"message {token.message} · weight 0 · {image.format}, {len(image.data):,} bytes", quote=True)
     text = html.escape(token.text.strip("[]"))

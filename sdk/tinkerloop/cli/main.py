@@ -1,7 +1,7 @@
-"""`tinkerloop COMMAND ...` on the command line.
+"""The command line: `tinkerloop COMMAND ...`.
 
 A command is a module with `add_arguments(parser)` and `run(arguments) -> int`; the first line of its docstring is its
-help. To add one, name its module in `COMMANDS`. Modules are imported only when they are asked for.
+help text. To add a command, add its module to `COMMANDS`. A module is imported only when its command is used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from tinkerloop import __version__
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import TinkerloopError
 
@@ -19,14 +20,24 @@ COMMANDS = {
     "export": "tinkerloop.cli.export",
     "inspect": "tinkerloop.cli.inspect",
 }
-"""Command -> module."""
+"""The module of each command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit status, 2 for an error in what was asked for."""
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; None uses those of the process.
+
+    Returns:
+        The exit status: 2 for an error, such as a missing file.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
     parser = argparse.ArgumentParser(prog="tinkerloop", description="Fine-tune language models with Tinker primitives.")
+    parser.add_argument(
+        "--version", action="version", version=f"tinkerloop {__version__}", help="Print the version and exit."
+    )
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     module = None
     for command, path in COMMANDS.items():
@@ -37,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = (module.__doc__ or "").strip().partition("\n")[0]
         module.add_arguments(commands.add_parser(command, help=line, description=module.__doc__))
     arguments = parser.parse_args(argv or ["--help"])
-    assert module is not None, "argparse has refused anything that is no command"
+    assert module is not None, "argparse refuses an unknown command"
     try:
         return module.run(arguments)
     except (TinkerloopError, tinker.TinkerError, OSError) as error:

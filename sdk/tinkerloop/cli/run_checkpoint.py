@@ -1,4 +1,4 @@
-"""Finding the checkpoint that a command was given: a run folder's newest, or a tinker:// path."""
+"""The checkpoint that a command is given: the newest of a run folder, or a tinker:// path."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from tinkerloop.errors import CheckpointError
 from tinkerloop.loop import Checkpoints
 
 SERVICE_FOLDER = "service"
-"""Where a run folder keeps the embedded engine's checkpoints."""
+"""The subfolder of a run folder that holds the checkpoints of the embedded engine."""
 
 
 def checkpoint_of(place: str, root: Path | None = None) -> tuple[Path, str]:
-    """(root, tinker:// path) of a run folder or a path; a path is under ~/.tinkerloop unless `root` is given.
+    """Find a checkpoint.
+
+    Args:
+        place: a run folder or a tinker:// path.
+        root: the folder that tinker:// paths are relative to; None uses the run's own, and ~/.tinkerloop for a path.
+
+    Returns:
+        (root, tinker:// path).
 
     Raises:
         CheckpointError: the run folder has no checkpoint.
@@ -21,5 +28,7 @@ def checkpoint_of(place: str, root: Path | None = None) -> tuple[Path, str]:
         return (root or Path.home() / ".tinkerloop").absolute(), place
     record = Checkpoints(place).latest()
     if record is None:
-        raise CheckpointError(f"{place} has no checkpoint: expected a checkpoints.jsonl in a run folder")
+        raise CheckpointError(
+            f"{place} has no checkpoint: expected a run folder with a checkpoints.jsonl; pass one, or a tinker:// path"
+        )
     return (root or Path(place) / SERVICE_FOLDER).absolute(), record.sampler_path or record.path

@@ -14,10 +14,10 @@ from tinkerloop.data.conversations import (
 )
 from tinkerloop.data.datums import Datums, conversation_datums, conversation_to_datum
 from tinkerloop.data.files import FileSource, JsonlFile, RawRow, find_files
-from tinkerloop.data.messages import check_messages, check_tools
 from tinkerloop.data.mixing import MixedBatches, mix
 from tinkerloop.data.prefetch import Prefetched, prefetch
 from tinkerloop.data.rendering import DatumStore, render_files
+from tinkerloop.data.row_checks import check_messages, check_tools
 from tinkerloop.data.split import Subset, train_test_split
 from tinkerloop.data.streams import HFSource, IterableSource, Source, StreamBatches, stream
 

@@ -1,4 +1,10 @@
-"""Rows of other shapes -> `{"messages": [...]}`. An adapter is a function from one row to such a row."""
+"""Adapters: functions from a row of another shape to `{"messages": [...]}`; other keys of the row are kept.
+
+>>> alpaca({"instruction": "Add.", "input": "1, 2", "output": "3", "id": 7})["messages"]
+[{'role': 'user', 'content': 'Add.\\n\\n1, 2'}, {'role': 'assistant', 'content': '3'}]
+>>> sharegpt({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]})
+{'messages': [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]}
+"""
 
 from __future__ import annotations
 
@@ -11,25 +17,35 @@ Adapter = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def prompt_completion(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`prompt` and `completion` (or `response`): strings, or lists of messages as TRL has them; `system` if given."""
+    """Convert `prompt` and `completion` (or `response`): strings, or lists of messages as in TRL; `system` is optional.
+
+    Raises:
+        DataError: a key is missing, or is neither a string nor a list of messages.
+    """
     prompt, completion = _one(row, "prompt"), _one(row, "completion", "response")
-    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, "prompt")
-    after = (
+    prompt_messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, "prompt")
+    completion_messages = (
         [{"role": "assistant", "content": completion}]
         if isinstance(completion, str)
         else _messages(completion, "completion")
     )
-    return _row(row, [*_system(row), *before, *after], "prompt", "completion", "response", "system")
+    return _row(
+        row, [*_system(row), *prompt_messages, *completion_messages], "prompt", "completion", "response", "system"
+    )
 
 
 def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`conversations`: a list of `{"from": "human" | "gpt" | "system" | "tool", "value": ...}`."""
+    """Convert `conversations`: a list of `{"from": "human" | "gpt" | "system" | "tool", "value": ...}`.
+
+    Raises:
+        DataError: the key is missing, or a turn has no "from" or "value".
+    """
     turns = _one(row, "conversations", "conversation")
     roles = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
     messages = []
     for turn in _messages(turns, "conversations"):
         if "from" not in turn or "value" not in turn:
-            raise DataError(f'a ShareGPT turn has "from" and "value", this one has {sorted(turn)}')
+            raise DataError(f'a ShareGPT turn has "from" and "value", this one has only {sorted(turn)}')
         name = turn["from"]
         extra = {key: value for key, value in turn.items() if key not in ("from", "value")}
         role = roles.get(name, name) if isinstance(name, str) else name
@@ -38,10 +54,14 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`instruction`, an optional `input` (put below the instruction) and `output`; `system` if given."""
+    """Convert `instruction`, `input` (optional, placed below the instruction) and `output`; `system` is optional.
+
+    Raises:
+        DataError: `instruction` or `output` is missing.
+    """
     instruction, output = _one(row, "instruction"), _one(row, "output")
-    given = row.get("input") or ""
-    user = f"{instruction}\n\n{given}" if given else instruction
+    context = row.get("input") or ""
+    user = f"{instruction}\n\n{context}" if context else instruction
     messages = [{"role": "user", "content": user}, {"role": "assistant", "content": output}]
     return _row(row, [*_system(row), *messages], "instruction", "input", "output", "system")
 
@@ -55,16 +75,22 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def get_adapter(adapter: str | Adapter) -> Adapter:
-    """An adapter by name, or the function itself."""
+    """Return the adapter of that name, or the function itself.
+
+    Raises:
+        DataError: no adapter has this name.
+    """
     if callable(adapter):
         return adapter
     if adapter not in ADAPTERS:
-        raise DataError(f"unknown adapter {adapter!r}", remedy=f"known: {', '.join(ADAPTERS)}, or pass a function")
+        raise DataError(
+            f"unknown adapter {adapter!r}", remedy=f"choose one of {', '.join(ADAPTERS)}, or pass a function"
+        )
     return ADAPTERS[adapter]
 
 
 def suggest_adapter(row: Mapping[str, Any]) -> str | None:
-    """The adapter that the keys of a row look like."""
+    """Return the name of the adapter that the keys of a row suggest, or None."""
     if "conversations" in row or "conversation" in row:
         return "sharegpt"
     if "instruction" in row and "output" in row:

@@ -1,13 +1,18 @@
 """Batches with a cursor: the position in the data is a small JSON value, and any position is reached in O(1).
 
-    train = batches(conversations, 32, epochs=3, shuffle=0, map_fn=to_datum)
-    for batch in train:                       # a list of Datum
-        ...
-    cursor = train.cursor                     # the position after what has been handed out
-    train.seek(cursor)                        # the same batches follow as if nothing had happened
+    >>> train = batches(["a", "b", "c", "d"], 2, epochs=2, shuffle=0)
+    >>> next(train)
+    ['d', 'c']
+    >>> cursor = train.cursor  # the position after the batches that were handed out
+    >>> cursor
+    {'kind': 'rows', 'rows': 4, 'shuffle': 0, 'epoch': 0, 'row': 2}
+    >>> rest = list(train)
+    >>> train.seek(cursor)  # the same batches follow again
+    >>> list(train) == rest
+    True
 
-The cursor names the data it was taken from (rows, seed, fingerprint if the rows have one), and `seek` refuses it on
-other data. `epochs` is a limit, never part of the position: a finished run is extended by asking for more epochs.
+The cursor names the data it was taken from (rows, seed, fingerprint if the rows have one), and `seek` refuses it for
+other data. `epochs` is a limit and not part of the position: to extend a finished run, ask for more epochs.
 """
 
 from __future__ import annotations
@@ -23,26 +28,34 @@ if TYPE_CHECKING:
     import tinker
 
 Cursor = dict[str, Any]
-"""A JSON-able position. Opaque to everybody but the batches that made it."""
+"""A position as JSON values. Only the batches that made it can read it."""
 
-_BLOCK = 4096  # positions of the shuffled order computed at a time: 1 us a row instead of 20
+_BLOCK = 4096  # positions of the shuffled order are computed together: 1 us a row instead of 20
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """What the loop trains on: an iterator of batches that knows its position."""
+    """Batches that the loop can train on: an iterator that knows its position."""
 
     def __next__(self) -> Sequence[tinker.Datum]:
-        """The next batch; StopIteration after the last one."""
+        """Return the next batch.
+
+        Raises:
+            StopIteration: after the last batch.
+        """
         ...
 
     @property
     def cursor(self) -> Any:
-        """The position *after* what has been handed out, as a JSON-able value."""
+        """The position after the batches that were handed out, as JSON values."""
         ...
 
     def seek(self, cursor: Any) -> None:
-        """Continue right after `cursor`. Raises DataError for a cursor of other data."""
+        """Continue at `cursor`.
+
+        Raises:
+            DataError: the cursor was taken from other data.
+        """
         ...
 
 
@@ -56,14 +69,23 @@ def batches(
     flatmap_fn: Callable[[Any], Iterable[Any]] | None = None,
     drop_last: bool = False,
 ) -> RowBatches:
-    """Batches of `batch_size` rows from anything with `len` and `[i]`: a list, a Hugging Face dataset, a `JsonlFile`.
+    """Make batches of rows that can be read in any order.
 
-    epochs: how often the rows are gone through; None repeats them without end.
-    shuffle: the seed of the order, which differs in each epoch; None keeps the rows as they stand.
-    map_fn: row -> datum. flatmap_fn: row -> several datums or none; `batch_size` still counts rows.
-    drop_last: leave out the last batch of an epoch when it is not full; by default it is kept. `str(batches)` says so.
+    Args:
+        examples: the rows: anything with `len` and `[i]`, such as a list, a Hugging Face dataset or a `JsonlFile`.
+        batch_size: rows in a batch.
+        epochs: how many times the rows are used; None repeats them without end.
+        shuffle: the random seed of the order, which differs in each epoch; 0 is a seed like any other. None keeps the
+            order of the rows.
+        map_fn: makes a datum of a row, when its batch is asked for.
+        flatmap_fn: makes any number of datums of a row; `batch_size` still counts rows.
+        drop_last: leave out the last batch of an epoch if it is not full; by default it is kept.
 
-    Raises DataError when there is nothing to hand out.
+    Returns:
+        An iterator of batches with a cursor.
+
+    Raises:
+        DataError: there are no rows, no full batch with `drop_last`, or an argument is wrong.
     """
     return RowBatches(
         examples,
@@ -77,7 +99,7 @@ def batches(
 
 
 class RowBatches:
-    """The batches of `batches()`. Rows are fetched when their batch is asked for, never before."""
+    """The batches that `batches` makes. Rows are fetched when their batch is asked for, never before."""
 
     def __init__(
         self,
@@ -107,11 +129,12 @@ class RowBatches:
 
     @property
     def batches_per_epoch(self) -> int:
+        """The number of batches in one epoch."""
         full, rest = divmod(self.rows, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def __len__(self) -> int:
-        """Batches in all epochs, from the start. TypeError when they have no end."""
+        """The number of batches in all epochs. Raise TypeError if they have no end."""
         if self.epochs is None:
             raise TypeError("batches with epochs=None have no length; say how many steps to run")
         return self.epochs * self.batches_per_epoch
@@ -139,6 +162,12 @@ class RowBatches:
             raise DataError(f"the cursor points at row {row} of {self.rows}", remedy="the record is damaged")
         self._move_to(epoch, row)
 
+    def __repr__(self) -> str:
+        done = self._epoch * self.batches_per_epoch + self._row // self.batch_size
+        total = "" if self.epochs is None else f" of {len(self):,}"
+        size = f"batch_size={self.batch_size}, epochs={self.epochs}"
+        return f"RowBatches({self.rows:,} rows, {size}, at batch {done:,}{total})"
+
     def __str__(self) -> str:
         full, rest = divmod(self.rows, self.batch_size)
         last = "" if not rest else f", the last {rest} rows {'dropped' if self.drop_last else 'as one more'}"
@@ -161,7 +190,7 @@ class RowBatches:
         self._epoch, self._row = (epoch + 1, 0) if done else (epoch, row)
 
     def _numbers(self, epoch: int, start: int, stop: int) -> list[int]:
-        """The rows at positions [start, stop) of an epoch."""
+        """Return the numbers of the rows at positions [start, stop) of an epoch."""
         if self.shuffle is None:
             return list(range(start, stop))
         if (
@@ -177,7 +206,7 @@ class RowBatches:
 
 
 class RowMap:
-    """Rows -> datums, with a note on an error that says which row it was."""
+    """Turns rows into datums; an error gets a note that names the row."""
 
     def __init__(self, map_fn: Callable[[Any], Any] | None, flatmap_fn: Callable[[Any], Iterable[Any]] | None):
         self._map_fn, self._flatmap_fn = map_fn, flatmap_fn
@@ -189,7 +218,7 @@ class RowMap:
         for row, number in zip(rows, numbers, strict=True):
             try:
                 datums.extend(self._one(row))
-            except StopIteration as error:  # let through, it would pass for the end of the data
+            except StopIteration as error:  # as it is, it would look like the end of the data
                 raise RuntimeError(f"StopIteration was raised while mapping row {number} (epoch {epoch})") from error
             except Exception as error:
                 error.add_note(f"while mapping row {number} (epoch {epoch})")
@@ -207,35 +236,38 @@ class RowMap:
         assert self._map_fn is not None
         datum = self._map_fn(row)
         if datum is None:
-            raise DataError("map_fn returned None", remedy="to leave rows out use flatmap_fn and return []")
+            raise DataError("map_fn returned None", remedy="to leave out rows, use flatmap_fn and return []")
         return (datum,)
 
 
 def check_batching(
     batch_size: int, epochs: int | None, shuffle: int | None, map_fn: object, flatmap_fn: object
 ) -> None:
-    """Refuse arguments that no batches can be made with."""
+    """Raise DataError for arguments that no batches can be made with."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
         raise DataError(f"epochs must be a whole number of at least 1 or None, got {epochs!r}")
     if isinstance(shuffle, bool) or not isinstance(shuffle, int | None):
-        raise DataError(f"shuffle takes a seed or None, got {shuffle!r}", remedy="shuffle=0 is a seed like any other")
+        raise DataError(
+            f"shuffle must be a random seed (a whole number) or None, got {shuffle!r}",
+            remedy="write shuffle=0 to shuffle with seed 0, or shuffle=None to keep the order of the rows",
+        )
     if map_fn is not None and flatmap_fn is not None:
-        raise DataError("map_fn and flatmap_fn exclude each other", remedy="give one of them")
+        raise DataError("map_fn and flatmap_fn were both given", remedy="give one of them")
 
 
 def refuse_path(rows: Any) -> None:
-    """A path is a sequence too, of characters; nobody means those."""
+    """Raise DataError for a path: it is a sequence too, of characters, which nobody means."""
     if isinstance(rows, str | bytes | os.PathLike):
         raise DataError(
             f"batches are made of rows, and {rows!r} is a path",
-            remedy="read it: load_conversations(path), or FileSource(path) and stream_conversations(path) for a stream",
+            remedy="read it: load_conversations(path); for a stream, FileSource(path) or stream_conversations(path)",
         )
 
 
 def check_cursor(cursor: Any, identity: Cursor, counters: Sequence[str]) -> list[int]:
-    """The counters of a cursor that belongs to this data; DataError for any other."""
+    """Return the counters of a cursor; raise DataError if it was taken from other data."""
     if not isinstance(cursor, dict):
         raise DataError(f"a cursor of these batches is a dict, got {type(cursor).__name__}")
     for key, here in identity.items():

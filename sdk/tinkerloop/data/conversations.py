@@ -1,8 +1,8 @@
-"""Conversations read from files or a Hugging Face data set, each checked, each with its place.
+"""Conversations from files or a Hugging Face dataset, each checked, each with its file and line.
 
-conversations = load_conversations("chats.jsonl")              # the first bad row ends it, with file and line
+conversations = load_conversations("chats.jsonl")                        # raises at the first bad row
 conversations = load_conversations("chats/*.jsonl.gz", on_bad="skip")
-print(conversations.report)                                     # 3 of 1,000 rows skipped: ...
+print(conversations.report)                                              # 3 of 1,000 rows skipped: ...
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from typing import Any, Literal
 
 from tinkerloop.data.adapters import Adapter, get_adapter, suggest_adapter
 from tinkerloop.data.files import FileSource, PathLike, RawRow, without_nulls
-from tinkerloop.data.messages import KEYS, check_messages, check_tools
+from tinkerloop.data.row_checks import check_conversation
 from tinkerloop.errors import DataError
+from tinkerloop.messages import MESSAGE_KEYS
 
 OnBad = Literal["error", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One checked row: its messages, the tools it declares, the keys nobody asked for, and where it stands."""
+    """A checked row: its messages, its tool declarations, its other keys, and its file and line."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
@@ -36,14 +37,14 @@ class Conversation:
 
     @property
     def key(self) -> str:
-        """A hash of what is said, the same for the same conversation wherever it stands."""
-        said = json.dumps([self.messages, self.tools], sort_keys=True, default=repr)
-        return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        """A hash of the messages and tools, equal for equal conversations."""
+        content = json.dumps([self.messages, self.tools], sort_keys=True, default=repr)
+        return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """One row that was left out."""
+    """A row that was left out, and the reason."""
 
     problem: str
     path: str | None
@@ -52,14 +53,15 @@ class Skipped:
 
 @dataclass
 class Report:
-    """How many rows were used and which were not. `str(report)` is the sentence for the user."""
+    """The number of rows used, and the rows that were not. `str(report)` is a sentence for the user."""
 
     used: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     ignored_keys: Counter[str] = field(default_factory=Counter)
-    """Keys of messages that no renderer reads, and in how many messages they stood."""
+    """Message keys that no renderer reads, and the number of messages that had them."""
 
     def skip(self, error: DataError) -> None:
+        """Count the row of this error as skipped."""
         self.skipped.append(Skipped(error.problem, error.path, error.line))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
@@ -78,7 +80,7 @@ class Report:
 
 
 class Conversations(Sequence[Conversation]):
-    """Conversations in memory, with a report on the rows that are not among them."""
+    """Conversations in memory, with a report on the rows that were skipped."""
 
     def __init__(self, items: Iterable[Conversation], report: Report | None = None):
         self.items = list(items)
@@ -86,6 +88,9 @@ class Conversations(Sequence[Conversation]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def __repr__(self) -> str:
+        return f"Conversations({len(self):,} conversations, {len(self.report.skipped):,} skipped)"
 
     def __getitem__(self, index: Any) -> Any:
         return Conversations(self.items[index], self.report) if isinstance(index, slice) else self.items[index]
@@ -95,7 +100,7 @@ class Conversations(Sequence[Conversation]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all of them in order: a cursor taken on other rows is refused."""
+        """A hash of all conversations in order, by which a cursor of other rows is refused."""
         digest = hashlib.blake2b(digest_size=8)
         for item in self.items:
             digest.update(item.key.encode())
@@ -109,12 +114,19 @@ def load_conversations(
     adapter: str | Adapter = "messages",
     split: str = "train",
 ) -> Conversations:
-    """All conversations of a file, a folder, a glob, a list of those, or a Hugging Face data set "owner/name".
+    """Load and check all conversations of a source.
 
-    on_bad: "error" raises DataError at the first bad row, with file, line and remedy; "skip" leaves bad rows out and
-    counts them in `.report`. A file that cannot be read at all, and a source without any good row, are always errors.
-    adapter: how a row becomes `{"messages": ...}`: a name of `ADAPTERS` or a function.
-    split: which split of a data set that is loaded by name.
+    Args:
+        path: a file, a folder, a glob, a list of those, or the name of a Hugging Face dataset, "owner/name".
+        on_bad: "error" raises at the first bad row; "skip" leaves out bad rows and counts them in `.report`.
+        adapter: turns a row into `{"messages": ...}`: a name in `ADAPTERS`, or a function.
+        split: the split of a dataset that is loaded by name.
+
+    Returns:
+        The conversations, with `.report`.
+
+    Raises:
+        DataError: a bad row, with file, line and remedy; a file that cannot be read; or no good row at all.
     """
     _check_choice("on_bad", on_bad, ("error", "skip"))
     adapt = get_adapter(adapter)
@@ -140,13 +152,25 @@ def stream_conversations(
     on_bad: OnBad = "error",
     adapter: str | Adapter = "messages",
 ) -> ConversationSource:
-    """The conversations of files too large to hold, for `stream(...)`. Bad rows are met, and reported, as they come."""
+    """Read conversations that are too many to hold in memory, as a source for `stream`.
+
+    Args:
+        path: a file, a folder, a glob, or a list of those.
+        on_bad: "error" raises when a bad row is reached; "skip" leaves it out and adds it to `.skipped`.
+        adapter: turns a row into `{"messages": ...}`: a name in `ADAPTERS`, or a function.
+
+    Raises:
+        DataError: there is no such file. While reading, also for a bad row.
+    """
     return ConversationSource(path, on_bad=on_bad, adapter=adapter)
 
 
 class ConversationSource(FileSource):
-    """Files as a source of conversations; `.skipped` holds the rows left out so far, once each, and
-    `.ignored_keys` counts what was ignored each time it was read."""
+    """A source of conversations in files.
+
+    `.skipped` lists the rows left out so far, each once. `.ignored_keys` counts message keys that no renderer reads,
+    each time they are read.
+    """
 
     def __init__(self, path: Any, *, on_bad: OnBad = "error", adapter: str | Adapter = "messages"):
         _check_choice("on_bad", on_bad, ("error", "skip"))
@@ -155,8 +179,12 @@ class ConversationSource(FileSource):
         self.ignored_keys: Counter[str] = Counter()
         super().__init__(path, self._conversation)
 
+    def __repr__(self) -> str:
+        return f"ConversationSource({len(self.files):,} files, {len(self._skipped):,} rows skipped so far)"
+
     @property
     def skipped(self) -> list[Skipped]:
+        """The rows left out so far."""
         return list(self._skipped.values())
 
     def _conversation(self, raw: RawRow) -> Conversation | None:
@@ -172,25 +200,47 @@ class ConversationSource(FileSource):
 def parse_conversation(
     raw: RawRow, adapter: Adapter = lambda row: row, ignored_keys: Counter[str] | None = None
 ) -> Conversation:
-    """One row -> one checked conversation. Keys of its messages that no renderer reads are left out, and counted in
-    `ignored_keys`. Raises DataError with the row's place."""
+    """Turn one row into a checked conversation.
+
+    Args:
+        raw: the row with its place.
+        adapter: makes `{"messages": ...}` of the row.
+        ignored_keys: counts the message keys that are left out, because no renderer reads them.
+
+    Raises:
+        DataError: the row is not a conversation that can be trained on; the error names its file and line.
+    """
     try:
         row = raw.parse()
         adapted = adapter(row)
         if "messages" not in adapted:
             raise _no_messages(row)
-        messages, tools = check_messages(adapted["messages"]), check_tools(adapted.get("tools"))
+        known, unknown = _known_keys(adapted["messages"])
+        messages, tools = check_conversation(known, adapted.get("tools"))
     except DataError as error:
         if error.path is not None:
             raise
         raise DataError(error.problem, path=raw.path, line=raw.line, remedy=error.remedy) from error
-    for message in messages:
-        for key in [key for key in message if key not in KEYS]:
-            del message[key]
-            if ignored_keys is not None:
-                ignored_keys[key] += 1
+    if ignored_keys is not None:
+        ignored_keys.update(unknown)
     extra = {key: value for key, value in adapted.items() if key not in ("messages", "tools")}
     return Conversation(messages, tools, extra, raw.path, raw.line)
+
+
+def _known_keys(messages: Any) -> tuple[Any, list[str]]:
+    """Return (the messages without the keys that no renderer reads, those keys that are not null)."""
+    if not isinstance(messages, list):
+        return messages, []
+    ignored: list[str] = []
+    kept = []
+    for message in messages:
+        # Without a role, the other keys are needed to say what the row looks like.
+        has_role = isinstance(message, dict) and message.get("role") is not None
+        if has_role and not MESSAGE_KEYS.issuperset(message):
+            ignored += [key for key in message if key not in MESSAGE_KEYS and message[key] is not None]
+            message = {key: value for key, value in message.items() if key in MESSAGE_KEYS}
+        kept.append(message)
+    return kept, ignored
 
 
 def _raw_rows(path: Any, split: str) -> Iterator[RawRow]:
@@ -200,7 +250,7 @@ def _raw_rows(path: Any, split: str) -> Iterator[RawRow]:
 
 
 def is_hub_name(path: Any) -> bool:
-    """`owner/name` that is no file here; a name with a suffix or a wildcard is meant as a file."""
+    """True for `owner/name` that is not a file here; a name with a file suffix or a wildcard means a file."""
     if not isinstance(path, str):
         return False
     owner, slash, name = path.partition("/")
@@ -217,7 +267,7 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
         import datasets
     except ImportError as error:
         raise DataError(
-            "no such file, and loading a data set by name needs the datasets package",
+            "no such file; loading a dataset by name needs the package `datasets`",
             path=name,
             remedy="pip install 'tinkerloop-sdk[data]'",
         ) from error
@@ -225,9 +275,9 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:
         raise DataError(
-            f"neither a file here nor a data set that can be loaded: {error}",
+            f"neither a file nor a dataset that can be loaded: {error}",
             path=name,
-            remedy=f"looked in {os.getcwd()} and on the hub",
+            remedy=f"searched {os.getcwd()} and the Hugging Face hub; correct the path or the name",
         ) from error
     for number, row in enumerate(rows, start=1):  # type: ignore[arg-type]
         yield RawRow(f"{name}[{split}]", number, without_nulls(row))
@@ -235,7 +285,8 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
 
 def _no_messages(row: dict[str, Any]) -> DataError:
     adapter = suggest_adapter(row)
-    remedy = f"this looks like adapter={adapter!r}" if adapter else 'a row is {"messages": [{"role", "content"}, ...]}'
+    shape = 'a row is {"messages": [{"role": ..., "content": ...}, ...]}'
+    remedy = f"this looks like adapter={adapter!r}" if adapter else shape
     return DataError(f"the row has no messages, only {sorted(row)}", remedy=remedy)
 
 

@@ -1,7 +1,7 @@
-"""Rows out of files, each with its place: JSONL (plain, gzip, zstd), JSON arrays and parquet.
+"""Rows of files, each with its file and line: JSONL (plain, gzip, zstd), JSON arrays and parquet.
 
-A row that cannot be read is reported when it is parsed, so that a caller may count it and go on; a file that cannot be
-read at all is always an error.
+A row that cannot be read is an error only when it is parsed, so that a caller can count it and go on. A file that
+cannot be read at all is always an error.
 """
 
 from __future__ import annotations
@@ -29,15 +29,19 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """One row as it stands in its file; `line` counts from 1 (in parquet and JSON arrays: the row)."""
+    """A row as it is in its file, not parsed; `line` counts from 1 (in parquet and JSON arrays: the row)."""
 
     path: str
     line: int
     raw: Any
-    """The bytes of a line, or the value where the file holds values."""
+    """The bytes of a line; in parquet and JSON arrays, the value."""
 
     def parse(self) -> dict[str, Any]:
-        """The row as a dict. Raises DataError with its place."""
+        """Return the row as a dictionary.
+
+        Raises:
+            DataError: not a JSON object; the error names the file and the line.
+        """
         value = _parse_line(self.raw, self.path, self.line) if isinstance(self.raw, bytes) else self.raw
         if not isinstance(value, dict):
             raise DataError(
@@ -50,52 +54,71 @@ class RawRow:
 
 
 def find_files(path: PathLike | Sequence[PathLike]) -> list[str]:
-    """The data files meant by a file, a folder (its data files, nested ones too), a glob, or a list of those; sorted
-    within each. Raises DataError when there is none, or when a named file has an unknown kind."""
+    """Find the data files of a path.
+
+    Args:
+        path: a file, a folder (with its subfolders), a glob, or a list of those.
+
+    Returns:
+        The files in the order of the list, sorted within each folder or glob.
+
+    Raises:
+        DataError: there is no data file, or a file has an unknown suffix.
+    """
     if isinstance(path, Sequence) and not isinstance(path, str):
         return [file for one in path for file in find_files(one)]
     path = os.path.expanduser(os.fspath(path))
     if os.path.isdir(path):
         files = sorted(str(p) for p in Path(path).rglob("*") if p.is_file() and str(p).endswith(SUFFIXES))
         if not files:
-            raise DataError("no data file in this folder", path=path, remedy=f"known kinds: {', '.join(SUFFIXES)}")
+            raise DataError("no data file in this folder", path=path, remedy=f"known suffixes: {', '.join(SUFFIXES)}")
         return files
     if os.path.exists(path):
         files = [path]
     elif files := sorted(f for f in glob.glob(path, recursive=True) if os.path.isfile(f)):
         pass
     else:
-        raise DataError("no such file", path=path, remedy=f"looked in {os.getcwd()}{_did_you_mean(path)}")
+        raise DataError("no such file", path=path, remedy=f"searched {os.getcwd()}{_did_you_mean(path)}")
     for file in files:
         if not file.endswith(SUFFIXES):
-            raise DataError("unknown kind of file", path=file, remedy=f"known kinds: {', '.join(SUFFIXES)}")
+            raise DataError("unknown kind of file", path=file, remedy=f"known suffixes: {', '.join(SUFFIXES)}")
     return files
 
 
 def _did_you_mean(path: str) -> str:
     folder, name = os.path.split(path)
-    there = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    near = difflib.get_close_matches(name, there, n=1)
+    names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
 
 
 class FileSource:
-    """The rows of files as a stream that opens at any position: in O(1) for plain JSONL and parquet row groups, by
-    reading past the rows before it for compressed files.
+    """A source of rows in files, for `stream`, that opens at any position.
 
-    parse: RawRow -> what a row becomes, a dict by default. Returning None leaves the row out.
+    Opening takes O(1) for plain JSONL and for parquet row groups; compressed files are read up to the position.
+
+    Args:
+        path: a file, a folder, a glob, or a list of those.
+        parse: makes a value of a `RawRow`, by default a dictionary. A row for which it returns None is left out.
+
+    Raises:
+        DataError: there is no such file, or its kind is unknown.
     """
 
     def __init__(self, path: PathLike | Sequence[PathLike], parse: Callable[[RawRow], Any] = RawRow.parse):
         self.files, self._parse = find_files(path), parse
 
+    def __repr__(self) -> str:
+        return f"FileSource({len(self.files):,} files)"
+
     @property
     def fingerprint(self) -> str:
-        """Names and sizes of the files: another size means other rows."""
+        """A hash of the names and sizes of the files: a different size means different rows."""
         sizes = [(os.path.basename(file), os.path.getsize(file)) for file in self.files]
         return hashlib.blake2b(json.dumps(sizes).encode(), digest_size=8).hexdigest()
 
     def open(self, position: Any = None) -> OpenFiles:
+        """Return the rows from `position` on; None is the start."""
         return OpenFiles(self.files, self._parse, **(position or {}))
 
     def __iter__(self) -> Iterator[Any]:
@@ -103,7 +126,7 @@ class FileSource:
 
 
 class OpenFiles:
-    """Files being read one after another."""
+    """Rows being read from files, one file after another."""
 
     def __init__(
         self, files: Sequence[str], parse: Callable[[RawRow], Any], file: int = 0, row: int = 0, offset: int = 0
@@ -130,7 +153,7 @@ class OpenFiles:
                 self._file, self._row, self._offset, self._reading = self._file + 1, 0, 0, None
                 continue
             except DataError:
-                self._reading = None  # asked again, it says so again
+                self._reading = None  # the next call raises the same error
                 raise
             value = self._parse(RawRow(path, self._row, raw))
             if value is not None:
@@ -139,13 +162,25 @@ class OpenFiles:
 
 
 class JsonlFile(Sequence[Any]):
-    """The rows of one plain JSONL file, read when they are asked for: only where each line begins is held (8 bytes a
-    row). Blank lines are no rows. `fingerprint` is a hash of the content."""
+    """The rows of one plain JSONL file, read when they are asked for.
+
+    Only the place of each row is held in memory (16 bytes). Blank lines are not rows. `fingerprint` is a hash of the
+    content.
+
+    Args:
+        path: a plain .jsonl file.
+        parse: makes a value of a `RawRow`, by default a dictionary.
+
+    Raises:
+        DataError: not a plain .jsonl file. When a row is read, also if it is not a JSON object.
+    """
 
     def __init__(self, path: PathLike, parse: Callable[[RawRow], Any] = RawRow.parse):
         (self.path,) = find_files(path)
         if not self.path.endswith(".jsonl"):
-            raise DataError("only a plain .jsonl file can be read at any row", path=self.path, remedy="unpack it")
+            raise DataError(
+                "only a plain .jsonl file can be read at any row", path=self.path, remedy="decompress or convert it"
+            )
         self._parse = parse
         self._offsets, self._lines = array("q"), array("q")
         digest, offset = hashlib.blake2b(digest_size=8), 0
@@ -160,6 +195,9 @@ class JsonlFile(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self._offsets)
+
+    def __repr__(self) -> str:
+        return f"JsonlFile({self.path!r}, {len(self):,} rows)"
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -186,7 +224,7 @@ def _read_lines(path: str, row: int, offset: int) -> Iterator[tuple[int, int, by
             if plain:
                 file.seek(offset)
             else:
-                next(itertools.islice(file, row, row), None)  # reads past them
+                next(itertools.islice(file, row, row), None)  # reads them and drops them
             for number, line in enumerate(file, start=row + 1):
                 offset += len(line)
                 if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -196,7 +234,7 @@ def _read_lines(path: str, row: int, offset: int) -> Iterator[tuple[int, int, by
     except (OSError, EOFError, zlib.error, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"cannot be read: {error}", path=path, remedy="is the file complete?") from error
+        raise DataError(f"cannot be read: {error}", path=path, remedy="check that the file is complete") from error
 
 
 def _open(path: str) -> IO[bytes]:
@@ -214,7 +252,7 @@ def _open_zstd(path: str) -> IO[bytes]:
         import pyarrow
     except ImportError as error:
         raise _needs("pyarrow", path) from error
-    # pyarrow's reader reports a file that was cut off; zstandard's takes it for the end.
+    # pyarrow reports a file that was cut off; zstandard takes the cut for the end of the file.
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd"))  # type: ignore[arg-type]
 
 
@@ -260,12 +298,17 @@ def _read_parquet(path: str, row: int, offset: int) -> Iterator[tuple[int, int, 
                     if number > row:
                         yield number, 0, without_nulls(value)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"cannot be read: {error}", path=path, remedy="is it parquet, and complete?") from error
+        raise DataError(
+            f"cannot be read: {error}", path=path, remedy="check that the file is parquet and complete"
+        ) from error
 
 
 def without_nulls(value: Any) -> Any:
-    """A row of a table as it was before it became one: columns hold every field of a nested type in every row, so a
-    null, however deep, means that the field is absent."""
+    """Drop nulls at any depth. A table holds every field of a nested type in every row, so a null is an absent field.
+
+    >>> without_nulls({"role": "user", "tool_calls": None, "content": [{"type": "text", "text": "a", "image": None}]})
+    {'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}
+    """
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -287,7 +330,7 @@ def _parse_line(line: bytes, path: str, number: int) -> Any:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         cut = text.startswith("{") and not text.endswith(("}", "\n"))
-        remedy = "the file seems cut off here" if cut else "write one JSON object per line"
+        remedy = "the file seems to be cut off here" if cut else "write one JSON object per line"
         raise DataError(
             f"not JSON: {error.msg} at column {error.colno}", path=path, line=number, remedy=remedy
         ) from error
@@ -296,16 +339,16 @@ def _parse_line(line: bytes, path: str, number: int) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return made
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice in one object")
+    return value
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _json_name(value: Any) -> str:
@@ -314,4 +357,6 @@ def _json_name(value: Any) -> str:
 
 
 def _needs(package: str, path: str) -> DataError:
-    return DataError(f"reading this needs {package}", path=path, remedy="pip install 'tinkerloop-sdk[data]'")
+    return DataError(
+        f"reading this file needs the package {package}", path=path, remedy="pip install 'tinkerloop-sdk[data]'"
+    )

@@ -17,21 +17,30 @@ def mix(
     until: str = "first",
     length: int | None = None,
 ) -> MixedBatches:
-    """Batches that interleave `parts` in the proportions of `weights`.
+    """Interleave several sources in fixed proportions.
 
-    Every draw takes the part that is furthest behind its share (ties: the earlier one), so after t draws a part has
-    been drawn share * t times to within one or two: the proportions hold in every batch, not only in the long run,
-    and no randomness is needed. Give the parts `batch_size=1` and a `shuffle` seed each; a mixed batch is then
-    `batch_size` rows. A repeating part (`epochs=None`) never ends.
+    Each draw takes the part that is furthest below its share (the earlier one if two are equal). After t draws, a part
+    has been drawn share * t times to within one or two: the proportions hold in every batch, without randomness.
 
-    until: "first" ends when any part has ended; "all" goes on with the parts that are left.
-    length: ends after so many draws in any case. The last batch may hold fewer rows.
+    Args:
+        parts: batches by name. Give each part `batch_size=1` and a seed as `shuffle`; a mixed batch then holds
+            `batch_size` rows. A part with `epochs=None` never ends.
+        weights: a positive number for each part; the share of a part is its weight divided by the sum.
+        batch_size: draws in a batch.
+        until: "first" ends when any part has ended; "all" goes on with the parts that are left.
+        length: the largest number of draws; None sets no limit. The last batch may hold fewer rows.
+
+    Returns:
+        An iterator of batches with a cursor.
+
+    Raises:
+        DataError: weights and parts do not fit, or an argument is wrong.
     """
     return MixedBatches(parts, weights, batch_size, until=until, length=length)
 
 
 def check_weights(parts: Iterable[str], weights: Mapping[str, float]) -> None:
-    """Refuse weights that are not one positive number for each part."""
+    """Raise DataError unless there is one positive weight for each part."""
     if not weights or set(parts) != set(weights):
         raise DataError(f"every part needs a weight: got parts {sorted(parts)}, weights {sorted(weights)}")
     for name, weight in weights.items():
@@ -40,7 +49,7 @@ def check_weights(parts: Iterable[str], weights: Mapping[str, float]) -> None:
 
 
 class MixedBatches:
-    """The batches of `mix()`."""
+    """The batches that `mix` makes."""
 
     def __init__(
         self,
@@ -55,7 +64,7 @@ class MixedBatches:
         if batch_size < 1 or (length is not None and length < 1):
             raise DataError(f"batch_size and length must be at least 1, got {batch_size=} and {length=}")
         if until not in ("first", "all"):
-            raise DataError(f'until is "first" or "all", got {until!r}')
+            raise DataError(f'until must be "first" or "all", got {until!r}')
         self.parts, self.batch_size, self.until, self.length = dict(parts), batch_size, until, length
         self.weights = {name: float(weights[name]) for name in self.parts}
         self._restart(0, dict.fromkeys(self.parts, 0), set())
@@ -79,7 +88,7 @@ class MixedBatches:
         end = self._drawn + self.batch_size
         if self.length is not None:
             end = min(end, self.length)
-        while self._drawn < end and (name := self._furthest_behind()):
+        while self._drawn < end and (name := self._furthest_below_share()):
             try:
                 batch.extend(next(self.parts[name]))
             except StopIteration:
@@ -106,10 +115,15 @@ class MixedBatches:
         self._restart(drawn, dict(cursor["taken"]), set(cursor["ended"]))
 
     def __len__(self) -> int:
-        """Batches from the start, known when `length` is given and no part ends before."""
+        """The number of batches, if `length` is given and no part ends earlier."""
         if self.length is None:
             raise TypeError("a mixture without length= has no length; say how many steps to run")
         return -(-self.length // self.batch_size)
+
+    def __repr__(self) -> str:
+        length = "" if self.length is None else f" of {self.length:,}"
+        size = f"batch_size={self.batch_size}, until={self.until!r}"
+        return f"MixedBatches({len(self.parts)} parts, {size}, at draw {self._drawn:,}{length})"
 
     def __str__(self) -> str:
         total = sum(self.weights.values())
@@ -123,15 +137,15 @@ class MixedBatches:
 
     def _end(self, name: str) -> None:
         self._ended.add(name)
-        # The others go on in their own proportions from here: an ended part leaves no debt behind.
+        # Count again from 0, so that the other parts keep their proportions from here on.
         self._taken = dict.fromkeys(self._taken, 0)
 
-    def _furthest_behind(self) -> str | None:
+    def _furthest_below_share(self) -> str | None:
         if self.until == "first" and self._ended:
             return None
-        left = [name for name in self.parts if name not in self._ended]
-        if not left:
+        remaining = [name for name in self.parts if name not in self._ended]
+        if not remaining:
             return None
-        total, drawn = sum(self.weights[n] for n in left), sum(self._taken[n] for n in left)
+        total, drawn = sum(self.weights[n] for n in remaining), sum(self._taken[n] for n in remaining)
         # After the next draw a part should have been drawn (drawn + 1) * share times.
-        return max(left, key=lambda n: (drawn + 1) * self.weights[n] / total - self._taken[n])
+        return max(remaining, key=lambda n: (drawn + 1) * self.weights[n] / total - self._taken[n])

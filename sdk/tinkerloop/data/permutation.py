@@ -1,8 +1,8 @@
-"""A shuffled order that is computed, not stored: which row stands at position i of epoch e, in O(1) time and memory.
+"""A shuffled order that is computed, not stored: the row at position i of epoch e, in O(1) time and memory.
 
 The swap-or-not shuffle of Hoang, Morris and Rogaway ("An Enciphering Scheme Based on a Card Shuffle", CRYPTO 2012):
 in each round every position x is paired with (k - x) mod n, and one hashed bit per pair decides whether the two
-change places. It is a permutation for any n, so no row is drawn twice and none is left out, and seeking to the middle
+are exchanged. It is a permutation for any n, so no row is drawn twice and none is left out, and seeking to the middle
 of a later epoch costs as much as reading the next row. The order depends on `key` and `n` alone: not on the platform,
 the numpy version or a generator's state.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def shuffled_positions(key: str, n: int, start: int, stop: int) -> np.ndarray:
-    """Entries [start, stop) of the permutation of range(n) that belongs to `key`: int64, shape (stop - start,).
+    """Return entries [start, stop) of the permutation of range(n) given by `key`: int64, shape (stop - start,).
 
     >>> shuffled_positions("0/shuffle/0", 6, 0, 6).tolist()
     [1, 5, 0, 4, 2, 3]

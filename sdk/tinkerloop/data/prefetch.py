@@ -1,7 +1,7 @@
-"""Batches made ahead on a thread, each with the cursor that belongs to it.
+"""Batches made ahead on a thread, each with its cursor.
 
-The position reported is what has been *handed out*, not what the thread has already made: a record saved now and
-resumed later continues with the very next batch, whatever had been prefetched.
+The cursor is the position after the batches that were handed out, not after those that the thread has made: a run
+that is saved now and resumed later continues with the very next batch.
 """
 
 from __future__ import annotations
@@ -21,24 +21,35 @@ if TYPE_CHECKING:
 
 
 def prefetch(batches: Batches, n: int = 2) -> Prefetched:
-    """The same batches, up to `n` of them made ahead on one thread. Errors surface at their place in the order."""
+    """Make batches ahead on one thread.
+
+    Args:
+        batches: any batches with a cursor.
+        n: the largest number of batches that are made ahead.
+
+    Returns:
+        The same batches in the same order. An error is raised in place of the batch that failed.
+
+    Raises:
+        DataError: `n` is less than 1.
+    """
     return Prefetched(batches, n)
 
 
 class Prefetched:
-    """The batches of `prefetch()`. The thread starts with the first batch asked for and ends with the last one,
-    or when nobody holds these batches any more."""
+    """The batches that `prefetch` makes. The thread starts with the first batch and ends after the last one, or when
+    this object is no longer used."""
 
     def __init__(self, batches: Batches, n: int):
         if n < 1:
-            raise DataError(f"prefetch needs room for at least one batch, got {n}")
+            raise DataError(f"n must be at least 1, got {n}")
         self._inner, self._ahead = batches, n
         self._cursor = batches.cursor
         self._work: _Worker | None = None
-        self._stale = False  # the batches underneath have gone further than what was handed out
+        self._stale = False  # the inner batches are further than those handed out
 
     def __len__(self) -> int:
-        return len(self._inner)  # type: ignore[arg-type]  # those that know their length say it
+        return len(self._inner)  # type: ignore[arg-type]  # TypeError if they do not know their length
 
     def __iter__(self) -> Iterator[Sequence[tinker.Datum]]:
         return self
@@ -49,12 +60,12 @@ class Prefetched:
                 self._inner.seek(self._cursor)
                 self._stale = False
             self._work = _Worker(self._inner, self._ahead)
-            weakref.finalize(self, self._work.tell_to_stop)  # a run that ended early leaves no thread behind
+            weakref.finalize(self, self._work.tell_to_stop)  # a run that ends early leaves no thread
         batch, cursor, error = self._work.get()
         if error is None:
             self._cursor = cursor
             return batch
-        self._work.stop()  # it has ended by itself, and the batches underneath stand where they were
+        self._work.stop()  # it has ended; the inner batches are still at the failed one
         self._work = None
         raise error
 
@@ -68,10 +79,13 @@ class Prefetched:
         self._cursor, self._stale = self._inner.cursor, False
 
     def close(self) -> None:
-        """Stop the thread and forget what it has made ahead; the next batch asked for continues from `cursor`."""
+        """Stop the thread and drop the batches it has made ahead; the next batch continues from `cursor`."""
         if self._work is not None:
             self._work.stop()
             self._work, self._stale = None, True
+
+    def __repr__(self) -> str:
+        return f"Prefetched({self._inner!r}, n={self._ahead})"
 
     def __str__(self) -> str:
         return f"{self._inner}; {self._ahead} ahead"

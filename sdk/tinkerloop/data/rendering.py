@@ -1,11 +1,11 @@
-"""Files of conversations -> datums, on several cores, kept on disk: the next run, and every next epoch, render nothing.
+"""Files of conversations -> datums, rendered by several processes and cached on disk for later runs.
 
     datums = render_files("chats.jsonl", renderer, max_length=2048, cache="cache", workers=2)
     train = batches(datums, 32, epochs=3, shuffle=0)
 
-A cache entry is named by the hash of everything that decides its content: the files' bytes, the renderer's
-fingerprint, and the options. It holds flat arrays that are mapped, not read: opening one costs milliseconds and memory
-for the rows in use alone.
+The name of a cache entry is a hash of everything that decides its content: the bytes of the files, the fingerprint of
+the renderer, and the options. An entry holds flat arrays that are memory-mapped: opening one takes milliseconds, and
+memory only for the rows in use.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CHUNK = 256  # rows that a worker is given at a time
 
 
 class DatumStore(Sequence["tinker.Datum"]):
-    """Datums in mapped arrays: built when asked for, equal to those of `conversation_datums`."""
+    """Datums in memory-mapped arrays, built when they are asked for; equal to those of `conversation_datums`."""
 
     def __init__(self, folder: PathLike):
         self.folder = Path(folder)
@@ -58,13 +58,17 @@ class DatumStore(Sequence["tinker.Datum"]):
     def __len__(self) -> int:
         return len(self._ends)
 
+    def __repr__(self) -> str:
+        skipped = len(self.report.skipped)
+        return f"DatumStore({len(self):,} datums, {self.truncated:,} truncated, {skipped:,} skipped)"
+
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
         start, end = (0 if index == 0 else self._ends[index - 1]), self._ends[index]
         tokens, weights = self._tokens[start:end], self._weights[start:end]  # (N,) each
-        # What was checked when it was written is not validated token by token again.
+        # The tokens were checked when they were written; pydantic would validate each one again.
         chunk = tinker.EncodedTextChunk.model_construct(tokens=tokens[:-1].tolist())
         return tinker.Datum(
             model_input=tinker.ModelInput(chunks=[chunk]),
@@ -87,18 +91,27 @@ def render_files(
     on_long: OnLong = "error",
     workers: int = 0,
 ) -> DatumStore:
-    """The datums of text conversations in files; see `load_conversations` and `conversation_datums` for the options.
+    """Render text conversations of files, or open them from the cache.
 
-    cache: the folder of entries; one that fits is opened, else it is made.
-    workers: processes that render; 0 renders in this one. They take seconds to start, which pays from some tens of
-        thousands of conversations on. A script that uses them needs `if __name__ == "__main__":`.
+    Args:
+        path, adapter: as for `load_conversations`.
+        renderer, max_length, train_on_what, on_long: as for `conversation_datums`.
+        on_bad: as for both.
+        cache: the folder of entries; an entry that fits is opened, otherwise it is made.
+        workers: the number of processes that render; 0 renders in this process. Processes take seconds to start, which
+            is worth it from some tens of thousands of conversations on. The script then needs
+            `if __name__ == "__main__":`.
 
-    Raises DataError as those two do, and leaves no entry behind; also for images, which the arrays cannot hold.
+    Returns:
+        The datums, with `.report` and `.truncated`.
+
+    Raises:
+        DataError: as from those two functions; also for images, which the arrays cannot hold. No entry is left.
     """
     check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
     get_adapter(adapter)
     if is_hub_name(path):
-        raise DataError("only files are cached, not a data set by name", path=path, remedy="leave out the cache")
+        raise DataError("only files can be cached, not a dataset by name", path=path, remedy="leave out the cache")
     files = find_files(path)
     job = _Job(renderer, max_length, str(train_on_what), adapter, on_long)
     name = _entry_name(files, job, on_bad)
@@ -108,7 +121,7 @@ def render_files(
         made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=entry.parent))
         try:
             _write(made, name, _render(files, job, workers), on_bad, on_long)
-            os.rename(made, entry)  # all of it or nothing; of two writers the first wins
+            os.rename(made, entry)  # atomic: of two writers, the first wins
         except OSError:
             if not entry.exists():
                 raise
@@ -119,7 +132,7 @@ def render_files(
 
 @dataclass(frozen=True)
 class _Row:
-    """What one row became: arrays, or the problem with it."""
+    """A rendered row: arrays, or the problem with it."""
 
     tokens: np.ndarray | None = None  # (N,) int32
     weights: np.ndarray | None = None  # (N,) float32
@@ -133,7 +146,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Job:
-    """Rows to arrays: all that a worker needs."""
+    """Everything that a worker needs to render rows to arrays."""
 
     renderer: Renderer
     max_length: int | None

@@ -1,10 +1,10 @@
-"""Batches from rows that are read as they come: constant memory, and a position that is exact all the same.
+"""Batches from rows that are read as they come: constant memory, and still an exact position.
 
-Shuffling works block by block: `buffer_size` rows are read, put in a computed order and handed out, then the next
-block follows. The position is therefore three small numbers: where the block starts in the source, how many rows came
-before it, and how many of it are gone. Resuming opens the source there and reads one block again. (A buffer that
-mixes old rows with new ones, as most libraries have it, could only be resumed by saving its contents.) The first
-block of every epoch has another size, so rows that shared a block once do not share it for ever.
+Rows are shuffled block by block: `buffer_size` rows are read, put in a computed order and handed out, then the next
+block follows. The position is therefore three small values: where the block starts in the source, how many rows came
+before it, and how many of its rows were handed out. Resuming opens the source there and reads one block again. (Most
+libraries use a buffer that mixes old rows with new ones; it could only be resumed by saving its contents.) The first
+block of every epoch has a different size, so that the same rows do not share a block in every epoch.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from tinkerloop.errors import DataError
 
 
 class OpenRows(Protocol):
-    """Rows being read: an iterator that knows where it stands."""
+    """Rows being read: an iterator that knows its position."""
 
     def __next__(self) -> Any: ...
 
     @property
     def position(self) -> Any:
-        """Where the next row begins: JSON-able, and accepted by `open` of the source it came from."""
+        """The place of the next row as JSON values, which `open` of the same source accepts."""
         ...
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Rows that can be opened at any position that was reported before."""
+    """Rows that can be opened at any position that was reported earlier."""
 
     @property
     def fingerprint(self) -> str | None:
-        """What the positions belong to; None when nobody can tell."""
+        """A hash of the rows that the positions belong to; None if it is not known."""
         ...
 
     def open(self, position: Any) -> OpenRows:
-        """Rows from `position` on; None is the start."""
+        """Return the rows from `position` on; None is the start."""
         ...
 
 
@@ -57,11 +57,24 @@ def stream(
     flatmap_fn: Callable[[Any], Iterable[Any]] | None = None,
     drop_last: bool = False,
 ) -> StreamBatches:
-    """Batches of `batch_size` rows from a source too large to hold: a `FileSource`, a Hugging Face IterableDataset, or
-    a function that returns a fresh iterator (resumed by reading past what has been used).
+    """Make batches of rows that are too many to hold in memory.
 
-    shuffle: a seed, or None for the order of the source. buffer_size: rows held and shuffled at a time.
-    length: rows used in each epoch, None for all there are. The other arguments are those of `batches`.
+    Args:
+        source: a `FileSource`, a Hugging Face IterableDataset, or a function that returns a fresh iterator (resuming
+            then reads all rows up to the position again).
+        batch_size: rows in a batch.
+        epochs: how many times the source is read; None repeats it without end.
+        shuffle: the random seed of the order, which differs in each epoch; 0 is a seed like any other. None keeps the
+            order of the source.
+        buffer_size: rows that are held in memory and shuffled together.
+        length: rows used in each epoch; None uses all.
+        map_fn, flatmap_fn, drop_last: as for `batches`.
+
+    Returns:
+        An iterator of batches with a cursor.
+
+    Raises:
+        DataError: an argument is wrong. While iterating, also when the source ends before one batch is full.
     """
     return StreamBatches(
         as_source(source),
@@ -77,7 +90,7 @@ def stream(
 
 
 class StreamBatches:
-    """The batches of `stream()`."""
+    """The batches that `stream` makes."""
 
     def __init__(
         self,
@@ -134,11 +147,16 @@ class StreamBatches:
         self._go_to(epoch, cursor["position"], first, offset)
 
     def __len__(self) -> int:
-        """Batches in all epochs, known when `length` and `epochs` are given. A shorter stream ends earlier."""
+        """The number of batches in all epochs, if `length` and `epochs` are given. A shorter stream ends earlier."""
         if self.epochs is None or self.length is None:
             raise TypeError("a stream without length= and epochs= has no length; say how many steps to run")
         full, rest = divmod(self.length, self.batch_size)
         return self.epochs * (full + (rest > 0 and not self.drop_last))
+
+    def __repr__(self) -> str:
+        row, length = self._first + self._offset, "" if self.length is None else f" of {self.length:,}"
+        size = f"batch_size={self.batch_size}, epochs={self.epochs}"
+        return f"StreamBatches({size}, at row {row:,}{length} in epoch {self._epoch})"
 
     def __str__(self) -> str:
         rows = "all rows" if self.length is None else f"{self.length} rows"
@@ -171,7 +189,7 @@ class StreamBatches:
         raise StopIteration
 
     def _take(self, count: int) -> tuple[list[Any], list[int]]:
-        """The next `count` rows of this epoch, fewer at its end, with their numbers in the order handed out."""
+        """Return the next `count` rows of this epoch (fewer at its end) and their numbers in the order of use."""
         rows: list[Any] = []
         start = self._first + self._offset
         while len(rows) < count:
@@ -182,7 +200,7 @@ class StreamBatches:
             part = self._block[self._offset : self._offset + count - len(rows)]
             rows += part
             self._offset += len(part)
-            if self._offset >= len(self._block):  # on to the next block: nothing of this one is needed again
+            if self._offset >= len(self._block):  # the block is used up: go to the next one
                 assert self._rows is not None
                 self._position = self._rows.position
                 self._first, self._offset, self._block = self._first + len(self._block), 0, None
@@ -222,7 +240,7 @@ class StreamBatches:
 
 
 def as_source(source: Any) -> Source:
-    """The source behind what a user has: itself, a Hugging Face stream, a function, or any re-iterable."""
+    """Return `source` as a `Source`; it may be one, a Hugging Face stream, a function or any iterable."""
     refuse_path(source)
     if hasattr(source, "open"):
         return source
@@ -234,7 +252,7 @@ def as_source(source: Any) -> Source:
 
 
 class IterableSource:
-    """Rows of an iterable that can be started again. Seeking reads past the rows before the position."""
+    """Rows of an iterable that can be started again. Seeking reads all rows before the position."""
 
     fingerprint = None
 
@@ -247,14 +265,14 @@ class IterableSource:
             skipped = sum(1 for _ in itertools.islice(rows, position))
             if skipped < position:
                 raise DataError(
-                    f"the stream ended after {skipped} rows, the cursor stands at row {position}",
+                    f"the stream ended after {skipped} rows, but the cursor is at row {position}",
                     remedy="the source must give the same rows every time it is started",
                 )
         return rows
 
 
 class _OneShot:
-    """Rows of an iterator that can be gone through once. Anything else is refused, with the way out."""
+    """Rows of an iterator, which can be read once. Resuming and repeating raise DataError with a remedy."""
 
     fingerprint = None
 
@@ -264,7 +282,7 @@ class _OneShot:
     def open(self, position: Any) -> OpenRows:
         if (position or 0) != self._rows.position:
             raise DataError(
-                "an iterator can be read once: it can be neither resumed nor repeated",
+                "an iterator can be read only once: it can be neither resumed nor repeated",
                 remedy="pass a function that returns a fresh iterator, for example stream(lambda: rows(), ...)",
             )
         return self._rows
@@ -293,14 +311,14 @@ class HFSource:
         while examples is not None:
             if type(examples).__name__.startswith("BufferShuffled"):
                 raise DataError(
-                    "this IterableDataset shuffles in a buffer of its own, which cannot be resumed exactly",
-                    remedy="leave out dataset.shuffle(...) and use shuffle=SEED, buffer_size=N of the batches",
+                    "this IterableDataset shuffles in its own buffer, which cannot be resumed exactly",
+                    remedy="leave out dataset.shuffle(...) and pass shuffle=SEED and buffer_size=N to stream",
                 )
             examples = getattr(examples, "ex_iterable", None)
         self._dataset = dataset
 
     def open(self, position: Any) -> OpenRows:
-        dataset = object.__new__(type(self._dataset))  # copy.copy would share its attributes, the state among them
+        dataset = object.__new__(type(self._dataset))  # copy.copy would share the state
         dataset.__dict__.update(self._dataset.__dict__)
         dataset.load_state_dict(copy.deepcopy(position))  # None is the start
         return _HFRows(dataset)

@@ -12,11 +12,19 @@ from tinkerloop.renderers.pieces import Part
 
 
 class TrainOnWhat(StrEnum):
-    """Which tokens of a conversation carry weight. Role headers and separators do only in `ALL_TOKENS`."""
+    """The tokens of a conversation that carry weight. Role headers and separators carry it only with `ALL_TOKENS`.
+
+    There are three defaults. They are the Tinker Cookbook's, so that the same call trains the same tokens:
+
+    - `Renderer.build_supervised_example`: `LAST_ASSISTANT_MESSAGE`
+    - `Renderer.build_supervised_examples`: `LAST_ASSISTANT_TURN`
+    - `conversation_to_datum`, `conversation_datums`, `render_files`, `ChatDatasetBuilderCommonConfig` and
+      `tinkerloop inspect`: `ALL_ASSISTANT_MESSAGES`
+    """
 
     LAST_ASSISTANT_MESSAGE = "last_assistant_message"
     LAST_ASSISTANT_TURN = "last_assistant_turn"
-    """The last assistant message and those before it, back to the user's message that they answer."""
+    """The last assistant message and the earlier ones that answer the same user message, as with tool calls."""
     ALL_ASSISTANT_MESSAGES = "all_assistant_messages"
     ALL_MESSAGES = "all_messages"
     ALL_TOKENS = "all_tokens"

@@ -1,1 +1,1 @@
-"""What a Cookbook user types for supervised fine-tuning, thin over the loop."""
+"""Supervised fine-tuning as Tinker Cookbook users write it: a thin layer over data and loop."""

@@ -1,4 +1,4 @@
-"""Data sets over rows: Hugging Face tables, streams, conversation files, and mixtures of them."""
+"""Datasets over Hugging Face tables, streams and conversation files, and mixtures of datasets."""
 
 from __future__ import annotations
 
@@ -42,10 +42,17 @@ __all__ = [
 
 
 class SupervisedDatasetFromHFDataset(SupervisedDataset):
-    """Rows of a Hugging Face dataset (or of any sequence), mapped to datums as their batch is asked for.
+    """A dataset over a Hugging Face dataset or any sequence; rows become datums when their batch is asked for.
 
-    Give `map_fn`, row -> datum, or `flatmap_fn`, row -> several datums or none; `batch_size` counts rows. The last
-    batch of an epoch is kept when it is not full, unless `drop_last`.
+    Args:
+        hf_dataset: the rows.
+        batch_size: rows in a batch.
+        map_fn: makes a datum of a row. Give either this or `flatmap_fn`.
+        flatmap_fn: makes any number of datums of a row.
+        drop_last: leave out the last batch of an epoch if it is not full.
+
+    Raises:
+        DataError: neither or both of `map_fn` and `flatmap_fn` are given.
     """
 
     def __init__(
@@ -58,7 +65,7 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
         drop_last: bool = False,
     ):
         if (map_fn is None) == (flatmap_fn is None):
-            raise DataError("a dataset needs map_fn or flatmap_fn, one of them")
+            raise DataError("a dataset needs either map_fn or flatmap_fn", remedy="give one of them")
         self.rows, self.drop_last = hf_dataset, drop_last
         self.batch_size: int = batch_size
         self._map_fn, self._flatmap_fn = map_fn, flatmap_fn
@@ -79,19 +86,30 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
         return len(self.batches())
 
     def set_epoch(self, seed: int = 0) -> None:
-        """Shuffle what `get_batch` returns; before the first call the rows are in order."""
+        """Shuffle the batches of `get_batch` for the epoch number `seed`; before the first call, rows are in order."""
         self._epoch = seed
 
     def get_batch(self, index: int) -> list[tinker.Datum]:
+        """Return batch `index` of the epoch that `set_epoch` chose."""
         batches = self.batches(epochs=None, seed=None if self._epoch is None else 0)
         batches.seek({**batches.cursor, "epoch": self._epoch or 0, "row": index * self.batch_size})
         return next(batches)
 
 
 class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
-    """Rows of a Hugging Face IterableDataset (or of any source that `tinkerloop.data.stream` takes), read as they come.
+    """A dataset over a Hugging Face IterableDataset, or over any source that `tinkerloop.data.stream` takes.
 
-    length: rows used in each epoch. buffer_size: rows held and shuffled at a time; 0 or 1 keeps their order.
+    Args:
+        hf_dataset: the source of rows.
+        batch_size: rows in a batch.
+        length: rows used in each epoch; None uses all.
+        map_fn: makes a datum of a row. Give either this or `flatmap_fn`.
+        flatmap_fn: makes any number of datums of a row.
+        buffer_size: rows that are held in memory and shuffled together; 0 or 1 keeps their order.
+        drop_last: leave out the last batch of an epoch if it is not full.
+
+    Raises:
+        DataError: neither or both of `map_fn` and `flatmap_fn` are given.
     """
 
     def __init__(
@@ -106,7 +124,7 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
         drop_last: bool = False,
     ):
         if (map_fn is None) == (flatmap_fn is None):
-            raise DataError("a dataset needs map_fn or flatmap_fn, one of them")
+            raise DataError("a dataset needs either map_fn or flatmap_fn", remedy="give one of them")
         self.source, self.length, self.buffer_size = hf_dataset, length, buffer_size
         self.batch_size: int = batch_size
         self._map_fn, self._flatmap_fn, self.drop_last = map_fn, flatmap_fn, drop_last
@@ -133,9 +151,18 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
 
 
 class InterleavedDataset(SupervisedDataset):
-    """Several data sets in fixed proportions in every batch; each starts again, in another order, when it has ended.
+    """Several datasets, mixed in fixed proportions in every batch.
 
-    length: rows in an epoch; by default as many as it takes to see every row of every part.
+    A dataset that has ended starts again in a different order.
+
+    Args:
+        parts: the datasets by name.
+        weights: a positive number for each dataset; its share is its weight divided by the sum.
+        batch_size: rows in a batch, of all datasets together.
+        length: rows in an epoch; by default, enough to use every row of every dataset.
+
+    Raises:
+        DataError: weights and parts do not fit, or a dataset does not know its length and `length` is not given.
     """
 
     def __init__(
@@ -168,12 +195,14 @@ class InterleavedDataset(SupervisedDataset):
         try:
             rows = {name: len(part.batches(batch_size=1)) for name, part in self.parts.items()}  # type: ignore[arg-type]
         except TypeError as error:
-            raise DataError("a part does not know its length", remedy="say how long an epoch is: length=") from error
+            raise DataError(
+                "a dataset does not know its length", remedy="set length, the number of rows in an epoch"
+            ) from error
         return max(math.ceil(count * total / self.weights[name]) for name, count in rows.items())
 
 
 class _Joined(SupervisedDataset):
-    """Data sets one after another, for testing on all of them."""
+    """Several datasets one after another, for a test on all of them."""
 
     def __init__(self, parts: Sequence[SupervisedDataset], batch_size: int):
         self.parts, self.batch_size = parts, batch_size
@@ -185,33 +214,47 @@ class _Joined(SupervisedDataset):
 
 @chz.chz
 class FromConversationFileBuilder(ChatDatasetBuilder):
-    """Conversations of files: JSONL (plain, gzip, zstd), JSON, parquet; a folder, a glob, or a data set's name."""
+    """Builds a dataset from conversations in files (JSONL, JSON, parquet) or in a Hugging Face dataset."""
 
-    file_path: str = chz.field(doc="A file, a folder, a glob, or the name of a data set.")
+    file_path: str = chz.field(doc="A file, a folder, a glob, or the name of a Hugging Face dataset.")
     test_size: int | float = chz.field(
-        default=0, doc="Conversations held out for the test: a number, or a fraction below 1; 0 for none."
+        default=0, doc="Number of conversations held out as test data, or a fraction below 1; 0 holds out none."
     )
-    shuffle_seed: int = chz.field(default=0, doc="Decides which conversations are held out.")
+    shuffle_seed: int = chz.field(default=0, doc="Random seed for the choice of the test data.")
     adapter: str = chz.field(
-        default="messages", doc="The shape of the rows: messages, prompt_completion, sharegpt or alpaca."
+        default="messages", doc="Shape of the rows: messages, prompt_completion, sharegpt or alpaca."
     )
-    on_bad: str = chz.field(default="error", doc='What a broken row is: an "error", or a counted "skip".')
+    on_bad: str = chz.field(
+        default="error", doc='"error" stops at the first bad row; "skip" leaves bad rows out and counts them.'
+    )
     on_long: str = chz.field(
-        default="truncate", doc='What a conversation over max_length is: an "error", a "skip", or "truncate".'
+        default="truncate",
+        doc='For a conversation over max_length: "truncate" cuts its end, "skip" leaves it out, "error" stops.',
     )
-    drop_last: bool = chz.field(default=False, doc="Leave out the last batch of an epoch when it is not full.")
+    drop_last: bool = chz.field(default=False, doc="Leave out the last batch of an epoch if it is not full.")
 
-    cache: str | None = chz.field(default=None, doc="A folder that keeps what was rendered, for later runs.")
-    workers: int = chz.field(default=0, doc="Processes that render into the cache; 0: this one.")
+    cache: str | None = chz.field(
+        default=None, doc="Folder in which rendered conversations are cached for later runs; None disables the cache."
+    )
+    workers: int = chz.field(
+        default=0, doc="Number of processes that render into the cache; 0 renders in this process."
+    )
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        """All are rendered now: a conversation that cannot be trained on is found before training starts."""
+        """Render all conversations now, so that a bad one is found before training starts.
+
+        Returns:
+            (training data, test data or None).
+
+        Raises:
+            DataError: a bad row, with file, line and remedy.
+        """
         datums = self._datums()
         cut = f"; {datums.truncated:,} cut to {self.common_config.max_length} tokens" if datums.truncated else ""
         print(f"{self.file_path}: {datums.report}{cut}", file=sys.stderr)
         if not self.test_size:
             return self._dataset(datums), None
-        train, test = train_test_split(datums, self.test_size, seed=self.shuffle_seed, key=_said)
+        train, test = train_test_split(datums, self.test_size, seed=self.shuffle_seed, key=_content)
         return self._dataset(train), self._dataset(test)
 
     def _datums(self) -> Any:
@@ -228,7 +271,7 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
                 **options,  # type: ignore[arg-type]
             )
         if self.workers:
-            raise DataError(f"workers={self.workers} render into a cache, and there is none", remedy="set cache")
+            raise DataError(f"workers={self.workers} needs a cache to render into", remedy="set cache, or workers=0")
         conversations = load_conversations(self.file_path, on_bad=self.on_bad, adapter=self.adapter)  # type: ignore[arg-type]
         return conversation_datums(
             conversations,
@@ -249,7 +292,7 @@ def _itself(datum: tinker.Datum) -> tinker.Datum:
     return datum
 
 
-def _said(datum: tinker.Datum) -> str:
+def _content(datum: tinker.Datum) -> str:
     return str(datum.model_input.to_ints()) if not _has_images(datum) else datum.model_input.model_dump_json()
 
 
@@ -259,18 +302,22 @@ def _has_images(datum: tinker.Datum) -> bool:
 
 @chz.chz
 class InterleavedDatasetBuilder(SupervisedDatasetBuilder):
-    """Mixes the training data of several builders; their test data is tested one after another."""
+    """Mixes the training data of several builders; their test data follows one after another."""
 
-    builders: dict[str, SupervisedDatasetBuilder] = chz.field(doc="The sources by name.")
-    weights: dict[str, float] = chz.field(doc="The share of each source in every batch.")
-    batch_size: int = chz.field(default=32, doc="Rows in a batch, of all sources together.")
+    builders: dict[str, SupervisedDatasetBuilder] = chz.field(doc="Dataset builders by name.")
+    weights: dict[str, float] = chz.field(
+        doc="Weight of each dataset by name; its share of every batch is its weight divided by the sum."
+    )
+    batch_size: int = chz.field(default=32, doc="Rows in a batch, of all datasets together.")
 
-    length: int | None = chz.field(default=None, doc="Rows in an epoch; None: until every row has been seen.")
+    length: int | None = chz.field(
+        default=None, doc="Rows in an epoch; None uses enough to include every row of every dataset."
+    )
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        made = {name: builder() for name, builder in self.builders.items()}
-        train = {name: parts[0] for name, parts in made.items()}
-        test = [parts[1] for parts in made.values() if parts[1] is not None]
+        built = {name: builder() for name, builder in self.builders.items()}
+        train = {name: datasets[0] for name, datasets in built.items()}
+        test = [datasets[1] for datasets in built.values() if datasets[1] is not None]
         return (
             InterleavedDataset(train, self.weights, self.batch_size, length=self.length),
             _Joined(test, self.batch_size) if test else None,

@@ -1,4 +1,4 @@
-"""Evaluators of supervised training: held-out loss, bits per byte, and whatever a user scores by sampling."""
+"""Evaluators of supervised training: held-out loss, bits per byte, and scores of samples."""
 
 from __future__ import annotations
 
@@ -14,18 +14,24 @@ if TYPE_CHECKING:
 
 
 class SamplingClientEvaluator:
-    """Scores a sampling client: subclass it and write `__call__(sampling_client) -> metrics`, async or not."""
+    """The base class of evaluators that sample; a subclass defines `__call__(sampling_client) -> metrics`."""
 
     def __call__(self, sampling_client: Any) -> Any:
         raise NotImplementedError
 
 
 EvaluatorBuilder = Callable[[], Evaluator | SamplingClientEvaluator]
-"""Makes an evaluator once the run starts: a `SamplingClientEvaluator`, or a function as `callbacks.nll` returns it."""
+"""Makes an evaluator at the start of a run: a `SamplingClientEvaluator`, or a function like that of `callbacks.nll`."""
 
 
 class NLLEvaluator:
-    """Held-out loss in nats per weighted token, `nll`; with a tokenizer also `bits_per_byte`."""
+    """Held-out loss: `nll` in nats per weighted token and, with a tokenizer, `bits_per_byte`.
+
+    Args:
+        datums: the test data.
+        tokenizer: counts the bytes of the text; None leaves out `bits_per_byte`.
+        batch_size: datums in one forward pass.
+    """
 
     def __init__(self, datums: Iterable[tinker.Datum], *, tokenizer: Any = None, batch_size: int = 64):
         datums = list(datums)
@@ -36,12 +42,12 @@ class NLLEvaluator:
         )
 
     def __call__(self, training_client: Any) -> Any:
-        """Queue the forward passes; the future of the metrics."""
+        """Submit the forward passes; return a future of the metrics."""
         return self._submit(training_client)
 
 
 def utf8_bytes(datums: Iterable[tinker.Datum], tokenizer: Any) -> int:
-    """UTF-8 bytes of the text that the weighted tokens spell. Control tokens are no text."""
+    """Count the UTF-8 bytes of the text of the weighted tokens, without control tokens."""
     total = 0
     for datum in datums:
         targets = datum.loss_fn_inputs["target_tokens"].tolist()
@@ -52,12 +58,16 @@ def utf8_bytes(datums: Iterable[tinker.Datum], tokenizer: Any) -> int:
 
 
 def as_evaluator(evaluator: Any) -> Evaluator:
-    """What the loop runs: `training client -> future of metrics`."""
+    """Return the evaluator as the loop runs it: a function from a training client to a future of metrics.
+
+    Raises:
+        TypeError: the evaluator is a coroutine function.
+    """
     if isinstance(evaluator, SamplingClientEvaluator):
         return sampled(evaluator)
     if inspect.iscoroutinefunction(evaluator) or inspect.iscoroutinefunction(getattr(evaluator, "__call__", None)):  # noqa: B004
         raise TypeError(
-            f"{evaluator!r} is a coroutine function: by the time it submits its work, training has moved on. Subclass "
+            f"{evaluator!r} is a coroutine function, which would submit its work too late; subclass "
             "SamplingClientEvaluator to score samples, or write a function that submits and returns a future"
         )
     return evaluator

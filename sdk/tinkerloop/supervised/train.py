@@ -1,7 +1,7 @@
 """Supervised fine-tuning from one configuration: `asyncio.run(train.main(config))`.
 
-Everything here is said again in a few lines of `tinkerloop.loop`: copy them when you want to change more than values.
-Run it again with the same `log_path` and it resumes exactly; with more epochs or steps it trains on.
+Run it again with the same `log_path` and it resumes exactly; with more epochs or steps it continues to train. The
+same run takes few lines with `tinkerloop.loop`; write those to change more than the values of the configuration.
 """
 
 from __future__ import annotations
@@ -26,66 +26,86 @@ from tinkerloop.supervised.types import SupervisedDataset, SupervisedDatasetBuil
 
 @chz.chz
 class Config:
-    """One run of supervised fine-tuning."""
+    """The configuration of one run of supervised fine-tuning."""
 
-    model_name: str = chz.field(doc="The base model: a name the service knows, or a local folder.")
-    log_path: str = chz.field(doc="The run's folder: config, metrics.jsonl, checkpoints.jsonl.")
+    model_name: str = chz.field(doc="Base model: a name that the service knows, or a local folder.")
+    log_path: str = chz.field(doc="Folder of the run, for config.json, metrics.jsonl and checkpoints.jsonl.")
     dataset_builder: SupervisedDatasetBuilder | Callable[[], Any] = chz.field(
-        doc="Returns (training data, test data or None); any function without arguments does."
+        doc="Function without arguments that returns (training data, test data or None)."
     )
-    recipe_name: str | None = chz.field(default=None, doc="What kind of run this is, for config.json.")
+    recipe_name: str | None = chz.field(default=None, doc="Kind of run, written to config.json.")
     renderer_name: str | None = chz.field(
-        default=None, doc="The chat format, for config.json; the one used is the builder's, and must be the same."
+        default=None,
+        doc="Chat format, written to config.json; it must be the same as the dataset builder's, which is used.",
     )
 
-    learning_rate: float = chz.field(default=2e-4, doc="The highest learning rate.")
+    learning_rate: float = chz.field(default=2e-4, doc="Highest learning rate of the schedule.")
     lr_schedule: str | Schedule = chz.field(
-        default="linear", doc='"linear" or "cosine" to 0, "constant", or a function step -> learning rate.'
+        default="linear", doc='"linear" or "cosine" decay to 0, "constant", or a function from step to learning rate.'
     )
-    warmup_steps: int = chz.field(default=0, doc="Steps in which the learning rate rises to its highest.")
-    num_epochs: int = chz.field(default=1, doc="How often the training data is gone through.")
-    max_steps: int | None = chz.field(default=None, doc="Stop after so many steps; None: at the end of the data.")
-    batch_size: int | None = chz.field(default=None, doc="Examples in a batch; None: what the builder says.")
+    warmup_steps: int = chz.field(
+        default=0, doc="Number of steps in which the learning rate rises from 0 to its highest value."
+    )
+    num_epochs: int = chz.field(default=1, doc="Number of times the training data is used.")
+    max_steps: int | None = chz.field(
+        default=None, doc="Stop after this many steps; None stops at the end of the data."
+    )
+    batch_size: int | None = chz.field(
+        default=None, doc="Rows in a batch; None uses the batch size of the dataset builder."
+    )
     gradient_accumulation_steps: int = chz.field(
-        default=1, doc="Batches in one optimizer step; every token weighs the same."
+        default=1, doc="Number of batches in one optimizer step; all their tokens have the same weight."
     )
-    lora_rank: int = chz.field(default=32, doc="The rank of the adapter.")
-    seed: int = chz.field(default=0, doc="Of the adapter's start and of the order of the data.")
+    lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
+    seed: int = chz.field(default=0, doc="Random seed for adapter initialisation and data order.")
     load_checkpoint_path: str | None = chz.field(
-        default=None, doc="tinker:// path of weights to start from, with a fresh optimizer."
+        default=None, doc="Path (tinker://...) of the weights to start from, with a new optimizer state."
     )
 
-    adam_beta1: float = chz.field(default=0.9, doc="Adam's decay of the mean gradient.")
-    adam_beta2: float = chz.field(default=0.95, doc="Adam's decay of the mean square.")
-    adam_eps: float = chz.field(default=1e-8, doc="Added to Adam's denominator.")
-    weight_decay: float = chz.field(default=0.0, doc="Decoupled weight decay.")
-    grad_clip_norm: float = chz.field(default=0.0, doc="The largest norm of the gradient; 0: any.")
+    adam_beta1: float = chz.field(default=0.9, doc="Adam: decay rate of the running mean of the gradient.")
+    adam_beta2: float = chz.field(default=0.95, doc="Adam: decay rate of the running mean of the squared gradient.")
+    adam_eps: float = chz.field(default=1e-8, doc="Adam: number added to the denominator.")
+    weight_decay: float = chz.field(default=0.0, doc="Decoupled weight decay, as in AdamW.")
+    grad_clip_norm: float = chz.field(default=0.0, doc="Clip the gradient to this norm; 0 disables clipping.")
 
-    eval_every: int = chz.field(default=10, doc="Steps between evaluations of the test data; 0: only at both ends.")
+    eval_every: int = chz.field(
+        default=10, doc="Steps between evaluations on the test data; 0 evaluates only before and after training."
+    )
     evaluator_builders: Sequence[EvaluatorBuilder] = chz.field(
-        default=(), doc="Further evaluations, every eval_every steps."
+        default=(), doc="More evaluators, which run every eval_every steps."
     )
-    infrequent_eval_every: int = chz.field(default=100, doc="Steps between the infrequent evaluations.")
+    infrequent_eval_every: int = chz.field(
+        default=100, doc="Steps between the evaluations of infrequent_evaluator_builders."
+    )
     infrequent_evaluator_builders: Sequence[EvaluatorBuilder] = chz.field(
-        default=(), doc="Evaluations that are too long for eval_every; training goes on meanwhile."
+        default=(), doc="Evaluators that take too long for eval_every; training continues while they run."
     )
 
-    save_every: int = chz.field(default=20, doc="Steps between checkpoints; 0: only at the end.")
-    ttl_seconds: int | None = chz.field(default=None, doc="How long the service keeps a checkpoint; None: for good.")
+    save_every: int = chz.field(default=20, doc="Steps between checkpoints; 0 saves only at the end.")
+    ttl_seconds: int | None = chz.field(
+        default=None, doc="Seconds for which the service keeps a checkpoint; None keeps it for ever."
+    )
     rolling_save_every: int = chz.field(
-        default=0, doc="Steps between checkpoints of which only the newest is kept, to resume from; 0: none."
+        default=0, doc="Steps between rolling checkpoints, of which only the newest is kept for resuming; 0 saves none."
     )
-    rolling_ttl_seconds: int = chz.field(default=7200, doc="How long the service keeps a rolling checkpoint.")
+    rolling_ttl_seconds: int = chz.field(default=7200, doc="Seconds for which the service keeps a rolling checkpoint.")
 
-    submit_ahead: int = chz.field(default=1, doc="Steps queued beyond the one being answered; 1 hides the round trip.")
-    service: Any = chz.field(
-        default=None, doc='"tinker", "local", a URL, a service client, or None: Tinker if there is a key, else local.'
+    submit_ahead: int = chz.field(
+        default=1, doc="Steps that are submitted before the current one is answered; 1 hides the network round trip."
     )
-    base_url: str | None = chz.field(default=None, doc="The URL of another service (as service=URL).")
-    callbacks: Sequence[Callback] = chz.field(default=(), doc="More callbacks of the loop.")
-    sinks: Sequence[Any] = chz.field(default=(), doc="More functions (step, row) that are given the metrics.")
-    wandb_project: str | None = chz.field(default=None, doc="Also log to this Weights & Biases project.")
-    wandb_name: str | None = chz.field(default=None, doc="The run's name there.")
+    service: Any = chz.field(
+        default=None,
+        doc='"tinker", "local", a URL or a service client; None uses Tinker if there is a key, else "local".',
+    )
+    base_url: str | None = chz.field(default=None, doc="URL of another service; the same as service=URL.")
+    callbacks: Sequence[Callback] = chz.field(default=(), doc="More callbacks for the loop.")
+    sinks: Sequence[Any] = chz.field(
+        default=(), doc="More functions that are called with (step, row) for each row of metrics."
+    )
+    wandb_project: str | None = chz.field(
+        default=None, doc="Weights & Biases project that is also logged to; None logs to none."
+    )
+    wandb_name: str | None = chz.field(default=None, doc="Name of the run in Weights & Biases.")
 
     @chz.validate
     def _counts(self) -> None:
@@ -109,9 +129,15 @@ _LEAST = {
 
 
 async def main(config: Config) -> Summary:
-    """Train as `config` says, or go on where `config.log_path` stands.
+    """Train with a configuration, or resume the run in `config.log_path`.
 
-    Raises DataError, PlanError or CheckpointError before anything is trained, and whatever ends the run.
+    Returns:
+        The summary of the run: its last step and the reason why it ended.
+
+    Raises:
+        DataError: the data cannot be trained on. This and the next two are raised before training starts.
+        PlanError: values of the configuration do not fit together.
+        CheckpointError: the run in `config.log_path` cannot be resumed.
     """
     train_data, test_data = _build(config.dataset_builder)
     batches = as_dataset(train_data).batches(epochs=config.num_epochs, batch_size=config.batch_size, seed=config.seed)
@@ -141,16 +167,20 @@ async def main(config: Config) -> Summary:
 
 
 def as_dataset(data: Any) -> SupervisedDataset:
-    """`data` itself, or an iterable of datums made a data set."""
+    """Return `data` if it is a dataset, otherwise a dataset over this iterable of datums."""
     if isinstance(data, SupervisedDataset):
         return data
-    made = type(type(data).__name__, (SupervisedDataset,), {"__iter__": lambda self: iter(data)})()
-    made.batch_size = getattr(data, "batch_size", None)
-    return made
+    dataset = type(type(data).__name__, (SupervisedDataset,), {"__iter__": lambda self: iter(data)})()
+    dataset.batch_size = getattr(data, "batch_size", None)
+    return dataset
 
 
 def learning_rates(config: Config, steps: int | None) -> Schedule:
-    """The schedule that a configuration describes, for a run of `steps`."""
+    """Return the learning-rate schedule of a configuration, for a run of `steps`.
+
+    Raises:
+        PlanError: the schedule is unknown, or needs the number of steps and there is none.
+    """
     if callable(config.lr_schedule):
         return warmup(config.warmup_steps, config.lr_schedule)
     if config.lr_schedule == "constant":
@@ -160,7 +190,7 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
         raise PlanError(f'lr_schedule must be "linear", "cosine", "constant" or a function, got {config.lr_schedule!r}')
     if steps is None:
         raise PlanError(
-            f"a {config.lr_schedule} schedule needs to know the number of steps, and the data does not say its length: "
+            f"a {config.lr_schedule} schedule needs the number of steps, and the length of the data is not known: "
             'set max_steps, or lr_schedule="constant"'
         )
     decay = max(steps - config.warmup_steps, 1)
@@ -172,13 +202,13 @@ def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:
     if not isinstance(built, tuple) or len(built) != 2:
         raise DataError(
             f"dataset_builder must return (training data, test data or None), got a {type(built).__name__}",
-            remedy="without test data return (data, None)",
+            remedy="return (data, None) if there is no test data",
         )
     return built
 
 
 def _described(value: Any) -> Any:
-    """The configuration as JSON values, objects by their repr."""
+    """Return the configuration as JSON values; other objects are written as their repr."""
     if chz.is_chz(value):
         return {name: _described(getattr(value, name)) for name in chz.chz_fields(value)}
     return value if isinstance(value, str | int | float | None) else repr(value)
@@ -187,7 +217,7 @@ def _described(value: Any) -> Any:
 def _steps(config: Config, batches: Batches) -> int | None:
     try:
         count = -(-len(batches) // config.gradient_accumulation_steps)  # type: ignore[arg-type]
-    except TypeError:  # a stream that does not know its length
+    except TypeError:  # a stream may not know its length
         return config.max_steps
     return count if config.max_steps is None else min(count, config.max_steps)
 

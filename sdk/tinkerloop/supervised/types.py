@@ -1,4 +1,4 @@
-"""Data sets and their builders, as the Cookbook names them."""
+"""Datasets and their builders, with the Tinker Cookbook's names."""
 
 from __future__ import annotations
 
@@ -18,52 +18,59 @@ if TYPE_CHECKING:
 
 
 class SupervisedDataset:
-    """Training data. Subclass it and write either
+    """The base class of training data. A subclass defines either
 
-    * `__iter__`, yielding datums, which are then held in memory (give it a `batch_size`, or set one in
+    * `__iter__`, which yields datums; all of them are then held in memory (set `batch_size` here or in
       `train.Config`), or
-    * `get_batch(index)`, returning a list of datums, and `__len__` in batches; `set_epoch(seed)` may reshuffle.
+    * `get_batch(index)`, which returns a list of datums, and `__len__`, the number of batches; `set_epoch(seed)` may
+      shuffle.
     """
 
     batch_size: Any = None
 
     def get_batch(self, index: int) -> list[tinker.Datum]:
-        """Batch `index` of this epoch."""
+        """Return batch `index` of this epoch."""
         raise NotImplementedError
 
     def set_epoch(self, seed: int = 0) -> None:
-        """Called before each epoch, with its number."""
+        """Prepare an epoch; called before each one, with its number as `seed`."""
 
     def __iter__(self) -> Iterator[tinker.Datum]:
         for index in range(len(self)):  # type: ignore[arg-type]
             yield from self.get_batch(index)
 
     def batches(self, *, epochs: int | None = 1, batch_size: int | None = None, seed: int | None = 0) -> Batches:
-        """What the loop trains on: batches with a cursor.
+        """Make the batches that the loop trains on, with a cursor.
 
-        seed: the order of data sets that shuffle; None leaves every epoch as it stands.
+        Args:
+            epochs: how many times the data is used; None repeats it without end.
+            batch_size: datums in a batch; None uses the dataset's own.
+            seed: the random seed of the order, for datasets that shuffle; None keeps the order.
+
+        Raises:
+            DataError: the batch size is missing, or cannot be set here, or the subclass defines no data.
         """
         if type(self).get_batch is not SupervisedDataset.get_batch:
             if batch_size is not None:
                 raise DataError(
-                    f"{type(self).__name__} makes its own batches: batch_size={batch_size} cannot be applied",
-                    remedy="set it in the dataset builder",
+                    f"{type(self).__name__} makes its own batches, so batch_size={batch_size} has no effect",
+                    remedy="set batch_size in the dataset builder",
                 )
             return _IndexedBatches(self, epochs)
         if type(self).__iter__ is SupervisedDataset.__iter__:
-            raise DataError(f"{type(self).__name__} has neither get_batch nor __iter__", remedy="write one of them")
-        own = self.batch_size or getattr(getattr(self, "config", None), "batch_size", None)
-        size = own if batch_size is None else batch_size
+            raise DataError(f"{type(self).__name__} has neither get_batch nor __iter__", remedy="define one of them")
+        own_size = self.batch_size or getattr(getattr(self, "config", None), "batch_size", None)
+        size = own_size if batch_size is None else batch_size
         if size is None:
             raise DataError(
-                f"{type(self).__name__} yields datums and says no batch size",
+                f"{type(self).__name__} yields datums and has no batch size",
                 remedy="give it a batch_size attribute, or set batch_size in train.Config",
             )
         return RowBatches(list(self), size, epochs=epochs, shuffle=seed)
 
 
 class _IndexedBatches(RowBatches):
-    """The batches of `get_batch`, one row each of which is a batch."""
+    """The batches of `get_batch`; each row is a whole batch."""
 
     def __init__(self, dataset: Any, epochs: int | None):
         self._dataset, self._prepared = dataset, None
@@ -78,7 +85,7 @@ class _IndexedBatches(RowBatches):
 
 @chz.chz
 class SupervisedDatasetBuilder:
-    """Makes the training data, and the test data or None."""
+    """The base class of dataset builders: called, it returns (training data, test data or None)."""
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         raise NotImplementedError
@@ -86,28 +93,32 @@ class SupervisedDatasetBuilder:
 
 @chz.chz
 class ChatDatasetBuilderCommonConfig:
-    """What every builder of chat data needs to know."""
+    """Options that all builders of chat data share."""
 
-    model_name_for_tokenizer: str = chz.field(doc="The model whose tokenizer encodes the text: a name or a folder.")
-    renderer_name: str = chz.field(doc="The chat format; see get_recommended_renderer_name(model).")
-    max_length: int | None = chz.field(default=None, doc="Tokens a conversation is cut to at its end; None: never.")
-    batch_size: int = chz.field(default=32, doc="Conversations in a batch.")
+    model_name_for_tokenizer: str = chz.field(doc="Name or folder of the model whose tokenizer encodes the text.")
+    renderer_name: str = chz.field(doc="Chat format; get_recommended_renderer_name(model) returns the one for a model.")
+    max_length: int | None = chz.field(
+        default=None, doc="Largest number of tokens of a conversation, which is cut at its end; None cuts nothing."
+    )
+    batch_size: int = chz.field(default=32, doc="Number of conversations in a batch.")
     train_on_what: TrainOnWhat = chz.field(
-        default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, doc="Which messages are learned."
+        default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, doc="Messages whose tokens are trained; see TrainOnWhat."
     )
 
 
 @chz.chz
 class ChatDatasetBuilder(SupervisedDatasetBuilder):
-    """A builder that renders conversations: subclass it and write `__call__`, using `self.renderer`."""
+    """The base class of builders that render conversations: a subclass defines `__call__` and uses `self.renderer`."""
 
     common_config: ChatDatasetBuilderCommonConfig
 
     @cached_property
     def tokenizer(self) -> Any:
+        """The tokenizer of `model_name_for_tokenizer`."""
         return get_tokenizer(self.common_config.model_name_for_tokenizer)
 
     @cached_property
     def renderer(self) -> Renderer:
+        """The renderer of `renderer_name`."""
         common = self.common_config
         return get_renderer(common.renderer_name, self.tokenizer, model_name=common.model_name_for_tokenizer)
