@@ -11,17 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from operator import index
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import EpisodeError, RenderError
 from tinkerloop.messages import CheckedConversation, read_message
+from tinkerloop.renderers.core import RendererCore
 from tinkerloop.renderers.parsing.parsed import Parsed, ParseTermination
 from tinkerloop.renderers.pieces import Part, Piece
 from tinkerloop.renderers.rendered import Kind, Marks, Rendered, model_input
-
-if TYPE_CHECKING:
-    from tinkerloop.renderers.base import Renderer
 
 
 @dataclass
@@ -66,7 +64,7 @@ class Episode:
 
     def __init__(
         self,
-        renderer: Renderer,
+        renderer: RendererCore,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Any] | None = None,
         *,

@@ -10,19 +10,20 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers.assembly import Encode, Kept
+from tinkerloop.renderers.core import RendererCore
 from tinkerloop.renderers.rendered import Marks, Rendered
-
-if TYPE_CHECKING:
-    from tinkerloop.renderers.base import Renderer
-    from tinkerloop.renderers.train_on_what import TokenWeights
+from tinkerloop.renderers.train_on_what import TokenWeights
 
 
 def split_examples(
-    renderer: Renderer, conversation: CheckedConversation, weights: TokenWeights, replies: Sequence[int], encode: Encode
+    renderer: RendererCore,
+    conversation: CheckedConversation,
+    weights: TokenWeights,
+    replies: Sequence[int],
+    encode: Encode,
 ) -> list[Rendered]:
     """Examples that together train each of `replies`, given as message indices, in order."""
     encode = Kept(encode).__getitem__

@@ -18,7 +18,7 @@ from datetime import date
 from typing import Any
 
 from tinkerloop.errors import RenderError
-from tinkerloop.messages import CheckedConversation, Image, ToolCall
+from tinkerloop.messages import CheckedConversation, Image, ToolCall, read_conversation
 from tinkerloop.renderers import base
 from tinkerloop.renderers.assembly import Encode
 from tinkerloop.renderers.families.qwen3 import JSON_CALL
@@ -91,7 +91,7 @@ class Template(base.Renderer):
         if {JSON_CALL.open, JSON_CALL.close} <= used:
             blocks.append(JSON_CALL)
         probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-        written, _, _ = self._run(base.read_conversation(probe))
+        written, _, _ = self._run(read_conversation(probe))
         if "\ue001" not in written:
             raise RenderError("the template does not write the text of messages whose content is a string")
         end = self._end_of(written[written.rindex("\ue001") + 1 :])
@@ -290,7 +290,7 @@ class Template(base.Renderer):
 
     @functools.cached_property
     def _primer(self) -> str:
-        asked = base.read_conversation([{"role": "user", "content": "q"}], prompting=True)
+        asked = read_conversation([{"role": "user", "content": "q"}], prompting=True)
         opened = "".join(piece.text for _, piece in self._aligned(asked))
         at = opened.rfind("<think>")
         return opened[at:] if at >= 0 and self.grammar.block(Part.REASONING) else ""
