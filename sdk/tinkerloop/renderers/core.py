@@ -75,8 +75,19 @@ class RendererCore(Format):
 
     def _assistant_turn(self, conversation: CheckedConversation, index: int) -> Pieces:
         seam = (SEAM,) if conversation.is_final(index) else ()
-        opening, reply = self.opening(conversation, index), self.reply(conversation, index)
+        opening, reply = self.opening(conversation, index), self.sampled_reply(conversation, index)
         return chain(opening, seam, reply, self.after_reply(conversation, index))
+
+    def sampled_reply(self, conversation: CheckedConversation, index: int) -> Pieces:
+        """Return the pieces of reply `index`, as `Format.reply` does.
+
+        Raises:
+            RenderError: the reply is the last of its conversation and reasons, which its prompt rules out.
+        """
+        reasons = conversation[index].reasoning and conversation.is_final(index)
+        if reasons and self.rules_out_reasoning(conversation, index):
+            raise self.reasoning_refused(index)
+        return self.reply(conversation, index)
 
     def build_supervised_example(
         self,
@@ -121,12 +132,10 @@ class RendererCore(Format):
         while pieces and pieces[-1][1].part is Part.SCAFFOLD and not pieces[-1][1].text.strip():
             pieces.pop()  # what separates the last turn from a next one: an example ends with what ends its last turn
         example = self._assembler.assemble(pieces, weights, self.max_length, encode)
-        if self.disables_thinking:
+        if self.disables_reasoning:  # also of earlier replies, where a format keeps their reasoning
             for (message, part), weight in zip(example.marks.kinds, example.marks.weights, strict=True):
                 if weight and part is Part.REASONING:
-                    raise RenderError(
-                        f"messages[{message}]: {self.name} disables thinking, so reasoning cannot be trained"
-                    )
+                    raise self.reasoning_refused(message)
         return example
 
     def assemble(self, pieces: Iterable[tuple[int, Piece]]) -> Rendered:

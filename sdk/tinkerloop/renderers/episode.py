@@ -179,7 +179,7 @@ class Episode:
     def _written(self, conversation: CheckedConversation, index: int) -> str | None:
         """Reply `index` as the format writes it in this conversation, None where it has no words for it."""
         try:
-            pieces = (*self.renderer.opening(conversation, index), *self.renderer.reply(conversation, index))
+            pieces = (*self.renderer.opening(conversation, index), *self.renderer.sampled_reply(conversation, index))
         except RenderError:  # a model may sample what its prompt rules out, such as reasoning
             return None
         return "".join(piece.text for piece in pieces)

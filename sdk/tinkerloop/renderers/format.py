@@ -39,6 +39,8 @@ class Format:
     """Control tokens of the format, besides those of the grammar."""
     roles: ClassVar[frozenset[str]] = frozenset({"system", "user", "assistant", "tool"})
     supports_streaming: ClassVar[bool] = True
+    reasoning_remedy: ClassVar[str] = "remove it from the message, or use a renderer that does not disable thinking"
+    """The end of the error for a reply that reasons although its prompt rules that out: what to do instead."""
 
     tokenizer: Tokenizer
     options: Any
@@ -60,9 +62,20 @@ class Format:
         return False
 
     @property
-    def disables_thinking(self) -> bool:
-        """Whether replies to this format's prompts have no reasoning."""
+    def disables_reasoning(self) -> bool:
+        """True if every prompt of this format rules reasoning out, e.g. by an empty `<think></think>` block."""
         return False
+
+    def rules_out_reasoning(self, conversation: CheckedConversation, index: int) -> bool:
+        """Return whether the prompt for reply `index` rules reasoning out."""
+        return self.disables_reasoning
+
+    def reasoning_refused(self, index: int) -> RenderError:
+        """Return the error for reply `index`, which reasons although no reply to its prompt does."""
+        return RenderError(
+            f"messages[{index}]: the prompt of {self.name} for this reply rules reasoning out, so no reasoning can be "
+            f"trained here; {self.reasoning_remedy}"
+        )
 
     def make_grammar(self) -> Grammar:
         """What a reply consists of."""

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
-from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.inline_reasoning import lift_thinking
@@ -40,6 +39,7 @@ class DeepSeekV3(base.Renderer):
 
     family = "deepseekv3"
     Options = DeepSeekOptions
+    reasoning_remedy = "use 'deepseekv3_thinking', or remove the reasoning if the reply follows a tool's output"
     control = (
         "<｜begin▁of▁sentence｜>",
         "<｜User｜>",
@@ -53,8 +53,11 @@ class DeepSeekV3(base.Renderer):
         return not self.options.thinking
 
     @property
-    def disables_thinking(self) -> bool:
+    def disables_reasoning(self) -> bool:
         return not self.options.thinking
+
+    def rules_out_reasoning(self, conversation: CheckedConversation, index: int) -> bool:
+        return self.primer(conversation, index) != "<think>"
 
     def make_grammar(self) -> Grammar:
         return Grammar(
@@ -117,11 +120,6 @@ class DeepSeekV3(base.Renderer):
         if self.primer(conversation, index) == "<think>":
             yield text(message.reasoning or "", Part.REASONING)
             yield marked("</think>", Part.REASONING)
-        elif message.reasoning and conversation.is_final(index):
-            raise RenderError(
-                f"messages[{index}]: the prompt for this reply rules reasoning out; use 'deepseekv3_thinking' or, "
-                "after a tool's output, leave the reasoning out"
-            )
         yield from self.content(message)
         if message.tool_calls or message.unparsed:
             yield marked("<｜tool▁calls▁begin｜>", Part.TOOL_CALL)

@@ -39,11 +39,11 @@ class Kimi(base.Renderer):
 
     @property
     def has_extension_property(self) -> bool:
-        return self.options.preserve_thinking or (self.options.primed and not self.options.thinking)
+        return self.options.preserve_thinking or self.disables_reasoning
 
     @property
-    def disables_thinking(self) -> bool:
-        return not self.options.thinking
+    def disables_reasoning(self) -> bool:
+        return self.options.primed and not self.options.thinking
 
     def make_grammar(self) -> Grammar:
         return Grammar(
@@ -111,10 +111,7 @@ class Kimi(base.Renderer):
         message = conversation[index]
         primer = self.primer(conversation, index)
         kept = conversation.is_final(index) or index > self._last_answer(conversation)
-        if primer.endswith("</think>"):
-            if message.reasoning and conversation.is_final(index):
-                raise RenderError(f"messages[{index}]: a prompt of {self.name} rules reasoning out")
-        else:
+        if not primer.endswith("</think>"):
             yield marked("" if primer else "<think>", Part.REASONING)
             yield text((message.reasoning or "") if kept else "", Part.REASONING)
             yield marked("</think>", Part.REASONING)

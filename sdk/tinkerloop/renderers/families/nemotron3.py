@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import ChatML
@@ -43,7 +42,7 @@ class Nemotron3(ChatML):
     result_foot = "\n</tool_response>\n"
 
     @property
-    def disables_thinking(self) -> bool:
+    def disables_reasoning(self) -> bool:
         return not self.options.thinking
 
     def make_grammar(self) -> Grammar:
@@ -106,8 +105,6 @@ class Nemotron3(ChatML):
         if not (calls and self.options.tight) or self._is_kept(conversation, index):  # there alone it is not trimmed
             message = message.with_text(message.text.rstrip())
         if self.primer(conversation, index) == "<think>\n":
-            if message.reasoning and conversation.is_final(index) and not self.options.thinking:
-                raise RenderError(f"messages[{index}]: a prompt of {self.name} rules reasoning out")
             yield text(message.reasoning or "", Part.REASONING)
             yield marked(around + "</think>", Part.REASONING)
             yield marked(around if message.content else "", Part.TEXT)

@@ -11,7 +11,6 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import ChatML, VisionChatML
@@ -56,7 +55,7 @@ class Qwen3(ChatML):
         return self.options.thinking == "never"
 
     @property
-    def disables_thinking(self) -> bool:
+    def disables_reasoning(self) -> bool:
         return self.options.thinking == "off"
 
     def make_grammar(self) -> Grammar:
@@ -66,7 +65,8 @@ class Qwen3(ChatML):
         return json.dumps(declared(tool), ensure_ascii=False)
 
     def lifted(self, message: ChatMessage) -> ChatMessage:
-        return message if self.options.thinking == "never" else lift_thinking(message)
+        message = message if self.options.thinking == "never" else lift_thinking(message)
+        return message if message.reasoning is None else message._replace(reasoning=message.reasoning.strip("\n"))
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
         if not conversation.is_final(index):
@@ -75,13 +75,9 @@ class Qwen3(ChatML):
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
-        reasoning = (message.reasoning or "").strip("\n")
+        reasoning = message.reasoning or ""
         primer = self.primer(conversation, index)
         if self._is_framed(conversation, index, primer, reasoning):
-            if reasoning and self.options.thinking == "off" and primer:
-                raise RenderError(
-                    f"messages[{index}]: a prompt of {self.name} rules reasoning out, so this reply cannot hold any"
-                )
             if not primer:
                 yield marked("<think>\n", Part.REASONING)
             if not primer.endswith("</think>\n\n"):

@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import VisionChatML
@@ -58,7 +57,7 @@ class Qwen35(VisionChatML):
     tools_foot = XML_TOOLS_FOOT
 
     @property
-    def disables_thinking(self) -> bool:
+    def disables_reasoning(self) -> bool:
         return not self.options.thinking
 
     def make_grammar(self) -> Grammar:
@@ -96,10 +95,6 @@ class Qwen35(VisionChatML):
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
-        if message.reasoning and not self.options.thinking and conversation.is_final(index):
-            raise RenderError(
-                f"messages[{index}]: a prompt of {self.name} rules reasoning out, so this reply cannot hold any"
-            )
         if self.primer(conversation, index) == "<think>\n":
             yield text(message.reasoning or "", Part.REASONING)
             yield marked("\n</think>", Part.REASONING)
