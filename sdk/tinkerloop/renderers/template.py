@@ -25,7 +25,8 @@ from tinkerloop.renderers.families.qwen3 import JSON_CALL
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, marked, scaffold, stop, text
 from tinkerloop.renderers.rendered import Rendered
-from tinkerloop.renderers.tool_syntax import arguments_of, declared, is_object, read_json_call
+from tinkerloop.renderers.tool_calls import arguments_of, is_object, read_json_call
+from tinkerloop.renderers.tool_declarations import openai_declaration
 from tinkerloop.renderers.train_on_what import TokenWeights
 
 _PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
@@ -154,7 +155,9 @@ class Template(base.Renderer):
                 if getattr(m, key) is not None:
                     message[key] = see(getattr(m, key), i, Part.SCAFFOLD)
             messages.append(message)
-        tools = [_declared(declared(t), lambda value: see(value, -1, Part.SCAFFOLD)) for t in conversation.tools]
+        tools = [
+            _declared(openai_declaration(t), lambda value: see(value, -1, Part.SCAFFOLD)) for t in conversation.tools
+        ]
         special = {
             k: str(v) for k, v in getattr(self.tokenizer, "special_tokens_map", {}).items() if isinstance(v, str)
         }

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolSpec
+from tinkerloop.messages import ChatMessage, CheckedConversation, Image
 from tinkerloop.renderers import base
-from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, stop, text
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, stop
 
 
 class ChatML(base.Renderer):
     """Turns, a system message with the declarations of tools, and tool results that share one user turn."""
 
     control = ("<|im_start|>", "<tool_response>", "</tool_response>")
-    tools_head: ClassVar[str]
-    """The instructions before the declarations, and after them."""
-    tools_foot: ClassVar[str]
     end: ClassVar[tuple[Piece, ...]] = (stop("<|im_end|>"), scaffold("\n"))
     """What ends a turn, and the separator to the next."""
     result_head: ClassVar[str] = "\n<tool_response>\n"
@@ -24,8 +21,8 @@ class ChatML(base.Renderer):
     def header(self, role: str) -> str:
         return f"<|im_start|>{role}\n"
 
-    def declaration(self, tool: ToolSpec) -> str:
-        """One tool, as the model reads it."""
+    def declarations(self, conversation: CheckedConversation) -> Pieces:
+        """The declarations of the conversation's tools, with the instructions around them."""
         raise NotImplementedError
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
@@ -52,12 +49,6 @@ class ChatML(base.Renderer):
             yield scaffold("\n\n" if message is not None else "")
             yield from self.declarations(conversation)
         yield from self.end
-
-    def declarations(self, conversation: CheckedConversation) -> Pieces:
-        yield scaffold(self.tools_head)
-        for tool in conversation.tools:
-            yield text("\n" + self.declaration(tool), Part.SCAFFOLD)
-        yield scaffold(self.tools_foot)
 
     def tool_result(self, conversation: CheckedConversation, index: int) -> Pieces:
         begins, ends = conversation.role(index - 1) != "tool", conversation.role(index + 1) != "tool"

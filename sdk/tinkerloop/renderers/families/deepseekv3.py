@@ -6,7 +6,6 @@ reasoning: they end with `<think>`, or with `</think>` when there is to be none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
@@ -16,17 +15,11 @@ from tinkerloop.renderers import base
 from tinkerloop.renderers.inline_reasoning import lift_thinking
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import checked_name, read_named_call
+from tinkerloop.renderers.tool_calls import read_named_call, write_named_call
+from tinkerloop.renderers.tool_declarations import declare_for_named_calls
 
 REASONING = Block(Part.REASONING, "<think>", "</think>")
 CALL = Block(Part.TOOL_CALL, "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", separators=("<｜tool▁sep｜>",))
-_TOOLS_FOOT = (
-    "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
-    "tool_call_name<｜tool▁sep｜>tool_call_arguments<｜tool▁call▁end｜>{additional_tool_calls}<｜tool▁calls▁end｜>\n\n"
-    "Where:\n- `tool_call_name` must be an exact match to one of the available tools\n- `tool_call_arguments` must be "
-    "valid JSON that strictly follows the tool's Parameters Schema\n- For multiple tool calls, chain them directly "
-    "without separators or spaces\n"
-)
 
 
 @dataclass(frozen=True)
@@ -85,14 +78,8 @@ class DeepSeekV3(base.Renderer):
         yield scaffold("<｜begin▁of▁sentence｜>")
         if conversation.tools:
             instructed = any(message.role == "system" for message in conversation.messages)
-            yield scaffold(("\n\n" if instructed else "") + "## Tools\nYou have access to the following tools:\n\n")
-            for tool in conversation.tools:
-                parameters = json.dumps(tool.get("parameters", {}), ensure_ascii=False)
-                described = (
-                    f"### {tool['name']}\nDescription: {tool.get('description', '')}\n\nParameters: {parameters}"
-                )
-                yield text(described + "\n\n", Part.SCAFFOLD)
-            yield scaffold(_TOOLS_FOOT)
+            yield scaffold("\n\n" if instructed else "")
+            yield from declare_for_named_calls(conversation.tools)
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
@@ -128,9 +115,7 @@ class DeepSeekV3(base.Renderer):
         yield stop("<｜end▁of▁sentence｜>")
 
     def call(self, call: ToolCall) -> Pieces:
-        yield text(checked_name(call.function.name), Part.TOOL_CALL)
-        yield marked("<｜tool▁sep｜>", Part.TOOL_CALL)
-        yield text(call.function.arguments, Part.TOOL_CALL)
+        return write_named_call(call.function.name, "<｜tool▁sep｜>", call)
 
 
 PRESETS: Sequence[tuple[str, type[base.Renderer], base.Options]] = (

@@ -6,7 +6,6 @@ without a header. Presets: `glm5_3_max_reasoning`, `glm5_3_high_reasoning`, `glm
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +15,8 @@ from tinkerloop.renderers.families.qwen3_5 import trimmed
 from tinkerloop.renderers.inline_reasoning import lift_thinking
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import arguments_of, checked_name, read_keyed_call
+from tinkerloop.renderers.tool_calls import read_keyed_call, write_keyed_call
+from tinkerloop.renderers.tool_declarations import declare_for_keyed_calls
 
 REASONING = Block(Part.REASONING, "<think>", "</think>")
 CALL = Block(
@@ -24,15 +24,6 @@ CALL = Block(
     "<tool_call>",
     "</tool_call>",
     separators=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
-)
-_TOOLS_HEAD = (
-    "\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
-)
-_TOOLS_FOOT = (
-    "</tools>\n\nFor each function call, output the function name and arguments within the following XML format:\n"
-    "<tool_call>{function-name}<arg_key>{arg-key-1}</arg_key><arg_value>{arg-value-1}</arg_value>"
-    "<arg_key>{arg-key-2}</arg_key><arg_value>{arg-value-2}</arg_value>...</tool_call>"
 )
 _ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>", "tool": "<|observation|>"}
 
@@ -69,11 +60,8 @@ class Glm(base.Renderer):
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         yield scaffold(f"[gMASK]<sop><|system|>Reasoning Effort: {self.options.effort}")
         if conversation.tools:
-            yield scaffold("<|system|>" + _TOOLS_HEAD)
-            for tool in conversation.tools:
-                shown = {k: v for k, v in tool.items() if k not in ("defer_loading", "strict")}
-                yield text(json.dumps(shown, ensure_ascii=False) + "\n", Part.SCAFFOLD)
-            yield scaffold(_TOOLS_FOOT)
+            yield scaffold("<|system|>")
+            yield from declare_for_keyed_calls(conversation.tools)
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         role = conversation[index].role
@@ -107,13 +95,7 @@ class Glm(base.Renderer):
         return self.header(asks) if conversation.role(index + 1) in (asks, None) else None
 
     def call(self, call: ToolCall) -> Pieces:
-        yield text(checked_name(call.function.name), Part.TOOL_CALL)
-        for key, value in arguments_of(call).items():
-            spelled = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            for tag, inside in (("arg_key", key), ("arg_value", spelled)):
-                yield marked(f"<{tag}>", Part.TOOL_CALL)
-                yield text(inside, Part.TOOL_CALL)
-                yield marked(f"</{tag}>", Part.TOOL_CALL)
+        return write_keyed_call(call)
 
 
 PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (

@@ -14,11 +14,12 @@ from typing import Literal
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import CheckedConversation, ToolCall
 from tinkerloop.renderers import base
-from tinkerloop.renderers.families.harmony import GRAMMAR, HarmonyParser, typescript_namespace
+from tinkerloop.renderers.families.harmony import GRAMMAR, HarmonyParser
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import checked_name
+from tinkerloop.renderers.tool_calls import checked_name
+from tinkerloop.renderers.tool_declarations import declare_for_harmony_calls
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,7 @@ class GptOss(base.Renderer):
             yield from self.content(conversation[index])
             yield scaffold("\n\n")
         if conversation.tools:
-            try:
-                declared = typescript_namespace("functions", conversation.tools)
-            except (TypeError, AttributeError) as error:
-                raise RenderError(f"the parameters of a tool are no JSON schema: {error}") from error
-            yield scaffold("# Tools\n\n")
-            yield text(declared, Part.SCAFFOLD)
+            yield from declare_for_harmony_calls(conversation.tools)
         yield stop("<|end|>")
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:

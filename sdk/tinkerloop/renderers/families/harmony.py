@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.parsing.parsed import ParseTermination
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.parsing.text_run import TextRun
 from tinkerloop.renderers.pieces import Part
-from tinkerloop.renderers.tool_syntax import is_object
-
-
-def _read_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
-    recipient, arguments = fields
-    if not is_object(arguments):
-        return UnparsedToolCall(f"{recipient} {arguments}", "the arguments are not a JSON object")
-    return ToolCall(ToolCall.FunctionBody(recipient.removeprefix("functions."), arguments))
-
+from tinkerloop.renderers.tool_calls import read_harmony_call
 
 REASONING = Block(Part.REASONING, "<|channel|>", "<|end|>")
 CALL = Block(Part.TOOL_CALL, "<|channel|>", "<|call|>")
@@ -29,7 +18,7 @@ GRAMMAR = Grammar(
     ("<|return|>", "<|call|>"),
     (REASONING, CALL),
     wrappers=("<|start|>", "<|message|>", "<|constrain|>"),
-    read_call=_read_call,
+    read_call=read_harmony_call,
 )
 
 
@@ -110,77 +99,3 @@ class HarmonyParser(ReplyParser):
         if self._block is REASONING and self._sink is None and not self._run.pending:
             self._parts.append((Part.REASONING, []))  # an empty analysis is still one: the official template writes it
         self._close(self._block)
-
-
-def typescript_namespace(name: str, tools: Sequence[ToolSpec]) -> str:
-    """Declarations as the TypeScript that the official template writes."""
-    lines = [f"## {name}\n\nnamespace {name} {{\n\n"]
-    for tool in tools:
-        parameters = tool.get("parameters") or {}
-        lines.append(f"// {tool.get('description', '')}\ntype {tool['name']} = ")
-        properties = parameters.get("properties")
-        if not properties:
-            lines.append("() => any;\n\n")
-            continue
-        lines.append("(_: {\n")
-        required = parameters.get("required") or []
-        for key, spec in properties.items():
-            spec = spec if isinstance(spec, Mapping) else {}
-            if spec.get("description"):
-                lines.append(f"// {spec['description']}\n")
-            lines.append(f"{key}{'' if key in required else '?'}: {_type(spec, required)}")
-            if "default" in spec:
-                raw = spec.get("enum") or spec.get("oneOf")
-                comma = "" if spec.get("oneOf") and not spec.get("enum") else ", "
-                lines.append(
-                    f"{comma}// default: {spec['default'] if raw else json.dumps(spec['default'], ensure_ascii=False)}"
-                )
-            lines.append(",\n")
-        lines.append("}) => any;\n\n")
-    return "".join(lines) + f"}} // namespace {name}"
-
-
-_PLAIN = {"number": "number", "integer": "number", "boolean": "boolean"}
-
-
-def _type(spec: Mapping[str, Any], required: Sequence[str]) -> str:
-    """A JSON schema as a TypeScript type, with the template's own line breaks and spaces."""
-    if not isinstance(spec, Mapping):  # `true`, which allows anything
-        return "any"
-    kind = spec.get("type")
-    nullable = " | null" if spec.get("nullable") else ""
-    if kind == "array":
-        items = spec.get("items")
-        if not items:
-            return "any[]" + nullable
-        plain = items.get("type") if isinstance(items, Mapping) else None
-        inner = "string" if plain == "string" else _type(items, required)
-        inner = "any" if inner == "object | object" or len(inner) > 50 else inner
-        return f"{inner}[]{nullable}"
-    if isinstance(kind, (list, tuple)) and kind:
-        return " | ".join(map(str, kind))
-    if spec.get("oneOf"):
-        return _union(spec["oneOf"], required)
-    if kind == "string":
-        return '"' + '" | "'.join(map(str, spec["enum"])) + '"' if spec.get("enum") else "string" + nullable
-    if isinstance(kind, str) and kind in _PLAIN:
-        return _PLAIN[kind]
-    if kind == "object":
-        properties = spec.get("properties")
-        if not properties:
-            return "object"
-        needed = spec.get("required") or []
-        written = [f"{k}{'' if k in needed else '?'}: \n{16 * ' '}{_type(v, needed)}" for k, v in properties.items()]
-        return "{\n" + ", ".join(written) + "}"
-    return "any"
-
-
-def _union(variants: Sequence[Any], required: Sequence[str]) -> str:
-    written = []
-    for variant in variants:
-        spec = variant if isinstance(variant, Mapping) else {}
-        note = f"// {spec['description']}" if spec.get("description") else ""
-        if "default" in spec:
-            note += f"{20 * ' '}// default: {json.dumps(spec['default'], ensure_ascii=False)}"
-        written.append(_type(spec, required) + note)
-    return " | \n".join(written)

@@ -6,7 +6,6 @@ Reasoning is kept from the last reply without tool calls onwards, and emptied be
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from tinkerloop.errors import RenderError
@@ -14,7 +13,8 @@ from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolCal
 from tinkerloop.renderers import base
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import checked_name, declared, read_numbered_call
+from tinkerloop.renderers.tool_calls import read_numbered_call, write_named_call
+from tinkerloop.renderers.tool_declarations import declare_for_numbered_calls
 
 REASONING = Block(Part.REASONING, "<think>", "</think>")
 CALL = Block(Part.TOOL_CALL, "<|tool_call_begin|>", "<|tool_call_end|>", separators=("<|tool_call_argument_begin|>",))
@@ -69,8 +69,7 @@ class Kimi(base.Renderer):
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools:
             yield scaffold("<|im_system|>tool_declare<|im_middle|>")
-            tools = [declared(tool) for tool in conversation.tools]
-            yield text(json.dumps(tools, ensure_ascii=False, separators=(",", ":")), Part.SCAFFOLD)
+            yield from declare_for_numbered_calls(conversation.tools)
             yield scaffold("<|im_end|>")
         if self.options.default_system is not None and conversation.role(0) != "system":
             yield scaffold(f"{self.header('system')}{self.options.default_system}<|im_end|>")
@@ -136,9 +135,7 @@ class Kimi(base.Renderer):
     def call(self, call: ToolCall) -> Pieces:
         if call.id is None:
             raise RenderError(f"Kimi writes a call by its id, such as 'functions.{call.function.name}:0'; it has none")
-        yield text(checked_name(call.id), Part.TOOL_CALL)
-        yield marked("<|tool_call_argument_begin|>", Part.TOOL_CALL)
-        yield text(call.function.arguments, Part.TOOL_CALL)
+        return write_named_call(call.id, "<|tool_call_argument_begin|>", call)
 
 
 def _of_tool(message: ChatMessage, index: int) -> str:

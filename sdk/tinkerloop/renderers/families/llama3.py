@@ -7,23 +7,16 @@ prompt that depends on a date is a bad thing to train on; `Llama3Options(date="2
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinkerloop.errors import RenderError
-from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
+from tinkerloop.messages import ChatMessage, CheckedConversation
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.qwen3_5 import trimmed
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import arguments_of, checked_name, declared, is_object
-
-_TOOLS_HEAD = (
-    "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "
-    'answers the given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument '
-    "name and its value}.Do not use variables.\n\n"
-)
+from tinkerloop.renderers.tool_calls import read_text_call, write_text_call
+from tinkerloop.renderers.tool_declarations import declare_for_text_calls
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class Llama3(base.Renderer):
         return True
 
     def make_grammar(self) -> Grammar:
-        return Grammar(("<|eot_id|>",), eos=("<|end_of_text|>", "<|eom_id|>"), read_text=_read_call)
+        return Grammar(("<|eot_id|>",), eos=("<|end_of_text|>", "<|eom_id|>"), read_text=read_text_call)
 
     def header(self, role: str) -> str:
         return f"<|start_header_id|>{'ipython' if role == 'tool' else role}<|end_header_id|>\n\n"
@@ -79,9 +72,7 @@ class Llama3(base.Renderer):
             return
         yield scaffold(self.header(message.role))
         if conversation.tools and index == _first_turn(conversation):
-            yield scaffold(_TOOLS_HEAD)
-            for tool in conversation.tools:
-                yield text(json.dumps(declared(tool), indent=4, ensure_ascii=False) + "\n\n", Part.SCAFFOLD)
+            yield from declare_for_text_calls(conversation.tools)
         if message.role == "tool":
             yield text(json.dumps(self.plain(message), ensure_ascii=False))  # as the official template quotes it
         else:
@@ -94,9 +85,7 @@ class Llama3(base.Renderer):
         if message.reasoning or message.unparsed or len(calls) > 1 or (calls and message.content):
             raise RenderError(f"messages[{index}]: a llama3 reply is text or one tool call, without reasoning")
         if calls:
-            arguments = json.dumps(arguments_of(calls[0]), ensure_ascii=False)
-            name = checked_name(calls[0].function.name)
-            yield text(f'{{"name": "{name}", "parameters": {arguments}}}', Part.TOOL_CALL)
+            yield text(write_text_call(calls[0]), Part.TOOL_CALL)
         yield from self.content(message)
         yield stop("<|eot_id|>")
 
@@ -104,15 +93,6 @@ class Llama3(base.Renderer):
 def _first_turn(conversation: CheckedConversation) -> int:
     """The index of the first message that is not the system's."""
     return int(conversation.role(0) == "system")
-
-
-_CALL = re.compile(r'\s*\{"name": "([^"\\]+)", "parameters": (\{.*\})\}\s*', re.DOTALL)
-
-
-def _read_call(written: str, tools: Sequence[ToolSpec]) -> ToolCall | None:
-    """A reply that is spelled as a call is one."""
-    call = _CALL.fullmatch(written)
-    return ToolCall(ToolCall.FunctionBody(call[1], call[2])) if call and is_object(call[2]) else None
 
 
 PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (("llama3", Llama3, Llama3Options()),)

@@ -6,19 +6,16 @@ and `_preserve_thinking`, and with lower efforts (`nemotron3_low_thinking`, `nem
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import ChatML
-from tinkerloop.renderers.families.qwen3_5 import XML_TOOLS_FOOT
 from tinkerloop.renderers.inline_reasoning import lift_thinking
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import read_xml_call, write_xml_call
+from tinkerloop.renderers.tool_calls import read_xml_call, write_xml_call
+from tinkerloop.renderers.tool_declarations import declare_for_xml_calls, xml_declaration
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,6 @@ class NemotronOptions(base.Options):
 class Nemotron3(ChatML):
     family = "nemotron3"
     Options = NemotronOptions
-    tools_head = "# Tools\n\nYou have access to the following functions:\n\n<tools>"
-    tools_foot = XML_TOOLS_FOOT
     result_head = "<tool_response>\n"
     result_foot = "\n</tool_response>\n"
 
@@ -51,8 +46,8 @@ class Nemotron3(ChatML):
         call = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n", between="\n")
         return Grammar(("<|im_end|>",), (reasoning, call), read_call=read_xml_call)
 
-    def declaration(self, tool: ToolSpec) -> str:
-        return _declaration(dict(tool))
+    def declarations(self, conversation: CheckedConversation) -> Pieces:
+        return declare_for_xml_calls(conversation.tools, xml_declaration)
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.role(0) != "system":
@@ -121,37 +116,6 @@ class Nemotron3(ChatML):
 
     def call(self, call: ToolCall) -> Pieces:
         yield text(write_xml_call(call, json_scalars=False), Part.TOOL_CALL)
-
-
-def _declaration(tool: dict[str, Any]) -> str:
-    """A tool as XML, keys that the format has no tag for as tags of their own."""
-    parameters = tool.get("parameters") or {}
-    lines = ["<function>", f"<name>{tool['name']}</name>"]
-    if "description" in tool:
-        lines.append(f"<description>{str(tool['description']).strip()}</description>")
-    lines.append("<parameters>")
-    for name, fields in (parameters.get("properties") or {}).items():
-        lines += ["<parameter>", f"<name>{name}</name>"]
-        fields = fields if isinstance(fields, Mapping) else {}  # `true` allows anything
-        if "type" in fields:
-            lines.append(f"<type>{fields['type']}</type>")
-        if "description" in fields:
-            lines.append(f"<description>{str(fields['description']).strip()}</description>")
-        if "enum" in fields:
-            lines.append(f"<enum>{json.dumps(fields['enum'], ensure_ascii=False)}</enum>")
-        lines += [*_extra(fields, {"name", "type", "description", "enum"}), "</parameter>"]
-    lines += _extra(parameters, {"type", "properties", "required"})
-    if "required" in parameters:
-        lines.append(f"<required>{json.dumps(parameters['required'], ensure_ascii=False)}</required>")
-    lines += ["</parameters>", *_extra(tool, {"type", "name", "description", "parameters"}), "</function>"]
-    return "\n".join(lines)
-
-
-def _extra(fields: Mapping[str, Any], known: set[str]) -> list[str]:
-    def spelled(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, tuple)) else str(value)
-
-    return [f"<{key}>{spelled(value)}</{key}>" for key, value in fields.items() if key not in known]
 
 
 def _variants(

@@ -7,17 +7,17 @@ and `qwen3_vl_instruct` (the vision models).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
-from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import ChatML, VisionChatML
 from tinkerloop.renderers.inline_reasoning import lift_thinking
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, marked, stop, text
-from tinkerloop.renderers.tool_syntax import declared, read_json_call, write_json_call
+from tinkerloop.renderers.tool_calls import read_json_call, write_json_call
+from tinkerloop.renderers.tool_declarations import declare_for_json_calls
 
 REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim="\n")
 JSON_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n", between="\n")
@@ -40,15 +40,6 @@ class Qwen3(ChatML):
 
     family = "qwen3"
     Options = Qwen3Options
-    tools_head = (
-        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
-    )
-    tools_foot = (
-        "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
-        "<tool_call></tool_call> XML tags:\n<tool_call>\n"
-        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-    )
 
     @property
     def has_extension_property(self) -> bool:
@@ -61,8 +52,8 @@ class Qwen3(ChatML):
     def make_grammar(self) -> Grammar:
         return Grammar(("<|im_end|>",), (REASONING, JSON_CALL), eos=("<|endoftext|>",), read_call=read_json_call)
 
-    def declaration(self, tool: ToolSpec) -> str:
-        return json.dumps(declared(tool), ensure_ascii=False)
+    def declarations(self, conversation: CheckedConversation) -> Pieces:
+        return declare_for_json_calls(conversation.tools)
 
     def lifted(self, message: ChatMessage) -> ChatMessage:
         message = message if self.options.thinking == "never" else lift_thinking(message)

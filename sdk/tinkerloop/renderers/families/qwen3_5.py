@@ -6,31 +6,21 @@ Qwen3.8 keeps all reasoning in history and states the reasoning effort in the sy
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
-from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import VisionChatML
 from tinkerloop.renderers.inline_reasoning import lift_thinking
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import declared, read_xml_call, write_xml_call
+from tinkerloop.renderers.tool_calls import read_xml_call, write_xml_call
+from tinkerloop.renderers.tool_declarations import declare_for_xml_calls
 
 WHITESPACE = " \t\n\r\x0b\x0c"
 REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim=WHITESPACE)
 XML_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n\n", between="\n")
-XML_TOOLS_FOOT = (
-    "\n</tools>\n\nIf you choose to call a function ONLY reply in the following format with NO suffix:\n\n"
-    "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n"
-    "<parameter=example_parameter_2>\nThis is the value for the second parameter\nthat can span\nmultiple lines\n"
-    "</parameter>\n</function>\n</tool_call>\n\n<IMPORTANT>\nReminder:\n- Function calls MUST follow the specified "
-    "format: an inner <function=...></function> block must be nested within <tool_call></tool_call> XML tags\n"
-    "- Required parameters MUST be specified\n- You may provide optional reasoning for your function call in natural "
-    "language BEFORE the function call, but NOT after\n- If there is no function call available, answer the question "
-    "like normal with your current knowledge and do not tell the user about function calls\n</IMPORTANT>"
-)
 _EFFORTS = {
     "xhigh": "Reasoning effort is set to xhigh. Please think carefully through the task, validate key assumptions, "
     "consider plausible alternatives, and prioritize correctness, consistency, and clarity in the final answer.",
@@ -53,8 +43,6 @@ class Qwen35Options(base.Options):
 class Qwen35(VisionChatML):
     family = "qwen3_5"
     Options = Qwen35Options
-    tools_head = "# Tools\n\nYou have access to the following functions:\n\n<tools>"
-    tools_foot = XML_TOOLS_FOOT
 
     @property
     def disables_reasoning(self) -> bool:
@@ -63,8 +51,8 @@ class Qwen35(VisionChatML):
     def make_grammar(self) -> Grammar:
         return Grammar(("<|im_end|>",), (REASONING, XML_CALL), eos=("<|endoftext|>",), read_call=read_xml_call)
 
-    def declaration(self, tool: ToolSpec) -> str:
-        return json.dumps(declared(tool), ensure_ascii=False)
+    def declarations(self, conversation: CheckedConversation) -> Pieces:
+        return declare_for_xml_calls(conversation.tools)
 
     def lifted(self, message: ChatMessage) -> ChatMessage:
         """Everything trimmed, then inline reasoning made a part; a space after its tag stays, as in the template."""
