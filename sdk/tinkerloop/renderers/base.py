@@ -1,4 +1,4 @@
-"""`Renderer`: what users hold. The core, and what is built on it: several examples, episodes, OpenAI's messages."""
+"""`Renderer`, the class that users hold: the core, and on top of it several examples, episodes and OpenAI messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinkerloop.renderers.openai_messages import from_openai_message, to_openai_
 from tinkerloop.renderers.pieces import Part
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.splitting import split_examples
-from tinkerloop.renderers.train_on_what import TrainOnWhat, weights_of
+from tinkerloop.renderers.train_on_what import TrainOnWhat, token_weights
 
 __all__ = ["Options", "Renderer"]
 
@@ -30,19 +30,19 @@ class Renderer(RendererCore):
         part_weights: Mapping[Part | str, float] | None = None,
         allow_zero_weight: bool = False,
     ) -> list[Rendered]:
-        """A conversation as examples in which every trained reply follows exactly the prompt it would be sampled from.
+        """Return examples in which every trained reply follows exactly the prompt it would be sampled from.
 
-        One example where the format allows it; more where it rewrites history. A mode that trains more than replies
-        gives one. The arguments and errors are those of `build_supervised_example`.
+        This is one example if the format keeps history as it was sampled, several if it rewrites history. A mode that
+        trains other messages than replies gives one. Arguments and errors are those of `build_supervised_example`.
         """
         conversation = self.read(messages, tools)
-        weights = weights_of(conversation, train_on_what, part_weights)
+        weights = token_weights(conversation, train_on_what, part_weights)
         trained = [i for i, weight in enumerate(weights.of_message) if weight]
         if trained and all(conversation.role(i) == "assistant" for i in trained):
             examples = split_examples(self, conversation, weights, trained, self._encoder.encode)
         else:
             examples = [self.example(conversation, weights)]
-        return self._with_weight(examples, train_on_what, allow_zero_weight)
+        return self._require_weight(examples, train_on_what, allow_zero_weight)
 
     def episode(
         self,
@@ -51,19 +51,19 @@ class Renderer(RendererCore):
         *,
         on_rewrite: Literal["refuse", "segment"] = "refuse",
     ) -> Episode:
-        """A conversation in which replies are sampled and kept as sampled; see `Episode`."""
+        """Begin a conversation of several turns in which sampled ids stay as they were sampled; see `Episode`."""
         return Episode(self, messages, tools, on_rewrite=on_rewrite)
 
     def create_conversation_prefix_with_tools(
         self, tools: Sequence[ToolSpec], system_prompt: str = ""
     ) -> list[Message]:
-        """Messages to put before a conversation so that it declares `tools`: one system message that carries them."""
+        """Return messages to put before a conversation so that it declares `tools`: one system message."""
         return [Message(role="system", content=system_prompt, tools=list(tools))]
 
     def to_openai_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """A message in the shape of OpenAI's API, in plain JSON values."""
+        """Return a message in the shape of OpenAI's API, in plain JSON values."""
         return to_openai_message(message)
 
     def from_openai_message(self, message: Mapping[str, Any]) -> Message:
-        """The inverse of `to_openai_message`: a message as `parse_response` returns it."""
+        """Return a message of OpenAI's API as `parse_response` returns messages; undoes `to_openai_message`."""
         return from_openai_message(message)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
-from tinkerloop.renderers.pieces import Part, Pieces, marked, text
+from tinkerloop.renderers.pieces import Part, Pieces, markup, text
 
 # ---- names, arguments and values
 
@@ -204,9 +204,9 @@ def write_keyed_call(call: ToolCall) -> Pieces:
     for key, value in arguments_of(call).items():
         spelled = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for tag, inside in (("arg_key", key), ("arg_value", spelled)):
-            yield marked(f"<{tag}>", Part.TOOL_CALL)
+            yield markup(f"<{tag}>", Part.TOOL_CALL)
             yield text(inside, Part.TOOL_CALL)
-            yield marked(f"</{tag}>", Part.TOOL_CALL)
+            yield markup(f"</{tag}>", Part.TOOL_CALL)
 
 
 def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
@@ -229,7 +229,7 @@ def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> To
 def write_named_call(name: str, separator: str, call: ToolCall) -> Pieces:
     """Yield the name, the control token `separator` and the arguments exactly as given."""
     yield text(checked_name(name), Part.TOOL_CALL)
-    yield marked(separator, Part.TOOL_CALL)
+    yield markup(separator, Part.TOOL_CALL)
     yield text(call.function.arguments, Part.TOOL_CALL)
 
 

@@ -1,4 +1,4 @@
-"""ChatML, `<|im_start|>role\\n...<|im_end|>\\n`, as the Qwen and Nemotron families share it."""
+"""ChatML, `<|im_start|>role\\n...<|im_end|>\\n`, the format that the Qwen and Nemotron families share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, stop
 
 
 class ChatML(base.Renderer):
-    """Turns, a system message with the declarations of tools, and tool results that share one user turn."""
+    """Turns, a system message that declares tools, and consecutive tool results in one user turn."""
 
     control = ("<|im_start|>", "<tool_response>", "</tool_response>")
     end: ClassVar[tuple[Piece, ...]] = (stop("<|im_end|>"), scaffold("\n"))
-    """What ends a turn, and the separator to the next."""
+    """The stop token, and the separator before the next turn."""
     result_head: ClassVar[str] = "\n<tool_response>\n"
     result_foot: ClassVar[str] = "\n</tool_response>"
 
@@ -22,7 +22,7 @@ class ChatML(base.Renderer):
         return f"<|im_start|>{role}\n"
 
     def declarations(self, conversation: CheckedConversation) -> Pieces:
-        """The declarations of the conversation's tools, with the instructions around them."""
+        """Return the declarations of the conversation's tools, instructions included."""
         raise NotImplementedError
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
@@ -41,7 +41,7 @@ class ChatML(base.Renderer):
         return self.end[1:]
 
     def system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
-        """The system message with the declarations of tools after what the author wrote, if there is an author."""
+        """Return the system message: the author's text, if `message` is given, then the declarations of tools."""
         yield scaffold(self.header("system"))
         if message is not None:
             yield from self.content(message)
@@ -51,14 +51,14 @@ class ChatML(base.Renderer):
         yield from self.end
 
     def tool_result(self, conversation: CheckedConversation, index: int) -> Pieces:
-        begins, ends = conversation.role(index - 1) != "tool", conversation.role(index + 1) != "tool"
-        head = scaffold("<|im_start|>user" + self.result_head if begins else self.result_head)
+        is_first, is_last = conversation.role(index - 1) != "tool", conversation.role(index + 1) != "tool"
+        head = scaffold("<|im_start|>user" + self.result_head if is_first else self.result_head)
         content, foot = self.content(conversation[index]), scaffold(self.result_foot)
-        return (head, *content, foot, *self.end) if ends else (head, *content, foot)
+        return (head, *content, foot, *self.end) if is_last else (head, *content, foot)
 
 
 class VisionChatML(ChatML):
-    """ChatML in which messages hold images, each between two control tokens."""
+    """ChatML with images in messages, each between two control tokens."""
 
     control = (*ChatML.control, "<|vision_start|>", "<|vision_end|>")
 

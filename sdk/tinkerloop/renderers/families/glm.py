@@ -1,7 +1,7 @@
-"""GLM-5.3: `<|user|>...<|assistant|><think>...</think>...`, no end token: a turn ends with the role token of the next.
+"""GLM-5.3: `<|user|>...<|assistant|><think>...</think>...`, a turn ends with the role token of the next turn.
 
-That token is what the model samples to stop, so it belongs to the reply it ends, and the turn after it is written
-without a header. Presets: `glm5_3_max_reasoning`, `glm5_3_high_reasoning`, `glm5_3_low_reasoning`.
+The model samples that token to stop, so it belongs to the reply that it ends, and the next turn is written without a
+header. Presets: `glm5_3_max_reasoning`, `glm5_3_high_reasoning`, `glm5_3_low_reasoning`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from typing import Literal
 
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
-from tinkerloop.renderers.families.qwen3_5 import trimmed
-from tinkerloop.renderers.inline_reasoning import lift_thinking
+from tinkerloop.renderers.normalization import extract_inline_reasoning, trim_content
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
-from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
+from tinkerloop.renderers.pieces import Part, Pieces, markup, scaffold, stop, text
 from tinkerloop.renderers.tool_calls import read_keyed_call, write_keyed_call
 from tinkerloop.renderers.tool_declarations import declare_for_keyed_calls
 
-REASONING = Block(Part.REASONING, "<think>", "</think>")
-CALL = Block(
+_REASONING = Block(Part.REASONING, "<think>", "</think>")
+_CALL = Block(
     Part.TOOL_CALL,
     "<tool_call>",
     "</tool_call>",
@@ -31,6 +30,7 @@ _ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assi
 @dataclass(frozen=True)
 class GlmOptions(base.Options):
     effort: Literal["Max", "High", "Low"] = "Max"
+    """The reasoning effort that is stated at the start of every conversation."""
     preserve_thinking: bool = True
     """Whether turns before the last user message keep their reasoning."""
 
@@ -39,6 +39,8 @@ class GlmOptions(base.Options):
 
 
 class Glm(base.Renderer):
+    """States the reasoning effort at the start; opens a reasoning block in every reply."""
+
     family = "glm5_3"
     Options = GlmOptions
     control = ("[gMASK]", "<sop>", "<|system|>", "<|assistant|>", "<tool_response>", "</tool_response>")
@@ -49,13 +51,13 @@ class Glm(base.Renderer):
 
     def make_grammar(self) -> Grammar:
         stops = ("<|user|>", "<|observation|>", "<|endoftext|>")
-        return Grammar(stops, (REASONING, CALL), read_call=read_keyed_call)
+        return Grammar(stops, (_REASONING, _CALL), read_call=read_keyed_call)
 
     def header(self, role: str) -> str:
         return _ROLE_TOKENS[role]
 
-    def lifted(self, message: ChatMessage) -> ChatMessage:
-        return trimmed(lift_thinking(message, trim="")) if message.role == "assistant" else message
+    def normalize(self, message: ChatMessage) -> ChatMessage:
+        return trim_content(extract_inline_reasoning(message, trim="")) if message.role == "assistant" else message
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         yield scaffold(f"[gMASK]<sop><|system|>Reasoning Effort: {self.options.effort}")
@@ -79,20 +81,20 @@ class Glm(base.Renderer):
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
-        kept = self.options.preserve_thinking or index > conversation.last_user
-        yield text((message.reasoning or "") if kept else "", Part.REASONING)
-        yield marked("</think>", Part.REASONING)
+        keeps_reasoning = self.options.preserve_thinking or index > conversation.last_user
+        yield text((message.reasoning or "") if keeps_reasoning else "", Part.REASONING)
+        yield markup("</think>", Part.REASONING)
         yield from self.content(message)
         yield from self.calls(message)
-        if end := self._end_token(conversation, index):
-            yield stop(end)
+        if end_token := self._end_token(conversation, index):
+            yield stop(end_token)
 
     def _end_token(self, conversation: CheckedConversation, index: int) -> str | None:
-        """What reply `index` ends with: what calls for results or for the user, if that is what comes next."""
+        """Return the role token that reply `index` ends with; None if the next turn is not the one that it asks for."""
         if conversation.role(index) != "assistant":
             return None
-        asks = "tool" if conversation[index].tool_calls else "user"
-        return self.header(asks) if conversation.role(index + 1) in (asks, None) else None
+        next_role = "tool" if conversation[index].tool_calls else "user"
+        return self.header(next_role) if conversation.role(index + 1) in (next_role, None) else None
 
     def call(self, call: ToolCall) -> Pieces:
         return write_keyed_call(call)

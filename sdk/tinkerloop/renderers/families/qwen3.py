@@ -13,13 +13,13 @@ from typing import Literal
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import ChatML, VisionChatML
-from tinkerloop.renderers.inline_reasoning import lift_thinking
+from tinkerloop.renderers.normalization import extract_inline_reasoning
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
-from tinkerloop.renderers.pieces import Part, Pieces, marked, stop, text
+from tinkerloop.renderers.pieces import Part, Pieces, markup, stop, text
 from tinkerloop.renderers.tool_calls import read_json_call, write_json_call
 from tinkerloop.renderers.tool_declarations import declare_for_json_calls
 
-REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim="\n")
+_REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim="\n")
 JSON_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n", between="\n")
 
 _PRIMERS = {"off": "<think>\n\n</think>\n\n", "always": "<think>\n"}
@@ -36,7 +36,7 @@ class Qwen3Options(base.Options):
 
 
 class Qwen3(ChatML):
-    """Reasoning before the last user message is left out, as in the official template."""
+    """Leaves out reasoning before the last user message, as the official template does."""
 
     family = "qwen3"
     Options = Qwen3Options
@@ -50,13 +50,13 @@ class Qwen3(ChatML):
         return self.options.thinking == "off"
 
     def make_grammar(self) -> Grammar:
-        return Grammar(("<|im_end|>",), (REASONING, JSON_CALL), eos=("<|endoftext|>",), read_call=read_json_call)
+        return Grammar(("<|im_end|>",), (_REASONING, JSON_CALL), eos=("<|endoftext|>",), read_call=read_json_call)
 
     def declarations(self, conversation: CheckedConversation) -> Pieces:
         return declare_for_json_calls(conversation.tools)
 
-    def lifted(self, message: ChatMessage) -> ChatMessage:
-        message = message if self.options.thinking == "never" else lift_thinking(message)
+    def normalize(self, message: ChatMessage) -> ChatMessage:
+        message = message if self.options.thinking == "never" else extract_inline_reasoning(message)
         return message if message.reasoning is None else message._replace(reasoning=message.reasoning.strip("\n"))
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
@@ -68,21 +68,21 @@ class Qwen3(ChatML):
         message = conversation[index]
         reasoning = message.reasoning or ""
         primer = self.primer(conversation, index)
-        if self._is_framed(conversation, index, primer, reasoning):
+        if self._has_reasoning_block(conversation, index, primer, reasoning):
             if not primer:
-                yield marked("<think>\n", Part.REASONING)
+                yield markup("<think>\n", Part.REASONING)
             if not primer.endswith("</think>\n\n"):
                 yield text(reasoning, Part.REASONING)
-                yield marked("\n</think>", Part.REASONING)
-                yield marked("\n\n", Part.TEXT)
+                yield markup("\n</think>", Part.REASONING)
+                yield markup("\n\n", Part.TEXT)
             if message.is_text:
                 message = message.with_text(message.text.lstrip("\n"))
         yield from self.content(message)
         yield from self.calls(message)
         yield stop("<|im_end|>")
 
-    def _is_framed(self, conversation: CheckedConversation, index: int, primer: str, reasoning: str) -> bool:
-        """Whether the turn is written with a reasoning block, be it an empty one."""
+    def _has_reasoning_block(self, conversation: CheckedConversation, index: int, primer: str, reasoning: str) -> bool:
+        """Return whether the turn is written with a reasoning block, perhaps an empty one."""
         if primer or self.options.thinking == "never":
             return bool(primer or reasoning)
         return 0 <= conversation.last_query < index and (conversation.is_final(index) or bool(reasoning))
