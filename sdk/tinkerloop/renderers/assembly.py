@@ -70,7 +70,7 @@ class _CutPieces(NamedTuple):
 
     fragments: list[_Fragment]
     labels: list[SpanLabel]
-    """What the tokens are, in order; adjacent labels differ."""
+    """Message and part of each span, in order; adjacent labels differ."""
     begins: list[int]
     """For each label, the index of the fragment in which its span begins."""
     inside: list[tuple[int, int, bool]]

@@ -47,7 +47,7 @@ class Format:
     """Control tokens of the format, besides those of the grammar."""
     roles: ClassVar[frozenset[str]] = frozenset({"system", "user", "assistant", "tool"})
     supports_streaming: ClassVar[bool] = True
-    reasoning_remedy: ClassVar[str] = "remove it from the message, or use a renderer that does not disable thinking"
+    reasoning_remedy: ClassVar[str] = "remove it from the message, or use a renderer that does not disable reasoning"
     """The end of the error for a reply that reasons although its prompt rules that out: what to do instead."""
 
     tokenizer: Tokenizer

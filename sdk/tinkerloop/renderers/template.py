@@ -125,7 +125,7 @@ class Template(base.Renderer):
         def hide(value: Any, message: int, part: Part) -> Any:
             if isinstance(value, str):
                 if "\ue000" in value:
-                    raise RenderError("the text holds U+E000, which this renderer span_table strings with")
+                    raise RenderError("the text holds U+E000, which this renderer needs for placeholders; remove it")
                 number = slots.setdefault(_Slot(value, message, part), len(slots))
                 return f"\ue000{number}\ue001" if value else ""
             if isinstance(value, Mapping):

@@ -25,7 +25,7 @@ _CALL = Block(Part.TOOL_CALL, "<｜tool▁call▁begin｜>", "<｜tool▁call▁
 @dataclass(frozen=True)
 class DeepSeekOptions(base.Options):
     thinking: bool = False
-    """Whether prompts open a reasoning block or close it."""
+    """Prompts open a reasoning block; if False, they close it."""
 
 
 class DeepSeekV3(base.Renderer):

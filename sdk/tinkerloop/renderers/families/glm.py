@@ -32,7 +32,7 @@ class GlmOptions(base.Options):
     effort: Literal["Max", "High", "Low"] = "Max"
     """The reasoning effort that is stated at the start of every conversation."""
     preserve_thinking: bool = True
-    """Whether turns before the last user message keep their reasoning."""
+    """Turns before the last user message keep their reasoning."""
 
     def __post_init__(self) -> None:
         self.check("effort", "Max", "High", "Low")

@@ -25,8 +25,8 @@ HARMONY_GRAMMAR = Grammar(
 class HarmonyParser(ReplyParser):
     """Parses replies of the form `header<|message|>content<|end|>`, repeated.
 
-    The header is the text from `<|start|>`, or from the end of the prompt, to `<|message|>`. It decides what the message
-    is: `<|channel|>analysis` is reasoning, `to=functions.f` a call, anything else text.
+    The header is the text from `<|start|>`, or from the end of the prompt, to `<|message|>`. It decides the kind of the
+    message: `<|channel|>analysis` is reasoning, `to=functions.f` a call, anything else text.
     """
 
     _header: list[str] | None = None  # strings of the open header; None inside a message

@@ -26,11 +26,11 @@ class KimiOptions(base.Options):
     default_system: str | None = "You are Kimi, an AI assistant created by Moonshot AI."
     """The system message for conversations without one; None adds none."""
     primed: bool = False
-    """Whether prompts end with `<think>` or `<think></think>`, as since K2.5; otherwise the model writes the tags."""
+    """Prompts end with `<think>` or `<think></think>`, as since K2.5; if False, the model writes the tags itself."""
     thinking: bool = True
-    """Whether primed prompts open a reasoning block or hold an empty one."""
+    """Primed prompts open a reasoning block; if False, they hold an empty one."""
     preserve_thinking: bool = False
-    """Whether history keeps all reasoning."""
+    """History keeps all reasoning."""
 
 
 class Kimi(base.Renderer):

@@ -48,7 +48,7 @@ class Llama3(base.Renderer):
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools and conversation.role(_first_turn(conversation)) != "user":
             raise RenderError(
-                "llama3 declares tools in the first user message, so a conversation with tools must begin with a user's message"
+                "llama3 declares tools in a user's message, so a conversation with tools must begin with one"
             )
         yield scaffold("<|begin_of_text|>")
         if conversation.role(0) != "system":

@@ -21,13 +21,13 @@ from tinkerloop.renderers.tool_declarations import declare_for_xml_calls, xml_de
 @dataclass(frozen=True)
 class NemotronOptions(base.Options):
     thinking: bool = True
-    """Whether prompts open a reasoning block or hold an empty one."""
+    """Prompts open a reasoning block; if False, they hold an empty one."""
     preserve_thinking: bool = False
-    """Whether turns before the last user message keep their reasoning."""
+    """Turns before the last user message keep their reasoning."""
     effort: str | None = None
     """The effort that the last user message asks for: `low` (Super), `efficient` (Ultra's medium); None: full."""
     tight: bool = False
-    """Whether `</think>` has no newline before and after it, as in Ultra; otherwise it has both."""
+    """`</think>` has no newline before and after it, as in Ultra; if False, it has both."""
 
 
 class Nemotron3(ChatML):
@@ -100,9 +100,8 @@ class Nemotron3(ChatML):
         message = conversation[index]
         around = "" if self.options.tight else "\n"
         has_calls = bool(message.tool_calls or message.unparsed)
-        if not (has_calls and self.options.tight) or self._keeps_reasoning(
-            conversation, index
-        ):  # only there the text is not trimmed
+        keeps_reasoning = self._keeps_reasoning(conversation, index)
+        if keeps_reasoning or not (has_calls and self.options.tight):  # Ultra's early turns with calls stay untrimmed
             message = message.with_text(message.text.rstrip())
         if self.primer(conversation, index) == "<think>\n":
             yield text(message.reasoning or "", Part.REASONING)
@@ -110,7 +109,7 @@ class Nemotron3(ChatML):
             yield markup(around if message.content else "", Part.TEXT)
         elif message.reasoning and message.content and not has_calls:
             yield markup(around, Part.TEXT)  # the template removes reasoning from history only up to the end of its tag
-        elif not self._keeps_reasoning(conversation, index) and has_calls and not self.options.tight:
+        elif not keeps_reasoning and has_calls and not self.options.tight:
             message = message.with_text(message.text.lstrip())
         yield from self.content(message)
         if has_calls:

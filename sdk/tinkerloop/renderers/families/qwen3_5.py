@@ -33,11 +33,11 @@ _EFFORTS = {
 @dataclass(frozen=True)
 class Qwen35Options(base.Options):
     thinking: bool = True
-    """Whether prompts open a reasoning block or hold an empty one."""
+    """Prompts open a reasoning block; if False, they hold an empty one."""
     preserve_thinking: bool = False
-    """Whether turns before the last user message keep their reasoning."""
+    """Turns before the last user message keep their reasoning."""
     json_scalars: bool = False
-    """Whether arguments are written `true` and `null`, as in Qwen3.6 and 3.8, or `True` and `None`, as in Qwen3.5."""
+    """Arguments are written `true` and `null`, as in Qwen3.6 and 3.8; if False, `True` and `None`, as in Qwen3.5."""
 
 
 class Qwen35(VisionChatML):
