@@ -190,7 +190,8 @@ ROWS = [
         "assistant\n<think>\n\n</think>\na<|im_end|>", "assistant\n<think></think>a<|im_end|>\n",
     ),
     Difference(
-        "Nemotron 3", "inline reasoning is extracted", "nemotron3", [USER, REPLY | {"content": "<think>x</think>\n\na"}],
+        "Nemotron 3", "inline reasoning is extracted", "nemotron3",
+        [USER, REPLY | {"content": "<think>x</think>\n\na"}],
         "assistant\n<think>\nx\n</think>\na<|im_end|>", "assistant\n<think>x</think>\n\na<|im_end|>\n",
     ),
     Difference(

@@ -112,7 +112,7 @@ class RendererCore(Format):
     ) -> Rendered:
         """Return a finished conversation as tokens and weights.
 
-        `[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]` becomes, in Qwen3's format,
+        `[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]` becomes, with `qwen3_instruct`,
         `<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nYo<|im_end|>`, with weight 1 on `Yo<|im_end|>`.
 
         Args:
@@ -179,7 +179,7 @@ class RendererCore(Format):
     ) -> tinker.ModelInput:
         """Return the tokens after which a model samples the next turn.
 
-        `[{"role": "user", "content": "Hi"}]` becomes, in Qwen3's format,
+        `[{"role": "user", "content": "Hi"}]` becomes, with `qwen3_instruct`,
         `<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n`.
 
         Args:

@@ -1,4 +1,4 @@
-"""Kimi K2 Thinking, K2.5 and K2.6: `<|im_user|>user<|im_middle|>...<|im_end|>`, the format adds no white space.
+"""Kimi K2 Thinking, K2.5 and K2.6: `<|im_user|>user<|im_middle|>...<|im_end|>`, without white space between turns.
 
 Presets: `kimi_k2`, `kimi_k25` and `kimi_k26`, the latter two with `_disable_thinking`, K2.6 with `_preserve_thinking`.
 Reasoning after the last finished reply without tool calls is kept; earlier reasoning is emptied.
