@@ -56,7 +56,7 @@ class RoleColon(base.Renderer):
     def _turn(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.reasoning or message.tool_calls or message.unparsed:
-            raise RenderError(f"messages[{index}]: role_colon writes text only, without reasoning and tool calls")
+            raise RenderError(f"messages[{index}]: role_colon writes text only, no reasoning and no tool calls")
         content = self.plain(message)
         if _HEADER.search(f" {content}\n\n"):
             raise RenderError(
