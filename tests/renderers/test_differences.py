@@ -85,23 +85,23 @@ ROWS = [
         "assistant\n<think>\n\n</think>\n\na<|im_end|>\n<|im_start|>assistant\n", prompting=True,
     ),
     Difference(
-        "all that lift it", "only where it begins the text", "qwen3",
+        "all that extract it", "only where it begins the text", "qwen3",
         [USER, {"role": "assistant", "content": "so <think>x</think>y"}, USER],
         "assistant\nso <think>x</think>y<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
         "assistant\ny<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", prompting=True,
     ),
     Difference(
-        "all that lift it", "and is the only one", "qwen3",
+        "all that extract it", "and is the only one", "qwen3",
         [USER, {"role": "assistant", "content": "<think>x</think>y</think>z"}, USER],
         "assistant\n<think>x</think>y</think>z<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
         "assistant\nz<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", prompting=True,
     ),
     Difference(
-        "all with thinking off", "a last reply that reasons is refused", "qwen3_disable_thinking", [USER, REASONED],
+        "all with reasoning off", "a last reply that reasons is refused", "qwen3_disable_thinking", [USER, REASONED],
         None, "<think>\nhm\n</think>\n\na<|im_end|>\n",
     ),
     Difference(
-        "Qwen3 with thinking off or always on", "without a user's message", "qwen3_disable_thinking", [REPLY],
+        "Qwen3 with reasoning off or always on", "without a user's message", "qwen3_disable_thinking", [REPLY],
         "<|im_start|>assistant\n<think>\n\n</think>\n\na<|im_end|>", "<|im_start|>assistant\na<|im_end|>\n",
     ),
     Difference(
@@ -190,7 +190,8 @@ ROWS = [
         "assistant\n<think>\n\n</think>\na<|im_end|>", "assistant\n<think></think>a<|im_end|>\n",
     ),
     Difference(
-        "Nemotron 3", "inline reasoning is lifted", "nemotron3", [USER, REPLY | {"content": "<think>x</think>\n\na"}],
+        "Nemotron 3", "inline reasoning is extracted", "nemotron3",
+        [USER, REPLY | {"content": "<think>x</think>\n\na"}],
         "assistant\n<think>\nx\n</think>\na<|im_end|>", "assistant\n<think>x</think>\n\na<|im_end|>\n",
     ),
     Difference(

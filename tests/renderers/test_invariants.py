@@ -1,6 +1,6 @@
 """What holds for every chat format: each test runs over every built-in name, with no exemptions.
 
-Where a format cannot have a property it says so (`has_extension_property`, `disables_thinking`, a refusal), and it is
+Where a format cannot have a property it says so (`has_extension_property`, `disables_reasoning`, a refusal), and it is
 held to what it claims and to what it does not. The properties, with the modules of this folder or the tests here that
 show them:
 
@@ -104,7 +104,7 @@ def fitted(name: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 message["content"] = ""
         if one_call and message["role"] == "tool" and kept[-1]["role"] == "tool":
             continue
-        unreasoned = ours.disables_thinking or name in ("role_colon", "llama3")
+        unreasoned = ours.disables_reasoning or name in ("role_colon", "llama3")
         if unreasoned or (name == "deepseekv3_thinking" and kept and kept[-1]["role"] == "tool"):
             message.pop("reasoning_content", None)
         if name == "role_colon":
@@ -453,7 +453,7 @@ def test_customized_trains_the_marked_messages_and_weights_multiply(name, messag
     messages = fitted(name, messages)
     chosen = [data.draw(st.booleans()) for _ in messages]
     marked = [{**m, "trainable": c, "weight": 0.5} for m, c in zip(messages, chosen, strict=True)]
-    if renderer(name).disables_thinking:
+    if renderer(name).disables_reasoning:
         for m in marked:
             m.pop("reasoning_content", None)
     example = supervised(name, marked, "customized")

@@ -260,7 +260,7 @@ def test_a_users_message_is_a_tools_result_where_the_template_sees_one(case: Cas
 @pytest.mark.parametrize(
     "content", ["<think>x</think> a", " <think>\n x\n</think>\n\n a ", "x</think>a", "<think></think>"]
 )
-def test_inline_reasoning_is_lifted_as_the_template_does(name: str, content: str) -> None:
+def test_inline_reasoning_is_extracted_as_the_template_does(name: str, content: str) -> None:
     case = next(case for case in CASES if case.name == name)
     ours = get_renderer(name, everyones_tokenizer())
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]

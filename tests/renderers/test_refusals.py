@@ -262,7 +262,7 @@ def test_a_message_with_an_unparsed_call_is_written_as_it_was_sampled() -> None:
 def test_inline_reasoning_becomes_a_part_only_where_the_template_does_that() -> None:
     inline = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nanswer"}
     apart = {"role": "assistant", "content": "answer", "reasoning_content": "hm"}
-    for name, lifts in (
+    for name, extracts in (
         ("qwen3", True),
         ("qwen3_5", True),
         ("qwen3_instruct", False),
@@ -270,7 +270,7 @@ def test_inline_reasoning_becomes_a_part_only_where_the_template_does_that() -> 
     ):
         ours = renderer(name)
         same = ours.build_supervised_example([USER, inline]) == ours.build_supervised_example([USER, apart])
-        assert same is lifts, name
+        assert same is extracts, name
 
 
 @pytest.mark.parametrize("name", [None, 3])

@@ -1,10 +1,12 @@
-"""Pieces -> tokens. The one place where text of a conversation becomes ids.
+"""Pieces -> tokens: the one place where text of a conversation becomes ids.
 
-Text between two control tokens is encoded in one call, whatever pieces it came from, because that is what encoding
-the finished string of an official template does: a role header's newline may merge with the newlines that follow it.
-Where a weight or a message changes inside such a run, the boundary is found among its ids. A token that straddles it
-is scaffold, and never trained, if one side is; between two parts that the author wrote it belongs to the first. `SEAM`
-ends a run on purpose.
+The text between two control tokens is encoded in one call, whatever pieces it came from, because official templates are
+encoded as one string: the newline of a role header may merge with the newlines after it. Where the message or the part
+changes inside such a text, the boundary is found among its ids. A token across the boundary counts as scaffold if one
+side is scaffold, and is then never trained; otherwise it belongs to the first side. `SEAM` ends a text on purpose.
+
+    "<|im_start|>user\\n" (scaffold), "Hi" (text), "<|im_end|>" (stop), with Qwen's tokenizer:
+    encode("user\\nHi") == [872, 198, 13048], so the tokens are 151644 872 198 | 13048 | 151645
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.pieces import SEAM, Part, Piece
-from tinkerloop.renderers.rendered import Kind, Marks, Rendered
+from tinkerloop.renderers.rendered import Rendered, SpanLabel, SpanTable
 from tinkerloop.renderers.train_on_what import TokenWeights
 from tinkerloop.tokenizers.encoders import Encoder
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 Encode = Callable[[str], list[int]]
 
 
-class Kept(dict[str, list[int]]):
-    """Text -> ids, encoded on first use."""
+class EncodeCache(dict[str, list[int]]):
+    """Text -> ids, encoded on first use and then cached."""
 
     def __init__(self, encode: Encode):
         super().__init__()
@@ -38,45 +40,52 @@ class Kept(dict[str, list[int]]):
         return ids
 
 
-Run = tuple[str, list[int] | None]
-"""Text, and its ids where they are known: of control tokens, images, and what the family wrote alone."""
-Split = tuple[str, tuple[Run, ...], str]
-"""Text before the first control token, the runs from there to the last one, text after it."""
+_Fragment = tuple[str, list[int] | None]
+"""Text that is encoded in one call; its ids if they are known: control tokens, images, text of the family alone."""
+_SplitText = tuple[str, tuple[_Fragment, ...], str]
+"""Text before the first control token, the fragments from there to the last control token, text after that."""
 
 
-class _Splits(dict[str, Split]):
-    """Trusted text -> what it consists of, worked out on first use."""
+class _SplitTexts(dict[str, _SplitText]):
+    """Trusted text -> the same text split at its control tokens, worked out on first use."""
 
-    def __init__(self, ids: Mapping[str, int], constants: Mapping[str, list[int]]):
+    def __init__(self, ids: Mapping[str, int], constant_ids: Mapping[str, list[int]]):
         super().__init__()
-        self._ids, self._constants = ids, constants
+        self._ids, self._constant_ids = ids, constant_ids
         names = sorted(ids, key=len, reverse=True)  # the longest first, should one begin another
         self._control = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
-    def __missing__(self, text: str) -> Split:
+    def __missing__(self, text: str) -> _SplitText:
         before, *parts = self._control.split(text) if self._control else [text]
         after = parts.pop() if parts else ""
-        runs: list[Run] = [("", [self._ids[p]]) if p in self._ids else (p, self._constants[p]) for p in parts if p]
-        split = self[text] = (before, tuple(runs), after)
+        fragments: list[_Fragment] = [
+            ("", [self._ids[p]]) if p in self._ids else (p, self._constant_ids[p]) for p in parts if p
+        ]
+        split = self[text] = (before, tuple(fragments), after)
         return split
 
 
-class Layout(NamedTuple):
-    """Pieces, cut into what is encoded in one call each."""
+class _CutPieces(NamedTuple):
+    """Pieces, cut into the fragments that are encoded in one call each."""
 
-    runs: list[Run]
-    kinds: list[Kind]
-    """What the tokens are, in order; adjacent ones differ."""
+    fragments: list[_Fragment]
+    labels: list[SpanLabel]
+    """Message and part of each span, in order; adjacent labels differ."""
     begins: list[int]
-    """The run in which each kind begins."""
+    """For each label, the index of the fragment in which its span begins."""
     inside: list[tuple[int, int, bool]]
-    """The kinds that do not begin with their run: which, at which character, and if the family wrote all before it."""
+    """Labels whose span begins inside its fragment: (index of the label, character, whether the family wrote all text
+    of the fragment before that character)."""
     images: list[tuple[int, ImageChunk]]
-    """Images, and the run that each is."""
+    """Images, each with the index of its fragment."""
 
 
 class Assembler:
-    """Encodes pieces with one encoder and one family's control tokens."""
+    """Encodes pieces with one encoder and one family's control tokens.
+
+    Raises:
+        RenderError: the tokenizer lacks a control token of the format.
+    """
 
     def __init__(self, encoder: Encoder, control: Iterable[str], family: str):
         self.encoder = encoder
@@ -86,8 +95,8 @@ class Assembler:
             if token_id is None:
                 raise RenderError(f"the tokenizer has no token {token!r}, which the {family!r} format is written with")
             self.ids[token] = token_id
-        self._constants = Kept(encoder.encode)
-        self._splits = _Splits(self.ids, self._constants)
+        self._constant_ids = EncodeCache(encoder.encode)
+        self._split_texts = _SplitTexts(self.ids, self._constant_ids)
 
     def assemble(
         self,
@@ -96,129 +105,133 @@ class Assembler:
         max_length: int | None = None,
         encode: Encode | None = None,
     ) -> Rendered:
-        """Tokens, spans and images of the pieces of messages, in order.
+        """Return the pieces of messages, in order, as tokens with spans, weights and images.
 
         Args:
-            weights: what the tokens weigh; nothing by default.
-            encode: the encoder's `encode` unless given: a `Kept` one, for calls that share texts.
+            pieces: (message index, piece) pairs.
+            weights: the weights of messages and parts; all 0 by default.
+            max_length: the default of the result's `to_datum`.
+            encode: used in place of the encoder's `encode`: an `EncodeCache`, for calls that share texts.
         """
         encode = encode or self.encoder.encode
-        layout = self._lay_out(pieces)
-        # All in a row, since an engine's tables and this code displace each other from the processor's caches.
-        encoded = [encode(text) if ids is None else ids for text, ids in layout.runs]
+        cut = self._cut(pieces)
+        # Encode all fragments in a row: the encoder and this code would evict each other from the processor's caches.
+        encoded = [encode(text) if ids is None else ids for text, ids in cut.fragments]
         tokens: list[int] = []
-        at: list[int] = []
+        offsets: list[int] = []
         for ids in encoded:
-            at.append(len(tokens))
+            offsets.append(len(tokens))
             tokens += ids
-        at.append(len(tokens))
-        starts, kinds = self._starts(layout, encoded, at)
-        marks = Marks(starts, kinds, [0.0] * len(kinds) if weights is None else weights.of(kinds))
-        return Rendered(tokens, marks, tuple([(at[run], image) for run, image in layout.images]), max_length)
+        offsets.append(len(tokens))
+        starts, labels = self._span_starts(cut, encoded, offsets)
+        span_table = SpanTable(starts, labels, [0.0] * len(labels) if weights is None else weights.for_labels(labels))
+        return Rendered(tokens, span_table, tuple([(offsets[i], image) for i, image in cut.images]), max_length)
 
-    def _lay_out(self, pieces: Iterable[tuple[int, Piece]]) -> Layout:
-        layout = runs, kinds, begins, inside, images = Layout([], [], [], [], [])
-        splits, constants = self._splits, self._constants
-        open_run, own = "", True
-        last: Kind | None = None
+    def _cut(self, pieces: Iterable[tuple[int, Piece]]) -> _CutPieces:
+        cut = fragments, labels, begins, inside, images = _CutPieces([], [], [], [], [])
+        split_texts, constant_ids = self._split_texts, self._constant_ids
+        open_text, is_constant = "", True  # the fragment that goes on, and whether the family wrote all of it
+        last: SpanLabel | None = None
         for message, piece in chain(pieces, _END):
             text, part, trusted, image = piece
             if text:
-                before, known, after = splits[text] if trusted else (text, (), "")
+                before, known, after = split_texts[text] if trusted else (text, (), "")
             elif image is not None:
                 before, known, after = "", (("", [0] * (image.expected_tokens or 0)),), ""
             elif piece is SEAM:
                 before, known, after = _BREAK
             else:
                 continue
-            if open_run and known and not before:
-                runs.append((open_run, constants[open_run] if own else None))
-                open_run, own = "", True
-            if (kind := (message, part)) != last and piece is not SEAM:
-                if open_run:
-                    inside.append((len(kinds), len(open_run), own))
-                kinds.append(kind)
-                begins.append(len(runs))
-                last = kind
+            if open_text and known and not before:
+                fragments.append((open_text, constant_ids[open_text] if is_constant else None))
+                open_text, is_constant = "", True
+            if (label := (message, part)) != last and piece is not SEAM:
+                if open_text:
+                    inside.append((len(labels), len(open_text), is_constant))
+                labels.append(label)
+                begins.append(len(fragments))
+                last = label
             if before:
-                open_run += before
-                own = own and trusted
+                open_text += before
+                is_constant = is_constant and trusted
             if known:
-                if open_run:
-                    runs.append((open_run, constants[open_run] if own else None))
-                    own = True
+                if open_text:
+                    fragments.append((open_text, constant_ids[open_text] if is_constant else None))
+                    is_constant = True
                 if image is not None:
-                    images.append((len(runs), image))
-                runs += known
-                open_run = after
-        return layout
+                    images.append((len(fragments), image))
+                fragments += known
+                open_text = after
+        return cut
 
-    def _starts(self, layout: Layout, encoded: list[list[int]], at: list[int]) -> tuple[list[int], list[Kind]]:
-        """The token that each span begins with, and what the span is. `at` are the tokens that the runs begin with."""
-        kinds, constants = layout.kinds, self._constants
-        starts = [at[run] for run in layout.begins]
+    def _span_starts(
+        self, cut: _CutPieces, encoded: list[list[int]], offsets: list[int]
+    ) -> tuple[list[int], list[SpanLabel]]:
+        """Return the first token of each span, and the labels. `offsets` are the first tokens of the fragments."""
+        labels, constant_ids = cut.labels, self._constant_ids
+        starts = [offsets[fragment] for fragment in cut.begins]
         crossed = False
-        for i, character, own in layout.inside:
-            run = layout.begins[i]
-            text, ids = layout.runs[run][0], encoded[run]
-            if own and ids[: len(head := constants[text[:character]])] == head:  # nearly always
+        for i, character, is_constant in cut.inside:
+            fragment = cut.begins[i]
+            text, ids = cut.fragments[fragment][0], encoded[fragment]
+            if is_constant and ids[: len(head := constant_ids[text[:character]])] == head:  # nearly always
                 starts[i] += len(head)
                 continue
             end, resume = self._boundary(text, character, ids)
-            starts[i] += end if kinds[i][1] is _SCAFFOLD is not kinds[i - 1][1] else resume
+            starts[i] += end if labels[i][1] is _SCAFFOLD is not labels[i - 1][1] else resume
             crossed = crossed or starts[i] < starts[i - 1]
-        if crossed or len({*starts, at[-1]}) <= len(starts):
-            return _without_empty(starts, kinds, at[-1])
-        return starts, kinds
+        if crossed or len({*starts, offsets[-1]}) <= len(starts):
+            return _without_empty(starts, labels, offsets[-1])
+        return starts, labels
 
-    def _boundary(self, text: str, at: int, ids: list[int]) -> tuple[int, int]:
-        """(tokens that spell only what is before character `at`, first token that spells only the rest).
+    def _boundary(self, text: str, character: int, ids: list[int]) -> tuple[int, int]:
+        """Return (number of tokens before `character`, first token after it); they differ if a token is across it.
 
-        Bytes are counted from the nearer end of the text. Where they are not those of the text, because the tokenizer
-        normalises it, what both sides encode to by themselves decides.
+        Bytes are counted from the nearer end of the text. If the tokenizer normalises the text, so that its tokens
+        spell other bytes, each side is encoded separately and compared with `ids`.
         """
-        before, after = text[:at], text[at:]
+        before, after = text[:character], text[character:]
         decode = self.encoder.decode_bytes
         backwards = len(after) < len(before)
-        wanted = (after if backwards else before).encode()
+        side = (after if backwards else before).encode()
         n = size = 0
         for token_id in reversed(ids) if backwards else ids:
             size += len(decode([token_id]))
             n += 1
-            if size >= len(wanted):
+            if size >= len(side):
                 break
-        straddles = int(size > len(wanted))
-        if backwards and decode(ids[len(ids) - n :]).endswith(wanted):
-            return len(ids) - n, len(ids) - n + straddles
-        if not backwards and decode(ids[:n]).startswith(wanted):
-            return n - straddles, n
+        is_across = int(size > len(side))
+        if backwards and decode(ids[len(ids) - n :]).endswith(side):
+            return len(ids) - n, len(ids) - n + is_across
+        if not backwards and decode(ids[:n]).startswith(side):
+            return n - is_across, n
         end = _common(ids, self.encoder.encode(before))
         return end, max(end, len(ids) - _common(ids[::-1], self.encoder.encode(after)[::-1]))
 
 
 _END = ((-1, SEAM),)
-_BREAK: Split = ("", (("", []),), "")  # a run without tokens, which ends the text before it
+_BREAK: _SplitText = ("", (("", []),), "")  # a fragment without tokens, which ends the one before it
 _SCAFFOLD = Part.SCAFFOLD  # members of an enumeration are slow to look up
 
 
-def _without_empty(starts: list[int], kinds: list[Kind], size: int) -> tuple[list[int], list[Kind]]:
-    """The spans that hold a token, adjacent ones of one kind joined; what two claim is the later one's."""
-    kept: list[tuple[int, Kind]] = []
-    for start, kind in zip(starts, kinds, strict=True):
-        while kept and kept[-1][0] >= start:
-            kept.pop()
-        if start < size and not (kept and kept[-1][1] == kind):
-            kept.append((start, kind))
-    return [start for start, _ in kept], [kind for _, kind in kept]
+def _without_empty(starts: list[int], labels: list[SpanLabel], size: int) -> tuple[list[int], list[SpanLabel]]:
+    """Remove spans without tokens and join adjacent ones with one label; of two that overlap the later one wins."""
+    spans: list[tuple[int, SpanLabel]] = []
+    for start, label in zip(starts, labels, strict=True):
+        while spans and spans[-1][0] >= start:
+            spans.pop()
+        if start < size and not (spans and spans[-1][1] == label):
+            spans.append((start, label))
+    return [start for start, _ in spans], [label for _, label in spans]
 
 
 def _common(a: list[int], b: list[int]) -> int:
-    """The length of the longest common prefix."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # by halves, since slices are compared much faster than elements
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
+    """Return the length of the longest common prefix."""
+    shared, limit = 0, min(len(a), len(b))
+    while shared < limit:  # bisect, since slices are compared much faster than elements
+        middle = (shared + limit + 1) // 2
+        if a[shared:middle] == b[shared:middle]:
+            shared = middle
         else:
-            high = middle - 1
-    return low
+            limit = middle - 1
+    return shared

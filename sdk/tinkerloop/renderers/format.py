@@ -1,4 +1,4 @@
-"""`Format`: what a family states about its chat format. Everything else follows from it, in `base`."""
+"""`Format`: how a family describes its chat format. `core` derives everything else from it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolCall
 from tinkerloop.renderers.parsing.grammar import Grammar
-from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, text
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, scaffold, text
 
 if TYPE_CHECKING:
     from tinkerloop.tokenizers.loading import Tokenizer
@@ -16,29 +16,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen about a family. The options and the tokenizer are the whole identity of a renderer."""
+    """The choices that a family offers. The class, its options and the tokenizer decide every token of a renderer."""
 
     def check(self, name: str, *known: object) -> None:
-        """Refuses a value that a choice does not have; for a family's `__post_init__`."""
+        """Refuse a value of field `name` that is not one of `known`; for a family's `__post_init__`.
+
+        Raises:
+            RenderError: the value is not one of `known`.
+        """
         if (value := getattr(self, name)) not in known:
             raise RenderError(f"{type(self).__name__}: {name} is one of {', '.join(map(repr, known))}; got {value!r}")
 
 
 class Format:
-    """How messages are written, as pieces, and what replies consist of, as a grammar.
+    """The way messages are written, as pieces, and the parts that replies consist of, as a grammar.
 
-    Families define `family`, `roles`, `control` and `make_grammar`, and write `message`, `reply`, `header` and, where
-    they differ, `preamble`, `primer`, `after_reply`, `call` and `image`.
+    Families define `family`, `roles`, `control` and `make_grammar`, write `message`, `reply` and `header`, and override
+    the other methods where their format differs. A conversation is written as
+
+        preamble  message(0)  opening(1) reply(1) after_reply(1)  message(2)  opening(3) ...
+
+    where messages 1 and 3 are the assistant's. A prompt for reply 3 ends with `opening(3)`.
     """
 
     family: ClassVar[str]
     version: ClassVar[int] = 1
-    """Part of the fingerprint; raised when the same messages get other tokens."""
+    """Part of the fingerprint; increased when the same messages get other tokens."""
     Options: ClassVar[type[Options]] = Options
     control: tuple[str, ...] = ()
     """Control tokens of the format, besides those of the grammar."""
     roles: ClassVar[frozenset[str]] = frozenset({"system", "user", "assistant", "tool"})
     supports_streaming: ClassVar[bool] = True
+    reasoning_remedy: ClassVar[str] = "remove it from the message, or use a renderer that does not disable reasoning"
+    """The end of the error for a reply that reasons although its prompt rules that out: what to do instead."""
 
     tokenizer: Tokenizer
     options: Any
@@ -49,81 +59,102 @@ class Format:
 
     @property
     def has_extension_property(self) -> bool:
-        """Whether a conversation's tokens begin with those of the same conversation cut after any earlier reply.
+        """True if a conversation's tokens begin with the tokens of the same conversation cut after any earlier reply.
 
-        Every reply is followed by what it asks for: results after tool calls, else a user's message. (A system message
-        there takes the place of the stop token of some formats, and others move it to the front.)
+        This assumes that a reply is followed by what it asks for: results after tool calls, otherwise a user's message.
+        (A system message in this place suppresses the stop token of some formats; other formats move it to the front.)
 
-        In formats whose header ends with a newline this is so unless the reply begins with one: official templates
-        are encoded as one string, in which the two newlines of a turn in history may be one token.
+        In formats whose header ends with a newline it also assumes that replies do not begin with a newline: official
+        templates are encoded as one string, in which the two newlines of a turn in history may be one token.
         """
         return False
 
     @property
-    def disables_thinking(self) -> bool:
-        """Whether replies to this format's prompts have no reasoning."""
+    def disables_reasoning(self) -> bool:
+        """True if every prompt of this format rules reasoning out, e.g. by an empty `<think></think>` block."""
         return False
 
+    def rules_out_reasoning(self, conversation: CheckedConversation, index: int) -> bool:
+        """Return whether the prompt for reply `index` rules reasoning out."""
+        return self.disables_reasoning
+
+    def reasoning_refused(self, index: int) -> RenderError:
+        """Return the error for reply `index`, which reasons although no reply to its prompt does."""
+        return RenderError(
+            f"messages[{index}]: the prompt of {self.name} for this reply rules reasoning out, so no reasoning can be "
+            f"trained here; {self.reasoning_remedy}"
+        )
+
     def make_grammar(self) -> Grammar:
-        """What a reply consists of."""
+        """Return the blocks that replies consist of, and the tokens or texts that end them."""
         raise NotImplementedError
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
-        """What precedes the first message."""
+        """Return the pieces before the first message."""
         return ()
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:
-        """Message `index`, unless an assistant's: its header, its content, its end."""
+        """Return the pieces of message `index`, which is not the assistant's: its header, its content, its end."""
         raise NotImplementedError
 
     def header(self, role: str) -> str:
-        """What announces a turn of `role`."""
+        """Return the text that announces a turn of `role`."""
         raise NotImplementedError
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
-        """What the format itself writes of an assistant's turn `index`, between the header and what is sampled."""
+        """Return the text between the header of assistant turn `index` and its first sampled token, e.g. `<think>`."""
         return ""
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
-        """What an assistant samples in turn `index`, up to and with the stop token."""
+        """Return the pieces that the model samples in turn `index`, the stop token included."""
         raise NotImplementedError
 
     def after_reply(self, conversation: CheckedConversation, index: int) -> Pieces:
-        """What follows an assistant's stop token."""
+        """Return the pieces between the stop token of reply `index` and the next turn."""
         return ()
 
     def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
-        """What a prompt ends with and a supervised turn begins with; what is sampled starts on a token after it."""
+        """Return the end of the prompt for reply `index`, after which sampling begins; examples hold it too."""
         return (scaffold(self.header("assistant") + self.primer(conversation, index)),)
 
-    def lifted(self, message: ChatMessage) -> ChatMessage:
-        """The message with reasoning that its author wrote inline, as some data sets do, made a part of its own.
+    def normalize(self, message: ChatMessage) -> ChatMessage:
+        """Return the message as the official template sees it, e.g. trimmed, or with inline reasoning extracted.
 
-        Families whose official template does this override it; elsewhere the text stays text.
+        Families whose template changes messages override this; see `normalization`.
         """
         return message
 
     def content(self, message: ChatMessage) -> Pieces:
-        """A message's text, and its images where the format has them."""
+        """Return a message's text and images.
+
+        Raises:
+            RenderError: there is an image, and the format has no images.
+        """
         pieces: list[Piece] = []
         for part in message.content:
             pieces += (text(part),) if isinstance(part, str) else self.image(part)
         return pieces
 
     def plain(self, message: ChatMessage) -> str:
-        """The text of `content`, for what is written around it as one string; a text format refuses images."""
+        """Return the content as one string, for formats that quote or search it."""
         return "".join(piece.text for piece in self.content(message))
 
     def image(self, image: Image) -> Pieces:
-        """An image with the tokens around it."""
-        raise RenderError(f"{self.name} is a text format and has no images")
+        """Return an image and the control tokens around it."""
+        raise RenderError(
+            f"{self.name} is a text format and has no images; remove the image or use a vision model's format"
+        )
 
     def call(self, call: ToolCall) -> Pieces:
-        """One tool call, inside its block."""
+        """Return one tool call, without the tags around it."""
         raise RenderError(f"{self.name} has no tool calls")
 
     def calls(self, message: ChatMessage) -> Pieces:
-        """A message's tool calls, each in the block that the grammar has for them; unparsed ones as sampled."""
+        """Return a message's tool calls, each with the tags that the grammar has for them; unparsed calls as sampled.
+
+        Raises:
+            RenderError: there are calls, and the format has no tool calls.
+        """
         calls = (*message.tool_calls, *message.unparsed)
         if not calls:
             return ()
@@ -133,15 +164,15 @@ class Format:
         pieces: list[Piece] = []
         lead = block.lead if message.content else ""
         for call in calls:
-            pieces.append(marked(lead + block.open, Part.TOOL_CALL))
+            pieces.append(markup(lead + block.open, Part.TOOL_CALL))
             lead = block.between
             if isinstance(call, ToolCall):
-                pieces.append(marked(block.head, Part.TOOL_CALL))
+                pieces.append(markup(block.head, Part.TOOL_CALL))
                 pieces += self.call(call)
-                pieces.append(marked(block.foot + block.close, Part.TOOL_CALL))
+                pieces.append(markup(block.foot + block.close, Part.TOOL_CALL))
             else:
                 inside = call.raw_text.removeprefix(block.open)
                 pieces.append(text(inside.removesuffix(block.close), Part.TOOL_CALL))
                 if inside.endswith(block.close):
-                    pieces.append(marked(block.close, Part.TOOL_CALL))
+                    pieces.append(markup(block.close, Part.TOOL_CALL))
         return pieces

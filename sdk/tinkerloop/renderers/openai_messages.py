@@ -1,4 +1,4 @@
-"""Messages to and from the shape of OpenAI's API, as servers and data sets write them."""
+"""Conversion of messages to and from the shape of OpenAI's API, which servers and data sets use."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from tinkerloop.messages import (
 
 
 def to_openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as plain JSON values: reasoning in `reasoning_content`, calls with their arguments as JSON text.
+    """Return a message as plain JSON values: reasoning in `reasoning_content`, calls with their arguments as JSON text.
 
-    `unparsed_tool_calls`, `trainable` and `weight`, which OpenAI's shape has no words for, keep their names.
+    `[{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "4"}]` as content becomes
+    `{"role": "assistant", "content": "4", "reasoning_content": "hm"}`. `unparsed_tool_calls`, `trainable` and `weight`,
+    which are not part of OpenAI's shape, keep their names.
 
     Raises:
         RenderError: not a message, or an image that is not a URL or a data URI.
@@ -42,7 +44,9 @@ def to_openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_openai_message(message: Mapping[str, Any]) -> Message:
-    """A message as renderers return it: reasoning as a thinking part, calls as `ToolCall`; undoes `to_openai_message`.
+    """Return a message as renderers return it: reasoning as a thinking part, calls as `ToolCall`.
+
+    This undoes `to_openai_message`.
 
     Raises:
         RenderError: not a message.
@@ -66,7 +70,7 @@ def from_openai_message(message: Mapping[str, Any]) -> Message:
 
 
 def _extras(read: ChatMessage) -> Any:
-    """What is written alike in both shapes, where it was given."""
+    """Return the fields that both shapes write alike, if they were given."""
     given = {"tool_call_id": read.tool_call_id, "name": read.name, "trainable": read.trainable}
     if read.weight != 1.0:
         given["weight"] = read.weight

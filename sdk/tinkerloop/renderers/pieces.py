@@ -1,12 +1,12 @@
-"""The grammar-side of rendering: a conversation as a sequence of pieces, before any of it is a token.
+"""Pieces: a conversation as text whose origin and role in training are known, before any of it is encoded.
 
-A family writes pieces; everything else (ids, weights, chunks, attribution) is derived from them. Two properties of a
-piece carry the promises of this package:
+A family writes pieces; everything else (ids, weights, spans, images) is derived from them. Two fields of a piece keep
+the promises of this package:
 
 * `trusted`: the family itself wrote the text, so control tokens spelled in it are control tokens. Text from messages
-  is never trusted, so nothing in a message can become one.
-* `part`: what the text is. Scaffold (role headers, separators, prefilled text) is never trained, because a model
-  that is asked for a reply never samples it.
+  is never trusted, so nothing in a message can become a control token.
+* `part`: which part of a message the text is. Scaffold (role headers, separators, prefilled text) carries no weight
+  except in `TrainOnWhat.ALL_TOKENS`, because a model that is asked for a reply never samples it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Part(IntEnum):
-    """What a token is, within its message."""
+    """The part of its message that a token belongs to."""
 
     SCAFFOLD = 0
     TEXT = 1
@@ -30,10 +30,12 @@ class Part(IntEnum):
     STOP = 4
     """The token that ends a turn: sampled by the model and owned by the message it ends."""
     IMAGE = 5
-    """A position of an image: never trained, nor is any other that no model samples."""
+    """A position of an image; it never carries weight."""
 
 
 class Piece(NamedTuple):
+    """Text of one origin and one part, or an image."""
+
     text: str
     part: Part
     trusted: bool = False
@@ -44,32 +46,32 @@ class Piece(NamedTuple):
 Pieces = Iterable[Piece]
 
 SEAM = Piece("", Part.SCAFFOLD)
-"""A token boundary: text before and after it is encoded separately, because it is sampled separately."""
+"""A token boundary. The text before it and the text after it are encoded separately, e.g. a prompt and its reply."""
 
 
-_piece = partial(tuple.__new__, Piece)  # in half the time of the constructor that a NamedTuple has
+_piece = partial(tuple.__new__, Piece)  # takes half the time of a NamedTuple's own constructor
 
-_kept = lru_cache(maxsize=4096)  # a format writes the same few pieces all the time
+_cached = lru_cache(maxsize=4096)  # a format writes the same few pieces again and again
 
 
-@_kept
+@_cached
 def scaffold(text: str) -> Piece:
-    """Text of the format itself, never trained."""
+    """Return text that the format itself writes and no model samples, such as a role header."""
     return Piece(text, Part.SCAFFOLD, trusted=True)
 
 
 def text(content: str, part: Part = Part.TEXT) -> Piece:
-    """Text of a message, in which nothing is a control token."""
+    """Return text of a message, in which nothing is a control token."""
     return _piece((content, part, False, None))
 
 
-@_kept
-def marked(text: str, part: Part) -> Piece:
-    """Text of the format that the model writes itself: the tags of a reasoning block or of a tool call."""
+@_cached
+def markup(text: str, part: Part) -> Piece:
+    """Return text of the format that the model samples, such as the tags of a reasoning block or of a tool call."""
     return Piece(text, part, trusted=True)
 
 
-@_kept
+@_cached
 def stop(text: str) -> Piece:
-    """What ends a turn."""
+    """Return the text that ends a turn."""
     return Piece(text, Part.STOP, trusted=True)

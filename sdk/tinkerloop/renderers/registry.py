@@ -1,4 +1,4 @@
-"""Renderers by name."""
+"""Renderers by name: `get_renderer`, the built-in presets, and renderers that users register."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _FAMILIES = (
 )
 _ALIASES = {"chatml": "qwen3_instruct", "qwen3vl": "qwen3_vl", "qwen3vl_instruct": "qwen3_vl_instruct"}
 _ABSENT = ("deepseekv4_1", "kimi_k31_pro", "tml_v0")
-"""How the names of formats begin that the Cookbook has and this library has not."""
+"""Prefixes of the names of formats that the Cookbook has and this library does not."""
 _REGISTERED: dict[str, Factory] = {}
 
 
 @cache
 def presets() -> dict[str, tuple[type[Renderer], Options]]:
-    """Every built-in name -> (family, options)."""
-    found: dict[str, tuple[type[Renderer], Options]] = {}
+    """Return every built-in name -> (family, options)."""
+    by_name: dict[str, tuple[type[Renderer], Options]] = {}
     for module in _FAMILIES:
         listed: Sequence[Preset] = import_module(f"tinkerloop.renderers.{module}").PRESETS
-        found.update({name: (family, options) for name, family, options in listed})
-    return found
+        by_name.update({name: (family, options) for name, family, options in listed})
+    return by_name
 
 
 def get_renderer(
@@ -55,15 +55,17 @@ def get_renderer(
     *,
     options: Options | None = None,
 ) -> Renderer:
-    """The renderer called `name`, for a tokenizer that has the format's control tokens.
+    """Return the renderer called `name`, e.g. `get_renderer("qwen3", get_tokenizer("Qwen/Qwen3-8B"))`.
 
     Args:
+        tokenizer: a tokenizer that has the format's control tokens.
+        image_processor: counts the tokens of images; found by `model_name` if None.
         max_length: the default of its examples' `to_datum`.
-        options: instead of the options that the name stands for; of the family's own type.
+        options: used in place of the options that the name stands for; must be of the family's own type.
 
     Raises:
         UnknownRendererError: no renderer has that name; names the nearest ones.
-        RenderError: no tokenizer, one without a control token of the format, or a factory that made no renderer.
+        RenderError: no tokenizer, one that lacks a control token of the format, or a factory that returned no renderer.
     """
     if not isinstance(name, str):
         raise UnknownRendererError(f"a renderer has a name, got {name!r}; get_registered_renderer_names lists them")
@@ -78,22 +80,23 @@ def get_renderer(
         renderer.name, renderer.model_name = name, model_name
         renderer.max_length = max_length if max_length is not None else renderer.max_length
         return renderer
-    family = presets().get(_ALIASES.get(name, name))
-    if family is None and name.startswith(_ABSENT):
+    preset = presets().get(_ALIASES.get(name, name))
+    if preset is None and name.startswith(_ABSENT):
         raise UnknownRendererError(
-            f"{name!r} is a format of the Cookbook's that this library does not have; 'template' renders any model "
+            f"{name!r} is a format of the Cookbook that this library does not have; 'template' renders any model "
             "whose tokenizer has a chat_template, and register_renderer adds a renderer of your own"
         )
-    if family is None:
-        known = get_registered_renderer_names()
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
+    if preset is None:
+        known_names = get_registered_renderer_names()
+        nearest = difflib.get_close_matches(name, known_names, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(nearest)}?" if nearest else f"there are {', '.join(known_names)}"
         raise UnknownRendererError(f"no renderer is called {name!r}; {hint}")
-    if options is not None and type(options) is not family[0].Options:
-        raise RenderError(f"{name!r} takes {family[0].Options.__name__}, got {type(options).__name__}")
-    return family[0](
+    family, preset_options = preset
+    if options is not None and type(options) is not family.Options:
+        raise RenderError(f"{name!r} takes {family.Options.__name__}, got {type(options).__name__}")
+    return family(
         tokenizer,
-        options or family[1],
+        options or preset_options,
         name=name,
         image_processor=image_processor,
         model_name=model_name,
@@ -102,22 +105,26 @@ def get_renderer(
 
 
 def register_renderer(name: str, factory: Factory) -> None:
-    """Makes `get_renderer(name, ...)` call `factory(tokenizer, image_processor)`."""
+    """Make `get_renderer(name, ...)` call `factory(tokenizer, image_processor)`.
+
+    Raises:
+        RenderError: a built-in renderer has that name.
+    """
     if name in presets() or name in _ALIASES:
-        raise RenderError(f"{name!r} is the name of a built-in renderer")
+        raise RenderError(f"{name!r} is the name of a built-in renderer; choose another name")
     _REGISTERED[name] = factory
 
 
 def unregister_renderer(name: str) -> bool:
-    """Undoes `register_renderer`; false if there was nothing to undo."""
+    """Undo `register_renderer`. Return False if no renderer was registered under this name."""
     return _REGISTERED.pop(name, None) is not None
 
 
 def is_renderer_registered(name: str) -> bool:
-    """Whether `register_renderer` was called for this name."""
+    """Return whether `register_renderer` was called for this name."""
     return name in _REGISTERED
 
 
 def get_registered_renderer_names() -> list[str]:
-    """All names that `get_renderer` knows, aliases included."""
+    """Return all names that `get_renderer` knows, aliases included."""
     return sorted({*presets(), *_ALIASES, *_REGISTERED})

@@ -1,4 +1,4 @@
-"""The result of rendering: tokens, what each of them is, and how much it weighs."""
+"""`Rendered`: the tokens of a conversation, the message and part that each belongs to, and its weight."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ if TYPE_CHECKING:
     from tinker.types import ModelInputChunk
 
 
-Kind = tuple[int, Part]
-"""What tokens are: of which message (-1 for none), and which part of it."""
+SpanLabel = tuple[int, Part]
+"""The message that tokens belong to, by its index (-1 for none), and the part of it."""
 
 
-class Marks(NamedTuple):
-    """The spans of a sequence as three lists of one length; each span ends where the next begins."""
+class SpanTable(NamedTuple):
+    """The spans of a sequence as three lists of equal length, which are faster to make than `Span`s.
+
+    Each span ends where the next begins, the last at the end of the sequence.
+    """
 
     starts: list[int]
-    kinds: list[Kind]
+    labels: list[SpanLabel]
     weights: list[float]
 
-    def copy(self) -> Marks:
-        """Lists of its own."""
-        return Marks(*map(list.copy, self))
+    def copy(self) -> SpanTable:
+        """Return a table with lists of its own."""
+        return SpanTable(*map(list.copy, self))
 
 
 class Span(NamedTuple):
@@ -47,17 +50,17 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as N tokens with N weights, not shifted: `weights[i]` says how much token i is learned.
+    """A conversation as N tokens with N weights, not shifted: `weights[i]` is the weight of predicting token i.
 
     Unpacks as `model_input, weights`. With images, `tokens` holds a 0 for each position of an image.
     """
 
     tokens: list[int]
-    marks: Marks
+    span_table: SpanTable
     images: tuple[tuple[int, tinker.types.ImageChunk], ...] = ()
-    """(position of the first of its tokens, chunk), in order."""
+    """(position of the image's first token, chunk), in order."""
     max_length: int | None = None
-    """What `to_datum` truncates to unless told otherwise."""
+    """The default of `to_datum`."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -67,37 +70,37 @@ class Rendered:
 
     @cached_property
     def weights(self) -> NDArray[np.float32]:
-        """(N,) float32."""
+        """The (N,) float32 weights of the tokens."""
         weights = np.zeros(len(self.tokens), np.float32)
         stops = self._stops
-        for i, weight in enumerate(self.marks.weights):
+        for i, weight in enumerate(self.span_table.weights):
             if weight:
-                weights[self.marks.starts[i] : stops[i]] = weight
+                weights[self.span_table.starts[i] : stops[i]] = weight
         return weights
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
         """The spans, in order; together they hold every token once."""
-        starts, kinds, weights = self.marks
-        rows = zip(starts, self._stops, kinds, weights, strict=True)
+        starts, labels, weights = self.span_table
+        rows = zip(starts, self._stops, labels, weights, strict=True)
         return tuple([Span(start, stop, *kind, weight) for start, stop, kind, weight in rows])
 
     @property
     def _stops(self) -> list[int]:
-        return [*self.marks.starts, len(self.tokens)][1:]
+        return [*self.span_table.starts, len(self.tokens)][1:]
 
     @cached_property
     def message_index(self) -> NDArray[np.int32]:
-        """(N,) the message each token belongs to, -1 for what belongs to none."""
-        return self._spread([message for message, _ in self.marks.kinds], np.int32)
+        """The (N,) indices of the messages that the tokens belong to, -1 for none."""
+        return self._spread([message for message, _ in self.span_table.labels], np.int32)
 
     @cached_property
     def parts(self) -> NDArray[np.uint8]:
-        """(N,) what each token is, as the numbers of `Part`."""
-        return self._spread([part for _, part in self.marks.kinds], np.uint8)
+        """The (N,) parts that the tokens belong to, as the numbers of `Part`."""
+        return self._spread([part for _, part in self.span_table.labels], np.uint8)
 
     def _spread(self, values: list[int], dtype: Any) -> NDArray[Any]:
-        return np.repeat(np.array(values, dtype), np.subtract(self._stops, self.marks.starts))
+        return np.repeat(np.array(values, dtype), np.subtract(self._stops, self.span_table.starts))
 
     @property
     def model_input(self) -> tinker.ModelInput:
@@ -123,7 +126,7 @@ class Rendered:
 
     @property
     def target_weights(self) -> NDArray[np.float32]:
-        """(N - 1,) the weights of `target_tokens`."""
+        """The (N - 1,) weights of `target_tokens`."""
         return self.weights[1:]
 
     def to_datum(self, max_length: int | None = None) -> tinker.Datum:

@@ -1,8 +1,8 @@
-"""One conversation as as few examples as train every chosen reply on exactly what it was sampled from.
+"""Several examples from one conversation, so that every trained reply follows exactly the prompt it was sampled from.
 
 Formats that rewrite history (reasoning is left out once the user speaks again) cannot show several replies as they were
 sampled in one sequence. Each such reply gets an example that ends with it; replies whose sequences extend one another
-share one. Text is encoded once, however many examples it is in.
+share an example. Each text is encoded once, whatever the number of examples.
 """
 
 from __future__ import annotations
@@ -10,27 +10,37 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from tinkerloop.messages import CheckedConversation
-from tinkerloop.renderers.assembly import Encode, Kept
-from tinkerloop.renderers.rendered import Marks, Rendered
-
-if TYPE_CHECKING:
-    from tinkerloop.renderers.base import Renderer
-    from tinkerloop.renderers.train_on_what import TokenWeights
+from tinkerloop.renderers.assembly import Encode, EncodeCache
+from tinkerloop.renderers.core import RendererCore
+from tinkerloop.renderers.rendered import Rendered, SpanTable
+from tinkerloop.renderers.train_on_what import TokenWeights
 
 
 def split_examples(
-    renderer: Renderer, conversation: CheckedConversation, weights: TokenWeights, replies: Sequence[int], encode: Encode
+    renderer: RendererCore,
+    conversation: CheckedConversation,
+    weights: TokenWeights,
+    replies: Sequence[int],
+    encode: Encode,
 ) -> list[Rendered]:
-    """Examples that together train each of `replies`, given as message indices, in order."""
-    encode = Kept(encode).__getitem__
+    """Return examples that together train every one of `replies`.
+
+    With replies 1 and 3, a format that keeps history gives one example, which ends with message 3; a format that
+    leaves reasoning out of history gives two: messages 0-1 with reply 1 trained, and messages 0-3 with reply 3 trained.
+
+    Args:
+        weights: the weights of the whole conversation.
+        replies: indices of the trained messages, ascending; all are the assistant's.
+        encode: text -> ids; its results are cached while the examples are made.
+    """
+    encode = EncodeCache(encode).__getitem__
     examples: list[Rendered] = []
     for reply in replies:
-        cut = replace(conversation, messages=conversation.messages[: reply + 1])
-        only = [w if i == reply else 0.0 for i, w in enumerate(weights.of_message[: reply + 1])]
-        example = renderer.example(cut, weights._replace(of_message=only), encode)
+        until_reply = replace(conversation, messages=conversation.messages[: reply + 1])
+        reply_weight = [w if i == reply else 0.0 for i, w in enumerate(weights.of_message[: reply + 1])]
+        example = renderer.example(until_reply, weights._replace(of_message=reply_weight), encode)
         if examples and example.tokens[: len(examples[-1])] == examples[-1].tokens:
             example = _joined(examples.pop(), example)
         examples.append(example)
@@ -38,13 +48,13 @@ def split_examples(
 
 
 def _joined(shorter: Rendered, longer: Rendered) -> Rendered:
-    """`longer`, with the weights of `shorter`, which it begins with."""
+    """Return `longer` with the weights of `shorter`, whose tokens it begins with."""
     end = len(shorter)
-    starts, kinds, weights = longer.marks
-    rest = bisect_right(starts, end)  # the spans that begin after it; the one before them may begin earlier
-    marks = Marks(
-        [*shorter.marks.starts, end, *starts[rest:]],
-        shorter.marks.kinds + kinds[rest - 1 :],
-        shorter.marks.weights + weights[rest - 1 :],
+    starts, labels, weights = longer.span_table
+    rest = bisect_right(starts, end)  # the first span after `end`; the span before it may begin earlier
+    span_table = SpanTable(
+        [*shorter.span_table.starts, end, *starts[rest:]],
+        shorter.span_table.labels + labels[rest - 1 :],
+        shorter.span_table.weights + weights[rest - 1 :],
     )
-    return replace(longer, marks=marks)
+    return replace(longer, span_table=span_table)

@@ -1,4 +1,4 @@
-"""What trains: `TrainOnWhat` as one weight for each message, and a factor for each part of it."""
+"""Token weights: `TrainOnWhat` gives one weight to each message, and each part of a message has a factor."""
 
 from __future__ import annotations
 
@@ -34,36 +34,40 @@ class TrainOnWhat(StrEnum):
 
 
 _FIXED = (Part.SCAFFOLD, Part.IMAGE)
-"""The parts whose weight is not a matter of taste."""
-_WHOLE = dict.fromkeys(Part, 1.0) | {Part.IMAGE: 0.0}
+"""The parts whose weight the user cannot choose."""
+_FULL_WEIGHT = dict.fromkeys(Part, 1.0) | {Part.IMAGE: 0.0}
 
 
 class TokenWeights(NamedTuple):
-    """A token weighs what its message weighs times what its part weighs."""
+    """The weight of a token is that of its message times that of its part."""
 
     of_message: list[float]
     of_part: dict[Part, float]
 
-    def of(self, kinds: Iterable[tuple[int, Part]]) -> list[float]:
-        """The weights of tokens of a message and part; what is of no message (-1) is scaffold."""
+    def for_labels(self, labels: Iterable[tuple[int, Part]]) -> list[float]:
+        """Return one weight for each (message, part); tokens of no message (-1) are scaffold."""
         of_part = self.of_part
-        of_message = [*self.of_message, of_part[Part.SCAFFOLD]]  # the last is that of message -1
-        return [of_message[message] * of_part[part] for message, part in kinds]
+        of_message = [*self.of_message, of_part[Part.SCAFFOLD]]  # index -1 is the last element
+        return [of_message[message] * of_part[part] for message, part in labels]
 
 
-def weights_of(
+def token_weights(
     conversation: CheckedConversation,
     train_on_what: TrainOnWhat | str,
     part_weights: Mapping[Part | str, float] | None = None,
 ) -> TokenWeights:
-    """What the tokens of a conversation weigh.
+    """Return the weights of a conversation's tokens.
+
+    Args:
+        train_on_what: the messages that carry weight; each has its own `weight`, 1 by default.
+        part_weights: factors of parts, e.g. `{"reasoning": 0}`; 1 by default.
 
     Raises:
         RenderError: an unknown mode or part; `trainable` missing from a message in CUSTOMIZED, or present in another
             mode.
     """
     of_message = message_weights(conversation, train_on_what)
-    of_part = _WHOLE.copy()
+    of_part = _FULL_WEIGHT.copy()
     for key, value in (part_weights or {}).items():
         part = key if isinstance(key, Part) else Part.__members__.get(str(key).upper(), Part.SCAFFOLD)
         if part in _FIXED:
@@ -77,7 +81,10 @@ def weights_of(
 
 
 def message_weights(conversation: CheckedConversation, train_on_what: TrainOnWhat | str) -> list[float]:
-    """(number of messages,): what each message's own tokens weigh.
+    """Return the weight of each message.
+
+    For user, assistant, user, assistant: ALL_ASSISTANT_MESSAGES gives `[0, 1, 0, 1]`, LAST_ASSISTANT_MESSAGE
+    `[0, 0, 0, 1]`.
 
     Raises:
         RenderError: an unknown mode; `trainable` missing from a message in CUSTOMIZED, or present in another mode.
@@ -87,13 +94,13 @@ def message_weights(conversation: CheckedConversation, train_on_what: TrainOnWha
     except ValueError:
         raise RenderError(f"train_on_what={train_on_what!r}; known are {', '.join(TrainOnWhat)}") from None
     messages = conversation.messages
-    marked = [m.trainable is not None for m in messages]
+    has_trainable = [m.trainable is not None for m in messages]
     if mode is TrainOnWhat.CUSTOMIZED:
-        if not all(marked):
-            missing = marked.index(False)
+        if not all(has_trainable):
+            missing = has_trainable.index(False)
             raise RenderError(f"messages[{missing}]: train_on_what='customized' needs 'trainable' on every message")
-    elif any(marked):
-        first = marked.index(True)
+    elif any(has_trainable):
+        first = has_trainable.index(True)
         raise RenderError(
             f"messages[{first}] has 'trainable', which train_on_what={mode.value!r} does not read; use 'customized'"
         )
@@ -102,8 +109,8 @@ def message_weights(conversation: CheckedConversation, train_on_what: TrainOnWha
             chosen = [i == len(messages) - 1 and m.role == "assistant" for i, m in enumerate(messages)]
         case TrainOnWhat.LAST_ASSISTANT_TURN:
             last = max((i for i, m in enumerate(messages) if m.role == "assistant"), default=-1)
-            asked = max((i for i in range(last) if messages[i].role == "user"), default=-1)
-            chosen = [i > asked and m.role == "assistant" for i, m in enumerate(messages)]
+            last_question = max((i for i in range(last) if messages[i].role == "user"), default=-1)
+            chosen = [last_question < i and m.role == "assistant" for i, m in enumerate(messages)]
         case TrainOnWhat.ALL_ASSISTANT_MESSAGES:
             chosen = [m.role == "assistant" for m in messages]
         case TrainOnWhat.ALL_USER_AND_SYSTEM_MESSAGES:

@@ -1,31 +1,28 @@
-"""ChatML, `<|im_start|>role\\n...<|im_end|>\\n`, as the Qwen and Nemotron families share it."""
+"""ChatML, `<|im_start|>role\\n...<|im_end|>\\n`, the format that the Qwen and Nemotron families share."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolSpec
+from tinkerloop.messages import ChatMessage, CheckedConversation, Image
 from tinkerloop.renderers import base
-from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, stop, text
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, stop
 
 
 class ChatML(base.Renderer):
-    """Turns, a system message with the declarations of tools, and tool results that share one user turn."""
+    """Turns, a system message that declares tools, and consecutive tool results in one user turn."""
 
     control = ("<|im_start|>", "<tool_response>", "</tool_response>")
-    tools_head: ClassVar[str]
-    """The instructions before the declarations, and after them."""
-    tools_foot: ClassVar[str]
     end: ClassVar[tuple[Piece, ...]] = (stop("<|im_end|>"), scaffold("\n"))
-    """What ends a turn, and the separator to the next."""
+    """The stop token, and the separator before the next turn."""
     result_head: ClassVar[str] = "\n<tool_response>\n"
     result_foot: ClassVar[str] = "\n</tool_response>"
 
     def header(self, role: str) -> str:
         return f"<|im_start|>{role}\n"
 
-    def declaration(self, tool: ToolSpec) -> str:
-        """One tool, as the model reads it."""
+    def declarations(self, conversation: CheckedConversation) -> Pieces:
+        """Return the declarations of the conversation's tools, instructions included."""
         raise NotImplementedError
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
@@ -44,7 +41,7 @@ class ChatML(base.Renderer):
         return self.end[1:]
 
     def system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
-        """The system message with the declarations of tools after what the author wrote, if there is an author."""
+        """Return the system message: the author's text, if `message` is given, then the declarations of tools."""
         yield scaffold(self.header("system"))
         if message is not None:
             yield from self.content(message)
@@ -53,21 +50,15 @@ class ChatML(base.Renderer):
             yield from self.declarations(conversation)
         yield from self.end
 
-    def declarations(self, conversation: CheckedConversation) -> Pieces:
-        yield scaffold(self.tools_head)
-        for tool in conversation.tools:
-            yield text("\n" + self.declaration(tool), Part.SCAFFOLD)
-        yield scaffold(self.tools_foot)
-
     def tool_result(self, conversation: CheckedConversation, index: int) -> Pieces:
-        begins, ends = conversation.role(index - 1) != "tool", conversation.role(index + 1) != "tool"
-        head = scaffold("<|im_start|>user" + self.result_head if begins else self.result_head)
+        is_first, is_last = conversation.role(index - 1) != "tool", conversation.role(index + 1) != "tool"
+        head = scaffold("<|im_start|>user" + self.result_head if is_first else self.result_head)
         content, foot = self.content(conversation[index]), scaffold(self.result_foot)
-        return (head, *content, foot, *self.end) if ends else (head, *content, foot)
+        return (head, *content, foot, *self.end) if is_last else (head, *content, foot)
 
 
 class VisionChatML(ChatML):
-    """ChatML in which messages hold images, each between two control tokens."""
+    """ChatML with images in messages, each between two control tokens."""
 
     control = (*ChatML.control, "<|vision_start|>", "<|vision_end|>")
 

@@ -1,45 +1,39 @@
 """DeepSeek-V3.1: `<｜User｜>...<｜Assistant｜>...<｜end▁of▁sentence｜>`, system text bare at the start.
 
-Presets: `deepseekv3` (also `deepseekv3_disable_thinking`) and `deepseekv3_thinking`. Prompts always settle the
-reasoning: they end with `<think>`, or with `</think>` when there is to be none.
+Presets: `deepseekv3` (also `deepseekv3_disable_thinking`) and `deepseekv3_thinking`. A prompt that follows a user's
+message ends with `<think>`, or with `</think>` if the reply shall not reason.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
-from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
-from tinkerloop.renderers.inline_reasoning import lift_thinking
+from tinkerloop.renderers.normalization import extract_inline_reasoning
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
-from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import checked_name, read_named_call
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, scaffold, stop, text
+from tinkerloop.renderers.tool_calls import read_named_call, write_named_call
+from tinkerloop.renderers.tool_declarations import declare_for_named_calls
 
-REASONING = Block(Part.REASONING, "<think>", "</think>")
-CALL = Block(Part.TOOL_CALL, "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", separators=("<｜tool▁sep｜>",))
-_TOOLS_FOOT = (
-    "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
-    "tool_call_name<｜tool▁sep｜>tool_call_arguments<｜tool▁call▁end｜>{additional_tool_calls}<｜tool▁calls▁end｜>\n\n"
-    "Where:\n- `tool_call_name` must be an exact match to one of the available tools\n- `tool_call_arguments` must be "
-    "valid JSON that strictly follows the tool's Parameters Schema\n- For multiple tool calls, chain them directly "
-    "without separators or spaces\n"
-)
+_REASONING = Block(Part.REASONING, "<think>", "</think>")
+_CALL = Block(Part.TOOL_CALL, "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", separators=("<｜tool▁sep｜>",))
 
 
 @dataclass(frozen=True)
 class DeepSeekOptions(base.Options):
     thinking: bool = False
+    """Prompts open a reasoning block; if False, they close it."""
 
 
 class DeepSeekV3(base.Renderer):
-    """Only the reply that is asked for reasons; history has none. System messages, wherever they are, come first."""
+    """Only the last reply has reasoning; history has none. All system messages are written at the start."""
 
     family = "deepseekv3"
     Options = DeepSeekOptions
+    reasoning_remedy = "use 'deepseekv3_thinking', or remove the reasoning if the reply follows a tool's output"
     control = (
         "<｜begin▁of▁sentence｜>",
         "<｜User｜>",
@@ -53,19 +47,22 @@ class DeepSeekV3(base.Renderer):
         return not self.options.thinking
 
     @property
-    def disables_thinking(self) -> bool:
+    def disables_reasoning(self) -> bool:
         return not self.options.thinking
+
+    def rules_out_reasoning(self, conversation: CheckedConversation, index: int) -> bool:
+        return self.primer(conversation, index) != "<think>"
 
     def make_grammar(self) -> Grammar:
         return Grammar(
             ("<｜end▁of▁sentence｜>",),
-            (REASONING, CALL),
+            (_REASONING, _CALL),
             wrappers=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
             read_call=read_named_call,
         )
 
-    def lifted(self, message: ChatMessage) -> ChatMessage:
-        return lift_thinking(message, trim="")
+    def normalize(self, message: ChatMessage) -> ChatMessage:
+        return extract_inline_reasoning(message, trim="")
 
     def header(self, role: str) -> str:
         return {"user": "<｜User｜>", "assistant": "<｜Assistant｜>"}.get(role, "")
@@ -75,21 +72,15 @@ class DeepSeekV3(base.Renderer):
         for i, message in enumerate(conversation.messages):
             if message.role == "system":
                 system += zip(repeat(i), (scaffold("\n\n" if system else ""), *self.content(message)))
-        begin, *rest = super().pieces(conversation)
-        return [begin, *system, *rest]
+        sequence_start, *rest = super().pieces(conversation)
+        return [sequence_start, *system, *rest]
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         yield scaffold("<｜begin▁of▁sentence｜>")
         if conversation.tools:
-            instructed = any(message.role == "system" for message in conversation.messages)
-            yield scaffold(("\n\n" if instructed else "") + "## Tools\nYou have access to the following tools:\n\n")
-            for tool in conversation.tools:
-                parameters = json.dumps(tool.get("parameters", {}), ensure_ascii=False)
-                described = (
-                    f"### {tool['name']}\nDescription: {tool.get('description', '')}\n\nParameters: {parameters}"
-                )
-                yield text(described + "\n\n", Part.SCAFFOLD)
-            yield scaffold(_TOOLS_FOOT)
+            has_system = any(message.role == "system" for message in conversation.messages)
+            yield scaffold("\n\n" if has_system else "")
+            yield from declare_for_named_calls(conversation.tools)
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
@@ -102,13 +93,13 @@ class DeepSeekV3(base.Renderer):
             yield scaffold("<｜tool▁output▁end｜>")
 
     def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
-        """The role token and the state of reasoning; nothing where a reply goes on after a tool's output."""
+        """Return the role token and the primer; nothing after a tool's output, where the assistant's turn goes on."""
         if primer := self.primer(conversation, index):
             yield scaffold("<｜Assistant｜>" + primer)
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
-        before = next((m.role for m in reversed(conversation.messages[:index]) if m.role != "system"), None)
-        if before != "user":
+        previous_role = next((m.role for m in reversed(conversation.messages[:index]) if m.role != "system"), None)
+        if previous_role != "user":
             return ""
         return "<think>" if self.options.thinking and conversation.is_final(index) else "</think>"
 
@@ -116,23 +107,16 @@ class DeepSeekV3(base.Renderer):
         message = conversation[index]
         if self.primer(conversation, index) == "<think>":
             yield text(message.reasoning or "", Part.REASONING)
-            yield marked("</think>", Part.REASONING)
-        elif message.reasoning and conversation.is_final(index):
-            raise RenderError(
-                f"messages[{index}]: the prompt for this reply rules reasoning out; use 'deepseekv3_thinking' or, "
-                "after a tool's output, leave the reasoning out"
-            )
+            yield markup("</think>", Part.REASONING)
         yield from self.content(message)
         if message.tool_calls or message.unparsed:
-            yield marked("<｜tool▁calls▁begin｜>", Part.TOOL_CALL)
+            yield markup("<｜tool▁calls▁begin｜>", Part.TOOL_CALL)
             yield from self.calls(message)
-            yield marked("<｜tool▁calls▁end｜>", Part.TOOL_CALL)
+            yield markup("<｜tool▁calls▁end｜>", Part.TOOL_CALL)
         yield stop("<｜end▁of▁sentence｜>")
 
     def call(self, call: ToolCall) -> Pieces:
-        yield text(checked_name(call.function.name), Part.TOOL_CALL)
-        yield marked("<｜tool▁sep｜>", Part.TOOL_CALL)
-        yield text(call.function.arguments, Part.TOOL_CALL)
+        return write_named_call(call.function.name, "<｜tool▁sep｜>", call)
 
 
 PRESETS: Sequence[tuple[str, type[base.Renderer], base.Options]] = (

@@ -1,8 +1,8 @@
 """gpt-oss (Harmony): `<|start|>role<|channel|>channel<|message|>...<|end|>`; a reply is one or more such messages.
 
 Presets: `gpt_oss_no_sysprompt`, and `gpt_oss_low_reasoning`, `_medium_` and `_high_` with the official system message.
-That message states today's date. It is left out unless `GptOssOptions(date=...)` gives one, so that equal conversations
-are equal tokens on every day.
+The official system message states today's date. Here it does so only with `GptOssOptions(date=...)`, so that equal
+conversations give equal tokens on every day.
 """
 
 from __future__ import annotations
@@ -14,36 +14,37 @@ from typing import Literal
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import CheckedConversation, ToolCall
 from tinkerloop.renderers import base
-from tinkerloop.renderers.families.harmony import GRAMMAR, HarmonyParser, typescript_namespace
+from tinkerloop.renderers.families.harmony import HARMONY_GRAMMAR, HarmonyParser
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
-from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import checked_name
+from tinkerloop.renderers.pieces import Part, Pieces, markup, scaffold, stop, text
+from tinkerloop.renderers.tool_calls import checked_name
+from tinkerloop.renderers.tool_declarations import declare_for_harmony_calls
 
 
 @dataclass(frozen=True)
 class GptOssOptions(base.Options):
     effort: Literal["low", "medium", "high"] | None = None
-    """The reasoning effort in the system message; None writes no system message."""
+    """The reasoning effort that the system message states; None leaves the system message out."""
     date: str | None = None
-    """Today's date, such as `2025-08-05`, for the system message."""
+    """Today's date for the system message, such as `2025-08-05`."""
 
     def __post_init__(self) -> None:
         self.check("effort", None, "low", "medium", "high")
 
 
 class GptOss(base.Renderer):
-    """Reasoning is left out of history once a final answer follows it. One tool call a turn."""
+    """Leaves reasoning out of history once a final answer follows it; a turn has at most one tool call."""
 
     family = "gpt_oss"
     Options = GptOssOptions
     roles = frozenset({"system", "developer", "user", "assistant", "tool"})
 
     def make_grammar(self) -> Grammar:
-        return GRAMMAR
+        return HARMONY_GRAMMAR
 
     def make_parser(self, conversation: CheckedConversation) -> ReplyParser:
-        return HarmonyParser(self.grammar, self._vocabulary, tools=conversation.tools)
+        return HarmonyParser(self.grammar, self._token_texts, tools=conversation.tools)
 
     def header(self, role: str) -> str:
         return f"<|start|>{role}"
@@ -65,29 +66,24 @@ class GptOss(base.Renderer):
             yield from self._developer(conversation, None)
 
     def _developer(self, conversation: CheckedConversation, index: int | None) -> Pieces:
-        """Instructions, which the author calls system or developer message, and the declarations of tools."""
-        written = index is not None and bool(conversation[index].content)
-        if not written and not conversation.tools:
+        """Return the developer message: the text of message `index`, if given, and the declarations of tools."""
+        has_instructions = index is not None and bool(conversation[index].content)
+        if not has_instructions and not conversation.tools:
             return
         yield scaffold("<|start|>developer<|message|>")
-        if index is not None and written:
+        if index is not None and has_instructions:
             yield scaffold("# Instructions\n\n")
             yield from self.content(conversation[index])
             yield scaffold("\n\n")
         if conversation.tools:
-            try:
-                declared = typescript_namespace("functions", conversation.tools)
-            except (TypeError, AttributeError) as error:
-                raise RenderError(f"the parameters of a tool are no JSON schema: {error}") from error
-            yield scaffold("# Tools\n\n")
-            yield text(declared, Part.SCAFFOLD)
+            yield from declare_for_harmony_calls(conversation.tools)
         yield stop("<|end|>")
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.role in ("system", "developer"):
             if index:
-                raise RenderError(f"messages[{index}]: gpt_oss has instructions only at the start of a conversation")
+                raise RenderError(f"messages[{index}]: gpt_oss has system messages only at the start of a conversation")
             yield from self._developer(conversation, index)
         elif message.role == "user":
             yield scaffold("<|start|>user<|message|>")
@@ -101,46 +97,46 @@ class GptOss(base.Renderer):
             yield stop("<|end|>")
 
     def _called(self, conversation: CheckedConversation, index: int) -> str:
-        """The name of the function whose result message `index` is."""
+        """Return the name of the function whose result is message `index`."""
         for message in reversed(conversation.messages[:index]):
             if message.tool_calls:
                 return checked_name(message.tool_calls[0].function.name)
             if message.role == "assistant":
                 break
-        raise RenderError(f"messages[{index}]: a tool's result without a call before it")
+        raise RenderError(f"messages[{index}]: a tool's result needs a message with the tool call before it")
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.unparsed or len(message.tool_calls) > 1:
-            raise RenderError(f"messages[{index}]: a gpt_oss reply makes one tool call, and no unparsed one")
+            raise RenderError(f"messages[{index}]: a gpt_oss reply has at most one tool call, no unparsed one")
         calls = bool(message.tool_calls)
         later = (i for i in range(index + 1, len(conversation)) if not conversation.is_final(i))
-        answered = any(conversation.role(i) == "assistant" and not conversation[i].tool_calls for i in later)
-        beside = self.plain(message) if calls else None
-        begun = False
+        has_answer = any(conversation.role(i) == "assistant" and not conversation[i].tool_calls for i in later)
+        text_with_call = self.plain(message) if calls else None
+        has_begun = False
         for part, channel, content in (
             (Part.REASONING, "analysis", message.reasoning if conversation.is_final(index) or calls else None),
-            (Part.TEXT, "commentary" if message.reasoning else "analysis", beside),
+            (Part.TEXT, "commentary" if message.reasoning else "analysis", text_with_call),
         ):
-            if (content or (content is not None and not calls)) and not (calls and answered):
-                yield marked(f"{'<|start|>assistant' if begun else ''}<|channel|>{channel}<|message|>", part)
+            if (content or (content is not None and not calls)) and not (calls and has_answer):
+                yield markup(f"{'<|start|>assistant' if has_begun else ''}<|channel|>{channel}<|message|>", part)
                 yield text(content, part)
-                yield marked("<|end|>", part)
-                begun = True
+                yield markup("<|end|>", part)
+                has_begun = True
         if calls:
             call = next(iter(message.tool_calls))
-            yield marked("<|start|>assistant" if begun else "", Part.TOOL_CALL)
+            yield markup("<|start|>assistant" if has_begun else "", Part.TOOL_CALL)
             yield text(f" to=functions.{checked_name(call.function.name)}", Part.TOOL_CALL)
-            yield marked("<|channel|>commentary json<|message|>", Part.TOOL_CALL)
+            yield markup("<|channel|>commentary json<|message|>", Part.TOOL_CALL)
             yield text(call.function.arguments, Part.TOOL_CALL)
             yield stop("<|call|>")
             return
-        yield marked(f"{'<|start|>assistant' if begun else ''}<|channel|>final<|message|>", Part.TEXT)
+        yield markup(f"{'<|start|>assistant' if has_begun else ''}<|channel|>final<|message|>", Part.TEXT)
         yield from self.content(message)
         yield stop("<|return|>" if conversation.is_final(index) else "<|end|>")
 
     def call(self, call: ToolCall) -> Pieces:
-        raise NotImplementedError("a Harmony call is a message, which `reply` writes")
+        raise NotImplementedError("a Harmony call is a whole message, which `reply` writes")
 
 
 PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (

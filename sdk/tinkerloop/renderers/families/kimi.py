@@ -1,54 +1,57 @@
-"""Kimi K2 Thinking, K2.5 and K2.6: `<|im_user|>user<|im_middle|>...<|im_end|>`, no white space of the format's own.
+"""Kimi K2 Thinking, K2.5 and K2.6: `<|im_user|>user<|im_middle|>...<|im_end|>`, without white space between turns.
 
 Presets: `kimi_k2`, `kimi_k25` and `kimi_k26`, the latter two with `_disable_thinking`, K2.6 with `_preserve_thinking`.
-Reasoning is kept from the last reply without tool calls onwards, and emptied before.
+Reasoning after the last finished reply without tool calls is kept; earlier reasoning is emptied.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
-from tinkerloop.renderers.pieces import Part, Piece, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import checked_name, declared, read_numbered_call
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, scaffold, stop, text
+from tinkerloop.renderers.tool_calls import read_numbered_call, write_named_call
+from tinkerloop.renderers.tool_declarations import declare_for_numbered_calls
 
-REASONING = Block(Part.REASONING, "<think>", "</think>")
-CALL = Block(Part.TOOL_CALL, "<|tool_call_begin|>", "<|tool_call_end|>", separators=("<|tool_call_argument_begin|>",))
+_REASONING = Block(Part.REASONING, "<think>", "</think>")
+_CALL = Block(Part.TOOL_CALL, "<|tool_call_begin|>", "<|tool_call_end|>", separators=("<|tool_call_argument_begin|>",))
 _ROLE_TOKENS = {"user": "<|im_user|>", "assistant": "<|im_assistant|>"}
 
 
 @dataclass(frozen=True)
 class KimiOptions(base.Options):
     default_system: str | None = "You are Kimi, an AI assistant created by Moonshot AI."
-    """The system message of a conversation that has none."""
+    """The system message for conversations without one; None adds none."""
     primed: bool = False
-    """Whether prompts settle the reasoning, with `<think>` or `<think></think>`, as from K2.5 on."""
+    """Prompts end with `<think>` or `<think></think>`, as since K2.5; if False, the model writes the tags itself."""
     thinking: bool = True
+    """Primed prompts open a reasoning block; if False, they hold an empty one."""
     preserve_thinking: bool = False
-    """Whether all of history keeps its reasoning."""
+    """History keeps all reasoning."""
 
 
 class Kimi(base.Renderer):
+    """Writes every reply with a reasoning block, and calls by their ids."""
+
     family = "kimi"
     Options = KimiOptions
     control = ("<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>")
 
     @property
     def has_extension_property(self) -> bool:
-        return self.options.preserve_thinking or (self.options.primed and not self.options.thinking)
+        return self.options.preserve_thinking or self.disables_reasoning
 
     @property
-    def disables_thinking(self) -> bool:
-        return not self.options.thinking
+    def disables_reasoning(self) -> bool:
+        return self.options.primed and not self.options.thinking
 
     def make_grammar(self) -> Grammar:
         return Grammar(
             ("<|im_end|>",),
-            (REASONING, CALL),
+            (_REASONING, _CALL),
             wrappers=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
             eos=("[EOS]",),
             read_call=read_numbered_call,
@@ -58,7 +61,7 @@ class Kimi(base.Renderer):
         return f"{_ROLE_TOKENS.get(role, '<|im_system|>')}{role}<|im_middle|>"
 
     def _named_header(self, message: ChatMessage) -> Pieces:
-        """A header with the author's name in place of the role, where there is one."""
+        """Return a header with the message's name, if it has one, in place of the role."""
         if message.name is None:
             yield scaffold(self.header(message.role))
         else:
@@ -69,8 +72,7 @@ class Kimi(base.Renderer):
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools:
             yield scaffold("<|im_system|>tool_declare<|im_middle|>")
-            tools = [declared(tool) for tool in conversation.tools]
-            yield text(json.dumps(tools, ensure_ascii=False, separators=(",", ":")), Part.SCAFFOLD)
+            yield from declare_for_numbered_calls(conversation.tools)
             yield scaffold("<|im_end|>")
         if self.options.default_system is not None and conversation.role(0) != "system":
             yield scaffold(f"{self.header('system')}{self.options.default_system}<|im_end|>")
@@ -80,14 +82,14 @@ class Kimi(base.Renderer):
         yield from self._named_header(message)
         if message.role == "tool":
             yield scaffold("## Return of ")
-            yield text(_of_tool(message, index), Part.SCAFFOLD)
+            yield text(_answered_call_id(message, index), Part.SCAFFOLD)
             yield scaffold("\n")
         yield from self.content(message)
         yield stop("<|im_end|>")
 
     def image(self, image: Image) -> Pieces:
         if not self.options.primed:
-            raise RenderError(f"{self.name} has no images; Kimi has them from K2.5 on")
+            raise RenderError(f"{self.name} has no images; use kimi_k25 or later")
         from tinkerloop.images.chunks import image_chunk
         from tinkerloop.images.processors import KIMI_K25
 
@@ -110,23 +112,20 @@ class Kimi(base.Renderer):
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         primer = self.primer(conversation, index)
-        kept = conversation.is_final(index) or index > self._last_answer(conversation)
-        if primer.endswith("</think>"):
-            if message.reasoning and conversation.is_final(index):
-                raise RenderError(f"messages[{index}]: a prompt of {self.name} rules reasoning out")
-        else:
-            yield marked("" if primer else "<think>", Part.REASONING)
-            yield text((message.reasoning or "") if kept else "", Part.REASONING)
-            yield marked("</think>", Part.REASONING)
+        keeps_reasoning = conversation.is_final(index) or index > self._last_answer(conversation)
+        if not primer.endswith("</think>"):
+            yield markup("" if primer else "<think>", Part.REASONING)
+            yield text((message.reasoning or "") if keeps_reasoning else "", Part.REASONING)
+            yield markup("</think>", Part.REASONING)
         yield from self.content(message)
         if message.tool_calls or message.unparsed:
-            yield marked("<|tool_calls_section_begin|>", Part.TOOL_CALL)
+            yield markup("<|tool_calls_section_begin|>", Part.TOOL_CALL)
             yield from self.calls(message)
-            yield marked("<|tool_calls_section_end|>", Part.TOOL_CALL)
+            yield markup("<|tool_calls_section_end|>", Part.TOOL_CALL)
         yield stop("<|im_end|>")
 
     def _last_answer(self, conversation: CheckedConversation) -> int:
-        """The last finished reply without tool calls, before which reasoning is emptied; -1 if it is all kept."""
+        """Return the last finished reply without tool calls; reasoning up to it is emptied. -1 if all is kept."""
         if self.options.preserve_thinking:
             return -1
         answers = (
@@ -138,20 +137,18 @@ class Kimi(base.Renderer):
 
     def call(self, call: ToolCall) -> Pieces:
         if call.id is None:
-            raise RenderError(f"Kimi writes a call by its id, such as 'functions.{call.function.name}:0'; it has none")
-        yield text(checked_name(call.id), Part.TOOL_CALL)
-        yield marked("<|tool_call_argument_begin|>", Part.TOOL_CALL)
-        yield text(call.function.arguments, Part.TOOL_CALL)
+            raise RenderError(f"Kimi writes calls by id; give this one an id like 'functions.{call.function.name}:0'")
+        return write_named_call(call.id, "<|tool_call_argument_begin|>", call)
 
 
-def _of_tool(message: ChatMessage, index: int) -> str:
+def _answered_call_id(message: ChatMessage, index: int) -> str:
     if message.tool_call_id is None:
-        raise RenderError(f"messages[{index}]: a tool's result needs the 'tool_call_id' it answers")
+        raise RenderError(f"messages[{index}]: a tool's result needs the 'tool_call_id' of the call that it answers")
     return message.tool_call_id
 
 
 class KimiVision(Kimi):
-    """K2.5 and later, which also see images."""
+    """Kimi K2.5 and later, which also have images."""
 
     family = "kimi_k25"
     control = (*Kimi.control, "<|media_begin|>", "<|media_content|>", "<|media_end|>")

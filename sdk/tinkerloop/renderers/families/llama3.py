@@ -1,29 +1,22 @@
-"""Llama 3.1 and later: `<|start_header_id|>role<|end_header_id|>\\n\\n...<|eot_id|>`, all text trimmed.
+"""Llama 3.1 and later: `<|start_header_id|>role<|end_header_id|>\\n\\n...<|eot_id|>`, all text is trimmed.
 
-The official template always writes a system message with two dates. `llama3` leaves it out, as Tinker does, because a
-prompt that depends on a date is a bad thing to train on; `Llama3Options(date="26 Jul 2024")` is the official template.
+The official template always writes a system message with two dates. `llama3` leaves it out, as Tinker does, because
+training prompts should not depend on the date; `Llama3Options(date="26 Jul 2024")` gives the official template.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinkerloop.errors import RenderError
-from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
+from tinkerloop.messages import ChatMessage, CheckedConversation
 from tinkerloop.renderers import base
-from tinkerloop.renderers.families.qwen3_5 import trimmed
+from tinkerloop.renderers.normalization import trim_content
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import arguments_of, checked_name, declared, is_object
-
-_TOOLS_HEAD = (
-    "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "
-    'answers the given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument '
-    "name and its value}.Do not use variables.\n\n"
-)
+from tinkerloop.renderers.tool_calls import read_text_call, write_text_call
+from tinkerloop.renderers.tool_declarations import declare_for_text_calls
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class Llama3Options(base.Options):
 
 
 class Llama3(base.Renderer):
-    """Tools are declared in the first user message; a reply is text or one call, which is plain JSON text."""
+    """Declares tools in the first user message; a reply is either text or one call, written as ordinary JSON text."""
 
     family = "llama3"
     Options = Llama3Options
@@ -44,29 +37,31 @@ class Llama3(base.Renderer):
         return True
 
     def make_grammar(self) -> Grammar:
-        return Grammar(("<|eot_id|>",), eos=("<|end_of_text|>", "<|eom_id|>"), read_text=_read_call)
+        return Grammar(("<|eot_id|>",), eos=("<|end_of_text|>", "<|eom_id|>"), read_text=read_text_call)
 
     def header(self, role: str) -> str:
         return f"<|start_header_id|>{'ipython' if role == 'tool' else role}<|end_header_id|>\n\n"
 
-    def lifted(self, message: ChatMessage) -> ChatMessage:
-        return message if message.role == "tool" else trimmed(message)
+    def normalize(self, message: ChatMessage) -> ChatMessage:
+        return message if message.role == "tool" else trim_content(message)
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools and conversation.role(_first_turn(conversation)) != "user":
-            raise RenderError("llama3 declares tools in the first user message, so a conversation starts with one")
+            raise RenderError(
+                "llama3 declares tools in a user's message, so a conversation with tools must begin with one"
+            )
         yield scaffold("<|begin_of_text|>")
         if conversation.role(0) != "system":
             yield from self._system(conversation, None)
 
     def _system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
-        dated = self.options.date is not None
-        if message is None and not dated and not conversation.tools:
+        has_date = self.options.date is not None
+        if message is None and not has_date and not conversation.tools:
             return
         yield scaffold(self.header("system"))
         if conversation.tools:
             yield scaffold("Environment: ipython\n")
-        if dated:
+        if has_date:
             yield scaffold(f"Cutting Knowledge Date: December 2023\nToday Date: {self.options.date}\n\n")
         if message is not None:
             yield from self.content(message)
@@ -79,9 +74,7 @@ class Llama3(base.Renderer):
             return
         yield scaffold(self.header(message.role))
         if conversation.tools and index == _first_turn(conversation):
-            yield scaffold(_TOOLS_HEAD)
-            for tool in conversation.tools:
-                yield text(json.dumps(declared(tool), indent=4, ensure_ascii=False) + "\n\n", Part.SCAFFOLD)
+            yield from declare_for_text_calls(conversation.tools)
         if message.role == "tool":
             yield text(json.dumps(self.plain(message), ensure_ascii=False))  # as the official template quotes it
         else:
@@ -92,27 +85,16 @@ class Llama3(base.Renderer):
         message = conversation[index]
         calls = message.tool_calls
         if message.reasoning or message.unparsed or len(calls) > 1 or (calls and message.content):
-            raise RenderError(f"messages[{index}]: a llama3 reply is text or one tool call, without reasoning")
+            raise RenderError(f"messages[{index}]: a llama3 reply is either text or one tool call, without reasoning")
         if calls:
-            arguments = json.dumps(arguments_of(calls[0]), ensure_ascii=False)
-            name = checked_name(calls[0].function.name)
-            yield text(f'{{"name": "{name}", "parameters": {arguments}}}', Part.TOOL_CALL)
+            yield text(write_text_call(calls[0]), Part.TOOL_CALL)
         yield from self.content(message)
         yield stop("<|eot_id|>")
 
 
 def _first_turn(conversation: CheckedConversation) -> int:
-    """The index of the first message that is not the system's."""
+    """Return the index of the first message after an optional system message."""
     return int(conversation.role(0) == "system")
-
-
-_CALL = re.compile(r'\s*\{"name": "([^"\\]+)", "parameters": (\{.*\})\}\s*', re.DOTALL)
-
-
-def _read_call(written: str, tools: Sequence[ToolSpec]) -> ToolCall | None:
-    """A reply that is spelled as a call is one."""
-    call = _CALL.fullmatch(written)
-    return ToolCall(ToolCall.FunctionBody(call[1], call[2])) if call and is_object(call[2]) else None
 
 
 PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (("llama3", Llama3, Llama3Options()),)

@@ -1,49 +1,45 @@
-"""Nemotron 3: ChatML with a system turn in every conversation, XML tools, and `<think></think>` on every reply.
+"""Nemotron 3: ChatML with a system turn in every conversation, tools in XML, and `<think></think>` on every reply.
 
 Presets: `nemotron3` (Nano and Super) and `nemotron3_ultra` (Ultra, Lightning, Super VL), each with `_disable_thinking`
-and `_preserve_thinking`, and with lower efforts (`nemotron3_low_thinking`, `nemotron3_ultra_medium_thinking`).
+and `_preserve_thinking`, and presets of lower effort (`nemotron3_low_thinking`, `nemotron3_ultra_medium_thinking`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from tinkerloop.errors import RenderError
-from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import ChatML
-from tinkerloop.renderers.families.qwen3_5 import XML_TOOLS_FOOT
-from tinkerloop.renderers.inline_reasoning import lift_thinking
+from tinkerloop.renderers.normalization import extract_inline_reasoning
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
-from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import read_xml_call, write_xml_call
+from tinkerloop.renderers.pieces import Part, Pieces, markup, scaffold, stop, text
+from tinkerloop.renderers.tool_calls import read_xml_call, write_xml_call
+from tinkerloop.renderers.tool_declarations import declare_for_xml_calls, xml_declaration
 
 
 @dataclass(frozen=True)
 class NemotronOptions(base.Options):
     thinking: bool = True
-    """Whether prompts open a reasoning block or hold an empty one."""
+    """Prompts open a reasoning block; if False, they hold an empty one."""
     preserve_thinking: bool = False
-    """Whether turns before the last user message keep their reasoning."""
+    """Turns before the last user message keep their reasoning."""
     effort: str | None = None
-    """What the last user message asks for: `low` (Super), `efficient` (Ultra's medium)."""
+    """The effort that the last user message asks for: `low` (Super), `efficient` (Ultra's medium); None: full."""
     tight: bool = False
-    """Whether nothing is written around `</think>`, as Ultra does; else a newline on both sides."""
+    """`</think>` has no newline before and after it, as in Ultra; if False, it has both."""
 
 
 class Nemotron3(ChatML):
+    """Writes a reasoning block, perhaps empty, in every reply."""
+
     family = "nemotron3"
     Options = NemotronOptions
-    tools_head = "# Tools\n\nYou have access to the following functions:\n\n<tools>"
-    tools_foot = XML_TOOLS_FOOT
     result_head = "<tool_response>\n"
     result_foot = "\n</tool_response>\n"
 
     @property
-    def disables_thinking(self) -> bool:
+    def disables_reasoning(self) -> bool:
         return not self.options.thinking
 
     def make_grammar(self) -> Grammar:
@@ -52,16 +48,16 @@ class Nemotron3(ChatML):
         call = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n", between="\n")
         return Grammar(("<|im_end|>",), (reasoning, call), read_call=read_xml_call)
 
-    def declaration(self, tool: ToolSpec) -> str:
-        return _declaration(dict(tool))
+    def declarations(self, conversation: CheckedConversation) -> Pieces:
+        return declare_for_xml_calls(conversation.tools, xml_declaration)
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.role(0) != "system":
             yield from self.system(conversation, None)
 
     def system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
-        written = message is not None and bool(message.content)
-        yield from super().system(conversation, message if written else None)
+        has_text = message is not None and bool(message.content)
+        yield from super().system(conversation, message if has_text else None)
 
     def tool_result(self, conversation: CheckedConversation, index: int) -> Pieces:
         if conversation.role(index - 1) != "tool":
@@ -81,80 +77,49 @@ class Nemotron3(ChatML):
         yield scaffold(f"\n\n{{reasoning effort: {self.options.effort}}}")
         yield from self.end
 
-    def lifted(self, message: ChatMessage) -> ChatMessage:
+    def normalize(self, message: ChatMessage) -> ChatMessage:
         if message.role != "assistant":
             return message
-        message = lift_thinking(message)
+        message = extract_inline_reasoning(message)
         if message.reasoning is not None and not message.reasoning.strip():
             message = message._replace(reasoning=None)
         return message
 
-    def _is_kept(self, conversation: CheckedConversation, index: int) -> bool:
+    def _keeps_reasoning(self, conversation: CheckedConversation, index: int) -> bool:
+        """Return whether the turn is written with its reasoning."""
         return self.options.preserve_thinking or index >= conversation.last_user
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
-        final = conversation.is_final(index)
-        reasons = index < len(conversation) and bool(conversation[index].reasoning)
-        if (final and self.options.thinking) or (reasons and self._is_kept(conversation, index)):
+        is_final = conversation.is_final(index)
+        has_reasoning = index < len(conversation) and bool(conversation[index].reasoning)
+        if (is_final and self.options.thinking) or (has_reasoning and self._keeps_reasoning(conversation, index)):
             return "<think>\n"
         return "<think></think>"
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         around = "" if self.options.tight else "\n"
-        calls = bool(message.tool_calls or message.unparsed)
-        if not (calls and self.options.tight) or self._is_kept(conversation, index):  # there alone it is not trimmed
+        has_calls = bool(message.tool_calls or message.unparsed)
+        keeps_reasoning = self._keeps_reasoning(conversation, index)
+        if keeps_reasoning or not (has_calls and self.options.tight):  # Ultra's early turns with calls stay untrimmed
             message = message.with_text(message.text.rstrip())
         if self.primer(conversation, index) == "<think>\n":
-            if message.reasoning and conversation.is_final(index) and not self.options.thinking:
-                raise RenderError(f"messages[{index}]: a prompt of {self.name} rules reasoning out")
             yield text(message.reasoning or "", Part.REASONING)
-            yield marked(around + "</think>", Part.REASONING)
-            yield marked(around if message.content else "", Part.TEXT)
-        elif message.reasoning and message.content and not calls:
-            yield marked(around, Part.TEXT)  # the template cuts the reasoning out of history up to its tag
-        elif not self._is_kept(conversation, index) and calls and not self.options.tight:
+            yield markup(around + "</think>", Part.REASONING)
+            yield markup(around if message.content else "", Part.TEXT)
+        elif message.reasoning and message.content and not has_calls:
+            yield markup(around, Part.TEXT)  # the template removes reasoning from history only up to the end of its tag
+        elif not keeps_reasoning and has_calls and not self.options.tight:
             message = message.with_text(message.text.lstrip())
         yield from self.content(message)
-        if calls:
-            yield marked("" if message.content else "\n", Part.TOOL_CALL)
+        if has_calls:
+            yield markup("" if message.content else "\n", Part.TOOL_CALL)
             yield from self.calls(message)
-            yield marked("\n", Part.TOOL_CALL)
+            yield markup("\n", Part.TOOL_CALL)
         yield stop("<|im_end|>")
 
     def call(self, call: ToolCall) -> Pieces:
         yield text(write_xml_call(call, json_scalars=False), Part.TOOL_CALL)
-
-
-def _declaration(tool: dict[str, Any]) -> str:
-    """A tool as XML, keys that the format has no tag for as tags of their own."""
-    parameters = tool.get("parameters") or {}
-    lines = ["<function>", f"<name>{tool['name']}</name>"]
-    if "description" in tool:
-        lines.append(f"<description>{str(tool['description']).strip()}</description>")
-    lines.append("<parameters>")
-    for name, fields in (parameters.get("properties") or {}).items():
-        lines += ["<parameter>", f"<name>{name}</name>"]
-        fields = fields if isinstance(fields, Mapping) else {}  # `true` allows anything
-        if "type" in fields:
-            lines.append(f"<type>{fields['type']}</type>")
-        if "description" in fields:
-            lines.append(f"<description>{str(fields['description']).strip()}</description>")
-        if "enum" in fields:
-            lines.append(f"<enum>{json.dumps(fields['enum'], ensure_ascii=False)}</enum>")
-        lines += [*_extra(fields, {"name", "type", "description", "enum"}), "</parameter>"]
-    lines += _extra(parameters, {"type", "properties", "required"})
-    if "required" in parameters:
-        lines.append(f"<required>{json.dumps(parameters['required'], ensure_ascii=False)}</required>")
-    lines += ["</parameters>", *_extra(tool, {"type", "name", "description", "parameters"}), "</function>"]
-    return "\n".join(lines)
-
-
-def _extra(fields: Mapping[str, Any], known: set[str]) -> list[str]:
-    def spelled(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, tuple)) else str(value)
-
-    return [f"<{key}>{spelled(value)}</{key}>" for key, value in fields.items() if key not in known]
 
 
 def _variants(

@@ -7,20 +7,19 @@ and `qwen3_vl_instruct` (the vision models).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
-from tinkerloop.errors import RenderError
-from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import ChatML, VisionChatML
-from tinkerloop.renderers.inline_reasoning import lift_thinking
+from tinkerloop.renderers.normalization import extract_inline_reasoning
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
-from tinkerloop.renderers.pieces import Part, Pieces, marked, stop, text
-from tinkerloop.renderers.tool_syntax import declared, read_json_call, write_json_call
+from tinkerloop.renderers.pieces import Part, Pieces, markup, stop, text
+from tinkerloop.renderers.tool_calls import read_json_call, write_json_call
+from tinkerloop.renderers.tool_declarations import declare_for_json_calls
 
-REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim="\n")
+_REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim="\n")
 JSON_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n", between="\n")
 
 _PRIMERS = {"off": "<think>\n\n</think>\n\n", "always": "<think>\n"}
@@ -37,36 +36,28 @@ class Qwen3Options(base.Options):
 
 
 class Qwen3(ChatML):
-    """Reasoning before the last user message is left out, as in the official template."""
+    """Leaves out reasoning before the last user message, as the official template does."""
 
     family = "qwen3"
     Options = Qwen3Options
-    tools_head = (
-        "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-        "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
-    )
-    tools_foot = (
-        "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
-        "<tool_call></tool_call> XML tags:\n<tool_call>\n"
-        '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-    )
 
     @property
     def has_extension_property(self) -> bool:
         return self.options.thinking == "never"
 
     @property
-    def disables_thinking(self) -> bool:
+    def disables_reasoning(self) -> bool:
         return self.options.thinking == "off"
 
     def make_grammar(self) -> Grammar:
-        return Grammar(("<|im_end|>",), (REASONING, JSON_CALL), eos=("<|endoftext|>",), read_call=read_json_call)
+        return Grammar(("<|im_end|>",), (_REASONING, JSON_CALL), eos=("<|endoftext|>",), read_call=read_json_call)
 
-    def declaration(self, tool: ToolSpec) -> str:
-        return json.dumps(declared(tool), ensure_ascii=False)
+    def declarations(self, conversation: CheckedConversation) -> Pieces:
+        return declare_for_json_calls(conversation.tools)
 
-    def lifted(self, message: ChatMessage) -> ChatMessage:
-        return message if self.options.thinking == "never" else lift_thinking(message)
+    def normalize(self, message: ChatMessage) -> ChatMessage:
+        message = message if self.options.thinking == "never" else extract_inline_reasoning(message)
+        return message if message.reasoning is None else message._replace(reasoning=message.reasoning.strip("\n"))
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
         if not conversation.is_final(index):
@@ -75,27 +66,23 @@ class Qwen3(ChatML):
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
-        reasoning = (message.reasoning or "").strip("\n")
+        reasoning = message.reasoning or ""
         primer = self.primer(conversation, index)
-        if self._is_framed(conversation, index, primer, reasoning):
-            if reasoning and self.options.thinking == "off" and primer:
-                raise RenderError(
-                    f"messages[{index}]: a prompt of {self.name} rules reasoning out, so this reply cannot hold any"
-                )
+        if self._has_reasoning_block(conversation, index, primer, reasoning):
             if not primer:
-                yield marked("<think>\n", Part.REASONING)
+                yield markup("<think>\n", Part.REASONING)
             if not primer.endswith("</think>\n\n"):
                 yield text(reasoning, Part.REASONING)
-                yield marked("\n</think>", Part.REASONING)
-                yield marked("\n\n", Part.TEXT)
+                yield markup("\n</think>", Part.REASONING)
+                yield markup("\n\n", Part.TEXT)
             if message.is_text:
                 message = message.with_text(message.text.lstrip("\n"))
         yield from self.content(message)
         yield from self.calls(message)
         yield stop("<|im_end|>")
 
-    def _is_framed(self, conversation: CheckedConversation, index: int, primer: str, reasoning: str) -> bool:
-        """Whether the turn is written with a reasoning block, be it an empty one."""
+    def _has_reasoning_block(self, conversation: CheckedConversation, index: int, primer: str, reasoning: str) -> bool:
+        """Return whether the turn is written with a reasoning block, perhaps an empty one."""
         if primer or self.options.thinking == "never":
             return bool(primer or reasoning)
         return 0 <= conversation.last_query < index and (conversation.is_final(index) or bool(reasoning))

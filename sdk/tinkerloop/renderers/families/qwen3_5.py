@@ -6,32 +6,21 @@ Qwen3.8 keeps all reasoning in history and states the reasoning effort in the sy
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Literal
 
-from tinkerloop.errors import RenderError
-from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall, ToolSpec
+from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import VisionChatML
-from tinkerloop.renderers.inline_reasoning import lift_thinking
+from tinkerloop.renderers.normalization import extract_inline_reasoning, trim_content
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
-from tinkerloop.renderers.pieces import Part, Pieces, marked, scaffold, stop, text
-from tinkerloop.renderers.tool_syntax import declared, read_xml_call, write_xml_call
+from tinkerloop.renderers.pieces import Part, Pieces, markup, scaffold, stop, text
+from tinkerloop.renderers.tool_calls import read_xml_call, write_xml_call
+from tinkerloop.renderers.tool_declarations import declare_for_xml_calls
 
-WHITESPACE = " \t\n\r\x0b\x0c"
-REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim=WHITESPACE)
+_WHITESPACE = " \t\n\r\x0b\x0c"
+_REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim=_WHITESPACE)
 XML_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n\n", between="\n")
-XML_TOOLS_FOOT = (
-    "\n</tools>\n\nIf you choose to call a function ONLY reply in the following format with NO suffix:\n\n"
-    "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n"
-    "<parameter=example_parameter_2>\nThis is the value for the second parameter\nthat can span\nmultiple lines\n"
-    "</parameter>\n</function>\n</tool_call>\n\n<IMPORTANT>\nReminder:\n- Function calls MUST follow the specified "
-    "format: an inner <function=...></function> block must be nested within <tool_call></tool_call> XML tags\n"
-    "- Required parameters MUST be specified\n- You may provide optional reasoning for your function call in natural "
-    "language BEFORE the function call, but NOT after\n- If there is no function call available, answer the question "
-    "like normal with your current knowledge and do not tell the user about function calls\n</IMPORTANT>"
-)
 _EFFORTS = {
     "xhigh": "Reasoning effort is set to xhigh. Please think carefully through the task, validate key assumptions, "
     "consider plausible alternatives, and prioritize correctness, consistency, and clarity in the final answer.",
@@ -44,32 +33,32 @@ _EFFORTS = {
 @dataclass(frozen=True)
 class Qwen35Options(base.Options):
     thinking: bool = True
-    """Whether prompts open a reasoning block or hold an empty one."""
+    """Prompts open a reasoning block; if False, they hold an empty one."""
     preserve_thinking: bool = False
-    """Whether turns before the last user message keep their reasoning."""
+    """Turns before the last user message keep their reasoning."""
     json_scalars: bool = False
-    """Whether tool arguments are written `true`, `null` as in Qwen3.6 and 3.8, or `True`, `None` as in Qwen3.5."""
+    """Arguments are written `true` and `null`, as in Qwen3.6 and 3.8; if False, `True` and `None`, as in Qwen3.5."""
 
 
 class Qwen35(VisionChatML):
+    """Opens a reasoning block in prompts; writes the author's system text after the declarations of tools."""
+
     family = "qwen3_5"
     Options = Qwen35Options
-    tools_head = "# Tools\n\nYou have access to the following functions:\n\n<tools>"
-    tools_foot = XML_TOOLS_FOOT
 
     @property
-    def disables_thinking(self) -> bool:
+    def disables_reasoning(self) -> bool:
         return not self.options.thinking
 
     def make_grammar(self) -> Grammar:
-        return Grammar(("<|im_end|>",), (REASONING, XML_CALL), eos=("<|endoftext|>",), read_call=read_xml_call)
+        return Grammar(("<|im_end|>",), (_REASONING, XML_CALL), eos=("<|endoftext|>",), read_call=read_xml_call)
 
-    def declaration(self, tool: ToolSpec) -> str:
-        return json.dumps(declared(tool), ensure_ascii=False)
+    def declarations(self, conversation: CheckedConversation) -> Pieces:
+        return declare_for_xml_calls(conversation.tools)
 
-    def lifted(self, message: ChatMessage) -> ChatMessage:
-        """Everything trimmed, then inline reasoning made a part; a space after its tag stays, as in the template."""
-        message = lift_thinking(trimmed(message))
+    def normalize(self, message: ChatMessage) -> ChatMessage:
+        """Trim the text, then extract inline reasoning; a space after its tag stays, as in the template."""
+        message = extract_inline_reasoning(trim_content(message))
         if message.reasoning is not None:
             message = message._replace(reasoning=message.reasoning.strip())
         return message
@@ -83,12 +72,12 @@ class Qwen35(VisionChatML):
             yield from self.content(message)
         yield from self.end
 
-    def _is_produced(self, conversation: CheckedConversation, index: int) -> bool:
-        """Whether the turn is written with its reasoning block, as it was sampled."""
+    def _keeps_reasoning_block(self, conversation: CheckedConversation, index: int) -> bool:
+        """Return whether the turn is written with its reasoning block, as it was sampled."""
         return self.options.preserve_thinking or index > conversation.last_query
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
-        if not self._is_produced(conversation, index):
+        if not self._keeps_reasoning_block(conversation, index):
             return ""
         if self.options.thinking or (index < len(conversation) and conversation[index].reasoning):
             return "<think>\n"
@@ -96,14 +85,10 @@ class Qwen35(VisionChatML):
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
-        if message.reasoning and not self.options.thinking and conversation.is_final(index):
-            raise RenderError(
-                f"messages[{index}]: a prompt of {self.name} rules reasoning out, so this reply cannot hold any"
-            )
         if self.primer(conversation, index) == "<think>\n":
             yield text(message.reasoning or "", Part.REASONING)
-            yield marked("\n</think>", Part.REASONING)
-            yield marked("\n\n", Part.TEXT)
+            yield markup("\n</think>", Part.REASONING)
+            yield markup("\n\n", Part.TEXT)
         yield from self.content(message)
         yield from self.calls(message)
         yield stop("<|im_end|>")
@@ -114,21 +99,26 @@ class Qwen35(VisionChatML):
 
 @dataclass(frozen=True)
 class Qwen38Options(Qwen35Options):
+    """The options of Qwen3.5, with the defaults of Qwen3.8, and the reasoning effort."""
+
     preserve_thinking: bool = True
     json_scalars: bool = True
     effort: Literal["xhigh", "medium", "low"] = "xhigh"
+    """The reasoning effort that the system message states; `medium` is stated by its absence."""
 
     def __post_init__(self) -> None:
         self.check("effort", *_EFFORTS)
 
 
 class Qwen38(Qwen35):
+    """Qwen3.5 with the reasoning effort at the start of the system message."""
+
     family = "qwen3_8"
     Options = Qwen38Options
 
     @property
     def has_extension_property(self) -> bool:
-        """An open reasoning block that stays empty is two newlines, in history one token."""
+        """False with reasoning on: an empty block has two newlines, one token in history but two when sampled."""
         return self.options.preserve_thinking and not self.options.thinking
 
     def _effort(self) -> str:
@@ -139,34 +129,24 @@ class Qwen38(Qwen35):
             yield from self.system(conversation, None)
 
     def system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
-        """Effort, declarations, the author's text: what there is of them, or no system message at all."""
+        """Return effort, declarations and the author's text, as far as given; no system message if none is given."""
         effort = self._effort()
-        written = message is not None and bool(message.content)
-        if not (effort or conversation.tools or written):
+        has_text = message is not None and bool(message.content)
+        if not (effort or conversation.tools or has_text):
             return
         yield scaffold(self.header("system") + effort)
         if conversation.tools:
             yield scaffold("\n\n" if effort else "")
             yield from self.declarations(conversation)
-        if message is not None and written:
+        if message is not None and has_text:
             yield scaffold("\n\n" if effort or conversation.tools else "")
             yield from self.content(message)
         yield from self.end
 
-    def lifted(self, message: ChatMessage) -> ChatMessage:
-        """Trimmed; inline reasoning stays text, as in the official template."""
+    def normalize(self, message: ChatMessage) -> ChatMessage:
+        """Trim text and reasoning; inline reasoning stays text, as in the official template."""
         reasoning = message.reasoning
-        return trimmed(message._replace(reasoning=reasoning.strip() if reasoning else reasoning))
-
-
-def trimmed(message: ChatMessage) -> ChatMessage:
-    """The message without white space at the ends of its content."""
-    content = list(message.content)
-    if content and isinstance(content[0], str):
-        content[0] = content[0].lstrip()
-    if content and isinstance(content[-1], str):
-        content[-1] = content[-1].rstrip()
-    return message._replace(content=tuple(part for part in content if part != ""))
+        return trim_content(message._replace(reasoning=reasoning.strip() if reasoning else reasoning))
 
 
 PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (

@@ -1,7 +1,7 @@
-"""`role_colon`: `User: ...`, blank line, `Assistant: ...`: for base models, which have no chat format.
+"""`role_colon`: `User: ...`, a blank line, `Assistant: ...`; for base models, which have no chat format.
 
-The format has no control tokens; a turn ends where the next user header begins. Text that would itself read as a header
-is therefore refused: in this format, and only in this one, it could not be told from one.
+The format has no control tokens; a turn ends where the next user header begins. Text that looks like
+a role header is therefore refused: only in this format it could not be distinguished from a header.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _HEADER = re.compile(r"\n\n(System|User|Assistant):")
 
 
 class RoleColon(base.Renderer):
-    """Every turn is `Role: text`, turns are separated by a blank line; header and text are encoded separately."""
+    """Writes every turn as `Role: text` and a blank line; header and text are encoded separately."""
 
     family = "role_colon"
     roles = frozenset({"system", "user", "assistant"})
@@ -34,7 +34,7 @@ class RoleColon(base.Renderer):
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools:
-            raise RenderError("role_colon has no words for tools")
+            raise RenderError("role_colon cannot declare tools; use a chat format")
         if bos := getattr(self.tokenizer, "bos_token", None):
             yield scaffold(bos)
 
@@ -43,7 +43,7 @@ class RoleColon(base.Renderer):
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         if conversation.role(index - 1) != "assistant" or conversation.role(index) != "user":
-            yield scaffold(self.header(conversation[index].role))  # else the reply before it ends with this header
+            yield scaffold(self.header(conversation[index].role))  # otherwise the reply before it ends with this header
         yield SEAM
         yield from self._turn(conversation, index)
 
@@ -56,7 +56,7 @@ class RoleColon(base.Renderer):
     def _turn(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.reasoning or message.tool_calls or message.unparsed:
-            raise RenderError(f"messages[{index}]: role_colon writes text alone, no reasoning and no tool calls")
+            raise RenderError(f"messages[{index}]: role_colon writes text only, no reasoning and no tool calls")
         content = self.plain(message)
         if _HEADER.search(f" {content}\n\n"):
             raise RenderError(

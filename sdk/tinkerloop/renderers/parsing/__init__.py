@@ -1,1 +1,1 @@
-"""From sampled tokens back to a message."""
+"""Parsing: sampled ids back to messages, whole or as a stream."""

@@ -1,4 +1,4 @@
-"""What the replies of a format consist of: blocks between control tokens, and the tokens or texts that end a reply."""
+"""`Grammar`: the blocks that replies of a format consist of, and the tokens or texts that end them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ ReadText = Callable[[str, Sequence[ToolSpec]], ToolCall | None]
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a reply between two control tokens, with the text of the format inside and after them."""
+    """A part of a reply between two control tokens, with the fixed text that the format writes around its content.
+
+    Qwen3's `<think>\\nhm\\n</think>\\n\\nYo` is `Block(Part.REASONING, "<think>", "</think>", head="\\n", foot="\\n",
+    gap="\\n\\n")` with content `hm`, then the text `Yo`.
+    """
 
     part: Part
     open: str
@@ -25,28 +29,28 @@ class Block:
     foot: str = ""
     """Written before `close`."""
     lead: str = ""
-    """Written before `open` where text precedes it."""
+    """Written before `open` if text precedes the block."""
     between: str = ""
-    """Written before `open` where a block of the same kind precedes it."""
+    """Written before `open` if another block of the same part precedes it."""
     gap: str = ""
-    """Written after `close` where text follows."""
+    """Written after `close` if text follows."""
     trim: str = ""
-    """Characters that the format takes off both ends of what is inside, and off the start of the text after it."""
+    """Characters that the format removes at both ends of the content, and at the start of the text after the block."""
     separators: tuple[str, ...] = ()
-    """Control tokens that divide the inside into fields."""
+    """Control tokens that divide the content into fields."""
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a reply of a family can consist of."""
+    """The blocks, ends and fixed texts that a reply of a family can have."""
 
     stops: tuple[str, ...]
     """Control tokens that end a reply."""
     blocks: tuple[Block, ...] = ()
     wrappers: tuple[str, ...] = ()
-    """Control tokens around a group of blocks, which carry nothing."""
+    """Control tokens around a group of blocks; they are not part of the message."""
     eos: tuple[str, ...] = ()
-    """Control tokens that also end a reply, though the format does not write them."""
+    """Control tokens that also end a reply, although the format does not write them."""
     stop_texts: tuple[str, ...] = ()
     """Ordinary text that ends a reply."""
     text_head: str = ""
@@ -60,7 +64,7 @@ class Grammar:
 
     @cached_property
     def control(self) -> frozenset[str]:
-        """Every control token the machine reacts to."""
+        """Every control token that the parser reacts to."""
         tags = {tag for b in self.blocks for tag in (b.open, b.close, *b.separators)}
         return frozenset(tags | {*self.stops, *self.eos, *self.wrappers})
 
@@ -81,8 +85,9 @@ class Grammar:
 
     @cached_property
     def lead(self) -> str:
-        """The longest text that a block may have before it."""
+        """The longest `lead` of a block, which may turn out not to be text of the reply."""
         return max((block.lead for block in self.blocks), key=len, default="")
 
     def block(self, part: Part) -> Block | None:
+        """Return the block of this part, None if the format has none."""
         return next((block for block in self.blocks if block.part is part), None)

@@ -1,4 +1,4 @@
-"""What reading a reply gives: deltas as its ids come, and the reply as a whole."""
+"""Results of parsing a reply: deltas while its ids are sampled, and at the end the whole reply as `Parsed`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tinkerloop.renderers.pieces import Part
 
 
 class ParseTermination(StrEnum):
-    """How a sampled turn ended. True exactly when it ended cleanly."""
+    """How a sampled turn ended. True in a condition if it ended cleanly: by a stop sequence or an end-of-text token."""
 
     STOP_SEQUENCE = "stop_sequence"
     EOS = "eos"
     TRUNCATED = "truncated"
-    """There was no end: sampling ran into its token limit."""
+    """The reply has no end: sampling reached its token limit."""
     MALFORMED = "malformed"
-    """It stopped inside a block, went on after its end, or holds tags where the format has none."""
+    """The reply ended inside a block, went on after its end, or has tags where the format has none."""
 
     @property
     def is_clean(self) -> bool:
@@ -40,8 +40,8 @@ class StreamingMessageHeader:
     role: str
 
 
-# The next three are not frozen: a stream has one for every token, and a frozen dataclass takes three times as long
-# to make (300 ns).
+# The next three are not frozen, because a frozen dataclass takes three times as long to make (300 ns) and a stream has
+# one for every token.
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class StreamingThinkingDelta:
 
 @dataclass(slots=True)
 class StreamingToolCallDelta:
-    """Raw text of tool call number `index`, its format's tags left out."""
+    """Raw text of tool call number `index`, without the tags of the format."""
 
     text: str
     index: int
@@ -67,8 +67,8 @@ class StreamingToolCallDelta:
 MessageDelta = StreamingMessageHeader | StreamingTextDelta | StreamingThinkingDelta | StreamingToolCallDelta | Message
 
 
-class RawSpan(NamedTuple):
-    """Sampled ids [start, stop) and what they were read as. The spans of a reply cover all of its ids."""
+class ParsedSpan(NamedTuple):
+    """The sampled ids [start, stop), read as one part. The spans of a reply cover all of its ids."""
 
     part: Part
     start: int
@@ -81,11 +81,11 @@ class Parsed:
 
     message: Message
     termination: ParseTermination
-    spans: tuple[RawSpan, ...]
+    spans: tuple[ParsedSpan, ...]
     ids: tuple[int, ...]
-    """As sampled."""
+    """The ids as sampled."""
     broke_off_in: Part | None = None
-    """The block that was open when the reply ended: its reasoning or a tool call."""
+    """The block that was open when the reply ended: reasoning or a tool call. None if no block was open."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.message, self.termination))

@@ -1,4 +1,4 @@
-"""What ids mean to a format that reads a reply."""
+"""The text of each token id, for a parser."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.tokenizers.encoders import Encoder
 
 
-class Vocabulary(dict[int, str]):
-    """The text of every id that is ordinary and spells whole characters, worked out on first use.
+class TokenTexts(dict[int, str]):
+    """Ordinary token id -> text, decoded on first use.
 
-    `KeyError` for the rest: the control tokens of the grammar, which `control` has by name, and tokens that hold a
-    piece of a character, whose text depends on their neighbours.
+    Raises `KeyError` for control tokens of the grammar, whose names are in `control`, and for tokens that hold only a
+    part of a character, whose text depends on their neighbours.
     """
 
     def __init__(self, grammar: Grammar, encoder: Encoder, ids: Mapping[str, int]):

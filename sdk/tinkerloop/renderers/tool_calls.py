@@ -1,0 +1,282 @@
+"""How formats write tool calls, and how sampled calls are read back: one pair of functions for each kind.
+
+`tool_declarations` has, under the same names, how each kind is announced to the model. A writer returns text, or pieces
+where control tokens divide the call. A reader takes the fields of a call, which those tokens divide, and never raises:
+a call that it cannot read becomes an `UnparsedToolCall`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tinkerloop.errors import RenderError
+from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
+from tinkerloop.renderers.pieces import Part, Pieces, markup, text
+
+# ---- names, arguments and values
+
+
+def _reject_number(spelling: str) -> Any:
+    raise ValueError(f"{spelling} is not JSON")
+
+
+def _finite_float(spelling: str) -> float:
+    number = float(spelling)
+    return number if math.isfinite(number) else _reject_number(spelling)
+
+
+_read_json = json.JSONDecoder(parse_constant=_reject_number, parse_float=_finite_float).decode
+"""Read strict JSON: NaN and infinities, which Python accepts, could not be written again."""
+
+_PLAIN_NAME = re.compile(r"[^\s\"'\\<>{}]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def checked_name(name: str) -> str:
+    """Return a function's name, which formats write without quotes.
+
+    Raises:
+        RenderError: the name could not be read back.
+    """
+    if not _PLAIN_NAME.fullmatch(name):
+        raise RenderError(f"the function name {name!r} holds spaces, quotes or brackets and could not be read back")
+    return name
+
+
+def arguments_of(call: ToolCall) -> dict[str, Any]:
+    """Return the arguments as a dictionary, for formats that write them one by one.
+
+    Raises:
+        RenderError: the arguments are not a JSON object.
+    """
+    try:
+        arguments = _read_json(call.function.arguments)
+        if "\\u" in call.function.arguments:  # JSON can spell half of a surrogate pair, which is not valid Unicode
+            json.dumps(arguments, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise RenderError(f"the arguments of {call.function.name!r} are not JSON in Unicode: {error}") from None
+    if not isinstance(arguments, dict):
+        raise RenderError(f"the arguments of {call.function.name!r} must be a JSON object, got {arguments!r}")
+    return arguments
+
+
+def is_object(text: str) -> bool:
+    """Return whether a text is a JSON object."""
+    try:
+        return isinstance(_read_json(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _write_arguments(arguments: dict[str, Any]) -> str:
+    """Return arguments as JSON text; half of a surrogate pair, which a model can spell in JSON, stays escaped."""
+    written = json.dumps(arguments, ensure_ascii=False)
+    return json.dumps(arguments) if _SURROGATE.search(written) else written
+
+
+def _declared_types(name: str, tools: Sequence[ToolSpec]) -> dict[str, Any]:
+    """Return parameter -> declared type, for the tool called `name`."""
+    for tool in tools:
+        properties = (tool.get("parameters") or {}).get("properties")
+        if tool["name"] == name and isinstance(properties, dict):
+            return {k: v.get("type") for k, v in properties.items() if isinstance(v, dict)}
+    return {}
+
+
+_PYTHON_LITERALS: dict[str, Any] = {"True": True, "False": False, "None": None}
+
+
+def _read_value(written: str, declared_type: Any = None, *, python: bool = False) -> Any:
+    """Return the value of text that formats write without quotes: `3` -> 3, `[1]` -> [1], `abc` -> "abc".
+
+    Args:
+        declared_type: `"string"` keeps the text as it is; otherwise the text decides.
+        python: read `True`, `False` and `None` too.
+    """
+    if declared_type == "string":
+        return written
+    if python and written in _PYTHON_LITERALS:
+        return _PYTHON_LITERALS[written]
+    try:
+        value = _read_json(written)
+    except (ValueError, RecursionError):
+        return written
+    return written if isinstance(value, str) else value
+
+
+# ---- JSON in tags: Qwen3
+
+
+def write_json_call(call: ToolCall) -> str:
+    """Return `{"name": "f", "arguments": {...}}`, the arguments exactly as given."""
+    return f'{{"name": "{checked_name(call.function.name)}", "arguments": {call.function.arguments}}}'
+
+
+_JSON_CALL = re.compile(r'\s*\{"name": "([^"\\]+)", "arguments": (.*)\}\s*', re.DOTALL)
+
+
+def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """Read what `write_json_call` writes, or other JSON of that shape; arguments keep the spelling as sampled."""
+    (body,) = fields
+    written = _JSON_CALL.fullmatch(body)
+    if written and is_object(written[2]):
+        return ToolCall(ToolCall.FunctionBody(written[1], written[2]))
+    try:
+        call = _read_json(body)
+    except (ValueError, RecursionError) as error:
+        return UnparsedToolCall(body, f"not JSON: {error}")
+    name = call.get("name") if isinstance(call, dict) else None
+    if not isinstance(name, str) or not name or _SURROGATE.search(name):
+        return UnparsedToolCall(body, "expected an object with a 'name'")
+    other_keys = [key for key in call if key != "name"]
+    if other_keys and "arguments" not in call:  # arguments under another key would be lost
+        return UnparsedToolCall(body, f"expected 'arguments' beside the name, got {other_keys}")
+    arguments = call.get("arguments", {})
+    if isinstance(arguments, str) and is_object(arguments) and not _SURROGATE.search(arguments):
+        return ToolCall(ToolCall.FunctionBody(name, arguments))
+    if not isinstance(arguments, dict):
+        return UnparsedToolCall(body, "'arguments' is not an object")
+    return ToolCall(ToolCall.FunctionBody(name, _write_arguments(arguments)))
+
+
+# ---- XML in tags: Qwen3.5, Nemotron 3
+
+_XML_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n(.*?)\n</parameter>\n", re.DOTALL)
+
+
+def write_xml_call(call: ToolCall, *, json_scalars: bool) -> str:
+    """Return `<function=f>\\n<parameter=k>\\nv\\n</parameter>\\n</function>`.
+
+    Args:
+        json_scalars: write `true` and `null`, as in JSON, instead of Python's `True` and `None`. Strings are always
+            written without quotes, lists and objects as JSON.
+
+    Raises:
+        RenderError: a name or an argument that could not be read back.
+    """
+    written = [f"<function={checked_name(call.function.name)}>\n"]
+    for key, value in arguments_of(call).items():
+        if isinstance(value, str):
+            spelled = value
+        elif json_scalars or isinstance(value, (dict, list)):
+            spelled = json.dumps(value, ensure_ascii=False)
+        else:
+            spelled = str(value)
+        if "\n</parameter>" in spelled or not _PLAIN_NAME.fullmatch(key):
+            raise RenderError(f"the argument {key!r} of {call.function.name!r} holds a tag and could not be read back")
+        written.append(f"<parameter={key}>\n{spelled}\n</parameter>\n")
+    return "".join(written) + "</function>"
+
+
+def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """Read what `write_xml_call` writes.
+
+    A parameter declared as a string stays a string. Without a declaration, `3`, `true`, `True`, `null`, `None`, `{...}`
+    and `[...]` are read as values: the format cannot tell them from strings.
+    """
+    (body,) = fields
+    call = re.fullmatch(r"\s*<function=([^>\n]+)>\n(.*)</function>\s*", body, re.DOTALL)
+    if call is None:
+        return UnparsedToolCall(body, "expected <function=NAME> ... </function>")
+    types = _declared_types(call[1], tools)
+    arguments: dict[str, Any] = {}
+    position = 0
+    for parameter in _XML_PARAMETER.finditer(call[2]):
+        if call[2][position : parameter.start()].strip():
+            break
+        arguments[parameter[1]] = _read_value(parameter[2], types.get(parameter[1]), python=True)
+        position = parameter.end()
+    if call[2][position:].strip():
+        return UnparsedToolCall(body, f"not a parameter: {call[2][position:].strip()[:80]!r}")
+    return ToolCall(ToolCall.FunctionBody(call[1], _write_arguments(arguments)))
+
+
+# ---- keys and values in tags that are control tokens: GLM
+
+
+def write_keyed_call(call: ToolCall) -> Pieces:
+    """Yield `f<arg_key>k</arg_key><arg_value>v</arg_value>...`; strings without quotes, other values as JSON."""
+    yield text(checked_name(call.function.name), Part.TOOL_CALL)
+    for key, value in arguments_of(call).items():
+        spelled = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for tag, inside in (("arg_key", key), ("arg_value", spelled)):
+            yield markup(f"<{tag}>", Part.TOOL_CALL)
+            yield text(inside, Part.TOOL_CALL)
+            yield markup(f"</{tag}>", Part.TOOL_CALL)
+
+
+def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """Read what `write_keyed_call` writes; a parameter declared as a string stays a string, as in `read_xml_call`.
+
+    The fields are the name, then a key or a value and the empty text between two tags, in turns.
+    """
+    name = fields[0].strip()
+    inside, between = fields[1::2], [field.strip() for field in fields[2::2]]
+    if not name or len(inside) % 2 or any(between) or len(inside) != len(between):
+        return UnparsedToolCall("".join(fields), "expected a name and pairs of keys and values")
+    types = _declared_types(name, tools)
+    arguments = {k: _read_value(v, types.get(k)) for k, v in zip(inside[::2], inside[1::2], strict=True)}
+    return ToolCall(ToolCall.FunctionBody(name, _write_arguments(arguments)))
+
+
+# ---- a name and JSON, divided by a control token: DeepSeek, Kimi
+
+
+def write_named_call(name: str, separator: str, call: ToolCall) -> Pieces:
+    """Yield the name, the control token `separator` and the arguments exactly as given."""
+    yield text(checked_name(name), Part.TOOL_CALL)
+    yield markup(separator, Part.TOOL_CALL)
+    yield text(call.function.arguments, Part.TOOL_CALL)
+
+
+def read_named_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """Read what `write_named_call` writes."""
+    if len(fields) != 2:
+        return UnparsedToolCall("".join(fields), "expected a name and arguments")
+    name, arguments = fields
+    if not name.strip() or not is_object(arguments):
+        return UnparsedToolCall("".join(fields), "the arguments are not a JSON object" if name.strip() else "no name")
+    return ToolCall(ToolCall.FunctionBody(name.strip(), arguments))
+
+
+def read_numbered_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """Read a named call in which `functions.NAME:NUMBER`, the call's id, stands for the name (Kimi)."""
+    call = read_named_call(fields, tools)
+    if isinstance(call, UnparsedToolCall):
+        return call
+    name = re.fullmatch(r"(?:functions\.)?(.+?)(?::\d+)?", call.function.name)
+    assert name is not None, "any non-empty name matches"
+    return ToolCall(ToolCall.FunctionBody(name[1], call.function.arguments), id=call.function.name)
+
+
+# ---- JSON that is the whole text of a reply: Llama 3
+
+
+def write_text_call(call: ToolCall) -> str:
+    """Return `{"name": "f", "parameters": {...}}`, the parameters as Python spaces JSON."""
+    parameters = json.dumps(arguments_of(call), ensure_ascii=False)
+    return f'{{"name": "{checked_name(call.function.name)}", "parameters": {parameters}}}'
+
+
+_TEXT_CALL = re.compile(r'\s*\{"name": "([^"\\]+)", "parameters": (\{.*\})\}\s*', re.DOTALL)
+
+
+def read_text_call(reply: str, tools: Sequence[ToolSpec] = ()) -> ToolCall | None:
+    """Read a whole reply as what `write_text_call` writes; None if it is ordinary text."""
+    call = _TEXT_CALL.fullmatch(reply)
+    return ToolCall(ToolCall.FunctionBody(call[1], call[2])) if call and is_object(call[2]) else None
+
+
+# ---- a message to a function: gpt-oss, whose headers `families.gpt_oss` writes and `families.harmony` reads
+
+
+def read_harmony_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """Read a message to `functions.NAME`: the fields are its recipient and its text."""
+    recipient, arguments = fields
+    if not is_object(arguments):
+        return UnparsedToolCall(f"{recipient} {arguments}", "the arguments are not a JSON object")
+    return ToolCall(ToolCall.FunctionBody(recipient.removeprefix("functions."), arguments))
