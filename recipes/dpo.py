@@ -88,7 +88,7 @@ class PreferenceLoss(Callback):
             moved = margin.detach()
             return loss, {"preferred": float((moved > 0).float().mean()), "margin": float(moved.mean())}
 
-        return plan.with_passes(replace(one, loss_fn=dpo) for one in plan.passes)
+        return plan.with_micro_batches(replace(one, loss_fn=dpo) for one in plan.micro_batches)
 
 
 def preferred(client: Any, pairs: list[tuple[tinker.Datum, tinker.Datum]]) -> float:

@@ -21,7 +21,7 @@ from tinkerloop.loop import (
     Jsonl,
     Log,
     Loop,
-    Pass,
+    MicroBatch,
     Pipeline,
     Plan,
     Retain,
@@ -122,9 +122,9 @@ def by_hand(client, batches, checkpoints):
                 (saved,) = pipeline.drain()
                 checkpoints.append(replace(record, path=saved.path))
                 return
-        passes = [Pass(tuple(batch[start : start + 3])) for batch in pending[:2] for start in range(0, 4, 3)]
+        parts = [MicroBatch(tuple(batch[start : start + 3])) for batch in pending[:2] for start in range(0, 4, 3)]
         del pending[:2]
-        pipeline.step(Plan(step, tuple(passes), OPTIM))
+        pipeline.step(Plan(step, tuple(parts), OPTIM))
 
 
 def test_run_arun_steps_and_a_script_by_hand_perform_the_same_operations(batches, tmp_path):
@@ -191,7 +191,7 @@ def test_an_evaluation_sees_its_boundarys_weights(service, batches):
         list(pipeline.drain())
         assert values[step] == nll(batches[0])(again).result()["nll"]
         if step < 4:
-            pipeline.step(Plan(step, (Pass(tuple(batches[step])),), OPTIM))
+            pipeline.step(Plan(step, (MicroBatch(tuple(batches[step])),), OPTIM))
 
 
 def stopping_at(step, **options):

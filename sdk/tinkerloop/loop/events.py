@@ -42,11 +42,14 @@ class StepResult:
     loss: float
     """See `tinkerloop.loop.plan.mean_loss`."""
     metrics: Mapping[str, float]
-    """`loss`, `learning_rate`, `tokens`, and all that the service and custom losses returned, reduced over passes."""
+    """`loss`, `learning_rate`, `tokens`, and all that the service and custom losses returned.
+
+    One value a name: those of several micro-batches are reduced (see `tinkerloop.loop.pipeline.reduce_metrics`).
+    """
     plan: Plan
     """The step as it was queued, its weights normalised."""
     outputs: tuple[tinker.ForwardBackwardOutput, ...]
-    """What each pass returned, in the order of `plan.passes`."""
+    """What each micro-batch returned, in the order of `plan.micro_batches`."""
     timings: Mapping[str, float] = field(default_factory=dict, compare=False)
     """Seconds since the previous step's delivery: `total`, and in it `data` (waiting for batches), `server` (waiting
     for answers), `callbacks`, and `callback/<name>` for each callback that ran."""
@@ -132,7 +135,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Accumulate:
-    """Each step takes `batches` batches from the loader, from `on_start`: one pass each, one update together."""
+    """Each step takes `batches` batches from the loader, from `on_start`: one micro-batch each, one update together."""
 
     batches: int
 

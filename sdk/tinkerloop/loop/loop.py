@@ -18,10 +18,9 @@ from typing import Any
 from tinkerloop._lazy import tinker
 from tinkerloop.data.batches import Batches
 from tinkerloop.errors import CheckpointError, NonFiniteError, PlanError
-from tinkerloop.loop.batches import as_batches
 from tinkerloop.loop.callback import Callback
+from tinkerloop.loop.callback_dispatch import Dispatcher
 from tinkerloop.loop.checkpoints import Checkpoints, Record
-from tinkerloop.loop.dispatch import Dispatcher
 from tinkerloop.loop.events import (
     Accumulate,
     Boundary,
@@ -37,7 +36,8 @@ from tinkerloop.loop.events import (
 )
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
 from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
-from tinkerloop.loop.plan import NORMALIZE, CustomLoss, Normalize, Pass, Plan
+from tinkerloop.loop.plan import NORMALIZE, CustomLoss, MicroBatch, Normalize, Plan
+from tinkerloop.loop.positioned_batches import as_batches
 from tinkerloop.loop.sinks import Row, Sink, Sinks
 
 
@@ -214,8 +214,8 @@ class Loop:
     def _queue(self, batches: list[Sequence[tinker.Datum]]) -> None:
         if any(isinstance(batch, tinker.Datum) for batch in batches):
             raise PlanError("a batch is a list of datums, got a datum: make batches with tinkerloop.data.batches(...)")
-        passes = tuple(Pass(tuple(batch), *self._loss) for batch in batches)
-        plan = self._callbacks.plan(Plan(self._step, passes, self._optim, self._normalize))
+        micro_batches = tuple(MicroBatch(tuple(batch), *self._loss) for batch in batches)
+        plan = self._callbacks.plan(Plan(self._step, micro_batches, self._optim, self._normalize))
         self._tokens += self._pipeline.step(plan).tokens
 
     def _ask_boundary(self, *, final: bool) -> Save | None:

@@ -6,7 +6,7 @@ The loop is built on it, and so can a hand-written script be:
     for step in range(100):
         for result in pipeline.before(step):
             print(result)
-        pipeline.step(Plan(step, (Pass(tuple(next(batches))),), AdamParams(learning_rate=schedule(step))))
+        pipeline.step(Plan(step, (MicroBatch(tuple(next(batches))),), AdamParams(learning_rate=schedule(step))))
     for result in pipeline.drain():
         print(result)
 """
@@ -80,7 +80,7 @@ class Pipeline:
     def step(self, plan: Plan) -> Plan:
         """Queue one optimizer step; returns the plan as queued, its weights normalised."""
         plan = normalized(plan)
-        futures = [_submit(self.client, one) for one in plan.passes]
+        futures = [_submit(self.client, one) for one in plan.micro_batches]
         futures.append(self.client.optim_step(plan.optim))
 
         def finish(values: list[Any]) -> StepResult:
@@ -157,7 +157,7 @@ RESERVED = ("loss", "learning_rate", "tokens")
 
 
 def _step_result(plan: Plan, outputs: Sequence[tinker.ForwardBackwardOutput], optim: Any) -> StepResult:
-    metrics = reduce_metrics([output.metrics for output in outputs], [len(one.datums) for one in plan.passes])
+    metrics = reduce_metrics([output.metrics for output in outputs], [len(one.datums) for one in plan.micro_batches])
     metrics.update(optim.metrics or {})
     taken = [name for name in RESERVED if name in metrics]
     if taken:

@@ -26,8 +26,8 @@ CustomLoss: TypeAlias = Callable[[list[Any], list[Any]], tuple[Any, dict[str, fl
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One `forward_backward` call. Its gradient adds to those of the step's other passes."""
+class MicroBatch:
+    """The datums of one `forward_backward` call. Its gradient adds to those of the step's other micro-batches."""
 
     datums: tuple[tinker.Datum, ...]
     loss_fn: str | CustomLoss = "cross_entropy"
@@ -42,7 +42,7 @@ class Plan:
 
     step: int
     """0 for the first step: the weights hold exactly steps [0, step) when it begins."""
-    passes: tuple[Pass, ...]
+    micro_batches: tuple[MicroBatch, ...]
     optim: tinker.AdamParams
     normalize: Normalize = "token"
     """What the weights of the whole step are scaled to: "token": they sum to 1, so the loss is the mean per weighted
@@ -51,10 +51,10 @@ class Plan:
 
     @property
     def datums(self) -> tuple[tinker.Datum, ...]:
-        """All datums, in the order of the passes."""
-        if len(self.passes) == 1:
-            return self.passes[0].datums
-        return tuple(datum for one in self.passes for datum in one.datums)
+        """All datums, in the order of the micro-batches."""
+        if len(self.micro_batches) == 1:
+            return self.micro_batches[0].datums
+        return tuple(datum for one in self.micro_batches for datum in one.datums)
 
     @cached_property
     def tokens(self) -> int:
@@ -66,18 +66,21 @@ class Plan:
         known = type(self.optim).model_fields
         if unknown := sorted(fields.keys() - known.keys()):
             raise PlanError(f"unknown optimizer parameters {unknown}; the known are {', '.join(known)}")
-        return Plan(self.step, self.passes, self.optim.model_copy(update=fields), self.normalize)
+        return Plan(self.step, self.micro_batches, self.optim.model_copy(update=fields), self.normalize)
 
-    def with_passes(self, passes: Iterable[Pass], **changes: Any) -> Plan:
-        """The same plan with other passes, and other fields where given."""
-        return replace(self, passes=tuple(passes), **changes)
+    def with_micro_batches(self, micro_batches: Iterable[MicroBatch], **changes: Any) -> Plan:
+        """The same plan with other micro-batches, and other fields where given."""
+        return replace(self, micro_batches=tuple(micro_batches), **changes)
 
     def split(self, size: Callable[[tinker.Datum], float], limit: float) -> Plan:
-        """Each pass cut into consecutive passes whose datums' sizes add up to at most `limit`, or are single datums."""
-        if all(sum(map(size, one.datums)) <= limit for one in self.passes):
+        """Cut each micro-batch so that the sizes of its datums add up to at most `limit`.
+
+        The order of the datums is kept. A datum larger than `limit` gets a micro-batch of its own.
+        """
+        if all(sum(map(size, one.datums)) <= limit for one in self.micro_batches):
             return self
-        return self.with_passes(
-            replace(one, datums=chunk) for one in self.passes for chunk in _chunked(one.datums, size, limit)
+        return self.with_micro_batches(
+            replace(one, datums=chunk) for one in self.micro_batches for chunk in _chunked(one.datums, size, limit)
         )
 
 
@@ -103,15 +106,17 @@ def normalized(plan: Plan) -> Plan:
         PlanError: there is nothing to train on, or the weights cannot be scaled as asked.
     """
     datums = plan.datums
-    if not datums or not all(one.datums for one in plan.passes):
-        raise PlanError(f"step {plan.step} has no datums (or an empty pass): every pass needs at least one datum")
+    if not datums or not all(one.datums for one in plan.micro_batches):
+        raise PlanError(
+            f"step {plan.step} has no datums (or an empty micro-batch): every micro-batch needs at least one datum"
+        )
     if plan.normalize == "none":
         return plan
-    for one in plan.passes:
+    for one in plan.micro_batches:
         if one.loss_fn != "cross_entropy":
             raise PlanError(
-                f"normalize={plan.normalize!r} scales cross_entropy weights, but step {plan.step} has a pass with loss "
-                f'{_loss_name(one.loss_fn)}: use normalize="none" and scale its inputs yourself'
+                f"normalize={plan.normalize!r} scales cross_entropy weights, but step {plan.step} has a micro-batch "
+                f'with loss {_loss_name(one.loss_fn)}: use normalize="none" and scale its inputs yourself'
             )
     sums = [_weight_sum(datum) for datum in datums]
     if plan.normalize == "token":
@@ -122,17 +127,17 @@ def normalized(plan: Plan) -> Plan:
             _refuse_unless_positive(plan, total, f"the weights of datum {index}")
         factors = [1.0 / (total * len(sums)) for total in sums]
     scaled = map(scale_weights, datums, factors)
-    passes = [Pass(tuple(islice(scaled, len(one.datums))), one.loss_fn, one.config) for one in plan.passes]
-    return Plan(plan.step, tuple(passes), plan.optim, plan.normalize)
+    micro_batches = [replace(one, datums=tuple(islice(scaled, len(one.datums)))) for one in plan.micro_batches]
+    return Plan(plan.step, tuple(micro_batches), plan.optim, plan.normalize)
 
 
 def mean_loss(plan: Plan, loss_sum: float) -> float:
-    """The loss to report for a queued plan whose passes returned `loss:sum` values that add up to `loss_sum`.
+    """The loss to report for a queued plan whose micro-batches returned `loss:sum` values that add up to `loss_sum`.
 
     The mean per weighted token ("token"), the mean of the examples' means ("example"), and with "none" the sum divided
-    by the sum of the weights when every pass is cross_entropy with a positive sum, else the sum itself.
+    by the sum of the weights when every micro-batch is cross_entropy with a positive sum, else the sum itself.
     """
-    if plan.normalize != "none" or any(one.loss_fn != "cross_entropy" for one in plan.passes):
+    if plan.normalize != "none" or any(one.loss_fn != "cross_entropy" for one in plan.micro_batches):
         return loss_sum
     total = sum(_weight_sum(datum) for datum in plan.datums)
     return loss_sum / total if total > 0 else loss_sum

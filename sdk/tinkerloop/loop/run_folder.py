@@ -22,7 +22,7 @@ from tinkerloop.loop.events import Summary
 from tinkerloop.loop.jsonl import append_line, cut, write_atomic
 from tinkerloop.loop.sinks import Jsonl
 
-_PACKAGES = ("tinkerloop", "tinker", "torch", "transformers", "peft", "numpy")
+_PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
 
 class Run:
@@ -130,7 +130,9 @@ class Run:
 
 def environment() -> dict[str, Any]:
     """Time (UTC), command, code revision, host, Python and package versions."""
-    versions = {}
+    from tinkerloop import __version__  # a circular import above
+
+    versions: dict[str, str | None] = {"tinkerloop": __version__}  # whatever name it was installed under
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
