@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import ServiceClientLike
 from tinkerloop.errors import TinkerloopError
 
 
-def connect(service: str | None = None, *, root: str | Path | None = None) -> Any:
+def connect(service: str | None = None, *, root: str | Path | None = None) -> ServiceClientLike:
     """A service client, and one line on standard error that says which.
 
     Args:

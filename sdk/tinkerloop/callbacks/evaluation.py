@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
-from tinkerloop.loop.futures import Future, Mapped, awaitable, background, is_done, resolve
+from tinkerloop.loop.futures import Mapped, awaitable, background, is_done, resolve
 
+T = TypeVar("T")
 Metrics = Mapping[str, float]
-Evaluator = Callable[[Any], Future[Metrics]]
-"""`training client -> future of metrics`: submits work and returns at once."""
+Evaluator = Callable[[TrainingClientLike], Future[Metrics]]
+"""`training client -> future of metrics`: submits work and returns at once, without waiting for it."""
 
 
 class Evaluate(Callback):
@@ -76,11 +78,11 @@ def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_b
     if not total > 0:
         raise PlanError(f"the weights of the datums to evaluate sum to {total:g}; they must be positive in sum")
 
-    def submit(client: Any) -> Future[Metrics]:
+    def submit(client: TrainingClientLike) -> Future[Metrics]:
         futures = [client.forward(batch, "cross_entropy") for batch in batches]
         return Mapped(_All(futures), metrics)
 
-    def metrics(outputs: list[Any]) -> Metrics:
+    def metrics(outputs: list[tinker.ForwardBackwardOutput]) -> Metrics:
         loss = math.fsum(output.metrics["loss:sum"] for output in outputs)
         values = {"nll": loss / total}
         if utf8_bytes is not None:
@@ -90,14 +92,14 @@ def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_b
     return submit
 
 
-def sampled(score: Callable[[Any], Metrics]) -> Evaluator:
+def sampled(score: Callable[[SamplingClientLike], Metrics | Coroutine[Any, Any, Metrics]]) -> Evaluator:
     """An evaluator that samples: `score(sampling_client) -> metrics` runs on a thread of its own.
 
     The weights are snapshotted in order with the training steps, so the scores belong to the boundary even when
     training goes on meanwhile. `score` may be a coroutine function.
     """
 
-    def submit(client: Any) -> Future[Metrics]:
+    def submit(client: TrainingClientLike) -> Future[Metrics]:
         snapshot = client.save_weights_and_get_sampling_client()
         return background(lambda: score(resolve(snapshot)))
 
@@ -107,7 +109,7 @@ def sampled(score: Callable[[Any], Metrics]) -> Evaluator:
 def together(*evaluators: Evaluator) -> Evaluator:
     """Several evaluators as one: all submitted at the same boundary, their metrics in one row."""
 
-    def submit(client: Any) -> Future[Metrics]:
+    def submit(client: TrainingClientLike) -> Future[Metrics]:
         return Mapped(_All([evaluator(client) for evaluator in evaluators]), merged)
 
     def merged(values: list[Metrics]) -> Metrics:
@@ -119,22 +121,22 @@ def together(*evaluators: Evaluator) -> Evaluator:
     return submit
 
 
-class _All:
+class _All(Generic[T]):
     """The future of a list of values, one per future, in order."""
 
-    def __init__(self, futures: Sequence[Any]):
+    def __init__(self, futures: Sequence[Future[T]]):
         self._futures = futures
 
-    def result(self, timeout: float | None = None) -> list[Any]:
+    def result(self, timeout: float | None = None) -> list[T]:
         return [future.result(timeout) for future in self._futures]
 
     def done(self) -> bool:
         return all(map(is_done, self._futures))
 
-    def __await__(self) -> Any:
+    def __await__(self) -> Generator[Any, Any, list[T]]:
         return self._gather().__await__()
 
-    async def _gather(self) -> list[Any]:
+    async def _gather(self) -> list[T]:
         return [await awaitable(future) for future in self._futures]
 
 

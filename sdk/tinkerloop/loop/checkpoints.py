@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from tinkerloop.clients import LoraOptions, ServiceClientLike, TrainingClientLike
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.jsonl import append_line, cut, read_lines, write_lines
@@ -42,7 +43,7 @@ class Checkpoints:
         delete: deletes a `tinker://` path on the service, for `retain`. Without it, forgotten checkpoints stay there.
     """
 
-    def __init__(self, folder: str | Path, delete: Callable[[str], Any] | None = None):
+    def __init__(self, folder: str | Path, delete: Callable[[str], object] | None = None):
         self.folder = Path(folder)
         self.file = self.folder / "checkpoints.jsonl"
         self._delete = delete
@@ -111,7 +112,9 @@ class Checkpoints:
                         resolve(self._delete(path))
 
 
-def open_training_client(service: Any, record: Record | None, **create: Any) -> Any:
+def open_training_client(
+    service: ServiceClientLike, record: Record | None, **create: Unpack[LoraOptions]
+) -> TrainingClientLike:
     """A training client at `record`'s moment, optimizer included, or a new one made with the `create` arguments.
 
     Args:
@@ -124,7 +127,8 @@ def open_training_client(service: Any, record: Record | None, **create: Any) -> 
     from tinker import NotFoundError
 
     if record is None:
-        return resolve(service.create_lora_training_client(**create))
+        options: Any = create  # the service itself refuses a missing base_model
+        return resolve(service.create_lora_training_client(**options))
     try:
         return resolve(service.create_training_client_from_state_with_optimizer(record.path))
     except (NotFoundError, FileNotFoundError) as error:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import Future, TrainingClientLike
 from tinkerloop.loop.checkpoints import Record
-from tinkerloop.loop.futures import Future
 from tinkerloop.loop.plan import Plan
 
 # --- events -------------------------------------------------------------------------------------------------------
@@ -26,7 +26,7 @@ class Boundary:
     """Where the run ends; None means when the data does."""
     final: bool
     """Nothing will be queued after this boundary but what is asked for here."""
-    client: Any
+    client: TrainingClientLike
     """The training client, to queue more work on (an evaluation)."""
     tokens: int
     """Input positions queued in steps [0, step)."""

@@ -14,19 +14,13 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import Future
 
 T = TypeVar("T")
 U = TypeVar("U")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Future(Protocol[T_co]):
-    """What the loop can wait for: tinker's APIFuture, a concurrent.futures.Future, or anything alike."""
-
-    def result(self, timeout: float | None = None) -> T_co: ...
 
 
 @dataclass(frozen=True)
@@ -107,10 +101,15 @@ class Mapped(Generic[T, U]):
         return self._fn(await awaitable(self._future))
 
 
-def background(work: Callable[..., T] | Coroutine[Any, Any, T], *args: Any) -> concurrent.futures.Future[T]:
-    """Run `work(*args)`, or a coroutine, on a thread of its own; returns the future of its value.
+def background(
+    work: Callable[..., T | Coroutine[Any, Any, T]] | Coroutine[Any, Any, T], *args: Any
+) -> concurrent.futures.Future[T]:
+    """Run `work(*args)` on a new thread and return the future of its value.
 
-    The thread is a daemon: a run that dies does not wait for it.
+    The thread is a daemon: the process can end without waiting for it.
+
+    Args:
+        work: a function, a coroutine function, or a coroutine (which takes no `args`).
     """
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -132,13 +131,21 @@ def background(work: Callable[..., T] | Coroutine[Any, Any, T], *args: Any) -> c
     return future
 
 
+@overload
+def resolve(value: Future[T]) -> T: ...
+@overload
+def resolve(value: T) -> T: ...
 def resolve(value: Any) -> Any:
-    """The client itself, whether `create_*` returned it or, as newer versions of tinker do, a future of it."""
+    """Wait for a future's value; return anything else as it is.
+
+    `create_*` returned a client in older versions of tinker and returns a future of one in newer versions: this gives
+    the client in both cases.
+    """
     return value.result() if hasattr(value, "result") else value
 
 
 def is_done(future: Any) -> bool:
-    """Whether the future's value is there without waiting; false for futures that cannot tell."""
+    """Return true if the future's value can be had without waiting; false for futures that cannot tell."""
     if isinstance(future, tinker.APIFuture):
-        future = future.future()  # itself, it cannot tell
+        future = future.future()  # an APIFuture has no `done`, the concurrent future inside has
     return hasattr(future, "done") and future.done()

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import CustomLoss, TrainingClientLike
 from tinkerloop.data.batches import Batches
 from tinkerloop.errors import CheckpointError, NonFiniteError, PlanError
 from tinkerloop.loop.callback import Callback
@@ -36,7 +37,7 @@ from tinkerloop.loop.events import (
 )
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
 from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
-from tinkerloop.loop.plan import NORMALIZE, CustomLoss, MicroBatch, Normalize, Plan
+from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan
 from tinkerloop.loop.positioned_batches import as_batches
 from tinkerloop.loop.sinks import Row, Sink, Sinks
 
@@ -64,12 +65,12 @@ class Loop:
 
     def __init__(
         self,
-        client: Any,
+        client: TrainingClientLike,
         batches: Batches | Iterable[Sequence[tinker.Datum]],
         *,
         steps: int | None = None,
         callbacks: Sequence[Callback] = (),
-        sinks: Sequence[Sink | Callable[[int, Row], Any]] = (),
+        sinks: Sequence[Sink | Callable[[int, Row], object]] = (),
         checkpoints: Checkpoints | None = None,
         record: Record | None = None,
         optim: tinker.AdamParams | None = None,

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import Future, TrainingClientLike
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.loop.events import EvalResult, StepResult
-from tinkerloop.loop.futures import Flow, Future, Wait, iterate
-from tinkerloop.loop.plan import Plan, mean_loss, normalized
+from tinkerloop.loop.futures import Flow, Wait, iterate
+from tinkerloop.loop.plan import MicroBatch, Plan, mean_loss, normalized
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Pipeline:
     here blocks except `before`, `drain` and a `Wait` that is driven.
     """
 
-    def __init__(self, client: Any, ahead: int = 1):
+    def __init__(self, client: TrainingClientLike, ahead: int = 1):
         if ahead < 0:
             raise PlanError(f"ahead must be >= 0, got {ahead}")
         self.client = client
@@ -80,7 +81,7 @@ class Pipeline:
     def step(self, plan: Plan) -> Plan:
         """Queue one optimizer step; returns the plan as queued, its weights normalised."""
         plan = normalized(plan)
-        futures = [_submit(self.client, one) for one in plan.micro_batches]
+        futures: list[Future[Any]] = [_submit(self.client, one) for one in plan.micro_batches]
         futures.append(self.client.optim_step(plan.optim))
 
         def finish(values: list[Any]) -> StepResult:
@@ -100,7 +101,7 @@ class Pipeline:
         collide.
         """
         name = f"{step:06d}"
-        futures = [self.client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True)]
+        futures: list[Future[Any]] = [self.client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True)]
         if sampler:
             futures.append(self.client.save_weights_for_sampler(name, ttl_seconds=ttl_seconds))
 
@@ -144,19 +145,22 @@ def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = F
     return Queued(step - 1, f"evaluation {name!r} at boundary {step}", (future,), finish)
 
 
-def _submit(client: Any, one: Any) -> Future[Any]:
-    datums = list(one.datums)
-    if isinstance(one.loss_fn, str):
-        return client.forward_backward(datums, one.loss_fn, dict(one.config) if one.config else None)
-    if one.config:
-        raise PlanError("a custom loss takes no config: close over its options instead")
-    return client.forward_backward_custom(datums, one.loss_fn)
+def _submit(client: TrainingClientLike, micro_batch: MicroBatch) -> Future[tinker.ForwardBackwardOutput]:
+    datums, loss_fn, config = list(micro_batch.datums), micro_batch.loss_fn, micro_batch.config
+    if isinstance(loss_fn, str):
+        name: Any = loss_fn  # the service knows which names there are, and that differs between versions of tinker
+        return client.forward_backward(datums, name, dict(config) if config else None)
+    if config:
+        raise PlanError(f"a custom loss takes no config, got {dict(config)}: close over its options instead")
+    return client.forward_backward_custom(datums, loss_fn)
 
 
 RESERVED = ("loss", "learning_rate", "tokens")
 
 
-def _step_result(plan: Plan, outputs: Sequence[tinker.ForwardBackwardOutput], optim: Any) -> StepResult:
+def _step_result(
+    plan: Plan, outputs: Sequence[tinker.ForwardBackwardOutput], optim: tinker.OptimStepResponse
+) -> StepResult:
     metrics = reduce_metrics([output.metrics for output in outputs], [len(one.datums) for one in plan.micro_batches])
     metrics.update(optim.metrics or {})
     taken = [name for name in RESERVED if name in metrics]

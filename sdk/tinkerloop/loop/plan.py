@@ -10,19 +10,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import CustomLoss
 from tinkerloop.datum import scale_weights
 from tinkerloop.errors import PlanError
 
 Normalize = Literal["token", "example", "none"]
 NORMALIZE: tuple[Normalize, ...] = ("token", "example", "none")
-
-CustomLoss: TypeAlias = Callable[[list[Any], list[Any]], tuple[Any, dict[str, float]]]
-"""`(datums, logprobs) -> (scalar loss, metrics)`, as `TrainingClient.forward_backward_custom` takes it."""
 
 
 @dataclass(frozen=True)

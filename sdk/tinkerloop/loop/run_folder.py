@@ -53,7 +53,7 @@ class Run:
         folder: str | Path,
         config: Mapping[str, Any] | None = None,
         *,
-        delete: Callable[[str], Any] | None = None,
+        delete: Callable[[str], object] | None = None,
     ):
         self.folder = Path(folder)
         self.config = json.loads(json.dumps(dict(config or {}), default=str))

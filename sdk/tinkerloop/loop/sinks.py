@@ -43,7 +43,7 @@ class Sink:
 class FunctionSink(Sink):
     """A sink made of a function."""
 
-    def __init__(self, function: Callable[[int, Row], Any]):
+    def __init__(self, function: Callable[[int, Row], object]):
         self._function = function
 
     def __call__(self, step: int, row: Row) -> None:
@@ -53,7 +53,7 @@ class FunctionSink(Sink):
 class Sinks:
     """The sinks of one run: all are given the same rows, which are counted."""
 
-    def __init__(self, sinks: Sequence[Sink | Callable[[int, Row], Any]]):
+    def __init__(self, sinks: Sequence[Sink | Callable[[int, Row], object]]):
         self._sinks = [sink if isinstance(sink, Sink) else FunctionSink(sink) for sink in sinks]
         self._opened: list[Sink] = []
         self.rows = 0
