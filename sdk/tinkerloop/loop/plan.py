@@ -1,6 +1,6 @@
-"""What one optimizer step does: which datums, in which forward_backward calls, with which loss and optimizer.
+"""The plan of one optimizer step: its datums, their split into forward_backward calls, its loss and its optimizer.
 
-A `Plan` is a value. Callbacks return changed copies of it; nothing is queued until every callback has had its say.
+A `Plan` is a value. Callbacks return changed copies of it; nothing is queued until every callback has been asked.
 The loop then normalises the weights over the whole step, so neither splitting nor accumulating can change the update.
 """
 
@@ -25,27 +25,45 @@ NORMALIZE: tuple[Normalize, ...] = ("token", "example", "none")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The datums of one `forward_backward` call. Its gradient adds to those of the step's other micro-batches."""
+    """The datums of one `forward_backward` call. Its gradient adds to those of the step's other micro-batches.
+
+    Attributes:
+        datums: at least one.
+        loss_fn: the name of a built-in loss, or a function for `forward_backward_custom`.
+        config: options of the built-in loss (`loss_fn_config`), such as `{"clip_high_threshold": 1.2}`.
+    """
 
     datums: tuple[tinker.Datum, ...]
     loss_fn: str | CustomLoss = "cross_entropy"
-    """The name of a built-in loss, or a function for `forward_backward_custom`."""
     config: Mapping[str, float | str] | None = None
-    """The built-in loss's options (`loss_fn_config`), such as `{"clip_high_threshold": 1.2}`."""
+
+    def __repr__(self) -> str:
+        return f"MicroBatch(datums={len(self.datums)}, loss_fn={_loss_name(self.loss_fn)}, config={self.config})"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One optimizer step, before it is queued."""
+    """One optimizer step, before it is queued.
+
+    Attributes:
+        step: 0 for the first step. The weights hold exactly steps [0, step) when it begins.
+        micro_batches: the step's datums, one micro-batch for each `forward_backward` call.
+        optim: the parameters of `optim_step`.
+        normalize: how the weights of the whole step are scaled. "token": they sum to 1, so the loss is the mean per
+            weighted token. "example": those of each of the n datums sum to 1/n, so the loss is the mean of the datums'
+            means. "none": they are not changed.
+    """
 
     step: int
-    """0 for the first step: the weights hold exactly steps [0, step) when it begins."""
     micro_batches: tuple[MicroBatch, ...]
     optim: tinker.AdamParams
     normalize: Normalize = "token"
-    """What the weights of the whole step are scaled to: "token": they sum to 1, so the loss is the mean per weighted
-    token; "example": each datum's sum to 1/n, so the loss is the mean over examples of their means; "none": left alone.
-    """
+
+    def __repr__(self) -> str:  # counts: the datums themselves would fill the screen
+        return (
+            f"Plan(step={self.step}, micro_batches={len(self.micro_batches)}, datums={len(self.datums)}, "
+            f"tokens={self.tokens}, learning_rate={self.optim.learning_rate:g}, normalize={self.normalize!r})"
+        )
 
     @property
     def datums(self) -> tuple[tinker.Datum, ...]:
@@ -56,18 +74,22 @@ class Plan:
 
     @cached_property
     def tokens(self) -> int:
-        """Input positions in all datums."""
+        """The number of input positions in all datums."""
         return sum(datum.model_input.length for datum in self.datums)
 
     def with_optim(self, **fields: float) -> Plan:
-        """The same plan with some optimizer parameters changed: `plan.with_optim(learning_rate=1e-4)`."""
+        """Return the plan with some optimizer parameters changed: `plan.with_optim(learning_rate=1e-4)`.
+
+        Raises:
+            PlanError: `optim` has no such parameter.
+        """
         known = type(self.optim).model_fields
         if unknown := sorted(fields.keys() - known.keys()):
-            raise PlanError(f"unknown optimizer parameters {unknown}; the known are {', '.join(known)}")
+            raise PlanError(f"there are no optimizer parameters {unknown}; use some of {', '.join(known)}")
         return Plan(self.step, self.micro_batches, self.optim.model_copy(update=fields), self.normalize)
 
     def with_micro_batches(self, micro_batches: Iterable[MicroBatch], **changes: Any) -> Plan:
-        """The same plan with other micro-batches, and other fields where given."""
+        """Return the plan with other micro-batches, and with other fields where given."""
         return replace(self, micro_batches=tuple(micro_batches), **changes)
 
     def split(self, size: Callable[[tinker.Datum], float], limit: float) -> Plan:
@@ -98,10 +120,13 @@ def _chunked(
 
 
 def normalized(plan: Plan) -> Plan:
-    """The plan as it is queued: checked, and its weights scaled over the whole step (see `Plan.normalize`).
+    """Check a plan, and scale its weights over the whole step (see `Plan.normalize`).
+
+    Returns:
+        The plan as it is queued.
 
     Raises:
-        PlanError: there is nothing to train on, or the weights cannot be scaled as asked.
+        PlanError: a micro-batch has no datums, or the weights cannot be scaled as asked.
     """
     datums = plan.datums
     if not datums or not all(one.datums for one in plan.micro_batches):
@@ -130,10 +155,10 @@ def normalized(plan: Plan) -> Plan:
 
 
 def mean_loss(plan: Plan, loss_sum: float) -> float:
-    """The loss to report for a queued plan whose micro-batches returned `loss:sum` values that add up to `loss_sum`.
+    """Compute the loss to report for a queued plan, whose micro-batches returned `loss:sum` values of this sum.
 
-    The mean per weighted token ("token"), the mean of the examples' means ("example"), and with "none" the sum divided
-    by the sum of the weights when every micro-batch is cross_entropy with a positive sum, else the sum itself.
+    It is the mean per weighted token ("token"), the mean of the datums' means ("example"), and with "none" the sum
+    divided by the sum of the weights when every micro-batch is cross_entropy with a positive sum, else the sum itself.
     """
     if plan.normalize != "none" or any(one.loss_fn != "cross_entropy" for one in plan.micro_batches):
         return loss_sum
