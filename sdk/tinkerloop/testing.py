@@ -1,9 +1,9 @@
-"""An in-memory service for tests: ordered, exact, instant, and open to faults.
+"""An in-memory service for tests: ordered, exact, instant, and with faults where you want them.
 
 `OrderedService` has the interface of `tinker.ServiceClient` as far as training loops use it. What it trains is real, if
 small: a unigram language model (one logit per token, the same at every position) by cross-entropy and Adam, so losses
 fall, gradients accumulate over calls, and saved states continue exactly. It does every operation at once and in order,
-and writes down what was done, in `operations`:
+and lists what it has done in `operations`:
 
     service = OrderedService()
     client = service.create_lora_training_client(base_model="unigram")
@@ -41,7 +41,7 @@ class MissingCheckpointError(TinkerloopError, FileNotFoundError):
 
 @dataclass(frozen=True)
 class UnigramState:
-    """Everything that training changes: logits (V,), Adam's moments (V,) and step count, and the pending gradient."""
+    """The training state: logits (V,), Adam's moments (V,) and step count, and the pending gradient."""
 
     logits: NDArray[np.float64]
     first: NDArray[np.float64]
@@ -57,7 +57,7 @@ class OrderedService:
     Args:
         vocab_size: tokens of the unigram model.
         fault: called with each operation before it is done, and with `("result", operation)` before its result is
-            handed over; what it raises fails the operation: at the call, or from the result.
+            handed over; an error that it raises is raised by the call, or by the result.
     """
 
     vocab_size: int = 64
@@ -69,27 +69,27 @@ class OrderedService:
     """Training clients opened so far."""
 
     def create_lora_training_client(self, base_model: str = "unigram", **options: Any) -> OrderedClient:
-        """A fresh client. Options of the real call are accepted and mean nothing to a unigram model."""
+        """Open a new client. The options of the real call are accepted and ignored."""
         zeros = np.zeros(self.vocab_size)
         return self._client(UnigramState(zeros, zeros, zeros))
 
     def create_training_client_from_state_with_optimizer(self, path: str, **options: Any) -> OrderedClient:
-        """A client that goes on from a saved state."""
+        """Open a client that continues from a saved state."""
         return self._client(self.checkpoint(path))
 
     def create_training_client_from_state(self, path: str, **options: Any) -> OrderedClient:
-        """A client with saved weights and a fresh optimizer."""
+        """Open a client with saved weights and a new optimizer."""
         zeros = np.zeros(self.vocab_size)
         return self._client(UnigramState(self.checkpoint(path).logits, zeros, zeros))
 
     def create_sampling_client(
         self, model_path: str | None = None, base_model: str | None = None, **options: Any
     ) -> OrderedSampler:
-        """A client that samples from a saved state, or from the model before any training."""
+        """Open a client that samples from a saved state, or from the model before any training."""
         return OrderedSampler(np.zeros(self.vocab_size) if model_path is None else self.checkpoint(model_path).logits)
 
     def create_rest_client(self) -> OrderedRestClient:
-        """A client that lists and deletes saved states."""
+        """Open a client that lists and deletes saved states."""
         return OrderedRestClient(self)
 
     def delete(self, path: str) -> None:
@@ -116,7 +116,7 @@ class OrderedService:
         return OrderedClient(self, f"ordered:train:{self.clients - 1}", state)
 
     def checkpoint(self, path: str) -> UnigramState:
-        """The state saved at `path`.
+        """Return the state saved at `path`.
 
         Raises:
             MissingCheckpointError: there is none.
@@ -135,13 +135,13 @@ class OrderedClient:
     def forward(
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: Mapping[str, float | str] | None = None
     ) -> Ready[tinker.ForwardBackwardOutput]:
-        """Cross-entropy without a gradient."""
+        """Compute cross-entropy; the gradient stays as it is."""
         return self._do(("forward", len(data), loss_fn), lambda: self._cross_entropy(data, loss_fn)[0])
 
     def forward_backward(
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: Mapping[str, float | str] | None = None
     ) -> Ready[tinker.ForwardBackwardOutput]:
-        """Cross-entropy; adds to the pending gradient."""
+        """Compute cross-entropy and add its gradient to the pending one."""
 
         def work() -> tinker.ForwardBackwardOutput:
             output, gradient = self._cross_entropy(data, loss_fn)
@@ -153,7 +153,7 @@ class OrderedClient:
     def forward_backward_custom(
         self, data: list[tinker.Datum], loss_fn: CustomLoss
     ) -> Ready[tinker.ForwardBackwardOutput]:
-        """A loss of logprobs, differentiated by torch, then backpropagated as weighted cross-entropy."""
+        """Compute a loss of logprobs, differentiated by torch, then backpropagated as weighted cross-entropy."""
 
         def work() -> tinker.ForwardBackwardOutput:
             import torch
@@ -171,7 +171,7 @@ class OrderedClient:
         return self._do(("forward_backward_custom", len(data), getattr(loss_fn, "__name__", "custom")), work)
 
     def optim_step(self, optim_params: tinker.AdamParams) -> Ready[tinker.OptimStepResponse]:
-        """Adam with decoupled weight decay and clipping by global norm; clears the pending gradient."""
+        """Apply Adam with decoupled weight decay and clipping by global norm; clear the pending gradient."""
 
         def work() -> tinker.OptimStepResponse:
             state, p = self.state, optim_params
@@ -202,7 +202,7 @@ class OrderedClient:
         return self._do(("save_weights_for_sampler", name), lambda: self._save("sampler_weights", name, False))
 
     def save_weights_and_get_sampling_client(self) -> OrderedSampler:
-        """A client that samples from the weights as they are now."""
+        """Open a client that samples from the weights as they are now."""
         self._note(("save_weights_and_get_sampling_client",))
         return OrderedSampler(self.state.logits)
 
@@ -250,11 +250,11 @@ class OrderedClient:
         return self._do(("load_state_with_optimizer", path), lambda: self._restore(path, optimizer=True))
 
     def create_sampling_client(self, model_path: str, **options: Any) -> OrderedSampler:
-        """A client that samples from a saved state."""
+        """Open a client that samples from a saved state."""
         return self._service.create_sampling_client(model_path)
 
     def get_info(self) -> tinker.types.GetInfoResponse:
-        """The name of the model."""
+        """Return the name of the model."""
         data = tinker.types.ModelData(model_name="unigram")
         return tinker.types.GetInfoResponse(model_data=data, model_id=self.model_id, model_name="unigram")
 
@@ -318,7 +318,7 @@ class OrderedSampler:
     def sample(
         self, prompt: tinker.ModelInput, num_samples: int, sampling_params: tinker.SamplingParams, **options: Any
     ) -> Ready[tinker.SampleResponse]:
-        """`max_tokens` tokens each; greedy at temperature 0, else by `seed`."""
+        """Draw `max_tokens` tokens each; greedy at temperature 0, else by `seed`."""
         logprobs = _log_softmax(self.logits)
         rng = np.random.default_rng(sampling_params.seed or 0)
         length = sampling_params.max_tokens or 16
@@ -339,7 +339,7 @@ class OrderedSampler:
         return Ready(tinker.SampleResponse(sequences=sequences))
 
     def compute_logprobs(self, prompt: tinker.ModelInput, **options: Any) -> Ready[list[float | None]]:
-        """The log-probability of each token of `prompt`; None for the first."""
+        """Compute the log-probability of each token of `prompt`; None for the first."""
         logprobs = _log_softmax(self.logits)[prompt.to_ints()].tolist()
         return Ready([None, *logprobs[1:]])
 
@@ -348,23 +348,23 @@ class OrderedSampler:
         raise NotImplementedError(_NO_TOKENIZER)
 
     def get_base_model(self) -> str:
-        """The name of the model."""
+        """Return the name of the model."""
         return "unigram"
 
 
 class OrderedRestClient:
-    """A stand-in for `tinker.RestClient`, as far as checkpoints go. It is not ordered, so nothing is written down."""
+    """A stand-in for `tinker.RestClient`, as far as checkpoints go. Its calls are not in `operations`."""
 
     def __init__(self, service: OrderedService):
         self._service = service
 
     def list_checkpoints(self, training_run_id: str) -> Ready[tinker.types.CheckpointsListResponse]:
-        """The checkpoints of one training client, the newest first."""
+        """List the checkpoints of one training client, the newest first."""
         paths = [path for path in self._service.checkpoints if path.startswith(f"tinker://{training_run_id}/")]
         return self._listed(paths[::-1])
 
     def list_user_checkpoints(self, limit: int = 100, offset: int = 0) -> Ready[tinker.types.CheckpointsListResponse]:
-        """All checkpoints, the newest first."""
+        """List all checkpoints, the newest first."""
         return self._listed(list(self._service.checkpoints)[::-1][offset : offset + limit])
 
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> Ready[None]:

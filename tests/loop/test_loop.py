@@ -551,7 +551,7 @@ def test_a_cursor_of_other_batches_is_refused(service, batches, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     client = service.create_lora_training_client()
     Loop(client, row_batches(batches[0], 2), steps=1, checkpoints=checkpoints).run()
-    with pytest.raises(PlanError, match="not the same batches"):
+    with pytest.raises(PlanError, match="resume with the batches of the record"):
         Loop(client, batches, checkpoints=checkpoints, record=checkpoints.latest())
 
 
@@ -575,7 +575,7 @@ def test_two_callbacks_cannot_accumulate_differently(service, batches):
         def on_start(self, step, steps):
             return Accumulate(3)
 
-    with pytest.raises(PlanError, match="asked for 3 batches a step, after 2"):
+    with pytest.raises(PlanError, match=r"asked for 3 batches a step; .* so far 2"):
         Loop(service.create_lora_training_client(), batches, callbacks=[GradientAccumulation(2), Other()]).run()
 
 
@@ -690,7 +690,7 @@ def test_state_that_would_come_back_changed_is_never_recorded(service, batches, 
     callback = Callback()
     callback.state = state
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(CheckpointError, match=r"state of callback .callback. would not come back .* value is"):
+    with pytest.raises(CheckpointError, match=r"state of callback .callback. cannot be saved: value is"):
         Loop(
             service.create_lora_training_client(), batches, steps=1, callbacks=[callback], checkpoints=checkpoints
         ).run()

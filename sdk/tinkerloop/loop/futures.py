@@ -1,8 +1,8 @@
-"""Waiting, written once: the loop is a generator that yields what it waits for, and a driver does the waiting.
+"""Futures, and flows: generators that yield what they wait for, so that sync and async code share one loop.
 
-A `Flow` yields `Wait(future)` and is sent the future's value (or thrown its exception). Whatever else it yields is
-passed on to the caller. `iterate` drives a flow in ordinary code and `aiterate` in async code, so both perform exactly
-the same operations in the same order.
+A `Flow` yields `Wait(future)`, and its driver sends it the future's value or throws the future's error into it. All
+else that it yields is for the caller. `iterate` drives a flow in ordinary code and `aiterate` in async code, so both
+perform exactly the same operations in the same order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Wait:
-    """Yielded by a flow: resume me with this future's value."""
+    """A request, yielded by a flow, to be resumed with the future's value."""
 
     future: Future[Any]
 
@@ -74,16 +74,16 @@ async def aiterate(flow: Flow[Any]) -> AsyncIterator[Any]:
 
 
 def awaitable(future: Any) -> Awaitable[Any]:
-    """`future` as something to await."""
+    """Make any future awaitable."""
     if hasattr(future, "__await__"):
         return future
     if isinstance(future, concurrent.futures.Future):
         return asyncio.wrap_future(future)
-    return asyncio.to_thread(future.result)  # it can do no more than block
+    return asyncio.to_thread(future.result)  # such a future can only block, so a thread waits for it
 
 
 class Mapped(Generic[T, U]):
-    """The future of `fn(value)`: `fn` runs when, and where, the value is asked for."""
+    """The future of `fn(value)`. `fn` runs in the call that asks for the result, and each time."""
 
     def __init__(self, future: Future[T], fn: Callable[[T], U]):
         self._future, self._fn = future, fn
