@@ -556,12 +556,12 @@ def test_a_cursor_of_other_batches_is_refused(service, batches, tmp_path):
 
 
 def test_datums_that_nobody_batched_are_refused(service, batches):
-    with pytest.raises(PlanError, match="a batch is a list of datums"):
+    with pytest.raises(PlanError, match="a batch must be a list of datums"):
         Loop(service.create_lora_training_client(), batches[0]).run()
 
 
 def test_an_iterator_cannot_be_checkpointed(service, batches, tmp_path):
-    with pytest.raises(PlanError, match="needs batches that can be sought"):
+    with pytest.raises(PlanError, match="needs batches with a position"):
         Loop(service.create_lora_training_client(), iter(batches), checkpoints=Checkpoints(tmp_path))
 
 
@@ -704,7 +704,7 @@ def test_state_of_a_renamed_callback_is_kept_and_warned_of(service, batches, tmp
     with caplog.at_level(logging.WARNING):
         loop = resumed(service, batches, tmp_path, renamed)
     assert "no state was saved for callback 'renamed'" in caplog.text
-    assert "state for a callback 'counting' that this run does not have" in caplog.text
+    assert "state of a callback 'counting' that this run does not have" in caplog.text
     loop._steps = 6
     loop.run()
     assert set(Checkpoints(tmp_path).latest().callbacks) == {"counting", "renamed"}

@@ -49,29 +49,29 @@ class Callback:
     """If true, an exception is logged once and the callback dropped, instead of ending the run."""
 
     def on_start(self, step: int, steps: int | None) -> Requests:
-        """Called once, before anything is queued: the run goes from boundary `step` to boundary `steps`."""
+        """Handle the start, once, before anything is queued: the run goes from boundary `step` to boundary `steps`."""
 
     def on_plan(self, plan: Plan) -> Plan:
         """Return the plan, changed or not. Submit clock; the weights are normalised after the last callback."""
         return plan
 
     def on_boundary(self, boundary: Boundary) -> Requests:
-        """Called at each boundary, on the submit clock; may queue work on `boundary.client`. Must not block."""
+        """Handle a boundary, on the submit clock; may queue work on `boundary.client`. Must not block."""
 
     def on_step(self, result: StepResult) -> Requests:
-        """Called once per step, in order, on the result clock."""
+        """Handle the result of a step: once per step, in order, on the result clock."""
 
     def on_eval(self, result: EvalResult) -> Requests:
-        """Called for each evaluation, on the result clock; `result.step` is the boundary that was evaluated."""
+        """Handle the result of an evaluation, on the result clock; `result.step` is the boundary that was evaluated."""
 
     def on_save(self, record: Record) -> Requests:
-        """Called when the record is on disk, on the result clock.
+        """Handle a record that is on disk, on the result clock.
 
-        A resumed run calls it again for its record, because the record was written before this was called.
+        A resumed run calls this again for its record, because the record was written before the first call.
         """
 
     def on_end(self, summary: Summary) -> None:
-        """Called once at the end, in reverse order of start; `summary.error` is the error that ended the run."""
+        """Handle the end, once, in reverse order of start; `summary.error` is the error that ended the run, or None."""
 
 
 def callback_name(callback: Callback) -> str:

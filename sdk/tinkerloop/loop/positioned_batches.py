@@ -42,7 +42,7 @@ class _Iterated:
         return next(self._iterator)
 
     def seek(self, cursor: Any) -> None:
-        raise PlanError("an iterator cannot be sought: use tinkerloop.data or a list of batches")
+        raise PlanError("an iterator has no position: use tinkerloop.data or a list of batches")
 
 
 def as_batches(batches: Any, *, seekable: bool) -> Batches:
@@ -50,10 +50,10 @@ def as_batches(batches: Any, *, seekable: bool) -> Batches:
 
     Args:
         batches: `Batches`, a list of batches, or an iterable of batches.
-        seekable: if true, refuse what cannot be sought.
+        seekable: if true, refuse an iterator, which has no position.
 
     Raises:
-        PlanError: `batches` cannot be sought, and `seekable` is true.
+        PlanError: `batches` has no position, and `seekable` is true.
     """
     if isinstance(batches, Batches):
         return batches
@@ -61,7 +61,7 @@ def as_batches(batches: Any, *, seekable: bool) -> Batches:
         return _Listed(batches)
     if seekable:
         raise PlanError(
-            f"a run with checkpoints needs batches that can be sought, got {type(batches).__name__}: "
+            f"a run with checkpoints needs batches with a position, got {type(batches).__name__}: "
             "use tinkerloop.data, a list of batches, or an object with `cursor` and `seek`"
         )
     return _Iterated(batches)
