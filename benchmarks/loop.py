@@ -37,7 +37,7 @@ from tinkerloop.callbacks import (
     StopOnNonFinite,
     nll,
 )
-from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, Pass, Plan, open_training_client
+from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, MicroBatch, Plan, open_training_client
 from tinkerloop.loop.plan import normalized
 from tinkerloop.loop.schedules import cosine
 from tinkerloop.testing import OrderedService
@@ -214,7 +214,7 @@ def overhead(size: int, steps: int, rounds: int = 15) -> None:
         return timed(work)
 
     def normalizing() -> float:
-        plan = Plan(0, (Pass(tuple(batch)),), tinker.AdamParams())
+        plan = Plan(0, (MicroBatch(tuple(batch)),), tinker.AdamParams())
         return timed(lambda: [normalized(plan).tokens for _ in range(steps)])
 
     def loop(callbacks: Sequence[Callback], sink: bool = False) -> float:

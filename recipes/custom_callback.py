@@ -13,6 +13,7 @@ What you should see: a run that ends at about step 50 of 400, and a table of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,17 +28,19 @@ from tinkerloop.loop.schedules import linear, warmup
 
 @dataclass
 class Hardest:
-    """What `HardExamples` has seen so far: JSON values, so that it can be saved."""
+    """The state of `HardExamples`: JSON values, so that it can be saved."""
 
-    losses: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict[str, float])
     good_steps: int = 0
 
 
 class HardExamples(Callback):
-    """Remembers the examples of the highest loss, and stops when the training loss has been low for ten steps."""
+    """Keeps the examples of the highest loss, and stops when the training loss has been low for ten steps."""
 
-    def __init__(self, tokenizer: object, *, keep: int, good_enough: float):
-        self.tokenizer, self.keep, self.good_enough = tokenizer, keep, good_enough
+    state: Hardest
+
+    def __init__(self, decode: Callable[[list[int]], str], *, keep: int, good_enough: float):
+        self.decode, self.keep, self.good_enough = decode, keep, good_enough
         self.state = Hardest()
 
     def on_start(self, step: int, steps: int | None) -> Stop | None:
@@ -48,7 +51,7 @@ class HardExamples(Callback):
         for datum, output in zip(result.plan.datums, outputs, strict=True):
             weights = datum.loss_fn_inputs["weights"].to_numpy()
             loss = -float(weights @ output["logprobs"].to_numpy()) / float(weights.sum())
-            text = self.tokenizer.decode(datum.model_input.to_ints())  # type: ignore[attr-defined]
+            text = self.decode(datum.model_input.to_ints())
             self.state.losses[text] = loss
         hardest = sorted(self.state.losses.items(), key=lambda item: -item[1])[: self.keep]
         self.state.losses = dict(hardest)
@@ -79,7 +82,7 @@ def main(config: Config) -> tinkerloop.Summary:
     tokenizer = tinkerloop.get_tokenizer(config.model)
     renderer = tinkerloop.get_renderer(config.renderer, tokenizer)
     datums = conversation_datums(load_conversations(config.file), renderer, 512)
-    hard = HardExamples(tokenizer, keep=config.keep, good_enough=config.good_enough)
+    hard = HardExamples(tokenizer.decode, keep=config.keep, good_enough=config.good_enough)
 
     with Run(config.run, config=chz.asdict(config)) as run:
         record = run.checkpoints.latest()

@@ -25,6 +25,7 @@ import tinker
 import tinkerloop
 from tinkerloop import Callback, Loop, Plan
 from tinkerloop.callbacks import LRSchedule
+from tinkerloop.clients import TrainingClientLike
 from tinkerloop.data import batches, conversation_to_datum
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Renderer
@@ -57,11 +58,11 @@ def make_pairs(renderer: Renderer, seed: int, count: int) -> list[tuple[tinker.D
 
 
 def key(datum: tinker.Datum) -> tuple[int, ...]:
-    """What a datum says, to find its reference by."""
+    """Return the tokens of a datum, under which its reference is stored."""
     return (*datum.model_input.to_ints(), *datum.loss_fn_inputs["target_tokens"].tolist()[-1:])
 
 
-def log_likelihoods(client: Any, datums: list[tinker.Datum]) -> np.ndarray:
+def log_likelihoods(client: TrainingClientLike, datums: list[tinker.Datum]) -> np.ndarray:
     """log p(reply | prompt) of each datum under the current weights. (n,)"""
     outputs = tinkerloop.loop.resolve(client.forward(datums, "cross_entropy")).loss_fn_outputs
     weights = [datum.loss_fn_inputs["weights"].to_numpy() for datum in datums]
@@ -88,10 +89,10 @@ class PreferenceLoss(Callback):
             moved = margin.detach()
             return loss, {"preferred": float((moved > 0).float().mean()), "margin": float(moved.mean())}
 
-        return plan.with_passes(replace(one, loss_fn=dpo) for one in plan.passes)
+        return plan.with_micro_batches(replace(one, loss_fn=dpo) for one in plan.micro_batches)
 
 
-def preferred(client: Any, pairs: list[tuple[tinker.Datum, tinker.Datum]]) -> float:
+def preferred(client: TrainingClientLike, pairs: list[tuple[tinker.Datum, tinker.Datum]]) -> float:
     """The share of pairs whose better reply is the likelier one."""
     likelihood = log_likelihoods(client, [datum for pair in pairs for datum in pair])
     return float((likelihood[0::2] > likelihood[1::2]).mean())

@@ -17,7 +17,14 @@ def loaded_by(statement):
 
 @pytest.mark.parametrize(
     "module",
-    ["tinkerloop", "tinkerloop.data", "tinkerloop.renderers", "tinkerloop.callbacks", "tinkerloop.testing"],
+    [
+        "tinkerloop",
+        "tinkerloop.data",
+        "tinkerloop.renderers",
+        "tinkerloop.callbacks",
+        "tinkerloop.clients",
+        "tinkerloop.testing",
+    ],
 )
 def test_importing_loads_neither_torch_nor_transformers(module):
     assert loaded_by(f"import {module}") == []

@@ -1,8 +1,8 @@
 """A low-level training-loop SDK with pluggable callbacks for fine-tuning language models with the Tinker primitives.
 
-Importing it loads neither torch nor transformers. Names that most scripts need are here; the rest is where you would
-look for it: `tinkerloop.callbacks`, `tinkerloop.data`, `tinkerloop.loop`, `tinkerloop.renderers`, `tinkerloop.local`,
-`tinkerloop.supervised`, `tinkerloop.testing`.
+Importing it loads neither torch nor transformers. Names that most scripts need are here; the rest is in
+`tinkerloop.callbacks`, `tinkerloop.clients`, `tinkerloop.data`, `tinkerloop.loop`, `tinkerloop.renderers`,
+`tinkerloop.local`, `tinkerloop.supervised` and `tinkerloop.testing`.
 """
 
 from tinkerloop import callbacks, data, errors, loop, renderers
@@ -19,7 +19,7 @@ from tinkerloop.loop import (
     EvalResult,
     Log,
     Loop,
-    Pass,
+    MicroBatch,
     Pipeline,
     Plan,
     Record,
@@ -45,7 +45,7 @@ __all__ = [
     "EvalResult",
     "Log",
     "Loop",
-    "Pass",
+    "MicroBatch",
     "Pipeline",
     "Plan",
     "Record",

@@ -1,7 +1,7 @@
 """`tinker`, loaded on first use.
 
 Importing tinker loads torch wherever torch is installed (about a second and a half). Modules that must stay cheap to
-import write `from tinkerloop._lazy import tinker` and pay only when they first build or read a tinker value.
+import write `from tinkerloop._lazy import tinker`: it is loaded when one of its names is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which service a run talks to: the hosted one, one at a URL, or the embedded engine."""
+"""Connections to a service: the hosted one, one at a URL, or the embedded engine."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import ServiceClientLike
 from tinkerloop.errors import TinkerloopError
 
 
-def connect(service: str | None = None, *, root: str | Path | None = None) -> Any:
-    """A service client, and one line on standard error that says which.
+def connect(service: str | None = None, *, root: str | Path | None = None) -> ServiceClientLike:
+    """Open a service client, and print one line on standard error that names the service.
 
     Args:
         service: "tinker", the hosted service (its key in TINKER_API_KEY); "local", the embedded engine; a URL that
             speaks Tinker's API; None: the hosted service when there is a key, else the embedded engine.
-        root: the folder that `tinker://` paths mean in the embedded engine.
+        root: the folder in which the embedded engine stores checkpoints, by `tinker://` path.
 
     Raises:
-        TinkerloopError: any other service.
+        TinkerloopError: `service` is none of these.
     """
     if service is None:
         service = "tinker" if os.environ.get("TINKER_API_KEY") else "local"

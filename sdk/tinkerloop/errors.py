@@ -3,9 +3,9 @@
 * TinkerloopError
   x DatumError (also ValueError)            a datum that cannot be trained on
     - ZeroWeightError                       no position carries weight
-  x DataError (also ValueError)             a row or a file that cannot be read as training data
-  x RenderError (also ValueError)           messages that a renderer cannot render faithfully
-    - UnknownRendererError                  no renderer, model or family of that name
+  x DataError (also ValueError)             a row or a file that is not training data
+  x RenderError (also ValueError)           messages that a renderer cannot turn into tokens
+    - UnknownRendererError                  no renderer, model or family has this name
     - EpisodeError                          an episode cannot be continued without rewriting its history
   x ImageError (also ValueError)            an image that cannot be opened, converted or counted
   x PlanError (also ValueError)             a step that cannot be queued as planned
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 
 class TinkerloopError(Exception):
-    """The base of every error raised by tinkerloop."""
+    """The base of every error that tinkerloop raises on purpose."""
 
 
 class DatumError(TinkerloopError, ValueError):
@@ -36,13 +36,8 @@ class DatumError(TinkerloopError, ValueError):
         expected: object = None,
         given: object = None,
     ):
-        self.problem, self.field, self.index, self.expected, self.given = (
-            problem,
-            field,
-            index,
-            expected,
-            given,
-        )
+        self.problem, self.field, self.index = problem, field, index
+        self.expected, self.given = expected, given
         where = f"{field or 'datum'}{'' if index is None else f'[{index}]'}"
         details = [f"{label} {value}" for label, value in (("expected", expected), ("got", given)) if value is not None]
         super().__init__(f"{where}: {problem}" + (f" ({', '.join(details)})" if details else ""))
@@ -53,7 +48,7 @@ class ZeroWeightError(DatumError):
 
 
 class DataError(TinkerloopError, ValueError):
-    """A row or a file that is not training data: names the file, the line, the problem and the remedy."""
+    """A row or a file that is not training data: names the file, the line, the problem and what to do."""
 
     def __init__(self, problem: str, *, path: object = None, line: int | None = None, remedy: str | None = None):
         self.problem, self.path, self.line, self.remedy = problem, path, line, remedy
@@ -66,7 +61,7 @@ class RenderError(TinkerloopError, ValueError):
 
 
 class UnknownRendererError(RenderError):
-    """No renderer, model or family of that name is known."""
+    """No renderer, model or family has this name."""
 
 
 class EpisodeError(RenderError):

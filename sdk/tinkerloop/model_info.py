@@ -1,4 +1,4 @@
-"""What is known about the models that Tinker serves: who made them, how large they are, how to write to them."""
+"""The models that Tinker serves: their makers, sizes, and the renderers made for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelAttributes:
-    """A model's facts. `recommended_renderers` begins with the one to use."""
+    """The facts about a model.
+
+    Attributes:
+        organization: the maker, as in `organization/model`.
+        version_str: the version.
+        size_str: the number of parameters; with a hyphen, the total and the active ones.
+        is_chat: false for base models.
+        recommended_renderers: the renderers made for the model, the one to use first.
+        is_vl: true if the model takes images.
+        is_audio_in: true if the model takes audio.
+    """
 
     organization: str
     version_str: str
@@ -125,24 +135,24 @@ _TINY_VL = ModelAttributes("tinkerloop", "1", "0.48M", True, ("qwen3_vl_instruct
 
 
 def known_models() -> list[str]:
-    """Every model in the table, as `organization/model`."""
+    """List every model in the table, as `organization/model`."""
     return sorted(f"{organization}/{model}" for organization, models in _TABLE.items() for model in models)
 
 
 def get_model_attributes(model_name: str) -> ModelAttributes:
-    """The facts about a model, by `organization/model`; a suffix after a colon is not part of the name.
+    """Return the facts about a model, by `organization/model`; a suffix after a colon is not part of the name.
 
-    `"tiny"` and `"tiny-vl"` are the built-in models. A local folder is known by its last part (`.../Qwen3-8B`), and
-    else has the `template` renderer, which reads the folder's own chat template.
+    `"tiny"` and `"tiny-vl"` are the built-in models. A local folder is recognised by its last part
+    (`.../Qwen3-8B`); any other folder gets the `template` renderer, which reads the folder's own chat template.
 
     Raises:
-        UnknownRendererError: the model is not in the table; names the nearest ones.
+        UnknownRendererError: the model is not in the table. The message has the nearest names.
     """
     if model_name in ("tiny", "tiny-vl"):
         return _TINY if model_name == "tiny" else _TINY_VL
     if not isinstance(model_name, str):
         raise UnknownRendererError(f"expected a model's name or its folder, as a string, got {model_name!r}")
-    is_folder = os.path.isdir(model_name)  # False too for what no path can be
+    is_folder = os.path.isdir(model_name)  # also False for a string that cannot be a path
     name = Path(model_name).resolve().name if is_folder else model_name.partition(":")[0]
     organization, _, model = name.rpartition("/")
     for owner, models in _TABLE.items():
@@ -155,23 +165,23 @@ def get_model_attributes(model_name: str) -> ModelAttributes:
     known = known_models()
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
     raise UnknownRendererError(
-        f"the model {model_name!r} is neither a folder here nor known; did you mean {', '.join(near)}? "
+        f"the model {model_name!r} is neither a folder nor a known name; did you mean {', '.join(near)}? "
         "A model with a chat template can always be used with the renderer 'template'"
     )
 
 
 def get_recommended_renderer_names(model_name: str) -> list[str]:
-    """The renderers made for a model, the one to use first."""
+    """List the renderers made for a model, the one to use first."""
     return list(get_model_attributes(model_name).recommended_renderers)
 
 
 def get_recommended_renderer_name(model_name: str) -> str:
-    """The renderer to use with a model."""
+    """Return the renderer to use with a model."""
     return get_recommended_renderer_names(model_name)[0]
 
 
 def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None) -> None:
-    """Logs a warning where a known model is used with a renderer that was not made for it."""
+    """Log a warning if a known model is used with a renderer that was not made for it."""
     if renderer_name is None:
         return
     try:
@@ -180,7 +190,7 @@ def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None)
         return
     if renderer_name not in recommended:
         logger.warning(
-            "%s was not trained on the format of renderer %r; made for it: %s",
+            "%s was not trained on the format of renderer %r; use one of %s",
             model_name,
             renderer_name,
             ", ".join(recommended),

@@ -1,4 +1,4 @@
-"""Pictures of a run (extra: `tinkerloop-sdk[plots]`)."""
+"""Plots of a run (extra: `tinkerloop-sdk[plots]`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def plot_metrics(metrics: str | Path, file: str | Path, panels: Sequence[Sequenc
     """Draw metrics over steps, one panel for each group of names, into `file` (PNG or SVG, by its suffix).
 
     Args:
-        metrics: a metrics.jsonl.
+        metrics: the path of a metrics.jsonl.
+        file: the path of the image.
         panels: names to draw together, such as `[["loss", "test/nll"], ["test/exact_match"]]`. A name without
             values is left out.
     """

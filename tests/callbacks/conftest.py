@@ -3,7 +3,7 @@ import pytest
 import tinker
 
 from tinkerloop.datum import make_datum
-from tinkerloop.loop import Boundary, EvalResult, Pass, Plan, Record, StepResult
+from tinkerloop.loop import Boundary, EvalResult, MicroBatch, Plan, Record, StepResult
 from tinkerloop.testing import OrderedService
 
 
@@ -25,7 +25,7 @@ def service():
 
 @pytest.fixture
 def plan(datums):
-    return Plan(7, (Pass(tuple(datums[:6])),), tinker.AdamParams(learning_rate=0.1))
+    return Plan(7, (MicroBatch(tuple(datums[:6])),), tinker.AdamParams(learning_rate=0.1))
 
 
 @pytest.fixture

@@ -136,5 +136,5 @@ def test_evaluators_together_are_done_when_all_are():
 
 def test_evaluators_together_cannot_return_the_same_metric(service, batches):
     evaluator = together(nll(batches[0]), nll(batches[1]))
-    with pytest.raises(PlanError, match="the same metrics"):
+    with pytest.raises(PlanError, match="different metrics"):
         evaluator(service.create_lora_training_client()).result()

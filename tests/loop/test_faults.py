@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import tinkerloop
 from tinkerloop.callbacks import Checkpoint, Evaluate, nll
 from tinkerloop.errors import CheckpointError, RunLockedError
 from tinkerloop.loop import Checkpoints, Jsonl, Loop, Run, Sink, open_training_client
@@ -200,9 +201,9 @@ def test_a_run_folder_tells_what_was_asked_for_and_how_it_ended(service, batches
     read = {name: json.loads((tmp_path / "run" / name).read_text()) for name in ("config.json", "summary.json")}
     assert read["config.json"] == {"steps": 4}
     assert (read["summary.json"]["step"], read["summary.json"]["reason"]) == (4, "steps reached")
-    assert {"command", "revision", "python", "packages"} <= set(
-        json.loads((one.folder / "environment.json").read_text())
-    )
+    environment = json.loads((one.folder / "environment.json").read_text())
+    assert {"command", "revision", "python", "packages"} <= set(environment)
+    assert environment["packages"]["tinkerloop"] == tinkerloop.__version__
     assert len((one.folder / "metrics.jsonl").read_text().splitlines()) == 4
 
 

@@ -8,7 +8,7 @@ import tinker
 
 from tinkerloop.datum import make_datum, scale_weights
 from tinkerloop.errors import PlanError
-from tinkerloop.loop import Callback, Log, Loop, Pass, Plan
+from tinkerloop.loop import Callback, Log, Loop, MicroBatch, Plan
 from tinkerloop.loop.plan import normalized
 
 torch = pytest.importorskip("torch")
@@ -30,7 +30,7 @@ def run(service, batches, *callbacks, steps=1, **options):
 def test_a_callback_can_train_on_part_of_the_batch(service, batches):
     class ShortOnly(Callback):
         def on_plan(self, plan):
-            return plan.with_passes(replace(one, datums=one.datums[:2]) for one in plan.passes)
+            return plan.with_micro_batches(replace(one, datums=one.datums[:2]) for one in plan.micro_batches)
 
     (result,), _ = run(service, batches, ShortOnly())
     assert len(result.plan.datums) == 2
@@ -42,7 +42,7 @@ def test_a_callback_can_weigh_examples_differently(service, batches):
 
         def on_plan(self, plan):
             first, *others = plan.datums
-            return plan.with_passes([Pass((scale_weights(first, 3.0), *others))])
+            return plan.with_micro_batches([MicroBatch((scale_weights(first, 3.0), *others))])
 
     def shares(result):
         return np.array([weight.sum() for weight in weights(result.plan)])
@@ -70,7 +70,7 @@ def test_a_callback_can_set_a_builtin_loss_and_its_config(tmp_path):
     class Clipped(Callback):
         def on_plan(self, plan):
             config = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
-            return plan.with_passes([Pass(plan.datums, "ppo", config)], normalize="none")
+            return plan.with_micro_batches([MicroBatch(plan.datums, "ppo", config)], normalize="none")
 
     (result,) = Loop(client, [[sampled]], callbacks=[Clipped()]).steps()
     assert result.loss == pytest.approx(-2 * 1.2, rel=1e-5)
@@ -81,7 +81,7 @@ def test_a_callback_can_submit_a_custom_loss_and_log_what_it_computed(service, b
         """Focal loss: tokens the model is already sure of count less."""
 
         def on_plan(self, plan):
-            return plan.with_passes([Pass(plan.datums, self.loss)], normalize="none")
+            return plan.with_micro_batches([MicroBatch(plan.datums, self.loss)], normalize="none")
 
         @staticmethod
         def loss(datums, logprobs):
@@ -99,12 +99,12 @@ def test_a_callback_can_submit_a_custom_loss_and_log_what_it_computed(service, b
 
 
 def test_two_losses_make_one_step(service, batches):
-    """Cross-entropy on the batch plus a pull towards given logprobs: two passes, one update."""
+    """Cross-entropy on the batch plus a pull towards given logprobs: two micro-batches, one update."""
 
     class Anchor(Callback):
         def on_plan(self, plan):
-            scaled = normalized(plan).passes
-            return plan.with_passes([*scaled, Pass(plan.datums[:2], self.pull)], normalize="none")
+            scaled = normalized(plan).micro_batches
+            return plan.with_micro_batches([*scaled, MicroBatch(plan.datums[:2], self.pull)], normalize="none")
 
         @staticmethod
         def pull(datums, logprobs):
@@ -122,7 +122,7 @@ def test_a_preference_pair_loss_sees_the_whole_step(service):
 
     class DPO(Callback):
         def on_plan(self, plan):
-            return plan.with_passes([Pass(plan.datums, self.loss)], normalize="none")
+            return plan.with_micro_batches([MicroBatch(plan.datums, self.loss)], normalize="none")
 
         @staticmethod
         def loss(datums, logprobs, beta=0.1):
@@ -144,7 +144,7 @@ def weights(plan):
 @pytest.fixture
 def plan():
     datums = [make_datum([1, 2, 3], [0, 1, 3]), make_datum([4, 5], [0, 2])]
-    return Plan(0, tuple(Pass((datum,)) for datum in datums), tinker.AdamParams())
+    return Plan(0, tuple(MicroBatch((datum,)) for datum in datums), tinker.AdamParams())
 
 
 def test_token_normalisation_makes_all_weights_of_the_step_sum_to_one(plan):
@@ -160,28 +160,28 @@ def test_none_leaves_the_weights_alone(plan):
 
 
 def test_weights_that_sum_to_zero_cannot_be_normalised(plan):
-    mixed = replace(plan, passes=(Pass((make_datum([1, 2, 3], [0, 1, -1]),)),))
+    mixed = replace(plan, micro_batches=(MicroBatch((make_datum([1, 2, 3], [0, 1, -1]),)),))
     with pytest.raises(PlanError, match=r"sum to 0 at step 0"):
         normalized(mixed)
 
 
 def test_a_custom_loss_cannot_be_normalised_for_you(plan):
-    custom = plan.with_passes([Pass(plan.datums, lambda datums, logprobs: None)])
+    custom = plan.with_micro_batches([MicroBatch(plan.datums, lambda datums, logprobs: None)])
     with pytest.raises(PlanError, match='use normalize="none"'):
         normalized(custom)
 
 
-@pytest.mark.parametrize("passes", [(), (Pass(()),)])
-def test_an_empty_step_is_refused(plan, passes):
+@pytest.mark.parametrize("micro_batches", [(), (MicroBatch(()),)])
+def test_an_empty_step_is_refused(plan, micro_batches):
     with pytest.raises(PlanError, match="no datums"):
-        normalized(replace(plan, passes=passes))
+        normalized(replace(plan, micro_batches=micro_batches))
 
 
 def test_metrics_with_the_loops_own_names_are_refused(service, batches):
     class Custom(Callback):
         def on_plan(self, plan):
-            return plan.with_passes(
-                [Pass(plan.datums, lambda datums, logprobs: (-torch.cat(logprobs).mean(), {"tokens": 1.0}))],
+            return plan.with_micro_batches(
+                [MicroBatch(plan.datums, lambda datums, logprobs: (-torch.cat(logprobs).mean(), {"tokens": 1.0}))],
                 normalize="none",
             )
 

@@ -1,4 +1,4 @@
-"""Larger steps than a loader batch, smaller calls than a step."""
+"""Gradient accumulation: several batches in one step, and a step split into several calls."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tinkerloop.loop.plan import Plan
 
 
 class GradientAccumulation(Callback):
-    """Each step takes several loader batches, and is queued as calls of a limited size.
+    """Take several batches in each step, and queue the step as micro-batches of limited size.
 
-    Weights are normalised over the whole step, so none of this changes what a step of the same datums does.
+    Weights are normalised over the whole step, so the split never changes the update.
 
     Args:
-        batches: loader batches to a step. The last step of the data may have fewer.
-        micro_batch: at most so many datums in one forward_backward call.
-        micro_tokens: at most so many input positions in one call; a longer datum gets a call of its own.
+        batches: batches in each step. The last step of the data may have fewer.
+        micro_batch: the most datums in one forward_backward call; None: no limit.
+        micro_tokens: the most input positions in one call; None: no limit. A longer datum gets a call of its own.
     """
 
     def __init__(self, batches: int = 1, *, micro_batch: int | None = None, micro_tokens: int | None = None):

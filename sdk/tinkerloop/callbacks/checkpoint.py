@@ -1,4 +1,4 @@
-"""When to write checkpoints, and which to keep."""
+"""Checkpoints: at which boundaries to write them, and which to keep."""
 
 from __future__ import annotations
 
@@ -15,34 +15,38 @@ from tinkerloop.loop.events import Boundary, Requests, Retain, Save
 
 @dataclass(frozen=True)
 class Best:
-    """Keep the records with the best values of a metric, such as `Best("test/nll")`."""
+    """Keep the records with the best values of a metric, such as `Best("test/nll")`.
+
+    Attributes:
+        metric: the name of the metric.
+        keep: how many records to keep.
+        mode: "min" or "max": which values are better.
+    """
 
     metric: str
     keep: int = 1
     mode: str = "min"
-    """"min" or "max": which values are better."""
 
 
 @dataclass
 class _State:
-    tokens: int = 0
-    """Of the last record asked for."""
+    tokens: int = 0  # `Boundary.tokens` at the last record requested
 
 
 class Checkpoint(Callback):
-    """Asks for a record at the boundaries due, and forgets old ones.
+    """Write a checkpoint at regular boundaries and at the last, and delete old records.
 
-    The saved weights of a forgotten record stay on the service unless `Run` or `Checkpoints` was given `delete`.
+    The checkpoint of a deleted record stays on the service unless `Run` or `Checkpoints` was given `delete`.
 
     Args:
         every: steps between records.
         every_tokens: input positions between records.
-        every_seconds: seconds between records. The only cadence that depends on the clock; weights stay exact.
+        every_seconds: seconds between records. The only interval that depends on the clock, so it differs between runs.
         keep_last: keep this many of the newest records; None keeps all. The newest is always kept.
-        keep_every: also keep the records whose step this divides.
-        keep_best: also keep the best by a metric. It is compared as it stood when the record was written: an
-            evaluation at the same boundary counts.
-        ttl_seconds: how long the service keeps each; None: for good.
+        keep_every: also keep the records whose step is a multiple of this.
+        keep_best: also keep the best records by a metric, as it was when the record was written. An evaluation at the
+            same boundary counts.
+        ttl_seconds: how long the service keeps each checkpoint; None: until it is deleted.
         sampler: also save weights that a sampling client can be opened from.
     """
 
@@ -64,7 +68,7 @@ class Checkpoint(Callback):
             if value is not None and value <= 0:
                 raise PlanError(f"{name} must be > 0, got {value}")
         if keep_best and (keep_best.mode not in ("min", "max") or keep_best.keep < 1):
-            raise PlanError(f'keep_best needs mode "min" or "max" and keep >= 1, got {keep_best}')
+            raise PlanError(f'keep_best must have mode "min" or "max" and keep >= 1, got {keep_best}')
         if keep_last is None and (keep_every or keep_best):
             raise PlanError("keep_every and keep_best add to keep_last: set keep_last too, or every record is kept")
         self._every, self._every_tokens, self._every_seconds = every, every_tokens, every_seconds
@@ -87,10 +91,10 @@ class Checkpoint(Callback):
         return None if self._keep_last is None else Retain(self.keep)
 
     def keep(self, records: Sequence[Record]) -> set[int]:
-        """The steps to keep: the newest, every so many, and the best.
+        """Return the steps of the records to keep: the newest, the multiples of `keep_every`, and the best.
 
-        Among equally good records the older is the better; one without the metric, or with NaN, cannot be. A pure
-        function of the records, so what is kept does not depend on where a run was interrupted.
+        Of equally good records the older is better; a record without the metric, or with NaN, is never among the best.
+        The result depends on the records alone, not on where a run was interrupted.
         """
         steps = [record.step for record in records]
         kept = set(steps if self._keep_last is None else steps[-self._keep_last :])

@@ -1,33 +1,35 @@
-"""Evaluations during training, at the boundaries you choose, each seeing exactly its boundary's weights."""
+"""Evaluations during training, each of exactly the weights of its boundary."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
-from tinkerloop.loop.futures import Future, Mapped, awaitable, background, is_done, resolve
+from tinkerloop.loop.futures import Mapped, awaitable, background, is_done, resolve
 
+T = TypeVar("T")
 Metrics = Mapping[str, float]
-Evaluator = Callable[[Any], Future[Metrics]]
-"""`training client -> future of metrics`: submits work and returns at once."""
+Evaluator = Callable[[TrainingClientLike], Future[Metrics]]
+"""`training client -> future of metrics`: submits work and returns at once, without waiting for it."""
 
 
 class Evaluate(Callback):
-    """Runs an evaluator and logs its metrics as `<name>/<metric>`.
+    """Run an evaluator at some boundaries and log its metrics as `<name>/<metric>`.
 
     Args:
         name: names the evaluation in the metrics and to other callbacks (`EvalResult.name`); unique in a run.
         evaluator: `nll(...)`, `sampled(...)`, or any function from a training client to a future of metrics.
-        every: evaluate at boundaries 0 < step, divisible by this; None: not between.
-        at_start, at_end: also at boundary 0, and at the run's last.
-        detached: let it run beside training and deliver it when ready (see `Eval`).
+        every: steps between evaluations; None: only at the start and at the end.
+        at_start, at_end: also evaluate at boundary 0, and at the run's last boundary.
+        detached: do not wait for the result, but deliver it when it is ready (see `Eval`).
     """
 
     def __init__(
@@ -59,28 +61,35 @@ class Evaluate(Callback):
 
 
 def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_bytes: int | None = None) -> Evaluator:
-    """Held-out loss of cross-entropy datums, by forward passes queued between the training steps.
+    """Make an evaluator of the held-out loss of cross-entropy datums, by `forward` calls queued between the steps.
 
     Metrics: `nll`, the mean negative log-likelihood in nats per weighted token: sum(-w * logp) / sum(w). With
     `utf8_bytes`, the number of UTF-8 bytes that the weighted tokens stand for, also `bits_per_byte`:
     sum(-w * logp) / (bytes * ln 2).
 
     Args:
-        batch_size: datums in one forward call; None: all in one.
+        datums: the held-out datums.
+        batch_size: datums in one `forward` call; None: all in one.
+        utf8_bytes: see above.
+
+    Raises:
+        PlanError: there are no datums, or their weights do not have a positive sum.
     """
     if not datums:
-        raise PlanError("nll needs at least one datum to evaluate on")
+        raise PlanError("nll needs at least one datum, got none")
     size = batch_size or len(datums)
     batches = [list(datums[start : start + size]) for start in range(0, len(datums), size)]
     total = math.fsum(float(np.sum(d.loss_fn_inputs["weights"].to_numpy(), dtype=np.float64)) for d in datums)
     if not total > 0:
-        raise PlanError(f"the weights of the datums to evaluate sum to {total:g}; they must be positive in sum")
+        raise PlanError(
+            f"the weights of the evaluated datums sum to {total:g}: give datums with a positive sum of weights"
+        )
 
-    def submit(client: Any) -> Future[Metrics]:
+    def submit(client: TrainingClientLike) -> Future[Metrics]:
         futures = [client.forward(batch, "cross_entropy") for batch in batches]
         return Mapped(_All(futures), metrics)
 
-    def metrics(outputs: list[Any]) -> Metrics:
+    def metrics(outputs: list[tinker.ForwardBackwardOutput]) -> Metrics:
         loss = math.fsum(output.metrics["loss:sum"] for output in outputs)
         values = {"nll": loss / total}
         if utf8_bytes is not None:
@@ -90,14 +99,17 @@ def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_b
     return submit
 
 
-def sampled(score: Callable[[Any], Metrics]) -> Evaluator:
-    """An evaluator that samples: `score(sampling_client) -> metrics` runs on a thread of its own.
+def sampled(score: Callable[[SamplingClientLike], Metrics | Coroutine[Any, Any, Metrics]]) -> Evaluator:
+    """Make an evaluator of a function that samples.
 
-    The weights are snapshotted in order with the training steps, so the scores belong to the boundary even when
-    training goes on meanwhile. `score` may be a coroutine function.
+    The snapshot of the weights is queued in order with the training steps, so the scores are those of the boundary
+    although training continues meanwhile.
+
+    Args:
+        score: `score(sampling_client) -> metrics`, which may be a coroutine function; it runs on its own thread.
     """
 
-    def submit(client: Any) -> Future[Metrics]:
+    def submit(client: TrainingClientLike) -> Future[Metrics]:
         snapshot = client.save_weights_and_get_sampling_client()
         return background(lambda: score(resolve(snapshot)))
 
@@ -105,44 +117,46 @@ def sampled(score: Callable[[Any], Metrics]) -> Evaluator:
 
 
 def together(*evaluators: Evaluator) -> Evaluator:
-    """Several evaluators as one: all submitted at the same boundary, their metrics in one row."""
+    """Make one evaluator of several: all are submitted at the same boundary, and their metrics are in one row."""
 
-    def submit(client: Any) -> Future[Metrics]:
+    def submit(client: TrainingClientLike) -> Future[Metrics]:
         return Mapped(_All([evaluator(client) for evaluator in evaluators]), merged)
 
     def merged(values: list[Metrics]) -> Metrics:
         names = [name for one in values for name in one]
         if len(names) != len(set(names)):
-            raise PlanError(f"evaluators that run together return the same metrics: {sorted(names)}")
+            raise PlanError(
+                f"evaluators that run together must return different metrics, got {sorted(names)}: rename some"
+            )
         return {name: value for one in values for name, value in one.items()}
 
     return submit
 
 
-class _All:
+class _All(Generic[T]):
     """The future of a list of values, one per future, in order."""
 
-    def __init__(self, futures: Sequence[Any]):
+    def __init__(self, futures: Sequence[Future[T]]):
         self._futures = futures
 
-    def result(self, timeout: float | None = None) -> list[Any]:
+    def result(self, timeout: float | None = None) -> list[T]:
         return [future.result(timeout) for future in self._futures]
 
     def done(self) -> bool:
         return all(map(is_done, self._futures))
 
-    def __await__(self) -> Any:
+    def __await__(self) -> Generator[Any, Any, list[T]]:
         return self._gather().__await__()
 
-    async def _gather(self) -> list[Any]:
+    async def _gather(self) -> list[T]:
         return [await awaitable(future) for future in self._futures]
 
 
 def metric_of(result: EvalResult, metric: str) -> float | None:
-    """The value of `name/metric` if `result` is of that evaluation, else None.
+    """Return the value of metric `name/metric` if `result` is of evaluation `name`, else None.
 
     Raises:
-        TinkerloopError: the evaluation is the named one, but has no such metric.
+        TinkerloopError: the evaluation has no such metric.
     """
     name, _, key = metric.rpartition("/")
     if result.name != name:

@@ -1,4 +1,4 @@
-"""Ending well when the machine is wanted for something else."""
+"""A clean end when the machine is taken away (preemption)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tinkerloop.loop.events import Boundary, Requests, Stop, Summary
 
 
 class Preempt(Callback):
-    """On SIGTERM or SIGINT, stops at the next boundary and records it; a second signal raises KeyboardInterrupt.
+    """Stop at the next boundary and record it, on SIGTERM or SIGINT; a second signal raises KeyboardInterrupt.
 
-    The handlers are installed when the run starts and put back when it ends, and do nothing but set a flag. The exit
-    code is the script's business: `summary.reason` names the signal.
+    The handlers are installed when the run starts and restored when it ends, and only set a flag. The script
+    decides on its exit code: `summary.reason` names the signal.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)):
@@ -27,7 +27,9 @@ class Preempt(Callback):
 
     def on_start(self, step: int, steps: int | None) -> Requests:
         if threading.current_thread() is not threading.main_thread():
-            raise PlanError("Preempt needs the loop to run on the main thread: only there can signals be handled")
+            raise PlanError(
+                "Preempt works only in a loop on the main thread, where signals can be handled: run the loop there"
+            )
         self._previous = {one: signal.signal(one, self._receive) for one in self._signals}
 
     def on_boundary(self, boundary: Boundary) -> Requests:

@@ -1,4 +1,4 @@
-"""What a person sees while it trains."""
+"""Progress on the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinkerloop.loop.events import EvalResult, Requests, StepResult, Summary
 
 
 class Progress(Callback):
-    """A progress bar with loss, learning rate and tokens per second; plain lines where there is no terminal.
+    """Show a progress bar with loss, learning rate and tokens per second; plain lines where there is no terminal.
 
     Args:
         every: steps between plain lines.

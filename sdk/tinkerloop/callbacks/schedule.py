@@ -8,7 +8,7 @@ from tinkerloop.loop.schedules import Schedule
 
 
 class LRSchedule(Callback):
-    """Sets the learning rate, and other optimizer parameters, of each step from schedules.
+    """Set the learning rate, and other optimizer parameters, of each step from schedules.
 
     >>> LRSchedule(linear(1e-3, 0.0, 100), weight_decay=constant(0.1))          # doctest: +SKIP
 

@@ -1,4 +1,4 @@
-"""Reasons to end a run before its last step."""
+"""Early ends of a run: no improvement, non-finite values, a budget that is spent."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class _Patience:
 
 
 class EarlyStop(Callback):
-    """Stops when an evaluation's metric has not improved for `patience` evaluations in a row.
+    """Stop when an evaluation's metric has not improved for `patience` evaluations in a row.
 
-    Whether to stop is decided again from the saved state when a run starts, so a stopped run stays stopped, and more
-    patience continues it.
+    A resumed run decides again from the saved state, so a stopped run stays stopped, and a larger `patience` continues
+    it.
 
     Args:
         metric: `<evaluation>/<metric>`, such as "test/nll".
-        patience: evaluations without improvement that are allowed.
+        patience: how many evaluations in a row may bring no improvement before the run stops.
         mode: "min" or "max": which values are better.
         min_delta: an improvement smaller than this does not count.
     """
@@ -64,10 +64,10 @@ class EarlyStop(Callback):
 
 
 class StopOnNonFinite(Callback):
-    """Raises NonFiniteError when a step's loss or metric is NaN or infinite. The last record stays good.
+    """Raise NonFiniteError when a step's loss or metric is NaN or infinite. The last record stays valid.
 
     Args:
-        ignore: metrics that may be so.
+        ignore: names of metrics that may be NaN or infinite.
     """
 
     def __init__(self, ignore: Sequence[str] = ()):
@@ -90,12 +90,12 @@ class _Spent:
 
 
 class Budget(Callback):
-    """Stops once so many input positions have been trained on, or so many seconds spent, over all resumed parts.
+    """Stop when a number of tokens or of seconds is spent, counted over a run and all its resumed parts.
 
     Args:
-        tokens: stop behind the step that reaches this.
-        seconds: likewise, in wall-clock time between start and the step's delivery.
-        clock: seconds, monotonic.
+        tokens: stop after the step that reaches this number of input positions; None: no limit.
+        seconds: stop after the step whose delivery reaches this wall-clock time since the start; None: no limit.
+        clock: returns seconds and never goes back.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Budget(Callback):
         clock: Callable[[], float] = time.monotonic,
     ):
         if tokens is None and seconds is None:
-            raise PlanError("a Budget needs tokens= or seconds=")
+            raise PlanError("Budget needs a limit, got none: give it tokens= or seconds=")
         self._tokens, self._seconds, self._clock = tokens, seconds, clock
         self.state = _Spent()
 

@@ -1,4 +1,4 @@
-"""Where a step's time goes."""
+"""Times of a step's parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tinkerloop.loop.events import Log, Requests, StepResult
 
 
 class Timing(Callback):
-    """Logs how long each step took and where: waiting for data, for the server, in callbacks, elsewhere.
+    """Log how long each step took, and on what: waiting for data, for the server, in callbacks, elsewhere.
 
     Metrics, in seconds: `time/total`, `time/data`, `time/server`, `time/callbacks`, `time/other`, and with
     `per_callback` also `time/callback/<name>`. `totals` holds their sums over the run.
@@ -30,6 +30,6 @@ class Timing(Callback):
         return Log({f"time/{part}": seconds for part, seconds in known.items()})
 
     def report(self) -> str:
-        """The totals as one line, with shares of the whole."""
+        """Format the totals as one line, with their shares of the whole."""
         total = self.totals["total"] or 1.0
         return "  ".join(f"{part} {seconds:.2f}s ({seconds / total:.0%})" for part, seconds in self.totals.items())

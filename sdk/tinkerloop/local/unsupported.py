@@ -6,7 +6,9 @@ This is the only place that makes NotImplementedErrors, and README.md holds `tab
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+Class = TypeVar("Class", bound=type)
 
 _BOOKKEEPING = "sessions, projects, accounts and billing belong to the hosted service"
 _INTERNAL = "an internal of the hosted client"
@@ -75,7 +77,7 @@ def refuse_option(given: bool, option: str) -> None:
         raise unsupported(option)
 
 
-def refuse(cls: type) -> type:
+def refuse(cls: Class) -> Class:
     """Give `cls` the methods that METHODS has under its name, each raising NotImplementedError."""
     for place, reason in METHODS.items():
         owner, name = place.split(".")

@@ -1,6 +1,6 @@
 """The explicit training loop, and every piece of it for use on its own."""
 
-from tinkerloop.loop.batches import Batches
+from tinkerloop.data.batches import Batches
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.checkpoints import Checkpoints, Record, open_training_client
 from tinkerloop.loop.events import (
@@ -18,8 +18,8 @@ from tinkerloop.loop.events import (
 from tinkerloop.loop.futures import background, resolve
 from tinkerloop.loop.loop import Loop
 from tinkerloop.loop.pipeline import Pipeline, SaveResult
-from tinkerloop.loop.plan import Pass, Plan
-from tinkerloop.loop.run import Run
+from tinkerloop.loop.plan import MicroBatch, Plan
+from tinkerloop.loop.run_folder import Run
 from tinkerloop.loop.sinks import Console, Jsonl, MLflow, Sink, TensorBoard, WandB
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "Log",
     "Loop",
     "MLflow",
-    "Pass",
+    "MicroBatch",
     "Pipeline",
     "Plan",
     "Record",

@@ -1,8 +1,8 @@
-"""Waiting, written once: the loop is a generator that yields what it waits for, and a driver does the waiting.
+"""Futures, and flows: generators that yield what they wait for, so that sync and async code share one loop.
 
-A `Flow` yields `Wait(future)` and is sent the future's value (or thrown its exception). Whatever else it yields is
-passed on to the caller. `iterate` drives a flow in ordinary code and `aiterate` in async code, so both perform exactly
-the same operations in the same order.
+A `Flow` yields `Wait(future)`, and its driver sends it the future's value or throws the future's error into it. All
+else that it yields is for the caller. `iterate` drives a flow in ordinary code and `aiterate` in async code, so both
+perform exactly the same operations in the same order.
 """
 
 from __future__ import annotations
@@ -14,24 +14,18 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import Future
 
 T = TypeVar("T")
 U = TypeVar("U")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Future(Protocol[T_co]):
-    """What the loop can wait for: tinker's APIFuture, a concurrent.futures.Future, or anything alike."""
-
-    def result(self, timeout: float | None = None) -> T_co: ...
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Yielded by a flow: resume me with this future's value."""
+    """A request, yielded by a flow, to be resumed with the future's value."""
 
     future: Future[Any]
 
@@ -80,16 +74,16 @@ async def aiterate(flow: Flow[Any]) -> AsyncIterator[Any]:
 
 
 def awaitable(future: Any) -> Awaitable[Any]:
-    """`future` as something to await."""
+    """Make any future awaitable."""
     if hasattr(future, "__await__"):
         return future
     if isinstance(future, concurrent.futures.Future):
         return asyncio.wrap_future(future)
-    return asyncio.to_thread(future.result)  # it can do no more than block
+    return asyncio.to_thread(future.result)  # such a future can only block, so a thread waits for it
 
 
 class Mapped(Generic[T, U]):
-    """The future of `fn(value)`: `fn` runs when, and where, the value is asked for."""
+    """The future of `fn(value)`. `fn` runs in the call that asks for the result, and each time."""
 
     def __init__(self, future: Future[T], fn: Callable[[T], U]):
         self._future, self._fn = future, fn
@@ -107,10 +101,15 @@ class Mapped(Generic[T, U]):
         return self._fn(await awaitable(self._future))
 
 
-def background(work: Callable[..., T] | Coroutine[Any, Any, T], *args: Any) -> concurrent.futures.Future[T]:
-    """Run `work(*args)`, or a coroutine, on a thread of its own; returns the future of its value.
+def background(
+    work: Callable[..., T | Coroutine[Any, Any, T]] | Coroutine[Any, Any, T], *args: Any
+) -> concurrent.futures.Future[T]:
+    """Run `work(*args)` on a new thread and return the future of its value.
 
-    The thread is a daemon: a run that dies does not wait for it.
+    The thread is a daemon: the process can end without waiting for it.
+
+    Args:
+        work: a function, a coroutine function, or a coroutine (which takes no `args`).
     """
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -132,13 +131,21 @@ def background(work: Callable[..., T] | Coroutine[Any, Any, T], *args: Any) -> c
     return future
 
 
+@overload
+def resolve(value: Future[T]) -> T: ...
+@overload
+def resolve(value: T) -> T: ...
 def resolve(value: Any) -> Any:
-    """The client itself, whether `create_*` returned it or, as newer versions of tinker do, a future of it."""
+    """Wait for a future's value; return anything else as it is.
+
+    `create_*` returned a client in older versions of tinker and returns a future of one in newer versions: this gives
+    the client in both cases.
+    """
     return value.result() if hasattr(value, "result") else value
 
 
 def is_done(future: Any) -> bool:
-    """Whether the future's value is there without waiting; false for futures that cannot tell."""
+    """Return true if the future's value can be had without waiting; false for futures that cannot tell."""
     if isinstance(future, tinker.APIFuture):
-        future = future.future()  # itself, it cannot tell
+        future = future.future()  # an APIFuture has no `done`, the concurrent future inside has
     return hasattr(future, "done") and future.done()

@@ -1,7 +1,7 @@
-"""Append-only files of one JSON object a line, that survive a kill at any moment and a full disk.
+"""Append-only files of one JSON object a line, which stay readable after a kill at any moment or a full disk.
 
-A line counts once its newline is written; what stands behind the last newline is an append that was cut off, and is
-ignored by readers and removed by the next writer.
+A line is complete once its newline is written. Text after the last newline is an append that was interrupted: readers
+ignore it, and the next writer removes it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tinkerloop.errors import CheckpointError
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Every complete line, parsed; nothing if there is no file.
+    """Yield every complete line, parsed; nothing if there is no file.
 
     Raises:
         CheckpointError: a complete line is not a JSON object.
@@ -37,7 +37,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def cut(path: Path, lines: int | None = None) -> int:
-    """Keep the first `lines` complete lines (all of them if None), drop the rest; returns how many were kept."""
+    """Cut the file after its first `lines` complete lines (None: after the last) and return how many it has."""
     if not path.exists():
         return 0
     kept, end = 0, 0
@@ -86,13 +86,13 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def encode(row: Mapping[str, Any]) -> bytes:
-    """The row as one line."""
+    """Encode the row as one line."""
     return (_ENCODER.encode(row) + "\n").encode()
 
 
 def _number(value: Any) -> Any:
     if hasattr(value, "item"):
-        return value.item()  # of numpy or torch
+        return value.item()  # a scalar of numpy or torch
     raise TypeError(f"expected JSON values, got {value!r} ({type(value).__name__})")
 
 

@@ -1,4 +1,7 @@
-"""The training loop: one generator of waits, a page long, with two drivers.
+"""The training loop: one generator that yields what it waits for, with a driver for sync and one for async code.
+
+`_train` is the loop itself, and its comments are the invariants. What it calls comes below it: the submit clock, then
+the result clock.
 
 loop = Loop(client, batches, steps=1000, callbacks=[LRSchedule(cosine(2e-4, 0.0, 1000)), Checkpoint(every=100)],
             sinks=[Jsonl("run/metrics.jsonl")], checkpoints=Checkpoints("run"))
@@ -16,12 +19,12 @@ from dataclasses import replace
 from typing import Any
 
 from tinkerloop._lazy import tinker
+from tinkerloop.clients import CustomLoss, TrainingClientLike
 from tinkerloop.data.batches import Batches
 from tinkerloop.errors import CheckpointError, NonFiniteError, PlanError
-from tinkerloop.loop.batches import as_batches
 from tinkerloop.loop.callback import Callback
+from tinkerloop.loop.callback_dispatch import Dispatcher
 from tinkerloop.loop.checkpoints import Checkpoints, Record
-from tinkerloop.loop.dispatch import Dispatcher
 from tinkerloop.loop.events import (
     Accumulate,
     Boundary,
@@ -37,25 +40,27 @@ from tinkerloop.loop.events import (
 )
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
 from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
-from tinkerloop.loop.plan import NORMALIZE, CustomLoss, Normalize, Pass, Plan
+from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan
+from tinkerloop.loop.positioned_batches import as_batches
 from tinkerloop.loop.sinks import Row, Sink, Sinks
 
 
 class Loop:
-    """Trains `client` on `batches`, asking the callbacks at each event.
+    """Train `client` on `batches`, and call the callbacks at each event.
 
     Args:
-        client: a tinker TrainingClient, or anything with its interface.
-        batches: `Batches`, or any iterable of lists of datums (one that cannot be sought cannot be checkpointed).
+        client: a training client of tinker, of the embedded engine, or anything else with the interface.
+        batches: `Batches`, or an iterable of lists of datums. An iterator has no position, so it allows no checkpoints.
         steps: train until the weights hold this many optimizer steps; None: until the data ends.
         callbacks: see `tinkerloop.loop.callback`.
-        sinks: given every row of metrics: functions `(step, row)` or `Sink`s.
-        checkpoints: where records are kept. Given, a run that ends writes one for its last boundary.
+        sinks: functions `(step, row)` or `Sink`s; each is given every row of metrics.
+        checkpoints: where records are written. If given, the run also writes one for its last boundary.
         record: resume from here; `client` must have been opened from it (`open_training_client`).
-        optim: the optimizer parameters that plans start from.
-        loss_fn, loss_fn_config: the loss that plans start from.
+        optim: the optimizer parameters of every plan, before callbacks change it.
+        loss_fn, loss_fn_config: the loss of every plan, before callbacks change it.
         normalize: see `Plan.normalize`.
-        ahead: how many steps may be queued beyond the one being answered. 0 waits for each; 1 hides the round trip.
+        ahead: how many steps may be queued while an earlier one is not answered yet. 0 waits for each; 1 hides the
+            round trip.
 
     Raises:
         PlanError: the arguments contradict each other.
@@ -64,12 +69,12 @@ class Loop:
 
     def __init__(
         self,
-        client: Any,
+        client: TrainingClientLike,
         batches: Batches | Iterable[Sequence[tinker.Datum]],
         *,
         steps: int | None = None,
         callbacks: Sequence[Callback] = (),
-        sinks: Sequence[Sink | Callable[[int, Row], Any]] = (),
+        sinks: Sequence[Sink | Callable[[int, Row], object]] = (),
         checkpoints: Checkpoints | None = None,
         record: Record | None = None,
         optim: tinker.AdamParams | None = None,
@@ -108,41 +113,53 @@ class Loop:
         self._delivered_at, self._waited = time.perf_counter(), {"data": 0.0, "server": 0.0}
         self._begun = False
         self.summary: Summary | None = None
-        """How the run ended; None until it has."""
+        """The end of the run; None until then."""
 
     # --- the three ways to run it ---
 
     def run(self) -> Summary:
-        """Train to the end, blocking."""
+        """Train to the end, blocking.
+
+        Returns:
+            How the run ended.
+
+        Raises:
+            Exception: whatever ended the run with an error; a note says in which callback, sink or request.
+        """
         for _ in self.steps():
             pass
         assert self.summary is not None
         return self.summary
 
     async def arun(self) -> Summary:
-        """Train to the end, awaiting the service; callbacks and batches run on the event loop's thread."""
+        """Do as `run`, but await the service; callbacks and batches run on the event loop's thread."""
         async for _ in self.asteps():
             pass
         assert self.summary is not None
         return self.summary
 
     def steps(self) -> Iterator[StepResult]:
-        """Train, and yield each step's result after the callbacks have seen it. Leaving early abandons the run."""
+        """Train, and yield each step's result after the callbacks have had it.
+
+        Leaving the `for` loop early abandons the run: nothing more is delivered or saved.
+        """
         return iterate(self._run())
 
     def asteps(self) -> AsyncIterator[StepResult]:
-        """`steps`, for async code."""
+        """Do as `steps`, for async code."""
         return aiterate(self._run())
 
     def stop(self, reason: str, *, save: bool = True) -> None:
-        """Ask for the run to end, as a callback's `Stop` does."""
+        """End the run before the next step is queued, as a callback's `Stop` does."""
         self._stop = self._stop or Stop(reason, save)
 
     # --- the loop ---
 
     def _run(self) -> Flow[None]:
         if self._begun:
-            raise PlanError("this loop is running or has already run: make a new one, with the latest record")
+            raise PlanError(
+                "this loop is running or has already run: make a new Loop, with record=checkpoints.latest()"
+            )
         self._begun = True
         error: BaseException | None = None
         reason = "error"
@@ -171,34 +188,40 @@ class Loop:
                 raise failures[0]
 
     def _train(self) -> Flow[None]:
-        asked = self._record is not None  # a record is written from inside its boundary, which is not asked again
+        # The callbacks handled the boundary of the record before it was written, so they are not asked there again.
+        handled = self._record is not None
         while True:
             step, settled = self._step, self._step - 1 - self._pipeline.ahead
+            # Before step s is queued, exactly the results of steps <= s - 1 - ahead have been delivered.
             yield from self._deliver(settled)
-            cursor = self._batches.cursor  # before looking for the next batch, which a record must not skip
+            # A record must not skip the next batch, so the cursor is taken before that batch is read.
+            cursor = self._batches.cursor
             batches = self._fetch()
-            save = None if asked else self._ask_boundary(final=not batches)
-            yield from self._deliver(settled)  # with ahead=0, evaluations decide before the next step is queued
+            # At boundary s exactly steps [0, s) are queued: only here are evaluations and saves queued.
+            save = None if handled else self._ask_boundary(final=not batches)
+            # With ahead=0 the boundary's evaluations are delivered now, so that they can still stop the run.
+            yield from self._deliver(settled)
             ending = not batches or self._stop is not None
-            if ending and not asked and self._checkpoints and (self._stop is None or self._stop.save):
+            if ending and not handled and self._checkpoints and (self._stop is None or self._stop.save):
                 save = save or Save()
             if save:
                 yield from self._save(save, cursor)
-            elif asked and self._checkpoints:  # what on_save did came after the record was written: it is done again
+            elif handled and self._checkpoints:
+                # on_save ran after the record was written, so the record does not hold what it did: it runs again.
                 self._pipeline.push(Queued(step - 1, f"save at boundary {step}", (), self._resumed))
             if ending or self._stop:
                 break
             self._queue(batches)
-            self._step, asked = step + 1, False
+            self._step, handled = step + 1, False
         yield from self._deliver(self._step)
         yield from self._settle()
 
     @property
     def _complete(self) -> bool:
-        return self._steps is not None and self._step >= self._steps  # beyond: resumed with fewer than were done
+        return self._steps is not None and self._step >= self._steps  # greater: resumed with fewer steps than were done
 
     def _fetch(self) -> list[Sequence[tinker.Datum]]:
-        """The batches of the next step; none if the run ends here. At the end of the data a step may be short."""
+        """Read the batches of the next step; none if the run ends here. The last step of the data may have fewer."""
         batches: list[Sequence[tinker.Datum]] = []
         if self._stop or self._complete:
             return batches
@@ -213,20 +236,28 @@ class Loop:
 
     def _queue(self, batches: list[Sequence[tinker.Datum]]) -> None:
         if any(isinstance(batch, tinker.Datum) for batch in batches):
-            raise PlanError("a batch is a list of datums, got a datum: make batches with tinkerloop.data.batches(...)")
-        passes = tuple(Pass(tuple(batch), *self._loss) for batch in batches)
-        plan = self._callbacks.plan(Plan(self._step, passes, self._optim, self._normalize))
+            raise PlanError(
+                "a batch must be a list of datums, got a datum: make batches with tinkerloop.data.batches(...)"
+            )
+        micro_batches = tuple(MicroBatch(tuple(batch), *self._loss) for batch in batches)
+        plan = self._callbacks.plan(Plan(self._step, micro_batches, self._optim, self._normalize))
         self._tokens += self._pipeline.step(plan).tokens
 
     def _ask_boundary(self, *, final: bool) -> Save | None:
-        """Ask the callbacks, queue their evaluations; returns the save they want, all requests made one."""
+        """Call `on_boundary` and queue the evaluations.
+
+        Returns:
+            The save that the callbacks request, all their requests made one; None if there is none.
+        """
         step = self._step
         boundary = Boundary(step, self._steps, final, self._client, self._tokens, dict(self._metrics))
         saves: list[Save] = []
         for name, request in self._callbacks.ask("on_boundary", step, boundary):
             if isinstance(request, Save):
                 if self._checkpoints is None:
-                    raise PlanError(f"{name} asked for a Save, but the loop has no checkpoints= to record it in")
+                    raise PlanError(
+                        f"{name} asked for a Save, but the loop has no folder for records: give it checkpoints="
+                    )
                 saves.append(request)
             elif isinstance(request, Eval) and request.detached:
                 self._detached.append(submitted_eval(step, request.name, request.future, final=final))
@@ -236,14 +267,14 @@ class Loop:
                 self._take(step, name, request)
         if not saves:
             return None
-        lives = [save.ttl_seconds for save in saves if save.ttl_seconds is not None]
-        return Save(max(lives) if len(lives) == len(saves) else None, any(save.sampler for save in saves))
+        ttls = [save.ttl_seconds for save in saves if save.ttl_seconds is not None]
+        return Save(max(ttls) if len(ttls) == len(saves) else None, any(save.sampler for save in saves))
 
     def _save(self, save: Save, cursor: Any) -> Flow[None]:
-        """Queue the save right behind the last step, deliver everything outstanding, snapshot what belongs together.
+        """Queue the save right after the last step, deliver everything outstanding, and take the record's values.
 
-        The barrier is nearly free, because the service is saving meanwhile. The record is written when the save's
-        answer comes.
+        Waiting costs little, because the service saves meanwhile. The record is written when the save's answer comes:
+        weights, data position and callback states are all of this boundary.
         """
         saving = self._pipeline.submit_save(self._step, ttl_seconds=save.ttl_seconds, sampler=save.sampler)
         yield from self._deliver(self._step)
@@ -251,7 +282,10 @@ class Loop:
         if self._stop and not self._stop.save:
             return
         if not math.isfinite(self._metrics.get("loss", 0.0)):
-            raise NonFiniteError(f"the loss is {self._metrics['loss']} at boundary {self._step}: it is not recorded")
+            raise NonFiniteError(
+                f"the loss is {self._metrics['loss']} at boundary {self._step}, which is not recorded: "
+                "resume from the last record with a lower learning rate or grad_clip_norm, or look at the batch"
+            )
         states, metrics = self._callbacks.states(), dict(self._metrics)
         record = Record(self._step, "", cursor, states, metrics, self._tokens, self._sinks.rows)
 
@@ -267,14 +301,14 @@ class Loop:
         assert self._checkpoints is not None
         self._sinks.sync()
         self._checkpoints.append(record)
-        self._tell_saved(record)
+        self._notify_saved(record)
 
     def _resumed(self, values: list[Any]) -> Result:
         assert self._record is not None
-        self._tell_saved(self._record)
+        self._notify_saved(self._record)
         return SaveResult(self._record.step, self._record.path, self._record.sampler_path)
 
-    def _tell_saved(self, record: Record) -> None:
+    def _notify_saved(self, record: Record) -> None:
         assert self._checkpoints is not None
         for name, request in self._callbacks.ask("on_save", record.step, record):
             if isinstance(request, Retain):
@@ -289,7 +323,7 @@ class Loop:
     # --- the result clock ---
 
     def _deliver(self, upto: int) -> Flow[None]:
-        """Everything queued behind steps <= upto, in queue order, and detached evaluations that are ready."""
+        """Deliver what was queued up to and including step `upto`, in queue order, then detached evaluations."""
         while queued := self._pipeline.pop(upto):
             began = time.perf_counter()
             result = yield from queued.answer()
@@ -304,45 +338,52 @@ class Loop:
             yield from self._settle(wait=False)
 
     def _settle(self, *, wait: bool = True) -> Flow[None]:
-        """Deliver the detached evaluations that are ready, in the order they began; all of them, with `wait`."""
+        """Deliver the detached evaluations that are ready, in the order in which they began; with `wait`, all."""
         while self._detached and (wait or all(map(is_done, self._detached[0].futures))):
             result = yield from self._detached.popleft().answer()
             assert isinstance(result, EvalResult)
             self._report("on_eval", result, {}, detached=True)
 
     def _report(self, event: str, result: StepResult | EvalResult, metrics: Row, *, detached: bool = False) -> None:
-        """Tell the callbacks; give the sinks one row: the result's metrics and what the callbacks log with it."""
+        """Call the callbacks, and give the sinks one row: the result's metrics and what the callbacks log with it."""
         row = dict(metrics)
         for name, request in self._callbacks.ask(event, result.step, result):
             if isinstance(request, Log):
                 if not row.keys().isdisjoint(request.metrics):
                     twice = sorted(row.keys() & request.metrics.keys())
-                    raise PlanError(f"{name}.{event} logs {twice}, which the row of step {result.step} has already")
+                    raise PlanError(
+                        f"{name}.{event} logs {twice}, but the row of step {result.step} already has them: rename them"
+                    )
                 row.update(request.metrics)
             elif detached:
                 raise PlanError(
                     f"{name}.on_eval asked for {request!r} on the detached evaluation {getattr(result, 'name', '')!r}: "
-                    "when it arrives is not reproducible, so it can only be logged"
+                    "the time of its arrival is not reproducible, so on_eval may return only Log"
                 )
             else:
                 self._take(result.step, name, request)
         self._emit(result.step, row)
 
     def _take(self, step: int, name: str, request: Request) -> None:
-        """What is done the same way whenever it is asked for."""
+        """Do what is requested in the same way at every event: `Stop`, `Log` and `Accumulate`."""
         if isinstance(request, Stop):
             self._stop = self._stop or request
         elif isinstance(request, Log):
             self._emit(step, request.metrics)
         elif isinstance(request, Accumulate):
             if request.batches < 1 or self._accumulate not in (None, request.batches):
-                raise PlanError(f"{name} asked for {request.batches} batches a step, after {self._accumulate or 1}")
+                raise PlanError(
+                    f"{name} asked for {request.batches} batches a step; it must be >= 1, and the same for all "
+                    f"callbacks, so far {self._accumulate or 1}"
+                )
             self._accumulate = request.batches
 
     def _emit(self, step: int, row: Row) -> None:
         if row:
             if "step" in row:
-                raise PlanError(f"a metric of step {step} is named 'step', as the column of the step itself: rename it")
+                raise PlanError(
+                    f"a metric of step {step} is named 'step', which is the name of the step's own column: rename it"
+                )
             self._metrics.update(row)
             self._sinks.emit(step, row)
 

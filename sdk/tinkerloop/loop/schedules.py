@@ -18,7 +18,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def constant(value: float) -> Schedule:
-    """`value` at every step.
+    """Return `value` at every step.
 
     >>> [constant(0.5)(s) for s in (0, 1000)]
     [0.5, 0.5]
@@ -27,7 +27,7 @@ def constant(value: float) -> Schedule:
 
 
 def polynomial(start: float, end: float, steps: int, power: float = 1.0) -> Schedule:
-    """From `start` to `end` over `steps`: end + (start - end) * (1 - t)^power, with t = min(step / steps, 1).
+    """Move from `start` to `end` over `steps`: end + (start - end) * (1 - t)^power, with t = min(step / steps, 1).
 
     >>> [polynomial(1.0, 0.0, 10, power=2)(s) for s in (0, 5, 10, 11)]
     [1.0, 0.25, 0.0, 0.0]
@@ -38,7 +38,7 @@ def polynomial(start: float, end: float, steps: int, power: float = 1.0) -> Sche
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
-    """From `start` to `end` in a straight line over `steps`: start + (end - start) * min(step / steps, 1).
+    """Move from `start` to `end` in a straight line over `steps`: start + (end - start) * min(step / steps, 1).
 
     >>> [linear(1.0, 0.0, 10)(s) for s in (0, 5, 10, 11)]
     [1.0, 0.5, 0.0, 0.0]
@@ -47,7 +47,9 @@ def linear(start: float, end: float, steps: int) -> Schedule:
 
 
 def cosine(start: float, end: float, steps: int) -> Schedule:
-    """Half a cosine from `start` to `end`: end + (start - end) * (1 + cos(pi * t)) / 2, with t = min(step / steps, 1).
+    """Follow half a cosine from `start` to `end`:
+
+    end + (start - end) * (1 + cos(pi * t)) / 2, with t = min(step / steps, 1).
 
     Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2017), one cycle.
 
@@ -59,7 +61,7 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
 
 
 def exponential(start: float, rate: float, steps: int) -> Schedule:
-    """Multiplied by `rate` every `steps`: start * rate^(step / steps). It has no horizon.
+    """Multiply by `rate` every `steps`: start * rate^(step / steps). It has no horizon.
 
     >>> [exponential(1.0, 0.5, 10)(s) for s in (0, 10, 20)]
     [1.0, 0.5, 0.25]
@@ -70,7 +72,7 @@ def exponential(start: float, rate: float, steps: int) -> Schedule:
 
 
 def inverse_sqrt(peak: float, warmup_steps: int) -> Schedule:
-    """Linear to `peak` over `warmup_steps`, then falling as 1/sqrt: peak * min((s + 1) / w, sqrt(w / (s + 1))).
+    """Rise linearly to `peak` over `warmup_steps`, then fall as 1/sqrt: peak * min((s + 1) / w, sqrt(w / (s + 1))).
 
     Vaswani et al., "Attention Is All You Need" (2017), section 5.3, with `peak` in place of the model-size factor.
 
@@ -95,7 +97,7 @@ def wsd(peak: float, end: float, *, warmup_steps: int, stable_steps: int, decay_
 
 
 def piecewise(values: Sequence[tuple[int, float]], last: float) -> Schedule:
-    """Constant pieces: each `(steps, value)` holds for that many steps, then `last` for good.
+    """Hold each `(steps, value)` for that many steps, then `last` for ever.
 
     >>> [piecewise([(2, 1.0), (3, 0.1)], 0.01)(s) for s in (0, 1, 2, 4, 5, 9)]
     [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
@@ -104,7 +106,7 @@ def piecewise(values: Sequence[tuple[int, float]], last: float) -> Schedule:
 
 
 def warmup(steps: int, then: Schedule) -> Schedule:
-    """Linear up to the first value of `then` over `steps`, then `then` from its own step 0.
+    """Rise linearly to the first value of `then` over `steps`, then `then` from its own step 0.
 
     then(0) * (step + 1) / steps for step < steps: the first step already moves, and step `steps - 1` reaches the peak.
 
@@ -119,13 +121,13 @@ def warmup(steps: int, then: Schedule) -> Schedule:
 
 
 def join(parts: Sequence[tuple[int, Schedule]], last: Schedule) -> Schedule:
-    """One schedule after another: `(steps, schedule)` for that many steps, then `last`. Each starts at its 0.
+    """Follow each `(steps, schedule)` for that many steps, then `last`. Each schedule starts at its own step 0.
 
     >>> [join([(2, constant(1.0))], linear(0.5, 0.0, 10))(s) for s in (0, 1, 2, 7)]
     [1.0, 1.0, 0.5, 0.25]
     """
     for steps, _ in parts:
-        _require(steps >= 0, f"a part cannot last {steps} steps")
+        _require(steps >= 0, f"the steps of each part must be >= 0, got {steps}")
 
     def schedule(step: int) -> float:
         for steps, part in parts:
@@ -138,7 +140,7 @@ def join(parts: Sequence[tuple[int, Schedule]], last: Schedule) -> Schedule:
 
 
 def scaled(schedule: Schedule, factor: float) -> Schedule:
-    """`schedule` times `factor`.
+    """Multiply `schedule` by `factor`.
 
     >>> scaled(constant(2.0), 0.5)(0)
     1.0

@@ -1,7 +1,7 @@
-"""Sinks: where rows of metrics go. A sink is called as `sink(step, row)`; every sink of a run is given the same rows.
+"""Sinks, which write rows of metrics. A sink is called as `sink(step, row)`; all sinks of a run are given all rows.
 
-Any function of two arguments is a sink. Subclass `Sink` to be told when the run starts, records and ends, or to declare
-yourself `optional`: then an exception is reported once and the sink dropped, instead of ending the run.
+Any function of two arguments is a sink. Subclass `Sink` to open and close something, or to make it
+`optional`: then an exception is logged once and the sink dropped, instead of ending the run.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ class Sink:
     optional: bool = False
 
     def open(self, rows: int, step: int) -> None:
-        """Before the first row. A resumed run goes on after its first `rows` rows, at `step`; later ones come again."""
+        """Prepare for the first row. A resumed run continues after `rows` rows, at `step`; later rows come again."""
 
     def __call__(self, step: int, row: Row) -> None:
-        """One item's metrics: a step, an evaluation, or what a callback logged."""
+        """Write the metrics of a step, of an evaluation, or of a callback's `Log`."""
 
     def sync(self) -> None:
-        """Make sure that the rows so far outlive the process: a record that counts them is about to be written."""
+        """Force the rows so far to disk: a record that counts them is about to be written."""
 
     def close(self, failed: bool) -> None:
-        """After the last row; `failed` if an error ended the run."""
+        """Finish after the last row; `failed` if an error ended the run."""
 
 
 class FunctionSink(Sink):
     """A sink made of a function."""
 
-    def __init__(self, function: Callable[[int, Row], Any]):
+    def __init__(self, function: Callable[[int, Row], object]):
         self._function = function
 
     def __call__(self, step: int, row: Row) -> None:
@@ -51,9 +51,9 @@ class FunctionSink(Sink):
 
 
 class Sinks:
-    """The sinks of one run: all are given the same rows, which are counted."""
+    """The sinks of one run. All are given the same rows, and the rows are counted."""
 
-    def __init__(self, sinks: Sequence[Sink | Callable[[int, Row], Any]]):
+    def __init__(self, sinks: Sequence[Sink | Callable[[int, Row], object]]):
         self._sinks = [sink if isinstance(sink, Sink) else FunctionSink(sink) for sink in sinks]
         self._opened: list[Sink] = []
         self.rows = 0
@@ -74,7 +74,7 @@ class Sinks:
             self._guard(sink, sink.sync)
 
     def close(self, failed: bool) -> list[Exception]:
-        """Close all that were opened, whatever goes wrong in one; returns what did."""
+        """Close every sink that was opened, and return the errors that they raised."""
         failures: list[Exception] = []
         for sink in list(self._opened):
             try:
@@ -99,8 +99,8 @@ class Sinks:
 class Jsonl(Sink):
     """One JSON object a line: `{"step": 3, "loss": 0.5, ...}`.
 
-    Each row is written when it comes, and forced to disk before a record counts it. On resume, rows behind the record
-    are cut off, so that steps stay monotone and no row stands twice.
+    Each row is written when it comes, and forced to disk before a record counts it. On resume, the rows after the
+    record are cut off, so that steps never decrease and no row comes twice.
     """
 
     def __init__(self, path: str | Path):
@@ -112,7 +112,7 @@ class Jsonl(Sink):
         if kept < rows:
             raise CheckpointError(
                 f"{self.path} holds {kept} rows, but the record of step {step} was written after {rows}: "
-                "rows are missing. Restore the file; to resume in another folder, copy it there first"
+                "rows are missing. Restore the file, or copy it to the folder where the run is resumed"
             )
         self._file = self.path.open("ab", buffering=0)
 
@@ -142,7 +142,10 @@ class Console(Sink):
 
 
 class TensorBoard(Sink):
-    """TensorBoard event files in `folder` (extra: `tinkerloop-sdk[tensorboard]`). A resumed run replaces repeats."""
+    """TensorBoard event files in `folder` (extra: `tinkerloop-sdk[tensorboard]`).
+
+    A resumed run replaces the rows after its record.
+    """
 
     optional = True
 
@@ -166,11 +169,12 @@ class TensorBoard(Sink):
 
 
 class WandB(Sink):
-    """Weights & Biases (extra: `tinkerloop-sdk[wandb]`). `folder` keeps the run's id: a resumed run goes on in it.
+    """Weights & Biases (extra: `tinkerloop-sdk[wandb]`). A resumed run continues the same W&B or MLflow run.
 
-    Rows that had been logged behind the record come again, with the same step and values.
+    Rows that were logged after the record come again, with the same step and values.
 
     Args:
+        folder: where the run's id is saved.
         settings: further arguments of `wandb.init`, such as `project=`, `name=`, `mode="offline"`.
     """
 
@@ -182,10 +186,10 @@ class WandB(Sink):
     def open(self, rows: int, step: int) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
-        kept = self._folder / "wandb_run_id"
-        run_id = kept.read_text() if kept.exists() else uuid.uuid4().hex
+        id_file = self._folder / "wandb_run_id"
+        run_id = id_file.read_text() if id_file.exists() else uuid.uuid4().hex
         self._folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(run_id)
+        id_file.write_text(run_id)
         self._run = wandb.init(id=run_id, resume="allow", dir=str(self._folder), **self._settings)
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -198,9 +202,9 @@ class WandB(Sink):
 
 
 class MLflow(Sink):
-    """MLflow (extra: `tinkerloop-sdk[mlflow]`). `folder` keeps the run's id: a resumed run goes on in it.
+    """MLflow (extra: `tinkerloop-sdk[mlflow]`). A resumed run continues the same W&B or MLflow run.
 
-    Rows that had been logged behind the record come again, with the same step and values.
+    Rows that were logged after the record come again, with the same step and values.
     """
 
     optional = True
@@ -212,16 +216,16 @@ class MLflow(Sink):
         from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         self._client = MlflowClient(tracking_uri=self._uri)
-        kept = self._folder / "mlflow_run_id"
-        if kept.exists():
-            self._run_id = kept.read_text()
+        id_file = self._folder / "mlflow_run_id"
+        if id_file.exists():
+            self._run_id = id_file.read_text()
             self._client.update_run(self._run_id, status="RUNNING")
             return
         experiment = self._client.get_experiment_by_name(self._experiment)
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
         self._run_id = self._client.create_run(experiment_id).info.run_id
         self._folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(self._run_id)
+        id_file.write_text(self._run_id)
 
     def __call__(self, step: int, row: Row) -> None:
         for name, value in row.items():

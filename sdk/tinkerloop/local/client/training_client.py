@@ -10,13 +10,14 @@ import numpy as np
 import tinker
 from transformers import PreTrainedTokenizerBase
 
+from tinkerloop.clients import CustomLoss
 from tinkerloop.local.client.async_methods import in_thread, queued
 from tinkerloop.local.client.awaitable_client import Resolved
 from tinkerloop.local.client.sampling_client import SamplingClient
 from tinkerloop.local.nn import losses
 from tinkerloop.local.nn.parameters import TrainState
 from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind
-from tinkerloop.local.runtime.custom_loss import CustomLoss, as_function
+from tinkerloop.local.runtime.custom_loss import as_function
 from tinkerloop.local.runtime.engine import Engine, EngineRun, Sampler
 from tinkerloop.local.runtime.forward_backward import ForwardBackward
 from tinkerloop.local.runtime.request_future import RequestFuture, failed

@@ -5,7 +5,7 @@ L(lp) at lp  ->  weights w = -dL/dlp,  because the gradient of cross entropy's s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,8 @@ import tinker
 import torch
 from numpy.typing import NDArray
 
+from tinkerloop.clients import CustomLoss
 from tinkerloop.local.unsupported import unsupported
-
-CustomLoss = Callable[[list[tinker.Datum], list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]
-"""(data, log-probabilities of each datum, (N,) or (N, K)) -> (scalar loss, metrics)."""
 
 
 def custom_weights(

@@ -16,6 +16,7 @@ from typing import Any
 import tinker
 import torch
 
+from tinkerloop.clients import CustomLoss
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.nn.model import Model
 from tinkerloop.local.nn.model_loading import load_model
@@ -24,7 +25,7 @@ from tinkerloop.local.nn.parameters import TrainState, Weights
 from tinkerloop.local.request_errors import Verbatim, bad_request, user_error
 from tinkerloop.local.runtime.allocator import keep_freed_memory
 from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind, parse_path
-from tinkerloop.local.runtime.custom_loss import CustomLoss, custom_weights
+from tinkerloop.local.runtime.custom_loss import custom_weights
 from tinkerloop.local.runtime.forward_backward import ForwardBackward, run_forward_backward
 from tinkerloop.local.runtime.peft_format import adapted_modules, tensor_names
 from tinkerloop.local.runtime.replica_threads import lane_count

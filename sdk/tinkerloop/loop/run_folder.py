@@ -1,4 +1,4 @@
-"""One folder per run: what was asked for, in which environment, what came out, and a lock."""
+"""The folder of a run: its configuration, environment, metrics, records and summary, and a lock."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tinkerloop.loop.events import Summary
 from tinkerloop.loop.jsonl import append_line, cut, write_atomic
 from tinkerloop.loop.sinks import Jsonl
 
-_PACKAGES = ("tinkerloop", "tinker", "torch", "transformers", "peft", "numpy")
+_PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
 
 class Run:
-    """A run folder, locked while open. Another process that opens it is refused; a dead one's lock is void.
+    """A run folder, locked while open: another process cannot open it. The lock ends with the process that holds it.
 
-        config.json        what the newest start was asked for
+        config.json        the configuration of the newest start
         environment.json   its time, command, code revision, host, Python and package versions
         starts.jsonl       both, for every start
-        metrics.jsonl      one row per item; `run.metrics` is the sink that writes it
+        metrics.jsonl      one row per step, evaluation or `Log`; `run.metrics` is the sink that writes it
         checkpoints.jsonl  one line per record; `run.checkpoints`
-        summary.json       how the newest training ended; absent while it runs and after a kill
+        summary.json       the end of the newest training; absent while it runs and after a kill
 
         with Run("runs/one", config={"steps": 100}) as run:
             record = run.checkpoints.latest()
@@ -41,11 +41,13 @@ class Run:
             run.finish(loop.run())
 
     Args:
-        config: JSON values; what is none, such as a path, is written as its `str`.
+        folder: made if it does not exist.
+        config: JSON values; any other value, such as a path, is written as its `str`.
         delete: see `Checkpoints`.
 
     Raises:
-        RunLockedError: on entering, when another process works here.
+        CheckpointError: on entering, if `folder` is a file.
+        RunLockedError: on entering, if another process has the folder open.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Run:
         folder: str | Path,
         config: Mapping[str, Any] | None = None,
         *,
-        delete: Callable[[str], Any] | None = None,
+        delete: Callable[[str], object] | None = None,
     ):
         self.folder = Path(folder)
         self.config = json.loads(json.dumps(dict(config or {}), default=str))
@@ -62,13 +64,13 @@ class Run:
 
     def __enter__(self) -> Run:
         if self.folder.exists() and not self.folder.is_dir():
-            raise CheckpointError(f"{self.folder} is a file; a run needs a folder")
+            raise CheckpointError(f"{self.folder} is a file: give the path of a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         try:
             self._start()
         except BaseException:
-            os.close(self._descriptor)  # nobody leaves what could not be entered
+            os.close(self._descriptor)  # __exit__ is not called when __enter__ raises
             raise
         return self
 
@@ -82,7 +84,7 @@ class Run:
         append_line(self.folder / "starts.jsonl", {"config": self.config, **started})
 
     def finish(self, summary: Summary) -> None:
-        """Write summary.json."""
+        """Write the run's summary to summary.json."""
         self._write(
             "summary.json",
             {
@@ -101,7 +103,9 @@ class Run:
             if error is not None:
                 latest = self.checkpoints.latest()
                 self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
-            elif self._ended is not None and not self._summary.exists():  # nothing was trained
+            elif (
+                self._ended is not None and not self._summary.exists()
+            ):  # nothing was trained: the old summary still holds
                 write_atomic(self._summary, self._ended)
         finally:
             os.close(self._descriptor)  # releases the lock, as the death of the process would
@@ -129,8 +133,10 @@ class Run:
 
 
 def environment() -> dict[str, Any]:
-    """Time (UTC), command, code revision, host, Python and package versions."""
-    versions = {}
+    """Collect the time (UTC), command, code revision, host, and the versions of Python and packages."""
+    from tinkerloop import __version__  # a circular import above
+
+    versions: dict[str, str | None] = {"tinkerloop": __version__}  # whatever name it was installed under
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -1,4 +1,4 @@
-"""Telling callbacks and taking their answers: names, saved state, what may be asked for, cost, and blame for errors."""
+"""Calls of the callbacks: their names, saved state, allowed requests and timing, and notes on their errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALLOWED: Mapping[str, tuple[type, ...]] = {
     "on_save": (Log, Retain, Stop),
     "on_end": (),
 }
-"""What a callback may ask for at each event."""
+"""The requests that a callback may return at each event."""
 
 
 class Dispatcher:
@@ -48,7 +48,7 @@ class Dispatcher:
         self._seconds: dict[str, float] = defaultdict(float)
 
     def lap(self) -> dict[str, float]:
-        """Seconds spent since the last lap: in all `callbacks`, and in each that ran, `callback/<name>`."""
+        """Return the seconds spent since the last call: in all `callbacks`, and in each that ran, `callback/<name>`."""
         lap = {"callbacks": sum(self._seconds.values())}
         lap.update((f"callback/{name}", seconds) for name, seconds in self._seconds.items())
         self._seconds.clear()
@@ -57,16 +57,16 @@ class Dispatcher:
     # --- state ---
 
     def states(self) -> dict[str, Mapping[str, Any]]:
-        """Every callback's state by name, and saved states that no callback of this run claims.
+        """Return every callback's state by name, and the restored states that no callback of this run has.
 
         Raises:
-            CheckpointError: a state would not come back from a record as it is.
+            CheckpointError: a state holds values that JSON would change.
         """
         own = {name: _saved(name, cb.state) for name, cb in self._callbacks.items() if cb.state is not None}
         return self._unclaimed | own
 
     def restore(self, record: Record) -> None:
-        """Put the states of a record back.
+        """Give the states of a record to the callbacks of the same names.
 
         Raises:
             CheckpointError: a state's fields are not those its class has now.
@@ -74,7 +74,7 @@ class Dispatcher:
         stateful = {name: cb for name, cb in self._callbacks.items() if cb.state is not None}
         for name, callback in stateful.items():
             if name not in record.callbacks:
-                logger.warning("no state was saved for callback %r: it starts afresh", name)
+                logger.warning("no state was saved for callback %r: it starts with a new one", name)
                 continue
             saved, expected = record.callbacks[name], {field.name for field in fields(callback.state)}
             if set(saved) != expected:
@@ -86,12 +86,15 @@ class Dispatcher:
             callback.state = type(callback.state)(**saved)
         self._unclaimed = {name: state for name, state in record.callbacks.items() if name not in stateful}
         for name in self._unclaimed:
-            logger.warning("the record holds state for a callback %r that this run does not have: kept, unused", name)
+            logger.warning(
+                "the record holds state of a callback %r that this run does not have: later records will hold it too",
+                name,
+            )
 
     # --- events ---
 
     def ask(self, event: str, step: int, *args: Any) -> list[tuple[str, Request]]:
-        """Tell every callback that handles `event`; returns (name, request) in list order."""
+        """Call every callback that handles `event` and return the requests as (name, request), in list order."""
         asked: list[tuple[str, Request]] = []
         for name, handler in self._handlers[event]:
             answer = self._call(name, event, handler, step, *args)
@@ -100,7 +103,7 @@ class Dispatcher:
         return asked
 
     def start(self, step: int, steps: int | None) -> list[tuple[str, Request]]:
-        """`on_start`, remembering whom to tell of the end if one of them raises."""
+        """Call `on_start`, and note which callbacks have started: only their `on_end` will be called."""
         asked: list[tuple[str, Request]] = []
         handlers = dict(self._handlers["on_start"])
         for name in list(self._callbacks):
@@ -111,18 +114,20 @@ class Dispatcher:
         return asked
 
     def plan(self, plan: Plan) -> Plan:
-        """`on_plan`, composed in list order."""
+        """Call `on_plan`, each callback on the plan of the one before it in the list."""
         for name, handler in self._handlers["on_plan"]:
             changed = self._call(name, "on_plan", handler, plan.step, plan, if_dropped=plan)
             if not isinstance(changed, Plan):
                 raise PlanError(f"{name}.on_plan must return a Plan, got {changed!r}")
-            if changed.step != plan.step:  # it would be answered at the wrong time, or never
+            if (
+                changed.step != plan.step
+            ):  # results are delivered by step: another number would come too early, too late or never
                 raise PlanError(f"{name}.on_plan must keep the plan's step, {plan.step}, got {changed.step}")
             plan = changed
         return plan
 
     def end(self, step: int, summary: Any) -> list[Exception]:
-        """`on_end` for every started callback, last started first, whatever fails; returns what did."""
+        """Call `on_end` of every started callback, last started first, and return the errors that they raised."""
         failures: list[Exception] = []
         handlers = dict(self._handlers["on_end"])
         for name in reversed(self._started):
@@ -135,7 +140,7 @@ class Dispatcher:
         return failures
 
     def _overriding(self, event: str) -> list[tuple[str, Callable[..., Any]]]:
-        """Whom to tell of `event`: the others would only cost time."""
+        """List the callbacks that override `event`: calling the others would only cost time."""
         base = getattr(Callback, event)
         return [
             (name, getattr(cb, event)) for name, cb in self._callbacks.items() if getattr(type(cb), event) is not base
@@ -161,20 +166,20 @@ class Dispatcher:
 
 
 def _saved(name: str, state: Any) -> dict[str, Any]:
-    """A callback's state as a record holds it."""
+    """Convert a callback's state to the form that a record holds."""
     for field in fields(state):
         value = getattr(state, field.name)
         if not field.init or not _is_json(value):
             raise CheckpointError(
-                f"the state of callback {name!r} would not come back from a record as it is: {field.name} is {value!r}"
-                f"{'' if field.init else ', a field with init=False'}; a state is a dataclass of JSON values: numbers, "
+                f"the state of callback {name!r} cannot be saved: {field.name} is {value!r}"
+                f"{'' if field.init else ', a field with init=False'}; use a dataclass of JSON values: numbers, "
                 "strings, booleans, None, lists, and dictionaries with strings as keys"
             )
     return asdict(state)
 
 
 def _is_json(value: Any) -> bool:
-    """Whether JSON gives it back as it is; it makes lists of tuples, and strings of a dictionary's keys."""
+    """Return true if JSON gives the value back unchanged. It turns tuples into lists, and keys into strings."""
     if isinstance(value, list):
         return all(map(_is_json, value))
     if isinstance(value, dict):
@@ -183,7 +188,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _requests(name: str, event: str, answer: Any) -> list[Request]:
-    """What a callback answered, as a list of allowed requests."""
+    """Return a callback's answer as a list of requests, or raise PlanError if one is not allowed at this event."""
     if answer is None:
         return []
     if isinstance(answer, ALLOWED[event]):

@@ -1,4 +1,4 @@
-"""Whatever the loop is given to read from, as batches with a position."""
+"""Batches with a position, made of a list or an iterator of batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinkerloop.errors import PlanError
 
 
 class _Listed:
-    """Batches of a sequence of batches; the cursor is an index."""
+    """A sequence of batches; the cursor is the index of the next."""
 
     def __init__(self, batches: Sequence[Sequence[tinker.Datum]]):
         self._batches, self.cursor = batches, 0
@@ -24,12 +24,14 @@ class _Listed:
 
     def seek(self, cursor: int) -> None:
         if not isinstance(cursor, int) or not 0 <= cursor <= len(self._batches):
-            raise PlanError(f"cannot seek to batch {cursor} of {len(self._batches)}: these are not the same batches")
+            raise PlanError(
+                f"cannot seek to batch {cursor} of {len(self._batches)}: resume with the batches of the record"
+            )
         self.cursor = cursor
 
 
 class _Iterated:
-    """Batches of an iterable that cannot be sought."""
+    """An iterable of batches, which has no position."""
 
     cursor = None
 
@@ -40,14 +42,18 @@ class _Iterated:
         return next(self._iterator)
 
     def seek(self, cursor: Any) -> None:
-        raise PlanError("an iterator cannot be sought")
+        raise PlanError("an iterator has no position: use tinkerloop.data or a list of batches")
 
 
 def as_batches(batches: Any, *, seekable: bool) -> Batches:
-    """`batches` itself if it has a cursor, else a list or an iterable of batches made to look so.
+    """Return `batches` itself if it has a cursor; wrap a list or an iterable of batches.
+
+    Args:
+        batches: `Batches`, a list of batches, or an iterable of batches.
+        seekable: if true, refuse an iterator, which has no position.
 
     Raises:
-        PlanError: it cannot be sought, and the run is to be recorded.
+        PlanError: `batches` has no position, and `seekable` is true.
     """
     if isinstance(batches, Batches):
         return batches
@@ -55,7 +61,7 @@ def as_batches(batches: Any, *, seekable: bool) -> Batches:
         return _Listed(batches)
     if seekable:
         raise PlanError(
-            f"a run with checkpoints needs batches that can be sought, got {type(batches).__name__}: "
+            f"a run with checkpoints needs batches with a position, got {type(batches).__name__}: "
             "use tinkerloop.data, a list of batches, or an object with `cursor` and `seek`"
         )
     return _Iterated(batches)
