@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tinkerloop.local import ServiceClient
-from tinkerloop.local.nn.layers import activation_checkpointing as activations
-from tinkerloop.local.nn.layers.activation_checkpointing import available_memory, saved_bytes
+from tinkerloop.local.nn.layers import gradient_checkpointing
+from tinkerloop.local.nn.layers.gradient_checkpointing import available_memory, saved_bytes
 from tinkerloop.local.nn.parameters import TrainState
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -41,7 +41,7 @@ def test_on_and_off_give_the_same_gradient_to_the_bit(tmp_path, datum, adam, arc
 
 def test_it_keeps_less(client, datum):
     client.forward_backward([datum(0)], "cross_entropy").result()
-    choice = client._run.model.activations
+    choice = client._run.model.gradient_checkpointing
 
     def kept(recompute: bool) -> int:
         choice.recompute = recompute
@@ -51,8 +51,8 @@ def test_it_keeps_less(client, datum):
 
 
 def test_it_is_chosen_by_the_memory_available_and_said(service, datum, monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "tinkerloop.local.nn.layers.activation_checkpointing")
-    monkeypatch.setattr(activations, "available_memory", lambda device: 10_000_000)
+    caplog.set_level(logging.INFO, "tinkerloop.local.nn.layers.gradient_checkpointing")
+    monkeypatch.setattr(gradient_checkpointing, "available_memory", lambda device: 10_000_000)
     client = service.create_lora_training_client("tiny", rank=8)
     for length in (50, 40, 1500, 1500, 50):
         client.forward_backward([datum(0, length)], "cross_entropy").result()
@@ -65,7 +65,7 @@ def test_it_is_chosen_by_the_memory_available_and_said(service, datum, monkeypat
 
 def test_the_estimate_is_what_a_pass_keeps(client, datum):
     client.forward_backward([datum(0)], "cross_entropy").result()
-    choice = client._run.model.activations
+    choice = client._run.model.gradient_checkpointing
     (cost,) = choice._costs.values()
     kept = [saved_bytes(lambda n=n: choice._run(n)) for n in (300, 800)]  # of what is kept but once, as much
     assert cost(800) - cost(300) == pytest.approx(kept[1] - kept[0], rel=0.05)

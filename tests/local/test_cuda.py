@@ -223,7 +223,7 @@ def test_the_exported_adapter_gives_its_numbers_in_peft(new, datum, adam, tmp_pa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tinkerloop.local.runtime.store import Store
+    from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 
     folder = write_model("qwen3", tmp_path / "base")
     client = new("cuda", "float32", str(folder))
@@ -231,7 +231,7 @@ def test_the_exported_adapter_gives_its_numbers_in_peft(new, datum, adam, tmp_pa
     (trained,) = train(client, data, adam)
     path = client.save_weights_for_sampler("a").result().path
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, str(Store(tmp_path / "runs").folder(path))).eval()
+    model = PeftModel.from_pretrained(base, str(CheckpointStore(tmp_path / "runs").folder(path))).eval()
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([data[0].model_input.to_ints()])).logits[0]
     targets = data[0].loss_fn_inputs["target_tokens"].to_torch()

@@ -452,7 +452,7 @@ def test_trainer_sampler_and_peft_agree_on(architecture: str, service, datum, ad
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tinkerloop.local.runtime.store import Store
+    from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 
     path = client.save_weights_for_sampler("a").result().path
     if architecture in PEFT_CANNOT_LOAD:
@@ -460,7 +460,7 @@ def test_trainer_sampler_and_peft_agree_on(architecture: str, service, datum, ad
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     else:
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        model = PeftModel.from_pretrained(base, str(Store(tmp_path).folder(path))).eval()
+        model = PeftModel.from_pretrained(base, str(CheckpointStore(tmp_path).folder(path))).eval()
     for ids, lp in zip(full, trained, strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]

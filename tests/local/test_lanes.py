@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tinkerloop.local import ServiceClient
 from tinkerloop.local.runtime.packing import pack
-from tinkerloop.local.runtime.replica_threads import deal, lane_count, run_lanes
+from tinkerloop.local.runtime.replica_threads import deal_datums, replica_count, run_replicas
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def threads(count: int) -> Iterator[None]:
 
 @given(st.lists(st.floats(1, 1000), min_size=1, max_size=40), st.integers(1, 4))
 def test_every_datum_is_dealt_once_and_no_lane_has_a_datum_too_many(costs, lanes):
-    dealt = deal(costs, lanes)
+    dealt = deal_datums(costs, lanes)
     assert sorted(index for share in dealt for index in share) == list(range(len(costs)))
     totals = [sum(costs[i] for i in share) for share in dealt]
     assert max(totals) - min(totals) <= max(costs) + 1e-6
@@ -59,13 +59,13 @@ def test_work_grows_with_positions_their_pairs_and_those_that_have_a_loss(client
 )
 def test_a_lane_needs_a_thread_a_datum_and_tokens_enough(lengths, budget, expected):
     with threads(3):
-        assert lane_count(lengths, budget) == expected
+        assert replica_count(lengths, budget) == expected
 
 
 def test_lanes_run_side_by_side_on_their_share_of_the_threads():
     together = threading.Barrier(2, timeout=30)
     with threads(4):
-        assert run_lanes(2, lambda lane: (together.wait() >= 0, torch.get_num_threads())) == [(True, 2)] * 2
+        assert run_replicas(2, lambda lane: (together.wait() >= 0, torch.get_num_threads())) == [(True, 2)] * 2
         assert torch.get_num_threads() == 4
 
 
@@ -78,7 +78,7 @@ def test_a_lanes_error_comes_out_when_all_have_ended():
         ended.append(lane)
 
     with threads(3), pytest.raises(ValueError, match="lane 0"):
-        run_lanes(3, run)
+        run_replicas(3, run)
     assert sorted(ended) == [1, 2]
 
 

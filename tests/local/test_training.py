@@ -15,7 +15,7 @@ import tinker
 import torch
 
 from tinkerloop.local import ServiceClient, TrainingClient
-from tinkerloop.local.nn import optimizer as optim
+from tinkerloop.local.nn import adam as adam_module
 from tinkerloop.local.nn.losses import LOSSES
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -350,7 +350,7 @@ def test_a_custom_loss_must_use_every_datum(client, datum):
     ],
 )
 def test_steps_equal_torch_adamw_after_torch_clipping(client: TrainingClient, datum, adam, fields, monkeypatch):
-    monkeypatch.setattr(optim, "BLOCK", 1000)  # several
+    monkeypatch.setattr(adam_module, "BLOCK", 1000)  # several
     parameter = torch.nn.Parameter(flat(client))
     params = adam(**fields)
     optimizer = torch.optim.AdamW(

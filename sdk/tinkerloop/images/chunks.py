@@ -87,19 +87,19 @@ def image_chunk(
     given = image if isinstance(image, tinker.types.ImageChunk) else None
     source = _read(given.data if given is not None else image, fetch)
 
-    picture = _open(source) if isinstance(source, bytes) else source
-    _check_pixels(picture.size, max_pixels)
-    if isinstance(source, bytes) and len(source) <= max_bytes and _passes(picture, source):
+    pil_image = _open(source) if isinstance(source, bytes) else source
+    _check_pixels(pil_image.size, max_pixels)
+    if isinstance(source, bytes) and len(source) <= max_bytes and _passes(pil_image, source):
         _check_complete(source)
-        data, size = source, picture.size
+        data, size = source, pil_image.size
     else:
         if jpeg_quality is not None:
             write = partial(jpeg, quality=jpeg_quality, subsampling=2)
-        elif picture.format in ("JPEG", "MPO"):
+        elif pil_image.format in ("JPEG", "MPO"):
             write = partial(jpeg, quality=QUALITIES[0])
         else:
             write = png
-        data, size = fitting(_to_rgb(picture), write, rule, max_bytes)
+        data, size = fitting(_to_rgb(pil_image), write, rule, max_bytes)
     tokens = rule.tokens(*size)
     if given is not None and given.expected_tokens not in (None, tokens):
         raise ImageError(
@@ -116,9 +116,9 @@ def open_image(image: Any, *, fetch: Fetch | None = None, max_pixels: int = MAX_
         ImageError: as `image_chunk` does.
     """
     source = _read(image.data if isinstance(image, tinker.types.ImageChunk) else image, fetch)
-    picture = _open(source) if isinstance(source, bytes) else source
-    _check_pixels(picture.size, max_pixels)
-    return _to_rgb(picture)
+    pil_image = _open(source) if isinstance(source, bytes) else source
+    _check_pixels(pil_image.size, max_pixels)
+    return _to_rgb(pil_image)
 
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -127,10 +127,10 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     Raises:
         ImageError: no image, an empty one, or one of more than `max_pixels`.
     """
-    picture = _open(data)
-    width, height = picture.size
+    pil_image = _open(data)
+    width, height = pil_image.size
     _check_pixels((width, height), max_pixels)
-    return (height, width) if _orientation(picture) >= 5 else (width, height)
+    return (height, width) if _orientation(pil_image) >= 5 else (width, height)
 
 
 # ---- sources
@@ -186,18 +186,18 @@ def _read_file(path: str) -> bytes:
         raise ImageError(f"cannot read the image {path[:200]!r}: {error}") from error
 
 
-def _file_behind(picture: Image.Image) -> bytes | None:
+def _file_behind(pil_image: Image.Image) -> bytes | None:
     """The file of a PIL image that was opened and not touched since, so that it need not be encoded again."""
-    if not isinstance(picture, ImageFile.ImageFile) or not picture.tile or picture.fp is None:
+    if not isinstance(pil_image, ImageFile.ImageFile) or not pil_image.tile or pil_image.fp is None:
         return None
-    if picture.format not in ("PNG", "JPEG", "MPO") or getattr(picture, "decoderconfig", ()) not in ((), None):
+    if pil_image.format not in ("PNG", "JPEG", "MPO") or getattr(pil_image, "decoderconfig", ()) not in ((), None):
         return None  # a JPEG that is being drafted at a smaller size
-    position = picture.fp.tell()
+    position = pil_image.fp.tell()
     try:
-        picture.fp.seek(0)
-        return picture.fp.read()
+        pil_image.fp.seek(0)
+        return pil_image.fp.read()
     finally:
-        picture.fp.seek(position)
+        pil_image.fp.seek(position)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -243,20 +243,20 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageError(f"an image of {width} x {height} pixels is above max_pixels={max_pixels}")
 
 
-def _passes(picture: Image.Image, data: bytes) -> bool:
+def _passes(pil_image: Image.Image, data: bytes) -> bool:
     """Whether every reader sees the same in this file: 8-bit gray or RGB, upright, opaque, one frame."""
-    if picture.format not in ("PNG", "JPEG", "MPO") or picture.mode not in ("L", "RGB"):
+    if pil_image.format not in ("PNG", "JPEG", "MPO") or pil_image.mode not in ("L", "RGB"):
         return False
-    if picture.format == "PNG" and (data[24] > 8 or getattr(picture, "is_animated", False)):
+    if pil_image.format == "PNG" and (data[24] > 8 or getattr(pil_image, "is_animated", False)):
         return False
-    return "transparency" not in picture.info and _orientation(picture) == 1
+    return "transparency" not in pil_image.info and _orientation(pil_image) == 1
 
 
-def _orientation(picture: Image.Image) -> int:
-    if not ({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} & picture.info.keys()):
+def _orientation(pil_image: Image.Image) -> int:
+    if not ({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} & pil_image.info.keys()):
         return 1
     try:
-        return picture.getexif().get(_ORIENTATION, 1)
+        return pil_image.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # EXIF data is a format of its own, and as breakable
         raise ImageError(f"the image's EXIF data cannot be read: {error}") from error
 
@@ -285,38 +285,38 @@ def _check_complete(data: bytes) -> None:
 # ---- converting
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(pil_image: Image.Image) -> Image.Image:
     """Decode: upright, first frame, 8-bit gray or RGB, transparency over white."""
     try:
-        if getattr(picture, "is_animated", False) and picture.tell() != 0:
-            picture.seek(0)
-        picture.load()
-        if _orientation(picture) != 1:
-            picture = ImageOps.exif_transpose(picture)
-        return _eight_bit(picture)
+        if getattr(pil_image, "is_animated", False) and pil_image.tell() != 0:
+            pil_image.seek(0)
+        pil_image.load()
+        if _orientation(pil_image) != 1:
+            pil_image = ImageOps.exif_transpose(pil_image)
+        return _eight_bit(pil_image)
     except ImageError:
         raise
     except Exception as error:  # decoders of broken files raise errors of every kind
         raise ImageError(f"the image file is truncated or damaged: {error}") from error
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
+def _eight_bit(pil_image: Image.Image) -> Image.Image:
+    if pil_image.has_transparency_data:
+        rgba = pil_image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    if picture.mode in ("L", "RGB"):
-        return picture
-    if picture.mode.startswith("I"):
-        return _from_wide(picture)
-    if picture.mode == "F":
+    if pil_image.mode in ("L", "RGB"):
+        return pil_image
+    if pil_image.mode.startswith("I"):
+        return _from_wide(pil_image)
+    if pil_image.mode == "F":
         raise ImageError("an image of floats has no defined range: scale it to [0, 1] and pass it as an array")
-    return picture.convert("L" if picture.mode == "1" else "RGB")
+    return pil_image.convert("L" if pil_image.mode == "1" else "RGB")
 
 
-def _from_wide(picture: Image.Image) -> Image.Image:
+def _from_wide(pil_image: Image.Image) -> Image.Image:
     """16-bit gray to 8 bits. Pillow's own conversion clips at 255 instead."""
-    values = np.asarray(picture)
+    values = np.asarray(pil_image)
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(f"expected 16-bit samples, got values from {values.min()} to {values.max()}")
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))

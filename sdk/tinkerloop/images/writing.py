@@ -20,20 +20,20 @@ _COLOUR_TYPE = {"L": 0, "RGB": 2}
 _UP = 2
 
 
-def png(picture: Image.Image) -> bytes:
-    """An 8-bit gray or RGB picture as a PNG file, in half of Pillow's time for about the same size.
+def png(image: Image.Image) -> bytes:
+    """An 8-bit gray or RGB image as a PNG file, in half of Pillow's time for about the same size.
 
     Pillow tries all five filters on every row. Here each row is stored as its difference from the one above, which
     suits photographs and drawings alike, and numpy takes it at once (PNG specification, section 9).
     """
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     rows = pixels.reshape(len(pixels), -1)
     filtered = np.empty((rows.shape[0], rows.shape[1] + 1), np.uint8)
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256
-    size = picture.width.to_bytes(4, "big") + picture.height.to_bytes(4, "big")
-    header = size + bytes((8, _COLOUR_TYPE[picture.mode], 0, 0, 0))
+    size = image.width.to_bytes(4, "big") + image.height.to_bytes(4, "big")
+    header = size + bytes((8, _COLOUR_TYPE[image.mode], 0, 0, 0))
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.data, 1)), (b"IEND", b""))
     return PNG_SIGNATURE + b"".join(
         len(data).to_bytes(4, "big") + kind + data + zlib.crc32(data, zlib.crc32(kind)).to_bytes(4, "big")
@@ -41,15 +41,15 @@ def png(picture: Image.Image) -> bytes:
     )
 
 
-def jpeg(picture: Image.Image, quality: int, subsampling: int = 0) -> bytes:
+def jpeg(image: Image.Image, quality: int, subsampling: int = 0) -> bytes:
     """As a JPEG file; `subsampling` 0 keeps colour at full resolution, 2 halves it, as most files have it."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return buffer.getvalue()
 
 
 def fitting(
-    picture: Image.Image, write: Callable[[Image.Image], bytes], rule: ImageProcessor, max_bytes: int
+    image: Image.Image, write: Callable[[Image.Image], bytes], rule: ImageProcessor, max_bytes: int
 ) -> tuple[bytes, tuple[int, int]]:
     """A file of at most `max_bytes`, with as little loss as that allows, and its (width, height).
 
@@ -57,24 +57,24 @@ def fitting(
         ImageError: even the least faithful attempt is larger.
     """
     sizes: list[int] = []
-    for data, size in _attempts(picture, write, rule):
+    for data, size in _attempts(image, write, rule):
         if len(data) <= max_bytes:
             return data, size
         sizes.append(len(data))
     raise ImageError(
-        f"an image of {picture.width} x {picture.height} pixels takes {min(sizes)} bytes, above max_bytes={max_bytes}: "
+        f"an image of {image.width} x {image.height} pixels takes {min(sizes)} bytes, above max_bytes={max_bytes}: "
         "make it smaller"
     )
 
 
 def _attempts(
-    picture: Image.Image, write: Callable[[Image.Image], bytes], rule: ImageProcessor
+    image: Image.Image, write: Callable[[Image.Image], bytes], rule: ImageProcessor
 ) -> Iterator[tuple[bytes, tuple[int, int]]]:
     """(file, size), from the least loss to the most."""
-    yield write(picture), picture.size
-    width, height = rule.resized(*picture.size)
-    if width * height < picture.width * picture.height:
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)  # as the model's processor does
-        yield write(picture), picture.size
+    yield write(image), image.size
+    width, height = rule.resized(*image.size)
+    if width * height < image.width * image.height:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)  # as the model's processor does
+        yield write(image), image.size
     for quality in QUALITIES:
-        yield jpeg(picture, quality), picture.size
+        yield jpeg(image, quality), image.size

@@ -7,7 +7,7 @@ import tinker
 from tinker.types import RequestErrorCategory
 
 
-class Verbatim(Exception):
+class CallerError(Exception):
     """Carries an error of the caller's own code, to be raised as it is."""
 
     def __init__(self, error: BaseException):

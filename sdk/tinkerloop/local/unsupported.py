@@ -50,7 +50,7 @@ OPTIONS: dict[str, str] = {
     "DimuonParams, DimuonOptimizerConfig": "the algorithm is not published; AdamW is there",
     "kind='inflight'": "a sampling client holds one snapshot",
     "prompt_alt_tokens_k > 0": "`topk_prompt_logprobs` and `target_prompt_logprobs` are there",
-    "image chunks for a text model": "the model has no use for pictures; vision models take them",
+    "image chunks for a text model": "the model has no use for images; vision models take them",
     "image pointer and audio chunks": "nothing here can fetch the one or hear the other",
     "weights_access_token": "local checkpoints need none",
     "ServiceClient(base_url=...), (api_key=...)": "the engine is in this process; `tinkerloop.connect` takes a URL",
@@ -62,7 +62,7 @@ OPTIONS: dict[str, str] = {
 """An argument, value or use -> why it is refused."""
 
 
-def unsupported(option: str, detail: str = "") -> NotImplementedError:
+def unsupported_error(option: str, detail: str = "") -> NotImplementedError:
     """The error that names `option`, a key of OPTIONS, and why it is refused."""
     return NotImplementedError(
         f"the embedded engine does not support {option}: {OPTIONS[option]}{detail and f' ({detail})'}"
@@ -72,7 +72,7 @@ def unsupported(option: str, detail: str = "") -> NotImplementedError:
 def refuse_option(given: bool, option: str) -> None:
     """Raise NotImplementedError naming `option` (a key of OPTIONS) if it was given."""
     if given:
-        raise unsupported(option)
+        raise unsupported_error(option)
 
 
 def refuse(cls: type) -> type:

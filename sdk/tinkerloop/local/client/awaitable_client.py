@@ -8,7 +8,7 @@ from typing import Self
 from tinkerloop.local.runtime.request_future import RequestFuture
 
 
-class Resolved:
+class AwaitableClient:
     """Before tinker 0.38 `create_*` returned a client, since then a future of one that also acts as the client.
 
     A script written for either works with an object that is the client and answers `.result()` with itself.

@@ -14,8 +14,8 @@ import tinker
 from tinkerloop.local.client.async_methods import awaited
 from tinkerloop.local.request_errors import bad_request, not_found
 from tinkerloop.local.runtime.checkpoint_paths import KINDS, parse_path
+from tinkerloop.local.runtime.checkpoint_store import CheckpointInfo, CheckpointStore, default_root, expiry
 from tinkerloop.local.runtime.request_future import RequestFuture
-from tinkerloop.local.runtime.store import CheckpointInfo, Store, default_root, expiry
 from tinkerloop.local.unsupported import refuse, refuse_option
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class RestClient:
     def __init__(
         self, root: str | os.PathLike[str] | None = None, *, models: Sequence[tinker.types.SupportedModel] = ()
     ):
-        self._store = Store(default_root() if root is None else Path(root).expanduser().absolute())
+        self._store = CheckpointStore(default_root() if root is None else Path(root).expanduser().absolute())
         self._models = list(models)
 
     def get_server_capabilities(self) -> RequestFuture[tinker.types.GetServerCapabilitiesResponse]:

@@ -20,23 +20,23 @@ from tinker.types import SampleResponse, SamplingParams
 from transformers import PreTrainedTokenizerBase
 
 from tinkerloop.local.client.async_methods import awaited, queued
-from tinkerloop.local.client.awaitable_client import Resolved
+from tinkerloop.local.client.awaitable_client import AwaitableClient
 from tinkerloop.local.nn.inputs import Input
 from tinkerloop.local.nn.model import Model
-from tinkerloop.local.nn.token_drawing import SampleRequest
+from tinkerloop.local.nn.token_sampling import SampleRequest
 from tinkerloop.local.request_errors import user_error
+from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 from tinkerloop.local.runtime.engine import Engine, Sampler
 from tinkerloop.local.runtime.request_future import RequestFuture, failed
 from tinkerloop.local.runtime.request_reading import read_prompt
-from tinkerloop.local.runtime.sampling import PromptScores, SampleCall, answer_calls
-from tinkerloop.local.runtime.store import Store
-from tinkerloop.local.unsupported import refuse, refuse_option, unsupported
+from tinkerloop.local.runtime.sampling_requests import PromptScores, SampleCall, answer_calls
+from tinkerloop.local.unsupported import refuse, refuse_option, unsupported_error
 
 MAX_TOPK = 20
 
 
 @refuse
-class SamplingClient(Resolved):
+class SamplingClient(AwaitableClient):
     """Samples from one fixed set of weights. Calls are independent; those that wait are computed together."""
 
     def __init__(self, engine: Engine, sampler: Sampler):
@@ -115,7 +115,7 @@ class SamplingClient(Resolved):
         """A text from which another process opens the same weights: those of a saved checkpoint or a base model."""
         engine, sampler = self._engine, self._sampler
         if sampler.spec is not None and sampler.path is None:
-            raise unsupported("get_sampler_handle() of an unsaved snapshot")
+            raise unsupported_error("get_sampler_handle() of an unsaved snapshot")
         fields = {
             "root": str(engine.store.root),
             "device": str(engine.device),
@@ -132,7 +132,7 @@ class SamplingClient(Resolved):
         engine = _engine_for(fields["root"], fields["device"], fields["dtype"])
         model_path, base_model = fields["model_path"], fields["base_model"]
         return SamplingClient(
-            engine, engine.worker.submit(lambda: engine.create_sampler(model_path, base_model)).result()
+            engine, engine.queue.submit(lambda: engine.create_sampler(model_path, base_model)).result()
         )
 
     def __reduce__(self):
@@ -177,13 +177,13 @@ class SamplingClient(Resolved):
             _ = engine  # alive until it has answered, even if every client is gone
             return answer_calls(sampler, calls)
 
-        return engine.worker.submit_grouped(id(sampler), call, answer)
+        return engine.queue.submit_grouped(id(sampler), call, answer)
 
 
 @functools.cache
 def _engine_for(root: str, device: str, dtype: str) -> Engine:
     """One engine for all handles of the same kind in this process."""
-    return Engine(Store(Path(root)), torch.device(device), getattr(torch, dtype))
+    return Engine(CheckpointStore(Path(root)), torch.device(device), getattr(torch, dtype))
 
 
 def _check_last(last: int | None) -> None:

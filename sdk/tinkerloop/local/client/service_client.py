@@ -17,10 +17,10 @@ from tinkerloop.local.client.training_client import TrainingClient
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.nn.model_loading import TINY_MODEL
 from tinkerloop.local.request_errors import bad_request
+from tinkerloop.local.runtime.checkpoint_store import CheckpointStore, default_root, metadata_of
 from tinkerloop.local.runtime.custom_loss import loss_handles
 from tinkerloop.local.runtime.engine import Engine
 from tinkerloop.local.runtime.request_future import RequestFuture
-from tinkerloop.local.runtime.store import Store, default_root, metadata_of
 from tinkerloop.local.unsupported import refuse, refuse_option
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
@@ -82,7 +82,7 @@ class ServiceClient:
         self._user_metadata = metadata_of(user_metadata)
         self._train_vision = train_vision
         self._engine = Engine(
-            store=Store(default_root() if root is None else Path(root).expanduser().absolute()),
+            store=CheckpointStore(default_root() if root is None else Path(root).expanduser().absolute()),
             device=device,
             dtype=dtype,
             token_budget=token_budget,
@@ -166,7 +166,7 @@ class ServiceClient:
         if model_path is not None and not model_path.startswith("tinker://"):
             raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
         engine = self._engine
-        sampler = engine.worker.submit(lambda: engine.create_sampler(model_path, base_model)).result()
+        sampler = engine.queue.submit(lambda: engine.create_sampler(model_path, base_model)).result()
         return SamplingClient(engine, sampler)
 
     # -- the service itself --------------------------------------------------------------------------------------
@@ -195,14 +195,14 @@ class ServiceClient:
 
     def close(self, status: CloseStatus, detail: str | None = None) -> RequestFuture[None]:
         """Finish what is queued and end the engine's thread; the future is done when that is."""
-        return self._engine.worker.stop()
+        return self._engine.queue.stop()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         if kind is not None and not issubclass(kind, Exception):  # interrupted: what is queued is not waited for
-            self._engine.worker.abandon()
+            self._engine.queue.abandon()
         self.close("success" if kind is None else "errored")
 
     create_lora_training_client_async = in_thread(create_lora_training_client)
@@ -213,7 +213,7 @@ class ServiceClient:
 
     def _train(self, create: Callable[[Engine], Any]) -> TrainingClient:
         engine = self._engine
-        return TrainingClient(engine, engine.worker.submit(lambda: create(engine)).result())
+        return TrainingClient(engine, engine.queue.submit(lambda: create(engine)).result())
 
     def _merged(self, user_metadata: dict[str, str] | None) -> dict[str, str] | None:
         if self._user_metadata is None and user_metadata is None:

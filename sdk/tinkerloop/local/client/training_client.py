@@ -11,24 +11,24 @@ import tinker
 from transformers import PreTrainedTokenizerBase
 
 from tinkerloop.local.client.async_methods import in_thread, queued
-from tinkerloop.local.client.awaitable_client import Resolved
+from tinkerloop.local.client.awaitable_client import AwaitableClient
 from tinkerloop.local.client.sampling_client import SamplingClient
 from tinkerloop.local.nn import losses
 from tinkerloop.local.nn.parameters import TrainState
 from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind
+from tinkerloop.local.runtime.checkpoint_store import metadata_of
 from tinkerloop.local.runtime.custom_loss import CustomLoss, as_function
 from tinkerloop.local.runtime.engine import Engine, EngineRun, Sampler
 from tinkerloop.local.runtime.forward_backward import ForwardBackward
 from tinkerloop.local.runtime.request_future import RequestFuture, failed
-from tinkerloop.local.runtime.request_reading import Example, read_datum
-from tinkerloop.local.runtime.store import metadata_of
+from tinkerloop.local.runtime.request_reading import DatumArrays, read_datum
 from tinkerloop.local.unsupported import refuse, refuse_option
 
-LossConfig = Mapping[str, float | str] | None
+LossFnConfig = Mapping[str, float | str] | None
 
 
 @refuse
-class TrainingClient(Resolved):
+class TrainingClient(AwaitableClient):
     """Trains one adapter. Requests are executed strictly in the order of the calls, whether or not anyone waits."""
 
     def __init__(self, engine: Engine, run: EngineRun):
@@ -38,13 +38,13 @@ class TrainingClient(Resolved):
     # -- gradients -----------------------------------------------------------------------------------------------
 
     def forward(
-        self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossConfig = None
+        self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossFnConfig = None
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
         """Log-probabilities and loss; the gradient is neither added to nor cleared."""
         return self._pass(data, loss_fn, loss_fn_config, backward=False)
 
     def forward_backward(
-        self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossConfig = None
+        self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossFnConfig = None
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
         """As `forward`, and add the gradient of the summed loss to what `optim_step` will apply."""
         return self._pass(data, loss_fn, loss_fn_config, backward=True)
@@ -82,7 +82,7 @@ class TrainingClient(Resolved):
             raise ValueError("target_tokens must be provided when using cross_entropy")
         function = as_function(loss_fn, data, self._engine.session)
         try:
-            examples = [
+            datums = [
                 replace(e, inputs={"weights": np.zeros(e.targets.shape, np.float32)})
                 for e in self._read(data, "custom")
             ]
@@ -92,7 +92,7 @@ class TrainingClient(Resolved):
         work = ForwardBackward(
             "cross_entropy", losses.LOSSES["cross_entropy"], {}, True, self._engine.token_budget, False
         )
-        return self._submit(lambda engine, run: engine.run_custom(run, data, examples, work, function))
+        return self._submit(lambda engine, run: engine.run_custom(run, data, datums, work, function))
 
     forward_async = queued(forward)
     forward_backward_custom_async = queued(forward_backward_custom)
@@ -100,22 +100,22 @@ class TrainingClient(Resolved):
     optim_step_async = queued(optim_step)
 
     def _pass(
-        self, data: list[tinker.Datum], loss_fn: str, config: LossConfig, backward: bool
+        self, data: list[tinker.Datum], loss_fn: str, config: LossFnConfig, backward: bool
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
         data = list(data or ())
         if not data:
             raise ValueError("No data provided")
         try:
             loss, complete = losses.resolve_loss(loss_fn, config)
-            examples = self._read(data, loss_fn)
+            datums = self._read(data, loss_fn)
         except (tinker.TinkerError, NotImplementedError) as error:
             return failed(error)
         work = ForwardBackward(
             loss_fn, loss, complete, backward, self._engine.token_budget, self._engine.skip_zero_weight
         )
-        return self._submit(lambda engine, run: engine.run_forward_backward(run, examples, work))
+        return self._submit(lambda engine, run: engine.run_forward_backward(run, datums, work))
 
-    def _read(self, data: list[tinker.Datum], loss_fn: str) -> list[Example]:
+    def _read(self, data: list[tinker.Datum], loss_fn: str) -> list[DatumArrays]:
         model = self._run.model
         return [read_datum(d, loss_fn, model.vocab_size, model.max_length, i, model.vision) for i, d in enumerate(data)]
 
@@ -198,7 +198,7 @@ class TrainingClient(Resolved):
         refuse_option(record_stability_info, "record_stability_info=True")
         if not model_path.startswith("tinker://"):
             raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
-        sampler = engine.worker.submit(lambda: engine.create_sampler(model_path, None)).result()
+        sampler = engine.queue.submit(lambda: engine.create_sampler(model_path, None)).result()
         return SamplingClient(engine, sampler)
 
     save_weights_and_get_sampling_client_async = queued(save_weights_and_get_sampling_client)
@@ -245,4 +245,4 @@ class TrainingClient(Resolved):
 
     def _submit(self, operation: Callable[[Engine, EngineRun], Any]) -> RequestFuture:
         engine, run = self._engine, self._run
-        return engine.worker.submit(lambda: operation(engine, run))
+        return engine.queue.submit(lambda: operation(engine, run))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from tinkerloop.local.nn.inputs import Input, PackedBatch
-from tinkerloop.local.nn.token_drawing import Continuation, SampleRequest, draw_tokens
-from tinkerloop.local.nn.vision import images_of
+from tinkerloop.local.nn.token_sampling import Continuation, SampleRequest, sample_tokens
+from tinkerloop.local.nn.vision import image_tensors
 
 if TYPE_CHECKING:
     from tinkerloop.local.nn.model import Model
@@ -49,7 +49,7 @@ def _decode(model: Model, rows: list[Continuation]) -> None:
     """Run these sequences to their ends."""
     cache, mask, hidden = prefill(model, [row.request.prompt for row in rows])
     while True:
-        tokens = draw_tokens(model.head.logits(hidden), rows)
+        tokens = sample_tokens(model.head.logits(hidden), rows)
         done = [_advance(row, token, model) for row, token in zip(rows, tokens, strict=True)]
         if all(done):
             return
@@ -107,7 +107,7 @@ def prefill(model: Model, wanted: Sequence[Input]) -> tuple[DynamicCache, torch.
         position_ids=torch.from_numpy(positions).to(model.device),
         past_key_values=cache,
         use_cache=True,
-        **images_of([picture for prompt in prompts for picture in prompt.pictures], model.device),
+        **image_tensors([image for prompt in prompts for image in prompt.images], model.device),
     )
     hidden = output.last_hidden_state[:, -1]
     if len(prompts) < len(wanted):

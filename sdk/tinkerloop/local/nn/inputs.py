@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 from tinkerloop.errors import DatumError
 from tinkerloop.images.chunks import image_chunk
-from tinkerloop.local.nn.vision import Picture, Vision, images_of
-from tinkerloop.local.unsupported import unsupported
+from tinkerloop.local.nn.vision import EncodedImage, Vision, image_tensors
+from tinkerloop.local.unsupported import unsupported_error
 
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """What a model reads: N token ids, and the pictures that some of them stand for."""
+    """What a model reads: N token ids, and the images that some of them stand for."""
 
     tokens: NDArray[np.int64]  # (N,)
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[EncodedImage, ...] = ()
     starts: tuple[int, ...] = ()
-    """Where each picture's tokens begin."""
+    """Where each image's tokens begin."""
     positions: NDArray[np.int64] | None = None
     """(3, N) (see `Vision.positions`), or None: 0 .. N-1."""
 
@@ -35,11 +35,11 @@ class Input:
         return len(self.tokens)
 
     @property
-    def on_picture(self) -> NDArray[np.bool_]:
-        """(N,) whether a position is a picture's."""
+    def on_image(self) -> NDArray[np.bool_]:
+        """(N,) whether a position is an image's."""
         found = np.zeros(len(self), dtype=bool)
-        for start, picture in zip(self.starts, self.pictures, strict=True):
-            found[start : start + picture.tokens] = True
+        for start, image in zip(self.starts, self.images, strict=True):
+            found[start : start + image.tokens] = True
         return found
 
     @property
@@ -48,10 +48,10 @@ class Input:
         return 0 if self.positions is None else int(self.positions.max()) + 1 - len(self)
 
     def until(self, end: int) -> Input:
-        """The first `end` tokens, and the pictures among them, which must not be cut."""
+        """The first `end` tokens, and the images among them, which must not be cut."""
         shown = sum(start < end for start in self.starts)
         positions = None if self.positions is None else self.positions[:, :end]
-        return Input(self.tokens[:end], self.pictures[:shown], self.starts[:shown], positions)
+        return Input(self.tokens[:end], self.images[:shown], self.starts[:shown], positions)
 
 
 def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> Input:
@@ -62,7 +62,7 @@ def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> 
         NotImplementedError: chunks that the model has no use for.
     """
     tokens: list[int] = []
-    pictures: list[Picture] = []
+    images: list[EncodedImage] = []
     starts: list[int] = []
     for chunk in model_input.chunks:
         if isinstance(chunk, tinker.EncodedTextChunk):
@@ -70,23 +70,23 @@ def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> 
                 raise DatumError("text holds an id that stands for an image: images are chunks", field="model_input")
             tokens.extend(chunk.tokens)
         elif isinstance(chunk, tinker.types.ImageChunk) and vision is not None:
-            picture = vision.read(chunk)
-            pictures.append(picture)
+            image = vision.read(chunk)
+            images.append(image)
             starts.append(len(tokens))
-            tokens.extend([vision.image_token] * picture.tokens)
+            tokens.extend([vision.image_token] * image.tokens)
         elif isinstance(chunk, tinker.types.ImageChunk):
-            raise unsupported("image chunks for a text model", type(chunk).__name__)
+            raise unsupported_error("image chunks for a text model", type(chunk).__name__)
         else:
-            raise unsupported("image pointer and audio chunks", type(chunk).__name__)
-    positions = None if vision is None else vision.positions(starts, pictures, len(tokens))
-    return Input(np.array(tokens, dtype=np.int64), tuple(pictures), tuple(starts), positions)
+            raise unsupported_error("image pointer and audio chunks", type(chunk).__name__)
+    positions = None if vision is None else vision.positions(starts, images, len(tokens))
+    return Input(np.array(tokens, dtype=np.int64), tuple(images), tuple(starts), positions)
 
 
 def example_input(vision: Vision) -> Input:
-    """A sequence with two pictures of different shapes, to compare a model's own forward pass on."""
-    pictures = [image_chunk(np.full((h, w, 3), 90, np.uint8), processor=vision.processor) for h, w in ((9, 8), (8, 16))]
+    """A sequence with two images of different shapes, to compare a model's own forward pass on."""
+    images = [image_chunk(np.full((h, w, 3), 90, np.uint8), processor=vision.processor) for h, w in ((9, 8), (8, 16))]
     words = [tinker.EncodedTextChunk(tokens=[t, t + 1]) for t in (1, 3, 5)]
-    return read_input(tinker.ModelInput(chunks=[words[0], pictures[0], words[1], pictures[1], words[2]]), vision)
+    return read_input(tinker.ModelInput(chunks=[words[0], images[0], words[1], images[1], words[2]]), vision)
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class PackedBatch:
     lengths: list[int]
     tokens: torch.Tensor  # (1, T)
     positions: torch.Tensor  # (1, T), starting at 0 in every sequence; (3, 1, T) with spatial ones
-    images: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What else the forward pass takes: the pictures, in order."""
+    image_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What else the forward pass takes: the images, in order."""
 
     @property
     def segments(self) -> list[int]:
@@ -109,12 +109,12 @@ class PackedBatch:
 
     @classmethod
     def of(cls, sequences: Sequence[Input], device: torch.device) -> PackedBatch:
-        """Raises tinker.RequestFailedError (category user) for a picture that cannot be decoded."""
+        """Raises tinker.RequestFailedError (category user) for an image that cannot be decoded."""
         lengths = [len(sequence) for sequence in sequences]
-        pictures = [picture for sequence in sequences for picture in sequence.pictures]
+        images = [image for sequence in sequences for image in sequence.images]
         tokens = torch.from_numpy(np.concatenate([sequence.tokens for sequence in sequences]))[None]
         rows = [np.arange(len(s)) if s.positions is None else s.positions for s in sequences]
         if any(s.positions is not None for s in sequences):
             rows = [np.broadcast_to(row, (3, row.shape[-1])) for row in rows]
         positions = torch.from_numpy(np.concatenate(rows, axis=-1)).unsqueeze(-2)
-        return cls(lengths, tokens.to(device), positions.to(device), images_of(pictures, device))
+        return cls(lengths, tokens.to(device), positions.to(device), image_tensors(images, device))

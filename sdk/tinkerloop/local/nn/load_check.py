@@ -11,8 +11,8 @@ import torch
 
 from tinkerloop.local.nn.generation import prefill, step
 from tinkerloop.local.nn.inputs import Input, PackedBatch, example_input
-from tinkerloop.local.nn.vision import images_of
-from tinkerloop.local.unsupported import unsupported
+from tinkerloop.local.nn.vision import image_tensors
+from tinkerloop.local.unsupported import unsupported_error
 
 if TYPE_CHECKING:
     from tinkerloop.local.nn.model import Model
@@ -49,11 +49,11 @@ def packs(model: Model) -> bool:
     apart = error(torch.cat([model.hidden(PackedBatch.of([one], model.device)) for one in inputs]), alone)
     cache, mask, _ = prefill(model, inputs)
     _, stepped = step(model, cache, mask, [NEXT] * len(inputs), [one.shift for one in inputs])
-    longer = [Input(np.append(one.tokens, NEXT), one.pictures, one.starts) for one in inputs]
+    longer = [Input(np.append(one.tokens, NEXT), one.images, one.starts) for one in inputs]
     decoded = error(stepped, [_own_logits(model, one)[-1:] for one in longer])
     architecture = f"{model.name} ({type(model.module).__name__})"
     if not (apart <= tolerance and decoded <= tolerance):  # NaN is not supported either
-        raise unsupported(
+        raise unsupported_error(
             "architectures that the engine would run wrongly",
             f"{architecture}: logits differ from the model's own by {packed:.2g} (relative) when sequences are packed, "
             f"by {apart:.2g} when they run one by one and by {decoded:.2g} when decoded with a cache",
@@ -64,8 +64,8 @@ def packs(model: Model) -> bool:
 
 def _own_logits(model: Model, one: Input) -> torch.Tensor:
     """What the architecture itself makes of one sequence, finding positions on its own: (N, vocabulary)."""
-    extra = images_of(one.pictures, model.device)
+    extra = image_tensors(one.images, model.device)
     if extra and "mm_token_type_ids" in inspect.signature(model.trunk.forward).parameters:
-        extra["mm_token_type_ids"] = torch.from_numpy(one.on_picture.astype(np.int64))[None].to(model.device)
+        extra["mm_token_type_ids"] = torch.from_numpy(one.on_image.astype(np.int64))[None].to(model.device)
     ids = torch.from_numpy(one.tokens)[None].to(model.device)
     return model.module(input_ids=ids, use_cache=False, **extra).logits[0].float()

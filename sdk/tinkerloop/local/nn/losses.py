@@ -26,9 +26,9 @@ from numbers import Real
 import torch
 
 from tinkerloop.local.request_errors import user_error
-from tinkerloop.local.unsupported import unsupported
+from tinkerloop.local.unsupported import unsupported_error
 
-Inputs = Mapping[str, torch.Tensor]
+LossInputs = Mapping[str, torch.Tensor]
 LossConfig = Mapping[str, float]
 
 
@@ -36,7 +36,7 @@ LossConfig = Mapping[str, float]
 class Loss:
     """A loss function and what the engine must know to compute it in pieces."""
 
-    elementwise: Callable[[torch.Tensor, Inputs, LossConfig], torch.Tensor]
+    elementwise: Callable[[torch.Tensor, LossInputs, LossConfig], torch.Tensor]
     driver: str | None
     """The loss input that multiplies the gradient: where it is 0, so is the gradient. None: no such input."""
     defaults: LossConfig = field(default_factory=dict)
@@ -44,11 +44,11 @@ class Loss:
     """The gradient at one position depends on the log-probabilities of the others."""
 
 
-def _cross_entropy(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _cross_entropy(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     return -lp * inputs["weights"]
 
 
-def _importance_sampling(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _importance_sampling(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     return -torch.exp(lp - inputs["logprobs"]) * inputs["advantages"]
 
 
@@ -57,21 +57,21 @@ def _clipped(ratio: torch.Tensor, advantages: torch.Tensor, config: LossConfig) 
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
-def _ppo(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _ppo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     return _clipped(torch.exp(lp - inputs["logprobs"]), inputs["advantages"], config)
 
 
-def _cispo(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _cispo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     ratio = torch.exp(lp.detach() - inputs["logprobs"])
     clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
     return -clipped * lp * inputs["advantages"]
 
 
-def _dro(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _dro(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     return -(lp * inputs["advantages"] - 0.5 * config["beta"] * (lp - inputs["logprobs"]) ** 2)
 
 
-def _gspo(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _gspo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     """`inputs["segment"]` (T,) says which datum a position belongs to."""
     # In float64 it does not show in which order a GPU adds a datum's positions.
     mask = (inputs["sequence_ratio_mask"] != 0).double()
@@ -98,7 +98,7 @@ LOSSES: dict[str, Loss] = {
 def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tuple[Loss, dict[str, float]]:
     """The loss and its complete configuration. Unknown names and keys are refused, never ignored."""
     if loss_fn == "stable_reinforce":
-        raise unsupported("loss_fn='stable_reinforce'")
+        raise unsupported_error("loss_fn='stable_reinforce'")
     if loss_fn not in LOSSES:
         raise user_error(f"unknown loss_fn {loss_fn!r}; known: {', '.join(LOSSES)}")
     loss = LOSSES[loss_fn]
@@ -123,7 +123,7 @@ def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tupl
     return loss, complete
 
 
-def ppo_metrics(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> dict[str, float]:
+def ppo_metrics(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> dict[str, float]:
     """Sums over positions of the ratio, of being clipped, and of q - lp; the caller divides by the positions."""
     log_ratio = lp - inputs["logprobs"]
     ratio = torch.exp(log_ratio)

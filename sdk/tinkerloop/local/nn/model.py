@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinkerloop.local.nn.inputs import Input, PackedBatch
 from tinkerloop.local.nn.layers import attention, decoder_layer, norms
-from tinkerloop.local.nn.layers.activation_checkpointing import Activations
+from tinkerloop.local.nn.layers.gradient_checkpointing import GradientCheckpointing
 from tinkerloop.local.nn.layers.lora import LoraSpec, initialise
 from tinkerloop.local.nn.parameters import ParameterLayout, Weights
-from tinkerloop.local.nn.replica import Layer, Replica
+from tinkerloop.local.nn.replica import AdaptableLayer, Replica
 from tinkerloop.local.nn.vision import vision_of
 
 FOLD_LIMIT = 2 * 2**30
@@ -54,11 +54,11 @@ class Model:
         self._weights: Weights | None = None
         self._base: dict[str, torch.Tensor] = {}
         self._trained: LoraSpec | None = None
-        self.activations = Activations(module, self._run_trial, gradient_checkpointing)
+        self.gradient_checkpointing = GradientCheckpointing(module, self._run_trial, gradient_checkpointing)
         self.packs = True
         """Whether sequences may run one after another in one row; else each runs alone. Loading finds out."""
 
-    def trained_layers(self, spec: LoraSpec) -> dict[str, Layer]:
+    def trained_layers(self, spec: LoraSpec) -> dict[str, AdaptableLayer]:
         return {name: layer for name, layer in self.layers.items() if spec.covers(self.kinds[name])}
 
     def new_weights(self, spec: LoraSpec) -> Weights:
@@ -113,9 +113,9 @@ class Model:
         """The last hidden states (T, H) of a packed batch, on the first replica."""
         return self.replicas[0].hidden(batch)
 
-    def choose_activations(self, lengths: Sequence[int]) -> None:
+    def choose_gradient_checkpointing(self, lengths: Sequence[int]) -> None:
         """Before a pass goes backward: keep or recompute, where sequences of these lengths run at the same time."""
-        self.activations.choose(lengths, self._trained)
+        self.gradient_checkpointing.choose(lengths, self._trained)
 
     def _run_trial(self, length: int) -> torch.Tensor:
         return self.hidden(PackedBatch.of([Input(np.ones(length, np.int64))], self.device))
@@ -123,7 +123,7 @@ class Model:
     def _unbind(self) -> None:
         for replica in self.replicas:
             for layer in replica.layers.values():
-                layer.slot = None
+                layer.adapter = None
         if self._base:
             for name, parameter in self.module.named_parameters():
                 parameter.requires_grad_(False)

@@ -24,9 +24,9 @@ from tinkerloop.local.nn.layers.experts import ExpertWeights
 from tinkerloop.local.nn.layers.head import Head
 from tinkerloop.local.nn.layers.lora import LoRALinear
 from tinkerloop.local.nn.vision import vision_parts
-from tinkerloop.local.unsupported import unsupported
+from tinkerloop.local.unsupported import unsupported_error
 
-Layer = LoRALinear | ExpertWeights
+AdaptableLayer = LoRALinear | ExpertWeights
 
 
 class Replica:
@@ -38,7 +38,7 @@ class Replica:
         output = module.get_output_embeddings()
         if not isinstance(output, LoRALinear):
             names = f"{type(module).__name__}: {type(output).__name__}"
-            raise unsupported("an output layer that is not linear", names)
+            raise unsupported_error("an output layer that is not linear", names)
         self.head = Head(output, *_logit_transform(module.config.get_text_config()))
         self._active: torch.Tensor | None = None  # (T,), on the CPU
         self._last, self._on_active = _last_layer(module)
@@ -71,11 +71,11 @@ class Replica:
     def share(self, other: Replica, gradients: Mapping[str, torch.Tensor] | None) -> None:
         """Use the adapter that `other` has bound, with gradient buffers of one's own."""
         for name, layer in self.layers.items():
-            slot = other.layers[name].slot
-            if slot is not None:
+            adapter = other.layers[name].adapter
+            if adapter is not None:
                 grad_a = None if gradients is None else gradients[f"{name}.lora_A"]
                 grad_b = None if gradients is None else gradients[f"{name}.lora_B"]
-                layer.slot = replace(slot, a=slot.a.detach().requires_grad_(), grad_a=grad_a, grad_b=grad_b)
+                layer.adapter = replace(adapter, a=adapter.a.detach().requires_grad_(), grad_a=grad_a, grad_b=grad_b)
 
     @contextmanager
     def only(self, active: torch.Tensor | None) -> Iterator[None]:
@@ -103,7 +103,7 @@ class Replica:
             attention_mask=attention.packed_mask(batch.lengths),
             position_ids=batch.positions,
             use_cache=False,
-            **batch.images,
+            **batch.image_inputs,
         )
         return output.last_hidden_state[0]
 
@@ -119,13 +119,13 @@ class Replica:
         return (spread, *rest) if rest else spread
 
 
-def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str]]:
+def _adaptable(module: PreTrainedModel) -> tuple[dict[str, AdaptableLayer], dict[str, str]]:
     """Every layer that can carry an adapter, name -> layer and name -> kind, in the model's order.
 
     Linear layers are replaced by LoRALinear ones that share their weights; stacked experts are found by their shape.
     """
     output, sees = module.get_output_embeddings(), vision_parts(module)
-    layers: dict[str, Layer] = {}
+    layers: dict[str, AdaptableLayer] = {}
     kinds: dict[str, str] = {}
     for name, part in list(module.named_modules()):
         if isinstance(part, nn.Linear):

@@ -1,7 +1,7 @@
 """Images for a vision-language model: from a chunk's bytes to patches, grids and positions.
 
 The pixels are those of transformers' own image processors (of Qwen's, the PIL variant), computed with numpy and Pillow
-alone. A picture is decoded when its micro-batch runs, so a request holds files, not pixels.
+alone. A image is decoded when its micro-batch runs, so a request holds files, not pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Picture:
+class EncodedImage:
     """An image of a sequence: its file, and the grid of patches that the model makes of it."""
 
     data: bytes
@@ -57,9 +57,9 @@ class Vision:
     reserved: frozenset[int]
     """Ids that the model takes for images or videos wherever they stand."""
     spatial: bool = True
-    """Whether a picture's positions spread over height and width; else they count tokens, as text's do."""
+    """Whether an image's positions spread over height and width; else they count tokens, as text's do."""
 
-    def read(self, chunk: ImageChunk) -> Picture:
+    def read(self, chunk: ImageChunk) -> EncodedImage:
         """Check a chunk against what this model will make of it; only the file's header is parsed.
 
         Raises:
@@ -67,32 +67,32 @@ class Vision:
             ImageError: no image, or one that the model cannot take.
         """
         width, height = image_size(chunk.data)
-        picture = Picture(chunk.data, self.processor.grid(width, height), self.processor)
-        if chunk.expected_tokens != picture.tokens:
+        image = EncodedImage(chunk.data, self.processor.grid(width, height), self.processor)
+        if chunk.expected_tokens != image.tokens:
             raise DatumError(
                 f"an image of {width} x {height} pixels takes another number of tokens in this model: build the chunk "
                 "with tinkerloop.image_chunk",
                 field="expected_tokens",
-                expected=picture.tokens,
+                expected=image.tokens,
                 given=chunk.expected_tokens,
             )
-        return picture
+        return image
 
-    def positions(self, starts: Sequence[int], pictures: Sequence[Picture], length: int) -> NDArray[np.int64] | None:
-        """Rotary positions (3, length) over time, height and width, of pictures that start at `starts`.
+    def positions(self, starts: Sequence[int], images: Sequence[EncodedImage], length: int) -> NDArray[np.int64] | None:
+        """Rotary positions (3, length) over time, height and width, of images that start at `starts`.
 
-        None where positions count tokens: without pictures, and in a model without `spatial` positions.
-        Text counts up in all three alike; a picture's tokens share one time and spread over height and width, and the
+        None where positions count tokens: without images, and in a model without `spatial` positions.
+        Text counts up in all three alike; an image's tokens share one time and spread over height and width, and the
         text after it goes on from the largest (Qwen2-VL, arXiv:2409.12191, section 2.1).
         """
-        if not pictures or not self.spatial:
+        if not images or not self.spatial:
             return None
         found = np.empty((3, length), np.int64)
         at = position = 0
-        for start, picture in zip(starts, pictures, strict=True):
+        for start, image in zip(starts, images, strict=True):
             found[:, at:start] = np.arange(position, position + start - at)
             position += start - at
-            h, w = (side // self.processor.merge_size for side in picture.grid[1:])
+            h, w = (side // self.processor.merge_size for side in image.grid[1:])
             at = start + h * w
             found[:, start:at] = position + np.stack([np.zeros(h * w, np.int64), *np.indices((h, w)).reshape(2, -1)])
             position += max(h, w)
@@ -100,14 +100,14 @@ class Vision:
         return found
 
 
-def images_of(pictures: Sequence[Picture], device: torch.device) -> dict[str, torch.Tensor]:
-    """What a model's forward pass takes for these pictures, in the order of their tokens; nothing for none."""
-    if not pictures:
+def image_tensors(images: Sequence[EncodedImage], device: torch.device) -> dict[str, torch.Tensor]:
+    """What a model's forward pass takes for these images, in the order of their tokens; nothing for none."""
+    if not images:
         return {}
-    patches = np.concatenate([picture.patches() for picture in pictures])
+    patches = np.concatenate([image.patches() for image in images])
     return {
         "pixel_values": torch.from_numpy(patches).to(device),  # (patches of all, ...)
-        "image_grid_thw": torch.tensor([picture.grid for picture in pictures], device=device),  # (pictures, 3)
+        "image_grid_thw": torch.tensor([image.grid for image in images], device=device),  # (images, 3)
     }
 
 
@@ -156,7 +156,7 @@ def patchify(image: Image.Image, processor: ImageProcessor) -> NDArray[np.float3
     (width, height), padded = processor.resized(*image.size), processor.padded(*image.size)
     image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     if padded != image.size:
-        image = image.crop((0, 0, *padded))  # beyond the picture is black
+        image = image.crop((0, 0, *padded))  # beyond the image is black
     # float64 until it is scaled, as transformers does
     values = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)  # (H, W, 3)
     values = (values - np.array(processor.mean, np.float32)) / np.array(processor.std, np.float32)

@@ -13,8 +13,8 @@ from tinkerloop.local.nn.layers.lora import LoRALinear, LoraSpec
 from tinkerloop.local.nn.model import Model
 from tinkerloop.local.nn.model_loading import load_model
 from tinkerloop.local.nn.parameters import Weights
+from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 from tinkerloop.local.runtime.peft_format import tensor_names
-from tinkerloop.local.runtime.store import Store
 
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
@@ -31,7 +31,7 @@ def export_checkpoint(
         CheckpointError: `to` exists, or a checkpoint of every weight is to be exported as an adapter.
         tinker.NotFoundError, tinker.BadRequestError: no such checkpoint.
     """
-    store = Store(root)
+    store = CheckpointStore(root)
     record = store.read(path)
     if to.exists():
         raise CheckpointError(f"{to} exists: give a new folder")
@@ -68,10 +68,10 @@ def merge(base: Model, spec: LoraSpec, weights: Weights) -> None:
         base.module.config.tie_word_embeddings = False
     base.bind(spec, weights)
     for layer in base.trained_layers(spec).values():
-        slot = layer.slot
-        assert slot is not None
+        adapter = layer.adapter
+        assert adapter is not None
         if isinstance(layer, LoRALinear):
-            layer.weight.copy_(torch.addmm(layer.weight, slot.b, slot.a, alpha=slot.scale))
+            layer.weight.copy_(torch.addmm(layer.weight, adapter.b, adapter.a, alpha=adapter.scale))
         else:
             assert isinstance(layer, ExpertWeights)
             assert layer.fold_buffer is not None

@@ -13,7 +13,7 @@ import tinker
 import torch
 from numpy.typing import NDArray
 
-from tinkerloop.local.unsupported import unsupported
+from tinkerloop.local.unsupported import unsupported_error
 
 CustomLoss = Callable[[list[tinker.Datum], list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]
 """(data, log-probabilities of each datum, (N,) or (N, K)) -> (scalar loss, metrics)."""
@@ -40,7 +40,7 @@ def loss_handles() -> Any:
     try:
         from tinker.lib.public_interfaces import custom_loss
     except ImportError:
-        raise unsupported("create_custom_loss with tinker < 0.36") from None
+        raise unsupported_error("create_custom_loss with tinker < 0.36") from None
     return custom_loss
 
 

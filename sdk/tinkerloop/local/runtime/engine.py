@@ -16,22 +16,22 @@ from typing import Any
 import tinker
 import torch
 
+from tinkerloop.local.nn.adam import adam_step
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.nn.model import Model
 from tinkerloop.local.nn.model_loading import load_model
-from tinkerloop.local.nn.optimizer import adam_step
 from tinkerloop.local.nn.parameters import TrainState, Weights
-from tinkerloop.local.request_errors import Verbatim, bad_request, user_error
+from tinkerloop.local.request_errors import CallerError, bad_request, user_error
 from tinkerloop.local.runtime.allocator import keep_freed_memory
 from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind, parse_path
+from tinkerloop.local.runtime.checkpoint_store import CheckpointContents, CheckpointInfo, CheckpointStore, expiry
 from tinkerloop.local.runtime.custom_loss import CustomLoss, custom_weights
 from tinkerloop.local.runtime.forward_backward import ForwardBackward, run_forward_backward
 from tinkerloop.local.runtime.peft_format import adapted_modules, tensor_names
-from tinkerloop.local.runtime.replica_threads import lane_count
+from tinkerloop.local.runtime.replica_threads import replica_count
 from tinkerloop.local.runtime.request_future import RequestFuture
-from tinkerloop.local.runtime.request_reading import Example
-from tinkerloop.local.runtime.store import CheckpointInfo, Contents, Store, expiry
-from tinkerloop.local.runtime.worker import Worker
+from tinkerloop.local.runtime.request_queue import RequestQueue
+from tinkerloop.local.runtime.request_reading import DatumArrays
 
 
 @dataclass
@@ -51,7 +51,9 @@ class EngineRun:
     def begin(self) -> None:
         """Count a request."""
         if self.poisoned:
-            raise Verbatim(RuntimeError("A previous request failed; this TrainingClient is poisoned. Create a new one"))
+            raise CallerError(
+                RuntimeError("A previous request failed; this TrainingClient is poisoned. Create a new one")
+            )
         self.requests += 1
 
 
@@ -71,19 +73,19 @@ class Sampler:
 class Engine:
     """The loaded models, the checkpoints, the worker and the options of one ServiceClient."""
 
-    store: Store
+    store: CheckpointStore
     device: torch.device
     dtype: torch.dtype
     token_budget: int = 2048
     skip_zero_weight: bool = False
     gradient_checkpointing: bool | None = None
-    worker: Worker = field(default_factory=lambda: Worker("tinkerloop-engine"))
+    queue: RequestQueue = field(default_factory=lambda: RequestQueue("tinkerloop-engine"))
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
     run_count: int = 0
     models: dict[tuple[str, torch.dtype], Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, self.worker.abandon)  # also at interpreter exit
+        weakref.finalize(self, self.queue.abandon)  # also at interpreter exit
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -128,10 +130,10 @@ class Engine:
         return tinker.types.LoadWeightsResponse(path=path, model_id=run.id, type="load_weights")
 
     def run_forward_backward(
-        self, run: EngineRun, examples: Sequence[Example], work: ForwardBackward
+        self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
         run.begin()
-        return self._forward_backward_or_nothing(run, examples, work)
+        return self._forward_backward_or_nothing(run, datums, work)
 
     def optim_step(self, run: EngineRun, params: tinker.AdamParams) -> tinker.OptimStepResponse:
         run.begin()
@@ -177,7 +179,7 @@ class Engine:
         names = tensor_names(run.model, run.spec)
         weights = {names[name]: tensor for name, tensor in state.weights.named.items()}
         targets = adapted_modules(run.model, run.spec)
-        self.store.save(record, Contents(weights, moments, targets), overwrite=overwrite)
+        self.store.save(record, CheckpointContents(weights, moments, targets), overwrite=overwrite)
         return path
 
     def snapshot(self, run: EngineRun, sampler: Sampler) -> None:
@@ -206,7 +208,7 @@ class Engine:
             return function(run.state)
         except BaseException as error:
             run.poisoned = True
-            raise Verbatim(error) from error
+            raise CallerError(error) from error
         finally:
             run.state.weights.touch()
 
@@ -214,30 +216,30 @@ class Engine:
         self,
         run: EngineRun,
         data: Sequence[tinker.Datum],
-        examples: Sequence[Example],
+        datums: Sequence[DatumArrays],
         work: ForwardBackward,
         function: CustomLoss,
     ) -> tinker.ForwardBackwardOutput:
         """forward, the caller's loss and its gradient, then cross_entropy with weights -dL/dlogprob."""
         run.begin()
-        found = self._forward_backward(run, examples, replace(work, backward=False)).loss_fn_outputs
+        found = self._forward_backward(run, datums, replace(work, backward=False)).loss_fn_outputs
         try:
             total, metrics, weights = custom_weights(function, data, [output["logprobs"] for output in found])
         except BaseException as error:
             run.poisoned = True
-            raise Verbatim(error) from error
-        weighted = [replace(e, inputs={"weights": w}) for e, w in zip(examples, weights, strict=True)]
+            raise CallerError(error) from error
+        weighted = [replace(e, inputs={"weights": w}) for e, w in zip(datums, weights, strict=True)]
         output = self._forward_backward_or_nothing(run, weighted, work)
         surrogate = output.metrics["loss:sum"]
         output.metrics.update({**metrics, "loss:sum": total, "surrogate_loss:sum": surrogate})
         return output
 
     def _forward_backward_or_nothing(
-        self, run: EngineRun, examples: Sequence[Example], work: ForwardBackward
+        self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
         """The pass, and its gradient added to the run's, or nothing of it if it fails."""
         try:
-            output = self._forward_backward(run, examples, work)
+            output = self._forward_backward(run, datums, work)
         except BaseException:
             run.state.discard_scratch()
             raise
@@ -246,18 +248,18 @@ class Engine:
         return output
 
     def _forward_backward(
-        self, run: EngineRun, examples: Sequence[Example], work: ForwardBackward
+        self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
         """Its gradients are left in the run's scratch."""
         # A parameter (rank 0) has one gradient, which two lanes cannot add to.
         lanes = (
             1
             if run.spec.rank == 0 or self.device.type != "cpu"
-            else lane_count([len(e) for e in examples], work.token_budget)
+            else replica_count([len(e) for e in datums], work.token_budget)
         )
         gradients = run.state.scratch(lanes) if work.backward else [None] * lanes
         run.model.bind(run.spec, run.state.weights, gradients)
-        return run_forward_backward(run.model, examples, work, lanes)
+        return run_forward_backward(run.model, datums, work, lanes)
 
     def _training_record(self, path: str) -> CheckpointInfo:
         record = self.store.read(path)

@@ -18,8 +18,8 @@ from tinkerloop.local.nn.model import Model
 from tinkerloop.local.nn.replica import Replica
 from tinkerloop.local.request_errors import user_error
 from tinkerloop.local.runtime.packing import pack
-from tinkerloop.local.runtime.replica_threads import deal, run_lanes
-from tinkerloop.local.runtime.request_reading import Example, Targets
+from tinkerloop.local.runtime.replica_threads import deal_datums, run_replicas
+from tinkerloop.local.runtime.request_reading import DatumArrays, Targets
 
 SKIPPED = 0.0
 """The log-probability reported for a position that was skipped because its weight is 0, or that predicts no text."""
@@ -43,8 +43,8 @@ class ForwardBackward:
 
 
 @dataclass
-class Scores:
-    """What a pass found for each example, by its place in the request, and sums over positions for metrics."""
+class DatumResults:
+    """What a pass found for each datum, by its place in the request, and sums over positions for metrics."""
 
     logprobs: dict[int, torch.Tensor] = field(default_factory=dict)  # (N, K)
     losses: dict[int, torch.Tensor] = field(default_factory=dict)  # (N, K)
@@ -52,37 +52,37 @@ class Scores:
 
 
 def run_forward_backward(
-    model: Model, examples: Sequence[Example], work: ForwardBackward, lanes: int = 1
+    model: Model, datums: Sequence[DatumArrays], work: ForwardBackward, lanes: int = 1
 ) -> tinker.ForwardBackwardOutput:
-    """Execute `work` over `examples` with whatever weights are bound; gradients go to the bound buffers.
+    """Execute `work` over `datums` with whatever weights are bound; gradients go to the bound buffers.
 
     Raises tinker.RequestFailedError if a log-probability or the loss is not finite.
     """
-    asked = examples
+    asked = datums
     if work.skips and work.loss.driver is not None:
-        examples = [example.until_last(work.loss.driver) for example in asked]
-    lengths = [len(example) for example in examples]
-    asking = [int(_active([example], work.loss).sum()) for example in examples] if work.skips else lengths
-    shares = deal([model.replicas[0].work(n, m) for n, m in zip(lengths, asking, strict=True)], lanes)
+        datums = [datum.until_last(work.loss.driver) for datum in asked]
+    lengths = [len(datum) for datum in datums]
+    asking = [int(_active([datum], work.loss).sum()) for datum in datums] if work.skips else lengths
+    shares = deal_datums([model.replicas[0].work(n, m) for n, m in zip(lengths, asking, strict=True)], lanes)
     budget = work.token_budget // lanes if model.packs else 1  # at least one datum at a time, then exactly one
 
     groups = [[[share[i] for i in g] for g in pack([lengths[i] for i in share], budget)] for share in shares]
     if work.backward:
         largest = [max(lane, key=lambda group: sum(lengths[i] for i in group)) for lane in groups]
-        model.choose_activations([lengths[i] for group in largest for i in group])
+        model.choose_gradient_checkpointing([lengths[i] for group in largest for i in group])
 
-    def run(lane: int) -> Scores:
-        scores = Scores()
+    def run(lane: int) -> DatumResults:
+        scores = DatumResults()
         for group in groups[lane]:
-            _score(model.replicas[lane], {i: examples[i] for i in group}, work, scores)
+            _score(model.replicas[lane], {i: datums[i] for i in group}, work, scores)
         return scores
 
-    scores = Scores()
-    for part in run_lanes(lanes, run):
+    scores = DatumResults()
+    for part in run_replicas(lanes, run):
         scores.logprobs |= part.logprobs
         scores.losses |= part.losses
         scores.sums.update(part.sums)  # adds
-    losses = [scores.losses[i] for i in range(len(examples))]
+    losses = [scores.losses[i] for i in range(len(datums))]
 
     # Summed datum by datum in float64, so that the total does not depend on the grouping.
     total = math.fsum(float(loss.sum(dtype=torch.float64)) for loss in losses)
@@ -91,22 +91,22 @@ def run_forward_backward(
         raise user_error(f"NonFiniteInTensor: the {work.name} loss of datum {bad} is not finite")
     metrics = {"loss:sum": total, **{name: value / sum(lengths) for name, value in scores.sums.items()}}
     outputs = []
-    for i, (example, loss) in enumerate(zip(asked, losses, strict=True)):
-        left_out = (0, 0, 0, len(example) - len(loss))
+    for i, (datum, loss) in enumerate(zip(asked, losses, strict=True)):
+        left_out = (0, 0, 0, len(datum) - len(loss))
         lp, loss = F.pad(scores.logprobs[i], left_out, value=SKIPPED), F.pad(loss, left_out)
-        if example.input.pictures:
-            lp = lp.masked_fill(torch.from_numpy(example.predicts_picture)[:, None], SKIPPED)
-        fields = {"logprobs": _tensor_data(lp, example)}
+        if datum.input.images:
+            lp = lp.masked_fill(torch.from_numpy(datum.predicts_image)[:, None], SKIPPED)
+        fields = {"logprobs": _tensor_data(lp, datum)}
         if work.name == "cross_entropy":
-            fields["elementwise_loss"] = _tensor_data(loss, example)
+            fields["elementwise_loss"] = _tensor_data(loss, datum)
         outputs.append(fields)
     return tinker.ForwardBackwardOutput(loss_fn_output_type="TorchLossReturn", loss_fn_outputs=outputs, metrics=metrics)
 
 
-def _score(replica: Replica, examples: Mapping[int, Example], work: ForwardBackward, scores: Scores) -> None:
+def _score(replica: Replica, datums: Mapping[int, DatumArrays], work: ForwardBackward, scores: DatumResults) -> None:
     """One micro-batch: what is found goes into `scores`, gradients to the bound buffers."""
-    members, device = list(examples.values()), replica.head.layer.weight.device
-    batch = PackedBatch.of([example.input for example in members], device)
+    members, device = list(datums.values()), replica.head.layer.weight.device
+    batch = PackedBatch.of([datum.input for datum in members], device)
     targets = Targets.of(members, device)
     inputs = _with_segments(targets.inputs, batch, work.loss)
     active = _active(members, work.loss)
@@ -118,15 +118,15 @@ def _score(replica: Replica, examples: Mapping[int, Example], work: ForwardBackw
     loss = work.loss.elementwise(lp, inputs, work.config)
     if work.name == "ppo":
         scores.sums.update(ppo_metrics(lp, inputs, work.config))
-    scores.logprobs.update(zip(examples, lp.cpu().split(batch.lengths), strict=True))
-    scores.losses.update(zip(examples, loss.cpu().split(batch.lengths), strict=True))
+    scores.logprobs.update(zip(datums, lp.cpu().split(batch.lengths), strict=True))
+    scores.losses.update(zip(datums, loss.cpu().split(batch.lengths), strict=True))
 
 
-def _active(examples: Sequence[Example], loss: Loss) -> torch.Tensor:
+def _active(datums: Sequence[DatumArrays], loss: Loss) -> torch.Tensor:
     """Where the loss depends on the log-probabilities, (T,), on the CPU."""
     if loss.driver is None:
-        return torch.ones(sum(map(len, examples)), dtype=torch.bool)
-    return torch.from_numpy(np.concatenate([example.driven(loss.driver) for example in examples]))
+        return torch.ones(sum(map(len, datums)), dtype=torch.bool)
+    return torch.from_numpy(np.concatenate([datum.driven(loss.driver) for datum in datums]))
 
 
 def _micro_batch(
@@ -184,7 +184,7 @@ def _with_segments(inputs: Mapping[str, torch.Tensor], batch: PackedBatch, loss:
     return {**inputs, "segment": segment.to(batch.tokens.device)}
 
 
-def _tensor_data(values: torch.Tensor, example: Example) -> tinker.TensorData:
+def _tensor_data(values: torch.Tensor, datum: DatumArrays) -> tinker.TensorData:
     array = values.numpy()
-    array = array[:, 0] if example.targets.ndim == 1 else array[:, : example.targets.shape[1]]
+    array = array[:, 0] if datum.targets.ndim == 1 else array[:, : datum.targets.shape[1]]
     return tinker.TensorData.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

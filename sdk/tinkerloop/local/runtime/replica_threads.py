@@ -17,16 +17,18 @@ import torch
 
 T = TypeVar("T")
 
-LANE_TOKENS = 512
+REPLICA_TOKENS = 512
 """A micro-batch of fewer tokens wastes more in overhead than another lane gains."""
 
 
-def lane_count(lengths: Sequence[int], token_budget: int) -> int:
+def replica_count(lengths: Sequence[int], token_budget: int) -> int:
     """How many lanes to use: each of a thread, and with its part of `token_budget`, a datum and work enough."""
-    return max(1, min(torch.get_num_threads(), token_budget // LANE_TOKENS, sum(lengths) // LANE_TOKENS, len(lengths)))
+    return max(
+        1, min(torch.get_num_threads(), token_budget // REPLICA_TOKENS, sum(lengths) // REPLICA_TOKENS, len(lengths))
+    )
 
 
-def deal(costs: Sequence[float], lanes: int) -> list[list[int]]:
+def deal_datums(costs: Sequence[float], lanes: int) -> list[list[int]]:
     """Indices for each lane, in order, of about equal cost: dearest first, to the lane that has least."""
     dealt: list[list[int]] = [[] for _ in range(lanes)]
     totals = [0.0] * lanes
@@ -37,7 +39,7 @@ def deal(costs: Sequence[float], lanes: int) -> list[list[int]]:
     return [sorted(indices) for indices in dealt]
 
 
-def run_lanes(lanes: int, run: Callable[[int], T]) -> list[T]:
+def run_replicas(lanes: int, run: Callable[[int], T]) -> list[T]:
     """`run(lane)` for every lane at the same time; raises the first lane's error once all have ended.
 
     The first runs on the calling thread: what that thread's heap has free, another's could not use.

@@ -16,7 +16,7 @@ import tinker
 T = TypeVar("T")
 
 
-WORKERS: set[int] = set()
+WORKER_THREADS: set[int] = set()
 """Identifiers of the threads that execute requests."""
 
 
@@ -24,7 +24,7 @@ class RequestFuture(concurrent.futures.Future[T], tinker.APIFuture[T]):
     """The answer to a request; `.result()` and `await` give it or raise the request's error."""
 
     def result(self, timeout: float | None = None) -> T:
-        if not self.done() and threading.get_ident() in WORKERS:
+        if not self.done() and threading.get_ident() in WORKER_THREADS:
             raise RuntimeError("code that runs inside a request cannot wait for another request")
         return super().result(timeout)
 

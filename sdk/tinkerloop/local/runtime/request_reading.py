@@ -18,7 +18,7 @@ from tinkerloop.local.request_errors import user_error
 
 
 @dataclass(frozen=True)
-class Example:
+class DatumArrays:
     """One datum as arrays; every loss input has the shape of `targets`, (N,) or (N, K)."""
 
     input: Input
@@ -29,26 +29,26 @@ class Example:
         return len(self.input)
 
     @property
-    def predicts_picture(self) -> NDArray[np.bool_]:
-        """(N,) whether the position before a picture's is all there is to predict: no text."""
-        return np.append(self.input.on_picture[1:], False)
+    def predicts_image(self) -> NDArray[np.bool_]:
+        """(N,) whether the position before an image's is all there is to predict: no text."""
+        return np.append(self.input.on_image[1:], False)
 
     def driven(self, name: str) -> NDArray[np.bool_]:
         """(N,) whether the loss input `name` is anything but 0 at a position."""
         return np.logical_or.reduce(self.inputs[name].reshape(len(self), -1) != 0, axis=1)
 
-    def until_last(self, name: str) -> Example:
+    def until_last(self, name: str) -> DatumArrays:
         """Without what comes after the last position whose loss input `name` is not 0: nothing before looks there.
 
-        One position is kept in any case, and pictures are kept whole.
+        One position is kept in any case, and images are kept whole.
         """
         driven = np.flatnonzero(self.driven(name))
         end = int(driven[-1]) + 1 if len(driven) else 1
-        for start, picture in zip(self.input.starts, self.input.pictures, strict=True):
+        for start, image in zip(self.input.starts, self.input.images, strict=True):
             if start < end:
-                end = max(end, start + picture.tokens)
+                end = max(end, start + image.tokens)
         inputs = {key: values[:end] for key, values in self.inputs.items()}
-        return Example(self.input.until(end), self.targets[:end], inputs)
+        return DatumArrays(self.input.until(end), self.targets[:end], inputs)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Targets:
     inputs: dict[str, torch.Tensor]  # each (T, K)
 
     @classmethod
-    def of(cls, examples: Sequence[Example], device: torch.device) -> Targets:
+    def of(cls, examples: Sequence[DatumArrays], device: torch.device) -> Targets:
         width = max(1 if example.targets.ndim == 1 else example.targets.shape[1] for example in examples)
 
         def stack(arrays: Sequence[NDArray]) -> torch.Tensor:
@@ -82,7 +82,7 @@ def read_datum(
     max_length: int,
     index: int = 0,
     vision: Vision | None = None,
-) -> Example:
+) -> DatumArrays:
     """Check a datum against `loss_fn`'s rules and the model's limits, and convert it.
 
     Raises tinker.RequestFailedError (category user) naming the datum by its `index` in the request.
@@ -99,8 +99,8 @@ def read_datum(
         raise user_error(f"datum {index}: {len(read)} tokens exceed the model's context of {max_length}")
     # Copies: a tensor made from an array shares its memory, and the caller may use that again before its turn comes.
     arrays = {name: tensor.to_numpy().copy() for name, tensor in datum.loss_fn_inputs.items()}
-    example = Example(read, arrays.pop("target_tokens"), arrays)
-    if read.pictures and np.any(arrays.get("advantages", np.zeros(len(read)))[example.predicts_picture]):
+    example = DatumArrays(read, arrays.pop("target_tokens"), arrays)
+    if read.images and np.any(arrays.get("advantages", np.zeros(len(read)))[example.predicts_image]):
         raise user_error(f"datum {index}: advantages must be 0 where the target is a position of an image")
     return example
 

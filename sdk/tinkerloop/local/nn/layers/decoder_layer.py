@@ -79,7 +79,7 @@ class DecoderLayer(nn.Module):
 
 def _trigger(*layers: nn.Module) -> torch.Tensor | None:
     """What makes autograd call backward where the adapter of a layer wants a gradient."""
-    return next((x.slot.a for x in layers if isinstance(x, LoRALinear) and x.slot is not None), None)
+    return next((x.adapter.a for x in layers if isinstance(x, LoRALinear) and x.adapter is not None), None)
 
 
 class _Project(torch.autograd.Function):

@@ -48,7 +48,7 @@ class LoraSpec:
 
 
 @dataclass
-class Slot:
+class BoundAdapter:
     """The adapter bound to a layer: its tensors, where gradients go (None while sampling), and W' if folded."""
 
     a: torch.Tensor  # (rank, in), requires grad so that autograd calls backward
@@ -59,7 +59,7 @@ class Slot:
     grad_b: torch.Tensor | None
     folded: torch.Tensor | None  # (out, in)
 
-    def part(self, outputs: slice, weight: torch.Tensor) -> Slot:
+    def part(self, outputs: slice, weight: torch.Tensor) -> BoundAdapter:
         """The adapter of some outputs, folded into their `weight` where that is float32."""
         b = self.b[outputs]
         folded = None
@@ -69,7 +69,7 @@ class Slot:
             folded = torch.addmm(weight.detach(), b, self.a.detach(), alpha=self.scale)
         thin = (self.thin[0], self.thin[1][outputs])
         grad_b = None if self.grad_b is None else self.grad_b[outputs]
-        return Slot(self.a, b, thin, self.scale, self.grad_a, grad_b, folded)
+        return BoundAdapter(self.a, b, thin, self.scale, self.grad_a, grad_b, folded)
 
     def add_gradient(
         self, x: torch.Tensor, x_a: torch.Tensor, grad_y: torch.Tensor, low: torch.Tensor, segments: Sequence[int]
@@ -117,9 +117,9 @@ def _aligned(rows: torch.Tensor) -> torch.Tensor:
 
 
 class LoRALinear(nn.Linear):
-    """A frozen `nn.Linear` that adds whatever adapter is in its `slot`."""
+    """A frozen `nn.Linear` that adds whatever adapter is in its `adapter`."""
 
-    slot: Slot | None = None
+    adapter: BoundAdapter | None = None
     segments: Sequence[int] = ()
     """The rows of each datum in the pass under way."""
     fold_buffer: torch.Tensor | None = None
@@ -153,7 +153,7 @@ class LoRALinear(nn.Linear):
             folded = torch.addmm(self.weight.detach(), b, a, alpha=scale, out=self.fold_buffer)
         grad_a, grad_b = gradients if gradients is not None else (None, None)
         thin = a.detach().to(self.weight.dtype), b.to(self.weight.dtype)
-        self.slot = Slot(a.detach().requires_grad_(), b, thin, scale, grad_a, grad_b, folded)
+        self.adapter = BoundAdapter(a.detach().requires_grad_(), b, thin, scale, grad_a, grad_b, folded)
 
     def tiles(self, size: int) -> Iterator[tuple[int, LoRALinear]]:
         """(first output, the layer of at most `size` outputs from there), on the same numbers and buffers."""
@@ -163,14 +163,14 @@ class LoRALinear(nn.Linear):
             nn.Module.__init__(tile)
             tile.weight, tile.bias = _part(self.weight, part), None if self.bias is None else _part(self.bias, part)
             tile.out_features, tile.in_features = tile.weight.shape
-            if self.slot is not None:
-                tile.slot = self.slot.part(part, tile.weight)
+            if self.adapter is not None:
+                tile.adapter = self.adapter.part(part, tile.weight)
             yield start, tile
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.slot is None:
+        if self.adapter is None:
             return F.linear(input, self.weight, self.bias)
-        y = _Adapted.apply(input.flatten(0, -2), self.slot.a, self)
+        y = _Adapted.apply(input.flatten(0, -2), self.adapter.a, self)
         assert y is not None
         return y.unflatten(0, input.shape[:-1])
 
@@ -180,14 +180,14 @@ class LoRALinear(nn.Linear):
         if rows < MIN_ROWS:
             y, x_a = self.product(F.pad(x, (0, 0, 0, MIN_ROWS - rows)))
             return y[:rows], None if x_a is None else x_a[:rows]
-        slot = self.slot
-        weight = self.weight if slot is None or slot.folded is None else slot.folded
+        adapter = self.adapter
+        weight = self.weight if adapter is None or adapter.folded is None else adapter.folded
         y = F.linear(x, weight, self.bias)
-        if slot is None or slot.folded is not None:
+        if adapter is None or adapter.folded is not None:
             return y, None
-        a, b = slot.thin
+        a, b = adapter.thin
         x_a = x @ a.T
-        return y.addmm_(x_a, b.T, alpha=slot.scale), x_a
+        return y.addmm_(x_a, b.T, alpha=adapter.scale), x_a
 
     def product_backward(
         self,
@@ -211,25 +211,25 @@ class LoRALinear(nn.Linear):
             if grad_x is None:
                 return None
             return grad_x[:rows] if onto is None else onto.add_(grad_x[:rows])
-        slot = self.slot
-        if slot is None:
+        adapter = self.adapter
+        if adapter is None:
             if self.weight.grad is not None:  # full-parameter training
                 self.weight.grad.addmm_(grad_y.T, x)
                 if self.bias is not None and self.bias.grad is not None:
                     self.bias.grad += grad_y.sum(0)
             return _multiply(grad_y, self.weight.detach(), onto) if need_x else None
-        a, b = slot.thin
+        a, b = adapter.thin
         low = grad_y @ b  # (T, rank)
-        slot.add_gradient(x, x @ a.T if x_a is None else x_a, grad_y, low, segments)
+        adapter.add_gradient(x, x @ a.T if x_a is None else x_a, grad_y, low, segments)
         if not need_x:
             return None
-        if slot.folded is not None:
-            return _multiply(grad_y, slot.folded, onto)
-        return _multiply(grad_y, self.weight.detach(), onto).addmm_(low, a, alpha=slot.scale)
+        if adapter.folded is not None:
+            return _multiply(grad_y, adapter.folded, onto)
+        return _multiply(grad_y, self.weight.detach(), onto).addmm_(low, a, alpha=adapter.scale)
 
 
 class _Adapted(torch.autograd.Function):
-    """x (T, in) -> x W'^T (T, out). Gradients of A and B go straight into the slot's buffers."""
+    """x (T, in) -> x W'^T (T, out). Gradients of A and B go straight into the adapter's buffers."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, _a: torch.Tensor, layer: LoRALinear) -> torch.Tensor:

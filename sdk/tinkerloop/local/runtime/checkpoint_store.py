@@ -68,7 +68,7 @@ class CheckpointInfo:
 
 
 @dataclass(frozen=True)
-class Contents:
+class CheckpointContents:
     """What a checkpoint holds; `moments` is None for a sampler checkpoint."""
 
     weights: Mapping[str, torch.Tensor]
@@ -79,13 +79,13 @@ class Contents:
     """PEFT's `target_modules` and `target_parameters`."""
 
 
-class Store:
+class CheckpointStore:
     """All checkpoints under one root."""
 
     def __init__(self, root: Path):
         self.root = root
 
-    def save(self, record: CheckpointInfo, contents: Contents, *, overwrite: bool = False) -> CheckpointInfo:
+    def save(self, record: CheckpointInfo, contents: CheckpointContents, *, overwrite: bool = False) -> CheckpointInfo:
         """Write a checkpoint atomically. Raises ConflictError if the name is taken and `overwrite` is false."""
         run, _, name = parse_path(record.path)
         self._sweep(run)
@@ -267,7 +267,7 @@ def _on_disk(run: str) -> str:
     return run.replace(":", "_")
 
 
-def _write_tensors(folder: Path, record: CheckpointInfo, contents: Contents) -> None:
+def _write_tensors(folder: Path, record: CheckpointInfo, contents: CheckpointContents) -> None:
     def on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # Cloned: the tensors are views of one vector, and safetensors refuses shared storage.
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

@@ -16,8 +16,8 @@ from tinker.types.topk_logprobs import TopkLogprobs
 from tinkerloop.local.nn.generation import generate, score_prompt
 from tinkerloop.local.nn.inputs import Input
 from tinkerloop.local.nn.model import Model
-from tinkerloop.local.nn.token_drawing import Continuation, SampleRequest
-from tinkerloop.local.request_errors import Verbatim
+from tinkerloop.local.nn.token_sampling import Continuation, SampleRequest
+from tinkerloop.local.request_errors import CallerError
 from tinkerloop.local.runtime.engine import Sampler
 
 TOPK_FILL = (0, -99999.0)
@@ -53,7 +53,7 @@ def _answer_together(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]
     """Execute the calls that wait for this sampler's weights; on the worker's thread."""
     model = sampler.model
     if sampler.taken is not None and (error := sampler.taken.exception()) is not None:
-        raise Verbatim(error)
+        raise CallerError(error)
     model.bind(sampler.spec, sampler.weights)
     requests = [call.request for call in calls if call.request is not None]
     generated = iter(generate(model, requests))
@@ -99,12 +99,12 @@ def _prompt_scores(
         found = np.zeros((0, wanted.shape[1]), np.float32)
         ids, values = np.zeros((0, scores.topk), np.int32), np.zeros((0, scores.topk), np.float32)
     last = len(prompt) if scores.last is None else min(scores.last, len(prompt))
-    picture = prompt.on_picture[1:]
-    found[picture] = np.nan
+    image = prompt.on_image[1:]
+    found[image] = np.nan
     logprobs = np.concatenate([[np.float32(np.nan)], found[:, 0]])[-last:]
     topk = targets = None
     if scores.topk and ids is not None and values is not None:
-        ids[picture], values[picture] = TOPK_FILL
+        ids[image], values[image] = TOPK_FILL
         fill = np.full((1, scores.topk), TOPK_FILL[0], np.int32), np.full((1, scores.topk), TOPK_FILL[1], np.float32)
         topk = TopkLogprobs(
             token_ids=np.concatenate([fill[0], ids])[-last:], logprobs=np.concatenate([fill[1], values])[-last:]

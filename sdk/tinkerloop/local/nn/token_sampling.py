@@ -50,7 +50,7 @@ class Continuation:
     stop_reason: str | None = None
 
 
-def draw_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[int]:
+def sample_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[int]:
     """The next token of every row; appends its log-probability (and alternatives) to the row."""
     device = logits.device
     log_z = logits.logsumexp(1)

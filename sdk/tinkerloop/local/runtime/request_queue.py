@@ -16,12 +16,12 @@ from typing import Any
 import tinker
 
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.local.request_errors import Verbatim, server_error, user_error
-from tinkerloop.local.runtime.request_future import WORKERS, RequestFuture
+from tinkerloop.local.request_errors import CallerError, server_error, user_error
+from tinkerloop.local.runtime.request_future import WORKER_THREADS, RequestFuture
 
 
 @dataclass
-class Job:
+class QueuedRequest:
     """One request: `run()` for a single one, `run_group(payloads)` -> one result or exception each for a group."""
 
     run: Callable[..., Any]
@@ -30,22 +30,22 @@ class Job:
     future: RequestFuture = field(default_factory=RequestFuture)
 
 
-class Worker:
+class RequestQueue:
     """A FIFO queue and the thread that empties it. The thread starts with the first request and dies with `stop`."""
 
     def __init__(self, name: str):
         self._name = name
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[QueuedRequest] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
-        self._last = Job(lambda: None)
+        self._last = QueuedRequest(lambda: None)
         """What `stop` queues."""
         self._last.future.set_running_or_notify_cancel()
 
     def submit(self, run: Callable[[], Any]) -> RequestFuture:
         """Queue `run`; it is executed even if nobody waits, and cannot be withdrawn: later requests build on it."""
-        job = Job(run)
+        job = QueuedRequest(run)
         job.future.set_running_or_notify_cancel()
         return self._put(job)
 
@@ -53,7 +53,7 @@ class Worker:
         self, group: Hashable, payload: Any, run_group: Callable[[Sequence[Any]], list]
     ) -> RequestFuture:
         """Queue `payload` to be executed together with others of the same `group`."""
-        return self._put(Job(run_group, group, payload))
+        return self._put(QueuedRequest(run_group, group, payload))
 
     def stop(self) -> RequestFuture[None]:
         """Execute what is queued, then end the thread; the future is done when all is executed.
@@ -77,7 +77,7 @@ class Worker:
         torch when that goes away would abort the process.
         """
         with self._wake:
-            dropped: deque[Job] = deque()
+            dropped: deque[QueuedRequest] = deque()
             if not self._stopped:
                 self._stopped = True
                 dropped, self._jobs = self._jobs, dropped
@@ -90,7 +90,7 @@ class Worker:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _put(self, job: Job) -> RequestFuture:
+    def _put(self, job: QueuedRequest) -> RequestFuture:
         with self._wake:
             if self._stopped:
                 raise RuntimeError("this ServiceClient is closed; create a new one")
@@ -103,7 +103,7 @@ class Worker:
 
     def _loop(self) -> None:
         ident = threading.get_ident()
-        WORKERS.add(ident)
+        WORKER_THREADS.add(ident)
         try:
             while (jobs := self._take()) is not None:
                 if jobs[0].group is None:
@@ -112,9 +112,9 @@ class Worker:
                     _execute_group(jobs)
                 del jobs  # a request must not outlive its answer: it may be the last reference to the engine
         finally:
-            WORKERS.discard(ident)  # a later thread may be given the same number
+            WORKER_THREADS.discard(ident)  # a later thread may be given the same number
 
-    def _take(self) -> list[Job] | None:
+    def _take(self) -> list[QueuedRequest] | None:
         with self._wake:
             while not self._jobs:
                 if self._stopped:
@@ -125,7 +125,7 @@ class Worker:
                 return [first]
         return [first, *self._take_group(first.group)]
 
-    def _take_group(self, group: Hashable) -> list[Job]:
+    def _take_group(self, group: Hashable) -> list[QueuedRequest]:
         with self._wake:
             waiting = [job for job in self._jobs if job.group == group]
             if waiting:
@@ -133,7 +133,7 @@ class Worker:
         return waiting
 
 
-def _execute(job: Job) -> None:
+def _execute(job: QueuedRequest) -> None:
     try:
         result = job.run()
     except BaseException as error:
@@ -142,7 +142,7 @@ def _execute(job: Job) -> None:
         job.future.set_result(result)
 
 
-def _execute_group(jobs: list[Job]) -> None:
+def _execute_group(jobs: list[QueuedRequest]) -> None:
     jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
     if not jobs:
         return
@@ -159,11 +159,11 @@ def _execute_group(jobs: list[Job]) -> None:
 
 def as_request_error(error: BaseException) -> BaseException:
     """The error as a script of Tinker's expects it: Tinker's own class, with the original as its cause."""
-    if isinstance(error, Verbatim) and isinstance(error.error, StopIteration):
+    if isinstance(error, CallerError) and isinstance(error.error, StopIteration):
         stopped = RuntimeError("the function raised StopIteration")  # which a future that is awaited cannot hold
         stopped.__cause__ = error.error
         return stopped
-    if isinstance(error, Verbatim):
+    if isinstance(error, CallerError):
         return error.error
     if isinstance(error, tinker.TinkerError | NotImplementedError):
         return error

@@ -27,7 +27,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 _log = logging.getLogger(__name__)
 
 
-class Activations:
+class GradientCheckpointing:
     """The choice for one model; its blocks are wrapped so that they, and their copies, follow it.
 
     Args:
@@ -74,7 +74,7 @@ class Activations:
                 available / 1e9,
             )
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Activations:
+    def __deepcopy__(self, memo: dict[int, object]) -> GradientCheckpointing:
         return self
 
     def _measure(self) -> np.poly1d:
@@ -84,7 +84,7 @@ class Activations:
         return np.poly1d([*np.polyfit(_TRIALS, kept, 2)[:2], 0.0])  # without what is kept but once
 
 
-def _follow(block: nn.Module, choice: Activations, *args, **kwargs):
+def _follow(block: nn.Module, choice: GradientCheckpointing, *args, **kwargs):
     inner = partial(type(block).forward, block)
     if not (choice.recompute and torch.is_grad_enabled()):
         return inner(*args, **kwargs)
