@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tinker
 import torch
 
+from tests.local.references import policy_datum
+from tests.local.tiny_models import CONFIGS, write_model
 from tinkerloop.images import image_chunk
 from tinkerloop.local import ServiceClient, TrainingClient
-
-sys.path.insert(0, str(Path(__file__).parent))
-from references import policy_datum
-from tiny_models import CONFIGS, write_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA_VISIBLE_DEVICES=0")
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.local.tiny_models import CONFIGS, write_model
 from tinkerloop.local.nn.layers import norms
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import CONFIGS, write_model
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])

@@ -7,19 +7,16 @@ import gc
 import subprocess
 import sys
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tinker
 import torch
 
+from tests.local.references import policy_datum, reference_gradient, reference_loss
 from tinkerloop.local import ServiceClient, TrainingClient
 from tinkerloop.local.nn import adam as adam_module
 from tinkerloop.local.nn.losses import LOSSES
-
-sys.path.insert(0, str(Path(__file__).parent))
-from references import policy_datum, reference_gradient, reference_loss
 
 
 def flat(client: TrainingClient, what: str = "weights") -> torch.Tensor:
@@ -513,7 +510,7 @@ def test_continuing_in_another_process_is_bit_identical(service, datum, adam, tm
     client = lora(service)
     train_steps(client, datum, adam, range(3))
     path = client.save_state("half").result().path
-    command = [sys.executable, "-c", CONTINUE, str(tmp_path), path, str(request.path.parent)]
+    command = [sys.executable, "-c", CONTINUE, str(tmp_path), path, str(request.path.parents[1])]
     elsewhere = subprocess.run(command, capture_output=True, text=True, check=True)
     train_steps(client, datum, adam, range(3, 6))
     assert elsewhere.stdout.strip() == hashlib.sha256(flat(client).numpy().tobytes()).hexdigest()

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.local.tiny_models import write_model
 from tinkerloop.local import ServiceClient
 from tinkerloop.local.nn.layers import gradient_checkpointing
 from tinkerloop.local.nn.layers.gradient_checkpointing import available_memory, saved_bytes
 from tinkerloop.local.nn.parameters import TrainState
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import write_model
 
 
 def gradient(state: TrainState) -> torch.Tensor:
