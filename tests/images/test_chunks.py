@@ -244,7 +244,7 @@ def test_only_formats_without_side_effects_are_opened(kind):
     "url", ["http://127.0.0.1:1/x.png", "https://x/y.png", "file:///etc/hostname", "FILE:/x", "ftp://x/y"]
 )
 def test_nothing_is_fetched_unless_asked_for(url):
-    with pytest.raises(ImageError, match="nothing is fetched"):
+    with pytest.raises(ImageError, match="not fetched by default"):
         image_chunk(url, model=QWEN)
 
 

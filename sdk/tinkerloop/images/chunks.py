@@ -1,8 +1,7 @@
-"""Images for models: opened, checked, converted where needed, and counted in tokens.
+"""Images as chunks of a model input: opened, checked, converted if necessary, and counted in tokens.
 
-`image_chunk` is the one way from any image to a `tinker.types.ImageChunk`. A PNG or JPEG file that models read without
-doubt is passed through byte for byte, and only its header is parsed. Everything else is converted, once, as
-`image_chunk` states.
+`image_chunk` makes a `tinker.types.ImageChunk` from any image. A PNG or JPEG file that every program reads in the same
+way is passed through byte for byte, and only its header is parsed. Everything else is converted, as described there.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from PIL import Image, ImageFile, ImageOps
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import ImageError
 from tinkerloop.images.processors import ImageProcessor, as_image_processor, get_image_processor
-from tinkerloop.images.writing import PNG_SIGNATURE, QUALITIES, fitting, jpeg, png
+from tinkerloop.images.writing import PNG_SIGNATURE, QUALITIES, jpeg, png, write_within
 
 if TYPE_CHECKING:
     from tinker.types import ImageChunk
@@ -36,7 +35,7 @@ MAX_PIXELS = 89_478_485
 """Pillow's own threshold for a decompression bomb."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What is opened at all: no format here runs other programs or follows references."""
+"""The formats that are opened. None of them runs other programs or follows references."""
 _ORIENTATION = 0x0112
 
 Fetch = Callable[[str], bytes]
@@ -52,32 +51,32 @@ def image_chunk(
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageChunk:
-    """An image as a chunk of a model input, with the number of tokens the model will make of it.
+    """Make an image a chunk of a model input, with the number of tokens that the model will make of it.
 
     PNG and JPEG files of 8-bit gray or RGB pass through unchanged. The rest is converted:
 
     * transparency (RGBA, LA, a palette's or a colour's) is laid over white;
     * palettes, CMYK and other colour spaces become RGB; 16-bit samples keep their 8 highest bits;
     * a rotation in the EXIF data is applied; of an animation the first frame is taken;
-    * other file formats, arrays and PIL images are written as PNG, without loss; what came from a JPEG file, as JPEG
+    * other file formats, arrays and PIL images are written as PNG, without loss; images from a JPEG file as JPEG
       of quality 95; with `jpeg_quality` all of them as JPEG;
-    * what is above `max_bytes` is scaled to the size the model sees, if that is smaller, and as a last resort written
-      as JPEG of quality 95, 85 or 75.
+    * an image above `max_bytes` is scaled to the size the model sees, if that is smaller, and as a last resort
+      written as JPEG of quality 95, 85 or 75.
 
     Args:
         image: a path, the bytes of a file, a `data:` URI, a PIL image, an array (uint8 (H, W), (H, W, 3), (H, W, 4);
             bool; uint16; floats in [0, 1]), a dictionary with "bytes" or "path" as HF datasets has it, or an image
-            chunk, which is checked and kept. A URL only with `fetch`.
+            chunk, which is checked and returned unchanged. A URL only with `fetch`.
         model: the model's name, to find its image processor.
         processor: the image processor, instead of `model`: one of ours, or a transformers one of a known kind.
-        fetch: gets a URL's bytes. Without it nothing is ever fetched: rows of data decide what is opened.
-        jpeg_quality: 1 to 100. Write what is not passed through as a JPEG file of this quality, its colour at half the
-            resolution: with loss, but several times as fast as PNG, and for photographs as much smaller.
+        fetch: returns the bytes of a URL. Without it nothing is fetched, so that data cannot cause network access.
+        jpeg_quality: 1 to 100. Write converted images as JPEG files of this quality, with colour at half the resolution:
+            with loss, but several times faster than PNG, and several times smaller for photographs.
         max_bytes: the largest file to send.
-        max_pixels: the largest width x height to open; more is taken for a decompression bomb.
+        max_pixels: the largest width x height to open; more is refused as a decompression bomb.
 
     Raises:
-        ImageError: a file that is no image, truncated, empty, too large, or of an extreme aspect ratio.
+        ImageError: not an image, truncated, empty, too large, or with an extreme aspect ratio.
     """
     if processor is None and model is None:
         raise ImageError("give model= or processor=: the number of tokens depends on the model")
@@ -99,7 +98,7 @@ def image_chunk(
             write = partial(jpeg, quality=QUALITIES[0])
         else:
             write = png
-        data, size = fitting(_to_rgb(pil_image), write, rule, max_bytes)
+        data, size = write_within(_to_rgb(pil_image), write, rule, max_bytes)
     tokens = rule.tokens(*size)
     if given is not None and given.expected_tokens not in (None, tokens):
         raise ImageError(
@@ -110,10 +109,10 @@ def image_chunk(
 
 
 def open_image(image: Any, *, fetch: Fetch | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Any source of `image_chunk` as an 8-bit gray or RGB PIL image, converted in the same way.
+    """Open any source of `image_chunk` as an 8-bit gray or RGB PIL image, converted in the same way.
 
     Raises:
-        ImageError: as `image_chunk` does.
+        ImageError: for the same reasons as `image_chunk`.
     """
     source = _read(image.data if isinstance(image, tinker.types.ImageChunk) else image, fetch)
     pil_image = _open(source) if isinstance(source, bytes) else source
@@ -122,10 +121,10 @@ def open_image(image: Any, *, fetch: Fetch | None = None, max_pixels: int = MAX_
 
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) of an image file as it is seen, upright; from its header.
+    """Return (width, height) of an image file, upright, from its header.
 
     Raises:
-        ImageError: no image, an empty one, or one of more than `max_pixels`.
+        ImageError: not an image, an empty one, or one of more than `max_pixels`.
     """
     pil_image = _open(data)
     width, height = pil_image.size
@@ -137,7 +136,7 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 def _read(image: Any, fetch: Fetch | None) -> bytes | Image.Image:
-    """The bytes of a file, or pixels that were never in one."""
+    """Return the bytes of a file, or a PIL image of pixels that are not from a file."""
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, str):
@@ -160,7 +159,7 @@ def _read_string(text: str, fetch: Fetch | None) -> bytes:
     if "://" in text[:16] or scheme in ("http", "https", "file", "ftp"):
         if fetch is None:
             raise ImageError(
-                f"{text[:80]!r} is a URL, and nothing is fetched unless asked for: pass the file's path or bytes, or "
+                f"{text[:80]!r} is a URL, which is not fetched by default: pass the file's path or bytes, or "
                 "fetch=, a function from URL to bytes"
             )
         return fetch(text)
@@ -187,7 +186,7 @@ def _read_file(path: str) -> bytes:
 
 
 def _file_behind(pil_image: Image.Image) -> bytes | None:
-    """The file of a PIL image that was opened and not touched since, so that it need not be encoded again."""
+    """Return the file of a PIL image that was opened and not changed since, so that it need not be encoded again."""
     if not isinstance(pil_image, ImageFile.ImageFile) or not pil_image.tile or pil_image.fp is None:
         return None
     if pil_image.format not in ("PNG", "JPEG", "MPO") or getattr(pil_image, "decoderconfig", ()) not in ((), None):
@@ -244,7 +243,7 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _passes(pil_image: Image.Image, data: bytes) -> bool:
-    """Whether every reader sees the same in this file: 8-bit gray or RGB, upright, opaque, one frame."""
+    """Return True for files that every program reads alike: 8-bit gray or RGB, upright, opaque, one frame."""
     if pil_image.format not in ("PNG", "JPEG", "MPO") or pil_image.mode not in ("L", "RGB"):
         return False
     if pil_image.format == "PNG" and (data[24] > 8 or getattr(pil_image, "is_animated", False)):
@@ -257,28 +256,29 @@ def _orientation(pil_image: Image.Image) -> int:
         return 1
     try:
         return pil_image.getexif().get(_ORIENTATION, 1)
-    except Exception as error:  # EXIF data is a format of its own, and as breakable
+    except Exception as error:  # EXIF data is a format of its own, and its parser raises errors of every kind
         raise ImageError(f"the image's EXIF data cannot be read: {error}") from error
 
 
 def _check_complete(data: bytes) -> None:
     """Raise if a PNG or JPEG file ends early or (PNG) holds a damaged chunk."""
     if data.startswith(PNG_SIGNATURE):
-        at = len(PNG_SIGNATURE)
-        while at + 12 <= len(data):
-            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        position = len(PNG_SIGNATURE)
+        while position + 12 <= len(data):
+            end = position + 12 + int.from_bytes(data[position : position + 4], "big")
             if end > len(data):
                 break
-            if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-                raise ImageError(f"the PNG file is damaged: wrong checksum in the chunk at byte {at}")
-            if data[at + 4 : at + 8] == b"IEND":
+            if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+                raise ImageError(f"the PNG file is damaged: wrong checksum in the chunk at byte {position}")
+            if data[position + 4 : position + 8] == b"IEND":
                 return
-            at = end
+            position = end
         raise ImageError(f"the PNG file is truncated: {len(data)} bytes without its end")
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:  # segments up to the first scan
-        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    if data.find(b"\xff\xd9", at) < 0:
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:  # until the first scan
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        position += 1 if data[position + 1] == 0xFF else 2 + length
+    if data.find(b"\xff\xd9", position) < 0:
         raise ImageError(f"the JPEG file is truncated: {len(data)} bytes without its end")
 
 
@@ -315,7 +315,7 @@ def _eight_bit(pil_image: Image.Image) -> Image.Image:
 
 
 def _from_wide(pil_image: Image.Image) -> Image.Image:
-    """16-bit gray to 8 bits. Pillow's own conversion clips at 255 instead."""
+    """Convert 16-bit gray to 8 bits. Pillow's own conversion clips at 255 instead."""
     values = np.asarray(pil_image)
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(f"expected 16-bit samples, got values from {values.min()} to {values.max()}")

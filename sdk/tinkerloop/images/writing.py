@@ -1,4 +1,4 @@
-"""Pixels to files: PNG without loss, quickly, and what else it takes to stay below a number of bytes."""
+"""Writing of image files: PNG quickly and without loss, JPEG, and whichever fits a number of bytes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tinkerloop.images.processors import ImageProcessor
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 QUALITIES = (95, 85, 75)
-"""JPEG qualities to try, in turn, for what would be too large without loss."""
+"""The JPEG qualities to try, in this order, if a file would be too large without loss."""
 
 _COLOUR_TYPE = {"L": 0, "RGB": 2}
 _UP = 2
 
 
 def png(image: Image.Image) -> bytes:
-    """An 8-bit gray or RGB image as a PNG file, in half of Pillow's time for about the same size.
+    """Write an 8-bit gray or RGB image as a PNG file, in half of Pillow's time and about the same size.
 
     Pillow tries all five filters on every row. Here each row is stored as its difference from the one above, which
-    suits photographs and drawings alike, and numpy takes it at once (PNG specification, section 9).
+    suits photographs and drawings alike, and numpy does it in one operation (PNG specification, section 9).
     """
     pixels = np.asarray(image)
     rows = pixels.reshape(len(pixels), -1)
@@ -42,19 +42,19 @@ def png(image: Image.Image) -> bytes:
 
 
 def jpeg(image: Image.Image, quality: int, subsampling: int = 0) -> bytes:
-    """As a JPEG file; `subsampling` 0 keeps colour at full resolution, 2 halves it, as most files have it."""
+    """Write a JPEG file; `subsampling` 0 keeps colour at full resolution, 2 halves it, as most files have it."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return buffer.getvalue()
 
 
-def fitting(
+def write_within(
     image: Image.Image, write: Callable[[Image.Image], bytes], rule: ImageProcessor, max_bytes: int
 ) -> tuple[bytes, tuple[int, int]]:
-    """A file of at most `max_bytes`, with as little loss as that allows, and its (width, height).
+    """Write a file of at most `max_bytes` with as little loss as possible; return it and its (width, height).
 
     Raises:
-        ImageError: even the least faithful attempt is larger.
+        ImageError: even the smallest attempt is larger.
     """
     sizes: list[int] = []
     for data, size in _attempts(image, write, rule):
@@ -70,7 +70,7 @@ def fitting(
 def _attempts(
     image: Image.Image, write: Callable[[Image.Image], bytes], rule: ImageProcessor
 ) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """(file, size), from the least loss to the most."""
+    """Yield (file, size), from the least loss to the most."""
     yield write(image), image.size
     width, height = rule.resized(*image.size)
     if width * height < image.width * image.height:

@@ -144,7 +144,7 @@ def test_an_engine_is_not_made_with_options_that_mean_nothing(tmp_path, option):
 
 def test_an_unknown_base_model_says_so(service, tmp_path):
     for no_text in (None, tmp_path):  # a Path would load, and fail at the first save
-        with pytest.raises(tinker.BadRequestError, match="as a text"):
+        with pytest.raises(tinker.BadRequestError, match="must be a str"):
             service.create_lora_training_client(no_text)
     with pytest.raises(tinker.BadRequestError, match="no such folder"):
         service.create_lora_training_client("no/such/model/here")

@@ -54,8 +54,8 @@ def test_it_is_chosen_by_the_memory_available_and_said(service, datum, monkeypat
         client.forward_backward([datum(0, length)], "cross_entropy").result()
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert [level for level, _ in said] == ["INFO", "WARNING"]
-    assert "checkpointing off: the activations of a micro-batch of 50 tokens" in said[0][1]
-    assert "checkpointing on: the activations of a micro-batch of 1500 tokens" in said[1][1]
+    assert "checkpointing off: the activations of 50 tokens" in said[0][1]
+    assert "checkpointing on: the activations of 1500 tokens" in said[1][1]
     assert "0.01 GB of memory are available" in said[1][1]
 
 

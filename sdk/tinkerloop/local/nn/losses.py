@@ -1,6 +1,6 @@
 """Tinker's loss functions: plain sums over positions and datums, never divided by anything.
 
-Each takes lp = log p(target), shape (T, K) in float32, and the loss inputs of the same shape, and returns the loss of
+Each loss takes lp = log p(target), shape (T, K) in float32, and loss inputs of the same shape, and returns the loss of
 every element (T, K). q are the sampler's log-probabilities, A the advantages, r = exp(lp - q), sg stops the gradient.
 
     cross_entropy         -w lp
@@ -11,8 +11,8 @@ every element (T, K). q are the sampler's log-probabilities, A the advantages, r
     gspo                  ppo with r = s exp(lp - sg(lp)),                     low 0.8, high 1.2
                           s = exp(mean of sg(lp) - q over the datum's positions with sequence_ratio_mask != 0)
 
-Clip thresholds are bounds on the ratio, not distances from 1. Source: the Tinker documentation of its losses;
-the defaults of beta and of gspo's bounds are not published, these are ours.
+Clip thresholds are bounds on the ratio, not distances from 1. Source: Tinker's documentation of its losses,
+except the defaults of beta and of gspo's bounds, which are not published: these are our choice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LossConfig = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss function and what the engine must know to compute it in pieces."""
+    """A loss function, with what the engine needs to know to compute it in pieces."""
 
     elementwise: Callable[[torch.Tensor, LossInputs, LossConfig], torch.Tensor]
     driver: str | None
@@ -72,8 +72,8 @@ def _dro(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tens
 
 
 def _gspo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
-    """`inputs["segment"]` (T,) says which datum a position belongs to."""
-    # In float64 it does not show in which order a GPU adds a datum's positions.
+    """Compute gspo; `inputs["segment"]` (T,) is the index of each position's datum."""
+    # In float64, because a GPU adds a datum's positions in a varying order, which float32 would show.
     mask = (inputs["sequence_ratio_mask"] != 0).double()
     segment = inputs["segment"]
     count = int(segment[-1]) + 1
@@ -96,7 +96,12 @@ LOSSES: dict[str, Loss] = {
 
 
 def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tuple[Loss, dict[str, float]]:
-    """The loss and its complete configuration. Unknown names and keys are refused, never ignored."""
+    """Return the loss and its complete configuration.
+
+    Raises:
+        tinker.RequestFailedError: (category user) an unknown loss or key, or a value that is not a finite number.
+        NotImplementedError: a loss that the engine does not support.
+    """
     if loss_fn == "stable_reinforce":
         raise unsupported_error("loss_fn='stable_reinforce'")
     if loss_fn not in LOSSES:
@@ -124,7 +129,7 @@ def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tupl
 
 
 def ppo_metrics(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> dict[str, float]:
-    """Sums over positions of the ratio, of being clipped, and of q - lp; the caller divides by the positions."""
+    """Return sums over positions, to be divided by their number: of the ratio, of clipping, and of q - lp."""
     log_ratio = lp - inputs["logprobs"]
     ratio = torch.exp(log_ratio)
     clipped = (ratio < config["clip_low_threshold"]) | (ratio > config["clip_high_threshold"])

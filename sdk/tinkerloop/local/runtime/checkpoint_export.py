@@ -1,4 +1,4 @@
-"""Checkpoints as what other programs load: a PEFT adapter, or a whole model with the adapter merged into it."""
+"""Export of checkpoints for other programs: as a PEFT adapter, or as a whole model with the adapter merged in."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def export_checkpoint(
 ) -> None:
     """Write the checkpoint `path` (a tinker:// path under `root`) to the new folder `to`.
 
-    The adapter loads with `peft.PeftModel.from_pretrained(base, to)`; with `merged`, the folder is a transformers model
-    with its tokenizer, in `dtype`.
+    Load the adapter with `peft.PeftModel.from_pretrained(base, to)`. With `merged`, the folder holds a transformers
+    model in `dtype` and its tokenizer.
 
     Raises:
-        CheckpointError: `to` exists, or a checkpoint of every weight is to be exported as an adapter.
+        CheckpointError: `to` exists, or the checkpoint holds every weight and `merged` is false.
         tinker.NotFoundError, tinker.BadRequestError: no such checkpoint.
     """
     store = CheckpointStore(root)
@@ -55,14 +55,14 @@ def export_checkpoint(
 
 @torch.no_grad()
 def merge(base: Model, spec: LoraSpec, weights: Weights) -> None:
-    """Replace the base's weights by the trained ones; the model is of no other use afterwards."""
+    """Replace the base's weights by the trained ones. The model cannot be used for training or sampling afterwards."""
     if spec.rank == 0:
         for name, parameter in base.module.named_parameters():
             parameter.copy_(weights.named[name])
         return
     head = base.head.layer
     embedding = base.module.get_input_embeddings()
-    if spec.train_unembed and embedding.weight is head.weight:  # the adapter is on the output side alone
+    if spec.train_unembed and embedding.weight is head.weight:  # the adapter changes the output projection only
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
         base.module.config.get_text_config().tie_word_embeddings = False
         base.module.config.tie_word_embeddings = False

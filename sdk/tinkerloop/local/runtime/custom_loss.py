@@ -1,6 +1,6 @@
-"""Losses written by the caller: a function of log-probabilities, differentiated here, applied as weights.
+"""Custom losses: a function of log-probabilities, written by the caller, is differentiated and applied as weights.
 
-L(lp) at lp  ->  weights w = -dL/dlp,  because the gradient of cross entropy's sum -lp w is then that of L
+L(lp)  ->  weights w = -dL/dlp    because then cross_entropy, sum(-w lp), has the gradient of L
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ CustomLoss = Callable[[list[tinker.Datum], list[torch.Tensor]], tuple[torch.Tens
 def custom_weights(
     function: CustomLoss, data: Sequence[tinker.Datum], logprobs: Sequence[tinker.TensorData]
 ) -> tuple[float, dict[str, float], list[NDArray[np.float32]]]:
-    """The loss, its metrics, and each datum's weights. ValueError if the loss ignores a datum."""
+    """Return the loss, its metrics and each datum's weights.
+
+    Raises:
+        ValueError: the loss does not depend on a datum.
+    """
     leaves = [values.to_torch().clone().requires_grad_() for values in logprobs]
     with torch.enable_grad():
         loss, metrics = function(list(data), leaves)
@@ -36,7 +40,11 @@ def custom_weights(
 
 
 def loss_handles() -> Any:
-    """Tinker's module of traced losses (0.36 and later)."""
+    """Return tinker's module of traced losses.
+
+    Raises:
+        NotImplementedError: a tinker older than 0.36 does not have it.
+    """
     try:
         from tinker.lib.public_interfaces import custom_loss
     except ImportError:
@@ -45,7 +53,7 @@ def loss_handles() -> Any:
 
 
 def as_function(loss_fn: Any, data: Sequence[tinker.Datum], session: str) -> CustomLoss:
-    """A traced LossHandle as a plain function, its inputs checked; a function as it is."""
+    """Return a traced LossHandle as a plain function, after checking its inputs in `data`; return a function as is."""
     if not hasattr(loss_fn, "graph"):
         return loss_fn
     handles = loss_handles()

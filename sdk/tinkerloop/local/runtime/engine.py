@@ -1,6 +1,6 @@
-"""What the clients of one ServiceClient share, and the operations that the worker executes for them.
+"""The engine that the clients of one ServiceClient share, with the operations that it executes for them.
 
-Every method that takes a `EngineRun` or a `Sampler` runs on the worker's thread, one at a time, in the order submitted.
+Every method that takes an `EngineRun` or a `Sampler` runs on the queue's thread, one at a time, in submission order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tinkerloop.local.runtime.request_reading import DatumArrays
 
 @dataclass
 class EngineRun:
-    """One training client's side of the engine."""
+    """The state that the engine holds for one training client."""
 
     id: str
     model: Model
@@ -44,12 +44,12 @@ class EngineRun:
     state: TrainState
     user_metadata: dict[str, str] | None = None
     requests: int = 0
-    """How many requests have been executed; load_state must be the first."""
+    """The number of executed requests; load_state must be the first."""
     poisoned: bool = False
-    """The caller's own code failed inside a request: what was queued behind it must not be executed."""
+    """True once the caller's own code failed inside a request: later requests must not be executed."""
 
     def begin(self) -> None:
-        """Count a request."""
+        """Count a request; raise if an earlier one has poisoned the client."""
         if self.poisoned:
             raise CallerError(
                 RuntimeError("A previous request failed; this TrainingClient is poisoned. Create a new one")
@@ -59,19 +59,19 @@ class EngineRun:
 
 @dataclass
 class Sampler:
-    """One sampling client's weights: a snapshot (None: the base model alone)."""
+    """The weights of one sampling client: a snapshot, or None for the base model alone."""
 
     model: Model
     spec: LoraSpec | None = None
     weights: Weights | None = None
     path: str | None = None
-    taken: RequestFuture | None = None
-    """The request that takes the snapshot, if it is one."""
+    snapshot_future: RequestFuture | None = None
+    """The request that takes the snapshot; None for weights from a checkpoint or a base model."""
 
 
 @dataclass(eq=False)
 class Engine:
-    """The loaded models, the checkpoints, the worker and the options of one ServiceClient."""
+    """The loaded models, the checkpoints, the queue and the options of one ServiceClient."""
 
     store: CheckpointStore
     device: torch.device
@@ -85,14 +85,14 @@ class Engine:
     models: dict[tuple[str, torch.dtype], Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, self.queue.abandon)  # also at interpreter exit
+        weakref.finalize(self, self.queue.abandon)  # also runs at interpreter exit
         if self.device.type == "cpu":
             keep_freed_memory()
 
     def model(self, name: str, spec: LoraSpec | None = None) -> Model:
-        """The base for what `spec` trains; training every weight takes float32."""
+        """Return the base model to train `spec` on, loading it once; rank 0 (every weight) needs a float32 base."""
         if not isinstance(name, str):
-            raise bad_request(f"base_model is a name or a folder, as a text; got {name!r}")
+            raise bad_request(f"base_model must be a str, a name or a folder; got {name!r}")
         dtype = torch.float32 if spec is not None and spec.rank == 0 else self.dtype
         if (name, dtype) not in self.models:
             self.models[name, dtype] = load_model(name, self.device, dtype, self.gradient_checkpointing)
@@ -108,7 +108,7 @@ class Engine:
     def create_run_from(
         self, path: str, base_model: str | None, optimizer: bool, user_metadata: dict[str, str] | None
     ) -> EngineRun:
-        """A new run that continues from a training checkpoint."""
+        """Create a run that continues from a training checkpoint."""
         record = self._training_record(path)
         if base_model is not None and base_model != record.base_model:
             raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
@@ -152,7 +152,7 @@ class Engine:
     ) -> str:
         run.begin()
         if not isinstance(name, str):
-            raise bad_request(f"a checkpoint's name is a text, got {name!r}")
+            raise bad_request(f"the name of a checkpoint must be a str, got {name!r}")
         path = f"tinker://{run.id}/{kind}/{name}"
         try:
             parse_path(path)
@@ -183,7 +183,7 @@ class Engine:
         return path
 
     def snapshot(self, run: EngineRun, sampler: Sampler) -> None:
-        """Give `sampler` the weights as they are now."""
+        """Give `sampler` a copy of the current weights."""
         run.begin()
         sampler.weights = run.state.weights.snapshot()
 
@@ -202,7 +202,7 @@ class Engine:
         return Sampler(base, record.lora, weights, path)
 
     def apply(self, run: EngineRun, function: Callable[[TrainState], Any]) -> Any:
-        """Call `function` on the run's state; whatever it changed counts from here on."""
+        """Call `function` on the run's state; later requests use whatever it changed."""
         run.begin()
         try:
             return function(run.state)
@@ -220,15 +220,15 @@ class Engine:
         work: ForwardBackward,
         function: CustomLoss,
     ) -> tinker.ForwardBackwardOutput:
-        """forward, the caller's loss and its gradient, then cross_entropy with weights -dL/dlogprob."""
+        """Run forward, compute the caller's loss L, then train on cross_entropy with weights -dL/dlogprob."""
         run.begin()
-        found = self._forward_backward(run, datums, replace(work, backward=False)).loss_fn_outputs
+        outputs = self._forward_backward(run, datums, replace(work, backward=False)).loss_fn_outputs
         try:
-            total, metrics, weights = custom_weights(function, data, [output["logprobs"] for output in found])
+            total, metrics, weights = custom_weights(function, data, [output["logprobs"] for output in outputs])
         except BaseException as error:
             run.poisoned = True
             raise CallerError(error) from error
-        weighted = [replace(e, inputs={"weights": w}) for e, w in zip(datums, weights, strict=True)]
+        weighted = [replace(d, inputs={"weights": w}) for d, w in zip(datums, weights, strict=True)]
         output = self._forward_backward_or_nothing(run, weighted, work)
         surrogate = output.metrics["loss:sum"]
         output.metrics.update({**metrics, "loss:sum": total, "surrogate_loss:sum": surrogate})
@@ -237,7 +237,7 @@ class Engine:
     def _forward_backward_or_nothing(
         self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
-        """The pass, and its gradient added to the run's, or nothing of it if it fails."""
+        """Execute `work` and add its gradient to the run's; if it fails, the run's gradient is unchanged."""
         try:
             output = self._forward_backward(run, datums, work)
         except BaseException:
@@ -250,21 +250,21 @@ class Engine:
     def _forward_backward(
         self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
-        """Its gradients are left in the run's scratch."""
-        # A parameter (rank 0) has one gradient, which two lanes cannot add to.
-        lanes = (
+        """Execute `work`, leaving its gradients in the run's scratch buffers."""
+        # With rank 0 a parameter has one gradient tensor, to which two replicas cannot add at the same time.
+        replicas = (
             1
             if run.spec.rank == 0 or self.device.type != "cpu"
-            else replica_count([len(e) for e in datums], work.token_budget)
+            else replica_count([len(d) for d in datums], work.token_budget)
         )
-        gradients = run.state.scratch(lanes) if work.backward else [None] * lanes
+        gradients = run.state.scratch(replicas) if work.backward else [None] * replicas
         run.model.bind(run.spec, run.state.weights, gradients)
-        return run_forward_backward(run.model, datums, work, lanes)
+        return run_forward_backward(run.model, datums, work, replicas)
 
     def _training_record(self, path: str) -> CheckpointInfo:
         record = self.store.read(path)
         if parse_path(path)[1] != "weights":
-            raise bad_request(f"{path} is a sampler checkpoint: only a save_state path can be trained further")
+            raise bad_request(f"{path} is a sampler checkpoint: to continue training, give the path of a save_state")
         return record
 
     def _fill_weights(self, base: Model, weights: Weights, record: CheckpointInfo) -> None:
@@ -285,15 +285,21 @@ class Engine:
 
 
 def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
-    """`spec` with the seed of `other`, which says nothing about what is trained."""
+    """Return `spec` with the seed of `other`: specs that differ in the seed alone train the same weights."""
     return replace(spec, seed=other.seed)
 
 
 def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], path: str) -> None:
-    """Copy loaded tensors into place; the names and shapes must be exactly those expected."""
+    """Copy loaded tensors into the named ones.
+
+    Raises:
+        tinker.BadRequestError: a name or a shape differs.
+    """
     if named.keys() != loaded.keys():
-        odd = sorted(named.keys() ^ loaded.keys())
-        raise bad_request(f"{path} does not fit this base model: {odd[0]} and {len(odd) - 1} more tensors differ")
+        differing = sorted(named.keys() ^ loaded.keys())
+        raise bad_request(
+            f"{path} does not fit this base model: {differing[0]} and {len(differing) - 1} more tensors differ"
+        )
     for name, tensor in named.items():
         if tensor.shape != loaded[name].shape:
             shapes = f"{tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}"

@@ -1,8 +1,8 @@
-"""One thread that executes requests in the order they were submitted.
+"""The queue of requests, and the one thread that executes them in the order of their submission.
 
-Everything that touches the model runs here, so no lock guards it and a script's order is the engine's order.
-Requests that may share one execution (samples from the same weights) carry an equal `group`: when the first of them is
-due, all that wait are taken along.
+Everything that uses the model runs on this thread, so no lock is needed and the engine keeps the script's order.
+Requests that may be executed together (samples from the same weights) have an equal `group`: when the first of them is
+next, all waiting ones of its group are executed with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tinkerloop.local.runtime.request_future import WORKER_THREADS, RequestFutur
 
 @dataclass
 class QueuedRequest:
-    """One request: `run()` for a single one, `run_group(payloads)` -> one result or exception each for a group."""
+    """One request: `run()`; with a group `run(payloads)`, which returns a result or an exception for each payload."""
 
     run: Callable[..., Any]
     group: Hashable = None
@@ -31,7 +31,7 @@ class QueuedRequest:
 
 
 class RequestQueue:
-    """A FIFO queue and the thread that empties it. The thread starts with the first request and dies with `stop`."""
+    """A FIFO queue and the thread that executes it. The thread starts with the first request and ends with `stop`."""
 
     def __init__(self, name: str):
         self._name = name
@@ -40,11 +40,11 @@ class RequestQueue:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._last = QueuedRequest(lambda: None)
-        """What `stop` queues."""
+        """The last request, which `stop` queues."""
         self._last.future.set_running_or_notify_cancel()
 
     def submit(self, run: Callable[[], Any]) -> RequestFuture:
-        """Queue `run`; it is executed even if nobody waits, and cannot be withdrawn: later requests build on it."""
+        """Queue `run`. It is executed even if nobody waits, and cannot be cancelled: later requests depend on it."""
         job = QueuedRequest(run)
         job.future.set_running_or_notify_cancel()
         return self._put(job)
@@ -56,7 +56,7 @@ class RequestQueue:
         return self._put(QueuedRequest(run_group, group, payload))
 
     def stop(self) -> RequestFuture[None]:
-        """Execute what is queued, then end the thread; the future is done when all is executed.
+        """Execute the queued requests, then end the thread; the future is done after the last of them.
 
         Later submissions raise RuntimeError.
         """
@@ -71,10 +71,10 @@ class RequestQueue:
         return self._last.future
 
     def abandon(self) -> None:
-        """Drop what is queued, unless `stop` was to execute it, and wait for the thread.
+        """Drop the queued requests (unless `stop` was called before) and wait for the thread to end.
 
-        For when nobody is left, the caller interrupts, or the interpreter exits: a daemon thread that is still inside
-        torch when that goes away would abort the process.
+        It is called when all clients are gone, when the caller interrupts, and at interpreter exit: a daemon thread
+        still inside torch while torch is being torn down would abort the process.
         """
         with self._wake:
             dropped: deque[QueuedRequest] = deque()
@@ -110,9 +110,9 @@ class RequestQueue:
                     _execute(jobs[0])
                 else:
                     _execute_group(jobs)
-                del jobs  # a request must not outlive its answer: it may be the last reference to the engine
+                del jobs  # else this variable keeps the engine alive, if the request was the last reference to it
         finally:
-            WORKER_THREADS.discard(ident)  # a later thread may be given the same number
+            WORKER_THREADS.discard(ident)  # a later thread may get the same number
 
     def _take(self) -> list[QueuedRequest] | None:
         with self._wake:
@@ -158,9 +158,11 @@ def _execute_group(jobs: list[QueuedRequest]) -> None:
 
 
 def as_request_error(error: BaseException) -> BaseException:
-    """The error as a script of Tinker's expects it: Tinker's own class, with the original as its cause."""
+    """Return the error as a script written for Tinker expects it: of Tinker's class, with the original as its cause."""
     if isinstance(error, CallerError) and isinstance(error.error, StopIteration):
-        stopped = RuntimeError("the function raised StopIteration")  # which a future that is awaited cannot hold
+        stopped = RuntimeError(
+            "the function raised StopIteration"
+        )  # a future that is awaited cannot raise StopIteration
         stopped.__cause__ = error.error
         return stopped
     if isinstance(error, CallerError):

@@ -1,4 +1,4 @@
-"""A script's datums and prompts, read and checked on the caller's thread."""
+"""Reading of a request's datums and prompts: they are checked and converted to arrays on the caller's thread."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ class DatumArrays:
 
     @property
     def predicts_image(self) -> NDArray[np.bool_]:
-        """(N,) whether the position before an image's is all there is to predict: no text."""
+        """(N,) True where the next position belongs to an image, so that there is no text to predict."""
         return np.append(self.input.on_image[1:], False)
 
     def driven(self, name: str) -> NDArray[np.bool_]:
-        """(N,) whether the loss input `name` is anything but 0 at a position."""
+        """(N,) True where the loss input `name` is not 0."""
         return np.logical_or.reduce(self.inputs[name].reshape(len(self), -1) != 0, axis=1)
 
     def until_last(self, name: str) -> DatumArrays:
-        """Without what comes after the last position whose loss input `name` is not 0: nothing before looks there.
+        """Return the datum cut after the last position whose loss input `name` is not 0.
 
-        One position is kept in any case, and images are kept whole.
+        Attention is causal, so no earlier position depends on what is cut. At least one position stays, and no image
+        is cut.
         """
         driven = np.flatnonzero(self.driven(name))
         end = int(driven[-1]) + 1 if len(driven) else 1
@@ -53,7 +54,7 @@ class DatumArrays:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch's positions should predict. Rows of fewer than K targets are filled with target 0, input 0."""
+    """The targets and loss inputs of a packed batch. Datums with fewer than K targets are padded with 0."""
 
     targets: torch.Tensor  # (T, K)
     inputs: dict[str, torch.Tensor]  # each (T, K)
@@ -85,7 +86,9 @@ def read_datum(
 ) -> DatumArrays:
     """Check a datum against `loss_fn`'s rules and the model's limits, and convert it.
 
-    Raises tinker.RequestFailedError (category user) naming the datum by its `index` in the request.
+    Raises:
+        tinker.RequestFailedError: (category user) a rule is broken; the message names the datum by its `index`.
+        NotImplementedError: chunks that the model does not support.
     """
     try:
         # An all-zero weight is harmless here: it trains nothing, and custom losses rely on it.
@@ -93,11 +96,11 @@ def read_datum(
         read = read_input(datum.model_input, vision)
     except NotImplementedError:
         raise
-    except (ValueError, OverflowError, RuntimeError) as error:  # also a sparse tensor whose indices are wrong
+    except (ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a sparse tensor with wrong indices
         raise user_error(f"datum {index}: {error}") from error
     if len(read) > max_length:
         raise user_error(f"datum {index}: {len(read)} tokens exceed the model's context of {max_length}")
-    # Copies: a tensor made from an array shares its memory, and the caller may use that again before its turn comes.
+    # Copies: a tensor made from an array shares its memory, and the caller may change it before the request runs.
     arrays = {name: tensor.to_numpy().copy() for name, tensor in datum.loss_fn_inputs.items()}
     example = DatumArrays(read, arrays.pop("target_tokens"), arrays)
     if read.images and np.any(arrays.get("advantages", np.zeros(len(read)))[example.predicts_image]):
@@ -106,7 +109,12 @@ def read_datum(
 
 
 def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int, vision: Vision | None = None) -> Input:
-    """A prompt, checked."""
+    """Check a prompt against the model's limits, and convert it.
+
+    Raises:
+        tinker.RequestFailedError: (category user) empty, too long, an id outside the vocabulary, a wrong image.
+        NotImplementedError: chunks that the model does not support.
+    """
     try:
         read = read_input(prompt, vision)
     except (DatumError, ImageError, OverflowError) as error:
@@ -116,8 +124,8 @@ def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int, vis
         raise user_error("the prompt is empty: give at least one token")
     wrong = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
     if len(wrong):
-        at = int(wrong[0])
-        raise user_error(f"prompt[{at}]: token id {tokens[at]} is not in [0, {vocab_size})")
+        position = int(wrong[0])
+        raise user_error(f"prompt[{position}]: token id {tokens[position]} is not in [0, {vocab_size})")
     if len(tokens) > max_length:
         raise user_error(f"the prompt's {len(tokens)} tokens exceed the model's context of {max_length}")
     return read

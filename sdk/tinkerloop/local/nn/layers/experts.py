@@ -1,10 +1,10 @@
-"""LoRA on the experts of a mixture-of-experts block, whose matrices lie stacked in one 3-D parameter.
+"""LoRA on the experts of a mixture-of-experts block, whose matrices are stacked in one 3-D parameter.
 
     W'_e = W_e + (alpha / rank) B_e A_e        for every expert e
 
 Stored as PEFT does for its `target_parameters`: A (experts * rank, in) read as (experts, rank, in), B (out, rank *
-experts) read as (out, rank, experts). W' is always formed (also for a bf16 base, in its precision): the experts'
-grouped kernels take whole weights.
+experts) read as (out, rank, experts). W' is always computed (also for a bf16 base, in its precision), because
+the grouped kernels of experts need whole weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tinkerloop.local.nn.layers.lora import BoundAdapter
 
 
 class ExpertWeights:
-    """One stacked parameter of an experts module, with the adapter bound to it."""
+    """A stacked parameter of an experts module, with the adapter that is bound to it."""
 
     def __init__(self, module: nn.Module, attribute: str):
         self.module, self.attribute = module, attribute
@@ -62,9 +62,9 @@ class ExpertWeights:
         )
 
     def _before_forward(self, module: nn.Module, args: object) -> None:
-        # An instance attribute shadows the parameter of the same name, and autograd sees W' as made from A.
+        # An instance attribute hides the parameter of the same name, and autograd sees W' as computed from A.
         if self._adapter is not None:
-            module.__dict__[self.attribute] = _Shadow.apply(self._adapter.a, self)
+            module.__dict__[self.attribute] = _FoldedWeights.apply(self._adapter.a, self)
 
     def add_gradient(self, grad: torch.Tensor) -> None:
         adapter = self._adapter
@@ -84,8 +84,8 @@ class ExpertWeights:
         return b.view(self.out_features, -1, self.experts)  # (out, rank, experts)
 
 
-class _Shadow(torch.autograd.Function):
-    """A -> W'; the gradient of W' goes on to the adapter's buffers."""
+class _FoldedWeights(torch.autograd.Function):
+    """A -> W'; the gradient of W' is added to the adapter's buffers."""
 
     @staticmethod
     def forward(ctx, _a: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:
