@@ -70,8 +70,8 @@ def image_chunk(
         model: the model's name, to find its image processor.
         processor: the image processor, instead of `model`: one of ours, or a transformers one of a known kind.
         fetch: returns the bytes of a URL. Without it nothing is fetched, so that data cannot cause network access.
-        jpeg_quality: 1 to 100. Write converted images as JPEG files of this quality, with colour at half the resolution:
-            with loss, but several times faster than PNG, and several times smaller for photographs.
+        jpeg_quality: 1 to 100. Write converted images as JPEG of this quality, with colour at half the resolution: with
+            loss, but several times faster than PNG, and several times smaller for photographs.
         max_bytes: the largest file to send.
         max_pixels: the largest width x height to open; more is refused as a decompression bomb.
 

@@ -96,7 +96,7 @@ class QwenImageProcessor(ImageProcessor):
 
 @dataclass(frozen=True)
 class KimiImageProcessor(ImageProcessor):
-    """The rule of Kimi K2.5 and K2.6: scaled down (never up) to a budget of patches, then padded to multiples of `factor`."""
+    """The rule of Kimi K2.5 and K2.6: scaled down (never up) to a number of patches, padded to whole tokens."""
 
     patch_size: int = 14
     temporal_patch_size: int = 1

@@ -4,8 +4,8 @@ An encoder knows nothing of the control vocabulary: a string that spells a contr
 consists of. Control tokens enter a sequence by id (`id_of`) and in no other way.
 
 Engines, in order of preference: fastokens and tiktoken (the extra `tinkerloop-sdk[fast]`), then the Hugging Face
-tokenizer itself, which is the reference. An engine that differs from the reference on a fixed list of strings, or on a sample of
-the vocabulary, is not used.
+tokenizer itself, which is the reference. An engine that differs from the reference on a fixed list of strings,
+or on a sample of the vocabulary, is not used.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def ordinary_json(tokenizer_json: str) -> str:
 class TokenBytes(dict[int, bytes]):
     """A table of token id -> the bytes it spells, filled on first use.
 
-    It reads the two spellings in use: byte-level (one printable character per byte) and SentencePiece's (`▁` for a space,
-    `<0x0A>` for a byte).
+    It reads the two spellings in use: byte-level (one printable character per byte) and SentencePiece's (`▁` for a
+    space, `<0x0A>` for a byte).
     """
 
     def __init__(self, id_to_token: Any, control: dict[int, str]):

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @functools.lru_cache(maxsize=32)
 def get_tokenizer(name: str | Path) -> Tokenizer:
-    """Return the tokenizer of a model, by hub name or local folder; cached. `"tiny"` and `"tiny-vl"` share the built-in one.
+    """Return the tokenizer of a model, by hub name or local folder; cached.
+
+    `"tiny"` and `"tiny-vl"` share the built-in one.
 
     Code that comes with a model is never run: a tokenizer that needs it is refused by transformers, and a folder that
     has a `tiktoken.model` instead of a `tokenizer.json`, as Kimi's have, is read without it. A suffix after a colon

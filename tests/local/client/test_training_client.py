@@ -72,7 +72,7 @@ def test_splitting_a_batch_changes_nothing(service: ServiceClient, datum, adam, 
     assert (train(parts) - whole).abs().max() <= 1e-6 * whole.abs().max()
 
 
-def test_micro_batches_change_nothing(tmp_path, datum, adam):
+def test_packed_batches_change_nothing(tmp_path, datum, adam):
     data = [datum(i, 3 + 7 * i % 40) for i in range(8)]
 
     def train(budget: int) -> torch.Tensor:
@@ -252,7 +252,7 @@ def test_sparse_targets_mean_the_same_as_dense_ones(client, tokens):
     dense = tinker.Datum(model_input=model_input, loss_fn_inputs=arrays)
     results = [client.forward([d], "cross_entropy").result() for d in (sparse, dense)]
     assert results[0].metrics == results[1].metrics
-    # A column of another width in the same micro-batch is filled, and the filling cut off again.
+    # A column of another width in the same packed batch is filled, and the filling cut off again.
     mixed = client.forward([sparse, dense], "cross_entropy").result()
     assert [lp.shape for lp in logprobs(mixed)] == [(8, 64), (8, 64)]
 

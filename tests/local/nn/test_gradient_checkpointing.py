@@ -46,7 +46,7 @@ def test_it_keeps_less(client, datum):
     assert kept(True) < 0.3 * kept(False)
 
 
-def test_it_is_chosen_by_the_memory_available_and_said(service, datum, monkeypatch, caplog):
+def test_it_is_chosen_by_the_memory_available_and_logged(service, datum, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "tinkerloop.local.nn.layers.gradient_checkpointing")
     monkeypatch.setattr(gradient_checkpointing, "available_memory", lambda device: 10_000_000)
     client = service.create_lora_training_client("tiny", rank=8)

@@ -286,7 +286,7 @@ def test_an_adapter_leaves_the_vision_tower_alone_unless_asked(tmp_path):
         service.close("success")
 
 
-def test_micro_batches_do_not_change_the_result(tmp_path):
+def test_packed_batches_do_not_change_the_result(tmp_path):
     found = []
     for budget in (16, 4096):
         service = ServiceClient(root=tmp_path / str(budget), device="cpu", token_budget=budget)

@@ -153,7 +153,7 @@ def patchify(image: Image.Image, processor: ImageProcessor) -> NDArray[np.float3
     """Resize, pad with black, scale to [0, 1], normalise, and cut into patches, in the model's order and shape.
 
     Returns: for Qwen (patches, 3 * frames * side * side), ordered by (token row, token column, row and column within
-    the token), so that patches which are merged into one token are neighbours; for Kimi (patches, 3, side, side), by rows.
+    the token), so that patches which are merged into one token are neighbours; for Kimi (patches, 3, side, side).
     """
     (width, height), padded = processor.resized(*image.size), processor.padded(*image.size)
     image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)

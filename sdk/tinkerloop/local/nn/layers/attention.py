@@ -127,7 +127,7 @@ def _eager(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Compute attention step by step, for features without a fused kernel: soft-capped scores (Gemma), sinks (gpt-oss)."""
+    """Compute attention step by step, for what has no fused kernel: soft-capped scores (Gemma), sinks (gpt-oss)."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = (query @ key.transpose(2, 3)) * scale  # (B, heads, T, S)

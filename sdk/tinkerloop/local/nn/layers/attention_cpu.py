@@ -4,8 +4,8 @@ torch's kernel computes every position. Here a block of scores is one product fo
 grows linearly with the sequence, and unwanted positions are skipped. If all positions are wanted, it takes about as
 long as torch's kernel.
 
-exp2 takes a third of the time of exp, so scores are multiplied by log2(e). In the backward pass, a column is appended to
-both factors of a product, so that it also subtracts a row's log-sum (from the scores) or dO.O (from dP). The formula
+exp2 takes a third of the time of exp, so scores are multiplied by log2(e). In the backward pass, a column is appended
+to both factors of a product, so that it also subtracts a row's log-sum (from the scores) or dO.O (from dP). The formula
 dS = P (dP - dO.O) is from Dao et al. 2022 (arXiv:2205.14135), appendix B.2.
 """
 
@@ -39,7 +39,7 @@ def causal_attention(
 
 
 class _Causal(torch.autograd.Function):
-    """Autograd for `causal_attention`. Queries are held as (heads, m * G, D): m wanted positions, G heads share keys."""
+    """Autograd for `causal_attention`. Queries are (heads, m * G, D): m wanted positions, G heads share keys."""
 
     @staticmethod
     def forward(

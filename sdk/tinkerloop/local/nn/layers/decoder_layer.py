@@ -26,7 +26,7 @@ LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen
 
 
 def use_own_layers(module: nn.Module) -> None:
-    """Use this forward pass for layers whose norms were replaced by `RMSNorm`, which happens only for float32 on the CPU.
+    """Use this forward pass for CPU layers whose norms were replaced by `RMSNorm`, which happens only for float32.
 
     A layer on a GPU, where norms are replaced as well, keeps its own forward pass.
     """
@@ -36,7 +36,7 @@ def use_own_layers(module: nn.Module) -> None:
         known = cast(Any, layer)
         norm, activation = known.input_layernorm, type(known.mlp.act_fn).__name__
         if isinstance(norm, RMSNorm) and norm.weight.is_cpu and activation == "SiLUActivation":
-            # A subclass of the layer's own class, so that names, copies and isinstance checks of transformers still work.
+            # A subclass of the layer's own class, so that names, copies and isinstance checks still work.
             layer.__class__ = type(type(layer).__name__, (DecoderLayer, type(layer)), {})
 
 
@@ -83,7 +83,7 @@ class DecoderLayer(nn.Module):
 
 
 def _trigger(*layers: nn.Module) -> torch.Tensor | None:
-    """Return a tensor that requires a gradient, if a layer has an adapter: without it autograd would not call backward."""
+    """Return a tensor that requires a gradient, if a layer has an adapter, so that autograd calls backward."""
     return next((x.adapter.a for x in layers if isinstance(x, LoRALinear) and x.adapter is not None), None)
 
 

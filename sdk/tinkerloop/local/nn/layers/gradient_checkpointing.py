@@ -49,7 +49,7 @@ class GradientCheckpointing:
                 block.forward = partial(_follow, block, self)  # type: ignore[method-assign]
 
     def choose(self, lengths: Sequence[int], trained: Hashable) -> None:
-        """Decide for sequences of these lengths in memory at once; `trained` identifies the layers that get gradients."""
+        """Decide for sequences of these lengths in memory at once; `trained` identifies the layers with gradients."""
         if self._forced is not None:
             return
         if trained not in self._costs:
@@ -78,7 +78,7 @@ class GradientCheckpointing:
         return self
 
     def _measure(self) -> np.poly1d:
-        """Fit the bytes kept for one sequence as a polynomial of its length: unfused attention keeps length^2 scores."""
+        """Fit the bytes kept for one sequence as a polynomial of its length: unfused attention keeps length^2."""
         self.recompute = False
         kept = [saved_bytes(lambda n=n: self._run(n)) for n in _TRIALS]
         return np.poly1d(

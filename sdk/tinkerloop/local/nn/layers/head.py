@@ -1,8 +1,8 @@
 """The output projection: log-probabilities of targets and their gradient, without holding all logits at once.
 
-Rows (positions) are processed in chunks, of whole datums or a part of one: logits, log-softmax, the loss's gradient with
-respect to the log-probabilities, the gradient of the logits, and from it those of the hidden states and the adapter. So
-memory does not grow with positions x vocabulary.
+Rows (positions) are processed in chunks, of whole datums or a part of one: logits, log-softmax, the loss's gradient
+with respect to the log-probabilities, the gradient of the logits, and from it those of the hidden states and the
+adapter. So memory does not grow with positions x vocabulary.
 
 With a small vocabulary, the logits of a chunk are kept for the backward pass. With a large one, chunks would have few
 rows and each would read the whole projection; instead the vocabulary is processed in tiles of columns, twice: for

@@ -76,7 +76,7 @@ class BoundAdapter:
     ) -> None:
         """Add the gradients of A and B, given x (T, in), x A^T (T, rank), grad_y (T, out) and grad_y B (T, rank).
 
-        `segments` are the numbers of rows of each datum. If they do not add up to T (in an expert), all rows are one segment.
+        `segments` are the numbers of rows of each datum; if they do not add up to T (in an expert), one for all rows.
         """
         if self.grad_a is None or self.grad_b is None:
             return
@@ -177,7 +177,7 @@ class LoRALinear(nn.Linear):
         return y.unflatten(0, input.shape[:-1])
 
     def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Compute y = x W'^T + bias for x (T, in), outside autograd; also return x A^T (T, rank), None if not computed."""
+        """Compute y = x W'^T + bias for x (T, in), outside autograd; also x A^T (T, rank), None if not computed."""
         rows = len(x)
         if rows < MIN_ROWS:
             y, x_a = self.product(F.pad(x, (0, 0, 0, MIN_ROWS - rows)))
