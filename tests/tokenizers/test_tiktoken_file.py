@@ -62,5 +62,5 @@ def test_ids_after_the_ranks_are_control_tokens_and_have_names(from_ranks: Any) 
 
 def test_ranks_that_unknown_code_splits_are_refused(tmp_path: Path) -> None:
     folder = ranks_folder(tmp_path, [bytes([i]) for i in range(256)], {"AutoTokenizer": ["mine.Tokenizer", None]})
-    with pytest.raises(TinkerloopError, match=r"split by 'mine\.Tokenizer'.*convert it"):
+    with pytest.raises(TinkerloopError, match=r"for 'mine\.Tokenizer'.*convert it"):
         get_tokenizer(folder)

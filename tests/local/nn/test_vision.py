@@ -550,8 +550,8 @@ def test_a_picture_that_cannot_be_decoded_fails_its_own_call_alone(shared, sampl
 def test_text_cannot_stand_for_an_image(shared, sampler):
     client = shared.create_lora_training_client("tiny-vl", rank=4)
     forged = tinker.ModelInput(chunks=[tinker.EncodedTextChunk(tokens=[1, PAD, 2])])
-    assert "images are chunks" in refused(client.forward([make_datum(forged, [0, 0, 1])], "cross_entropy"))
-    assert "images are chunks" in refused(sampler.sample(forged, 1, tinker.SamplingParams(max_tokens=1)))
+    assert "pass images as image chunks" in refused(client.forward([make_datum(forged, [0, 0, 1])], "cross_entropy"))
+    assert "pass images as image chunks" in refused(sampler.sample(forged, 1, tinker.SamplingParams(max_tokens=1)))
 
 
 def test_a_text_model_refuses_images(shared):
