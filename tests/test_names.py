@@ -16,7 +16,6 @@ SHARED = {
     "main": "the command line's, and the Cookbook's supervised.train.main",
     "data": "the package, and the Cookbook's path supervised.data",
     "loop": "loop/loop.py holds the loop itself",
-    "export": "local/'s, and the command that calls it",
 }
 """Names that two places have on purpose, and why."""
 

@@ -6,6 +6,7 @@ Importing it loads neither torch nor transformers. Names that most scripts need 
 """
 
 from tinkerloop import callbacks, data, errors, loop, renderers
+from tinkerloop._version import __version__ as __version__
 from tinkerloop.connection import connect
 from tinkerloop.datum import check_datum, make_datum
 from tinkerloop.errors import TinkerloopError
@@ -34,8 +35,6 @@ from tinkerloop.loop import schedules as schedules
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Boundary",

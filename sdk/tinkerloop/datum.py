@@ -301,9 +301,8 @@ def _read_chunks(
     """
     chunks = list(model_input.chunks)
     check_chunks(chunks)
-    if all(isinstance(chunk, tinker.EncodedTextChunk) for chunk in chunks):
-        ids = chunks[0].tokens if len(chunks) == 1 else [token for chunk in chunks for token in chunk.tokens]
-        return chunks, np.array(ids, dtype=np.int64), None
+    if len(chunks) == 1 and isinstance(chunks[0], tinker.EncodedTextChunk):
+        return chunks, np.array(chunks[0].tokens, dtype=np.int64), None
     length = sum(chunk.length for chunk in chunks)
     tokens, is_text = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=bool)
     start = 0
@@ -313,7 +312,7 @@ def _read_chunks(
             tokens[start:stop] = chunk.tokens
             is_text[start:stop] = True
         start = stop
-    return chunks, tokens, is_text
+    return chunks, tokens, None if is_text.all() else is_text
 
 
 def check_chunks(chunks: Sequence[ModelInputChunk]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import tinker
 import torch
 
-from tinkerloop.local import ServiceClient, TrainingClient
+from tinkerloop.local import SamplingClient, ServiceClient, TrainingClient
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,6 +31,11 @@ def service(tmp_path) -> Iterator[ServiceClient]:
 @pytest.fixture
 def client(service: ServiceClient) -> TrainingClient:
     return service.create_lora_training_client("tiny", rank=8, seed=1)
+
+
+@pytest.fixture
+def sampler(service: ServiceClient) -> SamplingClient:
+    return service.create_sampling_client(base_model="tiny")
 
 
 def tokens_of(seed: int, length: int) -> list[int]:

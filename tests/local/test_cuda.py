@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tinker
 import torch
 
+from tests.local.references import policy_datum
+from tests.local.tiny_models import CONFIGS, write_model
 from tinkerloop.images import image_chunk
 from tinkerloop.local import ServiceClient, TrainingClient
-
-sys.path.insert(0, str(Path(__file__).parent))
-from references import policy_datum
-from tiny_models import CONFIGS, write_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA_VISIBLE_DEVICES=0")
 
@@ -223,7 +219,7 @@ def test_the_exported_adapter_gives_its_numbers_in_peft(new, datum, adam, tmp_pa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tinkerloop.local.runtime.store import Store
+    from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 
     folder = write_model("qwen3", tmp_path / "base")
     client = new("cuda", "float32", str(folder))
@@ -231,7 +227,7 @@ def test_the_exported_adapter_gives_its_numbers_in_peft(new, datum, adam, tmp_pa
     (trained,) = train(client, data, adam)
     path = client.save_weights_for_sampler("a").result().path
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, str(Store(tmp_path / "runs").folder(path))).eval()
+    model = PeftModel.from_pretrained(base, str(CheckpointStore(tmp_path / "runs").folder(path))).eval()
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([data[0].model_input.to_ints()])).logits[0]
     targets = data[0].loss_fn_inputs["target_tokens"].to_torch()

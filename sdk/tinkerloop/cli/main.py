@@ -11,8 +11,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from tinkerloop import __version__
 from tinkerloop._lazy import tinker
+from tinkerloop._version import __version__
 from tinkerloop.errors import TinkerloopError
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Images: any kind of picture as a checked chunk, and the number of tokens that each processor makes of it."""
+"""Images: checked chunks from any source, and the number of tokens that each model makes of an image."""
 
 from tinkerloop.images.chunks import MAX_BYTES, MAX_PIXELS, image_chunk, image_size, open_image
 from tinkerloop.images.processors import (

@@ -1,8 +1,7 @@
-"""Images for models: opened, checked, converted where needed, and counted in tokens.
+"""Images as chunks of a model input: opened, checked, converted if necessary, and counted in tokens.
 
-`image_chunk` is the one way from any image to a `tinker.types.ImageChunk`. A PNG or JPEG file that models read without
-doubt is passed through byte for byte, and only its header is parsed. Everything else is converted, once, as
-`image_chunk` states.
+`image_chunk` makes a `tinker.types.ImageChunk` from any image. A PNG or JPEG file that every program reads in the same
+way is passed through byte for byte, and only its header is parsed. Everything else is converted, as described there.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from PIL import Image, ImageFile, ImageOps
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import ImageError
 from tinkerloop.images.processors import ImageProcessor, as_image_processor, get_image_processor
-from tinkerloop.images.writing import PNG_SIGNATURE, QUALITIES, fitting, jpeg, png
+from tinkerloop.images.writing import PNG_SIGNATURE, QUALITIES, jpeg, png, write_within
 
 if TYPE_CHECKING:
     from tinker.types import ImageChunk
@@ -36,7 +35,7 @@ MAX_PIXELS = 89_478_485
 """Pillow's own threshold for a decompression bomb."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""What is opened at all: no format here runs other programs or follows references."""
+"""The formats that are opened. None of them runs other programs or follows references."""
 _ORIENTATION = 0x0112
 
 Fetch = Callable[[str], bytes]
@@ -52,32 +51,32 @@ def image_chunk(
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageChunk:
-    """An image as a chunk of a model input, with the number of tokens the model will make of it.
+    """Make an image a chunk of a model input, with the number of tokens that the model will make of it.
 
     PNG and JPEG files of 8-bit gray or RGB pass through unchanged. The rest is converted:
 
     * transparency (RGBA, LA, a palette's or a colour's) is laid over white;
     * palettes, CMYK and other colour spaces become RGB; 16-bit samples keep their 8 highest bits;
     * a rotation in the EXIF data is applied; of an animation the first frame is taken;
-    * other file formats, arrays and PIL images are written as PNG, without loss; what came from a JPEG file, as JPEG
+    * other file formats, arrays and PIL images are written as PNG, without loss; images from a JPEG file as JPEG
       of quality 95; with `jpeg_quality` all of them as JPEG;
-    * what is above `max_bytes` is scaled to the size the model sees, if that is smaller, and as a last resort written
-      as JPEG of quality 95, 85 or 75.
+    * an image above `max_bytes` is scaled to the size the model sees, if that is smaller, and as a last resort
+      written as JPEG of quality 95, 85 or 75.
 
     Args:
         image: a path, the bytes of a file, a `data:` URI, a PIL image, an array (uint8 (H, W), (H, W, 3), (H, W, 4);
             bool; uint16; floats in [0, 1]), a dictionary with "bytes" or "path" as HF datasets has it, or an image
-            chunk, which is checked and kept. A URL only with `fetch`.
+            chunk, which is checked and returned unchanged. A URL only with `fetch`.
         model: the model's name, to find its image processor.
         processor: the image processor, instead of `model`: one of ours, or a transformers one of a known kind.
-        fetch: gets a URL's bytes. Without it nothing is ever fetched: rows of data decide what is opened.
-        jpeg_quality: 1 to 100. Write what is not passed through as a JPEG file of this quality, its colour at half the
-            resolution: with loss, but several times as fast as PNG, and for photographs as much smaller.
+        fetch: returns the bytes of a URL. Without it nothing is fetched, so that data cannot cause network access.
+        jpeg_quality: 1 to 100. Write converted images as JPEG of this quality, with colour at half the resolution: with
+            loss, but several times faster than PNG, and several times smaller for photographs.
         max_bytes: the largest file to send.
-        max_pixels: the largest width x height to open; more is taken for a decompression bomb.
+        max_pixels: the largest width x height to open; more is refused as a decompression bomb.
 
     Raises:
-        ImageError: a file that is no image, truncated, empty, too large, or of an extreme aspect ratio.
+        ImageError: not an image, truncated, empty, too large, or with an extreme aspect ratio.
     """
     if processor is None and model is None:
         raise ImageError("give model= or processor=: the number of tokens depends on the model")
@@ -87,19 +86,19 @@ def image_chunk(
     given = image if isinstance(image, tinker.types.ImageChunk) else None
     source = _read(given.data if given is not None else image, fetch)
 
-    picture = _open(source) if isinstance(source, bytes) else source
-    _check_pixels(picture.size, max_pixels)
-    if isinstance(source, bytes) and len(source) <= max_bytes and _passes(picture, source):
+    pil_image = _open(source) if isinstance(source, bytes) else source
+    _check_pixels(pil_image.size, max_pixels)
+    if isinstance(source, bytes) and len(source) <= max_bytes and _passes(pil_image, source):
         _check_complete(source)
-        data, size = source, picture.size
+        data, size = source, pil_image.size
     else:
         if jpeg_quality is not None:
             write = partial(jpeg, quality=jpeg_quality, subsampling=2)
-        elif picture.format in ("JPEG", "MPO"):
+        elif pil_image.format in ("JPEG", "MPO"):
             write = partial(jpeg, quality=QUALITIES[0])
         else:
             write = png
-        data, size = fitting(_to_rgb(picture), write, rule, max_bytes)
+        data, size = write_within(_to_rgb(pil_image), write, rule, max_bytes)
     tokens = rule.tokens(*size)
     if given is not None and given.expected_tokens not in (None, tokens):
         raise ImageError(
@@ -110,34 +109,34 @@ def image_chunk(
 
 
 def open_image(image: Any, *, fetch: Fetch | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Any source of `image_chunk` as an 8-bit gray or RGB PIL image, converted in the same way.
+    """Open any source of `image_chunk` as an 8-bit gray or RGB PIL image, converted in the same way.
 
     Raises:
-        ImageError: as `image_chunk` does.
+        ImageError: for the same reasons as `image_chunk`.
     """
     source = _read(image.data if isinstance(image, tinker.types.ImageChunk) else image, fetch)
-    picture = _open(source) if isinstance(source, bytes) else source
-    _check_pixels(picture.size, max_pixels)
-    return _to_rgb(picture)
+    pil_image = _open(source) if isinstance(source, bytes) else source
+    _check_pixels(pil_image.size, max_pixels)
+    return _to_rgb(pil_image)
 
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(width, height) of an image file as it is seen, upright; from its header.
+    """Return (width, height) of an image file, upright, from its header.
 
     Raises:
-        ImageError: no image, an empty one, or one of more than `max_pixels`.
+        ImageError: not an image, an empty one, or one of more than `max_pixels`.
     """
-    picture = _open(data)
-    width, height = picture.size
+    pil_image = _open(data)
+    width, height = pil_image.size
     _check_pixels((width, height), max_pixels)
-    return (height, width) if _orientation(picture) >= 5 else (width, height)
+    return (height, width) if _orientation(pil_image) >= 5 else (width, height)
 
 
 # ---- sources
 
 
 def _read(image: Any, fetch: Fetch | None) -> bytes | Image.Image:
-    """The bytes of a file, or pixels that were never in one."""
+    """Return the bytes of a file, or a PIL image of pixels that are not from a file."""
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, str):
@@ -160,7 +159,7 @@ def _read_string(text: str, fetch: Fetch | None) -> bytes:
     if "://" in text[:16] or scheme in ("http", "https", "file", "ftp"):
         if fetch is None:
             raise ImageError(
-                f"{text[:80]!r} is a URL, and nothing is fetched unless asked for: pass the file's path or bytes, or "
+                f"{text[:80]!r} is a URL, which is not fetched by default: pass the file's path or bytes, or "
                 "fetch=, a function from URL to bytes"
             )
         return fetch(text)
@@ -186,18 +185,18 @@ def _read_file(path: str) -> bytes:
         raise ImageError(f"cannot read the image {path[:200]!r}: {error}") from error
 
 
-def _file_behind(picture: Image.Image) -> bytes | None:
-    """The file of a PIL image that was opened and not touched since, so that it need not be encoded again."""
-    if not isinstance(picture, ImageFile.ImageFile) or not picture.tile or picture.fp is None:
+def _file_behind(pil_image: Image.Image) -> bytes | None:
+    """Return the file of a PIL image that was opened and not changed since, so that it need not be encoded again."""
+    if not isinstance(pil_image, ImageFile.ImageFile) or not pil_image.tile or pil_image.fp is None:
         return None
-    if picture.format not in ("PNG", "JPEG", "MPO") or getattr(picture, "decoderconfig", ()) not in ((), None):
+    if pil_image.format not in ("PNG", "JPEG", "MPO") or getattr(pil_image, "decoderconfig", ()) not in ((), None):
         return None  # a JPEG that is being drafted at a smaller size
-    position = picture.fp.tell()
+    position = pil_image.fp.tell()
     try:
-        picture.fp.seek(0)
-        return picture.fp.read()
+        pil_image.fp.seek(0)
+        return pil_image.fp.read()
     finally:
-        picture.fp.seek(position)
+        pil_image.fp.seek(position)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -243,80 +242,81 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
         raise ImageError(f"an image of {width} x {height} pixels is above max_pixels={max_pixels}")
 
 
-def _passes(picture: Image.Image, data: bytes) -> bool:
-    """Whether every reader sees the same in this file: 8-bit gray or RGB, upright, opaque, one frame."""
-    if picture.format not in ("PNG", "JPEG", "MPO") or picture.mode not in ("L", "RGB"):
+def _passes(pil_image: Image.Image, data: bytes) -> bool:
+    """Return True for files that every program reads alike: 8-bit gray or RGB, upright, opaque, one frame."""
+    if pil_image.format not in ("PNG", "JPEG", "MPO") or pil_image.mode not in ("L", "RGB"):
         return False
-    if picture.format == "PNG" and (data[24] > 8 or getattr(picture, "is_animated", False)):
+    if pil_image.format == "PNG" and (data[24] > 8 or getattr(pil_image, "is_animated", False)):
         return False
-    return "transparency" not in picture.info and _orientation(picture) == 1
+    return "transparency" not in pil_image.info and _orientation(pil_image) == 1
 
 
-def _orientation(picture: Image.Image) -> int:
-    if not ({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} & picture.info.keys()):
+def _orientation(pil_image: Image.Image) -> int:
+    if not ({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"} & pil_image.info.keys()):
         return 1
     try:
-        return picture.getexif().get(_ORIENTATION, 1)
-    except Exception as error:  # EXIF data is a format of its own, and as breakable
+        return pil_image.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # EXIF data is a format of its own, and its parser raises errors of every kind
         raise ImageError(f"the image's EXIF data cannot be read: {error}") from error
 
 
 def _check_complete(data: bytes) -> None:
     """Raise if a PNG or JPEG file ends early or (PNG) holds a damaged chunk."""
     if data.startswith(PNG_SIGNATURE):
-        at = len(PNG_SIGNATURE)
-        while at + 12 <= len(data):
-            end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        position = len(PNG_SIGNATURE)
+        while position + 12 <= len(data):
+            end = position + 12 + int.from_bytes(data[position : position + 4], "big")
             if end > len(data):
                 break
-            if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-                raise ImageError(f"the PNG file is damaged: wrong checksum in the chunk at byte {at}")
-            if data[at + 4 : at + 8] == b"IEND":
+            if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+                raise ImageError(f"the PNG file is damaged: wrong checksum in the chunk at byte {position}")
+            if data[position + 4 : position + 8] == b"IEND":
                 return
-            at = end
+            position = end
         raise ImageError(f"the PNG file is truncated: {len(data)} bytes without its end")
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:  # segments up to the first scan
-        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    if data.find(b"\xff\xd9", at) < 0:
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:  # until the first scan
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        position += 1 if data[position + 1] == 0xFF else 2 + length
+    if data.find(b"\xff\xd9", position) < 0:
         raise ImageError(f"the JPEG file is truncated: {len(data)} bytes without its end")
 
 
 # ---- converting
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(pil_image: Image.Image) -> Image.Image:
     """Decode: upright, first frame, 8-bit gray or RGB, transparency over white."""
     try:
-        if getattr(picture, "is_animated", False) and picture.tell() != 0:
-            picture.seek(0)
-        picture.load()
-        if _orientation(picture) != 1:
-            picture = ImageOps.exif_transpose(picture)
-        return _eight_bit(picture)
+        if getattr(pil_image, "is_animated", False) and pil_image.tell() != 0:
+            pil_image.seek(0)
+        pil_image.load()
+        if _orientation(pil_image) != 1:
+            pil_image = ImageOps.exif_transpose(pil_image)
+        return _eight_bit(pil_image)
     except ImageError:
         raise
     except Exception as error:  # decoders of broken files raise errors of every kind
         raise ImageError(f"the image file is truncated or damaged: {error}") from error
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
+def _eight_bit(pil_image: Image.Image) -> Image.Image:
+    if pil_image.has_transparency_data:
+        rgba = pil_image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    if picture.mode in ("L", "RGB"):
-        return picture
-    if picture.mode.startswith("I"):
-        return _from_wide(picture)
-    if picture.mode == "F":
+    if pil_image.mode in ("L", "RGB"):
+        return pil_image
+    if pil_image.mode.startswith("I"):
+        return _from_wide(pil_image)
+    if pil_image.mode == "F":
         raise ImageError("an image of floats has no defined range: scale it to [0, 1] and pass it as an array")
-    return picture.convert("L" if picture.mode == "1" else "RGB")
+    return pil_image.convert("L" if pil_image.mode == "1" else "RGB")
 
 
-def _from_wide(picture: Image.Image) -> Image.Image:
-    """16-bit gray to 8 bits. Pillow's own conversion clips at 255 instead."""
-    values = np.asarray(picture)
+def _from_wide(pil_image: Image.Image) -> Image.Image:
+    """Convert 16-bit gray to 8 bits. Pillow's own conversion clips at 255 instead."""
+    values = np.asarray(pil_image)
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(f"expected 16-bit samples, got values from {values.min()} to {values.max()}")
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))

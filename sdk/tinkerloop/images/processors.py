@@ -1,4 +1,4 @@
-"""How many tokens an image takes, from its width and height alone.
+"""Image processors: the number of tokens that an image takes, from its width and height alone.
 
 Vision models cut an image into square patches after resizing it; the resize rule belongs to the model's image
 processor. These classes repeat that arithmetic exactly, without torch, torchvision or a download, so that
@@ -35,35 +35,35 @@ class ImageProcessor:
 
     @property
     def factor(self) -> int:
-        """Side in pixels of what becomes one token."""
+        """Side, in pixels, of the square that becomes one token."""
         return self.patch_size * self.merge_size
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """The (width, height) an image is scaled to, before any padding.
+        """Return the (width, height) that an image is scaled to, before any padding.
 
         Raises:
-            ImageError: no side may be zero, and some families limit the aspect ratio.
+            ImageError: a side is zero, or the aspect ratio is above the family's limit.
         """
         raise NotImplementedError
 
     def padded(self, width: int, height: int) -> tuple[int, int]:
-        """The (width, height) that is cut into patches: multiples of `factor`."""
+        """Return the (width, height) that is cut into patches: multiples of `factor`."""
         return self.resized(width, height)
 
     def grid(self, width: int, height: int) -> tuple[int, int, int]:
-        """Patches over (time, height, width), as models take it (`image_grid_thw`)."""
+        """Return the number of patches over (time, height, width): transformers' `image_grid_thw`."""
         width, height = self.padded(width, height)
         return 1, height // self.patch_size, width // self.patch_size
 
     def tokens(self, width: int, height: int) -> int:
-        """The number of tokens an image takes."""
+        """Return the number of tokens that an image takes."""
         width, height = self.padded(width, height)
         return (height // self.factor) * (width // self.factor)
 
 
 @dataclass(frozen=True)
 class QwenImageProcessor(ImageProcessor):
-    """Qwen-VL: both sides rounded to multiples of `factor`, the area kept within [min_pixels, max_pixels].
+    """The rule of Qwen-VL: both sides rounded to multiples of `factor`, the area kept within [min_pixels, max_pixels].
 
     Sides are rounded half to even, as Python does. Defaults are those of Qwen3-VL and Qwen3.5: 224 x 224 takes 64
     tokens, 400 x 300 takes 108, anything of 4096 x 4096 or more 16,384.
@@ -96,7 +96,7 @@ class QwenImageProcessor(ImageProcessor):
 
 @dataclass(frozen=True)
 class KimiImageProcessor(ImageProcessor):
-    """Kimi K2.5 and K2.6: scaled down (never up) to a budget of patches, then padded to multiples of `factor`."""
+    """The rule of Kimi K2.5 and K2.6: scaled down (never up) to a number of patches, padded to whole tokens."""
 
     patch_size: int = 14
     temporal_patch_size: int = 1
@@ -122,7 +122,7 @@ QWEN3_VL = QwenImageProcessor()
 QWEN2_VL = QwenImageProcessor(patch_size=14, mean=_CLIP_MEAN, std=_CLIP_STD, min_pixels=3_136, max_pixels=12_845_056)
 KIMI_K25 = KimiImageProcessor()
 TINY_VL = QwenImageProcessor(min_pixels=4_096, max_pixels=262_144)
-"""Of the built-in `tiny-vl`: as Qwen3-VL, with small images left small (64 x 64 takes 4 tokens)."""
+"""The processor of the built-in `tiny-vl`: Qwen3-VL's, without enlarging small images (64 x 64 takes 4 tokens)."""
 
 _BY_NAME: tuple[tuple[str, ImageProcessor], ...] = (
     (r"qwen3-vl|qwen3\.[568]", QWEN3_VL),
@@ -133,10 +133,10 @@ _BY_NAME: tuple[tuple[str, ImageProcessor], ...] = (
 
 
 def get_image_processor(model_name: str) -> ImageProcessor:
-    """The image processor of a model: by its published name, or as a local folder's configuration states it.
+    """Return the image processor of a model, from its published name or a local folder's configuration.
 
     Raises:
-        ImageError: a model that takes no images, or whose image processor is not known here.
+        ImageError: the model takes no images, or whose image processor is not known here.
     """
     folder = Path(model_name)
     if folder.is_dir():
@@ -156,10 +156,10 @@ def get_image_processor(model_name: str) -> ImageProcessor:
 
 
 def as_image_processor(given: Any) -> ImageProcessor:
-    """`given` itself, or the equal of a transformers image processor (or of its configuration).
+    """Return `given` itself, or the equivalent of a transformers image processor or its configuration.
 
     Raises:
-        ImageError: a kind of processor that is not known here.
+        ImageError: it is a kind of processor that is not known here.
     """
     if isinstance(given, ImageProcessor):
         return given
@@ -169,7 +169,7 @@ def as_image_processor(given: Any) -> ImageProcessor:
             f"expected an image processor, got {type(given).__name__}: use get_image_processor(model_name)"
         )
     if "media_proc_cfg" in config:
-        return _kimi_by_its_makers(config["media_proc_cfg"])
+        return _from_published_kimi_config(config["media_proc_cfg"])
     kind = str(config.get("image_processor_type") or type(given).__name__)
     size = dict(config.get("size") or {})
     shared = {name: config[name] for name in ("patch_size", "merge_size", "temporal_patch_size") if name in config}
@@ -190,8 +190,8 @@ def as_image_processor(given: Any) -> ImageProcessor:
     raise ImageError(f"the image processor {kind} is not known here; known are those of Qwen-VL and Kimi")
 
 
-def _kimi_by_its_makers(config: Mapping[str, Any]) -> KimiImageProcessor:
-    """Of the preprocessor_config.json that Kimi K2.5 and K2.6 are published with, which has names of its own."""
+def _from_published_kimi_config(config: Mapping[str, Any]) -> KimiImageProcessor:
+    """Read the preprocessor_config.json that Kimi K2.5 and K2.6 are published with, which has names of its own."""
     if config.get("fixed_output_tokens") is not None:
         raise ImageError("fixed_output_tokens is not known here: the number of tokens follows from the image's size")
     names = {

@@ -3,10 +3,16 @@
 from tinkerloop.local import ServiceClient
 client = ServiceClient(root="runs").create_lora_training_client("tiny", rank=8)
 
-Base models are the built-in `tiny` and `tiny-vl`, and any causal language model of transformers. Images are taken by
-Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 (dense and mixture of experts) and Kimi K2.5 / K2.6. At load a model's own
-numbers are compared with the engine's. Where they differ because layers carry a state from token to token (Qwen3.5),
-sequences are not packed into one row but run one by one, and the log says so; any other difference is refused.
+Base models are the built-in `tiny` and `tiny-vl`, and any causal language model of transformers. Qwen2-VL, Qwen2.5-VL,
+Qwen3-VL, Qwen3.5 (dense and mixture of experts) and Kimi K2.5 / K2.6 also take images. When a model is loaded, the
+engine's logits are compared with the model's own. If they differ only for packed sequences, because layers carry a
+state from token to token (Qwen3.5), sequences run one by one and a warning says so; any other difference is an error.
+
+Three floors, each importing only those below it; README.md says what each file holds:
+
+    client/     the clients that scripts hold
+    runtime/    the queue of requests, their reading and execution, checkpoints on disk
+    nn/         the model, LoRA, attention, losses, Adam, generation
 """
 
 from tinkerloop.local.client.rest_client import RestClient

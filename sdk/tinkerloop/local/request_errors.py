@@ -1,4 +1,4 @@
-"""Errors of requests, as Tinker's own classes built without a network."""
+"""Errors of requests: Tinker's own exception classes, built without a network."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import tinker
 from tinker.types import RequestErrorCategory
 
 
-class Verbatim(Exception):
-    """Carries an error of the caller's own code, to be raised as it is."""
+class CallerError(Exception):
+    """A wrapper for an error of the caller's own code, which is raised unchanged on the request's future."""
 
     def __init__(self, error: BaseException):
         self.error = error
 
 
 def user_error(message: str) -> tinker.RequestFailedError:
-    """The request was accepted but cannot be executed as given; nothing changed, and the client stays usable."""
+    """An error of category user: the request cannot be executed as given. Nothing changed; the client stays usable."""
     return tinker.RequestFailedError(message, request_id="local", category=RequestErrorCategory.User)
 
 
 def server_error(message: str) -> tinker.RequestFailedError:
-    """The engine could not do what was rightly asked (disk full, out of memory, a defect)."""
+    """An error of category server: the engine failed on a valid request (disk full, out of memory, a defect)."""
     return tinker.RequestFailedError(message, request_id="local", category=RequestErrorCategory.Server)
 
 

@@ -1,6 +1,6 @@
-"""What Tinker has and the embedded engine has not: refused by name, never ignored.
+"""The features of Tinker that the embedded engine does not support: each raises an error with its name.
 
-This is the only place that makes NotImplementedErrors, and README.md holds `table()`: tests see to both.
+This is the only module that makes NotImplementedErrors, and README.md contains `table()`; tests check both.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ Class = TypeVar("Class", bound=type)
 
 _BOOKKEEPING = "sessions, projects, accounts and billing belong to the hosted service"
 _INTERNAL = "an internal of the hosted client"
-_EXPORT = "there is no external storage; `tinkerloop export` writes an adapter or a merged model"
+_EXPORT = "there is no external storage; use `tinkerloop export` to write an adapter or a merged model"
 _PUBLIC = "local checkpoints have no public address"
 
 
 def _both(owner: str, names: str, reason: str) -> dict[str, str]:
-    """Methods and their `_async` twins."""
+    """The methods and their `_async` variants."""
     return {f"{owner}.{name}{suffix}": reason for name in names.split() for suffix in ("", "_async")}
 
 
@@ -44,28 +44,28 @@ METHODS: dict[str, str] = {
         _PUBLIC,
     ),
 }
-"""Class.method, of any tinker that pyproject.toml admits -> why it is not there."""
+"""Class.method, of any tinker version that pyproject.toml allows -> why it is not supported."""
 
 OPTIONS: dict[str, str] = {
-    "loss_fn='stable_reinforce'": "needs the hosted service's record of its own sampling",
-    "record_stability_info=True": "needs the hosted service's record of its own sampling",
-    "DimuonParams, DimuonOptimizerConfig": "the algorithm is not published; AdamW is there",
+    "loss_fn='stable_reinforce'": "it needs the hosted service's record of its own sampling",
+    "record_stability_info=True": "it needs the hosted service's record of its own sampling",
+    "DimuonParams, DimuonOptimizerConfig": "the algorithm is not published; use AdamW (`AdamParams`)",
     "kind='inflight'": "a sampling client holds one snapshot",
-    "prompt_alt_tokens_k > 0": "`topk_prompt_logprobs` and `target_prompt_logprobs` are there",
-    "image chunks for a text model": "the model has no use for pictures; vision models take them",
-    "image pointer and audio chunks": "nothing here can fetch the one or hear the other",
-    "weights_access_token": "local checkpoints need none",
-    "ServiceClient(base_url=...), (api_key=...)": "the engine is in this process; `tinkerloop.connect` takes a URL",
-    "create_custom_loss with tinker < 0.36": "it cannot trace; `forward_backward_custom` takes a function",
-    "get_sampler_handle() of an unsaved snapshot": "it lives in this process alone; use `save_weights_for_sampler`",
-    "architectures that the engine would run wrongly": "found by a trial on loading",
-    "an output layer that is not linear": "the logits are taken a piece at a time from a matrix",
+    "prompt_alt_tokens_k > 0": "use `topk_prompt_logprobs` or `target_prompt_logprobs`",
+    "image chunks for a text model": "the model has no vision tower; use a vision-language model such as `tiny-vl`",
+    "image pointer and audio chunks": "the local engine cannot fetch image pointers and has no audio encoder",
+    "weights_access_token": "local checkpoints need no token",
+    "ServiceClient(base_url=...), (api_key=...)": "the engine runs in this process; use `tinkerloop.connect` for a URL",
+    "create_custom_loss with tinker < 0.36": "it cannot trace losses; pass a function to `forward_backward_custom`",
+    "get_sampler_handle() of an unsaved snapshot": "it exists only in this process; use `save_weights_for_sampler`",
+    "architectures that the engine would run wrongly": "a check when the model is loaded found wrong logits",
+    "an output layer that is not linear": "the engine computes logits in pieces, from a weight matrix",
 }
-"""An argument, value or use -> why it is refused."""
+"""An argument, value or use -> why it is not supported."""
 
 
-def unsupported(option: str, detail: str = "") -> NotImplementedError:
-    """The error that names `option`, a key of OPTIONS, and why it is refused."""
+def unsupported_error(option: str, detail: str = "") -> NotImplementedError:
+    """Return the error that names `option` (a key of OPTIONS) and why it is not supported."""
     return NotImplementedError(
         f"the embedded engine does not support {option}: {OPTIONS[option]}{detail and f' ({detail})'}"
     )
@@ -74,11 +74,11 @@ def unsupported(option: str, detail: str = "") -> NotImplementedError:
 def refuse_option(given: bool, option: str) -> None:
     """Raise NotImplementedError naming `option` (a key of OPTIONS) if it was given."""
     if given:
-        raise unsupported(option)
+        raise unsupported_error(option)
 
 
 def refuse(cls: Class) -> Class:
-    """Give `cls` the methods that METHODS has under its name, each raising NotImplementedError."""
+    """Add to `cls` its methods in METHODS, each of which raises NotImplementedError."""
     for place, reason in METHODS.items():
         owner, name = place.split(".")
         if owner == cls.__name__:
@@ -87,7 +87,7 @@ def refuse(cls: Class) -> Class:
 
 
 def table() -> str:
-    """Everything above as a Markdown table, methods of one class and reason in one row; a star stands for the twin."""
+    """Return METHODS and OPTIONS as a Markdown table; a star after a method stands for its `_async` variant."""
     rows: dict[tuple[str, str], list[str]] = {}
     for place, reason in METHODS.items():
         owner, name = place.split(".")

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tinkerloop._version import __version__
 from tinkerloop.errors import CheckpointError, RunLockedError
 from tinkerloop.loop.checkpoints import Checkpoints
 from tinkerloop.loop.events import Summary
@@ -134,8 +135,6 @@ class Run:
 
 def environment() -> dict[str, Any]:
     """Collect the time (UTC), command, code revision, host, and the versions of Python and packages."""
-    from tinkerloop import __version__  # a circular import above
-
     versions: dict[str, str | None] = {"tinkerloop": __version__}  # whatever name it was installed under
     for package in _PACKAGES:
         try:

@@ -3,9 +3,9 @@
 An encoder knows nothing of the control vocabulary: a string that spells a control token is encoded as the characters it
 consists of. Control tokens enter a sequence by id (`id_of`) and in no other way.
 
-Engines, in order of preference: fastokens and tiktoken (extra: `tinkerloop-sdk[fast]`), then the Hugging Face tokenizer
-itself, which is the reference. An engine that differs from the reference on a fixed list of strings, or on a sample of
-the vocabulary, is not used.
+Engines, in order of preference: fastokens and tiktoken (the extra `tinkerloop-sdk[fast]`), then the Hugging Face
+tokenizer itself, which is the reference. An engine that differs from the reference on a fixed list of strings,
+or on a sample of the vocabulary, is not used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
-    """Ordinary text to ids and back. Implementations are safe to call from several threads."""
+    """A converter of ordinary text to ids and back. Implementations can be called from several threads."""
 
     name: str
 
@@ -70,21 +70,20 @@ class HuggingFaceEncoder:
         return b"".join(map(self._bytes.__getitem__, ids))
 
     def some_tokens(self, count: int) -> list[str]:
-        """The text of about `count` tokens from all over the vocabulary."""
+        """Return the text of about `count` tokens, spread over the whole vocabulary."""
         size = self._core.get_vocab_size()
         spelled = (self._bytes[i].decode("utf-8", "ignore") for i in range(0, size, max(1, size // count)))
         return [text for text in spelled if text]
 
     def id_of(self, token: str) -> int | None:
-        found = self._ids.get(token)
-        return self._core.token_to_id(token) if found is None else found
+        token_id = self._ids.get(token)
+        return self._core.token_to_id(token) if token_id is None else token_id
 
 
 def ordinary_json(tokenizer_json: str) -> str:
-    """A `tokenizer.json` without the added tokens, the post-processor and any truncation or padding.
+    """Return a `tokenizer.json` without its added tokens, post-processor, truncation and padding.
 
-    Added tokens that are pure whitespace stay: some vocabularies keep runs of newlines or spaces there, and they are
-    text, not control.
+    Added tokens of whitespace only stay: some vocabularies have runs of newlines or spaces there, which are text.
     """
     spec = json.loads(tokenizer_json)
     spec["added_tokens"] = [t for t in spec.get("added_tokens", ()) if not t["content"].strip()]
@@ -93,10 +92,10 @@ def ordinary_json(tokenizer_json: str) -> str:
 
 
 class TokenBytes(dict[int, bytes]):
-    """Token id -> the bytes it spells, worked out on first use.
+    """A table of token id -> the bytes it spells, filled on first use.
 
-    Knows the two spellings in use: byte-level (one printable character per byte) and SentencePiece's (`▁` for a space,
-    `<0x0A>` for a byte).
+    It reads the two spellings in use: byte-level (one printable character per byte) and SentencePiece's (`▁` for a
+    space, `<0x0A>` for a byte).
     """
 
     def __init__(self, id_to_token: Any, control: dict[int, str]):
@@ -129,14 +128,14 @@ def _spelled_bytes(token: str) -> bytes:
 
 @functools.cache
 def byte_of_character() -> dict[str, int]:
-    """The printable characters that byte-level vocabularies write for the bytes 0..255 (as GPT-2 chose them)."""
+    """Return the byte 0..255 of each printable character that byte-level vocabularies use for it (GPT-2's choice)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}
 
 
 class FastEncoder:
-    """The reference with another engine to encode with."""
+    """An encoder that encodes with another engine, and otherwise uses the reference."""
 
     def __init__(self, reference: HuggingFaceEncoder, name: str):
         self.name = name
@@ -153,7 +152,7 @@ def _fastokens(tokenizer_json: str) -> Callable[[str], list[int]]:
 
 
 def _tiktoken(tokenizer_json: str) -> Callable[[str], list[int]]:
-    """For byte-level BPE with one split pattern, where a token's id is the rank of its merge."""
+    """Make an `encode` for byte-level BPE with one split pattern, where a token's id is the rank of its merge."""
     import tiktoken
 
     spec = json.loads(tokenizer_json)
@@ -166,7 +165,7 @@ def _tiktoken(tokenizer_json: str) -> Callable[[str], list[int]]:
     vocabulary = spec["model"]["vocab"].items()
     ranks = {bytes(table[c] for c in token): i for token, i in vocabulary if all(c in table for c in token)}
     pattern = patterns[0]
-    if pattern.endswith(_LAST_SPACE):  # matches the same, but what has no lookahead runs as one automaton: 20 % faster
+    if pattern.endswith(_LAST_SPACE):  # matches the same; without lookahead the rest runs as one automaton, 20 % faster
         pattern = f"(?:{pattern.removesuffix(_LAST_SPACE)}){_LAST_SPACE}"
     core = tiktoken.Encoding("ordinary", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     encode = core.encode_ordinary
@@ -174,18 +173,18 @@ def _tiktoken(tokenizer_json: str) -> Callable[[str], list[int]]:
 
 
 _LAST_SPACE = r"|\s+(?!\S)|\s+"
-"""What most split patterns end with: of several spaces, the last goes with what follows."""
+"""The end of most split patterns: the last of several spaces is joined with what follows."""
 
 
 ENGINES: dict[str, Callable[[str], Callable[[str], list[int]]]] = {"fastokens": _fastokens, "tiktoken": _tiktoken}
-"""Fast engines by name, the fastest first: each makes an `encode` from an `ordinary_json`."""
+"""The fast engines by name, fastest first: each makes an `encode` function from an `ordinary_json`."""
 
 _ENCODERS: weakref.WeakKeyDictionary[Any, Encoder] = weakref.WeakKeyDictionary()
 _BUILDING = threading.Lock()
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """The fastest encoder that agrees with a tokenizer; chosen once for each tokenizer object."""
+    """Return the fastest encoder that agrees with a tokenizer; chosen once for each tokenizer object."""
     with _BUILDING:
         encoder = _ENCODERS.get(tokenizer)
         if encoder is None:
@@ -194,16 +193,16 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
 
 
 def _fastest(reference: HuggingFaceEncoder) -> Encoder:
-    tried = (*probes(), *reference.some_tokens(200))
-    wanted = [reference.encode(probe) for probe in tried]
+    strings = (*probes(), *reference.some_tokens(200))
+    expected = [reference.encode(string) for string in strings]
     for name in ENGINES:
         try:
             encoder = FastEncoder(reference, name)
-            found = [encoder.encode(probe) for probe in tried]
-        except Exception as error:  # not installed, or not made for this vocabulary: there is always the reference
+            ids = [encoder.encode(string) for string in strings]
+        except Exception as error:  # not installed, or not for this vocabulary: fall back to the reference
             logger.debug("%s cannot encode for this tokenizer: %s", name, error)
             continue
-        wrong = next((p for p, a, b in zip(tried, wanted, found, strict=True) if a != b), None)
+        wrong = next((p for p, a, b in zip(strings, expected, ids, strict=True) if a != b), None)
         if wrong is None:
             return encoder
         logger.warning("%s encodes %r differently from the Hugging Face tokenizer and is not used", name, wrong)
@@ -212,7 +211,7 @@ def _fastest(reference: HuggingFaceEncoder) -> Encoder:
 
 @functools.cache
 def probes() -> tuple[str, ...]:
-    """Strings on which encoders are compared: what splits, merges and normalises in the known vocabularies."""
+    """Return the strings on which encoders are compared: they exercise splits, merges and normalisation."""
     words = ["the", "don't", "I'LL", "naïve", "é", "ſt", "Straße", "ИЗ", "你好", "日本語の", "한국어", "สวัสดี", "עברית"]
     others = ["👩🏽\u200d🚀", "\ufeff", "\u200b", "\u00a0", "\x00", "\x85", "\u2028", "\ufffd", "\U000e0001"]
     numbers = ["1", "12", "123", "1234567", "3.14e-10", "١٢٣", "½", "Ⅷ"]

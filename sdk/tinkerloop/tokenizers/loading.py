@@ -1,4 +1,4 @@
-"""Loading tokenizers by name."""
+"""Loading of tokenizers by name."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 
 @functools.lru_cache(maxsize=32)
 def get_tokenizer(name: str | Path) -> Tokenizer:
-    """The tokenizer of a model, by hub name or local folder; `"tiny"` and `"tiny-vl"` share the built-in one. Cached.
+    """Return the tokenizer of a model, by hub name or local folder; cached.
+
+    `"tiny"` and `"tiny-vl"` share the built-in one.
 
     Code that comes with a model is never run: a tokenizer that needs it is refused by transformers, and a folder that
-    has a `tiktoken.model` in place of a `tokenizer.json`, as Kimi's have, is read without it. A suffix after a colon
+    has a `tiktoken.model` instead of a `tokenizer.json`, as Kimi's have, is read without it. A suffix after a colon
     (`"Qwen/Qwen3-8B:peft"`) names a service's variant of the model and is not part of the tokenizer's name.
 
-    Raises TinkerloopError when it cannot be loaded.
+    The built-in one is loaded without torch. For others transformers itself imports torch, if it is installed.
+
+    Raises:
+        TinkerloopError: it cannot be loaded.
     """
     name = str(name)
     if name in ("tiny", "tiny-vl"):

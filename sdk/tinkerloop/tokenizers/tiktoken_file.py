@@ -1,7 +1,7 @@
-"""Tokenizers from a file of ranks, `tiktoken.model`: what Kimi's models come with in place of a `tokenizer.json`.
+"""Tokenizers from a file of ranks, `tiktoken.model`, which Kimi's models have instead of a `tokenizer.json`.
 
-The file lists the byte strings of the vocabulary in the order in which they merge. How text is split before merging is
-not in it but in code that accompanies the model, which is never run here; the patterns of the known models are below.
+The file lists the byte strings of the vocabulary in the order in which they merge. The pattern that splits text before
+merging is only in the model's own code, which is never run here; the patterns of the known models are below.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ KIMI_PATTERN = "|".join(
     )
 )
 _PATTERNS = {"tokenization_kimi.TikTokenTokenizer": KIMI_PATTERN}
-"""The code that a model's configuration names -> the pattern that it splits text by."""
+"""The tokenizer class that a model's configuration names -> its split pattern."""
 
 
 def tokenizer_from_ranks(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder with `tiktoken.model` and `tokenizer_config.json`.
+    """Build the tokenizer of a folder with `tiktoken.model` and `tokenizer_config.json`.
 
     It splits text by the model's own pattern and merges it as tiktoken does. The ids after the vocabulary are control
     tokens, those without a name `<|reserved_token_ID|>`.
@@ -55,7 +55,7 @@ def tokenizer_from_ranks(folder: Path) -> PreTrainedTokenizerFast:
     if code not in _PATTERNS:
         known = ", ".join(_PATTERNS)
         raise TinkerloopError(
-            f"{folder} has a {RANKS_FILE} that is split by {code!r}, whose pattern is not known (known: {known}); "
+            f"{folder} has a {RANKS_FILE} for {code!r}, whose split pattern is not known (known: {known}); "
             "convert it to a tokenizer.json with the model's own code"
         )
     ranks = read_ranks(folder / RANKS_FILE)
@@ -83,16 +83,16 @@ def tokenizer_from_ranks(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def read_ranks(file: Path) -> dict[bytes, int]:
-    """Byte string -> rank, of lines that hold the one in base64 and the other."""
+    """Read byte string -> rank from lines that hold a byte string in base64 and its rank."""
     lines = (line.split() for line in file.read_bytes().splitlines() if line)
     return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
 def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The pairs that merge, in the order of what they merge to: all of them, since a text may hold any."""
+    """Return all pairs that merge, in the order of the ranks of their results."""
     merges: list[tuple[bytes, bytes]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
         pairs = ((token[:i], token[i:]) for i in range(1, len(token)))
-        found = [pair for pair in pairs if pair[0] in ranks and pair[1] in ranks]
-        merges += sorted(found, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        valid = [pair for pair in pairs if pair[0] in ranks and pair[1] in ranks]
+        merges += sorted(valid, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
     return merges

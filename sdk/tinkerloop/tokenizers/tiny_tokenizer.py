@@ -21,7 +21,7 @@ CONTROL_TOKENS: dict[str, bool] = {
 }
 """Qwen3's control tokens by name -> special; their ids follow the 256 byte tokens in this order."""
 
-# ChatML; a reply's reasoning precedes its text. Tool calls and declarations are a renderer's business.
+# ChatML, where a reply's reasoning precedes its text. Renderers write tool calls and declarations; this does not.
 _CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -47,7 +47,7 @@ def _byte_characters() -> list[str]:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer: 256 byte tokens, then Qwen3's control tokens (ids 256 to 267).
+    """Make a byte-level tokenizer: 256 byte tokens, then Qwen3's control tokens (ids 256 to 267).
 
     A byte's id is the byte: `encode("A") == [65]`. Text is normalised to NFC, as Qwen3 does; decoding gives any
     NFC text back exactly. As with any Hugging Face tokenizer, a control token spelled out in text is encoded as

@@ -1,4 +1,8 @@
-"""The `*_async` twins of the clients' methods, which tinker deprecates and scripts still use."""
+"""The `*_async` variants of the clients' methods, which tinker deprecates and scripts still use.
+
+A method that returns a future gets one of two variants, as in tinker: `queued` when a script awaits twice
+(`await (await client.optim_step_async(...))`), `awaited` when it awaits once. A method that blocks gets `in_thread`.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +17,32 @@ S = TypeVar("S")
 
 
 def queued(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """A coroutine that queues the request and returns its future: awaited twice, once for the place in the queue."""
+    """Return the method as a coroutine that queues the request and returns its future, which is awaited in turn."""
 
     @functools.wraps(method)
-    async def twin(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def variant(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
         return method(self, *args, **kwargs)
 
-    return twin
+    return variant
 
 
 def awaited(
     method: Callable[Concatenate[S, P], Awaitable[T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """A coroutine that returns the future's result."""
+    """Return the method as a coroutine that waits for the future and returns its result."""
 
     @functools.wraps(method)
-    async def twin(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def variant(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
         return await method(self, *args, **kwargs)
 
-    return twin
+    return variant
 
 
 def in_thread(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """A coroutine that waits for a blocking method without blocking the event loop."""
+    """Return a blocking method as a coroutine that runs it in a thread, so that the event loop is not blocked."""
 
     @functools.wraps(method)
-    async def twin(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def variant(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.to_thread(method, self, *args, **kwargs)
 
-    return twin
+    return variant

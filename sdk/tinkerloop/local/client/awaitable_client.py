@@ -1,4 +1,4 @@
-"""Clients that are also their own finished future."""
+"""A base class for clients that can be awaited like a future."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Self
 from tinkerloop.local.runtime.request_future import RequestFuture
 
 
-class Resolved:
-    """Before tinker 0.38 `create_*` returned a client, since then a future of one that also acts as the client.
+class AwaitableClient:
+    """A client that is also its own finished future: `.result()` and `await` return the client itself.
 
-    A script written for either works with an object that is the client and answers `.result()` with itself.
+    Before tinker 0.38 `create_*` returned a client; since then it returns a future that also acts as the client.
+    Scripts written for either version work with this.
     """
 
     def result(self, timeout: float | None = None) -> Self:

@@ -1,4 +1,4 @@
-"""Checkpoints and runs on disk: the part of tinker.RestClient's interface that has a meaning here."""
+"""The REST client: tinker.RestClient's methods on checkpoints and training runs, read from the disk."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import tinker
 from tinkerloop.local.client.async_methods import awaited
 from tinkerloop.local.request_errors import bad_request, not_found
 from tinkerloop.local.runtime.checkpoint_paths import KINDS, parse_path
+from tinkerloop.local.runtime.checkpoint_store import CheckpointInfo, CheckpointStore, default_root, expiry
 from tinkerloop.local.runtime.request_future import RequestFuture
-from tinkerloop.local.runtime.store import CheckpointInfo, Store, default_root, expiry
 from tinkerloop.local.unsupported import refuse, refuse_option
 
 T = TypeVar("T")
@@ -25,22 +25,22 @@ _TYPES: dict[str, Literal["training", "sampler"]] = {"weights": "training", "sam
 
 @refuse
 class RestClient:
-    """Lists, describes, copies, expires and deletes the checkpoints under `root`; needs no running engine."""
+    """A client that lists, describes, copies, expires and deletes checkpoints under `root`, without an engine."""
 
     def __init__(
         self, root: str | os.PathLike[str] | None = None, *, models: Sequence[tinker.types.SupportedModel] = ()
     ):
-        self._store = Store(default_root() if root is None else Path(root).expanduser().absolute())
+        self._store = CheckpointStore(default_root() if root is None else Path(root).expanduser().absolute())
         self._models = list(models)
 
     def get_server_capabilities(self) -> RequestFuture[tinker.types.GetServerCapabilitiesResponse]:
-        """Those of the service when it made this client; none for a client without one."""
+        """The models of the service that made this client, at that time; none if it was made directly."""
         return _done(lambda: tinker.types.GetServerCapabilitiesResponse(supported_models=self._models))
 
     def get_training_run(
         self, training_run_id: str, access_scope: AccessScope = "owned"
     ) -> RequestFuture[tinker.types.TrainingRun]:
-        """A run that has saved something."""
+        """A training run that has saved at least one checkpoint."""
         return _done(lambda: self._run(training_run_id))
 
     def get_training_run_by_tinker_path(
@@ -49,7 +49,7 @@ class RestClient:
         return _done(lambda: self._run(_parse(tinker_path)[0]))
 
     def get_weights_info_by_tinker_path(self, tinker_path: str) -> RequestFuture[tinker.types.WeightsInfoResponse]:
-        """Base model and LoRA of a checkpoint."""
+        """The base model and LoRA options of a checkpoint."""
 
         def info() -> tinker.types.WeightsInfoResponse:
             record = self._store.read(tinker_path)
@@ -68,32 +68,32 @@ class RestClient:
     def list_training_runs(
         self, limit: int = 20, offset: int = 0, access_scope: AccessScope = "owned", project_id: str | None = None
     ) -> RequestFuture[tinker.types.TrainingRunsResponse]:
-        """Runs that have saved something, the latest first."""
+        """The training runs that have saved a checkpoint, latest first."""
 
         def runs() -> tinker.types.TrainingRunsResponse:
-            found: dict[str, list[CheckpointInfo]] = {}
+            by_run: dict[str, list[CheckpointInfo]] = {}
             for record in self._store.records():
-                found.setdefault(_parse(record.path)[0], []).append(record)
-            latest = sorted(found, key=lambda run: found[run][-1].time, reverse=True)
-            page = [_run(run, found[run]) for run in _page(latest, limit, offset)]
-            cursor = tinker.types.Cursor(offset=offset, limit=limit, total_count=len(found))
+                by_run.setdefault(_parse(record.path)[0], []).append(record)
+            latest = sorted(by_run, key=lambda run: by_run[run][-1].time, reverse=True)
+            page = [_run(run, by_run[run]) for run in _page(latest, limit, offset)]
+            cursor = tinker.types.Cursor(offset=offset, limit=limit, total_count=len(by_run))
             return tinker.types.TrainingRunsResponse(training_runs=page, cursor=cursor)
 
         return _done(runs)
 
     def list_checkpoints(self, training_run_id: str) -> RequestFuture[tinker.types.CheckpointsListResponse]:
-        """A run's checkpoints, oldest first."""
+        """The checkpoints of a run, oldest first."""
 
-        def found() -> tinker.types.CheckpointsListResponse:
+        def checkpoints() -> tinker.types.CheckpointsListResponse:
             records = self._store.records(_run_id(training_run_id))
             return tinker.types.CheckpointsListResponse(checkpoints=[_checkpoint(r) for r in records])
 
-        return _done(found)
+        return _done(checkpoints)
 
     def list_user_checkpoints(
         self, limit: int = 100, offset: int = 0
     ) -> RequestFuture[tinker.types.CheckpointsListResponse]:
-        """All checkpoints, the latest first."""
+        """All checkpoints, latest first."""
 
         def page() -> tinker.types.CheckpointsListResponse:
             records = list(reversed(list(self._store.records())))
@@ -104,14 +104,14 @@ class RestClient:
         return _done(page)
 
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> RequestFuture[None]:
-        """Delete "weights/NAME" or "sampler_weights/NAME" of a run."""
+        """Delete the checkpoint `checkpoint_id` ("weights/NAME" or "sampler_weights/NAME") of a run."""
         return self.delete_checkpoint_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
 
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> RequestFuture[None]:
         return _done(lambda: self._store.delete(tinker_path))
 
     def set_checkpoint_ttl_from_tinker_path(self, tinker_path: str, ttl_seconds: int | None) -> RequestFuture[None]:
-        """Let a checkpoint expire this many seconds from now; None: never."""
+        """Make a checkpoint expire `ttl_seconds` from now; None: never."""
 
         def change() -> None:
             self._store.update(tinker_path, expires_at=expiry(ttl_seconds))
@@ -126,7 +126,7 @@ class RestClient:
         ttl_seconds: int | None = None,
         weights_access_token: str | None = None,
     ) -> RequestFuture[str]:
-        """Copy a checkpoint to a new run; the new path."""
+        """Copy a checkpoint to a new run and return the new path."""
         refuse_option(weights_access_token is not None, "weights_access_token")
 
         def copy() -> str:
@@ -137,7 +137,7 @@ class RestClient:
         return _done(copy)
 
     def get_telemetry(self) -> None:
-        """There is none."""
+        """None: nothing is reported to anyone."""
 
     get_training_run_async = awaited(get_training_run)
     get_training_run_by_tinker_path_async = awaited(get_training_run_by_tinker_path)
@@ -157,7 +157,7 @@ class RestClient:
 
 
 def _done(compute: Callable[[], T]) -> RequestFuture[T]:
-    """A finished future of what `compute` returns or raises."""
+    """Return a finished future with what `compute` returns or raises."""
     future: RequestFuture[T] = RequestFuture()
     try:
         future.set_result(compute())
@@ -174,7 +174,7 @@ def _parse(path: str) -> tuple[str, str, str]:
 
 
 def _run_id(run: str) -> str:
-    return _parse(f"tinker://{run}/weights/any")[0]  # refuses what could leave the root
+    return _parse(f"tinker://{run}/weights/any")[0]  # raises for a name that could lead out of the root folder
 
 
 def _page(items: Sequence[T], limit: int, offset: int) -> Sequence[T]:
@@ -184,7 +184,7 @@ def _page(items: Sequence[T], limit: int, offset: int) -> Sequence[T]:
 
 
 def _run(run: str, records: Sequence[CheckpointInfo]) -> tinker.types.TrainingRun:
-    """A run, given its checkpoints, oldest first."""
+    """Describe a run, given its checkpoints, oldest first."""
     last = {kind: [r for r in records if _parse(r.path)[1] == kind][-1:] for kind in KINDS}
     newest = records[-1]
     return tinker.types.TrainingRun(

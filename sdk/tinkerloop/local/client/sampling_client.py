@@ -20,24 +20,25 @@ from tinker.types import SampleResponse, SamplingParams
 from transformers import PreTrainedTokenizerBase
 
 from tinkerloop.local.client.async_methods import awaited, queued
-from tinkerloop.local.client.awaitable_client import Resolved
+from tinkerloop.local.client.awaitable_client import AwaitableClient
 from tinkerloop.local.nn.inputs import Input
 from tinkerloop.local.nn.model import Model
-from tinkerloop.local.nn.token_drawing import SampleRequest
+from tinkerloop.local.nn.token_sampling import SampleRequest
 from tinkerloop.local.request_errors import user_error
+from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 from tinkerloop.local.runtime.engine import Engine, Sampler
 from tinkerloop.local.runtime.request_future import RequestFuture, failed
 from tinkerloop.local.runtime.request_reading import read_prompt
-from tinkerloop.local.runtime.sampling import PromptScores, SampleCall, answer_calls
-from tinkerloop.local.runtime.store import Store
-from tinkerloop.local.unsupported import refuse, refuse_option, unsupported
+from tinkerloop.local.runtime.sampling_requests import PromptScores, SampleCall, answer_calls
+from tinkerloop.local.unsupported import refuse, refuse_option, unsupported_error
 
 MAX_TOPK = 20
+"""Tinker reports at most so many alternatives for a position."""
 
 
 @refuse
-class SamplingClient(Resolved):
-    """Samples from one fixed set of weights. Calls are independent; those that wait are computed together."""
+class SamplingClient(AwaitableClient):
+    """A client that samples from one fixed set of weights. Calls that wait in the queue are computed together."""
 
     def __init__(self, engine: Engine, sampler: Sampler):
         self._engine, self._sampler = engine, sampler
@@ -54,10 +55,10 @@ class SamplingClient(Resolved):
         prompt_alt_tokens_k: int = 0,
         prompt_logprobs_last_n: int | None = None,
     ) -> RequestFuture[SampleResponse]:
-        """`num_samples` continuations of `prompt`.
+        """Sample `num_samples` continuations of `prompt`.
 
-        The stop token is part of the tokens. `stop=None` stops at the model's end-of-sequence tokens, `stop=[]`
-        never; given stops replace the default ones. Log-probabilities are at temperature 1, before top-k and top-p.
+        The returned tokens include the stop token. `stop=None` stops at the model's end-of-sequence tokens, `stop=[]`
+        never; a given `stop` replaces the default. Log-probabilities are at temperature 1, before top-k and top-p.
         """
         refuse_option(prompt_alt_tokens_k > 0, "prompt_alt_tokens_k > 0")
         _check_last(prompt_logprobs_last_n)
@@ -78,7 +79,7 @@ class SamplingClient(Resolved):
     def compute_logprobs(
         self, prompt: tinker.ModelInput, prompt_logprobs_last_n: int | None = None
     ) -> RequestFuture[list[float | None]]:
-        """log p(token | tokens before it) for every token of the prompt; None for the first."""
+        """Return log p(token | tokens before it) for every token of the prompt; None for the first."""
         _check_last(prompt_logprobs_last_n)
         try:
             tokens = self._read(prompt)
@@ -90,7 +91,7 @@ class SamplingClient(Resolved):
     compute_logprobs_async = awaited(compute_logprobs)
 
     def stream(self, prompt: tinker.ModelInput, sampling_params: SamplingParams) -> Iterator[int]:
-        """The tokens of one continuation as they are drawn. Local only."""
+        """Yield the tokens of one continuation as they are drawn. Local only."""
         request = self._request(self._read(prompt), 1, sampling_params, 0)
         drawn: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         request = replace(request, on_token=lambda _, token: drawn.put(token))
@@ -109,13 +110,17 @@ class SamplingClient(Resolved):
     get_base_model_async = queued(get_base_model)
 
     def get_telemetry(self) -> None:
-        """There is none."""
+        """None: nothing is reported to anyone."""
 
     def get_sampler_handle(self) -> str:
-        """A text from which another process opens the same weights: those of a saved checkpoint or a base model."""
+        """Return a string from which another process opens the same weights: a saved checkpoint's or a base model's.
+
+        Raises:
+            NotImplementedError: the weights are a snapshot that was not saved.
+        """
         engine, sampler = self._engine, self._sampler
         if sampler.spec is not None and sampler.path is None:
-            raise unsupported("get_sampler_handle() of an unsaved snapshot")
+            raise unsupported_error("get_sampler_handle() of an unsaved snapshot")
         fields = {
             "root": str(engine.store.root),
             "device": str(engine.device),
@@ -127,12 +132,12 @@ class SamplingClient(Resolved):
 
     @staticmethod
     def from_sampler_handle(handle: str, *, api_key: str | None = None) -> SamplingClient:
-        """Open what `get_sampler_handle` named."""
+        """Open the weights that `get_sampler_handle` returned a handle of."""
         fields = json.loads(handle)
         engine = _engine_for(fields["root"], fields["device"], fields["dtype"])
         model_path, base_model = fields["model_path"], fields["base_model"]
         return SamplingClient(
-            engine, engine.worker.submit(lambda: engine.create_sampler(model_path, base_model)).result()
+            engine, engine.queue.submit(lambda: engine.create_sampler(model_path, base_model)).result()
         )
 
     def __reduce__(self):
@@ -165,7 +170,7 @@ class SamplingClient(Resolved):
                 raise user_error(f"SamplingParams.{name} must be {wanted}, got {getattr(params, name)}")
         ids, strings = _stops(params.stop, model)
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        top_k = min(params.top_k, model.vocab_size)  # all of them
+        top_k = min(params.top_k, model.vocab_size)
         return SampleRequest(
             tokens, num_samples, max_tokens, params.temperature, top_k, params.top_p, seed, ids, strings, topk
         )
@@ -174,16 +179,16 @@ class SamplingClient(Resolved):
         engine, sampler = self._engine, self._sampler
 
         def answer(calls: Sequence[SampleCall]) -> list[Any]:
-            _ = engine  # alive until it has answered, even if every client is gone
+            _ = engine  # keeps the engine alive until it has answered, even if every client is gone
             return answer_calls(sampler, calls)
 
-        return engine.worker.submit_grouped(id(sampler), call, answer)
+        return engine.queue.submit_grouped(id(sampler), call, answer)
 
 
 @functools.cache
 def _engine_for(root: str, device: str, dtype: str) -> Engine:
-    """One engine for all handles of the same kind in this process."""
-    return Engine(Store(Path(root)), torch.device(device), getattr(torch, dtype))
+    """Return one engine for all handles of the same root, device and dtype in this process."""
+    return Engine(CheckpointStore(Path(root)), torch.device(device), getattr(torch, dtype))
 
 
 def _check_last(last: int | None) -> None:
@@ -192,7 +197,7 @@ def _check_last(last: int | None) -> None:
 
 
 def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tuple[frozenset[int], tuple[str, ...]]:
-    """(stop token ids, stop texts)."""
+    """Return (ids of stop tokens, stop strings)."""
     if stop is None:
         return model.end_tokens, ()
     if isinstance(stop, str):
@@ -201,9 +206,9 @@ def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tu
     strings = tuple(item for item in stop if isinstance(item, str))
     wrong = sorted(token for token in ids if not 0 <= token < model.vocab_size)
     if wrong:
-        raise user_error(f"stop holds ids outside [0, {model.vocab_size}), which are never drawn: {wrong}")
+        raise user_error(f"SamplingParams.stop must hold token ids in [0, {model.vocab_size}), got {wrong}")
     if "" in strings:
-        raise user_error("an empty stop text would stop at once")
+        raise user_error("SamplingParams.stop holds an empty string, which would stop at once: remove it")
     return ids, strings
 
 

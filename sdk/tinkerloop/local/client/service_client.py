@@ -17,33 +17,35 @@ from tinkerloop.local.client.training_client import TrainingClient
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.nn.model_loading import TINY_MODEL
 from tinkerloop.local.request_errors import bad_request
+from tinkerloop.local.runtime.checkpoint_store import CheckpointStore, default_root, metadata_of
 from tinkerloop.local.runtime.custom_loss import loss_handles
 from tinkerloop.local.runtime.engine import Engine
 from tinkerloop.local.runtime.request_future import RequestFuture
-from tinkerloop.local.runtime.store import Store, default_root, metadata_of
 from tinkerloop.local.unsupported import refuse, refuse_option
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
-"""Tokens of one micro-batch by device type."""
+"""The default `token_budget`, by device type."""
 CloseStatus = Literal["success", "errored", "interrupted"]
 
 
 @refuse
 class ServiceClient:
-    """Training and sampling clients on models in this process.
+    """A service that makes training and sampling clients on models in this process.
 
     Args:
-        root: the folder that `tinker://` paths mean; ~/.tinkerloop by default.
-        device: by default "cuda" if there is one, else "cpu".
-        dtype: of the frozen base; by default float32 on the CPU and bfloat16 on CUDA. What is trained is float32.
+        root: the folder that holds the checkpoints of `tinker://` paths; ~/.tinkerloop by default.
+        device: "cuda" by default if there is a GPU, else "cpu".
+        dtype: the type of the frozen base; by default float32 on the CPU and bfloat16 on CUDA. Trained weights are
+            float32.
         skip_zero_weight: do not compute the log-probabilities of cross_entropy positions whose weight is 0; they are
             reported as 0. Faster training; off by default, because Tinker reports every position.
-        train_vision: let adapters also adapt the vision tower of a model that has one, which is else frozen.
-        token_budget: the tokens of the micro-batches under way (TOKEN_BUDGET by default): memory against speed.
-        gradient_checkpointing: compute activations again on the way back (True), keep them (False), or decide by what
-            they take and the memory available, and log the choice (None). The results are the same.
-        user_metadata: attached to every training run; a client's own is merged over it.
-        project_id, display_name: taken for compatibility; projects belong to the hosted service.
+        train_vision: also adapt the vision tower of a model that has one; by default it is frozen.
+        token_budget: the most tokens that are computed at the same time (TOKEN_BUDGET by default). More is faster on a
+            GPU and takes more memory.
+        gradient_checkpointing: recompute activations in the backward pass (True), keep them (False), or decide by the
+            memory they need and the memory available, and log the decision (None). The results are the same.
+        user_metadata: attached to every training run; a client's own metadata takes precedence.
+        project_id, display_name: accepted for compatibility and ignored; projects belong to the hosted service.
         base_url, api_key, default_headers_overrides: must be None: there is no server.
     """
 
@@ -82,7 +84,7 @@ class ServiceClient:
         self._user_metadata = metadata_of(user_metadata)
         self._train_vision = train_vision
         self._engine = Engine(
-            store=Store(default_root() if root is None else Path(root).expanduser().absolute()),
+            store=CheckpointStore(default_root() if root is None else Path(root).expanduser().absolute()),
             device=device,
             dtype=dtype,
             token_budget=token_budget,
@@ -103,7 +105,7 @@ class ServiceClient:
         user_metadata: dict[str, str] | None = None,
         optimizer: Any = None,
     ) -> TrainingClient:
-        """A client that trains a fresh adapter; `rank=0` trains a copy of every weight instead.
+        """Return a client that trains a fresh adapter; `rank=0` trains a copy of every weight instead.
 
         `base_model` is "tiny" or "tiny-vl" (built in), a folder or a hub name. `seed=None` means 0: the same calls
         give the same numbers.
@@ -124,7 +126,7 @@ class ServiceClient:
         weights_access_token: str | None = None,
         optimizer: Any = None,
     ) -> TrainingClient:
-        """A client that starts from a checkpoint's weights with a fresh optimizer."""
+        """Return a client that starts from a checkpoint's weights with a fresh optimizer."""
         refuse_option(weights_access_token is not None, "weights_access_token")
         _check_optimizer(optimizer)
         metadata = self._merged(user_metadata)
@@ -137,7 +139,7 @@ class ServiceClient:
         user_metadata: dict[str, str] | None = None,
         weights_access_token: str | None = None,
     ) -> TrainingClient:
-        """A client that continues a checkpoint exactly: weights, Adam's moments, step count."""
+        """Return a client that continues exactly from a checkpoint: weights, Adam's moments, step count."""
         refuse_option(weights_access_token is not None, "weights_access_token")
         metadata = self._merged(user_metadata)
         return self._train(lambda engine: engine.create_run_from(path, base_model, True, metadata))
@@ -145,7 +147,11 @@ class ServiceClient:
     def create_custom_loss(
         self, fn: Callable[..., Any], input_ranks: Mapping[str, Literal[0, 1, 2]]
     ) -> RequestFuture[Any]:
-        """Trace a per-datum loss into a LossHandle for `forward_backward_custom`; ValueError if it cannot be."""
+        """Trace a per-datum loss into a LossHandle for `forward_backward_custom`.
+
+        Raises:
+            ValueError: the loss cannot be traced.
+        """
         future: RequestFuture[Any] = RequestFuture()
         future.set_result(loss_handles().trace_loss(fn, input_ranks, self._engine.session))
         return future
@@ -159,20 +165,20 @@ class ServiceClient:
         retry_config: Any = None,
         record_stability_info: bool = False,
     ) -> SamplingClient:
-        """A client that samples from a sampler checkpoint, or from a base model as it is."""
+        """Return a client that samples from a sampler checkpoint, or from an unchanged base model."""
         refuse_option(record_stability_info, "record_stability_info=True")
         if model_path is None and base_model is None:
             raise ValueError("Either model_path or base_model must be provided")
         if model_path is not None and not model_path.startswith("tinker://"):
             raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
         engine = self._engine
-        sampler = engine.worker.submit(lambda: engine.create_sampler(model_path, base_model)).result()
+        sampler = engine.queue.submit(lambda: engine.create_sampler(model_path, base_model)).result()
         return SamplingClient(engine, sampler)
 
     # -- the service itself --------------------------------------------------------------------------------------
 
     def create_rest_client(self) -> RestClient:
-        """The checkpoints under this root."""
+        """Return a client for the checkpoints under this service's root folder."""
         return RestClient(self._engine.store.root, models=self._supported_models())
 
     def get_server_capabilities(self) -> tinker.types.GetServerCapabilitiesResponse:
@@ -182,27 +188,27 @@ class ServiceClient:
     def copy_weights(
         self, path: str, *, ttl_seconds: int | None = None, weights_access_token: str | None = None
     ) -> RequestFuture[str]:
-        """Copy a checkpoint to a new run; the new path."""
+        """Copy a checkpoint to a new run and return the new path."""
         rest = self.create_rest_client()
         return rest.copy_weights(path, ttl_seconds=ttl_seconds, weights_access_token=weights_access_token)
 
     def get_console_url(self) -> str:
-        """The root folder."""
+        """The root folder, as a `file://` URL."""
         return self._engine.store.root.as_uri()
 
     def get_telemetry(self) -> None:
-        """There is none."""
+        """None: nothing is reported to anyone."""
 
     def close(self, status: CloseStatus, detail: str | None = None) -> RequestFuture[None]:
-        """Finish what is queued and end the engine's thread; the future is done when that is."""
-        return self._engine.worker.stop()
+        """Execute the queued requests, then end the engine's thread; the future is done after that."""
+        return self._engine.queue.stop()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if kind is not None and not issubclass(kind, Exception):  # interrupted: what is queued is not waited for
-            self._engine.worker.abandon()
+        if kind is not None and not issubclass(kind, Exception):  # interrupted: do not wait for queued requests
+            self._engine.queue.abandon()
         self.close("success" if kind is None else "errored")
 
     create_lora_training_client_async = in_thread(create_lora_training_client)
@@ -213,7 +219,7 @@ class ServiceClient:
 
     def _train(self, create: Callable[[Engine], Any]) -> TrainingClient:
         engine = self._engine
-        return TrainingClient(engine, engine.worker.submit(lambda: create(engine)).result())
+        return TrainingClient(engine, engine.queue.submit(lambda: create(engine)).result())
 
     def _merged(self, user_metadata: dict[str, str] | None) -> dict[str, str] | None:
         if self._user_metadata is None and user_metadata is None:

@@ -12,25 +12,25 @@ from transformers import PreTrainedTokenizerBase
 
 from tinkerloop.clients import CustomLoss
 from tinkerloop.local.client.async_methods import in_thread, queued
-from tinkerloop.local.client.awaitable_client import Resolved
+from tinkerloop.local.client.awaitable_client import AwaitableClient
 from tinkerloop.local.client.sampling_client import SamplingClient
 from tinkerloop.local.nn import losses
 from tinkerloop.local.nn.parameters import TrainState
 from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind
+from tinkerloop.local.runtime.checkpoint_store import metadata_of
 from tinkerloop.local.runtime.custom_loss import as_function
 from tinkerloop.local.runtime.engine import Engine, EngineRun, Sampler
 from tinkerloop.local.runtime.forward_backward import ForwardBackward
 from tinkerloop.local.runtime.request_future import RequestFuture, failed
-from tinkerloop.local.runtime.request_reading import Example, read_datum
-from tinkerloop.local.runtime.store import metadata_of
+from tinkerloop.local.runtime.request_reading import DatumArrays, read_datum
 from tinkerloop.local.unsupported import refuse, refuse_option
 
-LossConfig = Mapping[str, float | str] | None
+LossFnConfig = Mapping[str, float | str] | None
 
 
 @refuse
-class TrainingClient(Resolved):
-    """Trains one adapter. Requests are executed strictly in the order of the calls, whether or not anyone waits."""
+class TrainingClient(AwaitableClient):
+    """A client that trains one adapter. Requests run strictly in the order of the calls, awaited or not."""
 
     def __init__(self, engine: Engine, run: EngineRun):
         self._engine, self._run = engine, run
@@ -39,16 +39,16 @@ class TrainingClient(Resolved):
     # -- gradients -----------------------------------------------------------------------------------------------
 
     def forward(
-        self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossConfig = None
+        self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossFnConfig = None
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
-        """Log-probabilities and loss; the gradient is neither added to nor cleared."""
-        return self._pass(data, loss_fn, loss_fn_config, backward=False)
+        """Compute log-probabilities and the loss; the accumulated gradient stays as it is."""
+        return self._queue_forward_backward(data, loss_fn, loss_fn_config, backward=False)
 
     def forward_backward(
-        self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossConfig = None
+        self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossFnConfig = None
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
-        """As `forward`, and add the gradient of the summed loss to what `optim_step` will apply."""
-        return self._pass(data, loss_fn, loss_fn_config, backward=True)
+        """Do what `forward` does, and add the gradient of the summed loss to what `optim_step` will apply."""
+        return self._queue_forward_backward(data, loss_fn, loss_fn_config, backward=True)
 
     def optim_step(
         self, optim_params: tinker.AdamParams | None = None, *, adam_params: tinker.AdamParams | None = None
@@ -69,54 +69,54 @@ class TrainingClient(Resolved):
         *,
         loss_type_input: Literal["logprobs"] | None = None,
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
-        """forward_backward with a loss of the caller's, `fn(data, logprobs) -> (scalar, metrics)`, or a LossHandle.
+        """Run forward_backward with the caller's loss, `fn(data, logprobs) -> (scalar, metrics)`, or a LossHandle.
 
         The function runs on the engine's thread and must depend on every datum's log-probabilities. If it raises,
-        so does every later request: what was queued behind it would train on a gradient that is not there.
+        every later request of this client raises too: it would train on a gradient that is missing.
         """
         if loss_type_input not in (None, "logprobs"):
             raise ValueError(f"loss_type_input must be 'logprobs', got {loss_type_input!r}")
-        data = list(data or ())  # as it is now
+        data = list(data or ())  # a copy: the caller may change the list later
         if not data:
             raise ValueError("No data provided")
         if any("target_tokens" not in datum.loss_fn_inputs for datum in data):
             raise ValueError("target_tokens must be provided when using cross_entropy")
         function = as_function(loss_fn, data, self._engine.session)
         try:
-            examples = [
-                replace(e, inputs={"weights": np.zeros(e.targets.shape, np.float32)})
-                for e in self._read(data, "custom")
+            datums = [
+                replace(arrays, inputs={"weights": np.zeros(arrays.targets.shape, np.float32)})
+                for arrays in self._read(data, "custom")
             ]
         except (tinker.TinkerError, NotImplementedError) as error:
             return failed(error)
-        # Every position's log-probability goes to the caller's loss, whatever its weight.
+        # The caller's loss gets the log-probability of every position, so none is skipped.
         work = ForwardBackward(
             "cross_entropy", losses.LOSSES["cross_entropy"], {}, True, self._engine.token_budget, False
         )
-        return self._submit(lambda engine, run: engine.run_custom(run, data, examples, work, function))
+        return self._submit(lambda engine, run: engine.run_custom(run, data, datums, work, function))
 
     forward_async = queued(forward)
     forward_backward_custom_async = queued(forward_backward_custom)
     forward_backward_async = queued(forward_backward)
     optim_step_async = queued(optim_step)
 
-    def _pass(
-        self, data: list[tinker.Datum], loss_fn: str, config: LossConfig, backward: bool
+    def _queue_forward_backward(
+        self, data: list[tinker.Datum], loss_fn: str, config: LossFnConfig, backward: bool
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
         data = list(data or ())
         if not data:
             raise ValueError("No data provided")
         try:
             loss, complete = losses.resolve_loss(loss_fn, config)
-            examples = self._read(data, loss_fn)
+            datums = self._read(data, loss_fn)
         except (tinker.TinkerError, NotImplementedError) as error:
             return failed(error)
         work = ForwardBackward(
             loss_fn, loss, complete, backward, self._engine.token_budget, self._engine.skip_zero_weight
         )
-        return self._submit(lambda engine, run: engine.run_forward_backward(run, examples, work))
+        return self._submit(lambda engine, run: engine.run_forward_backward(run, datums, work))
 
-    def _read(self, data: list[tinker.Datum], loss_fn: str) -> list[Example]:
+    def _read(self, data: list[tinker.Datum], loss_fn: str) -> list[DatumArrays]:
         model = self._run.model
         return [read_datum(d, loss_fn, model.vocab_size, model.max_length, i, model.vision) for i, d in enumerate(data)]
 
@@ -129,27 +129,27 @@ class TrainingClient(Resolved):
         overwrite: bool = False,
         user_metadata: dict[str, str] | None = None,
     ) -> RequestFuture[tinker.types.SaveWeightsResponse]:
-        """Save weights and optimizer, to train on from here. A pending gradient is not saved (with a warning)."""
+        """Save weights and optimizer state, to continue training. A pending gradient is not saved (with a warning)."""
         return self._save("weights", tinker.types.SaveWeightsResponse, name, ttl_seconds, overwrite, user_metadata)
 
     def save_weights_for_sampler(
         self, name: str, ttl_seconds: int | None = None, user_metadata: dict[str, str] | None = None
     ) -> RequestFuture[tinker.types.SaveWeightsForSamplerResponse]:
-        """Save the weights alone, to sample from."""
+        """Save the weights only, for sampling."""
         response = tinker.types.SaveWeightsForSamplerResponse
         return self._save("sampler_weights", response, name, ttl_seconds, False, user_metadata)
 
     def load_state(
         self, path: str, weights_access_token: str | None = None
     ) -> RequestFuture[tinker.types.LoadWeightsResponse]:
-        """Load weights alone; only as the client's first request."""
+        """Load weights only; must be the client's first request."""
         refuse_option(weights_access_token is not None, "weights_access_token")
         return self._submit(lambda engine, run: engine.load_state(run, path, optimizer=False))
 
     def load_state_with_optimizer(
         self, path: str, weights_access_token: str | None = None
     ) -> RequestFuture[tinker.types.LoadWeightsResponse]:
-        """Load weights and optimizer; only as the client's first request."""
+        """Load weights and optimizer state; must be the client's first request."""
         refuse_option(weights_access_token is not None, "weights_access_token")
         return self._submit(lambda engine, run: engine.load_state(run, path, optimizer=True))
 
@@ -163,7 +163,7 @@ class TrainingClient(Resolved):
         user_metadata: dict[str, str] | None,
     ) -> RequestFuture[Any]:
         try:
-            metadata = metadata_of(user_metadata)  # as it is now
+            metadata = metadata_of(user_metadata)  # a copy
         except tinker.BadRequestError as error:
             return failed(error)
         return self._submit(
@@ -184,22 +184,25 @@ class TrainingClient(Resolved):
         record_stability_info: bool = False,
         kind: Literal["snapshot", "inflight"] = "snapshot",
     ) -> SamplingClient:
-        """A client that samples from the weights as they are after everything submitted before; never listed."""
+        """Return a client that samples from a snapshot: the weights after every request submitted so far.
+
+        The snapshot is kept in memory only and never listed.
+        """
         refuse_option(kind != "snapshot", "kind='inflight'")
         refuse_option(record_stability_info, "record_stability_info=True")
         sampler = Sampler(self._run.model, self._run.spec)
-        sampler.taken = self._submit(lambda engine, run: engine.snapshot(run, sampler))
+        sampler.snapshot_future = self._submit(lambda engine, run: engine.snapshot(run, sampler))
         return SamplingClient(self._engine, sampler)
 
     def create_sampling_client(
         self, model_path: str, retry_config: Any = None, record_stability_info: bool = False
     ) -> SamplingClient:
-        """A client that samples from a saved checkpoint."""
+        """Return a client that samples from a saved checkpoint."""
         engine = self._engine
         refuse_option(record_stability_info, "record_stability_info=True")
         if not model_path.startswith("tinker://"):
             raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
-        sampler = engine.worker.submit(lambda: engine.create_sampler(model_path, None)).result()
+        sampler = engine.queue.submit(lambda: engine.create_sampler(model_path, None)).result()
         return SamplingClient(engine, sampler)
 
     save_weights_and_get_sampling_client_async = queued(save_weights_and_get_sampling_client)
@@ -228,22 +231,22 @@ class TrainingClient(Resolved):
         return self._run.model.tokenizer
 
     def get_console_url(self) -> str:
-        """The folder of this run's checkpoints."""
+        """The folder of this run's checkpoints, as a `file://` URL."""
         return self._engine.store.run_folder(self._run.id).as_uri()
 
     def get_telemetry(self) -> None:
-        """There is none."""
+        """None: nothing is reported to anyone."""
 
-    # -- the hood: local only ------------------------------------------------------------------------------------
+    # -- access to weights: local only -----------------------------------------------------------------------------
 
     def apply(self, function: Callable[[TrainState], Any]) -> RequestFuture[Any]:
         """Queue `function(state)`: read or change weights, gradient and moments between two requests.
 
         Local only. `state.weights.named`, `state.gradients` and `state.moments` are live tensors by name: clone what
-        you return, change them in place. If the function raises, so does every later request.
+        you return, change them in place. If the function raises, every later request of this client raises too.
         """
         return self._submit(lambda engine, run: engine.apply(run, function))
 
     def _submit(self, operation: Callable[[Engine, EngineRun], Any]) -> RequestFuture:
         engine, run = self._engine, self._run
-        return engine.worker.submit(lambda: operation(engine, run))
+        return engine.queue.submit(lambda: operation(engine, run))

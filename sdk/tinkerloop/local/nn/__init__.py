@@ -1,1 +1,1 @@
-"""The networks: a base model with its adapter, losses, the optimizer and generation."""
+"""The neural network: a base model with its adapter, losses, Adam and generation."""

@@ -1,8 +1,6 @@
 """Batched generation with a key-value cache, and the scoring of prompts.
 
-All requests that wait for the same weights decode together, each with its own length, temperature and stop rules.
-Log-probabilities are always those of the full softmax at temperature 1, whatever the draw was made from: the numbers
-the trainer computes for the same tokens.
+Requests for the same weights are decoded together, each with its own length, temperature and stop rules.
 """
 
 from __future__ import annotations
@@ -16,25 +14,25 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from tinkerloop.local.nn.inputs import Input, PackedBatch
-from tinkerloop.local.nn.token_drawing import Continuation, SampleRequest, draw_tokens
-from tinkerloop.local.nn.vision import images_of
+from tinkerloop.local.nn.token_sampling import Continuation, SampleRequest, sample_tokens
+from tinkerloop.local.nn.vision import image_tensors
 
 if TYPE_CHECKING:
     from tinkerloop.local.nn.model import Model
 
 MAX_ROWS = 256
-"""Sequences decoded at once."""
+"""The most sequences that are decoded together."""
 MAX_PREFILL = 16384
-"""Prompt tokens (padding included) in one prefill."""
+"""The most prompt tokens in one prefill, padding included."""
 
 
 def generate(model: Model, requests: Sequence[SampleRequest]) -> list[list[Continuation]]:
-    """The continuations of every request, with whatever weights are bound."""
+    """Return the continuations of every request, from whatever weights are bound."""
     answers = [
         [Continuation(request, j, np.random.default_rng([request.seed, j])) for j in range(request.num_samples)]
         for request in requests
     ]
-    # Prompts of similar length share a batch, for little padding.
+    # Prompts of similar length share a batch, so that there is little padding.
     waiting = sorted((s for answer in answers for s in answer), key=lambda s: len(s.request.prompt))
     while waiting:
         longest = len(waiting[min(MAX_ROWS, len(waiting)) - 1].request.prompt)
@@ -46,10 +44,10 @@ def generate(model: Model, requests: Sequence[SampleRequest]) -> list[list[Conti
 
 
 def _decode(model: Model, rows: list[Continuation]) -> None:
-    """Run these sequences to their ends."""
+    """Generate these continuations to their ends."""
     cache, mask, hidden = prefill(model, [row.request.prompt for row in rows])
     while True:
-        tokens = draw_tokens(model.head.logits(hidden), rows)
+        tokens = sample_tokens(model.head.logits(hidden), rows)
         done = [_advance(row, token, model) for row, token in zip(rows, tokens, strict=True)]
         if all(done):
             return
@@ -64,9 +62,9 @@ def _decode(model: Model, rows: list[Continuation]) -> None:
 def step(
     model: Model, cache: DynamicCache, mask: torch.Tensor, tokens: Sequence[int], shifts: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Append one token to every sequence: the longer mask, and the states (sequences, H) at those tokens.
+    """Append one token to every sequence; return the longer mask, and the hidden states (sequences, H) at those tokens.
 
-    `shifts` are the prompts' (see `Input.shift`).
+    `shifts` are those of the prompts (see `Input.shift`).
     """
     mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
     output = model.trunk(
@@ -79,14 +77,17 @@ def step(
     return mask, output.last_hidden_state[:, -1]
 
 
-def prefill(model: Model, wanted: Sequence[Input]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-    """Run each distinct prompt once, padded on the left; then one cache row, mask row and state per wanted prompt."""
+def prefill(model: Model, requested: Sequence[Input]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+    """Run each distinct prompt once, padded on the left.
+
+    Returns: a cache, a mask and the last hidden states, each with one row for every requested prompt.
+    """
     prompts: list[Input] = []
-    which: list[int] = []
-    for prompt in wanted:
+    row_of_request: list[int] = []
+    for prompt in requested:
         if not prompts or prompt is not prompts[-1]:
             prompts.append(prompt)
-        which.append(len(prompts) - 1)
+        row_of_request.append(len(prompts) - 1)
     width = max(len(prompt) for prompt in prompts)
     tokens = np.zeros((len(prompts), width), dtype=np.int64)
     mask = np.zeros((len(prompts), width), dtype=np.int64)
@@ -107,25 +108,25 @@ def prefill(model: Model, wanted: Sequence[Input]) -> tuple[DynamicCache, torch.
         position_ids=torch.from_numpy(positions).to(model.device),
         past_key_values=cache,
         use_cache=True,
-        **images_of([picture for prompt in prompts for picture in prompt.pictures], model.device),
+        **image_tensors([image for prompt in prompts for image in prompt.images], model.device),
     )
     hidden = output.last_hidden_state[:, -1]
-    if len(prompts) < len(wanted):
-        index = _select(cache, which, model.device)
+    if len(prompts) < len(requested):
+        index = _select(cache, row_of_request, model.device)
         attention_mask, hidden = attention_mask[index], hidden[index]
     return cache, attention_mask, hidden
 
 
 def _select(cache: DynamicCache, rows: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Make these rows the cache's, in this order; returns them as an index."""
+    """Keep only these rows of the cache, in this order; return them as a tensor."""
     index = torch.tensor(rows, device=device)
-    # batch_select_indices would say what is meant, but layers with a recurrent state lack it
+    # not batch_select_indices, which layers with a recurrent state do not have
     cache.reorder_cache(cast(torch.LongTensor, index))
     return index
 
 
 def _advance(row: Continuation, token: int, model: Model) -> bool:
-    """Append the token; True if that ends the sequence. What stopped it is kept."""
+    """Append the token and set the stop reason; return True if the sequence has ended."""
     row.tokens.append(token)
     request = row.request
     if request.on_token is not None:
@@ -139,7 +140,7 @@ def _advance(row: Continuation, token: int, model: Model) -> bool:
 
 def _ends_in_stop(row: Continuation, model: Model) -> bool:
     strings = row.request.stop_strings
-    # A character takes at most 4 tokens (its bytes); earlier text was searched when it was last.
+    # A character takes at most 4 tokens (its bytes). Earlier text was searched after earlier tokens.
     tail = 4 * max(len(string) for string in strings) + 8
     text = model.tokenizer.decode(row.tokens[-tail:])
     return any(string in text for string in strings)
@@ -151,21 +152,21 @@ def score_prompt(
     targets: NDArray[np.int64],
     topk: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32] | None, NDArray[np.float32] | None]:
-    """Log-probabilities of `targets` (N-1, K), row i given prompt[: i + 1], with whatever weights are bound.
+    """Return the log-probabilities of `targets` (N-1, K), row i given prompt[: i + 1], from whatever weights are bound.
 
-    With `topk`, also the ids and log-probabilities (N-1, topk) of the likeliest next tokens.
+    With `topk`, also return the ids and log-probabilities (N-1, topk) of the likeliest next tokens.
     """
     rows = torch.arange(len(targets), device=model.device)
     target = torch.from_numpy(targets).to(model.device)
     with torch.no_grad():
         hidden = model.hidden(PackedBatch.of([prompt], model.device))
-        found = model.head.logprobs(hidden, target, rows).cpu().numpy()
+        logprobs = model.head.logprobs(hidden, target, rows).cpu().numpy()
         if not topk:
-            return found, None, None
+            return logprobs, None, None
         ids, values = [], []
         for chunk, _ in model.head.chunks([len(rows)]):
             logits = model.head.logits(hidden[chunk])
             best = logits.topk(topk, dim=1)
             ids.append(best.indices.int().cpu())
             values.append((best.values - logits.logsumexp(1, keepdim=True)).cpu())
-    return found, torch.cat(ids).numpy(), torch.cat(values).numpy()
+    return logprobs, torch.cat(ids).numpy(), torch.cat(values).numpy()

@@ -1,8 +1,4 @@
-"""From a script's datums to the model's tensors: the one place that knows both.
-
-Datums are read and checked on the caller's thread (`read_datum`, `read_prompt`), grouped into micro-batches by their
-lengths alone, and laid out one after another in a single row (`PackedBatch`).
-"""
+"""The inputs of a model: one sequence of tokens and images (`Input`), and several in one row (`PackedBatch`)."""
 
 from __future__ import annotations
 
@@ -16,18 +12,18 @@ from numpy.typing import NDArray
 
 from tinkerloop.errors import DatumError
 from tinkerloop.images.chunks import image_chunk
-from tinkerloop.local.nn.vision import Picture, Vision, images_of
-from tinkerloop.local.unsupported import unsupported
+from tinkerloop.local.nn.vision import EncodedImage, Vision, image_tensors
+from tinkerloop.local.unsupported import unsupported_error
 
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """What a model reads: N token ids, and the pictures that some of them stand for."""
+    """The input of a model: N token ids, and the images that some of them stand for."""
 
     tokens: NDArray[np.int64]  # (N,)
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[EncodedImage, ...] = ()
     starts: tuple[int, ...] = ()
-    """Where each picture's tokens begin."""
+    """The index of each image's first token."""
     positions: NDArray[np.int64] | None = None
     """(3, N) (see `Vision.positions`), or None: 0 .. N-1."""
 
@@ -35,66 +31,68 @@ class Input:
         return len(self.tokens)
 
     @property
-    def on_picture(self) -> NDArray[np.bool_]:
-        """(N,) whether a position is a picture's."""
-        found = np.zeros(len(self), dtype=bool)
-        for start, picture in zip(self.starts, self.pictures, strict=True):
-            found[start : start + picture.tokens] = True
-        return found
+    def on_image(self) -> NDArray[np.bool_]:
+        """(N,) True at the positions of images."""
+        on_image = np.zeros(len(self), dtype=bool)
+        for start, image in zip(self.starts, self.images, strict=True):
+            on_image[start : start + image.tokens] = True
+        return on_image
 
     @property
     def is_text(self) -> NDArray[np.bool_] | None:
         """(N,) whether a position is text; None if all are."""
-        return ~self.on_picture if self.pictures else None
+        return ~self.on_image if self.images else None
 
     @property
     def shift(self) -> int:
-        """By how much the positions of what follows differ from counting tokens."""
+        """The difference between the next token's position and its index."""
         return 0 if self.positions is None else int(self.positions.max()) + 1 - len(self)
 
     def until(self, end: int) -> Input:
-        """The first `end` tokens, and the pictures among them, which must not be cut."""
-        shown = sum(start < end for start in self.starts)
+        """Return the first `end` tokens and their images; `end` must not cut an image."""
+        images = sum(start < end for start in self.starts)
         positions = None if self.positions is None else self.positions[:, :end]
-        return Input(self.tokens[:end], self.pictures[:shown], self.starts[:shown], positions)
+        return Input(self.tokens[:end], self.images[:images], self.starts[:images], positions)
 
 
 def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> Input:
-    """Chunks as one sequence.
+    """Join the chunks of a model input into one sequence.
 
     Raises:
-        DatumError, ImageError: an image that is not what its chunk says, or text that spells an image.
-        NotImplementedError: chunks that the model has no use for.
+        DatumError, ImageError: an image differs from what its chunk says, or text holds an id that stands for an image.
+        NotImplementedError: chunks that the model does not support.
     """
     chunks = model_input.chunks
     if vision is None and len(chunks) == 1 and isinstance(chunks[0], tinker.EncodedTextChunk):
         return Input(np.array(chunks[0].tokens, dtype=np.int64))
     tokens: list[int] = []
-    pictures: list[Picture] = []
+    images: list[EncodedImage] = []
     starts: list[int] = []
     for chunk in chunks:
         if isinstance(chunk, tinker.EncodedTextChunk):
             if vision is not None and not vision.reserved.isdisjoint(chunk.tokens):
-                raise DatumError("text holds an id that stands for an image: images are chunks", field="model_input")
+                raise DatumError(
+                    "text holds a token id that stands for an image: pass images as image chunks", field="model_input"
+                )
             tokens.extend(chunk.tokens)
         elif isinstance(chunk, tinker.types.ImageChunk) and vision is not None:
-            picture = vision.read(chunk)
-            pictures.append(picture)
+            image = vision.read(chunk)
+            images.append(image)
             starts.append(len(tokens))
-            tokens.extend([vision.image_token] * picture.tokens)
+            tokens.extend([vision.image_token] * image.tokens)
         elif isinstance(chunk, tinker.types.ImageChunk):
-            raise unsupported("image chunks for a text model", type(chunk).__name__)
+            raise unsupported_error("image chunks for a text model", type(chunk).__name__)
         else:
-            raise unsupported("image pointer and audio chunks", type(chunk).__name__)
-    positions = None if vision is None else vision.positions(starts, pictures, len(tokens))
-    return Input(np.array(tokens, dtype=np.int64), tuple(pictures), tuple(starts), positions)
+            raise unsupported_error("image pointer and audio chunks", type(chunk).__name__)
+    positions = None if vision is None else vision.positions(starts, images, len(tokens))
+    return Input(np.array(tokens, dtype=np.int64), tuple(images), tuple(starts), positions)
 
 
 def example_input(vision: Vision) -> Input:
-    """A sequence with two pictures of different shapes, to compare a model's own forward pass on."""
-    pictures = [image_chunk(np.full((h, w, 3), 90, np.uint8), processor=vision.processor) for h, w in ((9, 8), (8, 16))]
+    """Make a sequence with two images of different shapes, for the check on loading."""
+    images = [image_chunk(np.full((h, w, 3), 90, np.uint8), processor=vision.processor) for h, w in ((9, 8), (8, 16))]
     words = [tinker.EncodedTextChunk(tokens=[t, t + 1]) for t in (1, 3, 5)]
-    return read_input(tinker.ModelInput(chunks=[words[0], pictures[0], words[1], pictures[1], words[2]]), vision)
+    return read_input(tinker.ModelInput(chunks=[words[0], images[0], words[1], images[1], words[2]]), vision)
 
 
 @dataclass(frozen=True)
@@ -104,25 +102,30 @@ class PackedBatch:
     lengths: list[int]
     tokens: torch.Tensor  # (1, T)
     positions: torch.Tensor  # (1, T), starting at 0 in every sequence; (3, 1, T) with spatial ones
-    images: dict[str, torch.Tensor] = field(default_factory=dict)
-    """What else the forward pass takes: the pictures, in order."""
+    image_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Further arguments of the forward pass: the images, in order."""
 
     @property
     def segments(self) -> list[int]:
-        """The rows to sum a gradient over in one product: each datum's on the CPU, all of them on a GPU.
+        """The numbers of rows whose gradient is summed in one product: each datum's on the CPU, all rows on a GPU.
 
-        Per datum, sums do not depend on how datums are grouped; on a GPU that many small products would be too slow.
+        With a product for each datum, results do not depend on the packing; on a GPU so many small products would be
+        too slow.
         """
         return self.lengths if self.tokens.device.type == "cpu" else [self.tokens.shape[1]]
 
     @classmethod
     def of(cls, sequences: Sequence[Input], device: torch.device) -> PackedBatch:
-        """Raises tinker.RequestFailedError (category user) for a picture that cannot be decoded."""
+        """Pack sequences, and decode their images.
+
+        Raises:
+            ImageError: an image cannot be decoded.
+        """
         lengths = [len(sequence) for sequence in sequences]
-        pictures = [picture for sequence in sequences for picture in sequence.pictures]
+        images = [image for sequence in sequences for image in sequence.images]
         tokens = torch.from_numpy(np.concatenate([sequence.tokens for sequence in sequences]))[None]
         rows = [np.arange(len(s)) if s.positions is None else s.positions for s in sequences]
         if any(s.positions is not None for s in sequences):
             rows = [np.broadcast_to(row, (3, row.shape[-1])) for row in rows]
         positions = torch.from_numpy(np.concatenate(rows, axis=-1)).unsqueeze(-2)
-        return cls(lengths, tokens.to(device), positions.to(device), images_of(pictures, device))
+        return cls(lengths, tokens.to(device), positions.to(device), image_tensors(images, device))

@@ -1,4 +1,4 @@
-"""Whether the engine's ways of running a model give the model's own numbers: asked once, when it is loaded."""
+"""The check on loading: the engine's logits of a model are compared with the model's own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 from tinkerloop.local.nn.generation import prefill, step
 from tinkerloop.local.nn.inputs import Input, PackedBatch, example_input
-from tinkerloop.local.nn.vision import images_of
-from tinkerloop.local.unsupported import unsupported
+from tinkerloop.local.nn.vision import image_tensors
+from tinkerloop.local.unsupported import unsupported_error
 
 if TYPE_CHECKING:
     from tinkerloop.local.nn.model import Model
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NEXT = 1
-"""The token that a cached step is asked about."""
+"""The token that the check decodes with a cache."""
 
 
 @torch.no_grad()
 def packs(model: Model) -> bool:
-    """Whether sequences may be packed into one row; False: each must run alone, and does so rightly.
+    """Return True if sequences can be packed into one row, False if each must run alone.
 
-    Layers with a recurrent state (Qwen3.5's, for one) carry it from a sequence into the next one of its row. For such a
-    model decoding is checked as well: its state is to be left alone by the padding of shorter prompts.
+    Layers with a recurrent state (as in Qwen3.5) carry it from one sequence of a row into the next. For such a model,
+    runs of single sequences and decoding are checked as well: padding of shorter prompts must not change the state.
 
     Raises:
-        NotImplementedError: an architecture that the engine would run wrongly in either way.
+        NotImplementedError: the logits are wrong for single sequences, too, or in decoding.
     """
     inputs = [Input(np.arange(1, n + 1) % model.vocab_size) for n in (3, 5)]
     if model.vision is not None:
@@ -49,11 +49,11 @@ def packs(model: Model) -> bool:
     apart = error(torch.cat([model.hidden(PackedBatch.of([one], model.device)) for one in inputs]), alone)
     cache, mask, _ = prefill(model, inputs)
     _, stepped = step(model, cache, mask, [NEXT] * len(inputs), [one.shift for one in inputs])
-    longer = [Input(np.append(one.tokens, NEXT), one.pictures, one.starts) for one in inputs]
+    longer = [Input(np.append(one.tokens, NEXT), one.images, one.starts) for one in inputs]
     decoded = error(stepped, [_own_logits(model, one)[-1:] for one in longer])
     architecture = f"{model.name} ({type(model.module).__name__})"
-    if not (apart <= tolerance and decoded <= tolerance):  # NaN is not supported either
-        raise unsupported(
+    if not (apart <= tolerance and decoded <= tolerance):  # `not`, so that NaN is refused too
+        raise unsupported_error(
             "architectures that the engine would run wrongly",
             f"{architecture}: logits differ from the model's own by {packed:.2g} (relative) when sequences are packed, "
             f"by {apart:.2g} when they run one by one and by {decoded:.2g} when decoded with a cache",
@@ -63,9 +63,9 @@ def packs(model: Model) -> bool:
 
 
 def _own_logits(model: Model, one: Input) -> torch.Tensor:
-    """What the architecture itself makes of one sequence, finding positions on its own: (N, vocabulary)."""
-    extra = images_of(one.pictures, model.device)
+    """Return the model's own logits (N, vocabulary) of one sequence, with positions that it computes itself."""
+    extra = image_tensors(one.images, model.device)
     if extra and "mm_token_type_ids" in inspect.signature(model.trunk.forward).parameters:
-        extra["mm_token_type_ids"] = torch.from_numpy(one.on_picture.astype(np.int64))[None].to(model.device)
+        extra["mm_token_type_ids"] = torch.from_numpy(one.on_image.astype(np.int64))[None].to(model.device)
     ids = torch.from_numpy(one.tokens)[None].to(model.device)
     return model.module(input_ids=ids, use_cache=False, **extra).logits[0].float()

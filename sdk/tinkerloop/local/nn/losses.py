@@ -1,6 +1,6 @@
 """Tinker's loss functions: plain sums over positions and datums, never divided by anything.
 
-Each takes lp = log p(target), shape (T, K) in float32, and the loss inputs of the same shape, and returns the loss of
+Each loss takes lp = log p(target), shape (T, K) in float32, and loss inputs of the same shape, and returns the loss of
 every element (T, K). q are the sampler's log-probabilities, A the advantages, r = exp(lp - q), sg stops the gradient.
 
     cross_entropy         -w lp
@@ -11,8 +11,8 @@ every element (T, K). q are the sampler's log-probabilities, A the advantages, r
     gspo                  ppo with r = s exp(lp - sg(lp)),                     low 0.8, high 1.2
                           s = exp(mean of sg(lp) - q over the datum's positions with sequence_ratio_mask != 0)
 
-Clip thresholds are bounds on the ratio, not distances from 1. Source: the Tinker documentation of its losses;
-the defaults of beta and of gspo's bounds are not published, these are ours.
+Clip thresholds are bounds on the ratio, not distances from 1. Source: Tinker's documentation of its losses,
+except the defaults of beta and of gspo's bounds, which are not published: these are our choice.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from numbers import Real
 import torch
 
 from tinkerloop.local.request_errors import user_error
-from tinkerloop.local.unsupported import unsupported
+from tinkerloop.local.unsupported import unsupported_error
 
-Inputs = Mapping[str, torch.Tensor]
+LossInputs = Mapping[str, torch.Tensor]
 LossConfig = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss function and what the engine must know to compute it in pieces."""
+    """A loss function, with what the engine needs to know to compute it in pieces."""
 
-    elementwise: Callable[[torch.Tensor, Inputs, LossConfig], torch.Tensor]
+    elementwise: Callable[[torch.Tensor, LossInputs, LossConfig], torch.Tensor]
     driver: str | None
     """The loss input that multiplies the gradient: where it is 0, so is the gradient. None: no such input."""
     defaults: LossConfig = field(default_factory=dict)
@@ -44,11 +44,11 @@ class Loss:
     """The gradient at one position depends on the log-probabilities of the others."""
 
 
-def _cross_entropy(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _cross_entropy(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     return -lp * inputs["weights"]
 
 
-def _importance_sampling(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _importance_sampling(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     return -torch.exp(lp - inputs["logprobs"]) * inputs["advantages"]
 
 
@@ -57,23 +57,23 @@ def _clipped(ratio: torch.Tensor, advantages: torch.Tensor, config: LossConfig) 
     return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
-def _ppo(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _ppo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     return _clipped(torch.exp(lp - inputs["logprobs"]), inputs["advantages"], config)
 
 
-def _cispo(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _cispo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     ratio = torch.exp(lp.detach() - inputs["logprobs"])
     clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
     return -clipped * lp * inputs["advantages"]
 
 
-def _dro(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
+def _dro(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
     return -(lp * inputs["advantages"] - 0.5 * config["beta"] * (lp - inputs["logprobs"]) ** 2)
 
 
-def _gspo(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> torch.Tensor:
-    """`inputs["segment"]` (T,) says which datum a position belongs to."""
-    # In float64 it does not show in which order a GPU adds a datum's positions.
+def _gspo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
+    """Compute gspo; `inputs["segment"]` (T,) is the index of each position's datum."""
+    # In float64, because a GPU adds a datum's positions in a varying order, which float32 would show.
     mask = (inputs["sequence_ratio_mask"] != 0).double()
     segment = inputs["segment"]
     count = int(segment[-1]) + 1
@@ -96,9 +96,14 @@ LOSSES: dict[str, Loss] = {
 
 
 def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tuple[Loss, dict[str, float]]:
-    """The loss and its complete configuration. Unknown names and keys are refused, never ignored."""
+    """Return the loss and its complete configuration.
+
+    Raises:
+        tinker.RequestFailedError: (category user) an unknown loss or key, or a value that is not a finite number.
+        NotImplementedError: a loss that the engine does not support.
+    """
     if loss_fn == "stable_reinforce":
-        raise unsupported("loss_fn='stable_reinforce'")
+        raise unsupported_error("loss_fn='stable_reinforce'")
     if loss_fn not in LOSSES:
         raise user_error(f"unknown loss_fn {loss_fn!r}; known: {', '.join(LOSSES)}")
     loss = LOSSES[loss_fn]
@@ -123,8 +128,8 @@ def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tupl
     return loss, complete
 
 
-def ppo_metrics(lp: torch.Tensor, inputs: Inputs, config: LossConfig) -> dict[str, float]:
-    """Sums over positions of the ratio, of being clipped, and of q - lp; the caller divides by the positions."""
+def ppo_metrics(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> dict[str, float]:
+    """Return sums over positions, to be divided by their number: of the ratio, of clipping, and of q - lp."""
     log_ratio = lp - inputs["logprobs"]
     ratio = torch.exp(log_ratio)
     clipped = (ratio < config["clip_low_threshold"]) | (ratio > config["clip_high_threshold"])

@@ -1,4 +1,4 @@
-"""A frozen base model: its adaptable layers, and the forward pass over a packed batch."""
+"""A frozen base model with its replicas, and the binding of an adapter's weights and gradients to its layers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinkerloop.local.nn.inputs import Input, PackedBatch
 from tinkerloop.local.nn.layers import attention, decoder_layer, norms
-from tinkerloop.local.nn.layers.activation_checkpointing import Activations
+from tinkerloop.local.nn.layers.gradient_checkpointing import GradientCheckpointing
 from tinkerloop.local.nn.layers.lora import LoraSpec, initialise
 from tinkerloop.local.nn.parameters import ParameterLayout, Weights
-from tinkerloop.local.nn.replica import Layer, Replica
+from tinkerloop.local.nn.replica import AdaptableLayer, Replica
 from tinkerloop.local.nn.vision import vision_of
 
 FOLD_LIMIT = 2 * 2**30
@@ -23,7 +23,7 @@ FOLD_LIMIT = 2 * 2**30
 
 
 class Model:
-    """One frozen base, shared by every client that trains or samples an adapter on it."""
+    """A frozen base model, shared by every client that trains or samples an adapter on it."""
 
     def __init__(
         self,
@@ -54,15 +54,16 @@ class Model:
         self._weights: Weights | None = None
         self._base: dict[str, torch.Tensor] = {}
         self._trained: LoraSpec | None = None
-        self.activations = Activations(module, self._run_trial, gradient_checkpointing)
+        self.gradient_checkpointing = GradientCheckpointing(module, self._run_trial, gradient_checkpointing)
         self.packs = True
-        """Whether sequences may run one after another in one row; else each runs alone. Loading finds out."""
+        """True if sequences can be packed into one row; else each runs alone. Set by the check on loading."""
 
-    def trained_layers(self, spec: LoraSpec) -> dict[str, Layer]:
+    def trained_layers(self, spec: LoraSpec) -> dict[str, AdaptableLayer]:
+        """Return the layers that `spec` adapts, by name."""
         return {name: layer for name, layer in self.layers.items() if spec.covers(self.kinds[name])}
 
     def new_weights(self, spec: LoraSpec) -> Weights:
-        """Fresh weights: an adapter that changes nothing yet, or (rank 0) a copy of the whole model."""
+        """Make fresh weights: an adapter that changes nothing yet, or (rank 0) a copy of the whole model."""
         layout = self.layout(spec)
         weights = Weights(layout, layout.zeros(self.device))
         if spec.rank == 0:
@@ -73,7 +74,7 @@ class Model:
         return weights
 
     def layout(self, spec: LoraSpec) -> ParameterLayout:
-        """The names and shapes of what `spec` trains."""
+        """Return the names and shapes of the tensors that `spec` trains."""
         if spec.rank == 0:
             return ParameterLayout({name: tuple(p.shape) for name, p in self.module.named_parameters()})
         shapes: dict[str, tuple[int, ...]] = {}
@@ -87,13 +88,13 @@ class Model:
         weights: Weights | None,
         gradients: Sequence[Mapping[str, torch.Tensor] | None] = (None,),
     ) -> None:
-        """Make the next passes use these weights (None: the base alone), and add gradients to these buffers.
+        """Make the next forward passes use these weights (None: the base alone) and add gradients to these buffers.
 
-        There is one set of buffers, or None, for each replica that is to be used.
+        `gradients` holds one set of buffers, or None, for each replica that will be used.
         """
         version = None if weights is None else weights.version
         key = (version, *map(id, gradients))
-        # What is bound may be other weights of this version, as a run's are of its snapshot's until they are trained.
+        # Other weights may have the same version: a snapshot's and its run's have, until the run is trained.
         if self._bound == key and (self._weights is None or self._weights.version is version):
             return
         self._unbind()
@@ -110,12 +111,12 @@ class Model:
         self._trained = None if spec is None else replace(spec, seed=0)
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """The last hidden states (T, H) of a packed batch, on the first replica."""
+        """Return the last hidden states (T, H) of a packed batch, from the first replica."""
         return self.replicas[0].hidden(batch)
 
-    def choose_activations(self, lengths: Sequence[int]) -> None:
-        """Before a pass goes backward: keep or recompute, where sequences of these lengths run at the same time."""
-        self.activations.choose(lengths, self._trained)
+    def choose_gradient_checkpointing(self, lengths: Sequence[int]) -> None:
+        """Decide on gradient checkpointing for a backward pass over sequences of these lengths at the same time."""
+        self.gradient_checkpointing.choose(lengths, self._trained)
 
     def _run_trial(self, length: int) -> torch.Tensor:
         return self.hidden(PackedBatch.of([Input(np.ones(length, np.int64))], self.device))
@@ -123,7 +124,7 @@ class Model:
     def _unbind(self) -> None:
         for replica in self.replicas:
             for layer in replica.layers.values():
-                layer.slot = None
+                layer.adapter = None
         if self._base:
             for name, parameter in self.module.named_parameters():
                 parameter.requires_grad_(False)
@@ -135,7 +136,9 @@ class Model:
         for name, layer in self.trained_layers(spec).items():
             a, b = f"{name}.lora_A", f"{name}.lora_B"
             pair = None if gradients is None else (gradients[a], gradients[b])
-            fold = self.fold and not (layer is self.head.layer and self.head.tiled)  # a tile is folded when it is used
+            fold = self.fold and not (
+                layer is self.head.layer and self.head.tiled
+            )  # each tile is folded when it is used
             layer.bind(weights.named[a], weights.named[b], spec.scale, pair, fold)
 
     def _bind_parameters(self, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
@@ -148,7 +151,7 @@ class Model:
 
 
 def _end_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a sequence: the generation configuration's, the model's, else the tokenizer's."""
+    """Return the end-of-sequence tokens of the generation configuration, else of the model, else of the tokenizer."""
     for owner in (module.generation_config, module.config.get_text_config(), tokenizer):
         ids = getattr(owner, "eos_token_id", None)
         if ids is not None:

@@ -1,4 +1,4 @@
-"""Loading a base model by name: a built-in one, a folder, or a name on the hub."""
+"""Loading of a base model: a built-in one, a folder, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ TINY_MODEL, TINY_VISION_MODEL = "tiny", "tiny-vl"
 def load_model(
     name: str, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool | None = None
 ) -> Model:
-    """A built-in model, or any transformers causal or image-text LM from a folder or the hub (safetensors only)."""
+    """Load a built-in model, or a causal or image-text model of transformers from a folder or the hub, and check it.
+
+    Only safetensors are read.
+
+    Raises:
+        tinker.BadRequestError: the model cannot be loaded.
+        NotImplementedError: the check on loading found that the engine would compute wrong logits.
+    """
     module, tokenizer = _read(name, dtype)
     model = Model(name, module.to(device), tokenizer, gradient_checkpointing)
     model.packs = packs(model)
@@ -49,9 +56,9 @@ def _read(name: str, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizer
         return cast(nn.Module, tiny_vl_model()).to(dtype=dtype), tiny_tokenizer()
     attention.register()
     try:
-        sees = hasattr(AutoConfig.from_pretrained(name), "vision_config")
+        has_vision = hasattr(AutoConfig.from_pretrained(name), "vision_config")
         with _without_progress_bar():
-            module = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(
+            module = (AutoModelForImageTextToText if has_vision else AutoModelForCausalLM).from_pretrained(
                 name, dtype=dtype, attn_implementation=attention.NAME, use_safetensors=True
             )
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -63,11 +70,11 @@ def _read(name: str, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizer
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """transformers draws one over whatever the script prints."""
-    drawn = hf_logging.is_progress_bar_enabled()
+    """Turn off transformers' progress bar, which would overwrite what the script prints."""
+    enabled = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if drawn:
+        if enabled:
             hf_logging.enable_progress_bar()

@@ -1,9 +1,8 @@
-"""The numbers one client trains, each kind in one flat vector.
+"""The weights, gradient and moments that one client trains, each in one flat vector with a view per named tensor.
 
-Weights and moments are float32 vectors, gradients float64 ones, with a view per named tensor. One vector makes the
-optimizer a handful of operations whatever the number of tensors, a snapshot one copy, and a failed request harmless:
-it only ever wrote to scratch vectors, which are added to the gradient when everything has succeeded (or to a gradient
-that was zero and becomes so again).
+Weights and moments are float32, gradients float64. With one vector, the optimizer takes a few operations whatever the
+number of tensors, and a snapshot is one copy. A failed request does no harm: it only wrote to scratch vectors, which
+are added to the gradient after everything has succeeded (or to a gradient that was zero and is set to zero again).
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from collections.abc import Mapping
 
 import torch
 
-ALIGNMENT = 16  # floats: every view starts on a cache line; the gaps hold zeros for ever
+ALIGNMENT = 16  # in elements: every view starts on a cache line; the gaps stay zero
 
 
 class ParameterLayout:
-    """Where each named tensor lies in a flat vector."""
+    """The place of each named tensor in a flat vector."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
         self.shapes = dict(shapes)
@@ -31,10 +30,11 @@ class ParameterLayout:
         self.size = end
 
     def zeros(self, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Make a flat vector of zeros."""
         return torch.zeros(self.size, device=device, dtype=dtype)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Named views of `flat`, which they share memory with."""
+        """Return the named tensors in `flat`, as views."""
         return {
             name: flat[start : start + torch.Size(shape).numel()].view(shape)
             for (name, start), shape in zip(self._starts.items(), self.shapes.values(), strict=True)
@@ -42,7 +42,7 @@ class ParameterLayout:
 
 
 class Weights:
-    """A set of named weights. Equal `version` objects mean equal numbers, so that derived values can be kept."""
+    """Named weights. The same `version` object means the same values, so values derived from them can be cached."""
 
     def __init__(self, layout: ParameterLayout, flat: torch.Tensor):
         self.layout, self.flat = layout, flat
@@ -50,13 +50,13 @@ class Weights:
         self.version = object()
 
     def snapshot(self) -> Weights:
-        """A copy that later training does not change."""
+        """Return a copy that later training does not change."""
         copy = Weights(self.layout, self.flat.clone())
         copy.version = self.version
         return copy
 
     def touch(self) -> None:
-        """The numbers have changed."""
+        """Mark the values as changed."""
         self.version = object()
 
 
@@ -66,14 +66,14 @@ class TrainState:
     def __init__(self, weights: Weights, gradient_dtype: torch.dtype = torch.float64):
         layout, device = weights.layout, weights.flat.device
         self.weights = weights
-        # A parameter's own gradient (rank 0) must have its dtype; an adapter's is summed in float64 (see lora.py).
+        # With rank 0 a gradient must have its parameter's dtype; an adapter's is summed in float64 (see lora.py).
         self.gradient = layout.zeros(device, gradient_dtype)
         self.exp_avg = layout.zeros(device)
         self.exp_avg_sq = layout.zeros(device)
         self.step = 0
         self.pending = 0
-        """How many forward_backward calls the gradient holds."""
-        self._buffers = [self.gradient]  # and such as were needed beside it
+        """The number of forward_backward calls whose gradients have been added."""
+        self._buffers = [self.gradient]  # and the scratch buffers that were needed so far
         self._views = [self.gradients]
         self._used: list[torch.Tensor] = []
 
@@ -89,9 +89,9 @@ class TrainState:
         return {name: (first[name], second[name]) for name in first}
 
     def scratch(self, count: int) -> list[dict[str, torch.Tensor]]:
-        """`count` sets of zeros, by name, for one forward_backward to add gradients to; then commit or discard them.
+        """Return `count` sets of zeroed buffers, by name, for one forward_backward; then commit or discard them.
 
-        The gradient is one of them while it is zero: there is nothing in it to lose.
+        While the gradient is zero, it is one of these buffers: it holds nothing that a failure could destroy.
         """
         first = int(self.gradient.any())
         while len(self._buffers) < first + count:
@@ -103,7 +103,7 @@ class TrainState:
         return self._views[first : first + count]
 
     def commit_scratch(self) -> bool:
-        """Add what one forward_backward computed to the gradient; False, and nothing added, if it is not finite."""
+        """Add the scratch buffers to the gradient; return False, and add nothing, if they are not finite."""
         if not all(torch.isfinite(torch.linalg.vector_norm(flat)) for flat in self._used):
             self.discard_scratch()
             return False
@@ -115,11 +115,12 @@ class TrainState:
         return True
 
     def discard_scratch(self) -> None:
-        """Forget what a forward_backward that failed has computed."""
+        """Zero the scratch buffers of a forward_backward that failed."""
         for flat in self._used:
             flat.zero_()
         self._used = []
 
     def clear_gradient(self) -> None:
+        """Set the gradient to zero."""
         self.gradient.zero_()
         self.pending = 0

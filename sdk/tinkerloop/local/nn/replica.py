@@ -1,7 +1,7 @@
-"""A network whose layers take adapters: what one thread runs passes on.
+"""A replica of a model: one copy of its modules, on which one thread runs forward and backward passes.
 
-The replicas of a model share its frozen weights and the folded ones. Each has module objects of its own, because
-forward passes leave things on them (a pass's segments, rotary tables): so threads may run them at the same time.
+The replicas of a model share its frozen and folded weights. Each has its own module objects, because a forward pass
+stores state on them (the lengths of its sequences, rotary tables), so threads can run replicas at the same time.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tinkerloop.local.nn.layers.experts import ExpertWeights
 from tinkerloop.local.nn.layers.head import Head
 from tinkerloop.local.nn.layers.lora import LoRALinear
 from tinkerloop.local.nn.vision import vision_parts
-from tinkerloop.local.unsupported import unsupported
+from tinkerloop.local.unsupported import unsupported_error
 
-Layer = LoRALinear | ExpertWeights
+AdaptableLayer = LoRALinear | ExpertWeights
 
 
 class Replica:
-    """One network with its adaptable layers, name -> layer, and their kinds, name -> "attn", "mlp", ..."""
+    """A copy of the model's modules, with the adaptable layers and their kinds ("attn", "mlp", ...) by name."""
 
     def __init__(self, module: PreTrainedModel):
         self.module, self.trunk = module, cast(nn.Module, module.base_model)
@@ -38,50 +38,50 @@ class Replica:
         output = module.get_output_embeddings()
         if not isinstance(output, LoRALinear):
             names = f"{type(module).__name__}: {type(output).__name__}"
-            raise unsupported("an output layer that is not linear", names)
+            raise unsupported_error("an output layer that is not linear", names)
         self.head = Head(output, *_logit_transform(module.config.get_text_config()))
         self._active: torch.Tensor | None = None  # (T,), on the CPU
         self._last, self._on_active = _last_layer(module)
-        self._weights_everywhere = self._weights_asked = 0
+        self._weights_per_token = self._weights_per_wanted = 0
         for name, layer in self.layers.items():
             if self.kinds[name] == "unembed" or name.startswith(self._on_active):
-                self._weights_asked += layer.weight.numel()
+                self._weights_per_wanted += layer.weight.numel()
             elif self.kinds[name] != "vision":
-                self._weights_everywhere += layer.weight.numel()
+                self._weights_per_token += layer.weight.numel()
         config = module.config.get_text_config()
-        self._weights_a_pair: int = config.num_hidden_layers * config.hidden_size
-        if self._last is None:  # a layer of ours sees to it itself
+        self._weights_per_pair: int = config.num_hidden_layers * config.hidden_size
+        if self._last is None:  # our own decoder layer does this itself
             for block in map(module.get_submodule, self._on_active):
                 block.register_forward_pre_hook(self._take_active)
                 block.register_forward_hook(self._put_active)
 
-    def work(self, length: int, asking: int) -> float:
-        """About how many weights a sequence is multiplied with, if the head and the last layer take `asking` positions.
+    def work(self, length: int, wanted: int) -> float:
+        """Estimate the multiplications for a sequence, if the head and the last layer compute `wanted` positions.
 
-        Attention is counted as a weight for each pair of positions, layer and unit of a layer's width: fitted to
-        times on a CPU.
+        Attention is counted as one multiplication for each pair of positions, layer and unit of a layer's width,
+        which fits times measured on a CPU.
         """
-        return asking * self._weights_asked + length * (self._weights_everywhere + length * self._weights_a_pair)
+        return wanted * self._weights_per_wanted + length * (self._weights_per_token + length * self._weights_per_pair)
 
     def copy(self) -> Replica:
-        """Another one on the same weights; nothing may be bound."""
+        """Make another replica on the same weights; no adapter may be bound."""
         folded = [layer.fold_buffer for layer in self.layers.values()]
         return copy.deepcopy(self, {id(tensor): tensor for tensor in [*self.module.parameters(), *folded]})
 
     def share(self, other: Replica, gradients: Mapping[str, torch.Tensor] | None) -> None:
-        """Use the adapter that `other` has bound, with gradient buffers of one's own."""
+        """Bind the adapter that `other` has bound, with other gradient buffers."""
         for name, layer in self.layers.items():
-            slot = other.layers[name].slot
-            if slot is not None:
+            adapter = other.layers[name].adapter
+            if adapter is not None:
                 grad_a = None if gradients is None else gradients[f"{name}.lora_A"]
                 grad_b = None if gradients is None else gradients[f"{name}.lora_B"]
-                layer.slot = replace(slot, a=slot.a.detach().requires_grad_(), grad_a=grad_a, grad_b=grad_b)
+                layer.adapter = replace(adapter, a=adapter.a.detach().requires_grad_(), grad_a=grad_a, grad_b=grad_b)
 
     @contextmanager
-    def only(self, active: torch.Tensor | None) -> Iterator[None]:
-        """For one batch, forward and backward: hidden states are wanted only where `active` (T,) is true (None: all).
+    def restrict_to(self, active: torch.Tensor | None) -> Iterator[None]:
+        """Compute hidden states of the next batch, forward and backward, only where `active` (T,) is true; None: all.
 
-        It is on the CPU. The last layer leaves out the others where it can: their states are meaningless.
+        `active` is on the CPU. The last layer skips the other positions where it can; their states are undefined.
         """
         self._active = active
         try:
@@ -90,12 +90,12 @@ class Replica:
             self._active = None
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """The last hidden states (T, H) of a packed batch; with autograd if it is enabled and gradients are bound."""
-        some = every = batch.segments
+        """Return the last hidden states (T, H) of a packed batch; with autograd if enabled and gradients are bound."""
+        active_segments = segments = batch.segments
         if self._active is not None:
-            some = [int(part.sum()) for part in self._active.split(every)]
+            active_segments = [int(part.sum()) for part in self._active.split(segments)]
         for name, layer in self.layers.items():
-            layer.segments = some if name.startswith(self._on_active) else every
+            layer.segments = active_segments if name.startswith(self._on_active) else segments
         if self._last is not None:
             self._last.active = self._active
         output = self.trunk(
@@ -103,7 +103,7 @@ class Replica:
             attention_mask=attention.packed_mask(batch.lengths),
             position_ids=batch.positions,
             use_cache=False,
-            **batch.images,
+            **batch.image_inputs,
         )
         return output.last_hidden_state[0]
 
@@ -113,23 +113,23 @@ class Replica:
     def _put_active(self, block: nn.Module, args: object, output: Any) -> Any:
         if self._active is None:
             return output
-        found, *rest = output if isinstance(output, tuple) else (output,)  # some give their router's scores as well
-        spread = found.new_zeros(1, len(self._active), found.shape[-1])
-        spread[:, self._active] = found
+        states, *rest = output if isinstance(output, tuple) else (output,)  # some blocks also return router scores
+        spread = states.new_zeros(1, len(self._active), states.shape[-1])
+        spread[:, self._active] = states
         return (spread, *rest) if rest else spread
 
 
-def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str]]:
-    """Every layer that can carry an adapter, name -> layer and name -> kind, in the model's order.
+def _adaptable(module: PreTrainedModel) -> tuple[dict[str, AdaptableLayer], dict[str, str]]:
+    """Find the layers that can have an adapter, name -> layer and name -> kind, in the model's order.
 
-    Linear layers are replaced by LoRALinear ones that share their weights; stacked experts are found by their shape.
+    Linear layers are replaced by LoRALinear ones that share their weights; stacked experts are recognised by shape.
     """
-    output, sees = module.get_output_embeddings(), vision_parts(module)
-    layers: dict[str, Layer] = {}
+    output, vision = module.get_output_embeddings(), vision_parts(module)
+    layers: dict[str, AdaptableLayer] = {}
     kinds: dict[str, str] = {}
     for name, part in list(module.named_modules()):
         if isinstance(part, nn.Linear):
-            kind = "unembed" if part is output else "vision" if name.startswith(sees) else _kind(name)
+            kind = "unembed" if part is output else "vision" if name.startswith(vision) else _kind(name)
             if kind is None:
                 continue
             wrapped = LoRALinear.wrap(part)
@@ -144,12 +144,12 @@ def _adaptable(module: PreTrainedModel) -> tuple[dict[str, Layer], dict[str, str
 
 
 def _last_layer(module: PreTrainedModel) -> tuple[DecoderLayer | None, tuple[str, ...]]:
-    """The last decoder layer if it is ours, and the names of its parts that need not run on every position.
+    """Return the last decoder layer if it is a DecoderLayer, and the names of its parts that can skip positions.
 
-    Of another layer that is the feed-forward block, where transformers' usual naming tells.
+    In another class of layer only the feed-forward block can, if it has the usual name in transformers.
     """
-    sees, names = vision_parts(module), [name for name, _ in module.named_modules()]
-    blocks = [name for name in names if re.fullmatch(r"(.*\.)?layers\.\d+\.mlp", name) and not name.startswith(sees)]
+    vision, names = vision_parts(module), [name for name, _ in module.named_modules()]
+    blocks = [name for name in names if re.fullmatch(r"(.*\.)?layers\.\d+\.mlp", name) and not name.startswith(vision)]
     if not blocks:
         return None, ()
     name = blocks[-1].removesuffix(".mlp")
@@ -160,7 +160,7 @@ def _last_layer(module: PreTrainedModel) -> tuple[DecoderLayer | None, tuple[str
 
 
 def _kind(name: str) -> str | None:
-    """ "attn" or "mlp" for a linear layer of a decoder block; None for a router's, which is not adapted."""
+    """Return "attn" or "mlp" for a linear layer of a decoder block; None for a router, which is not adapted."""
     leaf = name.rsplit(".", 1)[-1]
     if leaf in ("gate", "router", "shared_expert_gate"):
         return None
@@ -170,7 +170,7 @@ def _kind(name: str) -> str | None:
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:
-    """What lies between the output projection and the logits: (factor, tanh cap)."""
+    """Return what the architecture applies to the output projection: (factor, tanh cap)."""
     scale = getattr(config, "logit_scale", None)
     divisor = getattr(config, "logits_scaling", None)
     factor = 1.0 if scale is None else float(scale)

@@ -1,4 +1,4 @@
-"""The built-in tiny model: a real Qwen3 architecture and a real tokenizer, made from code in milliseconds.
+"""The built-in `tiny`: a real Qwen3 architecture, made from code in milliseconds.
 
 Nothing is downloaded and nothing is read from disk, so tests, examples and the debugger always have a model.
 The weights are random: the model is for exercising code, not for answering questions.
@@ -15,7 +15,9 @@ from tinkerloop.tokenizers.tiny_tokenizer import CONTROL_TOKENS
 
 
 def tiny_config(**overrides: Any) -> Qwen3Config:
-    """A two-layer Qwen3, hidden size 64, 0.13 million parameters; `overrides` are `Qwen3Config` fields.
+    """Return the configuration of a two-layer Qwen3, hidden size 64, 0.13 million parameters.
+
+    `overrides` are `Qwen3Config` fields.
 
     Grouped-query attention (4 heads, 2 key-value heads) and an untied `lm_head`, as in the larger Qwen3 models,
     so that a LoRA on the `lm_head` is independent of the embedding.
@@ -38,11 +40,10 @@ def tiny_config(**overrides: Any) -> Qwen3Config:
 
 
 def tiny_model(seed: int = 0, **overrides: Any) -> Qwen3ForCausalLM:
-    """A random `tiny_config(**overrides)` model in float32 and eval mode; equal seeds give equal weights.
+    """Make a random `tiny_config(**overrides)` model in float32 and eval mode; equal seeds give equal weights.
 
     Matrices are drawn from N(0, 1/fan_in), embeddings from N(0, 1), norms are one; logits therefore differ
-    visibly between tokens and positions. Only an own generator is used: the global RNG is neither read nor
-    advanced.
+    visibly between tokens and positions. The global random generator is neither read nor advanced.
     """
     config = tiny_config(**overrides)
     with torch.device("meta"):  # no storage, so the constructors' own initialisation draws nothing

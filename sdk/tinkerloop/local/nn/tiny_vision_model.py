@@ -1,7 +1,7 @@
 """The built-in `tiny-vl`: a real Qwen3-VL architecture, made from code in milliseconds.
 
-It shares its tokenizer with `tiny`. Its weights are random, those of the vision tower too: to learn anything about
-images, train them all (`rank=0`) or adapt the tower as well.
+It has the tokenizer of `tiny`. All weights are random, including those of the vision tower: to learn about images,
+train all of them (`rank=0`) or adapt the tower as well (`train_vision=True`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tinkerloop.tokenizers.tiny_tokenizer import CONTROL_TOKENS
 
 
 def tiny_vl_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> Qwen3VLConfig:
-    """A two-layer Qwen3-VL with a two-layer vision tower, 0.48 million parameters.
+    """Return the configuration of a two-layer Qwen3-VL with a two-layer vision tower, 0.48 million parameters.
 
     `text` and `vision` override fields of the two halves' configurations.
     """
@@ -52,7 +52,7 @@ def tiny_vl_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | 
         text_config=text_fields,
         vision_config=vision_fields | (vision or {}),
         image_token_id=ids["<|image_pad|>"],
-        # There are no videos: ids that no token has.
+        # There are no videos, so the id is one that no token has.
         video_token_id=text_fields["vocab_size"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
@@ -61,10 +61,10 @@ def tiny_vl_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | 
 
 
 def tiny_vl_model(seed: int = 0, config: Qwen3VLConfig | None = None) -> Qwen3VLForConditionalGeneration:
-    """A random model in float32 and eval mode; equal seeds give equal weights.
+    """Make a random model in float32 and eval mode; equal seeds give equal weights.
 
-    Matrices are drawn from N(0, 1/fan_in), word embeddings from N(0, 1), norms are one and biases zero. Only an own
-    generator is used: the global one is neither read nor advanced.
+    Matrices are drawn from N(0, 1/fan_in), word embeddings from N(0, 1), norms are one and biases zero. The global
+    random generator is neither read nor advanced.
     """
     config = tiny_vl_config() if config is None else config
     with torch.random.fork_rng():  # the constructors' own initialisation, overwritten below

@@ -1,7 +1,7 @@
 """Images for a vision-language model: from a chunk's bytes to patches, grids and positions.
 
-The pixels are those of transformers' own image processors (of Qwen's, the PIL variant), computed with numpy and Pillow
-alone. A picture is decoded when its micro-batch runs, so a request holds files, not pixels.
+Pixel values equal those of transformers' image processors (for Qwen, the PIL variant), computed with numpy and Pillow
+alone. An image is decoded when its packed batch runs, so a queued request holds files, not pixels.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image of a sequence: its file, and the grid of patches that the model makes of it."""
+class EncodedImage:
+    """An image in a sequence: its file, and the grid of patches that the model makes of it."""
 
     data: bytes
     grid: tuple[int, int, int]  # patches over (time, height, width)
@@ -43,76 +43,78 @@ class Picture:
         return self.grid[1] * self.grid[2] // self.processor.merge_size**2
 
     def patches(self) -> NDArray[np.float32]:
-        """The first axis counts patches (see `patchify`)."""
+        """Decode the image into patches (see `patchify`)."""
         return patchify(open_image(self.data), self.processor)
 
 
 @dataclass(frozen=True)
 class Vision:
-    """What one model does with images."""
+    """The rules of one model for images."""
 
     processor: ImageProcessor
     image_token: int
-    """Stands at every position of an image."""
+    """The token id at every position of an image."""
     reserved: frozenset[int]
-    """Ids that the model takes for images or videos wherever they stand."""
+    """The token ids that the model reads as an image or a video anywhere in a sequence."""
     spatial: bool = True
-    """Whether a picture's positions spread over height and width; else they count tokens, as text's do."""
+    """True if an image's positions spread over height and width; else they count tokens, as in text."""
 
-    def read(self, chunk: ImageChunk) -> Picture:
-        """Check a chunk against what this model will make of it; only the file's header is parsed.
+    def read(self, chunk: ImageChunk) -> EncodedImage:
+        """Read a chunk and check its number of tokens; only the file's header is parsed.
 
         Raises:
             DatumError: `expected_tokens` is not the number of tokens the image takes.
-            ImageError: no image, or one that the model cannot take.
+            ImageError: it is not an image, or the model cannot take it.
         """
         width, height = image_size(chunk.data)
-        picture = Picture(chunk.data, self.processor.grid(width, height), self.processor)
-        if chunk.expected_tokens != picture.tokens:
+        image = EncodedImage(chunk.data, self.processor.grid(width, height), self.processor)
+        if chunk.expected_tokens != image.tokens:
             raise DatumError(
-                f"an image of {width} x {height} pixels takes another number of tokens in this model: build the chunk "
-                "with tinkerloop.image_chunk",
+                f"an image of {width} x {height} pixels takes a different number of tokens in this model: build the "
+                "chunk with tinkerloop.image_chunk",
                 field="expected_tokens",
-                expected=picture.tokens,
+                expected=image.tokens,
                 given=chunk.expected_tokens,
             )
-        return picture
+        return image
 
-    def positions(self, starts: Sequence[int], pictures: Sequence[Picture], length: int) -> NDArray[np.int64] | None:
-        """Rotary positions (3, length) over time, height and width, of pictures that start at `starts`.
+    def positions(self, starts: Sequence[int], images: Sequence[EncodedImage], length: int) -> NDArray[np.int64] | None:
+        """Compute rotary positions (3, length) over time, height and width, for images that start at `starts`.
 
-        None where positions count tokens: without pictures, and in a model without `spatial` positions.
-        Text counts up in all three alike; a picture's tokens share one time and spread over height and width, and the
-        text after it goes on from the largest (Qwen2-VL, arXiv:2409.12191, section 2.1).
+        Returns None if positions count tokens: without images, and in a model without `spatial` positions.
+        Text has the same position in all three. An image's tokens share one time and spread over height and width;
+        the text after it continues from the largest position (Qwen2-VL, arXiv:2409.12191, section 2.1).
         """
-        if not pictures or not self.spatial:
+        if not images or not self.spatial:
             return None
-        found = np.empty((3, length), np.int64)
-        at = position = 0
-        for start, picture in zip(starts, pictures, strict=True):
-            found[:, at:start] = np.arange(position, position + start - at)
-            position += start - at
-            h, w = (side // self.processor.merge_size for side in picture.grid[1:])
-            at = start + h * w
-            found[:, start:at] = position + np.stack([np.zeros(h * w, np.int64), *np.indices((h, w)).reshape(2, -1)])
+        positions = np.empty((3, length), np.int64)
+        end = position = 0  # the end of the last image, and the next position
+        for start, image in zip(starts, images, strict=True):
+            positions[:, end:start] = np.arange(position, position + start - end)
+            position += start - end
+            h, w = (side // self.processor.merge_size for side in image.grid[1:])
+            end = start + h * w
+            positions[:, start:end] = position + np.stack(
+                [np.zeros(h * w, np.int64), *np.indices((h, w)).reshape(2, -1)]
+            )
             position += max(h, w)
-        found[:, at:] = np.arange(position, position + length - at)
-        return found
+        positions[:, end:] = np.arange(position, position + length - end)
+        return positions
 
 
-def images_of(pictures: Sequence[Picture], device: torch.device) -> dict[str, torch.Tensor]:
-    """What a model's forward pass takes for these pictures, in the order of their tokens; nothing for none."""
-    if not pictures:
+def image_tensors(images: Sequence[EncodedImage], device: torch.device) -> dict[str, torch.Tensor]:
+    """Return a forward pass's arguments for these images, in the order of their tokens; empty without images."""
+    if not images:
         return {}
-    patches = np.concatenate([picture.patches() for picture in pictures])
+    patches = np.concatenate([image.patches() for image in images])
     return {
         "pixel_values": torch.from_numpy(patches).to(device),  # (patches of all, ...)
-        "image_grid_thw": torch.tensor([picture.grid for picture in pictures], device=device),  # (pictures, 3)
+        "image_grid_thw": torch.tensor([image.grid for image in images], device=device),  # (images, 3)
     }
 
 
 def vision_of(name: str, module: nn.Module) -> Vision | None:
-    """What the model called `name` does with images, None if it takes none that the engine knows."""
+    """Return the rules of the model `name` for images; None if it takes none, or the engine does not know them."""
     config = cast(Any, module).config
     image_token = getattr(config, "image_token_id", None)
     if image_token is None or not vision_parts(module):
@@ -130,19 +132,19 @@ def vision_of(name: str, module: nn.Module) -> Vision | None:
     cut = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
     if sides != cut:
         return _text_only(
-            name, f"its tower takes patches, merges and frames of {sides}, its image processor cuts {cut}"
+            name, f"its vision tower expects (patch, merge, frames) {sides}, its image processor gives {cut}"
         )
     names = ("image_token_id", "video_token_id")
     reserved = frozenset(getattr(config, n) for n in names if getattr(config, n, None))
     return Vision(processor, image_token, reserved, spatial=not kimi)
 
 
-def _text_only(name: str, why: str) -> None:
-    logger.warning("%s has a vision tower, but takes text only: %s", name, why)
+def _text_only(name: str, reason: str) -> None:
+    logger.warning("%s has a vision tower, but takes text only: %s", name, reason)
 
 
 def vision_parts(module: nn.Module) -> tuple[str, ...]:
-    """The names of the submodules between pixels and word embeddings: the tower, and a projector of its own."""
+    """Return the names of the submodules between pixels and word embeddings: the vision tower and its projector."""
     leaves = ("visual", "vision_tower", "mm_projector")
     return tuple(name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] in leaves)
 
@@ -150,13 +152,13 @@ def vision_parts(module: nn.Module) -> tuple[str, ...]:
 def patchify(image: Image.Image, processor: ImageProcessor) -> NDArray[np.float32]:
     """Resize, pad with black, scale to [0, 1], normalise, and cut into patches, in the model's order and shape.
 
-    Qwen: (patches, 3 * frames * side * side), ordered by (token row, token column, row and column within the token), so
-    that patches which are merged into one token are neighbours. Kimi: (patches, 3, side, side), row by row.
+    Returns: for Qwen (patches, 3 * frames * side * side), ordered by (token row, token column, row and column within
+    the token), so that patches which are merged into one token are neighbours; for Kimi (patches, 3, side, side).
     """
     (width, height), padded = processor.resized(*image.size), processor.padded(*image.size)
     image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     if padded != image.size:
-        image = image.crop((0, 0, *padded))  # beyond the picture is black
+        image = image.crop((0, 0, *padded))  # outside the image it is black
     # float64 until it is scaled, as transformers does
     values = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)  # (H, W, 3)
     values = (values - np.array(processor.mean, np.float32)) / np.array(processor.std, np.float32)

@@ -1,1 +1,1 @@
-"""Requests, from a client to the model: the queue, reading and packing, and the checkpoints on disk."""
+"""The path of a request from a client to the model (queue, reading, packing, execution), and checkpoints on disk."""

@@ -1,4 +1,4 @@
-"""Checkpoints as what other programs load: a PEFT adapter, or a whole model with the adapter merged into it."""
+"""Export of checkpoints for other programs: as a PEFT adapter, or as a whole model with the adapter merged in."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tinkerloop.local.nn.layers.lora import LoRALinear, LoraSpec
 from tinkerloop.local.nn.model import Model
 from tinkerloop.local.nn.model_loading import load_model
 from tinkerloop.local.nn.parameters import Weights
+from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 from tinkerloop.local.runtime.peft_format import tensor_names
-from tinkerloop.local.runtime.store import Store
 
 _ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
@@ -24,14 +24,14 @@ def export_checkpoint(
 ) -> None:
     """Write the checkpoint `path` (a tinker:// path under `root`) to the new folder `to`.
 
-    The adapter loads with `peft.PeftModel.from_pretrained(base, to)`; with `merged`, the folder is a transformers model
-    with its tokenizer, in `dtype`.
+    Load the adapter with `peft.PeftModel.from_pretrained(base, to)`. With `merged`, the folder holds a transformers
+    model in `dtype` and its tokenizer.
 
     Raises:
-        CheckpointError: `to` exists, or a checkpoint of every weight is to be exported as an adapter.
+        CheckpointError: `to` exists, or the checkpoint holds every weight and `merged` is false.
         tinker.NotFoundError, tinker.BadRequestError: no such checkpoint.
     """
-    store = Store(root)
+    store = CheckpointStore(root)
     record = store.read(path)
     if to.exists():
         raise CheckpointError(f"{to} exists: give a new folder")
@@ -55,23 +55,23 @@ def export_checkpoint(
 
 @torch.no_grad()
 def merge(base: Model, spec: LoraSpec, weights: Weights) -> None:
-    """Replace the base's weights by the trained ones; the model is of no other use afterwards."""
+    """Replace the base's weights by the trained ones. The model cannot be used for training or sampling afterwards."""
     if spec.rank == 0:
         for name, parameter in base.module.named_parameters():
             parameter.copy_(weights.named[name])
         return
     head = base.head.layer
     embedding = base.module.get_input_embeddings()
-    if spec.train_unembed and embedding.weight is head.weight:  # the adapter is on the output side alone
+    if spec.train_unembed and embedding.weight is head.weight:  # the adapter changes the output projection only
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
         base.module.config.get_text_config().tie_word_embeddings = False
         base.module.config.tie_word_embeddings = False
     base.bind(spec, weights)
     for layer in base.trained_layers(spec).values():
-        slot = layer.slot
-        assert slot is not None
+        adapter = layer.adapter
+        assert adapter is not None
         if isinstance(layer, LoRALinear):
-            layer.weight.copy_(torch.addmm(layer.weight, slot.b, slot.a, alpha=slot.scale))
+            layer.weight.copy_(torch.addmm(layer.weight, adapter.b, adapter.a, alpha=adapter.scale))
         else:
             assert isinstance(layer, ExpertWeights)
             assert layer.fold_buffer is not None

@@ -1,4 +1,4 @@
-"""`tinker://RUN/KIND/NAME`: the paths of checkpoints."""
+"""The paths of checkpoints, `tinker://RUN/KIND/NAME`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 
 
 def parse_path(path: str) -> tuple[str, CheckpointKind, str]:
-    """(run, kind, name) of a tinker:// path; ValueError for anything else."""
+    """Return (run, kind, name) of a tinker:// path.
+
+    Raises:
+        ValueError: the path has another form, kind or characters.
+    """
     segments = str(path).removeprefix("tinker://").split("/")
     if not str(path).startswith("tinker://") or len(segments) != 3:
         raise ValueError(f"Invalid tinker path {path!r}: expected tinker://RUN/weights|sampler_weights/NAME")

@@ -1,6 +1,6 @@
-"""Losses written by the caller: a function of log-probabilities, differentiated here, applied as weights.
+"""Custom losses: a function of log-probabilities, written by the caller, is differentiated and applied as weights.
 
-L(lp) at lp  ->  weights w = -dL/dlp,  because the gradient of cross entropy's sum -lp w is then that of L
+L(lp)  ->  weights w = -dL/dlp    because then cross_entropy, sum(-w lp), has the gradient of L
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import torch
 from numpy.typing import NDArray
 
 from tinkerloop.clients import CustomLoss
-from tinkerloop.local.unsupported import unsupported
+from tinkerloop.local.unsupported import unsupported_error
 
 
 def custom_weights(
     function: CustomLoss, data: Sequence[tinker.Datum], logprobs: Sequence[tinker.TensorData]
 ) -> tuple[float, dict[str, float], list[NDArray[np.float32]]]:
-    """The loss, its metrics, and each datum's weights. ValueError if the loss ignores a datum."""
+    """Return the loss, its metrics and each datum's weights.
+
+    Raises:
+        ValueError: the loss does not depend on a datum.
+    """
     leaves = [values.to_torch().clone().requires_grad_() for values in logprobs]
     with torch.enable_grad():
         loss, metrics = function(list(data), leaves)
@@ -34,16 +38,20 @@ def custom_weights(
 
 
 def loss_handles() -> Any:
-    """Tinker's module of traced losses (0.36 and later)."""
+    """Return tinker's module of traced losses.
+
+    Raises:
+        NotImplementedError: a tinker older than 0.36 does not have it.
+    """
     try:
         from tinker.lib.public_interfaces import custom_loss
     except ImportError:
-        raise unsupported("create_custom_loss with tinker < 0.36") from None
+        raise unsupported_error("create_custom_loss with tinker < 0.36") from None
     return custom_loss
 
 
 def as_function(loss_fn: Any, data: Sequence[tinker.Datum], session: str) -> CustomLoss:
-    """A traced LossHandle as a plain function, its inputs checked; a function as it is."""
+    """Return a traced LossHandle as a plain function, after checking its inputs in `data`; return a function as is."""
     if not hasattr(loss_fn, "graph"):
         return loss_fn
     handles = loss_handles()

@@ -1,6 +1,6 @@
-"""What the clients of one ServiceClient share, and the operations that the worker executes for them.
+"""The engine that the clients of one ServiceClient share, with the operations that it executes for them.
 
-Every method that takes a `EngineRun` or a `Sampler` runs on the worker's thread, one at a time, in the order submitted.
+Every method that takes an `EngineRun` or a `Sampler` runs on the queue's thread, one at a time, in submission order.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import tinker
 import torch
 
 from tinkerloop.clients import CustomLoss
+from tinkerloop.local.nn.adam import adam_step
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.nn.model import Model
 from tinkerloop.local.nn.model_loading import load_model
-from tinkerloop.local.nn.optimizer import adam_step
 from tinkerloop.local.nn.parameters import TrainState, Weights
-from tinkerloop.local.request_errors import Verbatim, bad_request, user_error
+from tinkerloop.local.request_errors import CallerError, bad_request, user_error
 from tinkerloop.local.runtime.allocator import keep_freed_memory
 from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind, parse_path
+from tinkerloop.local.runtime.checkpoint_store import CheckpointContents, CheckpointInfo, CheckpointStore, expiry
 from tinkerloop.local.runtime.custom_loss import custom_weights
 from tinkerloop.local.runtime.forward_backward import ForwardBackward, run_forward_backward
 from tinkerloop.local.runtime.peft_format import adapted_modules, tensor_names
-from tinkerloop.local.runtime.replica_threads import lane_count
+from tinkerloop.local.runtime.replica_threads import replica_count
 from tinkerloop.local.runtime.request_future import RequestFuture
-from tinkerloop.local.runtime.request_reading import Example
-from tinkerloop.local.runtime.store import CheckpointInfo, Contents, Store, expiry
-from tinkerloop.local.runtime.worker import Worker
+from tinkerloop.local.runtime.request_queue import RequestQueue
+from tinkerloop.local.runtime.request_reading import DatumArrays
 
 
 @dataclass
 class EngineRun:
-    """One training client's side of the engine."""
+    """The state that the engine holds for one training client."""
 
     id: str
     model: Model
@@ -45,53 +45,55 @@ class EngineRun:
     state: TrainState
     user_metadata: dict[str, str] | None = None
     requests: int = 0
-    """How many requests have been executed; load_state must be the first."""
+    """The number of executed requests; load_state must be the first."""
     poisoned: bool = False
-    """The caller's own code failed inside a request: what was queued behind it must not be executed."""
+    """True once the caller's own code failed inside a request: later requests must not be executed."""
 
     def begin(self) -> None:
-        """Count a request."""
+        """Count a request; raise if an earlier one has poisoned the client."""
         if self.poisoned:
-            raise Verbatim(RuntimeError("A previous request failed; this TrainingClient is poisoned. Create a new one"))
+            raise CallerError(
+                RuntimeError("A previous request failed; this TrainingClient is poisoned. Create a new one")
+            )
         self.requests += 1
 
 
 @dataclass
 class Sampler:
-    """One sampling client's weights: a snapshot (None: the base model alone)."""
+    """The weights of one sampling client: a snapshot, or None for the base model alone."""
 
     model: Model
     spec: LoraSpec | None = None
     weights: Weights | None = None
     path: str | None = None
-    taken: RequestFuture | None = None
-    """The request that takes the snapshot, if it is one."""
+    snapshot_future: RequestFuture | None = None
+    """The request that takes the snapshot; None for weights from a checkpoint or a base model."""
 
 
 @dataclass(eq=False)
 class Engine:
-    """The loaded models, the checkpoints, the worker and the options of one ServiceClient."""
+    """The loaded models, the checkpoints, the queue and the options of one ServiceClient."""
 
-    store: Store
+    store: CheckpointStore
     device: torch.device
     dtype: torch.dtype
     token_budget: int = 2048
     skip_zero_weight: bool = False
     gradient_checkpointing: bool | None = None
-    worker: Worker = field(default_factory=lambda: Worker("tinkerloop-engine"))
+    queue: RequestQueue = field(default_factory=lambda: RequestQueue("tinkerloop-engine"))
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
     run_count: int = 0
     models: dict[tuple[str, torch.dtype], Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, self.worker.abandon)  # also at interpreter exit
+        weakref.finalize(self, self.queue.abandon)  # also runs at interpreter exit
         if self.device.type == "cpu":
             keep_freed_memory()
 
     def model(self, name: str, spec: LoraSpec | None = None) -> Model:
-        """The base for what `spec` trains; training every weight takes float32."""
+        """Return the base model to train `spec` on, loading it once; rank 0 (every weight) needs a float32 base."""
         if not isinstance(name, str):
-            raise bad_request(f"base_model is a name or a folder, as a text; got {name!r}")
+            raise bad_request(f"base_model must be a str, a name or a folder; got {name!r}")
         dtype = torch.float32 if spec is not None and spec.rank == 0 else self.dtype
         if (name, dtype) not in self.models:
             self.models[name, dtype] = load_model(name, self.device, dtype, self.gradient_checkpointing)
@@ -107,7 +109,7 @@ class Engine:
     def create_run_from(
         self, path: str, base_model: str | None, optimizer: bool, user_metadata: dict[str, str] | None
     ) -> EngineRun:
-        """A new run that continues from a training checkpoint."""
+        """Create a run that continues from a training checkpoint."""
         record = self._training_record(path)
         if base_model is not None and base_model != record.base_model:
             raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
@@ -129,10 +131,10 @@ class Engine:
         return tinker.types.LoadWeightsResponse(path=path, model_id=run.id, type="load_weights")
 
     def run_forward_backward(
-        self, run: EngineRun, examples: Sequence[Example], work: ForwardBackward
+        self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
         run.begin()
-        return self._forward_backward_or_nothing(run, examples, work)
+        return self._forward_backward_or_nothing(run, datums, work)
 
     def optim_step(self, run: EngineRun, params: tinker.AdamParams) -> tinker.OptimStepResponse:
         run.begin()
@@ -151,7 +153,7 @@ class Engine:
     ) -> str:
         run.begin()
         if not isinstance(name, str):
-            raise bad_request(f"a checkpoint's name is a text, got {name!r}")
+            raise bad_request(f"the name of a checkpoint must be a str, got {name!r}")
         path = f"tinker://{run.id}/{kind}/{name}"
         try:
             parse_path(path)
@@ -178,11 +180,11 @@ class Engine:
         names = tensor_names(run.model, run.spec)
         weights = {names[name]: tensor for name, tensor in state.weights.named.items()}
         targets = adapted_modules(run.model, run.spec)
-        self.store.save(record, Contents(weights, moments, targets), overwrite=overwrite)
+        self.store.save(record, CheckpointContents(weights, moments, targets), overwrite=overwrite)
         return path
 
     def snapshot(self, run: EngineRun, sampler: Sampler) -> None:
-        """Give `sampler` the weights as they are now."""
+        """Give `sampler` a copy of the current weights."""
         run.begin()
         sampler.weights = run.state.weights.snapshot()
 
@@ -201,13 +203,13 @@ class Engine:
         return Sampler(base, record.lora, weights, path)
 
     def apply(self, run: EngineRun, function: Callable[[TrainState], Any]) -> Any:
-        """Call `function` on the run's state; whatever it changed counts from here on."""
+        """Call `function` on the run's state; later requests use whatever it changed."""
         run.begin()
         try:
             return function(run.state)
         except BaseException as error:
             run.poisoned = True
-            raise Verbatim(error) from error
+            raise CallerError(error) from error
         finally:
             run.state.weights.touch()
 
@@ -215,30 +217,30 @@ class Engine:
         self,
         run: EngineRun,
         data: Sequence[tinker.Datum],
-        examples: Sequence[Example],
+        datums: Sequence[DatumArrays],
         work: ForwardBackward,
         function: CustomLoss,
     ) -> tinker.ForwardBackwardOutput:
-        """forward, the caller's loss and its gradient, then cross_entropy with weights -dL/dlogprob."""
+        """Run forward, compute the caller's loss L, then train on cross_entropy with weights -dL/dlogprob."""
         run.begin()
-        found = self._forward_backward(run, examples, replace(work, backward=False)).loss_fn_outputs
+        outputs = self._forward_backward(run, datums, replace(work, backward=False)).loss_fn_outputs
         try:
-            total, metrics, weights = custom_weights(function, data, [output["logprobs"] for output in found])
+            total, metrics, weights = custom_weights(function, data, [output["logprobs"] for output in outputs])
         except BaseException as error:
             run.poisoned = True
-            raise Verbatim(error) from error
-        weighted = [replace(e, inputs={"weights": w}) for e, w in zip(examples, weights, strict=True)]
+            raise CallerError(error) from error
+        weighted = [replace(d, inputs={"weights": w}) for d, w in zip(datums, weights, strict=True)]
         output = self._forward_backward_or_nothing(run, weighted, work)
         surrogate = output.metrics["loss:sum"]
         output.metrics.update({**metrics, "loss:sum": total, "surrogate_loss:sum": surrogate})
         return output
 
     def _forward_backward_or_nothing(
-        self, run: EngineRun, examples: Sequence[Example], work: ForwardBackward
+        self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
-        """The pass, and its gradient added to the run's, or nothing of it if it fails."""
+        """Execute `work` and add its gradient to the run's; if it fails, the run's gradient is unchanged."""
         try:
-            output = self._forward_backward(run, examples, work)
+            output = self._forward_backward(run, datums, work)
         except BaseException:
             run.state.discard_scratch()
             raise
@@ -247,23 +249,23 @@ class Engine:
         return output
 
     def _forward_backward(
-        self, run: EngineRun, examples: Sequence[Example], work: ForwardBackward
+        self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
-        """Its gradients are left in the run's scratch."""
-        # A parameter (rank 0) has one gradient, which two lanes cannot add to.
-        lanes = (
+        """Execute `work`, leaving its gradients in the run's scratch buffers."""
+        # With rank 0 a parameter has one gradient tensor, to which two replicas cannot add at the same time.
+        replicas = (
             1
             if run.spec.rank == 0 or self.device.type != "cpu"
-            else lane_count([len(e) for e in examples], work.token_budget)
+            else replica_count([len(d) for d in datums], work.token_budget)
         )
-        gradients = run.state.scratch(lanes) if work.backward else [None] * lanes
+        gradients = run.state.scratch(replicas) if work.backward else [None] * replicas
         run.model.bind(run.spec, run.state.weights, gradients)
-        return run_forward_backward(run.model, examples, work, lanes)
+        return run_forward_backward(run.model, datums, work, replicas)
 
     def _training_record(self, path: str) -> CheckpointInfo:
         record = self.store.read(path)
         if parse_path(path)[1] != "weights":
-            raise bad_request(f"{path} is a sampler checkpoint: only a save_state path can be trained further")
+            raise bad_request(f"{path} is a sampler checkpoint: to continue training, give the path of a save_state")
         return record
 
     def _fill_weights(self, base: Model, weights: Weights, record: CheckpointInfo) -> None:
@@ -284,15 +286,21 @@ class Engine:
 
 
 def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
-    """`spec` with the seed of `other`, which says nothing about what is trained."""
+    """Return `spec` with the seed of `other`: specs that differ in the seed alone train the same weights."""
     return replace(spec, seed=other.seed)
 
 
 def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], path: str) -> None:
-    """Copy loaded tensors into place; the names and shapes must be exactly those expected."""
+    """Copy loaded tensors into the named ones.
+
+    Raises:
+        tinker.BadRequestError: a name or a shape differs.
+    """
     if named.keys() != loaded.keys():
-        odd = sorted(named.keys() ^ loaded.keys())
-        raise bad_request(f"{path} does not fit this base model: {odd[0]} and {len(odd) - 1} more tensors differ")
+        differing = sorted(named.keys() ^ loaded.keys())
+        raise bad_request(
+            f"{path} does not fit this base model: {differing[0]} and {len(differing) - 1} more tensors differ"
+        )
     for name, tensor in named.items():
         if tensor.shape != loaded[name].shape:
             shapes = f"{tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}"

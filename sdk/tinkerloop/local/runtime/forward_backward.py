@@ -1,4 +1,4 @@
-"""One forward or forward_backward request: micro-batches through the model, losses, outputs in the request's order."""
+"""One forward or forward_backward request: packed batches through the model, losses, outputs in the given order."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tinkerloop.local.nn.model import Model
 from tinkerloop.local.nn.replica import Replica
 from tinkerloop.local.request_errors import user_error
 from tinkerloop.local.runtime.packing import pack
-from tinkerloop.local.runtime.replica_threads import deal, run_lanes
-from tinkerloop.local.runtime.request_reading import Example, Targets
+from tinkerloop.local.runtime.replica_threads import deal_datums, run_replicas
+from tinkerloop.local.runtime.request_reading import DatumArrays, Targets
 
 SKIPPED = 0.0
-"""The log-probability reported for a position that was skipped because its weight is 0, or that predicts no text."""
+"""The log-probability reported for a position that was skipped (its weight is 0) or whose target is no text."""
 
 
 @dataclass(frozen=True)
 class ForwardBackward:
-    """What to compute: the loss, whether to go backward, and how to cut the work."""
+    """The computation to do: the loss, with or without a backward pass, and how much at a time."""
 
     name: str
     loss: Loss
@@ -38,13 +38,13 @@ class ForwardBackward:
 
     @property
     def skips(self) -> bool:
-        """Whether positions without a loss are left out."""
+        """True if positions without a loss are not computed."""
         return self.skip_zero_weight and self.name == "cross_entropy"
 
 
 @dataclass
-class Scores:
-    """What a pass found for each example, by its place in the request, and sums over positions for metrics."""
+class DatumResults:
+    """The results of each datum, by its index in the request, and sums over positions for metrics."""
 
     logprobs: dict[int, torch.Tensor] = field(default_factory=dict)  # (N, K)
     losses: dict[int, torch.Tensor] = field(default_factory=dict)  # (N, K)
@@ -52,84 +52,87 @@ class Scores:
 
 
 def run_forward_backward(
-    model: Model, examples: Sequence[Example], work: ForwardBackward, lanes: int = 1
+    model: Model, datums: Sequence[DatumArrays], work: ForwardBackward, replicas: int = 1
 ) -> tinker.ForwardBackwardOutput:
-    """Execute `work` over `examples` with whatever weights are bound; gradients go to the bound buffers.
+    """Execute `work` over `datums` with whatever weights are bound; gradients go to the bound buffers.
 
-    Raises tinker.RequestFailedError if a log-probability or the loss is not finite.
+    Raises:
+        tinker.RequestFailedError: (category user) a log-probability or the loss is not finite.
     """
-    asked = examples
+    given = datums
     if work.skips and work.loss.driver is not None:
-        examples = [example.until_last(work.loss.driver) for example in asked]
-    lengths = [len(example) for example in examples]
-    asking = [int(_active([example], work.loss).sum()) for example in examples] if work.skips else lengths
-    shares = deal([model.replicas[0].work(n, m) for n, m in zip(lengths, asking, strict=True)], lanes)
-    budget = work.token_budget // lanes if model.packs else 1  # at least one datum at a time, then exactly one
+        datums = [datum.until_last(work.loss.driver) for datum in given]
+    lengths = [len(datum) for datum in datums]
+    wanted = [int(_active([datum], work.loss).sum()) for datum in datums] if work.skips else lengths
+    shares = deal_datums([model.replicas[0].work(n, m) for n, m in zip(lengths, wanted, strict=True)], replicas)
+    budget = work.token_budget // replicas if model.packs else 1  # a budget of 1: each datum runs alone
 
-    groups = [[[share[i] for i in g] for g in pack([lengths[i] for i in share], budget)] for share in shares]
+    batches = [[[share[i] for i in b] for b in pack([lengths[i] for i in share], budget)] for share in shares]
     if work.backward:
-        largest = [max(lane, key=lambda group: sum(lengths[i] for i in group)) for lane in groups]
-        model.choose_activations([lengths[i] for group in largest for i in group])
+        largest = [max(share, key=lambda batch: sum(lengths[i] for i in batch)) for share in batches]
+        model.choose_gradient_checkpointing([lengths[i] for batch in largest for i in batch])
 
-    def run(lane: int) -> Scores:
-        scores = Scores()
-        for group in groups[lane]:
-            _score(model.replicas[lane], {i: examples[i] for i in group}, work, scores)
-        return scores
+    def run(replica: int) -> DatumResults:
+        results = DatumResults()
+        for batch in batches[replica]:
+            _run_batch(model.replicas[replica], {i: datums[i] for i in batch}, work, results)
+        return results
 
-    scores = Scores()
-    for part in run_lanes(lanes, run):
-        scores.logprobs |= part.logprobs
-        scores.losses |= part.losses
-        scores.sums.update(part.sums)  # adds
-    losses = [scores.losses[i] for i in range(len(examples))]
+    results = DatumResults()
+    for part in run_replicas(replicas, run):
+        results.logprobs |= part.logprobs
+        results.losses |= part.losses
+        results.sums.update(part.sums)  # adds
+    losses = [results.losses[i] for i in range(len(datums))]
 
-    # Summed datum by datum in float64, so that the total does not depend on the grouping.
+    # Sum by datum in float64, so that the total does not depend on the packing.
     total = math.fsum(float(loss.sum(dtype=torch.float64)) for loss in losses)
     if not math.isfinite(total):
-        bad = next(i for i, loss in enumerate(losses) if not torch.isfinite(loss).all())
-        raise user_error(f"NonFiniteInTensor: the {work.name} loss of datum {bad} is not finite")
-    metrics = {"loss:sum": total, **{name: value / sum(lengths) for name, value in scores.sums.items()}}
+        first = next(i for i, loss in enumerate(losses) if not torch.isfinite(loss).all())
+        raise user_error(f"NonFiniteInTensor: the {work.name} loss of datum {first} is not finite")
+    metrics = {"loss:sum": total, **{name: value / sum(lengths) for name, value in results.sums.items()}}
     outputs = []
-    for i, (example, loss) in enumerate(zip(asked, losses, strict=True)):
-        left_out = (0, 0, 0, len(example) - len(loss))
-        lp, loss = F.pad(scores.logprobs[i], left_out, value=SKIPPED), F.pad(loss, left_out)
-        if example.input.pictures:
-            lp = lp.masked_fill(torch.from_numpy(example.predicts_picture)[:, None], SKIPPED)
-        fields = {"logprobs": _tensor_data(lp, example)}
+    for i, (datum, loss) in enumerate(zip(given, losses, strict=True)):
+        padding = (0, 0, 0, len(datum) - len(loss))  # for positions after the last weight
+        lp, loss = F.pad(results.logprobs[i], padding, value=SKIPPED), F.pad(loss, padding)
+        if datum.input.images:
+            lp = lp.masked_fill(torch.from_numpy(datum.predicts_image)[:, None], SKIPPED)
+        fields = {"logprobs": _tensor_data(lp, datum)}
         if work.name == "cross_entropy":
-            fields["elementwise_loss"] = _tensor_data(loss, example)
+            fields["elementwise_loss"] = _tensor_data(loss, datum)
         outputs.append(fields)
     return tinker.ForwardBackwardOutput(loss_fn_output_type="TorchLossReturn", loss_fn_outputs=outputs, metrics=metrics)
 
 
-def _score(replica: Replica, examples: Mapping[int, Example], work: ForwardBackward, scores: Scores) -> None:
-    """One micro-batch: what is found goes into `scores`, gradients to the bound buffers."""
-    members, device = list(examples.values()), replica.head.layer.weight.device
-    batch = PackedBatch.of([example.input for example in members], device)
+def _run_batch(
+    replica: Replica, datums: Mapping[int, DatumArrays], work: ForwardBackward, results: DatumResults
+) -> None:
+    """Run one packed batch: log-probabilities and losses go into `results`, gradients to the bound buffers."""
+    members, device = list(datums.values()), replica.head.layer.weight.device
+    batch = PackedBatch.of([datum.input for datum in members], device)
     targets = Targets.of(members, device)
     inputs = _with_segments(targets.inputs, batch, work.loss)
     active = _active(members, work.loss)
     if work.skips and not active.any():
         lp = torch.full(targets.targets.shape, SKIPPED, device=device)
     else:
-        with replica.only(active if work.skips else None):
-            lp = _micro_batch(replica, batch, targets.targets, inputs, active, work)
+        with replica.restrict_to(active if work.skips else None):
+            lp = _logprobs(replica, batch, targets.targets, inputs, active, work)
     loss = work.loss.elementwise(lp, inputs, work.config)
     if work.name == "ppo":
-        scores.sums.update(ppo_metrics(lp, inputs, work.config))
-    scores.logprobs.update(zip(examples, lp.cpu().split(batch.lengths), strict=True))
-    scores.losses.update(zip(examples, loss.cpu().split(batch.lengths), strict=True))
+        results.sums.update(ppo_metrics(lp, inputs, work.config))
+    results.logprobs.update(zip(datums, lp.cpu().split(batch.lengths), strict=True))
+    results.losses.update(zip(datums, loss.cpu().split(batch.lengths), strict=True))
 
 
-def _active(examples: Sequence[Example], loss: Loss) -> torch.Tensor:
-    """Where the loss depends on the log-probabilities, (T,), on the CPU."""
+def _active(datums: Sequence[DatumArrays], loss: Loss) -> torch.Tensor:
+    """(T,) True where the loss depends on the log-probability; on the CPU."""
     if loss.driver is None:
-        return torch.ones(sum(map(len, examples)), dtype=torch.bool)
-    return torch.from_numpy(np.concatenate([example.driven(loss.driver) for example in examples]))
+        return torch.ones(sum(map(len, datums)), dtype=torch.bool)
+    return torch.from_numpy(np.concatenate([datum.driven(loss.driver) for datum in datums]))
 
 
-def _micro_batch(
+def _logprobs(
     replica: Replica,
     batch: PackedBatch,
     targets: torch.Tensor,
@@ -137,7 +140,7 @@ def _micro_batch(
     active: torch.Tensor,
     work: ForwardBackward,
 ) -> torch.Tensor:
-    """The log-probabilities of targets (T, K), only where `active` if `work` skips; gradients go to the buffers."""
+    """Return the log-probabilities of targets (T, K), only where `active` if `work` skips; add gradients."""
     active_rows, idle_rows = (where.nonzero().flatten().to(targets.device) for where in (active, ~active))
     lp = torch.full(targets.shape, SKIPPED, device=targets.device)
     backward = work.backward and len(active_rows) > 0
@@ -154,13 +157,13 @@ def _micro_batch(
         if work.loss.whole_datum:
             gradient = _loss_gradient(lp, inputs, work)
 
-            def gradient_of(found: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            def gradient_of(logprobs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
                 return gradient[rows]
 
         else:
 
-            def gradient_of(found: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-                return _loss_gradient(found, {name: values[rows] for name, values in inputs.items()}, work)
+            def gradient_of(logprobs: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+                return _loss_gradient(logprobs, {name: values[rows] for name, values in inputs.items()}, work)
 
         counts = [int(part.sum()) for part in active.split(batch.lengths)]
         grad_hidden = torch.zeros_like(h) if hidden.requires_grad else None
@@ -171,7 +174,7 @@ def _micro_batch(
 
 
 def _loss_gradient(lp: torch.Tensor, inputs: Mapping[str, torch.Tensor], work: ForwardBackward) -> torch.Tensor:
-    """dL/dlp, by autograd on the loss's definition."""
+    """Return dL/dlp, by autograd on the loss's definition."""
     with torch.enable_grad():
         leaf = lp.detach().requires_grad_()
         return torch.autograd.grad(work.loss.elementwise(leaf, inputs, work.config).sum(), leaf)[0]
@@ -184,7 +187,7 @@ def _with_segments(inputs: Mapping[str, torch.Tensor], batch: PackedBatch, loss:
     return {**inputs, "segment": segment.to(batch.tokens.device)}
 
 
-def _tensor_data(values: torch.Tensor, example: Example) -> tinker.TensorData:
+def _tensor_data(values: torch.Tensor, datum: DatumArrays) -> tinker.TensorData:
     array = values.numpy()
-    array = array[:, 0] if example.targets.ndim == 1 else array[:, : example.targets.shape[1]]
+    array = array[:, 0] if datum.targets.ndim == 1 else array[:, : datum.targets.shape[1]]
     return tinker.TensorData.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

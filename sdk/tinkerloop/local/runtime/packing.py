@@ -1,4 +1,4 @@
-"""Which datums share a forward pass."""
+"""The choice of datums that share a forward pass as one packed batch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in groups that have at most `budget` tokens each, or are a single longer one: first fit, longest first.
+    """Group datums, by index, into packed batches of at most `budget` tokens: first fit, longest first.
 
-    A function of the lengths alone: memory at hand or other requests never change a result's rounding.
+    A datum longer than `budget` is a batch of its own. `pack([5, 9, 3, 4], 9)` -> `[[1], [0, 3], [2]]`.
+    The result depends on the lengths alone, so free memory and other requests never change a result's rounding.
     """
-    groups: list[list[int]] = []
+    batches: list[list[int]] = []
     rooms: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        at = next((i for i, room in enumerate(rooms) if lengths[index] <= room), len(groups))
-        if at == len(groups):
-            groups.append([])
+        batch = next((i for i, room in enumerate(rooms) if lengths[index] <= room), len(batches))
+        if batch == len(batches):
+            batches.append([])
             rooms.append(budget)
-        groups[at].append(index)
-        rooms[at] -= lengths[index]
-    return groups
+        batches[batch].append(index)
+        rooms[batch] -= lengths[index]
+    return batches

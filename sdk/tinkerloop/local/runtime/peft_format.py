@@ -1,4 +1,4 @@
-"""PEFT's format of an adapter: the names of its tensors and its configuration."""
+"""PEFT's file format of an adapter: the names of its tensors, and its configuration."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tinkerloop.local.nn.model import Model
 
 
 def tensor_names(model: Model, spec: LoraSpec) -> dict[str, str]:
-    """Map our names of the trained tensors to their names in a checkpoint.
+    """Map the engine's names of the trained tensors to their names in a checkpoint.
 
-    An adapter's are PEFT's, which wraps a module once for each of its stacked parameters, the last one outermost. With
-    rank 0 every parameter is trained and keeps its name.
+    Adapter tensors get PEFT's names. PEFT wraps a module once for each of its stacked parameters, the last one
+    outermost, which shows in the name. With rank 0 every parameter is trained and keeps its name.
     """
     if spec.rank == 0:
         return {name: name for name, _ in model.module.named_parameters()}
@@ -34,8 +34,8 @@ def tensor_names(model: Model, spec: LoraSpec) -> dict[str, str]:
 def adapted_modules(model: Model, spec: LoraSpec) -> dict[str, list[str]]:
     """Return PEFT's `target_modules` and `target_parameters` for what `spec` adapts.
 
-    Linear layers go by their last names where no other module has one of those (PEFT would adapt a convolution as
-    well), else by their full names.
+    Linear layers are listed by the last part of their names, unless another module (a convolution, say) has the same
+    last part: PEFT would adapt that as well. Then full names are listed.
     """
     trained = model.trained_layers(spec)
     linears = [name for name, layer in trained.items() if isinstance(layer, LoRALinear)]

@@ -1,10 +1,10 @@
-"""Threads that share a request: a lane is a replica of the model with a thread, and datums of its own.
+"""Threads that share a request: each runs a replica of the model on its own part of the datums.
 
-A core is kept busy by operations on a few hundred rows; two cores that divide such operations mostly wait for each
-other. So lanes run different datums side by side, and divide operations only among the threads that are left over.
+An operation on a few hundred rows keeps one core busy; two cores that share it mostly wait for each other. So replicas
+compute different datums at the same time, and threads share one operation only if there are more threads than replicas.
 
-What a datum contributes does not depend on its neighbours, and gradients are float32 numbers summed in float64: neither
-the number of lanes nor the cut into micro-batches shows in the result.
+A datum's gradient does not depend on the other datums, and float32 gradients are summed in float64, so neither the
+number of replicas nor the packing changes the result.
 """
 
 from __future__ import annotations
@@ -17,39 +17,46 @@ import torch
 
 T = TypeVar("T")
 
-LANE_TOKENS = 512
-"""A micro-batch of fewer tokens wastes more in overhead than another lane gains."""
+REPLICA_TOKENS = 512
+"""With fewer tokens than this for each replica, another replica costs more in overhead than it gains."""
 
 
-def lane_count(lengths: Sequence[int], token_budget: int) -> int:
-    """How many lanes to use: each of a thread, and with its part of `token_budget`, a datum and work enough."""
-    return max(1, min(torch.get_num_threads(), token_budget // LANE_TOKENS, sum(lengths) // LANE_TOKENS, len(lengths)))
+def replica_count(lengths: Sequence[int], token_budget: int) -> int:
+    """Return how many replicas to use: each needs a thread, a datum, and REPLICA_TOKENS of budget and of data."""
+    return max(
+        1, min(torch.get_num_threads(), token_budget // REPLICA_TOKENS, sum(lengths) // REPLICA_TOKENS, len(lengths))
+    )
 
 
-def deal(costs: Sequence[float], lanes: int) -> list[list[int]]:
-    """Indices for each lane, in order, of about equal cost: dearest first, to the lane that has least."""
-    dealt: list[list[int]] = [[] for _ in range(lanes)]
-    totals = [0.0] * lanes
-    for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        lane = totals.index(min(totals))
-        dealt[lane].append(index)
-        totals[lane] += costs[index]
-    return [sorted(indices) for indices in dealt]
+def deal_datums(costs: Sequence[float], replicas: int) -> list[list[int]]:
+    """Distribute datums, by index, over replicas of about equal total cost.
 
-
-def run_lanes(lanes: int, run: Callable[[int], T]) -> list[T]:
-    """`run(lane)` for every lane at the same time; raises the first lane's error once all have ended.
-
-    The first runs on the calling thread: what that thread's heap has free, another's could not use.
+    The most expensive datum goes first, each to the replica with the lowest total so far.
+    `deal_datums([5, 1, 4, 2], 2)` -> `[[0, 1], [2, 3]]`.
     """
-    if lanes == 1:
+    shares: list[list[int]] = [[] for _ in range(replicas)]
+    totals = [0.0] * replicas
+    for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        replica = totals.index(min(totals))
+        shares[replica].append(index)
+        totals[replica] += costs[index]
+    return [sorted(indices) for indices in shares]
+
+
+def run_replicas(replicas: int, run: Callable[[int], T]) -> list[T]:
+    """Call `run(i)` for every replica i at the same time; once all have ended, raise the first error, if any.
+
+    Replica 0 runs on the calling thread, because memory that is free in that thread's heap serves no other thread.
+    """
+    if replicas == 1:
         return [run(0)]
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(lanes - 1, "tinkerloop-lane", torch.set_num_threads, (threads // lanes,)) as pool:
-            others = [pool.submit(run, lane) for lane in range(1, lanes)]
-            torch.set_num_threads(threads // lanes)
+        share = threads // replicas
+        with ThreadPoolExecutor(replicas - 1, "tinkerloop-replica", torch.set_num_threads, (share,)) as pool:
+            others = [pool.submit(run, replica) for replica in range(1, replicas)]
+            torch.set_num_threads(share)
             first = run(0)
     finally:
-        torch.set_num_threads(threads)  # what a lane sets is its own, but also what threads yet to come begin with
+        torch.set_num_threads(threads)  # new threads start with the number that was set last
     return [first, *(other.result() for other in others)]

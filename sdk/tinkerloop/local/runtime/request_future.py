@@ -1,4 +1,4 @@
-"""What every queued request returns: one object that is both of Tinker's future types.
+"""The future that every queued request returns, which is of both of Tinker's future types.
 
 `RequestFuture` is a `concurrent.futures.Future` (so `as_completed`, `wait` and callbacks work) and a `tinker.APIFuture`
 (so it can be awaited, any number of times).
@@ -16,16 +16,18 @@ import tinker
 T = TypeVar("T")
 
 
-WORKERS: set[int] = set()
-"""Identifiers of the threads that execute requests."""
+WORKER_THREADS: set[int] = set()
+"""The identifiers of the threads that execute requests."""
 
 
 class RequestFuture(concurrent.futures.Future[T], tinker.APIFuture[T]):
-    """The answer to a request; `.result()` and `await` give it or raise the request's error."""
+    """The future of a request's answer; `.result()` and `await` return it or raise the request's error."""
 
     def result(self, timeout: float | None = None) -> T:
-        if not self.done() and threading.get_ident() in WORKERS:
-            raise RuntimeError("code that runs inside a request cannot wait for another request")
+        if not self.done() and threading.get_ident() in WORKER_THREADS:
+            raise RuntimeError(
+                "code that runs inside a request cannot wait for another request: return first, then wait"
+            )
         return super().result(timeout)
 
     async def result_async(self, timeout: float | None = None) -> T:
@@ -36,12 +38,12 @@ class RequestFuture(concurrent.futures.Future[T], tinker.APIFuture[T]):
         return self
 
     async def coroutine(self) -> T:
-        """The answer as a coroutine, for `asyncio.create_task`."""
+        """Return the answer, as a coroutine for `asyncio.create_task`."""
         return await self
 
 
 def failed(error: BaseException) -> RequestFuture:
-    """A future that already holds `error`."""
+    """Return a finished future that raises `error`."""
     future: RequestFuture = RequestFuture()
     future.set_exception(error)
     return future

@@ -1,4 +1,4 @@
-"""A script's datums and prompts, read and checked on the caller's thread."""
+"""Reading of a request's datums and prompts: they are checked and converted to arrays on the caller's thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinkerloop.local.request_errors import user_error
 
 
 @dataclass(frozen=True)
-class Example:
+class DatumArrays:
     """One datum as arrays; every loss input has the shape of `targets`, (N,) or (N, K)."""
 
     input: Input
@@ -29,37 +29,38 @@ class Example:
         return len(self.input)
 
     @property
-    def predicts_picture(self) -> NDArray[np.bool_]:
-        """(N,) whether the position before a picture's is all there is to predict: no text."""
-        return np.append(self.input.on_picture[1:], False)
+    def predicts_image(self) -> NDArray[np.bool_]:
+        """(N,) True where the next position belongs to an image, so that there is no text to predict."""
+        return np.append(self.input.on_image[1:], False)
 
     def driven(self, name: str) -> NDArray[np.bool_]:
-        """(N,) whether the loss input `name` is anything but 0 at a position."""
+        """(N,) True where the loss input `name` is not 0."""
         return np.logical_or.reduce(self.inputs[name].reshape(len(self), -1) != 0, axis=1)
 
-    def until_last(self, name: str) -> Example:
-        """Without what comes after the last position whose loss input `name` is not 0: nothing before looks there.
+    def until_last(self, name: str) -> DatumArrays:
+        """Return the datum cut after the last position whose loss input `name` is not 0.
 
-        One position is kept in any case, and pictures are kept whole.
+        Attention is causal, so no earlier position depends on what is cut. At least one position stays, and no image
+        is cut.
         """
         driven = np.flatnonzero(self.driven(name))
         end = int(driven[-1]) + 1 if len(driven) else 1
-        for start, picture in zip(self.input.starts, self.input.pictures, strict=True):
+        for start, image in zip(self.input.starts, self.input.images, strict=True):
             if start < end:
-                end = max(end, start + picture.tokens)
+                end = max(end, start + image.tokens)
         inputs = {key: values[:end] for key, values in self.inputs.items()}
-        return Example(self.input.until(end), self.targets[:end], inputs)
+        return DatumArrays(self.input.until(end), self.targets[:end], inputs)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch's positions should predict. Rows of fewer than K targets are filled with target 0, input 0."""
+    """The targets and loss inputs of a packed batch. Datums with fewer than K targets are padded with 0."""
 
     targets: torch.Tensor  # (T, K)
     inputs: dict[str, torch.Tensor]  # each (T, K)
 
     @classmethod
-    def of(cls, examples: Sequence[Example], device: torch.device) -> Targets:
+    def of(cls, examples: Sequence[DatumArrays], device: torch.device) -> Targets:
         width = max(1 if example.targets.ndim == 1 else example.targets.shape[1] for example in examples)
 
         def stack(arrays: Sequence[NDArray]) -> torch.Tensor:
@@ -82,10 +83,12 @@ def read_datum(
     max_length: int,
     index: int = 0,
     vision: Vision | None = None,
-) -> Example:
+) -> DatumArrays:
     """Check a datum against `loss_fn`'s rules and the model's limits, and convert it.
 
-    Raises tinker.RequestFailedError (category user) naming the datum by its `index` in the request.
+    Raises:
+        tinker.RequestFailedError: (category user) a rule is broken; the message names the datum by its `index`.
+        NotImplementedError: chunks that the model does not support.
     """
     try:
         check_chunks(datum.model_input.chunks)
@@ -94,20 +97,25 @@ def read_datum(
         check_positions(datum, read.tokens, read.is_text, loss_fn, vocab_size, allow_zero_weight=True)
     except NotImplementedError:
         raise
-    except (ValueError, OverflowError, RuntimeError) as error:  # also a sparse tensor whose indices are wrong
+    except (ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a sparse tensor with wrong indices
         raise user_error(f"datum {index}: {error}") from error
     if len(read) > max_length:
         raise user_error(f"datum {index}: {len(read)} tokens exceed the model's context of {max_length}")
-    # Copies: a tensor made from an array shares its memory, and the caller may use that again before its turn comes.
+    # Copies: a tensor made from an array shares its memory, and the caller may change it before the request runs.
     arrays = {name: tensor.to_numpy().copy() for name, tensor in datum.loss_fn_inputs.items()}
-    example = Example(read, arrays.pop("target_tokens"), arrays)
-    if read.pictures and np.any(arrays.get("advantages", np.zeros(len(read)))[example.predicts_picture]):
+    example = DatumArrays(read, arrays.pop("target_tokens"), arrays)
+    if read.images and np.any(arrays.get("advantages", np.zeros(len(read)))[example.predicts_image]):
         raise user_error(f"datum {index}: advantages must be 0 where the target is a position of an image")
     return example
 
 
 def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int, vision: Vision | None = None) -> Input:
-    """A prompt, checked."""
+    """Check a prompt against the model's limits, and convert it.
+
+    Raises:
+        tinker.RequestFailedError: (category user) empty, too long, an id outside the vocabulary, a wrong image.
+        NotImplementedError: chunks that the model does not support.
+    """
     try:
         read = read_input(prompt, vision)
     except (DatumError, ImageError, OverflowError) as error:
@@ -117,8 +125,8 @@ def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int, vis
         raise user_error("the prompt is empty: give at least one token")
     wrong = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
     if len(wrong):
-        at = int(wrong[0])
-        raise user_error(f"prompt[{at}]: token id {tokens[at]} is not in [0, {vocab_size})")
+        position = int(wrong[0])
+        raise user_error(f"prompt[{position}]: token id {tokens[position]} is not in [0, {vocab_size})")
     if len(tokens) > max_length:
         raise user_error(f"the prompt's {len(tokens)} tokens exceed the model's context of {max_length}")
     return read

@@ -1,1 +1,1 @@
-"""Layers with a forward and a backward pass of their own."""
+"""The engine's own layers: LoRA, attention, norms, the decoder layer and the output projection."""

@@ -1,8 +1,8 @@
 """Attention for sequences packed one after another into a single row, through transformers' attention registry.
 
-A packed batch has shape (1, T) and needs block-diagonal attention. transformers hands a 4-D mask through to the
-attention function untouched, so the lengths travel in its place: an int32 tensor of shape (1, 1, 1, sequences).
-Any other mask (a boolean one for a padded batch, None for one causal sequence) is treated as usual.
+A packed batch has shape (1, T) and needs block-diagonal attention. transformers passes a 4-D mask unchanged to the
+attention function, so the lengths are passed in its place, as an int32 tensor of shape (1, 1, 1, sequences).
+Any other mask (a boolean one for a padded batch, None for one causal sequence) has its usual meaning.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from tinkerloop.local.nn.layers.attention_cuda import varlen_attention
 
 NAME = "tinkerloop"
 
-MIN_ASKED = 128
-"""From this length on attention by blocks is the faster where about half of the positions ask."""
+MIN_WANTED = 128
+"""The shortest sequence for which `causal_attention` is faster, if about half of the positions are wanted."""
 
 BLOCK = 64
-"""Queries taken at a time of a sequence that has more than two such blocks."""
+"""The number of queries in a block, for sequences of more than two blocks."""
 MAX_BLOCKED = 1024
-"""A longer sequence is taken at once."""
+"""The longest sequence that is computed by blocks."""
 
 _LATER = torch.full((BLOCK, MAX_BLOCKED + BLOCK), -math.inf).triu_(MAX_BLOCKED + 1)
-"""Its columns from MAX_BLOCKED - s on are what a block that starts at s adds to its scores."""
+"""A block that starts at s adds the columns from MAX_BLOCKED - s on to its scores, which masks later keys."""
 
 
 def packed_mask(lengths: list[int]) -> torch.Tensor:
-    """What to pass as `attention_mask` with sequences of these lengths packed into one row; stays on the CPU."""
+    """Return the `attention_mask` for sequences of these lengths packed into one row; it stays on the CPU."""
     return torch.tensor(lengths, dtype=torch.int32).view(1, 1, 1, -1)
 
 
@@ -51,13 +51,13 @@ def attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
-    asking: Sequence[NDArray[np.int64]] | None = None,
+    wanted: Sequence[NDArray[np.int64]] | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention: (B, T, heads, D). Dropout is never applied: Tinker trains without it.
+    """Compute causal attention: (B, T, heads, D). Dropout is never applied: Tinker trains without it.
 
-    `asking`, on the CPU in float32, says for each packed sequence at which positions the result is wanted; elsewhere it
-    is anything.
+    `wanted` holds the positions of each packed sequence whose result is needed; elsewhere it is undefined. It is used
+    in float32 on the CPU only.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     special = softcap is not None or s_aux is not None
@@ -70,20 +70,20 @@ def attention(
     if query.device.type == "cuda" and not special:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return varlen_attention(q, k, v, lengths, scale, sliding_window)[None], None
-    # Positions first, as the projections lay them out: cutting and joining then copies whole stretches, if at all.
+    # Split along positions, the first axis in memory: splitting and joining then copy contiguous rows, if anything.
     parts = zip(*(x.transpose(1, 2).split(lengths, 1) for x in (query, key, value)), strict=True)
     outputs = []
     for i, rows in enumerate(parts):
         q, k, v = (row.transpose(1, 2) for row in rows)
         length = q.shape[2]
-        at = asking[i] if asking is not None and query.requires_grad else None
+        positions = wanted[i] if wanted is not None and query.requires_grad else None
         band = None
         if sliding_window is not None and length > sliding_window:
             band = _band(length, sliding_window, q.device)
         if special:
             outputs.append(_eager(q, k, v, band, scale, softcap, s_aux))
-        elif at is not None and band is None and length >= MIN_ASKED:
-            outputs.append(causal_attention(q, k, v, scale, at))
+        elif positions is not None and band is None and length >= MIN_WANTED:
+            outputs.append(causal_attention(q, k, v, scale, positions))
         elif band is None and 2 * BLOCK < length <= MAX_BLOCKED and q.device.type == "cpu" and q.dtype == torch.float32:
             outputs.append(_by_blocks(q, k, v, scale))
         else:
@@ -96,24 +96,24 @@ def attention(
 
 
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """(1, 1, T, T) True where a position may look: itself and the `window` - 1 before it."""
+    """Return the mask (1, 1, T, T) of a sliding window: a position sees itself and the `window` - 1 before it."""
     i = torch.arange(length, device=device)
     distance = i[:, None] - i[None, :]
     return ((distance >= 0) & (distance < window))[None, None]
 
 
 def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Causal attention, a block of queries at a time with the keys up to its end.
+    """Compute causal attention by blocks of queries, each with the keys up to its end.
 
-    torch's kernel on the CPU computes the scores of 512 keys at a time, whether or not they come later.
+    torch's CPU kernel would compute the scores of 512 keys at a time, including those that are masked.
     """
     grouped = query.shape[1] != key.shape[1]
     outputs, start = [], 0
     for block in query.split(BLOCK, 2):
         end = start + block.shape[2]
         later = _LATER[: end - start, MAX_BLOCKED - start :][:, :end]
-        seen = key[:, :, :end], value[:, :, :end]
-        outputs.append(scaled_dot_product_attention(block, *seen, attn_mask=later, scale=scale, enable_gqa=grouped))
+        visible = key[:, :, :end], value[:, :, :end]
+        outputs.append(scaled_dot_product_attention(block, *visible, attn_mask=later, scale=scale, enable_gqa=grouped))
         start = end
     return torch.cat(outputs, 2)
 
@@ -127,7 +127,7 @@ def _eager(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Attention written out, for what the fused kernels lack: soft-capped scores (Gemma) and sinks (gpt-oss)."""
+    """Compute attention step by step, for what has no fused kernel: soft-capped scores (Gemma), sinks (gpt-oss)."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = (query @ key.transpose(2, 3)) * scale  # (B, heads, T, S)
@@ -137,7 +137,7 @@ def _eager(
         rows, columns = scores.shape[-2:]
         mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(columns - rows)
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    if sinks is not None:  # a learned score per head that takes probability and gives no value
+    if sinks is not None:  # a learned score per head that takes probability but has no value
         column = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)
         weights = torch.cat([scores, column], dim=-1).softmax(-1, dtype=torch.float32)[..., :-1]
     else:
@@ -146,6 +146,6 @@ def _eager(
 
 
 def register() -> None:
-    """Make the function known to transformers under NAME (idempotent)."""
+    """Register the function with transformers under NAME (idempotent)."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)

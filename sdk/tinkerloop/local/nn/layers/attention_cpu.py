@@ -1,12 +1,12 @@
-"""Causal attention of one sequence in float32 on the CPU, by blocks, for the positions that ask.
+"""Causal attention of one sequence in float32 on the CPU, by blocks, only for the positions whose result is wanted.
 
-torch's kernel computes it for every position. Here a block of scores is one product for all the heads that share keys,
-memory grows with the sequence alone, and what no position asks for is not computed. Where all ask it takes about the
-same time as the kernel's.
+torch's kernel computes every position. Here a block of scores is one product for all heads that share keys, memory
+grows linearly with the sequence, and unwanted positions are skipped. If all positions are wanted, it takes about as
+long as torch's kernel.
 
-Powers of two take a third of the time of `exp`, so scores are kept times log2(e). Going backward, a column appended to
-either factor puts the subtraction of a row's log-sum (from the scores) or of dO.O (from dP) into the product itself;
-that dS = P (dP - dO.O) is after Dao et al. 2022 (arXiv:2205.14135), appendix B.2.
+exp2 takes a third of the time of exp, so scores are multiplied by log2(e). In the backward pass, a column is appended
+to both factors of a product, so that it also subtracts a row's log-sum (from the scores) or dO.O (from dP). The formula
+dS = P (dP - dO.O) is from Dao et al. 2022 (arXiv:2205.14135), appendix B.2.
 """
 
 from __future__ import annotations
@@ -18,40 +18,42 @@ import torch
 from numpy.typing import NDArray
 
 BLOCK = 64
-"""Positions to a block, each with all heads of a group: its scores over 1,024 keys take about 1 MB."""
+"""The positions in a block, each with all heads of a group: its scores over 1,024 keys take about 1 MB."""
 
 LOG2_E = math.log2(math.e)
 
 
 def causal_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, asking: NDArray[np.int64]
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, wanted: NDArray[np.int64]
 ) -> torch.Tensor:
-    """softmax(scale * Q K^T) V where position i sees keys 0 .. i: (1, H, T, D of the values), with autograd.
+    """Compute softmax(scale * Q K^T) V, where position i sees keys 0 .. i, with autograd.
 
     Args:
         query: (1, H, T, D).
-        key, value: (1, heads, T, D), where `heads` divides H; values may be of another width.
-        asking: ascending positions whose rows are wanted; the other rows of the result are 0.
+        key, value: (1, heads, T, D), where `heads` divides H; values may have another width.
+        wanted: ascending positions whose result is needed.
+
+    Returns: (1, H, T, width of the values), 0 at the other positions.
     """
-    return _Causal.apply(query, key, value, scale, asking)  # type: ignore[return-value]
+    return _Causal.apply(query, key, value, scale, wanted)  # type: ignore[return-value]
 
 
 class _Causal(torch.autograd.Function):
-    """Inside, queries and what belongs to them are (heads, m * G, D): m asking positions, G heads share keys."""
+    """Autograd for `causal_attention`. Queries are (heads, m * G, D): m wanted positions, G heads share keys."""
 
     @staticmethod
     def forward(
-        ctx, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, at: NDArray[np.int64]
+        ctx, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, wanted: NDArray[np.int64]
     ) -> torch.Tensor:
         heads = key.shape[1]
-        q, k, v = _rows(query, at, heads).mul_(scale * LOG2_E), key[0].contiguous(), value[0].contiguous()
+        q, k, v = _rows(query, wanted, heads).mul_(scale * LOG2_E), key[0].contiguous(), value[0].contiguous()
         group = query.shape[1] // heads
         out, log_sum = (q.new_empty(*q.shape[:2], width) for width in (v.shape[-1], 1))
-        positions, keys = torch.from_numpy(at), torch.arange(k.shape[1])
+        positions, keys = torch.from_numpy(wanted), torch.arange(k.shape[1])
         room = q.new_empty(heads * BLOCK * group * k.shape[1])
-        for start in range(0, len(at), BLOCK):
-            stop = min(start + BLOCK, len(at))
-            first, end = int(at[start]) + 1, int(at[stop - 1]) + 1  # all see the keys before `first`
+        for start in range(0, len(wanted), BLOCK):
+            stop = min(start + BLOCK, len(wanted))
+            first, end = int(wanted[start]) + 1, int(wanted[stop - 1]) + 1  # all positions see the keys before `first`
             rows = slice(start * group, stop * group)
             scores = _product(q[:, rows], k[:, :end], room)
             hidden = (keys[first:end] > positions[start:stop, None])[:, None]
@@ -62,25 +64,27 @@ class _Causal(torch.autograd.Function):
             torch.div(torch.bmm(weights, v[:, :end]), total, out=out[:, rows])
             torch.add(top, total.log2_(), out=log_sum[:, rows])
         ctx.save_for_backward(q, k, v, out, log_sum)
-        ctx.scale, ctx.at = scale, at
-        return _spread(out, at, query.shape[2])
+        ctx.scale, ctx.wanted = scale, wanted
+        return _spread(out, wanted, query.shape[2])
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):  # type: ignore[override]
         q, k, v, out, log_sum = ctx.saved_tensors
-        at: NDArray[np.int64] = ctx.at
+        wanted: NDArray[np.int64] = ctx.wanted
         heads, length = k.shape[:2]
-        group = q.shape[1] // len(at)
-        grad_out = _rows(grad, at, heads)
+        group = q.shape[1] // len(wanted)
+        grad_out = _rows(grad, wanted, heads)
         q1, k1 = torch.cat([q, -log_sum], -1), _with_ones(k)
         g1, v1 = torch.cat([grad_out, -(grad_out * out).sum(-1, keepdim=True)], -1), _with_ones(v)
         grad_q, grad_k, grad_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        positions, keys = torch.from_numpy(at), torch.arange(length)
+        positions, keys = torch.from_numpy(wanted), torch.arange(length)
         room, more_room = q.new_empty(2, heads * BLOCK * q.shape[1])
-        for start in range(0, length, BLOCK):  # blocks of keys: three of the five products are faster so
+        for start in range(0, length, BLOCK):  # by blocks of keys, because that makes three of the five products faster
             stop = min(start + BLOCK, length)
-            some, every = np.searchsorted(at, [start, stop - 1])  # where queries begin to see some, all of these keys
-            if some == len(at):
+            some, every = np.searchsorted(
+                wanted, [start, stop - 1]
+            )  # the first query that sees some, all of these keys
+            if some == len(wanted):
                 break
             rows = slice(int(some) * group, None)
             weights = _product(k1[:, start:stop], q1[:, rows], room).exp2_()
@@ -91,7 +95,7 @@ class _Causal(torch.autograd.Function):
             torch.bmm(grad_scores, q[:, rows], out=grad_k[:, start:stop])
             grad_q[:, rows].baddbmm_(grad_scores.transpose(1, 2), k[:, start:stop])
         return (
-            _spread(grad_q.mul_(ctx.scale), at, grad.shape[2]),
+            _spread(grad_q.mul_(ctx.scale), wanted, grad.shape[2]),
             grad_k.mul_(1 / LOG2_E)[None],
             grad_v[None],
             None,
@@ -99,19 +103,20 @@ class _Causal(torch.autograd.Function):
         )
 
 
-def _rows(x: torch.Tensor, at: NDArray[np.int64], heads: int) -> torch.Tensor:
-    """(1, H, T, D) -> (heads, m * G, D), copied."""
-    asking = x[0] if len(at) == x.shape[2] else x[0].index_select(1, torch.from_numpy(at))
-    grouped = asking.unflatten(0, (heads, -1)).transpose(1, 2)
+def _rows(x: torch.Tensor, wanted: NDArray[np.int64], heads: int) -> torch.Tensor:
+    """Copy the wanted rows: (1, H, T, D) -> (heads, m * G, D)."""
+    rows = x[0] if len(wanted) == x.shape[2] else x[0].index_select(1, torch.from_numpy(wanted))
+    grouped = rows.unflatten(0, (heads, -1)).transpose(1, 2)
     return grouped.clone(memory_format=torch.contiguous_format).flatten(1, 2)
 
 
-def _spread(rows: torch.Tensor, at: NDArray[np.int64], length: int) -> torch.Tensor:
-    """(heads, m * G, D) -> (1, H, T, D), 0 elsewhere."""
-    found = rows.unflatten(1, (len(at), -1)).transpose(1, 2).flatten(0, 1)
-    if len(at) < length:
-        found = found.new_zeros(len(found), length, found.shape[-1]).index_copy_(1, torch.from_numpy(at), found)
-    return found[None]
+def _spread(rows: torch.Tensor, wanted: NDArray[np.int64], length: int) -> torch.Tensor:
+    """Put the wanted rows back in place: (heads, m * G, D) -> (1, H, T, D), 0 elsewhere."""
+    output = rows.unflatten(1, (len(wanted), -1)).transpose(1, 2).flatten(0, 1)
+    if len(wanted) < length:
+        zeros = output.new_zeros(len(output), length, output.shape[-1])
+        output = zeros.index_copy_(1, torch.from_numpy(wanted), output)
+    return output[None]
 
 
 def _with_ones(x: torch.Tensor) -> torch.Tensor:
@@ -119,6 +124,6 @@ def _with_ones(x: torch.Tensor) -> torch.Tensor:
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-    """A B^T for each head, written into `room`: fresh memory of this size would cost as much as the product."""
+    """Compute A B^T for each head in the buffer `room`: allocating new memory would take as long as the product."""
     shape = (len(a), a.shape[1], b.shape[1])
     return torch.bmm(a, b.transpose(1, 2), out=room[: math.prod(shape)].view(shape))

@@ -1,7 +1,7 @@
-"""Causal attention of all packed sequences in one kernel of a GPU, with a gradient that has the same bits every time.
+"""Causal attention of all packed sequences in one GPU kernel, with a deterministic gradient.
 
-torch's own derivative of these kernels adds parts of a gradient in whatever order they are ready, so two equal runs
-drift apart, and a resumed run from the one that was interrupted. Both kernels can keep an order if they are asked.
+By default torch's backward passes of these kernels add parts of a gradient in the order in which they finish, so two
+equal runs drift apart, and so does a resumed run. Both kernels have a mode with a fixed order, which is used here.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def varlen_attention(
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """softmax(scale * Q K^T) V within each sequence, where a position sees itself and what came before.
+    """Compute softmax(scale * Q K^T) V within each sequence, where a position sees itself and earlier ones.
 
     Args:
         query: (T, H, D), sequences of `lengths` one after another.
-        key, value: (T, heads, D), where `heads` divides H; values may be of another width.
-        window: positions that are seen, a position's own included; None: all.
+        key, value: (T, heads, D), where `heads` divides H; values may have another width.
+        window: the number of positions that are seen, a position's own included; None: all.
 
     Returns: (T, H, width of the values).
     """
@@ -38,7 +38,7 @@ def varlen_attention(
 
 
 def _suits_flash(query: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether the faster kernel takes these: its float types and widths, on an Ampere GPU or later."""
+    """Return True if the faster kernel supports these types and widths on this GPU (Ampere or later)."""
     width = query.shape[-1]
     return (
         query.dtype in (torch.bfloat16, torch.float16)
@@ -51,12 +51,14 @@ def _suits_flash(query: torch.Tensor, value: torch.Tensor) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, int]:
-    """Where sequences begin and the last one ends, and the longest's length: the same in every layer of a pass."""
+    """Return the bounds of the sequences and the longest length; cached, because every layer needs the same."""
     ends = torch.tensor((0, *lengths)).cumsum(0, dtype=torch.int32)
     return ends.to(device), max(lengths)
 
 
 class _Flash(torch.autograd.Function):
+    """The flash-attention kernel: bfloat16 and float16, heads may share keys and values."""
+
     @staticmethod
     def forward(ctx, q, k, v, lengths, scale, window):
         bounds, longest = _bounds(lengths, q.device)
@@ -81,7 +83,7 @@ class _Flash(torch.autograd.Function):
 
 
 class _Efficient(torch.autograd.Function):
-    """Takes float32 and any width, but each head its own keys and values."""
+    """The memory-efficient kernel: float32 and any width, but keys and values are repeated for each head."""
 
     @staticmethod
     def forward(ctx, q, k, v, lengths, scale, window):
@@ -99,7 +101,7 @@ class _Efficient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: torch.Tensor):  # type: ignore[override]
         q, k, v, out, log_sum, seed, offset = ctx.saved_tensors
-        found = torch.ops.aten._efficient_attention_backward(
+        grads = torch.ops.aten._efficient_attention_backward(
             grad[None].contiguous(),
             *(x[None] for x in (q, k, v)),
             None,
@@ -113,10 +115,10 @@ class _Efficient(torch.autograd.Function):
             offset,
             _CAUSAL,
             False,
-            num_splits_key=1,  # more would add to a query's gradient side by side
+            num_splits_key=1,  # more splits would add to a query's gradient in a varying order
             **ctx.options,
         )
-        grad_q, grad_k, grad_v = (x[0] for x in found[:3])
+        grad_q, grad_k, grad_v = (x[0] for x in grads[:3])
         if ctx.group > 1:
             grad_k, grad_v = (x.unflatten(1, (-1, ctx.group)).sum(2) for x in (grad_k, grad_v))
         return grad_q, grad_k, grad_v, None, None, None
@@ -124,7 +126,7 @@ class _Efficient(torch.autograd.Function):
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """torch's switch is the process's: it is thrown for one operation, which has no argument for it."""
+    """Set torch's global switch for one operation, which has no argument for it."""
     before: dict[str, Any] = {
         "mode": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -1,12 +1,12 @@
-"""From hidden states to log-probabilities of targets, and back, without ever holding all logits.
+"""The output projection: log-probabilities of targets and their gradient, without holding all logits at once.
 
-Rows (positions) are taken a chunk at a time, a chunk being whole datums or a part of one: logits, log-softmax, the
-loss's gradient with respect to the log-probabilities, the gradient of the logits, and from it that of the hidden states
-and of the adapter. So memory does not grow with positions x vocabulary.
+Rows (positions) are processed in chunks, of whole datums or a part of one: logits, log-softmax, the loss's gradient
+with respect to the log-probabilities, the gradient of the logits, and from it those of the hidden states and the
+adapter. So memory does not grow with positions x vocabulary.
 
-A small vocabulary's logits are kept from the way there for the way back. Of a large one that would leave few rows to a
-chunk, and the whole projection would be read again for each; it is taken a tile of columns at a time instead, twice:
-once for log z, once more for the gradient. An adapter is folded into a tile when it is needed.
+With a small vocabulary, the logits of a chunk are kept for the backward pass. With a large one, chunks would have few
+rows and each would read the whole projection; instead the vocabulary is processed in tiles of columns, twice: for
+log z, and for the gradient. An adapter is folded into a tile when the tile is used.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import torch
 from tinkerloop.local.nn.layers.lora import LoRALinear
 
 CHUNK_ELEMENTS = {"cpu": 4 * 2**20, "cuda": 2**27}
-"""Logits held at a time, by device type: 16 MB in float32, what a core's caches still help with; 512 MB on a GPU."""
+"""The logits held at a time, by device type: 16 MB in float32 (more would not fit a core's caches); 512 MB on a GPU."""
 MIN_CHUNK = 128
-"""Rows of a chunk, at least."""
+"""The fewest rows in a chunk."""
 TILE = 2048
-"""Columns of a tile."""
-LEAST = -80.0
-"""The logarithm of less than this comes from logits: float32 loses digits below exp(-87)."""
+"""The columns of a tile."""
+MIN_LOG_P = -80.0
+"""Below this, a log-probability is computed from logits: float32 loses digits of p below exp(-87)."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output projection, and what the architecture does to its logits: scale, then cap * tanh(logits / cap)."""
+    """The output projection, with the architecture's transform of logits: scale, then cap * tanh(logits / cap)."""
 
     layer: LoRALinear
     scale: float = 1.0
     softcap: float | None = None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(T, hidden size) -> (T, vocabulary), float32, outside autograd."""
+        """Compute logits: (T, hidden size) -> (T, vocabulary), float32, outside autograd."""
         return self._cap(self.layer.product(hidden)[0].float())
 
     @property
@@ -50,10 +50,10 @@ class Head:
         return self.layer.out_features > self.chunk_elements // MIN_CHUNK
 
     def chunks(self, counts: Sequence[int], columns: int | None = None) -> Iterator[tuple[slice, list[int]]]:
-        """Cut rows, `counts` of each datum, into chunks: (which rows, how many of each datum).
+        """Cut rows, `counts` of each datum, into chunks: (slice of rows, number of rows of each datum in it).
 
-        `columns` are held of each row (None: all logits). A datum is cut at fixed distances from its own start, so its
-        results do not depend on its neighbours.
+        `columns` logits of each row are held (None: all). A datum is cut at fixed distances from its own start, so its
+        results do not depend on the other datums.
         """
         limit = max(MIN_CHUNK, self.chunk_elements // (columns or self.layer.out_features))
         start, held = 0, []
@@ -69,8 +69,8 @@ class Head:
             yield slice(start, start + sum(held)), held
 
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """log p(targets) (len(rows), K) at `rows` of hidden (T, H) and targets (T, K)."""
-        found = torch.empty(len(rows), targets.shape[1], device=hidden.device)
+        """Compute log p(targets) (len(rows), K) at `rows` of hidden (T, H) and targets (T, K)."""
+        logprobs = torch.empty(len(rows), targets.shape[1], device=hidden.device)
         for chunk, _ in self.chunks([len(rows)], TILE if self.tiled else None):
             x, target = hidden[rows[chunk]], targets[rows[chunk]]
             if self.tiled:
@@ -78,8 +78,8 @@ class Head:
             else:
                 logits = self.logits(x)
                 chosen, log_z = logits.gather(1, target), logits.logsumexp(1, keepdim=True)
-            found[chunk] = chosen - log_z
-        return found
+            logprobs[chunk] = chosen - log_z
+        return logprobs
 
     def logprobs_and_gradient(
         self,
@@ -90,36 +90,39 @@ class Head:
         gradient_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         grad_hidden: torch.Tensor | None,
     ) -> torch.Tensor:
-        """As `logprobs`; and back: `gradient_of(logprobs, rows)` gives dL/dlp (n, K) of a chunk.
+        """Compute `logprobs` and the gradient.
 
-        `counts` says how many of the rows each datum has.
+        The gradient of the hidden states is written to `grad_hidden` (if given), that of the adapter is added to its
+        buffers.
 
-        The gradient of the hidden states is written to `grad_hidden` (T, H) at `rows` (if given); those of the
-        projection's adapter are added to its buffers.
+        Args:
+            counts: the number of rows of each datum.
+            gradient_of: takes the log-probabilities of a chunk and its rows, returns dL/dlp (n, K).
+            grad_hidden: (T, H); written at `rows`.
         """
-        found = torch.empty(len(rows), targets.shape[1], device=hidden.device)
+        logprobs = torch.empty(len(rows), targets.shape[1], device=hidden.device)
         for chunk, segments in self.chunks(counts, TILE if self.tiled else None):
-            part, at = found[chunk], rows[chunk]
-            x, target = hidden[at], targets[at]
+            part, chunk_rows = logprobs[chunk], rows[chunk]
+            x, target = hidden[chunk_rows], targets[chunk_rows]
             need_x = grad_hidden is not None
             if self.tiled:
                 chosen, log_z = self._tiled_logits(x, target)
                 part.copy_(chosen - log_z)
-                grad_x = self._tiled_backward(x, target, log_z, gradient_of(part, at), segments, need_x)
+                grad_x = self._tiled_backward(x, target, log_z, gradient_of(part, chunk_rows), segments, need_x)
             else:
                 raw, x_a = self.layer.product(x)
                 logits = self._cap(raw.float())
                 p = torch.softmax(logits, 1)
                 part.copy_(_log(p.gather(1, target), logits, target))
-                g = gradient_of(part, at)
+                g = gradient_of(part, chunk_rows)
                 grad = self._grad_logits(p, logits, target, g, g.sum(1, keepdim=True))
                 grad_x = self.layer.product_backward(grad.to(x.dtype), x, x_a, segments, need_x)
             if grad_hidden is not None and grad_x is not None:
-                grad_hidden[at] = grad_x
-        return found
+                grad_hidden[chunk_rows] = grad_x
+        return logprobs
 
     def _tiled_logits(self, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits of the targets (n, K), and log z (n, 1), for x (n, H)."""
+        """Compute the logits of the targets (n, K) and log z (n, 1), for x (n, H)."""
         chosen = torch.empty(target.shape, device=x.device)
         top = torch.full((len(x), 1), -math.inf, device=x.device)
         total = torch.zeros(len(x), 1, device=x.device, dtype=torch.float64)  # sum of exp(logit - top)
@@ -130,7 +133,7 @@ class Head:
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
             total.mul_((top - higher).exp()).add_(logits.sub_(higher).exp_().sum(1, keepdim=True))
             top = higher
-            del logits  # before those of the next tile are made
+            del logits  # before the next tile allocates its own
         return chosen, (top + total.log()).float()
 
     def _tiled_backward(
@@ -142,7 +145,7 @@ class Head:
         segments: Sequence[int],
         need_x: bool,
     ) -> torch.Tensor | None:
-        """The gradient of x, given g = dL/dlp (n, K); that of the adapter is added to its buffers."""
+        """Return the gradient of x, given g = dL/dlp (n, K); the adapter's is added to its buffers."""
         grad_x = torch.zeros_like(x) if need_x else None
         total = g.sum(1, keepdim=True)
         for start, tile in self.layer.tiles(TILE):
@@ -151,16 +154,16 @@ class Head:
             inside, column = _columns(target, start, tile.out_features)
             p = (logits.sub_(log_z) if self.softcap is None else logits - log_z).exp_()
             grad = self._grad_logits(p, logits, column, torch.where(inside, g, 0.0), total)
-            found = tile.product_backward(grad.to(x.dtype), x, x_a, segments, need_x)
-            if grad_x is not None and found is not None:
-                grad_x += found
-            del raw, logits, p, grad  # before those of the next tile are made
+            tile_grad_x = tile.product_backward(grad.to(x.dtype), x, x_a, segments, need_x)
+            if grad_x is not None and tile_grad_x is not None:
+                grad_x += tile_grad_x
+            del raw, logits, p, grad  # before the next tile allocates its own
         return grad_x
 
     def _grad_logits(
         self, p: torch.Tensor, logits: torch.Tensor, target: torch.Tensor, g: torch.Tensor, total: torch.Tensor
     ) -> torch.Tensor:
-        """dL/dlogits, written over p: d lp_k / d logit_v = [v = target_k] - p_v.
+        """Compute dL/dlogits in place of p: d lp_k / d logit_v = [v = target_k] - p_v.
 
         `g` (n, K) is dL/dlp of the targets among these columns, `total` (n, 1) the sum over all targets.
         """
@@ -180,15 +183,15 @@ class Head:
 
 
 def _columns(target: torch.Tensor, start: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which targets lie among the `width` columns from `start` on, and their places there (0 for others)."""
+    """Return which targets are among the `width` columns from `start` on, and their indices there (0 for others)."""
     inside = (target >= start) & (target < start + width)
     return inside, (target - start).masked_fill(~inside, 0)
 
 
 def _log(p: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """log p (n, K) of the targets, also of such a p as a float32 does not hold."""
-    found = p.log()
-    held = found > LEAST
-    if not held.all():
-        found = torch.where(held, found, logits.gather(1, target) - logits.logsumexp(1, keepdim=True))
-    return found
+    """Return log p (n, K) of the targets, accurate also where p is too small for float32."""
+    log_p = p.log()
+    accurate = log_p > MIN_LOG_P
+    if not accurate.all():
+        log_p = torch.where(accurate, log_p, logits.gather(1, target) - logits.logsumexp(1, keepdim=True))
+    return log_p

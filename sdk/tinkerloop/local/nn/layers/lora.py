@@ -1,13 +1,13 @@
 """LoRA on a frozen linear layer: W' = W + (alpha / rank) B A, after Hu et al. 2021 (arXiv:2106.09685).
 
-When the base is float32 and small enough, W' is computed once per change of the adapter ("folded"): the forward pass is
-then one matrix product, and only the gradients of A and B are ever formed. Otherwise the two thin products run beside
-the frozen one, in its precision: beside a bf16 base, bf16 roundings of A and B, which are kept and trained in float32
-with gradients summed in float32 or more. Rounding W' instead would lose what is small beside W.
+If the base is float32 and small enough, W' is computed once for each change of the adapter ("folded"). The forward pass
+is then one matrix product, and only the gradients of A and B are computed. Otherwise the products with A and B run
+beside that with W, in its precision. With a bf16 base they use A and B rounded to bf16; A and B themselves are float32,
+and so are their gradients, or wider. Rounding W' to bf16 instead would lose updates that are small relative to W.
 
-Splitting a batch must not change the update, and Adam turns the rounding noise of a near-zero gradient into a full
-step. So on the CPU each datum's gradient is its own product of fixed shape, and datums are summed in float64: however
-a batch is cut, the same numbers are added.
+Splitting a batch must not change the update, although Adam turns rounding noise in a near-zero gradient into a full
+step. So on the CPU each datum's gradient is a separate product of fixed shape, and datums are summed in float64: the
+same numbers are added however the batch is split.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 MIN_ROWS = 16
-"""BLAS kernels for fewer rows sum in another order; below this, rows are added so that a row's result is its own."""
+"""The fewest rows in a product: BLAS sums in another order for fewer, so rows of zeros are appended up to this."""
 
 ALPHA = 32
 """Tinker's fixed LoRA alpha; the adapter's scale is ALPHA / rank."""
@@ -30,7 +30,7 @@ ALPHA = 32
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Which layers carry an adapter, and of what rank; rank 0 trains every weight of the model itself."""
+    """The layers that get an adapter, and its rank; rank 0 trains every weight of the model itself."""
 
     rank: int = 32
     seed: int = 0
@@ -48,51 +48,53 @@ class LoraSpec:
 
 
 @dataclass
-class Slot:
-    """The adapter bound to a layer: its tensors, where gradients go (None while sampling), and W' if folded."""
+class BoundAdapter:
+    """The adapter bound to a layer: its tensors, its gradient buffers (None for sampling), and W' if folded."""
 
     a: torch.Tensor  # (rank, in), requires grad so that autograd calls backward
     b: torch.Tensor  # (out, rank)
-    thin: tuple[torch.Tensor, torch.Tensor]  # A and B as products take them: in the precision of W
+    rounded: tuple[torch.Tensor, torch.Tensor]  # A and B in the precision of W, for products
     scale: float
     grad_a: torch.Tensor | None  # float64
     grad_b: torch.Tensor | None
     folded: torch.Tensor | None  # (out, in)
 
-    def part(self, outputs: slice, weight: torch.Tensor) -> Slot:
-        """The adapter of some outputs, folded into their `weight` where that is float32."""
+    def part(self, outputs: slice, weight: torch.Tensor) -> BoundAdapter:
+        """Return the adapter of some outputs, folded into their `weight` if that is float32."""
         b = self.b[outputs]
         folded = None
         if self.folded is not None:
             folded = self.folded[outputs]
         elif weight.dtype == torch.float32:
             folded = torch.addmm(weight.detach(), b, self.a.detach(), alpha=self.scale)
-        thin = (self.thin[0], self.thin[1][outputs])
+        rounded = (self.rounded[0], self.rounded[1][outputs])
         grad_b = None if self.grad_b is None else self.grad_b[outputs]
-        return Slot(self.a, b, thin, self.scale, self.grad_a, grad_b, folded)
+        return BoundAdapter(self.a, b, rounded, self.scale, self.grad_a, grad_b, folded)
 
     def add_gradient(
-        self, x: torch.Tensor, x_a: torch.Tensor, grad_y: torch.Tensor, low: torch.Tensor, segments: Sequence[int]
+        self, x: torch.Tensor, x_a: torch.Tensor, grad_y: torch.Tensor, grad_y_b: torch.Tensor, segments: Sequence[int]
     ) -> None:
         """Add the gradients of A and B, given x (T, in), x A^T (T, rank), grad_y (T, out) and grad_y B (T, rank).
 
-        `segments` are the numbers of rows that belong together; other rows than those (an expert's) are one segment.
+        `segments` are the numbers of rows of each datum; if they do not add up to T (in an expert), one for all rows.
         """
         if self.grad_a is None or self.grad_b is None:
             return
         if sum(segments) != len(x):
             segments = [len(x)]
-        split = (rows.split(list(segments)) for rows in (x, x_a, grad_y, low))
-        for x_part, x_a_part, grad_part, low_part in zip(*split, strict=True):
-            of_a, of_b = _over_rows(low_part, x_part), _over_rows(grad_part, x_a_part)
-            if self.scale != 1:  # in float32: a sum of such in float64 is exact but for freaks, so order does not show
-                of_a, of_b = of_a.mul_(self.scale), of_b.mul_(self.scale)
-            self.grad_a += of_a
-            self.grad_b += of_b
+        split = (rows.split(list(segments)) for rows in (x, x_a, grad_y, grad_y_b))
+        for x_part, x_a_part, grad_part, grad_b_part in zip(*split, strict=True):
+            grad_a, grad_b = _over_rows(grad_b_part, x_part), _over_rows(grad_part, x_a_part)
+            # Summing float32 values in float64 is exact except in extreme cases, so the result does not depend on their
+            # order: scale them before, in float32.
+            if self.scale != 1:
+                grad_a, grad_b = grad_a.mul_(self.scale), grad_b.mul_(self.scale)
+            self.grad_a += grad_a
+            self.grad_b += grad_b
 
 
 def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
-    """Some of a parameter's first axis, and of its gradient where it has one."""
+    """Return a slice of a parameter's first axis, with the same slice of its gradient."""
     some = nn.Parameter(parameter.data[part], requires_grad=parameter.requires_grad)
     some.grad = None if parameter.grad is None else parameter.grad[part]
     return some
@@ -103,7 +105,7 @@ def _multiply(a: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> to
 
 
 def _over_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a^T b (m, n) for a (T, m) and b (T, n), in float32 whatever theirs is."""
+    """Compute a^T b (m, n) for a (T, m) and b (T, n), with a float32 result for any input type."""
     if a.dtype == torch.float32:
         return _aligned(a).T @ _aligned(b)
     if a.device.type == "cuda":
@@ -112,21 +114,21 @@ def _over_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _aligned(rows: torch.Tensor) -> torch.Tensor:
-    """The rows where BLAS computes the same whatever lies before them: at the start of a cache line."""
+    """Return the rows at the start of a cache line: elsewhere BLAS may round differently."""
     return rows if rows.data_ptr() % 64 == 0 else rows.clone()
 
 
 class LoRALinear(nn.Linear):
-    """A frozen `nn.Linear` that adds whatever adapter is in its `slot`."""
+    """A frozen `nn.Linear` that adds its `adapter`, if one is bound."""
 
-    slot: Slot | None = None
+    adapter: BoundAdapter | None = None
     segments: Sequence[int] = ()
-    """The rows of each datum in the pass under way."""
+    """The numbers of rows of each datum in the current packed batch."""
     fold_buffer: torch.Tensor | None = None
 
     @classmethod
     def wrap(cls, linear: nn.Linear) -> LoRALinear:
-        """The same layer, sharing its weight and bias."""
+        """Make the same layer with the same weight and bias tensors."""
         wrapped = cls.__new__(cls)
         nn.Module.__init__(wrapped)
         wrapped.in_features, wrapped.out_features = linear.in_features, linear.out_features
@@ -145,49 +147,49 @@ class LoRALinear(nn.Linear):
         gradients: tuple[torch.Tensor, torch.Tensor] | None,
         fold: bool,
     ) -> None:
-        """Attach an adapter; with `fold`, compute W' into a buffer kept for the layer's life."""
+        """Bind an adapter; with `fold`, compute W' in a buffer that the layer keeps."""
         folded = None
         if fold:
             if self.fold_buffer is None:
                 self.fold_buffer = torch.empty_like(self.weight, requires_grad=False)
             folded = torch.addmm(self.weight.detach(), b, a, alpha=scale, out=self.fold_buffer)
         grad_a, grad_b = gradients if gradients is not None else (None, None)
-        thin = a.detach().to(self.weight.dtype), b.to(self.weight.dtype)
-        self.slot = Slot(a.detach().requires_grad_(), b, thin, scale, grad_a, grad_b, folded)
+        rounded = a.detach().to(self.weight.dtype), b.to(self.weight.dtype)
+        self.adapter = BoundAdapter(a.detach().requires_grad_(), b, rounded, scale, grad_a, grad_b, folded)
 
     def tiles(self, size: int) -> Iterator[tuple[int, LoRALinear]]:
-        """(first output, the layer of at most `size` outputs from there), on the same numbers and buffers."""
+        """Yield (first output, a layer of at most `size` outputs from there), which shares tensors and buffers."""
         for start in range(0, self.out_features, size):
             part = slice(start, start + size)
             tile = LoRALinear.__new__(LoRALinear)
             nn.Module.__init__(tile)
             tile.weight, tile.bias = _part(self.weight, part), None if self.bias is None else _part(self.bias, part)
             tile.out_features, tile.in_features = tile.weight.shape
-            if self.slot is not None:
-                tile.slot = self.slot.part(part, tile.weight)
+            if self.adapter is not None:
+                tile.adapter = self.adapter.part(part, tile.weight)
             yield start, tile
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.slot is None:
+        if self.adapter is None:
             return F.linear(input, self.weight, self.bias)
-        y = _Adapted.apply(input.flatten(0, -2), self.slot.a, self)
+        y = _Adapted.apply(input.flatten(0, -2), self.adapter.a, self)
         assert y is not None
         return y.unflatten(0, input.shape[:-1])
 
     def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """y = x W'^T + bias for x (T, in), outside autograd, and x A^T (T, rank) where that was needed."""
+        """Compute y = x W'^T + bias for x (T, in), outside autograd; also x A^T (T, rank), None if not computed."""
         rows = len(x)
         if rows < MIN_ROWS:
             y, x_a = self.product(F.pad(x, (0, 0, 0, MIN_ROWS - rows)))
             return y[:rows], None if x_a is None else x_a[:rows]
-        slot = self.slot
-        weight = self.weight if slot is None or slot.folded is None else slot.folded
+        adapter = self.adapter
+        weight = self.weight if adapter is None or adapter.folded is None else adapter.folded
         y = F.linear(x, weight, self.bias)
-        if slot is None or slot.folded is not None:
+        if adapter is None or adapter.folded is not None:
             return y, None
-        a, b = slot.thin
+        a, b = adapter.rounded
         x_a = x @ a.T
-        return y.addmm_(x_a, b.T, alpha=slot.scale), x_a
+        return y.addmm_(x_a, b.T, alpha=adapter.scale), x_a
 
     def product_backward(
         self,
@@ -198,9 +200,9 @@ class LoRALinear(nn.Linear):
         need_x: bool = True,
         onto: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """The gradient of x, given that of y; those of A and B (or of W itself) are added to their buffers.
+        """Return the gradient of x, given that of y; those of A and B (or of W itself) are added to their buffers.
 
-        With `onto` it is added to that, which is returned.
+        With `onto`, the gradient of x is added to it, and `onto` is returned.
         """
         rows = len(x)
         if rows < MIN_ROWS:
@@ -211,25 +213,25 @@ class LoRALinear(nn.Linear):
             if grad_x is None:
                 return None
             return grad_x[:rows] if onto is None else onto.add_(grad_x[:rows])
-        slot = self.slot
-        if slot is None:
+        adapter = self.adapter
+        if adapter is None:
             if self.weight.grad is not None:  # full-parameter training
                 self.weight.grad.addmm_(grad_y.T, x)
                 if self.bias is not None and self.bias.grad is not None:
                     self.bias.grad += grad_y.sum(0)
             return _multiply(grad_y, self.weight.detach(), onto) if need_x else None
-        a, b = slot.thin
-        low = grad_y @ b  # (T, rank)
-        slot.add_gradient(x, x @ a.T if x_a is None else x_a, grad_y, low, segments)
+        a, b = adapter.rounded
+        grad_y_b = grad_y @ b  # (T, rank)
+        adapter.add_gradient(x, x @ a.T if x_a is None else x_a, grad_y, grad_y_b, segments)
         if not need_x:
             return None
-        if slot.folded is not None:
-            return _multiply(grad_y, slot.folded, onto)
-        return _multiply(grad_y, self.weight.detach(), onto).addmm_(low, a, alpha=slot.scale)
+        if adapter.folded is not None:
+            return _multiply(grad_y, adapter.folded, onto)
+        return _multiply(grad_y, self.weight.detach(), onto).addmm_(grad_y_b, a, alpha=adapter.scale)
 
 
 class _Adapted(torch.autograd.Function):
-    """x (T, in) -> x W'^T (T, out). Gradients of A and B go straight into the slot's buffers."""
+    """x (T, in) -> x W'^T (T, out). Gradients of A and B are added to the adapter's buffers."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, _a: torch.Tensor, layer: LoRALinear) -> torch.Tensor:
@@ -246,7 +248,7 @@ class _Adapted(torch.autograd.Function):
 
 
 def initialise(named: Mapping[str, torch.Tensor], seed: int) -> None:
-    """A ~ U(-1/sqrt(in), 1/sqrt(in)) (PEFT's Kaiming-uniform), B = 0: a fresh adapter is exactly the base model.
+    """Set A ~ U(-1/sqrt(in), 1/sqrt(in)) (PEFT's Kaiming-uniform) and B = 0: a fresh adapter leaves the base unchanged.
 
     Each tensor draws from its own generator, so its values depend on the seed and its name alone.
     """

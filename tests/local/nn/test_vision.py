@@ -23,14 +23,14 @@ from tinkerloop.images import processors as known
 from tinkerloop.local import ServiceClient
 from tinkerloop.local.nn.model_loading import load_model
 from tinkerloop.local.nn.tiny_vision_model import tiny_vl_config, tiny_vl_model
-from tinkerloop.local.nn.vision import Vision, images_of, patchify, vision_of
+from tinkerloop.local.nn.vision import Vision, image_tensors, patchify, vision_of
 from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
 PAD = 261  # <|image_pad|>
 SHAPES = {"square": (64, 64), "wide": (160, 64), "tall": (48, 130), "large": (200, 170)}
 
 
-def picture(name: str, seed: int = 0) -> tinker.types.ImageChunk:
+def image(name: str, seed: int = 0) -> tinker.types.ImageChunk:
     width, height = SHAPES[name]
     pixels = np.random.default_rng([seed, width]).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return image_chunk(pixels, model="tiny-vl")
@@ -41,17 +41,17 @@ def words(seed: int, length: int) -> tinker.EncodedTextChunk:
 
 
 LAYOUTS = {
-    "single": [words(1, 4), picture("square"), words(2, 5)],
-    "first": [picture("wide"), words(3, 6)],
-    "several": [words(4, 3), picture("square", 1), words(5, 1), picture("tall"), words(6, 4)],
-    "adjacent": [words(7, 2), picture("square", 2), picture("wide", 3), words(8, 5)],
+    "single": [words(1, 4), image("square"), words(2, 5)],
+    "first": [image("wide"), words(3, 6)],
+    "several": [words(4, 3), image("square", 1), words(5, 1), image("tall"), words(6, 4)],
+    "adjacent": [words(7, 2), image("square", 2), image("wide", 3), words(8, 5)],
     "interleaved": [
         words(9, 2),
-        picture("large"),
+        image("large"),
         words(10, 7),
-        picture("tall", 1),
+        image("tall", 1),
         words(11, 2),
-        picture("square"),
+        image("square"),
         words(12, 3),
     ],
     "text": [words(13, 17)],
@@ -71,14 +71,14 @@ def datum_of(chunks) -> tinker.Datum:
 
 
 def processed(chunks) -> dict[str, torch.Tensor]:
-    """What transformers' own image processor makes of the pictures."""
-    pictures = [c for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
-    if not pictures:
+    """What transformers' own image processor makes of the images."""
+    images = [c for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
+    if not images:
         return {}
     processor = Qwen2VLImageProcessorPil(
         patch_size=16, size={"shortest_edge": 4096, "longest_edge": 262144}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
-    found = processor.preprocess([Image.open(io.BytesIO(c.data)) for c in pictures], return_tensors="pt")
+    found = processor.preprocess([Image.open(io.BytesIO(c.data)) for c in images], return_tensors="pt")
     return {"pixel_values": found["pixel_values"], "image_grid_thw": found["image_grid_thw"]}
 
 
@@ -134,11 +134,11 @@ def test_patches_are_those_of_transformers_to_the_bit(processor, size, mode):
 
 @pytest.mark.parametrize("size", [(28, 28), (50, 41), (20, 100)])
 def test_patches_for_kimi_are_cut_row_by_row_from_the_picture_padded_with_black(size):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     width, height = known.KIMI_K25.padded(*size)
     padded = np.zeros((height, width, 3))
-    padded[: size[1], : size[0]] = np.asarray(picture) / 255
-    found = patchify(picture, known.KIMI_K25)
+    padded[: size[1], : size[0]] = np.asarray(image) / 255
+    found = patchify(image, known.KIMI_K25)
     corners = [(y, x) for y in range(0, height, 14) for x in range(0, width, 14)]
     assert known.KIMI_K25.grid(*size) == (1, height // 14, width // 14)
     for patch, (y, x) in zip(found, corners, strict=True):
@@ -150,15 +150,15 @@ def test_positions_are_those_the_model_computes(reference, layout):
     chunks = LAYOUTS[layout]
     vision = Vision(known.TINY_VL, PAD, frozenset({PAD}))
     tokens = np.array(flat(chunks))
-    pictures = [vision.read(c) for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
+    images = [vision.read(c) for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
     starts = [
         sum(c.length for c in chunks[:i]) for i, c in enumerate(chunks) if not isinstance(c, tinker.EncodedTextChunk)
     ]
     ids = torch.from_numpy(tokens)[None]
     expected, delta = reference.model.get_rope_index(
-        ids, mm_token_type_ids=(ids == PAD).int(), image_grid_thw=torch.tensor([p.grid for p in pictures])
+        ids, mm_token_type_ids=(ids == PAD).int(), image_grid_thw=torch.tensor([p.grid for p in images])
     )
-    found = vision.positions(starts, pictures, len(tokens))
+    found = vision.positions(starts, images, len(tokens))
     assert found is not None
     np.testing.assert_array_equal(found, expected[:, 0])
     assert found.max() + 1 - len(tokens) == delta.item()
@@ -186,13 +186,13 @@ def test_batched_with_text_each_datum_is_as_if_alone(shared, reference):
         found, text = output["logprobs"].to_numpy(), is_text(LAYOUTS[name])[1:]
         alone = client.forward([datum_of(LAYOUTS[name])], "cross_entropy").result().loss_fn_outputs[0]
         np.testing.assert_allclose(found, alone["logprobs"].to_numpy(), atol=1e-5)
-        if name != "adjacent":  # where transformers itself takes two pictures for one
+        if name != "adjacent":  # where transformers itself takes two images for one
             np.testing.assert_allclose(found[text], direct(reference, LAYOUTS[name])[text], atol=1e-4)
 
 
 def test_the_picture_matters(shared):
     client = shared.create_lora_training_client("tiny-vl", rank=4)
-    data = [datum_of([words(1, 4), picture("square", seed), words(2, 5)]) for seed in (0, 1)]
+    data = [datum_of([words(1, 4), image("square", seed), words(2, 5)]) for seed in (0, 1)]
     first, second = client.forward(data, "cross_entropy").result().loss_fn_outputs
     assert np.abs(first["logprobs"].to_numpy()[-4:] - second["logprobs"].to_numpy()[-4:]).max() > 1e-2
 
@@ -286,7 +286,7 @@ def test_an_adapter_leaves_the_vision_tower_alone_unless_asked(tmp_path):
         service.close("success")
 
 
-def test_micro_batches_do_not_change_the_result(tmp_path):
+def test_packed_batches_do_not_change_the_result(tmp_path):
     found = []
     for budget in (16, 4096):
         service = ServiceClient(root=tmp_path / str(budget), device="cpu", token_budget=budget)
@@ -424,17 +424,17 @@ def other(request, tmp_path_factory):
     return write_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
-MIXED = [("text", 6), ("pictures", (70, 100), (40, 60)), ("text", 3), ("pictures", (90, 30))]
-"""Sequences for one request, with their pictures' sizes."""
+MIXED = [("text", 6), ("images", (70, 100), (40, 60)), ("text", 3), ("images", (90, 30))]
+"""Sequences for one request, with their images' sizes."""
 
 
 @pytest.fixture
 def mixed(other):
-    """MIXED for a model: words, then a picture and words for each of the sizes."""
+    """MIXED for a model: words, then an image and words for each of the sizes."""
     sequences = []
     for seed, (kind, *rest) in enumerate(MIXED):
-        chunks: list = [words(seed, 3 if kind == "pictures" else rest[0])]
-        for i, (height, width) in enumerate(rest if kind == "pictures" else []):
+        chunks: list = [words(seed, 3 if kind == "images" else rest[0])]
+        for i, (height, width) in enumerate(rest if kind == "images" else []):
             pixels = np.random.default_rng([seed, i]).integers(0, 256, (height, width, 3), dtype=np.uint8)
             chunks += [image_chunk(pixels, model=other), words(10 * seed + i, 4)]
         sequences.append(chunks)
@@ -444,8 +444,8 @@ def mixed(other):
 def own_logprobs(model, vision: Vision, chunks) -> torch.Tensor:
     """As `direct`, with autograd and for any of ARCHITECTURES."""
     ids = torch.tensor([flat(chunks)])
-    pictures = [vision.read(c) for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
-    extra = images_of(pictures, torch.device("cpu"))
+    images = [vision.read(c) for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
+    extra = image_tensors(images, torch.device("cpu"))
     if extra and vision.spatial:
         extra["mm_token_type_ids"] = (ids == PAD).int()
     logits = model(input_ids=ids, use_cache=False, **extra).logits[0, :-1]
@@ -453,7 +453,7 @@ def own_logprobs(model, vision: Vision, chunks) -> torch.Tensor:
 
 
 def test_other_architectures_give_their_own_numbers_and_gradients(shared, other, mixed):
-    """A request of several sequences, with and without pictures, against the model's own passes, one by one."""
+    """A request of several sequences, with and without images, against the model's own passes, one by one."""
     client = shared.create_lora_training_client(other, rank=0)
     outputs = client.forward_backward([datum_of(chunks) for chunks in mixed], "cross_entropy").result()
     found = client.apply(lambda state: state.weights.layout.views(state.gradient.clone())).result()
@@ -521,7 +521,7 @@ def refused(future) -> str:
 
 def test_bad_images_are_refused_by_datum(shared):
     client = shared.create_lora_training_client("tiny-vl", rank=4)
-    good = picture("square")
+    good = image("square")
     wrong = good.model_copy(update={"expected_tokens": 9})
     problem = refused(client.forward([DATA[0], datum_of([words(1, 2), wrong, words(2, 3)])], "cross_entropy"))
     assert "datum 1" in problem
@@ -535,7 +535,7 @@ def test_bad_images_are_refused_by_datum(shared):
 
 
 def test_a_picture_that_cannot_be_decoded_fails_its_own_call_alone(shared, sampler):
-    good = tinker.ModelInput(chunks=[words(1, 2), picture("square"), words(2, 3)])
+    good = tinker.ModelInput(chunks=[words(1, 2), image("square"), words(2, 3)])
     late = good.chunks[1].model_copy(update={"data": good.chunks[1].data[:-200]})
     bad = tinker.ModelInput(chunks=[words(1, 2), late, words(2, 3)])
     params, together = tinker.SamplingParams(max_tokens=2), threading.Event()
@@ -550,8 +550,8 @@ def test_a_picture_that_cannot_be_decoded_fails_its_own_call_alone(shared, sampl
 def test_text_cannot_stand_for_an_image(shared, sampler):
     client = shared.create_lora_training_client("tiny-vl", rank=4)
     forged = tinker.ModelInput(chunks=[tinker.EncodedTextChunk(tokens=[1, PAD, 2])])
-    assert "images are chunks" in refused(client.forward([make_datum(forged, [0, 0, 1])], "cross_entropy"))
-    assert "images are chunks" in refused(sampler.sample(forged, 1, tinker.SamplingParams(max_tokens=1)))
+    assert "pass images as image chunks" in refused(client.forward([make_datum(forged, [0, 0, 1])], "cross_entropy"))
+    assert "pass images as image chunks" in refused(sampler.sample(forged, 1, tinker.SamplingParams(max_tokens=1)))
 
 
 def test_a_text_model_refuses_images(shared):

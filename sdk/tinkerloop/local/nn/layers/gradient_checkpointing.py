@@ -1,8 +1,8 @@
-"""Gradient checkpointing: whether blocks keep their activations for the way back or compute them again.
+"""Gradient checkpointing: blocks recompute their activations in the backward pass instead of keeping them.
 
 Chen et al. 2016 (arXiv:1604.06174). Results are the same to the bit; recomputing costs about a third of a step's time.
-It is decided for each micro-batch, by what its activations would take and what memory is available; the first decision
-for it is logged as a warning, the first against it as information.
+The choice is made for each request, by the memory that activations would need and the memory available. The first
+decision for it is logged as a warning, the first against it as information.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 SHARE = 0.8
-"""Of the available memory, what activations may take."""
+"""The share of the available memory that activations may take."""
 _TRIALS = (32, 64, 128)
-"""Lengths of the sequences that are measured."""
+"""The lengths of the sequences whose activations are measured."""
 _CGROUP = Path("/sys/fs/cgroup")
 _log = logging.getLogger(__name__)
 
 
-class Activations:
-    """The choice for one model; its blocks are wrapped so that they, and their copies, follow it.
+class GradientCheckpointing:
+    """The decision for one model. Its blocks, and copies of them, are wrapped so that they follow it.
 
     Args:
         module: the model.
-        run: the forward pass over one sequence of so many tokens.
-        forced: recompute always (True) or never (False); None decides by memory.
+        run: runs the forward pass over one sequence of the given length.
+        forced: recompute always (True) or never (False); None: decide by memory.
     """
 
     def __init__(self, module: nn.Module, run: Callable[[int], object], forced: bool | None):
@@ -41,15 +41,15 @@ class Activations:
         self._run, self._forced = run, forced
         self._device = next(module.parameters()).device
         self._costs: dict[Hashable, np.poly1d] = {}
-        self._fits = 0.0  # the most that was found to fit; memory is looked at only for more
-        self._said: set[bool] = set()
+        self._fits = 0.0  # the largest need that did fit; available memory is read only for a larger one
+        self._logged: set[bool] = set()
         for block in module.modules():
             if isinstance(block, GradientCheckpointingLayer):
                 # partial, not a closure: in a copy of the model it holds the copy of the block
                 block.forward = partial(_follow, block, self)  # type: ignore[method-assign]
 
     def choose(self, lengths: Sequence[int], trained: Hashable) -> None:
-        """Decide for a pass over sequences of these lengths; `trained` says what carries gradients."""
+        """Decide for sequences of these lengths in memory at once; `trained` identifies the layers with gradients."""
         if self._forced is not None:
             return
         if trained not in self._costs:
@@ -62,11 +62,11 @@ class Activations:
         self.recompute = needed > SHARE * available
         if not self.recompute:
             self._fits = needed
-        if self.recompute not in self._said:
-            self._said.add(self.recompute)
+        if self.recompute not in self._logged:
+            self._logged.add(self.recompute)
             _log.log(
                 logging.WARNING if self.recompute else logging.INFO,
-                "gradient checkpointing %s: the activations of a micro-batch of %d tokens take about %.3g GB, %.3g GB "
+                "gradient checkpointing %s: the activations of %d tokens take about %.3g GB, and %.3g GB "
                 "of memory are available; ServiceClient(gradient_checkpointing=True or False) decides otherwise",
                 "on" if self.recompute else "off",
                 sum(lengths),
@@ -74,17 +74,19 @@ class Activations:
                 available / 1e9,
             )
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Activations:
+    def __deepcopy__(self, memo: dict[int, object]) -> GradientCheckpointing:
         return self
 
     def _measure(self) -> np.poly1d:
-        """Bytes kept for one sequence, a polynomial of its length: attention written out keeps a square of it."""
+        """Fit the bytes kept for one sequence as a polynomial of its length: unfused attention keeps length^2."""
         self.recompute = False
         kept = [saved_bytes(lambda n=n: self._run(n)) for n in _TRIALS]
-        return np.poly1d([*np.polyfit(_TRIALS, kept, 2)[:2], 0.0])  # without what is kept but once
+        return np.poly1d(
+            [*np.polyfit(_TRIALS, kept, 2)[:2], 0.0]
+        )  # without the constant part, which does not grow with the number of sequences
 
 
-def _follow(block: nn.Module, choice: Activations, *args, **kwargs):
+def _follow(block: nn.Module, choice: GradientCheckpointing, *args, **kwargs):
     inner = partial(type(block).forward, block)
     if not (choice.recompute and torch.is_grad_enabled()):
         return inner(*args, **kwargs)
@@ -92,7 +94,7 @@ def _follow(block: nn.Module, choice: Activations, *args, **kwargs):
 
 
 def saved_bytes(forward: Callable[[], object]) -> int:
-    """The bytes that autograd keeps for the way back from `forward`."""
+    """Return the bytes that autograd keeps for the backward pass of `forward`."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -107,7 +109,7 @@ def saved_bytes(forward: Callable[[], object]) -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that can be allocated: on a GPU what is free, else what the system or its container has left."""
+    """Return the bytes that can be allocated: free GPU memory, or what the system and its container have left."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

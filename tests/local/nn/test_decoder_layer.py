@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.local.tiny_models import write_model
 from tinkerloop.local import ServiceClient
 from tinkerloop.local.nn.layers import decoder_layer as decoder
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import write_model
 
 ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3"]
 

@@ -7,19 +7,16 @@ import gc
 import subprocess
 import sys
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tinker
 import torch
 
+from tests.local.references import policy_datum, reference_gradient, reference_loss
 from tinkerloop.local import ServiceClient, TrainingClient
-from tinkerloop.local.nn import optimizer as optim
+from tinkerloop.local.nn import adam as adam_module
 from tinkerloop.local.nn.losses import LOSSES
-
-sys.path.insert(0, str(Path(__file__).parent))
-from references import policy_datum, reference_gradient, reference_loss
 
 
 def flat(client: TrainingClient, what: str = "weights") -> torch.Tensor:
@@ -75,7 +72,7 @@ def test_splitting_a_batch_changes_nothing(service: ServiceClient, datum, adam, 
     assert (train(parts) - whole).abs().max() <= 1e-6 * whole.abs().max()
 
 
-def test_micro_batches_change_nothing(tmp_path, datum, adam):
+def test_packed_batches_change_nothing(tmp_path, datum, adam):
     data = [datum(i, 3 + 7 * i % 40) for i in range(8)]
 
     def train(budget: int) -> torch.Tensor:
@@ -255,7 +252,7 @@ def test_sparse_targets_mean_the_same_as_dense_ones(client, tokens):
     dense = tinker.Datum(model_input=model_input, loss_fn_inputs=arrays)
     results = [client.forward([d], "cross_entropy").result() for d in (sparse, dense)]
     assert results[0].metrics == results[1].metrics
-    # A column of another width in the same micro-batch is filled, and the filling cut off again.
+    # A column of another width in the same packed batch is filled, and the filling cut off again.
     mixed = client.forward([sparse, dense], "cross_entropy").result()
     assert [lp.shape for lp in logprobs(mixed)] == [(8, 64), (8, 64)]
 
@@ -350,7 +347,7 @@ def test_a_custom_loss_must_use_every_datum(client, datum):
     ],
 )
 def test_steps_equal_torch_adamw_after_torch_clipping(client: TrainingClient, datum, adam, fields, monkeypatch):
-    monkeypatch.setattr(optim, "BLOCK", 1000)  # several
+    monkeypatch.setattr(adam_module, "BLOCK", 1000)  # several
     parameter = torch.nn.Parameter(flat(client))
     params = adam(**fields)
     optimizer = torch.optim.AdamW(
@@ -513,7 +510,7 @@ def test_continuing_in_another_process_is_bit_identical(service, datum, adam, tm
     client = lora(service)
     train_steps(client, datum, adam, range(3))
     path = client.save_state("half").result().path
-    command = [sys.executable, "-c", CONTINUE, str(tmp_path), path, str(request.path.parent)]
+    command = [sys.executable, "-c", CONTINUE, str(tmp_path), path, str(request.path.parents[1])]
     elsewhere = subprocess.run(command, capture_output=True, text=True, check=True)
     train_steps(client, datum, adam, range(3, 6))
     assert elsewhere.stdout.strip() == hashlib.sha256(flat(client).numpy().tobytes()).hexdigest()

@@ -1,8 +1,8 @@
-"""One thread that executes requests in the order they were submitted.
+"""The queue of requests, and the one thread that executes them in the order of their submission.
 
-Everything that touches the model runs here, so no lock guards it and a script's order is the engine's order.
-Requests that may share one execution (samples from the same weights) carry an equal `group`: when the first of them is
-due, all that wait are taken along.
+Everything that uses the model runs on this thread, so no lock is needed and the engine keeps the script's order.
+Requests that may be executed together (samples from the same weights) have an equal `group`: when the first of them is
+next, all waiting ones of its group are executed with it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import tinker
 
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.local.request_errors import Verbatim, server_error, user_error
-from tinkerloop.local.runtime.request_future import WORKERS, RequestFuture
+from tinkerloop.local.request_errors import CallerError, server_error, user_error
+from tinkerloop.local.runtime.request_future import WORKER_THREADS, RequestFuture
 
 
 @dataclass
-class Job:
-    """One request: `run()` for a single one, `run_group(payloads)` -> one result or exception each for a group."""
+class QueuedRequest:
+    """One request: `run()`; with a group `run(payloads)`, which returns a result or an exception for each payload."""
 
     run: Callable[..., Any]
     group: Hashable = None
@@ -30,22 +30,22 @@ class Job:
     future: RequestFuture = field(default_factory=RequestFuture)
 
 
-class Worker:
-    """A FIFO queue and the thread that empties it. The thread starts with the first request and dies with `stop`."""
+class RequestQueue:
+    """A FIFO queue and the thread that executes it. The thread starts with the first request and ends with `stop`."""
 
     def __init__(self, name: str):
         self._name = name
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[QueuedRequest] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopped = False
-        self._last = Job(lambda: None)
-        """What `stop` queues."""
+        self._last = QueuedRequest(lambda: None)
+        """The last request, which `stop` queues."""
         self._last.future.set_running_or_notify_cancel()
 
     def submit(self, run: Callable[[], Any]) -> RequestFuture:
-        """Queue `run`; it is executed even if nobody waits, and cannot be withdrawn: later requests build on it."""
-        job = Job(run)
+        """Queue `run`. It is executed even if nobody waits, and cannot be cancelled: later requests depend on it."""
+        job = QueuedRequest(run)
         job.future.set_running_or_notify_cancel()
         return self._put(job)
 
@@ -53,10 +53,10 @@ class Worker:
         self, group: Hashable, payload: Any, run_group: Callable[[Sequence[Any]], list]
     ) -> RequestFuture:
         """Queue `payload` to be executed together with others of the same `group`."""
-        return self._put(Job(run_group, group, payload))
+        return self._put(QueuedRequest(run_group, group, payload))
 
     def stop(self) -> RequestFuture[None]:
-        """Execute what is queued, then end the thread; the future is done when all is executed.
+        """Execute the queued requests, then end the thread; the future is done after the last of them.
 
         Later submissions raise RuntimeError.
         """
@@ -71,13 +71,13 @@ class Worker:
         return self._last.future
 
     def abandon(self) -> None:
-        """Drop what is queued, unless `stop` was to execute it, and wait for the thread.
+        """Drop the queued requests (unless `stop` was called before) and wait for the thread to end.
 
-        For when nobody is left, the caller interrupts, or the interpreter exits: a daemon thread that is still inside
-        torch when that goes away would abort the process.
+        It is called when all clients are gone, when the caller interrupts, and at interpreter exit: a daemon thread
+        still inside torch while torch is being torn down would abort the process.
         """
         with self._wake:
-            dropped: deque[Job] = deque()
+            dropped: deque[QueuedRequest] = deque()
             if not self._stopped:
                 self._stopped = True
                 dropped, self._jobs = self._jobs, dropped
@@ -90,7 +90,7 @@ class Worker:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def _put(self, job: Job) -> RequestFuture:
+    def _put(self, job: QueuedRequest) -> RequestFuture:
         with self._wake:
             if self._stopped:
                 raise RuntimeError("this ServiceClient is closed; create a new one")
@@ -103,18 +103,18 @@ class Worker:
 
     def _loop(self) -> None:
         ident = threading.get_ident()
-        WORKERS.add(ident)
+        WORKER_THREADS.add(ident)
         try:
             while (jobs := self._take()) is not None:
                 if jobs[0].group is None:
                     _execute(jobs[0])
                 else:
                     _execute_group(jobs)
-                del jobs  # a request must not outlive its answer: it may be the last reference to the engine
+                del jobs  # else this variable keeps the engine alive, if the request was the last reference to it
         finally:
-            WORKERS.discard(ident)  # a later thread may be given the same number
+            WORKER_THREADS.discard(ident)  # a later thread may get the same number
 
-    def _take(self) -> list[Job] | None:
+    def _take(self) -> list[QueuedRequest] | None:
         with self._wake:
             while not self._jobs:
                 if self._stopped:
@@ -125,7 +125,7 @@ class Worker:
                 return [first]
         return [first, *self._take_group(first.group)]
 
-    def _take_group(self, group: Hashable) -> list[Job]:
+    def _take_group(self, group: Hashable) -> list[QueuedRequest]:
         with self._wake:
             waiting = [job for job in self._jobs if job.group == group]
             if waiting:
@@ -133,7 +133,7 @@ class Worker:
         return waiting
 
 
-def _execute(job: Job) -> None:
+def _execute(job: QueuedRequest) -> None:
     try:
         result = job.run()
     except BaseException as error:
@@ -142,7 +142,7 @@ def _execute(job: Job) -> None:
         job.future.set_result(result)
 
 
-def _execute_group(jobs: list[Job]) -> None:
+def _execute_group(jobs: list[QueuedRequest]) -> None:
     jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
     if not jobs:
         return
@@ -158,12 +158,14 @@ def _execute_group(jobs: list[Job]) -> None:
 
 
 def as_request_error(error: BaseException) -> BaseException:
-    """The error as a script of Tinker's expects it: Tinker's own class, with the original as its cause."""
-    if isinstance(error, Verbatim) and isinstance(error.error, StopIteration):
-        stopped = RuntimeError("the function raised StopIteration")  # which a future that is awaited cannot hold
+    """Return the error as a script written for Tinker expects it: of Tinker's class, with the original as its cause."""
+    if isinstance(error, CallerError) and isinstance(error.error, StopIteration):
+        stopped = RuntimeError(
+            "the function raised StopIteration"
+        )  # a future that is awaited cannot raise StopIteration
         stopped.__cause__ = error.error
         return stopped
-    if isinstance(error, Verbatim):
+    if isinstance(error, CallerError):
         return error.error
     if isinstance(error, tinker.TinkerError | NotImplementedError):
         return error

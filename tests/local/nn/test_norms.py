@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.local.tiny_models import CONFIGS, write_model
 from tinkerloop.local.nn.layers import norms
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import CONFIGS, write_model
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
@@ -35,7 +30,7 @@ def test_a_model_keeps_its_names_and_numbers(tmp_path, architecture):
     ids, names = torch.arange(1, 9)[None], list(model.state_dict())
     with torch.no_grad():
         expected = model(ids).logits
-        norms.take_over(model)
+        norms.use_own_norms(model)
         torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)
     assert list(model.state_dict()) == names
     assert any(isinstance(part, norms.RMSNorm) for part in model.modules())
@@ -60,7 +55,7 @@ def test_on_a_gpu_a_model_keeps_its_numbers(tmp_path, dtype):
     ids = torch.arange(1, 9, device="cuda")[None]
     with torch.no_grad():
         expected = model(ids).logits
-        norms.take_over(model)
+        norms.use_own_norms(model)
         tolerance = 1e-4 if dtype == torch.float32 else 0.05
         torch.testing.assert_close(model(ids).logits, expected, rtol=tolerance, atol=tolerance)
     assert sum(isinstance(part, norms.RMSNorm) for part in model.modules()) == 9
@@ -69,5 +64,5 @@ def test_on_a_gpu_a_model_keeps_its_numbers(tmp_path, dtype):
 @pytest.mark.parametrize("part", [HalfRMSNorm(), nn.RMSNorm(4, 1e-6, dtype=torch.bfloat16)])
 def test_what_gives_other_numbers_or_has_another_type_is_left(part):
     model = nn.Sequential(part)
-    norms.take_over(model)
+    norms.use_own_norms(model)
     assert model[0] is part

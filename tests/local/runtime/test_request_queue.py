@@ -4,22 +4,22 @@ import threading
 
 import pytest
 
-from tinkerloop.local.runtime.request_future import WORKERS
-from tinkerloop.local.runtime.worker import Worker
+from tinkerloop.local.runtime.request_future import WORKER_THREADS
+from tinkerloop.local.runtime.request_queue import RequestQueue
 
 
 def test_a_finished_worker_leaves_no_trace_of_its_thread():
     """Thread numbers are used again: an innocent thread must not be taken for a worker's."""
-    worker = Worker("test")
+    worker = RequestQueue("test")
     ident = worker.submit(threading.get_ident).result()
-    assert ident in WORKERS
+    assert ident in WORKER_THREADS
     worker.stop()
     worker.abandon()
-    assert ident not in WORKERS
+    assert ident not in WORKER_THREADS
 
 
 def test_what_was_queued_before_stop_is_executed_even_if_the_interpreter_exits():
-    worker, released = Worker("test"), threading.Event()
+    worker, released = RequestQueue("test"), threading.Event()
     worker.submit(released.wait)
     queued = worker.submit(lambda: "saved")
     ended = worker.stop()
@@ -30,7 +30,7 @@ def test_what_was_queued_before_stop_is_executed_even_if_the_interpreter_exits()
 
 
 def test_abandoned_requests_fail_also_beside_a_cancelled_one():
-    worker, released = Worker("test"), threading.Event()
+    worker, released = RequestQueue("test"), threading.Event()
     worker.submit(released.wait)
     cancelled, dropped = (worker.submit_grouped("group", None, list) for _ in range(2))
     assert cancelled.cancel()

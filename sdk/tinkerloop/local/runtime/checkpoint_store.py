@@ -6,8 +6,8 @@
         adapter_config.json        PEFT's configuration; or model.safetensors when every weight was trained
         optimizer.safetensors      Adam's moments (training checkpoints only)
 
-A checkpoint is written to a temporary folder, flushed to the disk, and renamed into place, so it is there whole or not
-at all. Only JSON and safetensors are read: nothing is ever unpickled, and no path leads out of the root.
+A checkpoint is written to a temporary folder, flushed to the disk, and renamed into place, so a checkpoint is never
+seen half-written. Only JSON and safetensors are read: nothing is unpickled, and no path leads out of the root folder.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from tinkerloop.local.runtime.checkpoint_paths import parse_path
 from tinkerloop.local.runtime.peft_format import adapter_config
 
 _BACKUP = ".previous-"
-"""Before the name of a checkpoint that is being replaced."""
+"""The prefix of a checkpoint's folder while it is being replaced."""
 _STALE = 86400
-"""Seconds after which an unfinished save or deletion is taken for dead."""
+"""After so many seconds, the folder of an unfinished save or deletion is removed as abandoned."""
 _RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
     "checkpoint.json",
     "adapter_model.safetensors",
@@ -50,7 +50,7 @@ _RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What is known of a checkpoint without reading its tensors."""
+    """The description of a checkpoint: the contents of its checkpoint.json."""
 
     path: str
     base_model: str
@@ -68,25 +68,30 @@ class CheckpointInfo:
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a checkpoint holds; `moments` is None for a sampler checkpoint."""
+class CheckpointContents:
+    """The tensors of a checkpoint; `moments` is None for a sampler checkpoint."""
 
     weights: Mapping[str, torch.Tensor]
-    """By their names in the file: PEFT's, or the model's own when every weight was trained."""
+    """Weights by their names in the file: PEFT's, or the model's own if every weight was trained."""
     moments: Mapping[str, Mapping[str, torch.Tensor]] | None = None
-    """ "exp_avg" and "exp_avg_sq", each by name."""
+    """Adam's moments, "exp_avg" and "exp_avg_sq", each by tensor name."""
     peft_targets: Mapping[str, list[str]] = field(default_factory=dict)
     """PEFT's `target_modules` and `target_parameters`."""
 
 
-class Store:
-    """All checkpoints under one root."""
+class CheckpointStore:
+    """The checkpoints under one root folder."""
 
     def __init__(self, root: Path):
         self.root = root
 
-    def save(self, record: CheckpointInfo, contents: Contents, *, overwrite: bool = False) -> CheckpointInfo:
-        """Write a checkpoint atomically. Raises ConflictError if the name is taken and `overwrite` is false."""
+    def save(self, record: CheckpointInfo, contents: CheckpointContents, *, overwrite: bool = False) -> CheckpointInfo:
+        """Write a checkpoint atomically, and return its record with its size.
+
+        Raises:
+            tinker.ConflictError: the name exists and `overwrite` is false.
+            tinker.RequestFailedError: (category server) it cannot be written.
+        """
         run, _, name = parse_path(record.path)
         self._sweep(run)
         folder = self._folder(record.path)
@@ -104,7 +109,12 @@ class Store:
         return record
 
     def read(self, path: str) -> CheckpointInfo:
-        """The record of an existing, unexpired checkpoint; NotFoundError or BadRequestError otherwise."""
+        """Return the record of a checkpoint.
+
+        Raises:
+            tinker.NotFoundError: it does not exist or has expired.
+            tinker.BadRequestError: `path` is not a tinker:// path.
+        """
         try:
             folder = self._folder(path)
         except ValueError as error:
@@ -112,7 +122,7 @@ class Store:
         try:
             record = _read_record(folder / _RECORD)
         except FileNotFoundError:
-            if (self._folder(path) / _RECORD).exists():  # replaced just now
+            if (self._folder(path) / _RECORD).exists():  # it was replaced between the two lines
                 return self.read(path)
             raise not_found(f"no checkpoint {path} under {self.root}") from None
         if record.expired:
@@ -120,23 +130,27 @@ class Store:
         return record
 
     def load_weights(self, path: str) -> dict[str, torch.Tensor]:
-        """The weights by their names in the file."""
+        """Read the weights, by their names in the file."""
         folder = self._folder(path)
         return load_file(folder / (_FULL if (folder / _FULL).exists() else _ADAPTER))
 
     def load_moments(self, path: str) -> dict[str, dict[str, torch.Tensor]]:
-        """Adam's moments; NotFoundError if the checkpoint has none (never a partial resume)."""
+        """Read Adam's moments.
+
+        Raises:
+            tinker.NotFoundError: the checkpoint has none; training never continues with a part of the state.
+        """
         file = self._folder(path) / _OPTIMIZER
         if not file.exists():
             raise not_found(f"checkpoint {path} holds no optimizer state")
         moments: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
         for name, tensor in load_file(file).items():
-            kind, _, own = name.partition(".")
-            moments[kind][own] = tensor
+            kind, _, tensor_name = name.partition(".")
+            moments[kind][tensor_name] = tensor
         return moments
 
     def folder(self, path: str) -> Path:
-        """The folder of an existing checkpoint, which PEFT can load."""
+        """Return the folder of an existing checkpoint, which PEFT can load."""
         self.read(path)
         return self._folder(path)
 
@@ -145,13 +159,13 @@ class Store:
         self._remove(self._folder(path))
 
     def _remove(self, folder: Path) -> None:
-        shutil.rmtree(_backup(folder), ignore_errors=True)  # else it would come back in the checkpoint's place
-        doomed = self.root / f".deleting-{uuid.uuid4().hex}"
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        shutil.rmtree(_backup(folder), ignore_errors=True)  # else it would be restored in the checkpoint's place
+        trash = self.root / f".deleting-{uuid.uuid4().hex}"
+        os.replace(folder, trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
     def copy(self, path: str, new_path: str, *, expires_at: str | None) -> CheckpointInfo:
-        """The same checkpoint under a new path."""
+        """Copy a checkpoint to a new path, and return the copy's record."""
         source = self.read(path)
         record = CheckpointInfo(**{**source.__dict__, "path": new_path, "expires_at": expires_at})
         with self._writing(new_path) as scratch:
@@ -162,7 +176,11 @@ class Store:
         return record
 
     def confirm(self, record: CheckpointInfo) -> None:
-        """Raise ConflictError if the checkpoint was overwritten since `record` was read: tensors may be of either."""
+        """Check that a checkpoint was not overwritten while its tensors were read.
+
+        Raises:
+            tinker.ConflictError: it was overwritten since `record` was read.
+        """
         if self.read(record.path).time != record.time:
             raise conflict(f"{record.path} was overwritten while it was read: try again")
 
@@ -176,12 +194,12 @@ class Store:
         return record
 
     def records(self, run: str | None = None) -> Iterator[CheckpointInfo]:
-        """Every unexpired checkpoint (of one run), oldest first; others may save and delete meanwhile."""
-        found = glob(f"{'*' if run is None else _on_disk(run)}/*/*", root_dir=self.root, include_hidden=True)
+        """Iterate over the unexpired checkpoints (of one run), oldest first; others may save and delete meanwhile."""
+        folders = glob(f"{'*' if run is None else _on_disk(run)}/*/*", root_dir=self.root, include_hidden=True)
         records = []
-        for place in {place.replace(f"/{_BACKUP}", "/") for place in found}:
-            with suppress(tinker.NotFoundError, tinker.BadRequestError):  # gone by now, or no checkpoint at all
-                records.append(self.read(f"tinker://{place}"))
+        for name in {folder.replace(f"/{_BACKUP}", "/") for folder in folders}:
+            with suppress(tinker.NotFoundError, tinker.BadRequestError):  # deleted meanwhile, or not a checkpoint
+                records.append(self.read(f"tinker://{name}"))
         return iter(sorted(records, key=lambda record: record.time))
 
     def run_folder(self, run: str) -> Path:
@@ -190,46 +208,50 @@ class Store:
 
     @contextmanager
     def _writing(self, path: str) -> Iterator[Path]:
-        """A new folder under the root, in which to prepare what `path` shall be; it is gone afterwards."""
+        """Make a temporary folder under the root in which to prepare `path`; it is removed at the end."""
         scratch = self.root / f".writing-{uuid.uuid4().hex}"
         try:
             scratch.mkdir(parents=True)
             yield scratch
-        except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        except (OSError, SafetensorError) as error:  # SafetensorError: safetensors raises its own for a full disk
             raise server_error(f"cannot save {path} under {self.root}: {error}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _sweep(self, run: str) -> None:
-        """Remove the run's expired checkpoints, and what saves and deletions that were killed have left.
+        """Remove the run's expired checkpoints, and the folders left by killed saves and deletions.
 
-        None that is under way is as old as the latter.
+        A save in progress is never older than _STALE.
         """
         for file in self.run_folder(run).glob(f"*/*/{_RECORD}"):
-            with suppress(OSError, tinker.TinkerError):  # gone by now, or damaged, which its reader will be told
+            with suppress(OSError, tinker.TinkerError):  # deleted meanwhile, or damaged: reading it raises an error
                 if _read_record(file).expired:
                     self._remove(file.parent)
-        for left in [*self.root.glob(".writing-*"), *self.root.glob(".deleting-*")]:
-            with suppress(FileNotFoundError):  # finished by now
-                if time.time() - left.stat().st_mtime > _STALE:
-                    shutil.rmtree(left, ignore_errors=True)
+        for leftover in [*self.root.glob(".writing-*"), *self.root.glob(".deleting-*")]:
+            with suppress(FileNotFoundError):  # finished meanwhile
+                if time.time() - leftover.stat().st_mtime > _STALE:
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def _folder(self, path: str) -> Path:
         run, kind, name = parse_path(path)
         folder = self.root / _on_disk(run) / kind / name
-        if not folder.exists() and _backup(folder).exists():  # a save was killed, or is, between its two renames
-            with suppress(OSError):  # it was faster
+        if not folder.exists() and _backup(folder).exists():  # a save was killed (or is now) between its two renames
+            with suppress(OSError):  # the save has finished meanwhile
                 os.replace(_backup(folder), folder)
         return folder
 
 
 def default_root() -> Path:
-    """Where checkpoints go when nobody says where."""
+    """The default root folder, ~/.tinkerloop."""
     return Path.home() / ".tinkerloop"
 
 
 def expiry(ttl_seconds: int | None) -> str | None:
-    """The moment a checkpoint of this time-to-live ends (3600 seconds to 10 years; None: never)."""
+    """Return the time at which a checkpoint expires, in ISO format; None: never.
+
+    Raises:
+        tinker.BadRequestError: `ttl_seconds` is not between 3600 and ten years.
+    """
     if ttl_seconds is None:
         return None
     if not isinstance(ttl_seconds, int | float) or not 3600 <= ttl_seconds <= 10 * 366 * 86400:
@@ -237,29 +259,37 @@ def expiry(ttl_seconds: int | None) -> str | None:
     return (datetime.now(UTC) + timedelta(seconds=ttl_seconds)).isoformat()
 
 
-def metadata_of(given: Mapping[str, str] | None) -> dict[str, str] | None:
-    """A copy of a caller's metadata; BadRequestError unless it maps texts to texts, which is what can be listed."""
-    if given is None:
+def metadata_of(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
+    """Return a copy of a caller's metadata.
+
+    Raises:
+        tinker.BadRequestError: it does not map str to str, as tinker's types require.
+    """
+    if metadata is None:
         return None
     try:
-        return TypeAdapter(dict[str, str]).validate_python(given, strict=True)
+        return TypeAdapter(dict[str, str]).validate_python(metadata, strict=True)
     except ValidationError as error:
-        raise bad_request(f"user_metadata must map texts to texts: {error}") from error
+        raise bad_request(f"user_metadata must map str to str: {error}") from error
 
 
 def _read_record(file: Path) -> CheckpointInfo:
-    """Raises RequestFailedError (category server) for a file that somebody else has written."""
+    """Read a checkpoint.json.
+
+    Raises:
+        tinker.RequestFailedError: (category server) the file is damaged or of another program.
+    """
     text = file.read_text()
     try:
         fields = json.loads(text)
         fields.pop("format")
         return CheckpointInfo(**{**fields, "lora": LoraSpec(**fields["lora"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise server_error(f"{file} is not the record of a checkpoint of ours: {error!r}") from error
+        raise server_error(f"{file} is not the record of a tinkerloop checkpoint: {error!r}") from error
 
 
 def _backup(folder: Path) -> Path:
-    """Where a checkpoint's folder is while a new one takes its place."""
+    """The name of a checkpoint's folder while a new one replaces it."""
     return folder.with_name(f"{_BACKUP}{folder.name}")
 
 
@@ -267,7 +297,7 @@ def _on_disk(run: str) -> str:
     return run.replace(":", "_")
 
 
-def _write_tensors(folder: Path, record: CheckpointInfo, contents: Contents) -> None:
+def _write_tensors(folder: Path, record: CheckpointInfo, contents: CheckpointContents) -> None:
     def on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # Cloned: the tensors are views of one vector, and safetensors refuses shared storage.
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
@@ -298,7 +328,7 @@ def _flush(path: Path) -> None:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in `folder`'s place. At every moment the old or the new one is there, or the old as a backup."""
+    """Replace `folder` by `new`. At every moment the old or the new one exists, or the old one as a backup."""
     for file in new.iterdir():
         _flush(file)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -312,6 +342,6 @@ def _swap(new: Path, folder: Path) -> None:
         except OSError:
             if not folder.exists():
                 raise
-            # somebody who read the checkpoint just now took us for dead and put the backup back
+            # a reader thought that this save had been killed, and restored the backup
     _flush(folder.parent)
     shutil.rmtree(backup, ignore_errors=True)

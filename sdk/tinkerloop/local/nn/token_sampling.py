@@ -1,7 +1,7 @@
-"""What is asked of sampling, and the drawing of the next token: temperature, top-k, top-p.
+"""Sampling of the next token with temperature, top-k and top-p, and the requests and continuations it works on.
 
-Log-probabilities are always those of the full softmax at temperature 1, whatever the draw was made from: the numbers
-the trainer computes for the same tokens.
+Reported log-probabilities are of the full softmax at temperature 1, whatever the sampling parameters: the same numbers
+as the trainer's for the same tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from tinkerloop.local.nn.inputs import Input
 
 COLDEST = 1e-30
-"""Below this temperature only the likeliest token has any probability, and float32 would divide by 0."""
+"""The lowest temperature used: below it float32 would divide by 0, and only the likeliest token is drawn anyway."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class SampleRequest:
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...] = ()
     topk: int = 0
-    """How many alternatives to report at every sampled token."""
+    """The number of alternatives to report for every sampled token."""
     on_token: Callable[[int, int], None] | None = None
-    """Called with (sample, token) as soon as it is drawn."""
+    """A function that is called with (sample, token) for each token as it is drawn."""
 
 
 @dataclass
 class Continuation:
-    """One continuation under way, and its answer when done."""
+    """One continuation, while it is generated and after."""
 
     request: SampleRequest
     sample: int
@@ -50,8 +50,8 @@ class Continuation:
     stop_reason: str | None = None
 
 
-def draw_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[int]:
-    """The next token of every row; appends its log-probability (and alternatives) to the row."""
+def sample_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[int]:
+    """Draw the next token of every row from logits (rows, vocabulary), and append its log-probability to the row."""
     device = logits.device
     log_z = logits.logsumexp(1)
     chosen = logits.argmax(1)
@@ -65,11 +65,11 @@ def draw_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[int]
             scaled = _truncated(scaled, requests)
         u = torch.tensor([rows[i].draws.random() for i in random], dtype=torch.float64, device=device)
         chosen[random] = _inverse_cdf(scaled.softmax(1, dtype=torch.float64), u)
-    found = (logits.gather(1, chosen[:, None])[:, 0] - log_z).tolist()
+    logprobs = (logits.gather(1, chosen[:, None])[:, 0] - log_z).tolist()
     width = max(row.request.topk for row in rows)
     best = (logits - log_z[:, None]).topk(width, dim=1) if width else None
     for i, row in enumerate(rows):
-        row.logprobs.append(found[i])
+        row.logprobs.append(logprobs[i])
         if best is not None and row.request.topk:
             k = row.request.topk
             row.topk.append((best.indices[i, :k].tolist(), best.values[i, :k].tolist()))
@@ -77,16 +77,16 @@ def draw_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[int]
 
 
 def _inverse_cdf(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """The first token whose cumulative probability exceeds u in [0, 1): one uniform number is one draw."""
+    """Return the first token whose cumulative probability exceeds u, a uniform number in [0, 1)."""
     cumulative = p.cumsum(1)
     chosen = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True)[:, 0]
-    # Rounding at the very end could step past the last token that has any probability.
+    # Rounding could lead past the last token with a probability above 0.
     last = p.shape[1] - 1 - (p > 0).flip(1).int().argmax(1)
     return torch.minimum(chosen, last)
 
 
 def _truncated(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
-    """-inf outside each row's top k, then outside its nucleus: the fewest tokens with probability >= top_p."""
+    """Set logits to -inf outside each row's top k, then outside its fewest tokens with probability >= top_p."""
     ordered, order = logits.sort(1, descending=True)
     rank = torch.arange(logits.shape[1], device=logits.device)
     k = torch.tensor([r.top_k if r.top_k > 0 else logits.shape[1] for r in requests], device=logits.device)

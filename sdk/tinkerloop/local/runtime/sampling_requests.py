@@ -1,4 +1,4 @@
-"""Sampling calls that wait for the same weights, answered together on the worker's thread."""
+"""Execution of the sampling calls that wait for the same weights: they are answered together."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tinker.types.topk_logprobs import TopkLogprobs
 from tinkerloop.local.nn.generation import generate, score_prompt
 from tinkerloop.local.nn.inputs import Input
 from tinkerloop.local.nn.model import Model
-from tinkerloop.local.nn.token_drawing import Continuation, SampleRequest
-from tinkerloop.local.request_errors import Verbatim
+from tinkerloop.local.nn.token_sampling import Continuation, SampleRequest
+from tinkerloop.local.request_errors import CallerError
 from tinkerloop.local.runtime.engine import Sampler
 
 TOPK_FILL = (0, -99999.0)
-"""Tinker's (token id, log-probability) where nothing is reported."""
+"""Tinker's (token id, log-probability) for positions without a value."""
 
 
 @dataclass(frozen=True)
 class PromptScores:
-    """Which log-probabilities of the prompt to report."""
+    """The log-probabilities of the prompt that a call asks for."""
 
     logprobs: bool = False
     topk: int = 0
@@ -36,13 +36,15 @@ class PromptScores:
 
 @dataclass(frozen=True)
 class SampleCall:
+    """One call of `sample`, or of `compute_logprobs` (then `request` is None)."""
+
     request: SampleRequest | None
     prompt: Input
     scores: PromptScores
 
 
 def answer_calls(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]:
-    """Answer each call, or give its error in its place: one bad call does not fail its neighbours."""
+    """Return each call's answer, or its error in its place: a call that fails does not fail the others."""
     try:
         return _answer_together(sampler, calls)
     except Exception as error:
@@ -50,10 +52,10 @@ def answer_calls(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]:
 
 
 def _answer_together(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]:
-    """Execute the calls that wait for this sampler's weights; on the worker's thread."""
+    """Answer the calls together, on the queue's thread."""
     model = sampler.model
-    if sampler.taken is not None and (error := sampler.taken.exception()) is not None:
-        raise Verbatim(error)
+    if sampler.snapshot_future is not None and (error := sampler.snapshot_future.exception()) is not None:
+        raise CallerError(error)
     model.bind(sampler.spec, sampler.weights)
     requests = [call.request for call in calls if call.request is not None]
     generated = iter(generate(model, requests))
@@ -61,9 +63,9 @@ def _answer_together(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]
 
 
 def _alone(sampler: Sampler, call: SampleCall, error: Exception) -> Any:
-    """The answer to one of several calls that failed together with `error`, or its own error."""
+    """Return the answer to one of several calls that failed together with `error`, or its own error."""
     if call.request is not None and call.request.on_token is not None:
-        return error  # what a stream has given out cannot be given again
+        return error  # its tokens were already streamed and cannot be taken back
     try:
         return _answer_together(sampler, [call])[0]
     except Exception as own:
@@ -89,29 +91,29 @@ def _response(model: Model, call: SampleCall, sequences: Sequence[Continuation] 
 def _prompt_scores(
     model: Model, prompt: Input, scores: PromptScores
 ) -> tuple[NDArray[np.float32], TopkLogprobs | None, tinker.TensorData | None]:
-    """Per prompt position. The first and those of images have none: NaN, and the fill value among the top k."""
-    wanted = prompt.tokens[1:, None]
+    """Score each prompt position. The first one and those of images get NaN, and TOPK_FILL among the top k."""
+    target_ids = prompt.tokens[1:, None]
     if scores.targets is not None:
-        wanted = np.concatenate([wanted, np.maximum(scores.targets, 0)], axis=1)
-    if len(wanted):
-        found, ids, values = score_prompt(model, prompt, wanted, scores.topk)
+        target_ids = np.concatenate([target_ids, np.maximum(scores.targets, 0)], axis=1)
+    if len(target_ids):
+        target_logprobs, ids, values = score_prompt(model, prompt, target_ids, scores.topk)
     else:
-        found = np.zeros((0, wanted.shape[1]), np.float32)
+        target_logprobs = np.zeros((0, target_ids.shape[1]), np.float32)
         ids, values = np.zeros((0, scores.topk), np.int32), np.zeros((0, scores.topk), np.float32)
     last = len(prompt) if scores.last is None else min(scores.last, len(prompt))
-    picture = prompt.on_picture[1:]
-    found[picture] = np.nan
-    logprobs = np.concatenate([[np.float32(np.nan)], found[:, 0]])[-last:]
+    on_image = prompt.on_image[1:]
+    target_logprobs[on_image] = np.nan
+    logprobs = np.concatenate([[np.float32(np.nan)], target_logprobs[:, 0]])[-last:]
     topk = targets = None
     if scores.topk and ids is not None and values is not None:
-        ids[picture], values[picture] = TOPK_FILL
+        ids[on_image], values[on_image] = TOPK_FILL
         fill = np.full((1, scores.topk), TOPK_FILL[0], np.int32), np.full((1, scores.topk), TOPK_FILL[1], np.float32)
         topk = TopkLogprobs(
             token_ids=np.concatenate([fill[0], ids])[-last:], logprobs=np.concatenate([fill[1], values])[-last:]
         )
     if scores.targets is not None:
-        kept = np.where(scores.targets < 0, np.float32(0), found[:, 1:])
-        targets = tinker.TensorData.from_numpy(np.ascontiguousarray(kept))
+        reported = np.where(scores.targets < 0, np.float32(0), target_logprobs[:, 1:])
+        targets = tinker.TensorData.from_numpy(np.ascontiguousarray(reported))
     return logprobs, topk, targets
 
 

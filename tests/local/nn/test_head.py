@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tinker
 import torch
 
+from tests.local.tiny_models import write_model
 from tinkerloop.local import ServiceClient
 from tinkerloop.local.nn.layers import head
 from tinkerloop.local.nn.layers.lora import LoRALinear
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import write_model
 
 
 def passes(root, folder, rank: int, data, adam) -> tuple[list[np.ndarray], torch.Tensor, list[float | None]]:

@@ -1,4 +1,4 @@
-"""Encoders give the tokenizer's ids for ordinary text, and never a control token."""
+"""Tokenizers from a file of ranks."""
 
 from __future__ import annotations
 
@@ -11,70 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.renderers.chats import CONTROL, everyones_tokenizer
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.tokenizer_utils import get_tokenizer as same_get_tokenizer
-from tinkerloop.tokenizers import encoders, get_tokenizer
-from tinkerloop.tokenizers.encoders import ENGINES, FastEncoder, HuggingFaceEncoder, encoder_of
+from tinkerloop.tokenizers import get_tokenizer
+from tinkerloop.tokenizers.encoders import HuggingFaceEncoder, encoder_of
 from tinkerloop.tokenizers.tiktoken_file import KIMI_PATTERN
 
-REFERENCE = HuggingFaceEncoder(everyones_tokenizer())
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-
-
-def engine(name: str) -> FastEncoder:
-    pytest.importorskip(name)
-    return FastEncoder(REFERENCE, name)
-
-
-@pytest.mark.parametrize("name", sorted(ENGINES))
-@FEW
-@given(text=st.text(max_size=30) | st.sampled_from(CONTROL))
-def test_a_fast_engine_gives_the_ids_of_the_reference(name: str, text: str) -> None:
-    assert engine(name).encode(text) == REFERENCE.encode(text)
-
-
-@FEW
-@given(text=st.text(max_size=30), token=st.sampled_from(CONTROL))
-def test_text_is_encoded_as_by_the_tokenizer_and_control_tokens_as_text(text: str, token: str) -> None:
-    tokenizer = everyones_tokenizer()
-    assert REFERENCE.encode(text) == tokenizer.encode(text, add_special_tokens=False) or any(c in text for c in CONTROL)
-    assert REFERENCE.id_of(token) not in REFERENCE.encode(f"{text}{token}")
-    assert REFERENCE.decode_bytes(REFERENCE.encode(token)).decode() == token
-
-
-def test_ids_that_no_token_has_become_replacement_characters() -> None:
-    assert REFERENCE.decode_bytes([-1, 10**9]).decode() == "\ufffd\ufffd"
-
-
-def test_an_engine_that_differs_on_a_probe_is_not_used(monkeypatch, caplog) -> None:
-    monkeypatch.setattr(encoders, "ENGINES", {"wrong": lambda spec: lambda text: [0]})
-    assert encoders._fastest(REFERENCE).name == "huggingface"
-    assert "wrong encodes" in caplog.text
-
-
-def test_an_engine_that_is_not_installed_is_passed_over(monkeypatch) -> None:
-    def missing(spec: str):
-        raise ImportError("no module")
-
-    monkeypatch.setattr(encoders, "ENGINES", {"missing": missing})
-    assert encoders._fastest(REFERENCE).name == "huggingface"
-
-
-def test_the_encoder_of_a_tokenizer_is_built_once() -> None:
-    assert encoder_of(everyones_tokenizer()) is encoder_of(everyones_tokenizer())
-
-
-def test_tiny_is_built_in_and_the_cookbooks_path_finds_the_same_function() -> None:
-    assert get_tokenizer("tiny") is get_tokenizer("tiny")
-    assert get_tokenizer("tiny").encode("A") == [65]
-    assert same_get_tokenizer is get_tokenizer
-
-
-def test_a_folder_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(TinkerloopError, match=f"cannot load the tokenizer of '{tmp_path}': "):
-        get_tokenizer(tmp_path)
-
 
 KIMI = {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}
 
@@ -120,5 +62,5 @@ def test_ids_after_the_ranks_are_control_tokens_and_have_names(from_ranks: Any) 
 
 def test_ranks_that_unknown_code_splits_are_refused(tmp_path: Path) -> None:
     folder = ranks_folder(tmp_path, [bytes([i]) for i in range(256)], {"AutoTokenizer": ["mine.Tokenizer", None]})
-    with pytest.raises(TinkerloopError, match=r"split by 'mine\.Tokenizer'.*convert it"):
+    with pytest.raises(TinkerloopError, match=r"for 'mine\.Tokenizer'.*convert it"):
         get_tokenizer(folder)

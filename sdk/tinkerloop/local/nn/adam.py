@@ -1,4 +1,4 @@
-"""The optimizer step: global-norm clipping, then AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+"""The optimizer step: clipping by global norm, then AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from tinkerloop.local.nn.parameters import TrainState
 from tinkerloop.local.request_errors import user_error
 
 BLOCK = 2**20
-"""Numbers updated at a time: no more of the gradient than that is held in float32 as well."""
+"""The number of weights updated at a time, so that only so much of the gradient is copied to float32."""
 
 
 def check_adam(params: tinker.AdamParams) -> None:
-    """Refuse hyper-parameters that are out of range; Tinker's own type accepts any number."""
+    """Check hyper-parameters; Tinker's own type accepts any number.
+
+    Raises:
+        tinker.RequestFailedError: (category user) a value is out of range.
+    """
     in_range = {
         "learning_rate": params.learning_rate >= 0,
         "beta1": 0 <= params.beta1 < 1,
@@ -33,9 +37,10 @@ def check_adam(params: tinker.AdamParams) -> None:
 def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
     """Apply the accumulated gradient and clear it.
 
-    The gradient is a sum; its L2 norm over all trained tensors is reported before clipping. With
-    `grad_clip_norm` = c > 0 it is scaled by min(1, c / norm). Without a gradient Adam steps on zeros: moments decay
-    and weight decay applies.
+    The gradient is a sum. With `grad_clip_norm` = c > 0 it is scaled by min(1, c / norm), where norm is its L2 norm
+    over all trained tensors. Without a gradient Adam steps on zeros: moments decay and weight decay applies.
+
+    Returns: the metric "unclipped_grad_l2:mean", the norm before clipping.
     """
     check_adam(params)
     norm = float(torch.linalg.vector_norm(state.gradient))

@@ -1,4 +1,4 @@
-"""Lanes: the work is dealt fairly and completely, and their number does not show in the results."""
+"""Replicas: the work is dealt fairly and completely, and their number does not change the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tinkerloop.local import ServiceClient
 from tinkerloop.local.runtime.packing import pack
-from tinkerloop.local.runtime.replica_threads import deal, lane_count, run_lanes
+from tinkerloop.local.runtime.replica_threads import deal_datums, replica_count, run_replicas
 
 
 @contextmanager
@@ -30,15 +30,15 @@ def threads(count: int) -> Iterator[None]:
 
 
 @given(st.lists(st.floats(1, 1000), min_size=1, max_size=40), st.integers(1, 4))
-def test_every_datum_is_dealt_once_and_no_lane_has_a_datum_too_many(costs, lanes):
-    dealt = deal(costs, lanes)
+def test_every_datum_is_dealt_once_and_no_replica_has_a_datum_too_many(costs, replicas):
+    dealt = deal_datums(costs, replicas)
     assert sorted(index for share in dealt for index in share) == list(range(len(costs)))
     totals = [sum(costs[i] for i in share) for share in dealt]
     assert max(totals) - min(totals) <= max(costs) + 1e-6
 
 
 @given(st.lists(st.integers(1, 1000), max_size=40), st.integers(1, 1500))
-def test_micro_batches_hold_every_datum_once_within_the_budget_and_no_two_could_be_one(lengths, budget):
+def test_packed_batches_hold_every_datum_once_within_the_budget_and_no_two_could_be_one(lengths, budget):
     groups = pack(lengths, budget)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     totals = [sum(lengths[i] for i in group) for group in groups]
@@ -57,28 +57,28 @@ def test_work_grows_with_positions_their_pairs_and_those_that_have_a_loss(client
     ("lengths", "budget", "expected"),
     [([400] * 8, 2048, 3), ([400] * 8, 1024, 2), ([700] * 2, 2048, 2), ([3000], 2048, 1), ([20] * 9, 2048, 1)],
 )
-def test_a_lane_needs_a_thread_a_datum_and_tokens_enough(lengths, budget, expected):
+def test_a_replica_needs_a_thread_a_datum_and_tokens_enough(lengths, budget, expected):
     with threads(3):
-        assert lane_count(lengths, budget) == expected
+        assert replica_count(lengths, budget) == expected
 
 
-def test_lanes_run_side_by_side_on_their_share_of_the_threads():
+def test_replicas_run_side_by_side_on_their_share_of_the_threads():
     together = threading.Barrier(2, timeout=30)
     with threads(4):
-        assert run_lanes(2, lambda lane: (together.wait() >= 0, torch.get_num_threads())) == [(True, 2)] * 2
+        assert run_replicas(2, lambda replica: (together.wait() >= 0, torch.get_num_threads())) == [(True, 2)] * 2
         assert torch.get_num_threads() == 4
 
 
-def test_a_lanes_error_comes_out_when_all_have_ended():
+def test_a_replicas_error_comes_out_when_all_have_ended():
     ended = []
 
-    def run(lane: int) -> None:
-        if lane == 0:
-            raise ValueError("lane 0")
-        ended.append(lane)
+    def run(replica: int) -> None:
+        if replica == 0:
+            raise ValueError("replica 0")
+        ended.append(replica)
 
-    with threads(3), pytest.raises(ValueError, match="lane 0"):
-        run_lanes(3, run)
+    with threads(3), pytest.raises(ValueError, match="replica 0"):
+        run_replicas(3, run)
     assert sorted(ended) == [1, 2]
 
 
@@ -101,7 +101,7 @@ def trained(
     return run.state.weights.flat, outputs
 
 
-def test_the_number_of_lanes_does_not_show(tmp_path, datum, adam):
+def test_the_number_of_replicas_does_not_show(tmp_path, datum, adam):
     (one, alone), (three, dealt) = (trained(tmp_path, datum, adam, count) for count in (1, 3))
     assert torch.equal(one, three)
     for a, b in zip(alone, dealt, strict=True):
@@ -110,13 +110,13 @@ def test_the_number_of_lanes_does_not_show(tmp_path, datum, adam):
             assert x["logprobs"].tolist() == y["logprobs"].tolist()
 
 
-def test_lanes_recompute_their_own_activations(tmp_path, datum, adam):
+def test_replicas_recompute_their_own_activations(tmp_path, datum, adam):
     kept, _ = trained(tmp_path, datum, adam, 1)
     recomputed, _ = trained(tmp_path, datum, adam, 3, recompute=True)
     assert torch.equal(kept, recomputed)
 
 
-def test_a_ratios_metrics_are_summed_over_lanes_whatever_their_sign(tmp_path, tokens):
+def test_a_ratios_metrics_are_summed_over_replicas_whatever_their_sign(tmp_path, tokens):
     data = []
     for seed in range(12):
         ids = tokens(seed, 121)

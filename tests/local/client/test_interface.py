@@ -37,7 +37,7 @@ NEWEST = Version(tinker.__version__) >= Version("0.38")
 newest = pytest.mark.skipif(not NEWEST, reason="speaks of tinker 0.38")
 GONE = {
     "search_sessions_async",
-    *(f"get_checkpoint_archive_url{of}{twin}" for of in ("", "_from_tinker_path") for twin in ("", "_async")),
+    *(f"get_checkpoint_archive_url{of}{suffix}" for of in ("", "_from_tinker_path") for suffix in ("", "_async")),
 }
 """Of older versions, and refused by name as well."""
 

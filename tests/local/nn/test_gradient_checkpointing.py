@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.local.tiny_models import write_model
 from tinkerloop.local import ServiceClient
-from tinkerloop.local.nn.layers import activation_checkpointing as activations
-from tinkerloop.local.nn.layers.activation_checkpointing import available_memory, saved_bytes
+from tinkerloop.local.nn.layers import gradient_checkpointing
+from tinkerloop.local.nn.layers.gradient_checkpointing import available_memory, saved_bytes
 from tinkerloop.local.nn.parameters import TrainState
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny_models import write_model
 
 
 def gradient(state: TrainState) -> torch.Tensor:
@@ -41,7 +37,7 @@ def test_on_and_off_give_the_same_gradient_to_the_bit(tmp_path, datum, adam, arc
 
 def test_it_keeps_less(client, datum):
     client.forward_backward([datum(0)], "cross_entropy").result()
-    choice = client._run.model.activations
+    choice = client._run.model.gradient_checkpointing
 
     def kept(recompute: bool) -> int:
         choice.recompute = recompute
@@ -50,22 +46,22 @@ def test_it_keeps_less(client, datum):
     assert kept(True) < 0.3 * kept(False)
 
 
-def test_it_is_chosen_by_the_memory_available_and_said(service, datum, monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "tinkerloop.local.nn.layers.activation_checkpointing")
-    monkeypatch.setattr(activations, "available_memory", lambda device: 10_000_000)
+def test_it_is_chosen_by_the_memory_available_and_logged(service, datum, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "tinkerloop.local.nn.layers.gradient_checkpointing")
+    monkeypatch.setattr(gradient_checkpointing, "available_memory", lambda device: 10_000_000)
     client = service.create_lora_training_client("tiny", rank=8)
     for length in (50, 40, 1500, 1500, 50):
         client.forward_backward([datum(0, length)], "cross_entropy").result()
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert [level for level, _ in said] == ["INFO", "WARNING"]
-    assert "checkpointing off: the activations of a micro-batch of 50 tokens" in said[0][1]
-    assert "checkpointing on: the activations of a micro-batch of 1500 tokens" in said[1][1]
+    assert "checkpointing off: the activations of 50 tokens" in said[0][1]
+    assert "checkpointing on: the activations of 1500 tokens" in said[1][1]
     assert "0.01 GB of memory are available" in said[1][1]
 
 
 def test_the_estimate_is_what_a_pass_keeps(client, datum):
     client.forward_backward([datum(0)], "cross_entropy").result()
-    choice = client._run.model.activations
+    choice = client._run.model.gradient_checkpointing
     (cost,) = choice._costs.values()
     kept = [saved_bytes(lambda n=n: choice._run(n)) for n in (300, 800)]  # of what is kept but once, as much
     assert cost(800) - cost(300) == pytest.approx(kept[1] - kept[0], rel=0.05)

@@ -1,0 +1,150 @@
+"""Bad input fails on its own future, changes nothing, and leaves the client usable."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import tinker
+import torch
+
+from tests.local.sampling import sample
+from tinkerloop.local import ServiceClient
+
+
+def bad(inputs: dict, ids: list[int] | None = None) -> tinker.Datum:
+    ids = [1, 2, 3] if ids is None else ids
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints(ids), loss_fn_inputs=inputs)
+
+
+BAD = {
+    "out of vocabulary": (bad({"target_tokens": [1, 2, 9999], "weights": [1.0, 1, 1]}), "cross_entropy", None),
+    "empty": (bad({"target_tokens": [], "weights": []}, []), "cross_entropy", None),
+    "ragged shapes": (bad({"target_tokens": np.ones((3, 2), int), "weights": [1.0, 1, 1]}), "cross_entropy", None),
+    "negative id": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}, [1, -2, 3]), "cross_entropy", None),
+    "wrong length": (bad({"target_tokens": [1, 2], "weights": [1.0, 1]}), "cross_entropy", None),
+    "missing input": (bad({"target_tokens": [1, 2, 3]}), "cross_entropy", None),
+    "nan": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, float("nan"), 1]}), "cross_entropy", None),
+    "wrong dtype": (bad({"target_tokens": np.ones(3), "weights": [1.0, 1, 1]}), "cross_entropy", None),
+    "too long": (bad({"target_tokens": [1] * 40000, "weights": [1.0] * 40000}, [1] * 40000), "cross_entropy", None),
+    "unknown loss": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}), "mse", None),
+    "unknown config key": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}), "cross_entropy", {"beta": 1.0}),
+    "id of 2**70": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}, [1, 2, 2**70]), "cross_entropy", None),
+    "sparse column out of range": (
+        bad(
+            {
+                "target_tokens": tinker.TensorData(
+                    data=[1, 2, 3],
+                    dtype="int64",
+                    shape=[3, 2],
+                    sparse_crow_indices=[0, 1, 2, 3],
+                    sparse_col_indices=[0, 5, 1],
+                ),
+                "weights": np.ones((3, 2)),
+            }
+        ),
+        "cross_entropy",
+        None,
+    ),
+    "config value of no number": (
+        bad({"target_tokens": [1, 2, 3], "logprobs": [-1.0] * 3, "advantages": [1.0] * 3}),
+        "ppo",
+        {"clip_low_threshold": None},
+    ),
+    "overflowing ratio": (
+        bad({"target_tokens": [1, 2, 3], "logprobs": [-1e30] * 3, "advantages": [1.0] * 3}),
+        "importance_sampling",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_fails_on_the_future_and_the_gradient_and_client_survive(client, datum, adam, case: str):
+    data, loss_fn, config = BAD[case]
+    client.forward_backward([datum(0)], "cross_entropy").result()
+    before = client.apply(lambda s: s.gradient.clone()).result()
+    future = client.forward_backward([data], loss_fn, config)
+    with pytest.raises(tinker.RequestFailedError) as error:
+        future.result()
+    assert error.value.category == tinker.types.RequestErrorCategory.User
+    assert torch.equal(client.apply(lambda s: s.gradient.clone()).result(), before)
+    client.optim_step(adam()).result()
+
+
+def test_what_a_caller_changes_after_the_call_changes_nothing(client):
+    weights, released = np.ones(3, np.float32), threading.Event()
+    data = [bad({"target_tokens": [1, 2, 3], "weights": weights})]
+    expected = client.forward(data, "cross_entropy").result().metrics
+    client.apply(lambda _: released.wait())
+    plain = client.forward(data, "cross_entropy")
+    custom = client.forward_backward_custom(data, lambda given, lps: (sum(lp.sum() for lp in lps), {"n": len(given)}))
+    weights[:] = 0
+    data.clear()
+    released.set()
+    assert plain.result().metrics == expected
+    assert custom.result().metrics["n"] == 1
+
+
+def test_a_failed_first_request_leaves_no_gradient(client, datum):
+    client.forward_backward([datum(0)], "cross_entropy").result()
+    client.apply(lambda s: s.clear_gradient()).result()
+    data, loss_fn, config = BAD["overflowing ratio"]
+    with pytest.raises(tinker.RequestFailedError):
+        client.forward_backward([data], loss_fn, config).result()
+    assert not client.apply(lambda s: s.gradient.any()).result()
+
+
+def test_programming_errors_are_raised_at_the_call(client):
+    with pytest.raises(ValueError, match="No data"):
+        client.forward([], "cross_entropy")
+    with pytest.raises(TypeError):
+        client.optim_step({"learning_rate": 1e-4})
+
+
+@pytest.mark.parametrize(
+    "params", [{"beta2": 2.0}, {"learning_rate": 1e39}, {"learning_rate": float("nan")}, {"eps": 0.0}]
+)
+def test_bad_adam_parameters_fail_on_the_future_and_change_nothing(client, params):
+    before = client.apply(lambda s: s.weights.flat.clone()).result()
+    with pytest.raises(tinker.RequestFailedError, match=next(iter(params))):
+        client.optim_step(tinker.AdamParams(**params)).result()
+    assert client.apply(lambda s: s.weights.flat.equal(before)).result()
+
+
+@pytest.mark.parametrize(
+    "params", [{"max_tokens": 0}, {"max_tokens": 40000}, {"temperature": -1}, {"top_p": 0}, {"stop": [99999]}]
+)
+def test_bad_sampling_parameters_fail_on_the_future(sampler, params):
+    with pytest.raises(tinker.RequestFailedError):
+        sample(sampler, [1, 2], **{"max_tokens": 1, **params})
+    assert sample(sampler, [1, 2], max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("n", "options"), [(2.5, {}), ("2", {}), (1, {"topk_sample_logprobs": 1.5}), (1, {"topk_prompt_logprobs": 1.5})]
+)
+def test_a_count_that_is_no_integer_fails_on_the_future(sampler, n, options):
+    prompt, params = tinker.ModelInput.from_ints([1, 2]), tinker.SamplingParams(max_tokens=1)
+    with pytest.raises(tinker.RequestFailedError) as error:
+        sampler.sample(prompt, n, params, **options).result()
+    assert error.value.category == tinker.types.RequestErrorCategory.User
+    with pytest.raises(ValueError, match="last_n"):
+        sampler.compute_logprobs(prompt, prompt_logprobs_last_n=1.5)
+
+
+@pytest.mark.parametrize(
+    "option", [{"token_budget": 0}, {"token_budget": 1.5}, {"dtype": "float23"}, {"dtype": "int8"}]
+)
+def test_an_engine_is_not_made_with_options_that_mean_nothing(tmp_path, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        ServiceClient(root=tmp_path, **option)
+
+
+def test_an_unknown_base_model_says_so(service, tmp_path):
+    for no_text in (None, tmp_path):  # a Path would load, and fail at the first save
+        with pytest.raises(tinker.BadRequestError, match="must be a str"):
+            service.create_lora_training_client(no_text)
+    with pytest.raises(tinker.BadRequestError, match="no such folder"):
+        service.create_lora_training_client("no/such/model/here")

@@ -1,0 +1,120 @@
+"""Checkpoints by name: saved, listed, copied, expired, deleted and loaded through the clients."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import tinker
+
+
+def test_names_are_unique_unless_overwritten_and_kinds_do_not_collide(service, client, datum, adam):
+    client.save_state("a", user_metadata={"k": "v"}).result()
+    with pytest.raises(tinker.ConflictError):
+        client.save_state("a").result()
+    client.save_state("a", overwrite=True, user_metadata={"k": "w"}).result()
+    client.save_weights_for_sampler("a").result()
+    found = service.create_rest_client().list_checkpoints(client.model_id).result().checkpoints
+    assert [(c.checkpoint_id, c.checkpoint_type, c.user_metadata) for c in found] == [
+        ("weights/a", "training", {"k": "w"}),
+        ("sampler_weights/a", "sampler", None),
+    ]
+
+
+def test_checkpoints_are_listed_described_expired_copied_and_deleted(service, client):
+    rest = service.create_rest_client()
+    path = client.save_state("a", ttl_seconds=3600).result().path
+    assert rest.get_weights_info_by_tinker_path(path).result().lora_rank == 8
+    assert rest.list_user_checkpoints().result().checkpoints[0].expires_at is not None
+    rest.set_checkpoint_ttl_from_tinker_path(path, None).result()
+    copied = rest.copy_weights(path).result()
+    assert rest.list_training_runs().result().cursor.total_count == 2
+    rest.delete_checkpoint_from_tinker_path(path).result()
+    with pytest.raises(tinker.NotFoundError):
+        service.create_training_client_from_state(path)
+    service.create_training_client_from_state_with_optimizer(copied)
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """As a full disk: no file can grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_save_that_fails_leaves_the_previous_one_whole(service, client, datum, adam, tmp_path):
+    path = client.save_state("a").result().path
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-2)).result()
+
+    with file_size_limit(1000), pytest.raises(tinker.RequestFailedError, match="cannot save"):
+        client.save_state("a", overwrite=True).result()
+    rest = service.create_rest_client()
+    with file_size_limit(1000), pytest.raises(tinker.RequestFailedError, match="cannot save"):
+        rest.copy_weights(path).result()
+    with file_size_limit(0), pytest.raises(tinker.RequestFailedError, match="cannot save"):
+        rest.set_checkpoint_ttl_from_tinker_path(path, 3600).result()
+    assert not list(tmp_path.glob(".writing-*"))
+    again = service.create_training_client_from_state_with_optimizer(path)
+    assert again.apply(lambda s: s.step).result() == 0
+    client.save_state("a", overwrite=True).result()
+
+
+def test_a_save_killed_between_its_two_renames_is_still_listed_and_loads(service, client, tmp_path):
+    path = client.save_state("a").result().path
+    folder = tmp_path / path.removeprefix("tinker://").replace(":", "_")
+    folder.rename(folder.with_name(".previous-a"))
+    rest = service.create_rest_client()
+    assert [c.tinker_path for c in rest.list_user_checkpoints().result().checkpoints] == [path]
+    service.create_training_client_from_state_with_optimizer(path)
+    assert folder.exists()
+
+
+def test_what_killed_saves_and_deletions_left_is_swept_after_a_day(client, tmp_path):
+    old, new = [tmp_path / ".writing-old", tmp_path / ".deleting-old"], tmp_path / ".writing-new"
+    for left in (*old, new):
+        left.mkdir(parents=True)
+    for left in old:
+        os.utime(left, (0, 0))
+    client.save_state("a").result()
+    assert ([left.exists() for left in old], new.exists()) == ([False, False], True)
+
+
+def test_an_unknown_path_fails_and_the_client_goes_on(service, client, datum):
+    for path in ("tinker://nobody:train:0/weights/a", "tinker://x", "file:///etc/passwd"):
+        with pytest.raises((tinker.NotFoundError, tinker.BadRequestError)):
+            service.create_training_client_from_state(path)
+    with pytest.raises(tinker.NotFoundError):
+        service.create_sampling_client("tinker://nobody:train:0/sampler_weights/a")
+    client.forward([datum(0)], "cross_entropy").result()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x\0", None])
+def test_no_name_leaves_the_root(client, name):
+    with pytest.raises(tinker.BadRequestError):
+        client.save_state(name).result()
+
+
+def test_load_state_must_come_first(service, client, datum):
+    path = client.save_state("a").result().path
+    fresh = service.create_lora_training_client("tiny", rank=8)
+    assert fresh.load_state_with_optimizer(path).result().path == path
+    used = service.create_lora_training_client("tiny", rank=8)
+    used.forward([datum(0)], "cross_entropy").result()
+    with pytest.raises(tinker.BadRequestError, match="not permitted with seq_id"):
+        used.load_state(path).result()
+
+
+def test_kinds_of_checkpoints_are_not_confused(service, client):
+    training, sampling = client.save_state("a").result().path, client.save_weights_for_sampler("a").result().path
+    with pytest.raises(tinker.BadRequestError):
+        service.create_training_client_from_state(sampling)
+    with pytest.raises(tinker.BadRequestError, match="must point to a sampler"):
+        service.create_sampling_client(training)
