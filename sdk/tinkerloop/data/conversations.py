@@ -20,7 +20,7 @@ from tinkerloop.data.adapters import Adapter, get_adapter, suggest_adapter
 from tinkerloop.data.files import FileSource, PathLike, RawRow, without_nulls
 from tinkerloop.data.row_checks import check_conversation
 from tinkerloop.errors import DataError
-from tinkerloop.messages import MESSAGE_KEYS
+from tinkerloop.message_checks import MESSAGE_KEYS
 
 OnBad = Literal["error", "skip"]
 

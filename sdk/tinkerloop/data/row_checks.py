@@ -1,4 +1,4 @@
-"""Checks of a row as training data. The shape of its messages is checked by `tinkerloop.messages`, as in renderers.
+"""Checks of a row as training data. `tinkerloop.message_checks` checks the shape of its messages, as in renderers.
 
 >>> check_messages([{"role": "user", "content": "hi", "name": None}, {"role": "assistant", "content": "hello"}])
 [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]
@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinkerloop.errors import DataError
-from tinkerloop.messages import ChatMessage, MessageError, read_conversation, read_tools
+from tinkerloop.message_checks import MessageError, read_conversation, read_tools
+from tinkerloop.messages import ChatMessage
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 

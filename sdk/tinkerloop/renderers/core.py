@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import RenderError, ZeroWeightError
-from tinkerloop.messages import CheckedConversation, read_conversation
+from tinkerloop.message_checks import read_conversation
+from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers.assembly import Assembler, Encode
 from tinkerloop.renderers.format import Format, Options
 from tinkerloop.renderers.parsing.parsed import MessageDelta, Parsed
@@ -216,7 +217,7 @@ class RendererCore(Format):
         Raises:
             RenderError: a malformed message, or a role that this format does not have.
         """
-        conversation = read_conversation(messages, tools, prompting=prompting, lift=self.normalize)
+        conversation = read_conversation(messages, tools, prompting=prompting, normalize=self.normalize)
         roles = [message.role for message in conversation.messages]
         if not self.roles.issuperset(roles):
             i, role = next((i, role) for i, role in enumerate(roles) if role not in self.roles)

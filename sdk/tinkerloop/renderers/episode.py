@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import EpisodeError, RenderError
-from tinkerloop.messages import CheckedConversation, read_message
+from tinkerloop.message_checks import read_message
+from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers.core import RendererCore
 from tinkerloop.renderers.parsing.parsed import Parsed, ParseTermination
 from tinkerloop.renderers.pieces import Part, Piece

@@ -6,16 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinkerloop.errors import RenderError
-from tinkerloop.messages import (
-    ChatMessage,
-    ContentPart,
-    Image,
-    ImagePart,
-    Message,
-    TextPart,
-    ThinkingPart,
-    read_message,
-)
+from tinkerloop.message_checks import read_message
+from tinkerloop.messages import ChatMessage, ContentPart, Image, ImagePart, Message, TextPart, ThinkingPart
 
 
 def to_openai_message(message: Mapping[str, Any]) -> dict[str, Any]:

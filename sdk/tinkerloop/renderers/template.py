@@ -18,7 +18,8 @@ from datetime import date
 from typing import Any
 
 from tinkerloop.errors import RenderError
-from tinkerloop.messages import CheckedConversation, Image, ToolCall, read_conversation
+from tinkerloop.message_checks import read_conversation
+from tinkerloop.messages import CheckedConversation, Image, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.assembly import Encode
 from tinkerloop.renderers.families.qwen3 import JSON_CALL

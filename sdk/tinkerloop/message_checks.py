@@ -1,0 +1,374 @@
+"""The only validator of messages: dictionaries in OpenAI's shape or the Cookbook's -> `CheckedConversation`.
+
+Data, renderers and episodes all use it; the input is left as it is. A table in `data/README.md` says what is accepted
+and what is refused, and where.
+
+    >>> call = {"name": "add", "arguments": '{"a": 1}'}
+    >>> read_message({"role": "assistant", "content": None, "tool_calls": [call]}).tool_calls[0].function
+    FunctionBody(name='add', arguments='{"a": 1}')
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinkerloop.errors import RenderError
+from tinkerloop.messages import ChatMessage, CheckedConversation, Image, Message, ToolCall, ToolSpec, UnparsedToolCall
+
+MESSAGE_KEYS = frozenset(Message.__annotations__) | {"reasoning_content", "reasoning", "thinking"}
+"""The keys of a message that are read. A renderer refuses any other key that carries a value."""
+
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_KEYS_OF_A_CALLING_REPLY = frozenset({"role", "content", "tool_calls"})
+_KEYS_OF_A_CALL = frozenset({"name", "arguments", "id", "type", "index", "function"})
+_PART_KINDS = ("text", "thinking", "image", "image_url")
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
+_KEEP_UNPARSED = "keep a sampled call that is not JSON as text under 'unparsed_tool_calls'"
+
+
+class MessageError(RenderError):
+    """A message or a tool declaration of the wrong shape: the place, the problem, and a remedy where there is one."""
+
+    def __init__(self, problem: str, *, place: str = "", remedy: str | None = None):
+        self.problem, self.place, self.remedy = problem, place, remedy
+        super().__init__(f"{place}{': ' if place else ''}{problem}{f'; {remedy}' if remedy else ''}")
+
+
+def _fail(index: int, problem: str, remedy: str | None = None) -> MessageError:
+    return MessageError(problem, place=f"messages[{index}]", remedy=remedy)
+
+
+def read_conversation(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None = None,
+    *,
+    prompting: bool = False,
+    normalize: Callable[[ChatMessage], ChatMessage] = lambda message: message,
+) -> CheckedConversation:
+    """Check a conversation in the Cookbook's or OpenAI's shape.
+
+    Args:
+        messages: dictionaries; they are left as they are.
+        tools: declarations, bare or in OpenAI's `{"type": "function", "function": ...}`; alternatively the first
+            system message carries them.
+        prompting: True if a reply is to be sampled after the messages.
+        normalize: applied to each message once it is checked.
+
+    Returns:
+        The conversation in the immutable shape that renderers work on.
+
+    Raises:
+        MessageError: a message or a declaration of the wrong shape, with its index, the problem and a remedy.
+    """
+    if type(messages) not in (list, tuple):
+        if not _is_listlike(messages):
+            raise MessageError(f"expected a list of messages, got {type(messages).__name__}")
+        messages = list(messages)  # it is read twice below, which an iterator would not survive
+    checked = tuple([normalize(read_message(message, i)) for i, message in enumerate(messages)])
+    carried = [(i, message["tools"]) for i, message in enumerate(messages) if message.get("tools")]
+    if carried:
+        if tools:
+            raise MessageError("tools are declared twice: by `tools` and by a message", remedy="declare them once")
+        if len(carried) > 1 or carried[0][0] != 0 or checked[0].role != "system":
+            raise _fail(carried[-1][0], "'tools' is allowed only on a system message at the start")
+        tools = carried[0][1]
+    return CheckedConversation(checked, read_tools(tools), prompting)
+
+
+def read_tools(tools: Any) -> tuple[ToolSpec, ...]:
+    """Check tool declarations.
+
+    Args:
+        tools: a list of declarations; None and other empty values declare no tools.
+
+    Returns:
+        The declarations without OpenAI's wrapper.
+
+    Raises:
+        MessageError: not a list, or a declaration of the wrong shape.
+    """
+    if _is_empty(tools):
+        return ()
+    if not _is_listlike(tools):
+        raise MessageError(f"expected a list of tools, got {type(tools).__name__}")
+    return tuple([_read_tool(tool, i) for i, tool in enumerate(tools)])
+
+
+def read_message(message: Any, index: int = 0) -> ChatMessage:
+    """Check one message.
+
+    A null counts as an absent key. Missing, null and empty arguments of a tool call mean `{}`.
+
+    Args:
+        message: a dictionary in the Cookbook's or OpenAI's shape.
+        index: the message's place, for errors, which call it `messages[index]`.
+
+    Raises:
+        MessageError: the wrong shape, or text that is not Unicode.
+    """
+    if type(message) is not dict and not isinstance(message, Mapping):  # the abstract check is slow
+        raise _fail(index, f"expected a dictionary with 'role' and 'content', got {type(message).__name__}")
+    role, content = message.get("role"), message.get("content")
+    if len(message) == 2 and type(role) is str and type(content) is str:  # nearly all messages
+        return ChatMessage(role, (_utf8(content, index),) if content else ())
+    calls = message.get("tool_calls")
+    if (
+        type(calls) is list
+        and type(content) is str
+        and role == "assistant"
+        and _KEYS_OF_A_CALLING_REPLY.issuperset(message)
+    ):
+        read_calls = tuple([_read_call(call, index) for call in calls])  # nearly all others
+        return ChatMessage(role, (_utf8(content, index),) if content else (), None, read_calls)
+    if not isinstance(role, str):
+        raise _fail(index, f"'role' must be a string, got {role!r}")
+    if not MESSAGE_KEYS.issuperset(message):
+        unknown = sorted(str(key) for key in message if key not in MESSAGE_KEYS and not _is_empty(message[key]))
+        if unknown:
+            known = ", ".join(sorted(MESSAGE_KEYS))
+            raise _fail(index, f"unknown keys {', '.join(unknown)}", f"remove them; known keys: {known}")
+
+    parts, thinking = _read_content(content, index)
+    given = [_string(message, key, index) for key in _REASONING_KEYS if message.get(key) is not None]
+    if len(given) + bool(thinking) > 1:
+        raise _fail(index, "reasoning is given more than once", "keep one of the keys or thinking parts")
+    reasoning = "".join(thinking) if thinking else (given[0] if given else None)
+    read_calls = tuple([_read_call(call, index) for call in _list(message, "tool_calls", index)])
+    unparsed = tuple([_read_unparsed(call, index) for call in _list(message, "unparsed_tool_calls", index)])
+    has_more = bool(read_calls or unparsed or reasoning is not None)
+    if has_more and role != "assistant":
+        raise _fail(index, f"only an assistant reasons and calls tools, the role is {role!r}")
+    if content is None and not has_more and role != "tool":
+        raise _fail(index, "'content' is missing", "give the message content, or remove it")
+    trainable, weight = message.get("trainable"), message.get("weight")
+    if not (trainable is None or isinstance(trainable, bool)):
+        raise _fail(index, f"'trainable' must be true or false, got {trainable!r}")
+    if weight is None:
+        weight = 1.0
+    elif isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= _LARGEST_WEIGHT:
+        raise _fail(index, f"'weight' must be a finite number, got {weight!r}")
+    return ChatMessage(
+        role, parts, reasoning, read_calls, unparsed, _string(message, "tool_call_id", index),
+        _string(message, "name", index), trainable, float(weight),
+    )  # fmt: skip
+
+
+def _is_empty(value: Any) -> bool:
+    """True for a value that carries nothing: null, "", [] or {}; tables hold such values in unused columns."""
+    return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
+
+
+def _is_listlike(value: Any) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+
+
+def _list(message: Mapping[str, Any], key: str, index: int) -> Iterable[Any]:
+    value: Any = message.get(key)
+    if _is_empty(value):
+        return ()
+    if not _is_listlike(value):
+        raise _fail(index, f"'{key}' must be a list, got {type(value).__name__}")
+    return value
+
+
+def _string(mapping: Mapping[str, Any], key: str, index: int) -> str | None:
+    value = mapping.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise _fail(index, f"'{key}' must be a string, got {value!r}")
+    return _utf8(value, index)
+
+
+def _read_content(content: Any, index: int) -> tuple[tuple[str | Image, ...], list[str]]:
+    """Return (text and images in order with adjacent text joined, reasoning)."""
+    if content is None:
+        return (), []
+    if isinstance(content, str):
+        return (_utf8(content, index),) if content else (), []
+    if isinstance(content, (Mapping, bytes, bytearray)) or not isinstance(content, Sequence):
+        raise _fail(index, f"'content' must be a string or a list of parts, got {type(content).__name__}")
+    parts: list[str | Image] = []
+    thinking: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(kind, str) or kind not in _PART_KINDS:
+            shown = repr(kind) if kind is not None else f"a {type(part).__name__} without a type"
+            raise _fail(index, f"unknown content part {shown}", f'a part has a "type": {", ".join(_PART_KINDS)}')
+        value: Any = part.get(kind)
+        if kind in ("text", "thinking"):
+            if not isinstance(value, str):
+                raise _fail(index, f'a {kind} part needs "{kind}" with a string, got {value!r}')
+            _utf8(value, index)
+        if kind == "text":
+            if parts and isinstance(parts[-1], str):
+                parts[-1] += value
+            elif value:
+                parts.append(value)
+        elif kind == "thinking":
+            if parts:
+                raise _fail(index, "a thinking part follows text or an image", "put it first, as every format does")
+            thinking.append(value)
+        else:
+            source = value.get("url") if kind == "image_url" and isinstance(value, Mapping) else value
+            if _is_empty(source) or source == b"":
+                raise _fail(index, f'an {kind} part needs "{kind}" with an image')
+            parts.append(Image(source))
+    return tuple(parts), thinking
+
+
+def _utf8(text: str, index: int) -> str:
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _fail(
+            index,
+            f"the text is not valid Unicode: half of a surrogate pair at character {error.start}",
+            "the text was cut inside a character, or escaped twice",
+        ) from None
+    return text
+
+
+def _read_call(call: Any, index: int) -> ToolCall:
+    if type(call) is not dict and not isinstance(call, Mapping):
+        return _check_call(call, index)
+    body = call.get("function")
+    if body is None:
+        body = call
+    name = body.get("name") if type(body) is dict or isinstance(body, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise _fail(index, f"a tool call needs a function with a name, got {str(call)[:80]}", _CALL_SHAPE)
+    arguments = body.get("arguments")
+    if type(arguments) is str and arguments:
+        if not _is_plain_object(arguments):
+            _check_arguments(name, arguments, index)
+    else:
+        arguments = _write_arguments(name, arguments, body, index)
+    call_id = call.get("id")
+    if call_id is not None and not (type(call_id) is str and call_id.isascii()):
+        _string(call, "id", index)
+    if not (name.isascii() and arguments.isascii()):
+        _utf8(name, index)
+        _utf8(arguments, index)
+    return ToolCall(_FunctionBody(name, arguments), call_id)
+
+
+_FunctionBody = ToolCall.FunctionBody
+_CALL_SHAPE = 'write {"function": {"name": ..., "arguments": {...}}}'
+
+
+def _check_call(call: Any, index: int) -> ToolCall:
+    """Check a call that is a `ToolCall` already, as renderers return it."""
+    if not isinstance(call, ToolCall):
+        raise _fail(index, f"a tool call must be a dictionary or a ToolCall, got {str(call)[:80]}", _CALL_SHAPE)
+    (name, arguments), call_id = call.function, call.id
+    if not (isinstance(name, str) and name and isinstance(arguments, str)):
+        raise _fail(index, f"a ToolCall needs a name, and its arguments as JSON text, got {str(call)[:80]}")
+    if not (name.isascii() and arguments.isascii()):
+        _utf8(name, index)
+        _utf8(arguments, index)
+    if call_id is not None:
+        _string({"id": call_id}, "id", index)
+    if not arguments:
+        return ToolCall(_FunctionBody(name, "{}"), call_id, call.type)
+    _check_arguments(name, arguments, index)
+    return call
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse_constant(number)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+"""JSON without Python's additions (NaN and infinities), which could not be written again."""
+_scan_json: Any = vars(_decoder)["scan_once"]  # half the time of `decode`, which looks for white space around it
+_write_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def _is_plain_object(text: str) -> bool:
+    """True for the text of a JSON object without white space around it, as nearly all arguments are."""
+    try:
+        return text[0] == "{" and _scan_json(text, 0)[1] == len(text)
+    except (StopIteration, ValueError, RecursionError):
+        return False
+
+
+def _check_arguments(name: str, arguments: str, index: int) -> None:
+    """Raise for arguments that are not the text of a JSON object."""
+    if _is_plain_object(arguments):
+        return
+    try:
+        value = _decoder.decode(arguments)
+    except (ValueError, RecursionError) as error:
+        raise _fail(index, f"the arguments of {name!r} are not JSON: {error}", _KEEP_UNPARSED) from None
+    if type(value) is not dict:
+        raise _not_an_object(name, value, index)
+
+
+def _write_arguments(name: str, arguments: Any, body: Mapping[str, Any], index: int) -> str:
+    """Return arguments that are not text as JSON text; absent and empty ones are `{}`."""
+    if arguments is None or arguments == "":
+        others = sorted(str(key) for key in body if key not in _KEYS_OF_A_CALL and not _is_empty(body[key]))
+        if others:  # under another name, such as "parameters", the arguments would be lost
+            raise _fail(index, f"the call of {name!r} has no 'arguments', but has {', '.join(others)}", _CALL_SHAPE)
+        return "{}"
+    if isinstance(arguments, str):  # a subclass, such as numpy's
+        _check_arguments(name, arguments, index)
+        return str(arguments)
+    if not isinstance(arguments, Mapping):
+        raise _not_an_object(name, arguments, index)
+    try:
+        return _write_json(arguments)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _fail(index, f"the arguments of {name!r} are not JSON: {error}") from None
+
+
+def _not_an_object(name: str, value: Any, index: int) -> MessageError:
+    kind = type(value).__name__
+    return _fail(index, f"the arguments of {name!r} must be a JSON object, got {kind}", _KEEP_UNPARSED)
+
+
+def _read_unparsed(call: Any, index: int) -> UnparsedToolCall:
+    if isinstance(call, Mapping) and isinstance(call.get("raw_text"), str):
+        return UnparsedToolCall(_utf8(call["raw_text"], index), str(call.get("error") or ""))
+    if not isinstance(call, UnparsedToolCall) or not isinstance(call.raw_text, str):
+        raise _fail(index, f"an unparsed tool call needs 'raw_text' and 'error', got {str(call)[:80]}")
+    _utf8(call.raw_text, index)
+    return call
+
+
+def _read_tool(tool: Any, index: int) -> ToolSpec:
+    """Check a declaration, bare or in OpenAI's `{"type": "function", "function": ...}`."""
+
+    def fail(problem: str, remedy: str | None = None) -> MessageError:
+        return MessageError(problem, place=f"tools[{index}]", remedy=remedy)
+
+    body = tool.get("function") if isinstance(tool, Mapping) else None
+    if body is None:
+        body = tool
+    name = body.get("name") if isinstance(body, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise fail(
+            f"a tool needs a name, got {str(tool)[:80]}",
+            'declare {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}',
+        )
+    schema = body.get("parameters") or {}
+    if not isinstance(schema, Mapping) or not isinstance(schema.get("properties") or {}, Mapping):
+        raise fail(f"the parameters of tool {name!r} must be a JSON schema of an object, got {str(schema)[:80]}")
+    try:
+        json.dumps(dict(body), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise fail(f"the declaration of tool {name!r} is not JSON in Unicode: {error}") from None
+    return body  # type: ignore[return-value]
