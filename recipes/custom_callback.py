@@ -82,7 +82,7 @@ def main(config: Config) -> tinkerloop.Summary:
     tokenizer = tinkerloop.get_tokenizer(config.model)
     renderer = tinkerloop.get_renderer(config.renderer, tokenizer)
     datums = conversation_datums(load_conversations(config.file), renderer, 512)
-    hard = HardExamples(tokenizer.decode, keep=config.keep, good_enough=config.good_enough)
+    hard = HardExamples(renderer.decode, keep=config.keep, good_enough=config.good_enough)
 
     with Run(config.run, config=chz.asdict(config)) as run:
         record = run.checkpoints.latest()

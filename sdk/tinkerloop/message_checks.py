@@ -216,7 +216,7 @@ def _read_content(content: Any, index: int) -> tuple[tuple[str | Image, ...], li
             thinking.append(value)
         else:
             source = value.get("url") if kind == "image_url" and isinstance(value, Mapping) else value
-            if _is_empty(source) or source == b"":
+            if source is None or (isinstance(source, (str, bytes, list, dict)) and not source):
                 raise _fail(index, f'an {kind} part needs "{kind}" with an image')
             parts.append(Image(source))
     return tuple(parts), thinking

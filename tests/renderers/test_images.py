@@ -250,7 +250,7 @@ def test_sources_of_every_kind_are_one_image(name, tmp_path):
 
 def test_urls_in_messages_are_not_fetched():
     part = {"type": "image_url", "image_url": {"url": "https://127.0.0.1:9/x.png"}}
-    with pytest.raises(ImageError, match="nothing is fetched"):
+    with pytest.raises(ImageError, match="not fetched by default"):
         renderer("qwen3_vl").build_generation_prompt([{"role": "user", "content": [part]}])
 
 

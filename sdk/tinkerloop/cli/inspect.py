@@ -161,7 +161,7 @@ def _print(shown: list[tuple[str, list[Token]]]) -> None:
 
     console = Console(highlight=False)
     for title, tokens in shown:
-        console.print(Text(visible(title), style="bold"))
+        console.print(Text(visible(title), style="bold"), soft_wrap=True)
         if console.color_system is None or console.no_color:
             console.print(Text(uncoloured(tokens)), soft_wrap=True)
             console.print()
