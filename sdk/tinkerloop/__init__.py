@@ -1,7 +1,7 @@
 """A low-level training-loop SDK with pluggable callbacks for fine-tuning language models with the Tinker primitives.
 
-Importing it loads neither torch nor transformers. Names that most scripts need are here; the rest is in
-`tinkerloop.callbacks`, `tinkerloop.clients`, `tinkerloop.data`, `tinkerloop.loop`, `tinkerloop.renderers`,
+Importing it loads neither torch nor transformers. This module has the names that most programs need. The other names
+are in `tinkerloop.callbacks`, `tinkerloop.clients`, `tinkerloop.data`, `tinkerloop.loop`, `tinkerloop.renderers`,
 `tinkerloop.local`, `tinkerloop.supervised` and `tinkerloop.testing`.
 """
 

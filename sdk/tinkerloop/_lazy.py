@@ -1,7 +1,7 @@
-"""`tinker`, loaded on first use.
+"""The module `tinker`, imported only when one of its names is first used.
 
-Importing tinker loads torch wherever torch is installed (about a second and a half). Modules that must stay cheap to
-import write `from tinkerloop._lazy import tinker`: it is loaded when one of its names is first used.
+Importing tinker also imports torch, if torch is installed, which takes about 1.5 seconds. Modules that must be fast to
+import therefore use `from tinkerloop._lazy import tinker` instead of `import tinker`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class _LazyModule:
 
     def __getattr__(self, attribute: str) -> Any:
         value = getattr(importlib.import_module(self._name), attribute)
-        setattr(self, attribute, value)  # the next access is an ordinary one
+        setattr(self, attribute, value)  # so that the next access does not call __getattr__
         return value
 
 

@@ -1,18 +1,20 @@
-"""The interface of the clients that a script holds, so that type checkers know what `connect` and `Loop` deal in.
+"""The interfaces of the service, training, sampling and REST clients, as Protocols for type checkers.
 
-Three families of classes have this interface: `tinker.ServiceClient` and its clients (the hosted service, or a server
-at a URL), `tinkerloop.local.ServiceClient` and its clients (the embedded engine), and those of `tinkerloop.testing`.
-They share no base class, so the interface is written down as Protocols. Their names end in "Like", after `os.PathLike`:
-a `TrainingClientLike` is anything that has the methods of a `TrainingClient`, and the class keeps its name for itself.
+Three groups of classes have these interfaces: `tinker.ServiceClient` and its clients (for the hosted service, or a
+server at a URL), `tinkerloop.local.ServiceClient` and its clients (for the embedded engine), and the clients of
+`tinkerloop.testing`. They have no common base class, so their interface is defined by Protocols. The names of the
+Protocols end in "Like", as in `os.PathLike`: a `TrainingClientLike` is any object with the methods of a
+`TrainingClient`.
 
-The Protocols hold what this SDK and its users call and what every supported version of tinker has. Left out are the
-`_async` methods, which tinker deprecated in 0.38, and what is rarely used; a script that needs those names the class:
+The Protocols contain the methods that this SDK and its users call and that every supported version of tinker has. They
+omit rarely used methods, and the `_async` methods, which tinker deprecated in 0.38. A program that needs an omitted
+method can create the client directly, so that type checkers see all methods of its class:
 
     service = tinker.ServiceClient()
 
-Since tinker 0.38, `create_*` and `save_weights_and_get_sampling_client` return a future that can also be used as the
-client, with a warning. `tinkerloop.loop.resolve` gives the client itself in every version, and `open_training_client`
-calls it.
+Since tinker 0.38, `create_*` and `save_weights_and_get_sampling_client` return a future, which can also be used as the
+client, but with a warning. `tinkerloop.loop.resolve` returns the client in every version. `open_training_client` calls
+`resolve`.
 """
 
 from __future__ import annotations
@@ -30,33 +32,33 @@ if TYPE_CHECKING:
 T_co = TypeVar("T_co", covariant=True)
 
 CustomLoss: TypeAlias = "Callable[[list[tinker.Datum], list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]"
-"""`(datums, logprobs) -> (scalar loss, metrics)`, with one tensor of log-probabilities per datum, (N,) or (N, K)."""
+"""Loss function `(datums, logprobs) -> (scalar loss, metrics)`; `logprobs` has an (N,) or (N, K) tensor per datum."""
 
 
 class Future(Protocol[T_co]):
-    """A value that is not there yet: tinker's `APIFuture`, a `concurrent.futures.Future`, or anything with `result`."""
+    """A value that may not be available yet: tinker's `APIFuture`, a `concurrent.futures.Future`, or similar."""
 
     def result(self, timeout: float | None = None) -> T_co:
-        """Wait for the value, or raise the operation's error."""
+        """Wait for the operation, and return its value or raise its error."""
         ...
 
 
 class AwaitableFuture(Future[T_co], Protocol[T_co]):
-    """A future that can also be awaited, any number of times: the answer to a client's request.
+    """The future that a client's request returns. It can also be awaited, any number of times.
 
-    Before tinker 0.38, `sample` and `compute_logprobs` returned a plain `concurrent.futures.Future`: to support those
-    versions, call `result` or `asyncio.wrap_future`.
+    Before tinker 0.38, `sample` and `compute_logprobs` returned a plain `concurrent.futures.Future`, which cannot be
+    awaited. Code for these versions calls `result` or `asyncio.wrap_future` instead.
     """
 
     async def result_async(self, timeout: float | None = None) -> T_co:
-        """Await the value, or raise the operation's error."""
+        """Await the operation, and return its value or raise its error."""
         ...
 
     def __await__(self) -> Generator[Any, Any, T_co]: ...
 
 
 class SamplingClientLike(Protocol):
-    """A client that samples from fixed weights."""
+    """A client that samples from a model whose weights do not change."""
 
     def sample(
         self,
@@ -67,11 +69,11 @@ class SamplingClientLike(Protocol):
         include_prompt_logprobs: bool = False,
         topk_prompt_logprobs: int = 0,
     ) -> AwaitableFuture[tinker.SampleResponse]:
-        """Draw `num_samples` continuations of `prompt`."""
+        """Sample `num_samples` continuations of `prompt`."""
         ...
 
     def compute_logprobs(self, prompt: tinker.ModelInput) -> AwaitableFuture[list[float | None]]:
-        """Compute the log-probability of each token of `prompt` given those before it; None for the first."""
+        """Compute the log-probability of each token of `prompt` given the previous tokens; None for the first token."""
         ...
 
     def get_tokenizer(self) -> Tokenizer:
@@ -84,11 +86,11 @@ class SamplingClientLike(Protocol):
 
 
 class TrainingClientLike(Protocol):
-    """A client that trains one adapter. It executes its requests in the order of the calls."""
+    """A client that trains one LoRA adapter. Its requests are executed in the order of the calls."""
 
     @property
     def model_id(self) -> str:
-        """The id of the training run, which is part of the paths of its checkpoints."""
+        """The id of the training run. The paths of its checkpoints contain this id."""
         ...
 
     def forward(
@@ -97,7 +99,7 @@ class TrainingClientLike(Protocol):
         loss_fn: tinker.types.LossFnType,
         loss_fn_config: Mapping[str, float | str] | None = None,
     ) -> AwaitableFuture[tinker.ForwardBackwardOutput]:
-        """Compute log-probabilities and the loss; the gradient stays as it is."""
+        """Compute the log-probabilities and the loss. The accumulated gradient is not changed."""
         ...
 
     def forward_backward(
@@ -106,17 +108,20 @@ class TrainingClientLike(Protocol):
         loss_fn: tinker.types.LossFnType,
         loss_fn_config: Mapping[str, float | str] | None = None,
     ) -> AwaitableFuture[tinker.ForwardBackwardOutput]:
-        """Compute the loss and add its gradient to what `optim_step` will apply."""
+        """Compute the loss, and add its gradient to the accumulated gradient, which `optim_step` applies."""
         ...
 
     def forward_backward_custom(
         self, data: list[tinker.Datum], loss_fn: CustomLoss
     ) -> AwaitableFuture[tinker.ForwardBackwardOutput]:
-        """Compute the caller's loss of the log-probabilities and add its gradient to what `optim_step` will apply."""
+        """Compute a custom loss from the log-probabilities, and add its gradient to the accumulated gradient."""
         ...
 
     def optim_step(self, optim_params: tinker.AdamParams, /) -> AwaitableFuture[tinker.OptimStepResponse]:
-        """Apply the accumulated gradient, then clear it. The parameter is positional: its name changed in 0.29."""
+        """Update the weights with the accumulated gradient, then clear the gradient.
+
+        The parameter is positional-only, because its name changed in tinker 0.29.
+        """
         ...
 
     def save_state(
@@ -125,33 +130,33 @@ class TrainingClientLike(Protocol):
         ttl_seconds: int | None = None,
         overwrite: bool = False,
     ) -> AwaitableFuture[tinker.types.SaveWeightsResponse]:
-        """Save weights and optimizer, to train on from here."""
+        """Save the weights and the optimizer state, from which training can be continued."""
         ...
 
     def load_state(self, path: str) -> AwaitableFuture[tinker.types.LoadWeightsResponse]:
-        """Load saved weights, as the client's first request. Deprecated in tinker 0.36."""
+        """Load saved weights. Must be the client's first request. Deprecated since tinker 0.36."""
         ...
 
     def load_state_with_optimizer(self, path: str) -> AwaitableFuture[tinker.types.LoadWeightsResponse]:
-        """Load saved weights and optimizer, as the client's first request. Deprecated in tinker 0.36."""
+        """Load saved weights and optimizer state. Must be the client's first request. Deprecated since tinker 0.36."""
         ...
 
     def save_weights_for_sampler(
         self, name: str, ttl_seconds: int | None = None
     ) -> AwaitableFuture[tinker.types.SaveWeightsForSamplerResponse]:
-        """Save the weights, to open sampling clients from."""
+        """Save the weights for sampling; `create_sampling_client` can open a client from them."""
         ...
 
     def save_weights_and_get_sampling_client(self) -> SamplingClientLike:
-        """Open a client that samples from the weights as they are after the requests so far."""
+        """Open a client that samples from the weights after all requests made so far."""
         ...
 
     def create_sampling_client(self, model_path: str) -> SamplingClientLike:
-        """Open a client that samples from saved weights."""
+        """Open a client that samples from the weights saved at the path `model_path`."""
         ...
 
     def get_info(self) -> tinker.types.GetInfoResponse:
-        """Return the base model and the rank of the adapter."""
+        """Return the name of the base model and the rank of the LoRA adapter."""
         ...
 
     def get_tokenizer(self) -> Tokenizer:
@@ -160,33 +165,33 @@ class TrainingClientLike(Protocol):
 
 
 class RestClientLike(Protocol):
-    """A client that lists, deletes and dates checkpoints."""
+    """A client that lists and deletes checkpoints, and sets when they expire."""
 
     def list_checkpoints(self, training_run_id: str) -> AwaitableFuture[tinker.types.CheckpointsListResponse]:
-        """List the checkpoints of a training run (`TrainingClientLike.model_id`)."""
+        """List the checkpoints of a training run, whose id is `TrainingClientLike.model_id`."""
         ...
 
     def list_user_checkpoints(
         self, limit: int = 100, offset: int = 0
     ) -> AwaitableFuture[tinker.types.CheckpointsListResponse]:
-        """List the checkpoints of all training runs, the newest first."""
+        """List the checkpoints of all training runs of the user, newest first."""
         ...
 
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> AwaitableFuture[None]:
-        """Delete a checkpoint of a training run."""
+        """Delete a checkpoint, given by the id of its training run and its own id."""
         ...
 
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> AwaitableFuture[None]:
-        """Delete the checkpoint at a `tinker://` path: what `Run(delete=...)` and `Checkpoints(delete=...)` take."""
+        """Delete the checkpoint at a `tinker://` path. Can be passed as `delete` to `Run` and `Checkpoints`."""
         ...
 
     def set_checkpoint_ttl_from_tinker_path(self, tinker_path: str, ttl_seconds: int | None) -> AwaitableFuture[None]:
-        """Let a checkpoint expire after `ttl_seconds` from now; None: never."""
+        """Let a checkpoint expire `ttl_seconds` from now; None: it never expires."""
         ...
 
 
 class LoraOptions(TypedDict, total=False):
-    """The arguments of `create_lora_training_client`."""
+    """The keyword arguments of `create_lora_training_client`."""
 
     base_model: str
     rank: int
@@ -199,7 +204,7 @@ class LoraOptions(TypedDict, total=False):
 
 
 class ServiceClientLike(Protocol):
-    """A client that opens the others."""
+    """A client of the service, which opens training, sampling and REST clients."""
 
     def create_lora_training_client(
         self,
@@ -213,35 +218,35 @@ class ServiceClientLike(Protocol):
         user_metadata: dict[str, str] | None = None,
         optimizer: tinker.types.OptimizerConfig | None = None,
     ) -> TrainingClientLike:
-        """Open a training client with a new adapter of rank `rank` on a base model."""
+        """Open a training client with a new LoRA adapter of rank `rank` on a base model."""
         ...
 
     def create_training_client_from_state(
         self, path: str, *, user_metadata: dict[str, str] | None = None
     ) -> TrainingClientLike:
-        """Open a training client with saved weights and a new optimizer."""
+        """Open a training client with saved weights and a new optimizer state."""
         ...
 
     def create_training_client_from_state_with_optimizer(
         self, path: str, *, user_metadata: dict[str, str] | None = None
     ) -> TrainingClientLike:
-        """Open a training client with saved weights and optimizer."""
+        """Open a training client with saved weights and the saved optimizer state."""
         ...
 
     def create_sampling_client(
         self, model_path: str | None = None, base_model: str | None = None
     ) -> SamplingClientLike:
-        """Open a client that samples from saved weights, or from a base model."""
+        """Open a client that samples from saved weights (`model_path`) or from a base model."""
         ...
 
     def create_rest_client(self) -> RestClientLike:
-        """Open a client that manages checkpoints."""
+        """Open a client that lists and deletes checkpoints."""
         ...
 
     def close(
         self, status: Literal["success", "errored", "interrupted"], detail: str | None = None
     ) -> AwaitableFuture[None]:
-        """End the session. Leaving a `with` block does this with the status that fits."""
+        """End the session. The end of a `with` block also does this, with the status that fits its outcome."""
         ...
 
     def __enter__(self) -> Self: ...

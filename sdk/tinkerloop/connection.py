@@ -1,4 +1,4 @@
-"""Connections to a service: the hosted one, one at a URL, or the embedded engine."""
+"""`connect`, which opens a client of the hosted service, of a server at a URL, or of the embedded engine."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from tinkerloop.errors import TinkerloopError
 
 
 def connect(service: str | None = None, *, root: str | Path | None = None) -> ServiceClientLike:
-    """Open a service client, and print one line on standard error that names the service.
+    """Open a service client, and print a line with the name of the service to standard error.
 
     Args:
-        service: "tinker", the hosted service (its key in TINKER_API_KEY); "local", the embedded engine; a URL that
-            speaks Tinker's API; None: the hosted service when there is a key, else the embedded engine.
-        root: the folder in which the embedded engine stores checkpoints, by `tinker://` path.
+        service: "tinker" for the hosted service, whose key is read from TINKER_API_KEY; "local" for the embedded
+            engine; or the URL of a server with Tinker's API. None: the hosted service if TINKER_API_KEY is set,
+            otherwise the embedded engine.
+        root: the folder in which the embedded engine stores checkpoints, by `tinker://` path. Used only for "local".
 
     Raises:
-        TinkerloopError: `service` is none of these.
+        TinkerloopError: `service` is neither "tinker", "local" nor a URL.
     """
     if service is None:
         service = "tinker" if os.environ.get("TINKER_API_KEY") else "local"
@@ -31,7 +32,9 @@ def connect(service: str | None = None, *, root: str | Path | None = None) -> Se
         print("service: the embedded engine, in this process", file=sys.stderr)
         return ServiceClient(root=root)
     if service != "tinker" and not service.startswith(("http://", "https://")):
-        raise TinkerloopError(f'service must be "local", "tinker" or a URL, got {service!r}')
+        raise TinkerloopError(
+            f'unknown service {service!r}; expected "local", "tinker", or a URL that begins with http:// or https://'
+        )
     address: dict[str, Any] = {} if service == "tinker" else {"base_url": service}
     client = tinker.ServiceClient(**address)
     print(f"service: Tinker{'' if service == 'tinker' else f' at {service}'}", file=sys.stderr)

@@ -1,3 +1,3 @@
-"""The Cookbook's import path for `tinkerloop.images`."""
+"""The import path that the Tinker Cookbook uses for `get_image_processor` of `tinkerloop.images`."""
 
 from tinkerloop.images import get_image_processor as get_image_processor

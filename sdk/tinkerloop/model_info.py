@@ -1,4 +1,4 @@
-"""The models that Tinker serves: their makers, sizes, and the renderers made for them."""
+"""Table of the models that Tinker serves: their organizations, sizes, and recommended renderers."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelAttributes:
-    """The facts about a model.
+    """The attributes of a model: organization, version, size, recommended renderers and input modalities.
 
     Attributes:
-        organization: the maker, as in `organization/model`.
-        version_str: the version.
-        size_str: the number of parameters; with a hyphen, the total and the active ones.
-        is_chat: false for base models.
-        recommended_renderers: the renderers made for the model, the one to use first.
-        is_vl: true if the model takes images.
-        is_audio_in: true if the model takes audio.
+        organization: the organization that made the model, as in `organization/model`.
+        version_str: the version of the model.
+        size_str: the number of parameters, such as "8B"; for mixture-of-experts models the total and the active
+            number, such as "30B-A3B".
+        is_chat: true for chat models, false for base models.
+        recommended_renderers: the names of the renderers for the model's chat format, the default first.
+        is_vl: true if the model accepts images.
+        is_audio_in: true if the model accepts audio.
     """
 
     organization: str
@@ -61,7 +62,7 @@ _LIGHTNING = ("nemotron3_ultra", "nemotron3_ultra_disable_thinking", "nemotron3_
 _ULTRA = (*_LIGHTNING[:2], "nemotron3_ultra_medium_thinking", _LIGHTNING[2])
 _TML_V0 = ("tml_v0",)
 
-# organization/ -> model: version, size, renderers; then V for images, A for audio
+# organization -> model -> (version, size, renderers, input modalities: V for images, A for audio)
 _TABLE: dict[str, dict[str, tuple[str, str, tuple[str, ...], str]]] = {
     "meta-llama": {
         "Llama-3.1-8B-Instruct": ("3.1", "8B", _LLAMA3, ""),
@@ -135,24 +136,29 @@ _TINY_VL = ModelAttributes("tinkerloop", "1", "0.48M", True, ("qwen3_vl_instruct
 
 
 def known_models() -> list[str]:
-    """List every model in the table, as `organization/model`."""
+    """Return the names of all models in the table, as `organization/model`, sorted."""
     return sorted(f"{organization}/{model}" for organization, models in _TABLE.items() for model in models)
 
 
 def get_model_attributes(model_name: str) -> ModelAttributes:
-    """Return the facts about a model, by `organization/model`; a suffix after a colon is not part of the name.
+    """Return the attributes of a model.
 
-    `"tiny"` and `"tiny-vl"` are the built-in models. A local folder is recognised by its last part
-    (`.../Qwen3-8B`); any other folder gets the `template` renderer, which reads the folder's own chat template.
+    Args:
+        model_name: one of the following. A name, as `organization/model` or `model`; a colon and the text after it are
+            ignored. "tiny" or "tiny-vl", the built-in models. The path of a local folder, such as `.../Qwen3-8B`: the
+            folder's name identifies the model; if it is unknown, the recommended renderer is `template`, which reads
+            the chat template in the folder.
 
     Raises:
-        UnknownRendererError: the model is not in the table. The message has the nearest names.
+        UnknownRendererError: the model is not in the table. The message lists the most similar names.
     """
     if model_name in ("tiny", "tiny-vl"):
         return _TINY if model_name == "tiny" else _TINY_VL
     if not isinstance(model_name, str):
-        raise UnknownRendererError(f"expected a model's name or its folder, as a string, got {model_name!r}")
-    is_folder = os.path.isdir(model_name)  # also False for a string that cannot be a path
+        raise UnknownRendererError(
+            f"the model must be given by its name or its folder, as a string, got {model_name!r}"
+        )
+    is_folder = os.path.isdir(model_name)  # False, not an error, for a string that is not a valid path
     name = Path(model_name).resolve().name if is_folder else model_name.partition(":")[0]
     organization, _, model = name.rpartition("/")
     for owner, models in _TABLE.items():
@@ -166,22 +172,22 @@ def get_model_attributes(model_name: str) -> ModelAttributes:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
     raise UnknownRendererError(
         f"the model {model_name!r} is neither a folder nor a known name; did you mean {', '.join(near)}? "
-        "A model with a chat template can always be used with the renderer 'template'"
+        "For a model that is not listed, pass its folder, or use the renderer 'template' if it has a chat template"
     )
 
 
 def get_recommended_renderer_names(model_name: str) -> list[str]:
-    """List the renderers made for a model, the one to use first."""
+    """Return the names of the renderers for the chat format of a model, the default first."""
     return list(get_model_attributes(model_name).recommended_renderers)
 
 
 def get_recommended_renderer_name(model_name: str) -> str:
-    """Return the renderer to use with a model."""
+    """Return the name of the default renderer for a model."""
     return get_recommended_renderer_names(model_name)[0]
 
 
 def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None) -> None:
-    """Log a warning if a known model is used with a renderer that was not made for it."""
+    """Log a warning if `model_name` is a known model and `renderer_name` is not one of its recommended renderers."""
     if renderer_name is None:
         return
     try:
@@ -190,7 +196,7 @@ def warn_if_renderer_not_recommended(model_name: str, renderer_name: str | None)
         return
     if renderer_name not in recommended:
         logger.warning(
-            "%s was not trained on the format of renderer %r; use one of %s",
+            "%s was not trained on the chat format of renderer %r; use one of %s",
             model_name,
             renderer_name,
             ", ".join(recommended),

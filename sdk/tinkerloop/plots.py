@@ -1,4 +1,4 @@
-"""Plots of a run (extra: `tinkerloop-sdk[plots]`)."""
+"""Plots of a run's metrics and of schedules (extra: `tinkerloop-sdk[plots]`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tinkerloop.loop.jsonl import read_lines
 
 
 def plot_metrics(metrics: str | Path, file: str | Path, panels: Sequence[Sequence[str]]) -> None:
-    """Draw metrics over steps, one panel for each group of names, into `file` (PNG or SVG, by its suffix).
+    """Plot metrics over steps, with one panel for each group of metrics, and save the figure.
 
     Args:
-        metrics: the path of a metrics.jsonl.
-        file: the path of the image.
-        panels: names to draw together, such as `[["loss", "test/nll"], ["test/exact_match"]]`. A name without
-            values is left out.
+        metrics: the path of the run's `metrics.jsonl`.
+        file: the path of the image to write. The suffix selects the format, such as `.png` or `.svg`.
+        panels: the names of the metrics in each panel, such as `[["loss", "test/nll"], ["test/exact_match"]]`. A metric
+            without values is skipped.
     """
     from matplotlib.figure import Figure
 
@@ -34,7 +34,7 @@ def plot_metrics(metrics: str | Path, file: str | Path, panels: Sequence[Sequenc
 
 
 def plot_schedule(schedule: Callable[[int], float], steps: int, file: str | Path) -> None:
-    """Draw `schedule` over steps [0, steps) into `file` (PNG or SVG, by its suffix)."""
+    """Plot `schedule` over steps 0 to steps - 1, and save it to `file` (`.png` or `.svg`, for example)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3), layout="constrained")

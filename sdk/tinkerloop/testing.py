@@ -1,9 +1,9 @@
-"""An in-memory service for tests: ordered, exact, instant, and with faults where you want them.
+"""An in-memory replacement for the service, for tests: fast, deterministic, and able to raise errors on purpose.
 
-`OrderedService` has the interface of `tinker.ServiceClient` as far as training loops use it. What it trains is real, if
-small: a unigram language model (one logit per token, the same at every position) by cross-entropy and Adam, so losses
-fall, gradients accumulate over calls, and saved states continue exactly. It does every operation at once and in order,
-and lists what it has done in `operations`:
+`OrderedService` has the methods of `tinker.ServiceClient` that training loops use. It really trains a small model: a
+unigram language model (one logit per token, the same at every position), with cross-entropy and Adam. So losses fall,
+gradients accumulate over calls, and training from a saved state continues exactly. It executes each operation
+immediately, in the order of the calls, and appends it to the list `operations`:
 
     service = OrderedService()
     client = service.create_lora_training_client(base_model="unigram")
@@ -29,19 +29,27 @@ from tinkerloop.errors import TinkerloopError
 
 T = TypeVar("T")
 Operation = tuple[Any, ...]
-"""The name of a request, then what identifies it: its number of datums, its loss, a name, a learning rate."""
+"""A request as a tuple: its name, then arguments such as the number of datums, the loss, or the learning rate."""
 
 
-_NO_TOKENIZER = "the unigram model has no tokenizer: make datums and prompts of token ids below vocab_size"
+_NO_TOKENIZER = "the unigram model has no tokenizer: create datums and prompts from token ids below vocab_size"
 
 
 class MissingCheckpointError(TinkerloopError, FileNotFoundError):
-    """No checkpoint at this path."""
+    """Error for a path at which the service has no checkpoint."""
 
 
 @dataclass(frozen=True)
 class UnigramState:
-    """The training state: logits (V,), Adam's moments (V,) and step count, and the pending gradient."""
+    """The training state of the unigram model, for V tokens.
+
+    Attributes:
+        logits: the weights of the model, shape (V,).
+        first: the first moments of Adam, shape (V,).
+        second: the second moments of Adam, shape (V,).
+        updates: the number of optimizer steps so far.
+        gradient: the accumulated gradient, shape (V,); None if there is none.
+    """
 
     logits: NDArray[np.float64]
     first: NDArray[np.float64]
@@ -52,57 +60,59 @@ class UnigramState:
 
 @dataclass
 class OrderedService:
-    """A stand-in for `tinker.ServiceClient`, shared by all clients opened from it.
+    """A replacement for `tinker.ServiceClient` in tests. It is shared by all clients that it opens.
 
     Args:
-        vocab_size: tokens of the unigram model.
-        fault: called with each operation before it is done, and with `("result", operation)` before its result is
-            handed over; an error that it raises is raised by the call, or by the result.
+        vocab_size: the number of tokens of the unigram model.
+        fault: function that can raise errors on purpose. It is called with each operation before the operation is
+            executed, and with `("result", operation)` before the result is returned. An error that it raises is raised
+            by the request, or by the `result` method of its future.
+        operations: all operations executed so far, in order.
     """
 
     vocab_size: int = 64
     fault: Callable[[Operation], None] | None = None
     operations: list[Operation] = field(default_factory=list)
     checkpoints: dict[str, UnigramState] = field(default_factory=dict)
-    """Saved states by path."""
+    """Mapping from `tinker://` path to saved training state."""
     clients: int = 0
-    """Training clients opened so far."""
+    """The number of training clients opened so far."""
 
     def create_lora_training_client(self, base_model: str = "unigram", **options: Any) -> OrderedClient:
-        """Open a new client. The options of the real call are accepted and ignored."""
+        """Open a training client with a new model. The other options of the real method are accepted and ignored."""
         zeros = np.zeros(self.vocab_size)
         return self._client(UnigramState(zeros, zeros, zeros))
 
     def create_training_client_from_state_with_optimizer(self, path: str, **options: Any) -> OrderedClient:
-        """Open a client that continues from a saved state."""
+        """Open a training client with saved weights and the saved optimizer state."""
         return self._client(self.checkpoint(path))
 
     def create_training_client_from_state(self, path: str, **options: Any) -> OrderedClient:
-        """Open a client with saved weights and a new optimizer."""
+        """Open a training client with saved weights and a new optimizer state."""
         zeros = np.zeros(self.vocab_size)
         return self._client(UnigramState(self.checkpoint(path).logits, zeros, zeros))
 
     def create_sampling_client(
         self, model_path: str | None = None, base_model: str | None = None, **options: Any
     ) -> OrderedSampler:
-        """Open a client that samples from a saved state, or from the model before any training."""
+        """Open a client that samples from the saved weights at `model_path`; None: from the untrained model."""
         return OrderedSampler(np.zeros(self.vocab_size) if model_path is None else self.checkpoint(model_path).logits)
 
     def create_rest_client(self) -> OrderedRestClient:
-        """Open a client that lists and deletes saved states."""
+        """Open a client that lists and deletes checkpoints."""
         return OrderedRestClient(self)
 
     def delete(self, path: str) -> None:
-        """Delete a checkpoint.
+        """Delete the checkpoint at `path`.
 
         Raises:
-            MissingCheckpointError: there is none at `path`.
+            MissingCheckpointError: there is no checkpoint at `path`.
         """
         self.checkpoint(path)
         del self.checkpoints[path]
 
     def close(self, status: str, detail: str | None = None) -> Ready[None]:
-        """Do nothing: there is no session to end."""
+        """Do nothing, because there is no session to end."""
         return Ready(None)
 
     def __enter__(self) -> OrderedService:
@@ -116,18 +126,20 @@ class OrderedService:
         return OrderedClient(self, f"ordered:train:{self.clients - 1}", state)
 
     def checkpoint(self, path: str) -> UnigramState:
-        """Return the state saved at `path`.
+        """Return the training state saved at `path`.
 
         Raises:
-            MissingCheckpointError: there is none.
+            MissingCheckpointError: there is no checkpoint at `path`.
         """
         if path not in self.checkpoints:
-            raise MissingCheckpointError(f"no checkpoint at {path}; there are {sorted(self.checkpoints)}")
+            raise MissingCheckpointError(
+                f"no checkpoint exists at {path}; the existing paths are {sorted(self.checkpoints)}"
+            )
         return self.checkpoints[path]
 
 
 class OrderedClient:
-    """A stand-in for `tinker.TrainingClient`. `state` is public: it is what tests compare."""
+    """A replacement for `tinker.TrainingClient` in tests. Tests can compare its `state`."""
 
     def __init__(self, service: OrderedService, model_id: str, state: UnigramState):
         self._service, self.model_id, self.state = service, model_id, state
@@ -135,13 +147,13 @@ class OrderedClient:
     def forward(
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: Mapping[str, float | str] | None = None
     ) -> Ready[tinker.ForwardBackwardOutput]:
-        """Compute cross-entropy; the gradient stays as it is."""
+        """Compute the cross-entropy loss. The accumulated gradient is not changed."""
         return self._do(("forward", len(data), loss_fn), lambda: self._cross_entropy(data, loss_fn)[0])
 
     def forward_backward(
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: Mapping[str, float | str] | None = None
     ) -> Ready[tinker.ForwardBackwardOutput]:
-        """Compute cross-entropy and add its gradient to the pending one."""
+        """Compute the cross-entropy loss, and add its gradient to the accumulated gradient."""
 
         def work() -> tinker.ForwardBackwardOutput:
             output, gradient = self._cross_entropy(data, loss_fn)
@@ -153,7 +165,11 @@ class OrderedClient:
     def forward_backward_custom(
         self, data: list[tinker.Datum], loss_fn: CustomLoss
     ) -> Ready[tinker.ForwardBackwardOutput]:
-        """Compute a loss of logprobs, differentiated by torch, then backpropagated as weighted cross-entropy."""
+        """Compute a custom loss from the log-probabilities, and add its gradient to the accumulated gradient.
+
+        As in tinker, torch computes the derivative of the loss with respect to the log-probabilities, and the negative
+        derivatives are the weights of a cross-entropy loss with the same gradient.
+        """
 
         def work() -> tinker.ForwardBackwardOutput:
             import torch
@@ -164,14 +180,20 @@ class OrderedClient:
             loss.backward()
             for datum, one in zip(data, logprobs, strict=True):
                 if one.grad is None:
-                    raise ValueError("No gradient computed for logprob tensor")
+                    raise ValueError(
+                        "No gradient computed for logprob tensor: the custom loss must depend on the log-probabilities of "
+                        "every datum"
+                    )
                 self._add(self._gradient(_targets(datum), -one.grad.numpy()))
             return replace(output, metrics={**metrics, "loss:sum": float(loss)})
 
         return self._do(("forward_backward_custom", len(data), getattr(loss_fn, "__name__", "custom")), work)
 
     def optim_step(self, optim_params: tinker.AdamParams) -> Ready[tinker.OptimStepResponse]:
-        """Apply Adam with decoupled weight decay and clipping by global norm; clear the pending gradient."""
+        """Update the weights by Adam with decoupled weight decay, then clear the accumulated gradient.
+
+        If `grad_clip_norm` is positive, the gradient is first clipped to this L2 norm.
+        """
 
         def work() -> tinker.OptimStepResponse:
             state, p = self.state, optim_params
@@ -192,24 +214,26 @@ class OrderedClient:
     def save_state(
         self, name: str, ttl_seconds: int | None = None, overwrite: bool = False
     ) -> Ready[tinker.types.SaveWeightsResponse]:
-        """Save the state under a path of this client."""
+        """Save the training state, and return its `tinker://` path."""
         return self._do(("save_state", name), lambda: self._save("weights", name, overwrite))
 
     def save_weights_for_sampler(
         self, name: str, ttl_seconds: int | None = None
     ) -> Ready[tinker.types.SaveWeightsForSamplerResponse]:
-        """Save the weights under a path of this client."""
+        """Save the weights for sampling, and return their `tinker://` path."""
         return self._do(("save_weights_for_sampler", name), lambda: self._save("sampler_weights", name, False))
 
     def save_weights_and_get_sampling_client(self) -> OrderedSampler:
-        """Open a client that samples from the weights as they are now."""
+        """Open a client that samples from the current weights. Later training does not change them."""
         self._note(("save_weights_and_get_sampling_client",))
         return OrderedSampler(self.state.logits)
 
-    def _save(self, kind: str, name: str, overwrite: bool) -> Any:  # the response of either kind of save
+    def _save(self, kind: str, name: str, overwrite: bool) -> Any:  # the response of both kinds of saves
         path = f"tinker://{self.model_id}/{kind}/{name}"
         if path in self._service.checkpoints and not overwrite:
-            raise FileExistsError(f"Checkpoint {name!r} already exists; pass overwrite=True")
+            raise FileExistsError(
+                f"checkpoint {name!r} already exists at {path}: pass overwrite=True, or use another name"
+            )
         self._service.checkpoints[path] = replace(self.state, gradient=None)
         return tinker.types.SaveWeightsResponse(path=path)
 
@@ -217,9 +241,9 @@ class OrderedClient:
         self, data: Sequence[tinker.Datum], loss_fn: str
     ) -> tuple[tinker.ForwardBackwardOutput, NDArray[np.float64]]:
         if not data:
-            raise ValueError("No data provided")
+            raise ValueError("No data provided: pass at least one datum")
         if loss_fn not in ("cross_entropy", "custom"):
-            raise NotImplementedError(f"the ordered service computes cross_entropy and custom losses, not {loss_fn!r}")
+            raise NotImplementedError(f"OrderedService supports only cross_entropy and custom losses, got {loss_fn!r}")
         total, gradient, outputs = [], np.zeros(self._service.vocab_size), []
         logprobs = _log_softmax(self.state.logits)
         for datum in data:
@@ -237,29 +261,32 @@ class OrderedClient:
         return output, gradient
 
     def _gradient(self, targets: NDArray[np.int64], weights: NDArray[Any]) -> NDArray[np.float64]:
-        """d/dlogits of sum(-w * logp[target]) = sum(w) * softmax - sum of w at each target."""
+        """Return the gradient of sum(-w * logp[target]) with respect to the logits.
+
+        It is sum(w) * softmax(logits), minus at each token the sum of w over the positions with this target.
+        """
         at_targets = np.bincount(targets.ravel(), weights.ravel(), minlength=self._service.vocab_size)
         return weights.sum(dtype=np.float64) * np.exp(_log_softmax(self.state.logits)) - at_targets
 
     def load_state(self, path: str) -> Ready[tinker.types.LoadWeightsResponse]:
-        """Load a saved state's weights, with a new optimizer."""
+        """Load saved weights, and reset the optimizer state."""
         return self._do(("load_state", path), lambda: self._restore(path, optimizer=False))
 
     def load_state_with_optimizer(self, path: str) -> Ready[tinker.types.LoadWeightsResponse]:
-        """Load a saved state."""
+        """Load saved weights and the saved optimizer state."""
         return self._do(("load_state_with_optimizer", path), lambda: self._restore(path, optimizer=True))
 
     def create_sampling_client(self, model_path: str, **options: Any) -> OrderedSampler:
-        """Open a client that samples from a saved state."""
+        """Open a client that samples from the weights saved at `model_path`."""
         return self._service.create_sampling_client(model_path)
 
     def get_info(self) -> tinker.types.GetInfoResponse:
-        """Return the name of the model."""
+        """Return the name of the base model, "unigram", and the id of the training run."""
         data = tinker.types.ModelData(model_name="unigram")
         return tinker.types.GetInfoResponse(model_data=data, model_id=self.model_id, model_name="unigram")
 
     def get_tokenizer(self) -> Any:
-        """Raise NotImplementedError: the unigram model knows no text."""
+        """Raise NotImplementedError, because the unigram model has no tokenizer."""
         raise NotImplementedError(_NO_TOKENIZER)
 
     def _restore(self, path: str, *, optimizer: bool) -> tinker.types.LoadWeightsResponse:
@@ -285,24 +312,24 @@ class OrderedClient:
 
 
 class Ready(Generic[T]):
-    """A future whose work is done. `asked` is called each time its value is asked for."""
+    """A future that is already finished. `asked` is called each time its result is requested."""
 
     def __init__(self, value: Any = None, *, error: Exception | None = None, asked: Callable[[], None] = lambda: None):
         self._value, self._error, self._asked = value, error, asked
 
     def result(self, timeout: float | None = None) -> T:
-        """Return the value, or raise the error."""
+        """Return the value of the operation, or raise its error."""
         self._asked()
         if self._error is not None:
             raise self._error
         return self._value
 
     def done(self) -> bool:
-        """Return true: the work is done."""
+        """Return true, because the operation is already finished."""
         return True
 
     async def result_async(self, timeout: float | None = None) -> T:
-        """Return the value, or raise the error."""
+        """Return the value of the operation, or raise its error."""
         return self.result()
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -310,7 +337,7 @@ class Ready(Generic[T]):
 
 
 class OrderedSampler:
-    """A stand-in for `tinker.SamplingClient`: draws tokens from the unigram model's weights at its creation."""
+    """A replacement for `tinker.SamplingClient` in tests. It samples from the unigram model with logits `logits`."""
 
     def __init__(self, logits: NDArray[np.float64]):
         self.logits = logits
@@ -318,7 +345,11 @@ class OrderedSampler:
     def sample(
         self, prompt: tinker.ModelInput, num_samples: int, sampling_params: tinker.SamplingParams, **options: Any
     ) -> Ready[tinker.SampleResponse]:
-        """Draw `max_tokens` tokens each; greedy at temperature 0, else by `seed`."""
+        """Sample `num_samples` sequences of `max_tokens` tokens (16 if None).
+
+        At temperature 0 the most likely token is repeated. At any other temperature the tokens are drawn from the
+        model's probabilities, with the random seed `sampling_params.seed`.
+        """
         logprobs = _log_softmax(self.logits)
         rng = np.random.default_rng(sampling_params.seed or 0)
         length = sampling_params.max_tokens or 16
@@ -339,44 +370,47 @@ class OrderedSampler:
         return Ready(tinker.SampleResponse(sequences=sequences))
 
     def compute_logprobs(self, prompt: tinker.ModelInput, **options: Any) -> Ready[list[float | None]]:
-        """Compute the log-probability of each token of `prompt`; None for the first."""
+        """Compute the log-probability of each token of `prompt`; None for the first token."""
         logprobs = _log_softmax(self.logits)[prompt.to_ints()].tolist()
         return Ready([None, *logprobs[1:]])
 
     def get_tokenizer(self) -> Any:
-        """Raise NotImplementedError: the unigram model knows no text."""
+        """Raise NotImplementedError, because the unigram model has no tokenizer."""
         raise NotImplementedError(_NO_TOKENIZER)
 
     def get_base_model(self) -> str:
-        """Return the name of the model."""
+        """Return the name of the base model, "unigram"."""
         return "unigram"
 
 
 class OrderedRestClient:
-    """A stand-in for `tinker.RestClient`, as far as checkpoints go. Its calls are not in `operations`."""
+    """A replacement for the checkpoint methods of `tinker.RestClient` in tests.
+
+    Its calls are not appended to `OrderedService.operations`.
+    """
 
     def __init__(self, service: OrderedService):
         self._service = service
 
     def list_checkpoints(self, training_run_id: str) -> Ready[tinker.types.CheckpointsListResponse]:
-        """List the checkpoints of one training client, the newest first."""
+        """List the checkpoints of one training client, given by its `model_id`, newest first."""
         paths = [path for path in self._service.checkpoints if path.startswith(f"tinker://{training_run_id}/")]
         return self._listed(paths[::-1])
 
     def list_user_checkpoints(self, limit: int = 100, offset: int = 0) -> Ready[tinker.types.CheckpointsListResponse]:
-        """List all checkpoints, the newest first."""
+        """List the checkpoints of all training clients, newest first."""
         return self._listed(list(self._service.checkpoints)[::-1][offset : offset + limit])
 
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> Ready[None]:
-        """Delete a checkpoint by its id, such as "weights/000010"."""
+        """Delete a checkpoint, given by the id of its training run and its own id, such as "weights/000010"."""
         return self.delete_checkpoint_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
 
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> Ready[None]:
-        """Delete a checkpoint."""
+        """Delete the checkpoint at a `tinker://` path."""
         return self._answer(lambda: self._service.delete(tinker_path))
 
     def set_checkpoint_ttl_from_tinker_path(self, tinker_path: str, ttl_seconds: int | None) -> Ready[None]:
-        """Do nothing if there is such a checkpoint: nothing expires here."""
+        """Check that the checkpoint exists, and otherwise do nothing: checkpoints never expire here."""
         return self._answer(lambda: self._service.checkpoint(tinker_path) and None)
 
     def _answer(self, work: Callable[[], None]) -> Ready[None]:
@@ -393,7 +427,7 @@ class OrderedRestClient:
                 tinker.Checkpoint(
                     checkpoint_id=parsed.checkpoint_id,
                     checkpoint_type=parsed.checkpoint_type,
-                    time=datetime.fromtimestamp(0, UTC),  # an arbitrary time, so that equal runs give equal answers
+                    time=datetime.fromtimestamp(0, UTC),  # a fixed time, so that equal runs give equal results
                     tinker_path=path,
                 )
             )

@@ -1,3 +1,3 @@
-"""The Cookbook's import path for `tinkerloop.tokenizers`."""
+"""The import path that the Tinker Cookbook uses for `get_tokenizer` of `tinkerloop.tokenizers`."""
 
 from tinkerloop.tokenizers import get_tokenizer as get_tokenizer

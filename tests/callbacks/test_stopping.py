@@ -40,7 +40,7 @@ def test_early_stop_ignores_other_evaluations(eval_result):
 
 
 def test_a_missing_metric_is_an_error(eval_result):
-    with pytest.raises(TinkerloopError, match=r"no metric 'accuracy'; it has \['nll'\]"):
+    with pytest.raises(TinkerloopError, match=r"no metric 'accuracy'; its metrics are \['nll'\]"):
         EarlyStop("test/accuracy").on_eval(eval_result(0, nll=1.0))
 
 

@@ -119,7 +119,7 @@ def test_an_optional_sink_may_fail(service, batches, tmp_path, caplog):
     full = FullDisk(5)
     full.optional = True
     assert run(service, batches, tmp_path, sinks=[full]).state.updates == 6
-    assert "the optional sink FullDisk failed and is dropped" in caplog.text
+    assert "the optional sink FullDisk failed and is removed" in caplog.text
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(service, batches,
 def test_a_missing_checkpoint_says_what_to_do(service, batches, tmp_path):
     run(service, batches, tmp_path)
     service.checkpoints.clear()
-    with pytest.raises(CheckpointError, match=r"the checkpoint of step 6 is gone .* Resume from an older record"):
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 6 is gone: .* Resume from an older record"):
         open_training_client(service, Checkpoints(tmp_path).latest())
 
 

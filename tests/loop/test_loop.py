@@ -337,7 +337,7 @@ def test_no_callback_can_move_a_plan_to_another_step(service, batches):
         def on_plan(self, plan):
             return replace(plan, step=plan.step + 1)
 
-    with pytest.raises(PlanError, match="must keep the plan's step, 0, got 1"):
+    with pytest.raises(PlanError, match=r"must not change plan\.step: it was 0, got 1"):
         Loop(service.create_lora_training_client(), batches, steps=1, callbacks=[Move()]).run()
 
 
@@ -451,7 +451,7 @@ def test_an_optional_callback_is_dropped_with_a_warning(service, batches, caplog
         summary = Loop(service.create_lora_training_client(), batches, steps=3, callbacks=[Broken()]).run()
     assert summary.step == 3
     assert [record.getMessage() for record in caplog.records] == [
-        "broken.on_step failed at step 0; the callback is dropped"
+        "broken.on_step failed at step 0; the callback is removed"
     ]
 
 
@@ -463,7 +463,7 @@ def test_an_error_in_forgetting_records_says_whose_request_it_was(service, batch
     client, checkpoints = service.create_lora_training_client(), Checkpoints(tmp_path)
     with pytest.raises(IndexError) as caught:
         Loop(client, batches, steps=1, callbacks=[Forget()], checkpoints=checkpoints).run()
-    assert caught.value.__notes__ == ["in the Retain of forget.on_save at step 1"]
+    assert caught.value.__notes__ == ["in the Retain returned by forget.on_save at step 1"]
 
 
 class Yielding(Callback):
@@ -520,10 +520,10 @@ def test_an_error_in_on_end_of_a_good_run_is_raised(service, batches):
 @pytest.mark.parametrize(
     ("event", "answer", "says"),
     [
-        ("on_step", 3, r"on_step returned 3; it may return Log, Stop, None"),
+        ("on_step", 3, r"on_step returned 3, but it may return only Log, Stop, None"),
         ("on_step", Save(), r"on_step returned Save"),
         ("on_boundary", [Log({}), "x"], r"on_boundary returned 'x'"),
-        ("on_plan", None, r"on_plan must return a Plan, got None"),
+        ("on_plan", None, r"on_plan must return a Plan, but it returned None"),
     ],
 )
 def test_a_wrong_answer_is_refused(service, batches, event, answer, says):
@@ -538,8 +538,8 @@ def test_a_wrong_answer_is_refused(service, batches, event, answer, says):
         ({"steps": -1}, "steps must be >= 0"),
         ({"ahead": -1}, "ahead must be >= 0"),
         ({"normalize": "mean"}, "normalize must be one of"),
-        ({"callbacks": [Recorder(), Recorder()]}, "two callbacks are named 'recorder'"),
-        ({"callbacks": [Recorder]}, "must be tinkerloop.Callback objects"),
+        ({"callbacks": [Recorder(), Recorder()]}, "two callbacks have the name 'recorder'"),
+        ({"callbacks": [Recorder]}, "must be a tinkerloop.Callback object"),
     ],
 )
 def test_contradictory_arguments_are_refused(service, batches, options, says):
@@ -551,7 +551,7 @@ def test_a_cursor_of_other_batches_is_refused(service, batches, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     client = service.create_lora_training_client()
     Loop(client, row_batches(batches[0], 2), steps=1, checkpoints=checkpoints).run()
-    with pytest.raises(PlanError, match="resume with the batches of the record"):
+    with pytest.raises(PlanError, match="resume with the same batches"):
         Loop(client, batches, checkpoints=checkpoints, record=checkpoints.latest())
 
 
@@ -561,12 +561,12 @@ def test_datums_that_nobody_batched_are_refused(service, batches):
 
 
 def test_an_iterator_cannot_be_checkpointed(service, batches, tmp_path):
-    with pytest.raises(PlanError, match="needs batches with a position"):
+    with pytest.raises(PlanError, match="needs batches whose position can be saved"):
         Loop(service.create_lora_training_client(), iter(batches), checkpoints=Checkpoints(tmp_path))
 
 
 def test_a_save_without_checkpoints_is_refused(service, batches):
-    with pytest.raises(PlanError, match="checkpoint asked for a Save"):
+    with pytest.raises(PlanError, match="callback 'checkpoint' requested a Save"):
         Loop(service.create_lora_training_client(), batches, callbacks=[Checkpoint(every=1)]).run()
 
 
@@ -575,7 +575,7 @@ def test_two_callbacks_cannot_accumulate_differently(service, batches):
         def on_start(self, step, steps):
             return Accumulate(3)
 
-    with pytest.raises(PlanError, match=r"asked for 3 batches a step; .* so far 2"):
+    with pytest.raises(PlanError, match=r"requested 3 batches per step; .* so far 2"):
         Loop(service.create_lora_training_client(), batches, callbacks=[GradientAccumulation(2), Other()]).run()
 
 

@@ -1,4 +1,4 @@
-"""The built-in callbacks. Each file is about one concern."""
+"""The built-in callbacks, one topic per file."""
 
 from tinkerloop.callbacks.accumulation import GradientAccumulation
 from tinkerloop.callbacks.checkpoint import Best, Checkpoint

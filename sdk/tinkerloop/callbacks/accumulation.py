@@ -1,4 +1,4 @@
-"""Gradient accumulation: several batches in one step, and a step split into several calls."""
+"""Gradient accumulation: training on several batches in one step, split into several `forward_backward` calls."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from tinkerloop.loop.plan import Plan
 
 
 class GradientAccumulation(Callback):
-    """Take several batches in each step, and queue the step as micro-batches of limited size.
+    """Train on several batches in each step, split into micro-batches of limited size.
 
-    Weights are normalised over the whole step, so the split never changes the update.
+    A micro-batch contains the datums of one `forward_backward` call. The loss weights are normalised over the whole
+    step, so the split never changes the update.
 
     Args:
-        batches: batches in each step. The last step of the data may have fewer.
-        micro_batch: the most datums in one forward_backward call; None: no limit.
-        micro_tokens: the most input positions in one call; None: no limit. A longer datum gets a call of its own.
+        batches: the number of batches in each step. The last step of the data may have fewer.
+        micro_batch: the maximum number of datums in one micro-batch; None: no limit.
+        micro_tokens: the maximum number of input positions in one micro-batch; None: no limit. A datum that alone
+            exceeds the limit becomes a separate micro-batch.
     """
 
     def __init__(self, batches: int = 1, *, micro_batch: int | None = None, micro_tokens: int | None = None):

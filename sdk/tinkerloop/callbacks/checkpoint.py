@@ -1,4 +1,7 @@
-"""Checkpoints: at which boundaries to write them, and which to keep."""
+"""`Checkpoint`, which decides at which boundaries to save a checkpoint, and which records to keep.
+
+A boundary is the point between two optimizer steps. A record is a line of `checkpoints.jsonl`.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from tinkerloop.loop.events import Boundary, Requests, Retain, Save
 
 @dataclass(frozen=True)
 class Best:
-    """Keep the records with the best values of a metric, such as `Best("test/nll")`.
+    """An option of `Checkpoint`: keep the records with the best values of a metric, for example `Best("test/nll")`.
 
     Attributes:
         metric: the name of the metric.
         keep: how many records to keep.
-        mode: "min" or "max": which values are better.
+        mode: "min" if lower values are better, "max" if higher values are better.
     """
 
     metric: str
@@ -30,24 +33,26 @@ class Best:
 
 @dataclass
 class _State:
-    tokens: int = 0  # `Boundary.tokens` at the last record requested
+    tokens: int = 0  # `Boundary.tokens` when the last save was requested
 
 
 class Checkpoint(Callback):
-    """Write a checkpoint at regular boundaries and at the last, and delete old records.
+    """Save a checkpoint at regular intervals and at the last boundary of the run, and delete old records.
 
-    The checkpoint of a deleted record stays on the service unless `Run` or `Checkpoints` was given `delete`.
+    The checkpoint of a deleted record is deleted only if `Run` or `Checkpoints` was created with `delete`; otherwise it
+    stays on the service.
 
     Args:
-        every: steps between records.
-        every_tokens: input positions between records.
-        every_seconds: seconds between records. The only interval that depends on the clock, so it differs between runs.
-        keep_last: keep this many of the newest records; None keeps all. The newest is always kept.
-        keep_every: also keep the records whose step is a multiple of this.
-        keep_best: also keep the best records by a metric, as it was when the record was written. An evaluation at the
-            same boundary counts.
+        every: the number of steps between two records.
+        every_tokens: the number of input positions between two records.
+        every_seconds: the number of seconds between two records. Runs differ in this interval, because it depends on
+            the clock.
+        keep_last: how many of the newest records to keep; None: all. The newest record is always kept.
+        keep_every: also keep the records whose step is a multiple of this number.
+        keep_best: also keep the best records by a metric. The metric's value is the newest one when the record was
+            written, which includes evaluations at the same boundary.
         ttl_seconds: how long the service keeps each checkpoint; None: until it is deleted.
-        sampler: also save weights that a sampling client can be opened from.
+        sampler: if true, weights for sampling are also saved, from which a sampling client can be opened.
     """
 
     def __init__(
@@ -70,7 +75,9 @@ class Checkpoint(Callback):
         if keep_best and (keep_best.mode not in ("min", "max") or keep_best.keep < 1):
             raise PlanError(f'keep_best must have mode "min" or "max" and keep >= 1, got {keep_best}')
         if keep_last is None and (keep_every or keep_best):
-            raise PlanError("keep_every and keep_best add to keep_last: set keep_last too, or every record is kept")
+            raise PlanError(
+                "keep_every and keep_best have no effect without keep_last, which keeps all records: set keep_last too"
+            )
         self._every, self._every_tokens, self._every_seconds = every, every_tokens, every_seconds
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
         self._save = Save(ttl_seconds, sampler)
@@ -93,8 +100,8 @@ class Checkpoint(Callback):
     def keep(self, records: Sequence[Record]) -> set[int]:
         """Return the steps of the records to keep: the newest, the multiples of `keep_every`, and the best.
 
-        Of equally good records the older is better; a record without the metric, or with NaN, is never among the best.
-        The result depends on the records alone, not on where a run was interrupted.
+        Of two records with the same value, the older one is kept. A record without the metric, or with NaN, is never
+        among the best. The result depends only on the records, not on where a run was interrupted.
         """
         steps = [record.step for record in records]
         kept = set(steps if self._keep_last is None else steps[-self._keep_last :])

@@ -1,4 +1,7 @@
-"""Evaluations during training, each of exactly the weights of its boundary."""
+"""Evaluations during training.
+
+Each uses exactly the weights of its boundary, the point between two optimizer steps at which it was requested.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,19 @@ from tinkerloop.loop.futures import Mapped, awaitable, background, is_done, reso
 T = TypeVar("T")
 Metrics = Mapping[str, float]
 Evaluator = Callable[[TrainingClientLike], Future[Metrics]]
-"""`training client -> future of metrics`: submits work and returns at once, without waiting for it."""
+"""Function from a training client to a future of metrics. It submits the work and returns without waiting for it."""
 
 
 class Evaluate(Callback):
-    """Run an evaluator at some boundaries and log its metrics as `<name>/<metric>`.
+    """Run an evaluator at regular boundaries, and log its metrics as `<name>/<metric>`.
 
     Args:
-        name: names the evaluation in the metrics and to other callbacks (`EvalResult.name`); unique in a run.
+        name: the name of the evaluation, unique in a run. Other callbacks see it as `EvalResult.name`.
         evaluator: `nll(...)`, `sampled(...)`, or any function from a training client to a future of metrics.
-        every: steps between evaluations; None: only at the start and at the end.
-        at_start, at_end: also evaluate at boundary 0, and at the run's last boundary.
-        detached: do not wait for the result, but deliver it when it is ready (see `Eval`).
+        every: the number of steps between evaluations; None: evaluate only at the start and at the end.
+        at_start: if true, also evaluate before the first step of a new run.
+        at_end: if true, also evaluate at the last boundary of the run.
+        detached: if true, training does not wait for the result, which is delivered when it is ready. See `Eval`.
     """
 
     def __init__(
@@ -61,28 +65,28 @@ class Evaluate(Callback):
 
 
 def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_bytes: int | None = None) -> Evaluator:
-    """Make an evaluator of the held-out loss of cross-entropy datums, by `forward` calls queued between the steps.
+    """Return an evaluator that computes the cross-entropy loss of held-out datums with `forward` calls.
 
-    Metrics: `nll`, the mean negative log-likelihood in nats per weighted token: sum(-w * logp) / sum(w). With
-    `utf8_bytes`, the number of UTF-8 bytes that the weighted tokens stand for, also `bits_per_byte`:
-    sum(-w * logp) / (bytes * ln 2).
+    Its metric `nll` is the weighted mean of the negative log-likelihood over tokens, in nats:
+    sum(-w * logp) / sum(w). With `utf8_bytes` it also has `bits_per_byte`: sum(-w * logp) / (utf8_bytes * ln 2).
 
     Args:
-        datums: the held-out datums.
-        batch_size: datums in one `forward` call; None: all in one.
-        utf8_bytes: see above.
+        datums: the held-out datums, with weights as for cross_entropy.
+        batch_size: the number of datums in one `forward` call; None: all datums.
+        utf8_bytes: the number of UTF-8 bytes of the text of the weighted tokens.
 
     Raises:
-        PlanError: there are no datums, or their weights do not have a positive sum.
+        PlanError: there are no datums, or the sum of their weights is not positive.
     """
     if not datums:
-        raise PlanError("nll needs at least one datum, got none")
+        raise PlanError("nll needs at least one datum to evaluate, got none")
     size = batch_size or len(datums)
     batches = [list(datums[start : start + size]) for start in range(0, len(datums), size)]
     total = math.fsum(float(np.sum(d.loss_fn_inputs["weights"].to_numpy(), dtype=np.float64)) for d in datums)
     if not total > 0:
         raise PlanError(
-            f"the weights of the evaluated datums sum to {total:g}: give datums with a positive sum of weights"
+            f"the weights of the evaluated datums sum to {total:g}, but nll needs a positive sum: pass datums with "
+            "positive weights"
         )
 
     def submit(client: TrainingClientLike) -> Future[Metrics]:
@@ -100,13 +104,13 @@ def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_b
 
 
 def sampled(score: Callable[[SamplingClientLike], Metrics | Coroutine[Any, Any, Metrics]]) -> Evaluator:
-    """Make an evaluator of a function that samples.
+    """Return an evaluator that computes metrics with a sampling client.
 
-    The snapshot of the weights is queued in order with the training steps, so the scores are those of the boundary
-    although training continues meanwhile.
+    The evaluator saves the weights of its boundary for a sampling client, and this request is queued in order with the
+    training steps. So the metrics are those of the boundary's weights, although training continues meanwhile.
 
     Args:
-        score: `score(sampling_client) -> metrics`, which may be a coroutine function; it runs on its own thread.
+        score: function or coroutine function from a sampling client to metrics. It runs on a separate thread.
     """
 
     def submit(client: TrainingClientLike) -> Future[Metrics]:
@@ -117,7 +121,7 @@ def sampled(score: Callable[[SamplingClientLike], Metrics | Coroutine[Any, Any, 
 
 
 def together(*evaluators: Evaluator) -> Evaluator:
-    """Make one evaluator of several: all are submitted at the same boundary, and their metrics are in one row."""
+    """Return an evaluator that runs several evaluators at the same boundary, and merges their metrics into one row."""
 
     def submit(client: TrainingClientLike) -> Future[Metrics]:
         return Mapped(_All([evaluator(client) for evaluator in evaluators]), merged)
@@ -126,7 +130,7 @@ def together(*evaluators: Evaluator) -> Evaluator:
         names = [name for one in values for name in one]
         if len(names) != len(set(names)):
             raise PlanError(
-                f"evaluators that run together must return different metrics, got {sorted(names)}: rename some"
+                f"combined evaluators must return different metrics, got {sorted(names)}: rename the duplicates"
             )
         return {name: value for one in values for name, value in one.items()}
 
@@ -134,7 +138,7 @@ def together(*evaluators: Evaluator) -> Evaluator:
 
 
 class _All(Generic[T]):
-    """The future of a list of values, one per future, in order."""
+    """The future of the list of the values of `futures`, in order."""
 
     def __init__(self, futures: Sequence[Future[T]]):
         self._futures = futures
@@ -153,7 +157,7 @@ class _All(Generic[T]):
 
 
 def metric_of(result: EvalResult, metric: str) -> float | None:
-    """Return the value of metric `name/metric` if `result` is of evaluation `name`, else None.
+    """Return the value of `metric`, given as `<evaluation>/<name>`; None if `result` is of another evaluation.
 
     Raises:
         TinkerloopError: the evaluation has no such metric.
@@ -162,5 +166,5 @@ def metric_of(result: EvalResult, metric: str) -> float | None:
     if result.name != name:
         return None
     if key not in result.value:
-        raise TinkerloopError(f"evaluation {name!r} has no metric {key!r}; it has {sorted(result.value)}")
+        raise TinkerloopError(f"evaluation {name!r} returned no metric {key!r}; its metrics are {sorted(result.value)}")
     return float(result.value[key])

@@ -1,4 +1,4 @@
-"""A clean end when the machine is taken away (preemption)."""
+"""`Preempt`, which ends a run in order when the machine is about to be taken away (preemption)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from tinkerloop.loop.events import Boundary, Requests, Stop, Summary
 
 
 class Preempt(Callback):
-    """Stop at the next boundary and record it, on SIGTERM or SIGINT; a second signal raises KeyboardInterrupt.
+    """Stop the run on SIGTERM or SIGINT: at the next boundary (the point between two steps), which is recorded.
 
-    The handlers are installed when the run starts and restored when it ends, and only set a flag. The script
-    decides on its exit code: `summary.reason` names the signal.
+    A second signal raises KeyboardInterrupt. The signal handlers only set a flag; they are installed when the run
+    starts, and the previous handlers are restored when it ends. `summary.reason` names the signal, so that the caller
+    can choose an exit code.
+
+    Args:
+        signals: the signals to handle.
     """
 
     def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)):
@@ -28,7 +32,8 @@ class Preempt(Callback):
     def on_start(self, step: int, steps: int | None) -> Requests:
         if threading.current_thread() is not threading.main_thread():
             raise PlanError(
-                "Preempt works only in a loop on the main thread, where signals can be handled: run the loop there"
+                "Preempt works only on the main thread, where Python handles signals, but the loop is on another one: "
+                "run the loop on the main thread, or remove Preempt"
             )
         self._previous = {one: signal.signal(one, self._receive) for one in self._signals}
 

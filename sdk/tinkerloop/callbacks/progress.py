@@ -1,4 +1,4 @@
-"""Progress on the terminal."""
+"""`Progress`, which shows the progress of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from tinkerloop.loop.events import EvalResult, Requests, StepResult, Summary
 
 
 class Progress(Callback):
-    """Show a progress bar with loss, learning rate and tokens per second; plain lines where there is no terminal.
+    """Show a progress bar with the loss, the learning rate and tokens per second.
+
+    If the output is not a terminal, print plain lines instead.
 
     Args:
-        every: steps between plain lines.
-        file: where to write; standard error by default.
+        every: the number of steps between two plain lines.
+        file: where to write; None: standard error.
     """
 
     def __init__(self, *, every: int = 10, file: TextIO | None = None):

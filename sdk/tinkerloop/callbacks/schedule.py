@@ -1,4 +1,4 @@
-"""Optimizer parameters that change with the step."""
+"""`LRSchedule`, which changes the optimizer parameters with the step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from tinkerloop.loop.schedules import Schedule
 
 
 class LRSchedule(Callback):
-    """Set the learning rate, and other optimizer parameters, of each step from schedules.
+    """Set the learning rate and other optimizer parameters of each step from schedules (functions of the step number).
 
     >>> LRSchedule(linear(1e-3, 0.0, 100), weight_decay=constant(0.1))          # doctest: +SKIP
 
     Args:
-        learning_rate: step -> learning rate.
-        others: schedules for other fields of the optimizer parameters: `weight_decay`, `beta1`, `grad_clip_norm`, ...
+        learning_rate: the schedule of the learning rate; None: the learning rate is not changed.
+        others: schedules of other optimizer parameters, such as `weight_decay`, `beta1` or `grad_clip_norm`.
     """
 
     def __init__(self, learning_rate: Schedule | None = None, **others: Schedule):

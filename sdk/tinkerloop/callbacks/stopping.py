@@ -1,4 +1,4 @@
-"""Early ends of a run: no improvement, non-finite values, a budget that is spent."""
+"""Callbacks that end a run early: when a metric stops improving, a value is not finite, or a budget is used up."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class _Patience:
 
 
 class EarlyStop(Callback):
-    """Stop when an evaluation's metric has not improved for `patience` evaluations in a row.
+    """Stop when a metric of an evaluation has not improved for `patience` evaluations in a row.
 
-    A resumed run decides again from the saved state, so a stopped run stays stopped, and a larger `patience` continues
-    it.
+    A resumed run decides again from the saved state. So a stopped run stays stopped, unless it is resumed with a larger
+    `patience`.
 
     Args:
-        metric: `<evaluation>/<metric>`, such as "test/nll".
-        patience: how many evaluations in a row may bring no improvement before the run stops.
-        mode: "min" or "max": which values are better.
-        min_delta: an improvement smaller than this does not count.
+        metric: the metric, as `<evaluation>/<metric>`, such as "test/nll".
+        patience: the number of evaluations in a row without improvement after which the run stops.
+        mode: "min" if lower values are better, "max" if higher values are better.
+        min_delta: a change counts as an improvement only if it is larger than this.
     """
 
     def __init__(self, metric: str, *, patience: int = 3, mode: str = "min", min_delta: float = 0.0):
@@ -64,10 +64,12 @@ class EarlyStop(Callback):
 
 
 class StopOnNonFinite(Callback):
-    """Raise NonFiniteError when a step's loss or metric is NaN or infinite. The last record stays valid.
+    """End the run with NonFiniteError when the loss or a metric of a step is NaN or infinite.
+
+    The run can be resumed from its last record.
 
     Args:
-        ignore: names of metrics that may be NaN or infinite.
+        ignore: the names of metrics that may be NaN or infinite.
     """
 
     def __init__(self, ignore: Sequence[str] = ()):
@@ -78,7 +80,7 @@ class StopOnNonFinite(Callback):
             if not math.isfinite(value) and name not in self._ignore:
                 raise NonFiniteError(
                     f"{name} is {value} at step {result.step} (learning rate {result.metrics['learning_rate']:g}): "
-                    "resume from the last record with a lower learning rate or grad_clip_norm, or look at the batch"
+                    "resume from the last record with a lower learning rate or grad_clip_norm, or inspect the batch"
                 )
         return None
 
@@ -90,12 +92,13 @@ class _Spent:
 
 
 class Budget(Callback):
-    """Stop when a number of tokens or of seconds is spent, counted over a run and all its resumed parts.
+    """Stop when a number of tokens or of seconds has been used, counted over a run and all its resumptions.
 
     Args:
-        tokens: stop after the step that reaches this number of input positions; None: no limit.
-        seconds: stop after the step whose delivery reaches this wall-clock time since the start; None: no limit.
-        clock: returns seconds and never goes back.
+        tokens: the number of input positions after which the run stops; None: no limit.
+        seconds: the number of seconds of training time after which the run stops; None: no limit. It is checked when
+            the result of a step is delivered.
+        clock: function that returns the time in seconds, and never goes backwards.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class Budget(Callback):
         clock: Callable[[], float] = time.monotonic,
     ):
         if tokens is None and seconds is None:
-            raise PlanError("Budget needs a limit, got none: give it tokens= or seconds=")
+            raise PlanError("Budget needs a limit, got none: pass tokens= or seconds=")
         self._tokens, self._seconds, self._clock = tokens, seconds, clock
         self.state = _Spent()
 

@@ -1,4 +1,4 @@
-"""Times of a step's parts."""
+"""`Timing`, which logs how long the parts of each step take."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from tinkerloop.loop.events import Log, Requests, StepResult
 
 
 class Timing(Callback):
-    """Log how long each step took, and on what: waiting for data, for the server, in callbacks, elsewhere.
+    """Log how long each step took in total, and waiting for data, waiting for the service, in callbacks, and other.
 
-    Metrics, in seconds: `time/total`, `time/data`, `time/server`, `time/callbacks`, `time/other`, and with
-    `per_callback` also `time/callback/<name>`. `totals` holds their sums over the run.
+    The metrics, in seconds, are `time/total`, `time/data`, `time/server`, `time/callbacks` and `time/other`. `totals`
+    has their sums over the run, by the name after `time/`.
+
+    Args:
+        per_callback: if true, also log the time of each callback, as `time/callback/<name>`.
     """
 
     def __init__(self, *, per_callback: bool = False):
@@ -30,6 +33,6 @@ class Timing(Callback):
         return Log({f"time/{part}": seconds for part, seconds in known.items()})
 
     def report(self) -> str:
-        """Format the totals as one line, with their shares of the whole."""
+        """Return the totals as one line of text, each in seconds and as a share of the total time."""
         total = self.totals["total"] or 1.0
         return "  ".join(f"{part} {seconds:.2f}s ({seconds / total:.0%})" for part, seconds in self.totals.items())

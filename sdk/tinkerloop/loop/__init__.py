@@ -1,4 +1,4 @@
-"""The explicit training loop, and every piece of it for use on its own."""
+"""The training loop `Loop`, and its parts, each of which can also be used alone."""
 
 from tinkerloop.data.batches import Batches
 from tinkerloop.loop.callback import Callback

@@ -1,17 +1,19 @@
 """Callbacks: subclass `Callback`, override the events you need, and return requests.
 
-Two clocks run through a training run. Work is *queued* in strict order (submit clock) and *answered* up to `ahead`
-steps later (result clock). Around two steps with `ahead=1`:
+A boundary is the point between two optimizer steps. At boundary s, exactly steps 0 to s - 1 have been queued. Only
+there are evaluations and saves queued, and only there can the run end.
+
+A callback's events follow two clocks. On the submit clock, work is queued, in strict order. On the result clock, its
+results are delivered, up to `ahead` steps later. With `ahead=1`, around steps 3 and 4:
 
     queued     boundary 3 | plan 3, step 3 | boundary 4 | plan 4, step 4 | boundary 5 | ...
                           |                |            |                |
-    answered   step 1     |                | step 2     |                | step 3
+    delivered  step 1     |                | step 2     |                | step 3
                eval 2     |                | eval 3     |                | eval 4
 
-Before step s is queued, exactly the results of steps <= s - 1 - ahead, and of the evaluations and saves queued after
-them, have been delivered. Delivery therefore depends on (s, ahead) and never on timing: even a callback that reacts to
-results decides the same way every time. At boundary s the weights will hold exactly steps [0, s); there, and only
-there, evaluations and saves are queued and the run can end.
+Before step s is queued, exactly the results of the steps up to s - 1 - ahead have been delivered, and those of the
+evaluations and saves queued right after these steps. Delivery depends only on s and `ahead`, never on timing. So a
+callback that reacts to results makes the same decisions in every run.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """The base of every callback. Each event is optional; `on_plan` returns a plan, the others return requests.
+    """Base class of all callbacks. Override only the events you need: `on_plan` returns a plan, the others requests.
 
-    Callbacks observe and request; they never change the loop themselves. Their order matters only for `on_plan`,
-    which composes in list order, and each can be tested without a loop:
+    A callback never changes the loop: it receives values and returns requests, so it can be tested without a loop.
+    The order of the callbacks matters only for `on_plan`, where each callback gets the plan that the one before it
+    in the list returned.
 
     >>> class StopAt(Callback):
     ...     def on_boundary(self, boundary):
@@ -37,45 +40,52 @@ class Callback:
     """
 
     name: str = ""
-    """The callback's name, unique in a run. Its state is saved under it. By default the class name in kebab-case."""
+    """The callback's name, under which its state is saved. Unique in a run; by default the class name in kebab-case."""
 
     state: Any = None
-    """A dataclass of JSON values, or None. Saved with every record, and restored before `on_start` when resuming.
+    """The state to save: a dataclass whose fields are JSON-serializable, or None for a callback without state.
 
-    For type checkers, declare its class in yours: `state: Seen`.
+    It is saved in every record, and restored before `on_start` when the run is resumed. For type checkers, a subclass
+    declares the class of its state, for example `state: Seen`.
     """
 
     optional: bool = False
-    """If true, an exception is logged once and the callback dropped, instead of ending the run."""
+    """If true, an exception in the callback does not end the run: it is logged, and the callback is removed."""
 
     def on_start(self, step: int, steps: int | None) -> Requests:
-        """Handle the start, once, before anything is queued: the run goes from boundary `step` to boundary `steps`."""
+        """Handle the start of the run. Called once, before any work is queued.
+
+        Args:
+            step: the boundary at which the run starts: 0, or the record's `step` in a resumed run.
+            steps: the boundary at which the run ends; None: at the end of the data.
+        """
 
     def on_plan(self, plan: Plan) -> Plan:
-        """Return the plan, changed or not. Submit clock; the weights are normalised after the last callback."""
+        """Return the plan of the next step, changed or not. The weights are normalised after the last callback."""
         return plan
 
     def on_boundary(self, boundary: Boundary) -> Requests:
-        """Handle a boundary, on the submit clock; may queue work on `boundary.client`. Must not block."""
+        """Handle a boundary, before the next step is queued. May queue work on `boundary.client`; must not block."""
 
     def on_step(self, result: StepResult) -> Requests:
-        """Handle the result of a step: once per step, in order, on the result clock."""
+        """Handle the result of a step. Called once per step, in the order of the steps."""
 
     def on_eval(self, result: EvalResult) -> Requests:
-        """Handle the result of an evaluation, on the result clock; `result.step` is the boundary that was evaluated."""
+        """Handle the result of an evaluation. `result.step` is the boundary whose weights were evaluated."""
 
     def on_save(self, record: Record) -> Requests:
-        """Handle a record that is on disk, on the result clock.
+        """Handle a record that has been written to `checkpoints.jsonl`.
 
-        A resumed run calls this again for its record, because the record was written before the first call.
+        A resumed run calls this again for the record that it resumes from: the first call came after the record was
+        written, so the record does not contain the state that this call left.
         """
 
     def on_end(self, summary: Summary) -> None:
-        """Handle the end, once, in reverse order of start; `summary.error` is the error that ended the run, or None."""
+        """Handle the end of the run. Called once; the callbacks are called in the reverse order of their `on_start`."""
 
 
 def callback_name(callback: Callback) -> str:
-    """Return the callback's `name`, or its class name in kebab-case."""
+    """Return the callback's `name`; if it is empty, the name of its class in kebab-case."""
     return (
         callback.name
         or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(callback).__name__).lower()

@@ -1,4 +1,7 @@
-"""Calls of the callbacks: their names, saved state, allowed requests and timing, and notes on their errors."""
+"""`Dispatcher`, which calls the callbacks of a run.
+
+It checks their names and requests, saves and restores their state, measures their time, and adds notes to their errors.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +28,24 @@ ALLOWED: Mapping[str, tuple[type, ...]] = {
     "on_save": (Log, Retain, Stop),
     "on_end": (),
 }
-"""The requests that a callback may return at each event."""
+"""Mapping from an event's name to the types of request that a callback may return there."""
 
 
 class Dispatcher:
-    """The callbacks of one run, by name."""
+    """Call the callbacks of one run, and save and restore their state by callback name."""
 
     def __init__(self, callbacks: Sequence[Callback]):
         self._callbacks: dict[str, Callback] = {}
         for callback in callbacks:
             if not isinstance(callback, Callback):
-                raise PlanError(f"callbacks must be tinkerloop.Callback objects, got {callback!r}")
+                raise PlanError(f"each item of callbacks must be a tinkerloop.Callback object, got {callback!r}")
             name, state = callback_name(callback), callback.state
             if name in self._callbacks:
-                raise PlanError(f"two callbacks are named {name!r}: give one of them another name")
+                raise PlanError(
+                    f"two callbacks have the name {name!r}, but names must be unique: set `name` on one of them"
+                )
             if state is not None and (not is_dataclass(state) or isinstance(state, type)):
-                raise PlanError(f"the state of callback {name!r} must be a dataclass or None, got {state!r}")
+                raise PlanError(f"the state of callback {name!r} must be a dataclass instance or None, got {state!r}")
             self._callbacks[name] = callback
         self._unclaimed: dict[str, Mapping[str, Any]] = {}
         self._started: list[str] = []
@@ -48,7 +53,10 @@ class Dispatcher:
         self._seconds: dict[str, float] = defaultdict(float)
 
     def lap(self) -> dict[str, float]:
-        """Return the seconds spent since the last call: in all `callbacks`, and in each that ran, `callback/<name>`."""
+        """Return the seconds spent in callbacks since the previous call of `lap`.
+
+        The key `callbacks` has the sum, and `callback/<name>` the time of each callback that ran.
+        """
         lap = {"callbacks": sum(self._seconds.values())}
         lap.update((f"callback/{name}", seconds) for name, seconds in self._seconds.items())
         self._seconds.clear()
@@ -57,44 +65,46 @@ class Dispatcher:
     # --- state ---
 
     def states(self) -> dict[str, Mapping[str, Any]]:
-        """Return every callback's state by name, and the restored states that no callback of this run has.
+        """Return the state of every callback, by callback name, to be saved in a record.
+
+        States that the resumed record has for callbacks absent from this run are included, so that they are not lost.
 
         Raises:
-            CheckpointError: a state holds values that JSON would change.
+            CheckpointError: a state contains values that JSON would change.
         """
         own = {name: _saved(name, cb.state) for name, cb in self._callbacks.items() if cb.state is not None}
         return self._unclaimed | own
 
     def restore(self, record: Record) -> None:
-        """Give the states of a record to the callbacks of the same names.
+        """Set each callback's state to the one that the record has under the callback's name.
 
         Raises:
-            CheckpointError: a state's fields are not those its class has now.
+            CheckpointError: the fields of a saved state differ from the fields of the callback's state class.
         """
         stateful = {name: cb for name, cb in self._callbacks.items() if cb.state is not None}
         for name, callback in stateful.items():
             if name not in record.callbacks:
-                logger.warning("no state was saved for callback %r: it starts with a new one", name)
+                logger.warning("no state was saved for callback %r: it starts with its initial state", name)
                 continue
             saved, expected = record.callbacks[name], {field.name for field in fields(callback.state)}
             if set(saved) != expected:
                 raise CheckpointError(
-                    f"the state of callback {name!r} has changed: the record of step {record.step} has "
-                    f"{sorted(saved)}, its class has {sorted(expected)}; "
-                    f"they differ in {sorted(set(saved) ^ expected)}"
+                    f"cannot restore the state of callback {name!r}: its fields have changed. The record of step "
+                    f"{record.step} has {sorted(saved)}, the class has {sorted(expected)}; they differ in "
+                    f"{sorted(set(saved) ^ expected)}. Restore the old fields, or give the callback another name"
                 )
             callback.state = type(callback.state)(**saved)
         self._unclaimed = {name: state for name, state in record.callbacks.items() if name not in stateful}
         for name in self._unclaimed:
             logger.warning(
-                "the record holds state of a callback %r that this run does not have: later records will hold it too",
+                "the record has the state of a callback %r that this run does not have: it is copied to later records",
                 name,
             )
 
     # --- events ---
 
     def ask(self, event: str, step: int, *args: Any) -> list[tuple[str, Request]]:
-        """Call every callback that handles `event` and return the requests as (name, request), in list order."""
+        """Call every callback that overrides `event`, in list order, and return (callback name, request) pairs."""
         asked: list[tuple[str, Request]] = []
         for name, handler in self._handlers[event]:
             answer = self._call(name, event, handler, step, *args)
@@ -103,7 +113,7 @@ class Dispatcher:
         return asked
 
     def start(self, step: int, steps: int | None) -> list[tuple[str, Request]]:
-        """Call `on_start`, and note which callbacks have started: only their `on_end` will be called."""
+        """Call every `on_start`, and return (callback name, request) pairs. `end` only ends callbacks started here."""
         asked: list[tuple[str, Request]] = []
         handlers = dict(self._handlers["on_start"])
         for name in list(self._callbacks):
@@ -114,20 +124,20 @@ class Dispatcher:
         return asked
 
     def plan(self, plan: Plan) -> Plan:
-        """Call `on_plan`, each callback on the plan of the one before it in the list."""
+        """Call every `on_plan` in list order, each with the plan that the previous one returned. Return the last."""
         for name, handler in self._handlers["on_plan"]:
             changed = self._call(name, "on_plan", handler, plan.step, plan, if_dropped=plan)
             if not isinstance(changed, Plan):
-                raise PlanError(f"{name}.on_plan must return a Plan, got {changed!r}")
+                raise PlanError(f"{name}.on_plan must return a Plan, but it returned {changed!r}")
             if (
                 changed.step != plan.step
-            ):  # results are delivered by step: another number would come too early, too late or never
-                raise PlanError(f"{name}.on_plan must keep the plan's step, {plan.step}, got {changed.step}")
+            ):  # results are delivered by step number: with another number, this one would come too early or too late
+                raise PlanError(f"{name}.on_plan must not change plan.step: it was {plan.step}, got {changed.step}")
             plan = changed
         return plan
 
     def end(self, step: int, summary: Any) -> list[Exception]:
-        """Call `on_end` of every started callback, last started first, and return the errors that they raised."""
+        """Call `on_end` of every started callback, the last started first, and return the exceptions they raised."""
         failures: list[Exception] = []
         handlers = dict(self._handlers["on_end"])
         for name in reversed(self._started):
@@ -140,7 +150,7 @@ class Dispatcher:
         return failures
 
     def _overriding(self, event: str) -> list[tuple[str, Callable[..., Any]]]:
-        """List the callbacks that override `event`: calling the others would only cost time."""
+        """Return the name and handler of each callback that overrides `event`. The default handlers do nothing."""
         base = getattr(Callback, event)
         return [
             (name, getattr(cb, event)) for name, cb in self._callbacks.items() if getattr(type(cb), event) is not base
@@ -152,12 +162,14 @@ class Dispatcher:
         began = time.perf_counter()
         try:
             answer = handler(*args)
-            return list(answer) if isinstance(answer, Iterator) else answer  # a generator's body runs here
+            return (
+                list(answer) if isinstance(answer, Iterator) else answer
+            )  # runs the body, if `handler` is a generator function
         except Exception as error:
             if not self._callbacks[name].optional:
                 error.add_note(f"in {name}.{event} at step {step}")
                 raise
-            logger.warning("%s.%s failed at step %d; the callback is dropped", name, event, step, exc_info=error)
+            logger.warning("%s.%s failed at step %d; the callback is removed", name, event, step, exc_info=error)
             del self._callbacks[name]
             self._handlers = {event: self._overriding(event) for event in self._handlers}
             return if_dropped
@@ -166,20 +178,20 @@ class Dispatcher:
 
 
 def _saved(name: str, state: Any) -> dict[str, Any]:
-    """Convert a callback's state to the form that a record holds."""
+    """Convert a callback's state from a dataclass to the dict that is saved in a record."""
     for field in fields(state):
         value = getattr(state, field.name)
         if not field.init or not _is_json(value):
             raise CheckpointError(
                 f"the state of callback {name!r} cannot be saved: {field.name} is {value!r}"
-                f"{'' if field.init else ', a field with init=False'}; use a dataclass of JSON values: numbers, "
-                "strings, booleans, None, lists, and dictionaries with strings as keys"
+                f"{'' if field.init else ', a field with init=False'}. Its fields must be init fields and have "
+                "JSON-serializable values: numbers, strings, booleans, None, lists, or dicts with strings as keys"
             )
     return asdict(state)
 
 
 def _is_json(value: Any) -> bool:
-    """Return true if JSON gives the value back unchanged. It turns tuples into lists, and keys into strings."""
+    """Return true if a round trip through JSON leaves `value` unchanged. It would change tuples and non-string keys."""
     if isinstance(value, list):
         return all(map(_is_json, value))
     if isinstance(value, dict):
@@ -188,7 +200,11 @@ def _is_json(value: Any) -> bool:
 
 
 def _requests(name: str, event: str, answer: Any) -> list[Request]:
-    """Return a callback's answer as a list of requests, or raise PlanError if one is not allowed at this event."""
+    """Return what a callback's event handler returned, as a list of requests.
+
+    Raises:
+        PlanError: a request is not allowed at this event.
+    """
     if answer is None:
         return []
     if isinstance(answer, ALLOWED[event]):
@@ -200,5 +216,5 @@ def _requests(name: str, event: str, answer: Any) -> list[Request]:
     for request in requests:
         if not isinstance(request, ALLOWED[event]):
             allowed = ", ".join([*(kind.__name__ for kind in ALLOWED[event]), "None"])
-            raise PlanError(f"{name}.{event} returned {request!r}; it may return {allowed}")
+            raise PlanError(f"{name}.{event} returned {request!r}, but it may return only {allowed}")
     return requests

@@ -1,4 +1,7 @@
-"""Records of a run: one line of `checkpoints.jsonl` holds all that is needed to continue exactly from there."""
+"""Records of a run, the lines of `checkpoints.jsonl`.
+
+A record contains all that is needed to resume the run from one boundary, the point between two optimizer steps.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,17 @@ from tinkerloop.loop.jsonl import append_line, cut, read_lines, write_lines
 
 @dataclass(frozen=True)
 class Record:
-    """A checkpoint and all that belongs to it: weights, data position and callback state of one step boundary.
+    """All that is needed to resume a run from one boundary: a checkpoint, the data position and the callback states.
 
     Attributes:
-        step: the weights hold exactly steps [0, step).
-        path: the `tinker://` path of the training state: weights and optimizer.
-        cursor: the data's position: after `batches.seek(cursor)` the next batch is that of step `step`.
-        callbacks: the callbacks' states, by callback name.
+        step: the boundary: exactly steps 0 to step - 1 have been applied to the weights.
+        path: the `tinker://` path of the saved weights and optimizer.
+        cursor: the position in the data. After `batches.seek(cursor)`, the next batch is the first of step `step`.
+        callbacks: the state of each callback, by callback name.
         metrics: the newest value of every metric.
-        tokens: input positions trained on in steps [0, step).
-        rows: the number of rows that the sinks had been given.
-        sampler_path: the `tinker://` path of weights for a sampling client, if they were requested.
+        tokens: the number of input positions in steps 0 to step - 1.
+        rows: the number of rows of metrics logged before the record.
+        sampler_path: the `tinker://` path of the weights saved for sampling; None if they were not requested.
     """
 
     step: int
@@ -46,12 +49,13 @@ class Record:
 
 
 class Checkpoints:
-    """The records in `folder/checkpoints.jsonl`, oldest first. Each has a higher step than the one before.
+    """The records in `folder/checkpoints.jsonl`, oldest first. Steps increase from record to record.
 
     Args:
-        folder: the folder of the file; it is made when the first record is appended.
-        delete: deletes the checkpoint at a `tinker://` path, such as the `delete_checkpoint_from_tinker_path` of a
-            REST client. Without it, `retain` deletes records only, and their checkpoints stay on the service.
+        folder: the folder of `checkpoints.jsonl`. It is created when the first record is appended.
+        delete: function that deletes the checkpoint at a given `tinker://` path, such as
+            `delete_checkpoint_from_tinker_path` of a REST client. If None, `retain` deletes only records, and their
+            checkpoints stay on the service.
     """
 
     def __init__(self, folder: str | Path, delete: Callable[[str], object] | None = None):
@@ -60,23 +64,23 @@ class Checkpoints:
         self._delete = delete
 
     def records(self) -> list[Record]:
-        """Read all records, oldest first.
+        """Return all records, oldest first.
 
         Raises:
-            CheckpointError: a line is not a record.
+            CheckpointError: a line is not a valid record.
         """
         known = {field.name for field in fields(Record)}
         records = []
         for number, line in enumerate(read_lines(self.file), 1):
             if not known >= set(line) or not {"step", "path", "cursor"} <= set(line):
                 raise CheckpointError(
-                    f"{self.file}:{number}: not a record: its fields are {sorted(line)}; repair or move the file"
+                    f"{self.file}:{number}: not a valid record: its fields are {sorted(line)}; repair or move the file"
                 )
             records.append(Record(**line))
         return records
 
     def latest(self) -> Record | None:
-        """Return the newest record, to resume from; None in a new run."""
+        """Return the newest record, from which a run is resumed; None if there are no records."""
         records = self.records()
         return records[-1] if records else None
 
@@ -84,7 +88,7 @@ class Checkpoints:
         """Return the record of boundary `step`.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is no record of this boundary.
         """
         for record in self.records():
             if record.step == step:
@@ -92,22 +96,22 @@ class Checkpoints:
         raise CheckpointError(f"{self.file} has no record of step {step}; it has {[r.step for r in self.records()]}")
 
     def append(self, record: Record) -> None:
-        """Add a record and force it to disk.
+        """Append a record to the file and flush it to disk.
 
         Raises:
-            CheckpointError: the file already holds this step or a later one.
+            CheckpointError: the file already has a record of this step or a later one.
         """
         latest = self.latest()
         if latest and latest.step >= record.step:
             raise CheckpointError(
-                f"{self.file} already holds step {latest.step}; cannot add step {record.step}: use a new folder"
+                f"cannot append step {record.step}: {self.file} already has step {latest.step}; use a new folder"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         cut(self.file)
         append_line(self.file, asdict(record))
 
     def rewind(self, step: int) -> None:
-        """Drop the records after `step`; the whole file is copied to `checkpoints.jsonl.bak` first."""
+        """Delete the records of later steps than `step`, after copying the whole file to `checkpoints.jsonl.bak`."""
         records = self.records()
         kept = [record for record in records if record.step <= step]
         if len(kept) < len(records):
@@ -115,10 +119,13 @@ class Checkpoints:
             write_lines(self.file, [asdict(record) for record in kept])
 
     def retain(self, keep: Callable[[Sequence[Record]], Collection[int]]) -> None:
-        """Delete the records whose step `keep(records)` does not return, and their checkpoints; never the newest.
+        """Delete old records and their checkpoints. The newest record is always kept.
 
-        Records are deleted before their checkpoints: a crash in between leaves an unused checkpoint, never a record
-        that cannot be resumed. A checkpoint that has expired counts as deleted.
+        Records are deleted before their checkpoints. A crash in between leaves an unused checkpoint, but never a record
+        whose checkpoint is gone. A checkpoint that has expired counts as deleted.
+
+        Args:
+            keep: function that gets all records and returns the steps of the records to keep.
         """
         from tinker import NotFoundError
 
@@ -138,13 +145,13 @@ class Checkpoints:
 def open_training_client(
     service: ServiceClientLike, record: Record | None, **create: Unpack[LoraOptions]
 ) -> TrainingClientLike:
-    """Open a training client from a record, its optimizer included, or a new one where there is no record.
+    """Open a training client with the weights and optimizer of a record, or a new one if `record` is None.
 
     Args:
-        service: what `tinkerloop.connect` returns.
+        service: the service client, as returned by `tinkerloop.connect`.
         record: the record to resume from; None for a new run.
-        create: arguments of `create_lora_training_client`, such as `base_model=` and `rank=`, for a new run. With a
-            record they are not used: its checkpoint has its own.
+        create: arguments of `create_lora_training_client` for a new run, such as `base_model=` and `rank=`. They are
+            ignored if a record is given, because the checkpoint determines them.
 
     Raises:
         CheckpointError: the service no longer has the record's checkpoint.
@@ -152,12 +159,12 @@ def open_training_client(
     from tinker import NotFoundError
 
     if record is None:
-        options: Any = create  # the service itself refuses a missing base_model
+        options: Any = create  # the service raises if base_model is missing
         return resolve(service.create_lora_training_client(**options))
     try:
         return resolve(service.create_training_client_from_state_with_optimizer(record.path))
     except (NotFoundError, FileNotFoundError) as error:
         raise CheckpointError(
-            f"the checkpoint of step {record.step} is gone ({record.path}): it was deleted or has expired. "
-            "Resume from an older record (Checkpoints.records()), or start again in a new folder"
+            f"the checkpoint of step {record.step} is gone: {record.path} was deleted or has expired. "
+            "Resume from an older record (see Checkpoints.records()), or start a new run in a new folder"
         ) from error

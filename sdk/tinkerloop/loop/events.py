@@ -1,6 +1,7 @@
-"""Events, which the loop gives to its callbacks, and requests, which they return.
+"""Events, which the loop passes to callbacks, and requests, which callbacks return.
 
-All are values. A callback is tested by giving it an event and comparing the requests it returns.
+Both are plain values: a test of a callback passes it an event and compares the requests that it returns. A boundary is
+the point between two optimizer steps; boundary s comes right before step s.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from tinkerloop.loop.plan import Plan
 
 @dataclass(frozen=True)
 class Boundary:
-    """The moment between two steps, on the submit clock: exactly steps [0, step) are queued.
+    """The point between two optimizer steps: exactly steps 0 to step - 1 have been queued.
 
     Attributes:
-        step: the weights will hold exactly steps [0, step).
-        steps: the boundary at which the run ends; None: when the data ends.
-        final: true at the last boundary: only the work requested here will still be queued.
-        client: the training client, to queue more work on, such as an evaluation.
-        tokens: input positions queued in steps [0, step).
+        step: the number of the boundary, which is the number of the next step.
+        steps: the boundary at which the run ends; None: at the end of the data.
+        final: true at the last boundary: no step is queued after it.
+        client: the training client, on which a callback can queue more work, such as an evaluation.
+        tokens: the number of input positions in steps 0 to step - 1.
         metrics: the newest delivered value of every metric, which may be up to `ahead` steps old.
     """
 
@@ -49,14 +50,14 @@ class StepResult:
     """An optimizer step that the service has finished.
 
     Attributes:
-        step: the step's number, from 0.
-        loss: the loss to report (see `tinkerloop.loop.plan.mean_loss`).
-        metrics: `loss`, `learning_rate`, `tokens`, and all that the service and custom losses returned. The metrics of
-            several micro-batches are reduced to one value (see `tinkerloop.loop.pipeline.reduce_metrics`).
-        plan: the step as it was queued, its weights normalised.
-        outputs: the answers to `forward_backward`, in the order of `plan.micro_batches`.
-        timings: seconds since the previous step was delivered: `total`, and within it `data` (waiting for batches),
-            `server` (waiting for answers), `callbacks`, and `callback/<name>` for each callback that ran.
+        step: the number of the step; the first is 0.
+        loss: the loss of the step, computed by `tinkerloop.loop.plan.mean_loss`.
+        metrics: `loss`, `learning_rate`, `tokens`, and all metrics returned by the service and by custom losses. A
+            metric of several micro-batches is reduced to one value by `tinkerloop.loop.pipeline.reduce_metrics`.
+        plan: the plan as it was queued, with normalised weights.
+        outputs: the outputs of `forward_backward`, in the order of `plan.micro_batches`.
+        timings: seconds since the previous step was delivered. `total` includes `data` (waiting for batches), `server`
+            (waiting for results), `callbacks`, and `callback/<name>` for each callback that ran.
     """
 
     step: int
@@ -76,9 +77,9 @@ class EvalResult:
 
     Attributes:
         step: the boundary whose weights were evaluated.
-        name: the evaluation's name.
-        value: the value of the evaluation's future.
-        final: true if it was requested at the run's last boundary.
+        name: the name of the evaluation.
+        value: what the evaluation returned, usually a dict of metrics.
+        final: true if the evaluation was requested at the last boundary of the run.
     """
 
     step: int
@@ -89,11 +90,12 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a run.
+    """The end of a run: its step, its reason and the final metrics.
 
     Attributes:
-        step: the weights hold exactly steps [0, step).
-        reason: "steps reached", "data exhausted", the reason of a `Stop`, "abandoned" or "error".
+        step: the boundary at which the run ended: exactly steps 0 to step - 1 were queued.
+        reason: "steps reached", "data exhausted", the reason of a `Stop`, "error", or "abandoned" if the caller left
+            the iteration over the steps early.
         metrics: the newest value of every metric.
         error: the error that ended the run, or None.
     """
@@ -105,7 +107,7 @@ class Summary:
 
     @property
     def stopped_early(self) -> bool:
-        """True if the run ended before its steps or its data did."""
+        """True if the run ended before it reached its number of steps or the end of its data."""
         return self.reason not in ("steps reached", "data exhausted")
 
     def __repr__(self) -> str:
@@ -121,10 +123,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Log:
-    """Give metrics to the sinks. From `on_step` and `on_eval` they join that item's row; elsewhere they are a new row.
+    """Request to log metrics.
+
+    From `on_step` or `on_eval`, the metrics are added to the row of that step or evaluation. From any other event, they
+    become a new row.
 
     Attributes:
-        metrics: values by name.
+        metrics: mapping from metric name to value.
     """
 
     metrics: Mapping[str, float]
@@ -132,14 +137,16 @@ class Log:
 
 @dataclass(frozen=True)
 class Eval:
-    """Wait for an evaluation that `on_boundary` has just queued, and give its result to every callback's `on_eval`.
+    """Request to deliver the result of an evaluation to every callback's `on_eval`.
+
+    `on_boundary` submits the evaluation and returns this request with its future.
 
     Attributes:
-        name: the name of the evaluation (`EvalResult.name`).
-        future: the future of its value.
-        detached: if false, the result is delivered in queue order. If true, training does not wait for it: results are
-            delivered when they are ready, in the order in which they began, before the next record is written and
-            before the run ends. They can be logged but decide nothing, so that decisions do not depend on timing.
+        name: the name of the evaluation, which becomes `EvalResult.name`.
+        future: the future of the result, usually a dict of metrics.
+        detached: if false, the result is delivered in queue order. If true, training does not wait for the result.
+            Detached results are delivered when they are ready, in the order of submission; at the latest before the
+            next record is written or the run ends. `on_eval` may only log them, so that no decision depends on timing.
     """
 
     name: str
@@ -149,11 +156,13 @@ class Eval:
 
 @dataclass(frozen=True)
 class Save:
-    """Write a checkpoint at this boundary. All requests of a boundary become one; the longest lifetime wins.
+    """Request to save a checkpoint and write a record at this boundary.
+
+    If several callbacks request a save at the same boundary, one checkpoint with the longest lifetime is saved.
 
     Attributes:
         ttl_seconds: how long the service keeps the checkpoint; None: until it is deleted.
-        sampler: if true, also save weights that a sampling client can be opened from.
+        sampler: if true, weights for sampling are also saved, from which a sampling client can be opened.
     """
 
     ttl_seconds: int | None = None
@@ -162,10 +171,11 @@ class Save:
 
 @dataclass(frozen=True)
 class Retain:
-    """Delete records and their checkpoints.
+    """Request to delete old records and their checkpoints.
 
     Attributes:
-        keep: given all records, returns the steps of those to keep. The newest is always kept.
+        keep: function that gets all records and returns the steps of the records to keep. The newest record is always
+            kept.
     """
 
     keep: Callable[[Sequence[Record]], Collection[int]]
@@ -173,11 +183,11 @@ class Retain:
 
 @dataclass(frozen=True)
 class Stop:
-    """Queue no further step. The steps already queued are delivered.
+    """Request to end the run before the next step is queued. Results of steps already queued are still delivered.
 
     Attributes:
-        reason: becomes `Summary.reason`.
-        save: if true, the last boundary is recorded.
+        reason: why the run ends; it becomes `Summary.reason`.
+        save: if true, and the loop has `checkpoints`, a record of the last boundary is written.
     """
 
     reason: str
@@ -186,10 +196,10 @@ class Stop:
 
 @dataclass(frozen=True)
 class Accumulate:
-    """Read several batches for each step, requested from `on_start`.
+    """Request from `on_start` to train on several batches in each step (gradient accumulation).
 
     Attributes:
-        batches: batches in a step. Each becomes one micro-batch.
+        batches: the number of batches in a step. Each batch becomes one micro-batch.
     """
 
     batches: int

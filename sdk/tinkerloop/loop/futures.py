@@ -1,8 +1,8 @@
-"""Futures, and flows: generators that yield what they wait for, so that sync and async code share one loop.
+"""Futures and flows. A flow is a generator that yields the futures it waits for.
 
-A `Flow` yields `Wait(future)`, and its driver sends it the future's value or throws the future's error into it. All
-else that it yields is for the caller. `iterate` drives a flow in ordinary code and `aiterate` in async code, so both
-perform exactly the same operations in the same order.
+When a `Flow` yields `Wait(future)`, the function that runs it sends the future's value back, or throws the future's
+error into it. All other items that the flow yields are passed to the caller. `iterate` runs a flow in synchronous code,
+and `aiterate` in async code. So both kinds of code share one loop, and perform the same operations in the same order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Wait:
-    """A request, yielded by a flow, to be resumed with the future's value."""
+    """Item that a flow yields to wait for `future`. The flow gets the future's value back, or its error is raised."""
 
     future: Future[Any]
 
@@ -34,7 +34,7 @@ Flow = Generator[Any, Any, T]
 
 
 def iterate(flow: Flow[Any]) -> Iterator[Any]:
-    """Drive `flow`, blocking at each wait, and yield everything else that it yields."""
+    """Run `flow` in synchronous code. Block at each `Wait` that it yields, and yield every other item."""
     resume: Callable[[Any], Any] = flow.send
     value: Any = None
     with closing(flow):
@@ -54,7 +54,7 @@ def iterate(flow: Flow[Any]) -> Iterator[Any]:
 
 
 async def aiterate(flow: Flow[Any]) -> AsyncIterator[Any]:
-    """Drive `flow`, awaiting at each wait, and yield everything else that it yields."""
+    """Run `flow` in async code. Await the future of each `Wait` that it yields, and yield every other item."""
     resume: Callable[[Any], Any] = flow.send
     value: Any = None
     with closing(flow):
@@ -74,16 +74,16 @@ async def aiterate(flow: Flow[Any]) -> AsyncIterator[Any]:
 
 
 def awaitable(future: Any) -> Awaitable[Any]:
-    """Make any future awaitable."""
+    """Return an awaitable for the value of `future`, which may be any object with a `result` method."""
     if hasattr(future, "__await__"):
         return future
     if isinstance(future, concurrent.futures.Future):
         return asyncio.wrap_future(future)
-    return asyncio.to_thread(future.result)  # such a future can only block, so a thread waits for it
+    return asyncio.to_thread(future.result)  # a future with a blocking `result` only: a thread waits for it
 
 
 class Mapped(Generic[T, U]):
-    """The future of `fn(value)`. `fn` runs in the call that asks for the result, and each time."""
+    """The future of `fn(value)`, where `value` is the value of `future`. `fn` runs again in each call of `result`."""
 
     def __init__(self, future: Future[T], fn: Callable[[T], U]):
         self._future, self._fn = future, fn
@@ -104,12 +104,13 @@ class Mapped(Generic[T, U]):
 def background(
     work: Callable[..., T | Coroutine[Any, Any, T]] | Coroutine[Any, Any, T], *args: Any
 ) -> concurrent.futures.Future[T]:
-    """Run `work(*args)` on a new thread and return the future of its value.
+    """Run `work(*args)` on a new thread, and return the future of what it returns.
 
-    The thread is a daemon: the process can end without waiting for it.
+    The thread is a daemon thread, so the process can end without waiting for it.
 
     Args:
-        work: a function, a coroutine function, or a coroutine (which takes no `args`).
+        work: a function, a coroutine function, or a coroutine. With a coroutine, `args` must be empty.
+        args: the arguments of `work`.
     """
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
@@ -136,16 +137,16 @@ def resolve(value: Future[T]) -> T: ...
 @overload
 def resolve(value: T) -> T: ...
 def resolve(value: Any) -> Any:
-    """Wait for a future's value; return anything else as it is.
+    """If `value` is a future, wait for its value and return it; otherwise return `value` itself.
 
-    `create_*` returned a client in older versions of tinker and returns a future of one in newer versions: this gives
-    the client in both cases.
+    The `create_*` methods of tinker return a client in older versions and a future of a client in newer ones.
+    `resolve` returns the client in both cases.
     """
     return value.result() if hasattr(value, "result") else value
 
 
 def is_done(future: Any) -> bool:
-    """Return true if the future's value can be had without waiting; false for futures that cannot tell."""
+    """Return true if `future` is known to be finished. A future without a `done` method counts as not finished."""
     if isinstance(future, tinker.APIFuture):
-        future = future.future()  # an APIFuture has no `done`, the concurrent future inside has
+        future = future.future()  # an APIFuture has no `done` method, but the concurrent future inside it has
     return hasattr(future, "done") and future.done()

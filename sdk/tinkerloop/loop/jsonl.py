@@ -1,7 +1,7 @@
-"""Append-only files of one JSON object a line, which stay readable after a kill at any moment or a full disk.
+"""Append-only files with one JSON object per line. They stay readable after a kill at any moment and on a full disk.
 
-A line is complete once its newline is written. Text after the last newline is an append that was interrupted: readers
-ignore it, and the next writer removes it.
+A line is complete once its newline is written. Text after the last newline is an interrupted append: `read_lines`
+ignores it, and `cut`, which is called before appending, removes it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tinkerloop.errors import CheckpointError
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield every complete line, parsed; nothing if there is no file.
+    """Yield the JSON object of every complete line. Yield nothing if the file does not exist.
 
     Raises:
         CheckpointError: a complete line is not a JSON object.
@@ -32,12 +32,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 value = None
             if not isinstance(value, dict):
-                raise CheckpointError(f"{path}:{number}: not a JSON object: {line[:80]!r}; repair or move the file")
+                raise CheckpointError(
+                    f"{path}:{number}: not a JSON object: {line[:80]!r}; repair the line, or move the file"
+                )
             yield value
 
 
 def cut(path: Path, lines: int | None = None) -> int:
-    """Cut the file after its first `lines` complete lines (None: after the last) and return how many it has."""
+    """Truncate the file after `lines` complete lines (None: after the last one), and return how many lines remain."""
     if not path.exists():
         return 0
     kept, end = 0, 0
@@ -52,7 +54,7 @@ def cut(path: Path, lines: int | None = None) -> int:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line and force it to disk, or leave the file as it was and raise."""
+    """Append `row` as one line and flush it to disk. On an error, restore the file's previous length and raise."""
     end = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab") as file:
@@ -66,12 +68,12 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Replace the file's content by `rows`, at once and durably: a reader sees the old file or the new one."""
+    """Replace the file's lines by `rows`, atomically and durably: a reader sees either the old or the new file."""
     write_atomic(path, b"".join(encode(row) for row in rows))
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace the file's content, at once and durably."""
+    """Replace the content of the file, atomically and durably: a reader sees either the old or the new content."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -86,14 +88,17 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def encode(row: Mapping[str, Any]) -> bytes:
-    """Encode the row as one line."""
+    """Encode `row` as one line of JSON, in UTF-8, with a newline at the end."""
     return (_ENCODER.encode(row) + "\n").encode()
 
 
 def _number(value: Any) -> Any:
     if hasattr(value, "item"):
-        return value.item()  # a scalar of numpy or torch
-    raise TypeError(f"expected JSON values, got {value!r} ({type(value).__name__})")
+        return value.item()  # a numpy or torch scalar
+    raise TypeError(
+        f"cannot write {value!r} as JSON: expected a number, string, boolean, None, list or dict, "
+        f"got a {type(value).__name__}"
+    )
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, default=_number)

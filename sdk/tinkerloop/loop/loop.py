@@ -1,7 +1,8 @@
-"""The training loop: one generator that yields what it waits for, with a driver for sync and one for async code.
+"""The training loop, written as one generator that serves both synchronous and async callers.
 
-`_train` is the loop itself, and its comments are the invariants. What it calls comes below it: the submit clock, then
-the result clock.
+The main loop is in `_train`; its comments state the invariants. The functions that it calls follow below: first those
+that queue work (the submit clock), then those that deliver results (the result clock). A boundary is the point between
+two optimizer steps: at boundary s, exactly steps 0 to s - 1 have been queued.
 
 loop = Loop(client, batches, steps=1000, callbacks=[LRSchedule(cosine(2e-4, 0.0, 1000)), Checkpoint(every=100)],
             sinks=[Jsonl("run/metrics.jsonl")], checkpoints=Checkpoints("run"))
@@ -46,25 +47,28 @@ from tinkerloop.loop.sinks import Row, Sink, Sinks
 
 
 class Loop:
-    """Train `client` on `batches`, and call the callbacks at each event.
+    """Train a model through a training client, batch by batch, and call the callbacks at each event.
 
     Args:
-        client: a training client of tinker, of the embedded engine, or anything else with the interface.
-        batches: `Batches`, or an iterable of lists of datums. An iterator has no position, so it allows no checkpoints.
-        steps: train until the weights hold this many optimizer steps; None: until the data ends.
-        callbacks: see `tinkerloop.loop.callback`.
-        sinks: functions `(step, row)` or `Sink`s; each is given every row of metrics.
-        checkpoints: where records are written. If given, the run also writes one for its last boundary.
-        record: resume from here; `client` must have been opened from it (`open_training_client`).
-        optim: the optimizer parameters of every plan, before callbacks change it.
-        loss_fn, loss_fn_config: the loss of every plan, before callbacks change it.
-        normalize: see `Plan.normalize`.
-        ahead: how many steps may be queued while an earlier one is not answered yet. 0 waits for each; 1 hides the
-            round trip.
+        client: a training client of tinker or of the embedded engine, or any other `TrainingClientLike`.
+        batches: `Batches`, or an iterable of lists of datums. A run with `checkpoints` or `record` needs `Batches` or a
+            list, because the position of a plain iterator cannot be saved.
+        steps: the total number of optimizer steps, including those of the resumed run; None: train until the data ends.
+        callbacks: `Callback` objects, called in this order.
+        sinks: functions `(step, row)` or `Sink` objects. Each receives every row of metrics.
+        checkpoints: where records are written. If given, the run's last boundary is also recorded, except after a
+            `Stop` with `save=False`.
+        record: the record to resume from. `client` must have been opened from it with `open_training_client`.
+        optim: the optimizer parameters of every plan. Callbacks may change them in `on_plan`.
+        loss_fn: the name of the loss of every plan, or a custom loss. Callbacks may change it in `on_plan`.
+        loss_fn_config: the options of a loss given by name. Callbacks may change them in `on_plan`.
+        normalize: how the loss weights of a step are scaled, as described at `Plan.normalize`.
+        ahead: how many further steps may be queued before the result of a step has arrived. 0 waits for each result;
+            1 hides the time of the round trip to the service.
 
     Raises:
         PlanError: the arguments contradict each other.
-        CheckpointError: the folder already holds records and none was given to resume from.
+        CheckpointError: `checkpoints` already has records, and no `record` to resume from is given.
     """
 
     def __init__(
@@ -89,8 +93,8 @@ class Loop:
             raise PlanError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}")
         if record is None and checkpoints is not None and (latest := checkpoints.latest()):
             raise CheckpointError(
-                f"{checkpoints.file} holds a record of step {latest.step}: resume from it with "
-                "record=checkpoints.latest() and a client opened from it, or use a new folder"
+                f"{checkpoints.file} holds a record of step {latest.step}: resume from it, with "
+                "record=checkpoints.latest() and a client opened from this record, or use a new folder"
             )
         self._client, self._steps, self._checkpoints, self._record = client, steps, checkpoints, record
         self._pipeline = Pipeline(client, ahead)
@@ -113,18 +117,18 @@ class Loop:
         self._delivered_at, self._waited = time.perf_counter(), {"data": 0.0, "server": 0.0}
         self._begun = False
         self.summary: Summary | None = None
-        """The end of the run; None until then."""
+        """The step and reason of the run's end; None until the run has ended."""
 
     # --- the three ways to run it ---
 
     def run(self) -> Summary:
-        """Train to the end, blocking.
+        """Train to the end of the run, and block until then.
 
         Returns:
             How the run ended.
 
         Raises:
-            Exception: whatever ended the run with an error; a note says in which callback, sink or request.
+            Exception: the error that ended the run. Where known, a note on it names the callback, sink or request.
         """
         for _ in self.steps():
             pass
@@ -132,25 +136,25 @@ class Loop:
         return self.summary
 
     async def arun(self) -> Summary:
-        """Do as `run`, but await the service; callbacks and batches run on the event loop's thread."""
+        """Like `run`, for async code: awaits the service. Callbacks and batches run on the event loop's thread."""
         async for _ in self.asteps():
             pass
         assert self.summary is not None
         return self.summary
 
     def steps(self) -> Iterator[StepResult]:
-        """Train, and yield each step's result after the callbacks have had it.
+        """Train, and yield the result of each step after it was passed to the callbacks.
 
-        Leaving the `for` loop early abandons the run: nothing more is delivered or saved.
+        A caller that leaves its `for` loop early abandons the run: no further result is delivered or saved.
         """
         return iterate(self._run())
 
     def asteps(self) -> AsyncIterator[StepResult]:
-        """Do as `steps`, for async code."""
+        """Like `steps`, for async code: train, and yield the result of each step."""
         return aiterate(self._run())
 
     def stop(self, reason: str, *, save: bool = True) -> None:
-        """End the run before the next step is queued, as a callback's `Stop` does."""
+        """End the run before the next step is queued, as if a callback had returned `Stop(reason, save)`."""
         self._stop = self._stop or Stop(reason, save)
 
     # --- the loop ---
@@ -158,7 +162,8 @@ class Loop:
     def _run(self) -> Flow[None]:
         if self._begun:
             raise PlanError(
-                "this loop is running or has already run: make a new Loop, with record=checkpoints.latest()"
+                "this loop is running or has already run, and cannot run twice: create a new Loop, with "
+                "record=checkpoints.latest() to resume"
             )
         self._begun = True
         error: BaseException | None = None
@@ -188,18 +193,18 @@ class Loop:
                 raise failures[0]
 
     def _train(self) -> Flow[None]:
-        # The callbacks handled the boundary of the record before it was written, so they are not asked there again.
+        # The callbacks handled the record's boundary before the record was written, so on_boundary is not called again.
         handled = self._record is not None
         while True:
             step, settled = self._step, self._step - 1 - self._pipeline.ahead
-            # Before step s is queued, exactly the results of steps <= s - 1 - ahead have been delivered.
+            # Before step s is queued, exactly the results of the steps up to s - 1 - ahead have been delivered.
             yield from self._deliver(settled)
-            # A record must not skip the next batch, so the cursor is taken before that batch is read.
+            # A resumed run must not skip the next batch, so the cursor is read before that batch.
             cursor = self._batches.cursor
             batches = self._fetch()
-            # At boundary s exactly steps [0, s) are queued: only here are evaluations and saves queued.
+            # At boundary s, exactly steps 0 to s - 1 have been queued. Evaluations and saves are queued only here.
             save = None if handled else self._ask_boundary(final=not batches)
-            # With ahead=0 the boundary's evaluations are delivered now, so that they can still stop the run.
+            # With ahead=0, the results of this boundary's evaluations are delivered here, so they can stop the run.
             yield from self._deliver(settled)
             ending = not batches or self._stop is not None
             if ending and not handled and self._checkpoints and (self._stop is None or self._stop.save):
@@ -207,7 +212,7 @@ class Loop:
             if save:
                 yield from self._save(save, cursor)
             elif handled and self._checkpoints:
-                # on_save ran after the record was written, so the record does not hold what it did: it runs again.
+                # on_save ran after the record was written, so the record does not have its effects: call it again.
                 self._pipeline.push(Queued(step - 1, f"save at boundary {step}", (), self._resumed))
             if ending or self._stop:
                 break
@@ -218,10 +223,11 @@ class Loop:
 
     @property
     def _complete(self) -> bool:
-        return self._steps is not None and self._step >= self._steps  # greater: resumed with fewer steps than were done
+        # greater if the run was resumed with fewer steps than were already done
+        return self._steps is not None and self._step >= self._steps
 
     def _fetch(self) -> list[Sequence[tinker.Datum]]:
-        """Read the batches of the next step; none if the run ends here. The last step of the data may have fewer."""
+        """Return the batches of the next step: none if the run ends here. The last step of the data may have fewer."""
         batches: list[Sequence[tinker.Datum]] = []
         if self._stop or self._complete:
             return batches
@@ -237,17 +243,17 @@ class Loop:
     def _queue(self, batches: list[Sequence[tinker.Datum]]) -> None:
         if any(isinstance(batch, tinker.Datum) for batch in batches):
             raise PlanError(
-                "a batch must be a list of datums, got a datum: make batches with tinkerloop.data.batches(...)"
+                "a batch must be a list of datums, got a single datum: create batches with tinkerloop.data.batches(...)"
             )
         micro_batches = tuple(MicroBatch(tuple(batch), *self._loss) for batch in batches)
         plan = self._callbacks.plan(Plan(self._step, micro_batches, self._optim, self._normalize))
         self._tokens += self._pipeline.step(plan).tokens
 
     def _ask_boundary(self, *, final: bool) -> Save | None:
-        """Call `on_boundary` and queue the evaluations.
+        """Call `on_boundary` of the callbacks, and queue the evaluations that they request.
 
         Returns:
-            The save that the callbacks request, all their requests made one; None if there is none.
+            One `Save` that combines all saves that the callbacks request; None if they request none.
         """
         step = self._step
         boundary = Boundary(step, self._steps, final, self._client, self._tokens, dict(self._metrics))
@@ -256,7 +262,8 @@ class Loop:
             if isinstance(request, Save):
                 if self._checkpoints is None:
                     raise PlanError(
-                        f"{name} asked for a Save, but the loop has no folder for records: give it checkpoints="
+                        f"callback {name!r} requested a Save, but the loop has no checkpoints: "
+                        "pass checkpoints=Checkpoints(folder)"
                     )
                 saves.append(request)
             elif isinstance(request, Eval) and request.detached:
@@ -271,10 +278,11 @@ class Loop:
         return Save(max(ttls) if len(ttls) == len(saves) else None, any(save.sampler for save in saves))
 
     def _save(self, save: Save, cursor: Any) -> Flow[None]:
-        """Queue the save right after the last step, deliver everything outstanding, and take the record's values.
+        """Queue the save right after the last step, deliver all outstanding results, and prepare the record.
 
-        Waiting costs little, because the service saves meanwhile. The record is written when the save's answer comes:
-        weights, data position and callback states are all of this boundary.
+        The weights, the data position and the callback states of a record must all belong to the same boundary, so all
+        results must be delivered first. Waiting costs little, because the service saves meanwhile. The record is
+        written when the result of the save is delivered.
         """
         saving = self._pipeline.submit_save(self._step, ttl_seconds=save.ttl_seconds, sampler=save.sampler)
         yield from self._deliver(self._step)
@@ -283,8 +291,8 @@ class Loop:
             return
         if not math.isfinite(self._metrics.get("loss", 0.0)):
             raise NonFiniteError(
-                f"the loss is {self._metrics['loss']} at boundary {self._step}, which is not recorded: "
-                "resume from the last record with a lower learning rate or grad_clip_norm, or look at the batch"
+                f"the loss is {self._metrics['loss']} at boundary {self._step}, so no record is written here: "
+                "resume from the last record with a lower learning rate or grad_clip_norm, or inspect the batch"
             )
         states, metrics = self._callbacks.states(), dict(self._metrics)
         record = Record(self._step, "", cursor, states, metrics, self._tokens, self._sinks.rows)
@@ -315,7 +323,7 @@ class Loop:
                 try:
                     self._checkpoints.retain(request.keep)
                 except Exception as error:
-                    error.add_note(f"in the Retain of {name}.on_save at step {record.step}")
+                    error.add_note(f"in the Retain returned by {name}.on_save at step {record.step}")
                     raise
             else:
                 self._take(record.step, name, request)
@@ -323,7 +331,7 @@ class Loop:
     # --- the result clock ---
 
     def _deliver(self, upto: int) -> Flow[None]:
-        """Deliver what was queued up to and including step `upto`, in queue order, then detached evaluations."""
+        """Deliver the results of work queued up to step `upto`, in queue order, then finished detached evaluations."""
         while queued := self._pipeline.pop(upto):
             began = time.perf_counter()
             result = yield from queued.answer()
@@ -338,34 +346,35 @@ class Loop:
             yield from self._settle(wait=False)
 
     def _settle(self, *, wait: bool = True) -> Flow[None]:
-        """Deliver the detached evaluations that are ready, in the order in which they began; with `wait`, all."""
+        """Deliver results of detached evaluations, in submission order: with `wait` all, otherwise finished ones."""
         while self._detached and (wait or all(map(is_done, self._detached[0].futures))):
             result = yield from self._detached.popleft().answer()
             assert isinstance(result, EvalResult)
             self._report("on_eval", result, {}, detached=True)
 
     def _report(self, event: str, result: StepResult | EvalResult, metrics: Row, *, detached: bool = False) -> None:
-        """Call the callbacks, and give the sinks one row: the result's metrics and what the callbacks log with it."""
+        """Pass `result` to the callbacks, and log one row: `metrics` and the metrics that the callbacks add to them."""
         row = dict(metrics)
         for name, request in self._callbacks.ask(event, result.step, result):
             if isinstance(request, Log):
                 if not row.keys().isdisjoint(request.metrics):
                     twice = sorted(row.keys() & request.metrics.keys())
                     raise PlanError(
-                        f"{name}.{event} logs {twice}, but the row of step {result.step} already has them: rename them"
+                        f"{name}.{event} logs {twice}, but the row of step {result.step} already has these metrics: "
+                        "rename them"
                     )
                 row.update(request.metrics)
             elif detached:
                 raise PlanError(
-                    f"{name}.on_eval asked for {request!r} on the detached evaluation {getattr(result, 'name', '')!r}: "
-                    "the time of its arrival is not reproducible, so on_eval may return only Log"
+                    f"{name}.on_eval returned {request!r} for the detached evaluation {getattr(result, 'name', '')!r}, "
+                    "but may return only Log, because the time at which its result arrives is not reproducible"
                 )
             else:
                 self._take(result.step, name, request)
         self._emit(result.step, row)
 
     def _take(self, step: int, name: str, request: Request) -> None:
-        """Do what is requested in the same way at every event: `Stop`, `Log` and `Accumulate`."""
+        """Carry out a `Stop`, `Log` or `Accumulate`, whose handling does not depend on the event."""
         if isinstance(request, Stop):
             self._stop = self._stop or request
         elif isinstance(request, Log):
@@ -373,8 +382,8 @@ class Loop:
         elif isinstance(request, Accumulate):
             if request.batches < 1 or self._accumulate not in (None, request.batches):
                 raise PlanError(
-                    f"{name} asked for {request.batches} batches a step; it must be >= 1, and the same for all "
-                    f"callbacks, so far {self._accumulate or 1}"
+                    f"callback {name!r} requested {request.batches} batches per step; the number must be >= 1 and the "
+                    f"same for all callbacks, so far {self._accumulate or 1}"
                 )
             self._accumulate = request.batches
 
@@ -382,7 +391,7 @@ class Loop:
         if row:
             if "step" in row:
                 raise PlanError(
-                    f"a metric of step {step} is named 'step', which is the name of the step's own column: rename it"
+                    f"a metric of step {step} is named 'step', but this name is reserved for the step number: rename it"
                 )
             self._metrics.update(row)
             self._sinks.emit(step, row)

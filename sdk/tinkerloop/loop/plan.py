@@ -1,7 +1,8 @@
-"""The plan of one optimizer step: its datums, their split into forward_backward calls, its loss and its optimizer.
+"""The plan of one optimizer step: its datums, their split into micro-batches, the loss and the optimizer parameters.
 
-A `Plan` is a value. Callbacks return changed copies of it; nothing is queued until every callback has been asked.
-The loop then normalises the weights over the whole step, so neither splitting nor accumulating can change the update.
+A micro-batch contains the datums of one `forward_backward` call. A `Plan` is immutable; callbacks return changed copies
+of it. After the last callback, the loop normalises the loss weights over the whole step, and then queues the step. So
+neither splitting nor accumulating can change the update.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ NORMALIZE: tuple[Normalize, ...] = ("token", "example", "none")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The datums of one `forward_backward` call. Its gradient adds to those of the step's other micro-batches.
+    """The datums and the loss of one `forward_backward` call.
+
+    The gradients of all micro-batches of a step are summed.
 
     Attributes:
-        datums: at least one.
-        loss_fn: the name of a built-in loss, or a function for `forward_backward_custom`.
-        config: options of the built-in loss (`loss_fn_config`), such as `{"clip_high_threshold": 1.2}`.
+        datums: the datums; at least one.
+        loss_fn: the name of a built-in loss, or a custom loss function for `forward_backward_custom`.
+        config: the options of a built-in loss, passed as `loss_fn_config`, such as `{"clip_high_threshold": 1.2}`.
     """
 
     datums: tuple[tinker.Datum, ...]
@@ -46,12 +49,13 @@ class Plan:
     """One optimizer step, before it is queued.
 
     Attributes:
-        step: 0 for the first step. The weights hold exactly steps [0, step) when it begins.
-        micro_batches: the step's datums, one micro-batch for each `forward_backward` call.
-        optim: the parameters of `optim_step`.
-        normalize: how the weights of the whole step are scaled. "token": they sum to 1, so the loss is the mean per
-            weighted token. "example": those of each of the n datums sum to 1/n, so the loss is the mean of the datums'
-            means. "none": they are not changed.
+        step: the number of the step; the first is 0. Steps 0 to step - 1 are applied to the weights before it.
+        micro_batches: the datums of the step, one micro-batch for each `forward_backward` call.
+        optim: the optimizer parameters, passed to `optim_step`.
+        normalize: how the loss weights are scaled over the whole step. "token": all weights together are scaled to sum
+            to 1, so the loss is the weighted mean over tokens. "example": each datum's weights are scaled to sum to
+            1/n, where n is the number of datums, so the loss is the mean of the datums' weighted means. "none": the
+            weights are not changed.
     """
 
     step: int
@@ -59,7 +63,7 @@ class Plan:
     optim: tinker.AdamParams
     normalize: Normalize = "token"
 
-    def __repr__(self) -> str:  # counts: the datums themselves would fill the screen
+    def __repr__(self) -> str:  # numbers instead of the datums, which would fill the screen
         return (
             f"Plan(step={self.step}, micro_batches={len(self.micro_batches)}, datums={len(self.datums)}, "
             f"tokens={self.tokens}, learning_rate={self.optim.learning_rate:g}, normalize={self.normalize!r})"
@@ -67,35 +71,35 @@ class Plan:
 
     @property
     def datums(self) -> tuple[tinker.Datum, ...]:
-        """All datums, in the order of the micro-batches."""
+        """The datums of all micro-batches, in order."""
         if len(self.micro_batches) == 1:
             return self.micro_batches[0].datums
         return tuple(datum for one in self.micro_batches for datum in one.datums)
 
     @cached_property
     def tokens(self) -> int:
-        """The number of input positions in all datums."""
+        """The total number of input positions of all datums."""
         return sum(datum.model_input.length for datum in self.datums)
 
     def with_optim(self, **fields: float) -> Plan:
-        """Return the plan with some optimizer parameters changed: `plan.with_optim(learning_rate=1e-4)`.
+        """Return a copy with some optimizer parameters changed, for example `plan.with_optim(learning_rate=1e-4)`.
 
         Raises:
-            PlanError: `optim` has no such parameter.
+            PlanError: an optimizer parameter is unknown.
         """
         known = type(self.optim).model_fields
         if unknown := sorted(fields.keys() - known.keys()):
-            raise PlanError(f"there are no optimizer parameters {unknown}; use some of {', '.join(known)}")
+            raise PlanError(f"unknown optimizer parameters: {', '.join(unknown)}; valid ones are {', '.join(known)}")
         return Plan(self.step, self.micro_batches, self.optim.model_copy(update=fields), self.normalize)
 
     def with_micro_batches(self, micro_batches: Iterable[MicroBatch], **changes: Any) -> Plan:
-        """Return the plan with other micro-batches, and with other fields where given."""
+        """Return a copy with these micro-batches. `changes` replaces other fields, for example `normalize="none"`."""
         return replace(self, micro_batches=tuple(micro_batches), **changes)
 
     def split(self, size: Callable[[tinker.Datum], float], limit: float) -> Plan:
-        """Cut each micro-batch so that the sizes of its datums add up to at most `limit`.
+        """Return a copy whose micro-batches are split so that the sizes of the datums in each sum to at most `limit`.
 
-        The order of the datums is kept. A datum larger than `limit` gets a micro-batch of its own.
+        The order of the datums is kept. A datum larger than `limit` becomes a separate micro-batch.
         """
         if all(sum(map(size, one.datums)) <= limit for one in self.micro_batches):
             return self
@@ -120,26 +124,24 @@ def _chunked(
 
 
 def normalized(plan: Plan) -> Plan:
-    """Check a plan, and scale its weights over the whole step (see `Plan.normalize`).
-
-    Returns:
-        The plan as it is queued.
+    """Check a plan, and return a copy with the loss weights scaled over the whole step, as `plan.normalize` specifies.
 
     Raises:
-        PlanError: a micro-batch has no datums, or the weights cannot be scaled as asked.
+        PlanError: a micro-batch has no datums, or its weights cannot be scaled as specified.
     """
     datums = plan.datums
     if not datums or not all(one.datums for one in plan.micro_batches):
         raise PlanError(
-            f"step {plan.step} has no datums (or an empty micro-batch): every micro-batch needs at least one datum"
+            f"step {plan.step} has no datums, or has an empty micro-batch: every micro-batch needs at least one datum"
         )
     if plan.normalize == "none":
         return plan
     for one in plan.micro_batches:
         if one.loss_fn != "cross_entropy":
             raise PlanError(
-                f"normalize={plan.normalize!r} scales cross_entropy weights, but step {plan.step} has a micro-batch "
-                f'with loss {_loss_name(one.loss_fn)}: use normalize="none" and scale its inputs yourself'
+                f"normalize={plan.normalize!r} can scale only the weights of cross_entropy, but step {plan.step} has a "
+                f'micro-batch with loss {_loss_name(one.loss_fn)}: use normalize="none" and scale the inputs of the '
+                "loss yourself"
             )
     sums = [_weight_sum(datum) for datum in datums]
     if plan.normalize == "token":
@@ -155,10 +157,15 @@ def normalized(plan: Plan) -> Plan:
 
 
 def mean_loss(plan: Plan, loss_sum: float) -> float:
-    """Compute the loss to report for a queued plan, whose micro-batches returned `loss:sum` values of this sum.
+    """Return the loss to report for a step.
 
-    It is the mean per weighted token ("token"), the mean of the datums' means ("example"), and with "none" the sum
-    divided by the sum of the weights when every micro-batch is cross_entropy with a positive sum, else the sum itself.
+    With `plan.normalize` "token" or "example", it is `loss_sum`, because the scaled weights make it a weighted mean.
+    With "none", it is `loss_sum` divided by the sum of the weights if every micro-batch uses cross_entropy and the sum
+    of the weights is positive; otherwise it is `loss_sum`.
+
+    Args:
+        plan: the plan as it was queued.
+        loss_sum: the sum of the `loss:sum` metrics that the micro-batches returned.
     """
     if plan.normalize != "none" or any(one.loss_fn != "cross_entropy" for one in plan.micro_batches):
         return loss_sum
@@ -169,7 +176,7 @@ def mean_loss(plan: Plan, loss_sum: float) -> float:
 def _refuse_unless_positive(plan: Plan, total: float, what: str) -> None:
     if not total > 0:
         raise PlanError(
-            f"{what} sum to {total:g} at step {plan.step}, so normalize={plan.normalize!r} cannot scale them: "
+            f"{what} sum to {total:g} at step {plan.step}, but normalize={plan.normalize!r} needs a positive sum: "
             'drop datums without trained tokens, or use normalize="none" for weights of mixed sign'
         )
 
@@ -177,7 +184,9 @@ def _refuse_unless_positive(plan: Plan, total: float, what: str) -> None:
 def _weight_sum(datum: tinker.Datum) -> float:
     weights = datum.loss_fn_inputs.get("weights")
     if weights is None:
-        raise PlanError(f"a cross_entropy datum has no weights; it has {sorted(datum.loss_fn_inputs)}")
+        raise PlanError(
+            f"a datum for cross_entropy has no 'weights' in its loss_fn_inputs; it has {sorted(datum.loss_fn_inputs)}"
+        )
     return float(weights.to_numpy().sum(dtype=np.float64))
 
 

@@ -1,4 +1,4 @@
-"""Batches with a position, made of a list or an iterator of batches."""
+"""Wrappers that turn a list or an iterator of batches into `Batches`. Only the one of a list can be resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinkerloop.errors import PlanError
 
 
 class _Listed:
-    """A sequence of batches; the cursor is the index of the next."""
+    """A sequence of batches as `Batches`. The cursor is the index of the next batch."""
 
     def __init__(self, batches: Sequence[Sequence[tinker.Datum]]):
         self._batches, self.cursor = batches, 0
@@ -25,13 +25,14 @@ class _Listed:
     def seek(self, cursor: int) -> None:
         if not isinstance(cursor, int) or not 0 <= cursor <= len(self._batches):
             raise PlanError(
-                f"cannot seek to batch {cursor} of {len(self._batches)}: resume with the batches of the record"
+                f"cannot seek to batch {cursor}: expected an index from 0 to {len(self._batches)}; resume with "
+                "the same batches as the run that wrote the record"
             )
         self.cursor = cursor
 
 
 class _Iterated:
-    """An iterable of batches, which has no position."""
+    """An iterable of batches as `Batches`. Its position cannot be saved, so `cursor` is None and `seek` raises."""
 
     cursor = None
 
@@ -42,18 +43,21 @@ class _Iterated:
         return next(self._iterator)
 
     def seek(self, cursor: Any) -> None:
-        raise PlanError("an iterator has no position: use tinkerloop.data or a list of batches")
+        raise PlanError(
+            "a plain iterator cannot be resumed, because its position cannot be saved: "
+            "pass batches from tinkerloop.data or a list of batches"
+        )
 
 
 def as_batches(batches: Any, *, seekable: bool) -> Batches:
-    """Return `batches` itself if it has a cursor; wrap a list or an iterable of batches.
+    """Return `batches` unchanged if it is `Batches`; otherwise wrap the list or iterable as `Batches`.
 
     Args:
-        batches: `Batches`, a list of batches, or an iterable of batches.
-        seekable: if true, refuse an iterator, which has no position.
+        batches: `Batches`, a list of batches, or another iterable of batches.
+        seekable: if true, a position in the batches must be restorable with `seek`.
 
     Raises:
-        PlanError: `batches` has no position, and `seekable` is true.
+        PlanError: `seekable` is true, and `batches` is neither `Batches` nor a list.
     """
     if isinstance(batches, Batches):
         return batches
@@ -61,7 +65,7 @@ def as_batches(batches: Any, *, seekable: bool) -> Batches:
         return _Listed(batches)
     if seekable:
         raise PlanError(
-            f"a run with checkpoints needs batches with a position, got {type(batches).__name__}: "
-            "use tinkerloop.data, a list of batches, or an object with `cursor` and `seek`"
+            f"a run with checkpoints needs batches whose position can be saved, got {type(batches).__name__}: "
+            "pass batches from tinkerloop.data, a list of batches, or an object with `cursor` and `seek`"
         )
     return _Iterated(batches)

@@ -1,4 +1,4 @@
-"""The folder of a run: its configuration, environment, metrics, records and summary, and a lock."""
+"""The folder of a run, with its configuration, environment, metrics, records, summary and a lock file."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ _PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
 
 class Run:
-    """A run folder, locked while open: another process cannot open it. The lock ends with the process that holds it.
+    """The folder of a run. It is locked while it is open, so that no other process can open it.
 
-        config.json        the configuration of the newest start
-        environment.json   its time, command, code revision, host, Python and package versions
-        starts.jsonl       both, for every start
-        metrics.jsonl      one row per step, evaluation or `Log`; `run.metrics` is the sink that writes it
-        checkpoints.jsonl  one line per record; `run.checkpoints`
-        summary.json       the end of the newest training; absent while it runs and after a kill
+    The lock is released when the `with` block or the process ends, even if the process is killed. The files:
+
+        config.json        the configuration of the latest start
+        environment.json   time, command, code revision, host, Python and package versions of the latest start
+        starts.jsonl       one line per start, with its configuration and environment
+        metrics.jsonl      one row per step, evaluation or `Log`, written by the sink `run.metrics`
+        checkpoints.jsonl  one line per record, written by `run.checkpoints`
+        summary.json       how the latest training ended; absent while it runs and after a kill
 
         with Run("runs/one", config={"steps": 100}) as run:
             record = run.checkpoints.latest()
@@ -42,13 +44,13 @@ class Run:
             run.finish(loop.run())
 
     Args:
-        folder: made if it does not exist.
-        config: JSON values; any other value, such as a path, is written as its `str`.
-        delete: see `Checkpoints`.
+        folder: the path of the folder. It is created if it does not exist.
+        config: the configuration to write. Values that are not JSON-serializable, such as paths, are written as `str`.
+        delete: function that deletes the checkpoint at a `tinker://` path, as for `Checkpoints`.
 
     Raises:
-        CheckpointError: on entering, if `folder` is a file.
-        RunLockedError: on entering, if another process has the folder open.
+        CheckpointError: when the `with` block is entered and `folder` is a file.
+        RunLockedError: when the `with` block is entered and another process has the folder open.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Run:
 
     def __enter__(self) -> Run:
         if self.folder.exists() and not self.folder.is_dir():
-            raise CheckpointError(f"{self.folder} is a file: give the path of a folder")
+            raise CheckpointError(f"the run folder {self.folder} is a file: pass the path of a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         try:
@@ -85,7 +87,7 @@ class Run:
         append_line(self.folder / "starts.jsonl", {"config": self.config, **started})
 
     def finish(self, summary: Summary) -> None:
-        """Write the run's summary to summary.json."""
+        """Write `summary`, which `Loop.run` returns, to summary.json."""
         self._write(
             "summary.json",
             {
@@ -106,10 +108,10 @@ class Run:
                 self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
             elif (
                 self._ended is not None and not self._summary.exists()
-            ):  # nothing was trained: the old summary still holds
+            ):  # nothing was trained: the old summary is still valid
                 write_atomic(self._summary, self._ended)
         finally:
-            os.close(self._descriptor)  # releases the lock, as the death of the process would
+            os.close(self._descriptor)  # this releases the lock, as the end of the process would
 
     @property
     def _summary(self) -> Path:
@@ -124,7 +126,8 @@ class Run:
             holder = os.read(self._descriptor, 200).decode(errors="replace").strip() or "unknown"
             os.close(self._descriptor)
             raise RunLockedError(
-                f"{self.folder} is in use by another process ({holder}): wait for it, stop it, or use another folder"
+                f"the run folder {self.folder} is in use by another process ({holder}): wait until it ends, stop it, "
+                "or use another folder"
             ) from None
         os.truncate(self._descriptor, 0)
         os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -134,8 +137,10 @@ class Run:
 
 
 def environment() -> dict[str, Any]:
-    """Collect the time (UTC), command, code revision, host, and the versions of Python and packages."""
-    versions: dict[str, str | None] = {"tinkerloop": __version__}  # whatever name it was installed under
+    """Return the current time (UTC), command line, code revision, host, and the versions of Python and packages."""
+    versions: dict[str, str | None] = {
+        "tinkerloop": __version__
+    }  # not from the metadata, whose package name may differ
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
@@ -153,7 +158,7 @@ def environment() -> dict[str, Any]:
 
 
 def _revision() -> str | None:
-    """The git commit of the working directory, with "+" where it has uncommitted changes; None outside git."""
+    """Return the git commit of the working directory, with a "+" if files have changed since; None outside git."""
     try:
         commit = _git("rev-parse", "HEAD")
         return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,7 +1,8 @@
-"""Schedules: pure functions from a step to a value. A schedule has its own horizon; the loop's length never enters it.
+"""Schedules: pure functions from a step number to a value, such as the learning rate.
 
-Each function here returns a schedule, a `Callable[[int], float]`. Step 0 is the first optimizer step. Past its horizon
-a schedule keeps its last value. They nest: `warmup(100, cosine(2e-4, 0.0, 900))`.
+Each function in this module returns a schedule, a `Callable[[int], float]`. Step 0 is the first optimizer step. The
+length of a schedule is an argument and does not depend on the length of the run; after its last step, a schedule keeps
+its last value. Schedules can be nested: `warmup(100, cosine(2e-4, 0.0, 900))`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def constant(value: float) -> Schedule:
-    """Return `value` at every step.
+    """Return a schedule that has `value` at every step.
 
     >>> [constant(0.5)(s) for s in (0, 1000)]
     [0.5, 0.5]
@@ -27,7 +28,9 @@ def constant(value: float) -> Schedule:
 
 
 def polynomial(start: float, end: float, steps: int, power: float = 1.0) -> Schedule:
-    """Move from `start` to `end` over `steps`: end + (start - end) * (1 - t)^power, with t = min(step / steps, 1).
+    """Return a schedule that goes from `start` to `end` over `steps` steps, as a polynomial.
+
+    The value is end + (start - end) * (1 - t)^power, with t = min(step / steps, 1).
 
     >>> [polynomial(1.0, 0.0, 10, power=2)(s) for s in (0, 5, 10, 11)]
     [1.0, 0.25, 0.0, 0.0]
@@ -38,7 +41,9 @@ def polynomial(start: float, end: float, steps: int, power: float = 1.0) -> Sche
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
-    """Move from `start` to `end` in a straight line over `steps`: start + (end - start) * min(step / steps, 1).
+    """Return a schedule that goes linearly from `start` to `end` over `steps` steps.
+
+    The value is start + (end - start) * min(step / steps, 1).
 
     >>> [linear(1.0, 0.0, 10)(s) for s in (0, 5, 10, 11)]
     [1.0, 0.5, 0.0, 0.0]
@@ -47,11 +52,10 @@ def linear(start: float, end: float, steps: int) -> Schedule:
 
 
 def cosine(start: float, end: float, steps: int) -> Schedule:
-    """Follow half a cosine from `start` to `end`:
+    """Return a schedule that goes from `start` to `end` over `steps` steps, along half a period of a cosine.
 
-    end + (start - end) * (1 + cos(pi * t)) / 2, with t = min(step / steps, 1).
-
-    Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2017), one cycle.
+    The value is end + (start - end) * (1 + cos(pi * t)) / 2, with t = min(step / steps, 1). This is one cycle of
+    Loshchilov & Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2017).
 
     >>> [round(cosine(1.0, 0.0, 10)(s), 6) for s in (0, 5, 10, 11)]
     [1.0, 0.5, 0.0, 0.0]
@@ -61,7 +65,9 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
 
 
 def exponential(start: float, rate: float, steps: int) -> Schedule:
-    """Multiply by `rate` every `steps`: start * rate^(step / steps). It has no horizon.
+    """Return a schedule that starts at `start` and is multiplied by `rate` every `steps` steps, without an end.
+
+    The value is start * rate^(step / steps).
 
     >>> [exponential(1.0, 0.5, 10)(s) for s in (0, 10, 20)]
     [1.0, 0.5, 0.25]
@@ -72,9 +78,10 @@ def exponential(start: float, rate: float, steps: int) -> Schedule:
 
 
 def inverse_sqrt(peak: float, warmup_steps: int) -> Schedule:
-    """Rise linearly to `peak` over `warmup_steps`, then fall as 1/sqrt: peak * min((s + 1) / w, sqrt(w / (s + 1))).
+    """Return a schedule that rises linearly to `peak` over `warmup_steps` steps, then falls as 1/sqrt(step + 1).
 
-    Vaswani et al., "Attention Is All You Need" (2017), section 5.3, with `peak` in place of the model-size factor.
+    The value is peak * min((step + 1) / warmup_steps, sqrt(warmup_steps / (step + 1))). Source: Vaswani
+    et al., "Attention Is All You Need" (2017), section 5.3, with `peak` instead of the factor for the model size.
 
     >>> [inverse_sqrt(1.0, 4)(s) for s in (0, 3, 15)]
     [0.25, 1.0, 0.5]
@@ -84,9 +91,10 @@ def inverse_sqrt(peak: float, warmup_steps: int) -> Schedule:
 
 
 def wsd(peak: float, end: float, *, warmup_steps: int, stable_steps: int, decay_steps: int) -> Schedule:
-    """Warm up, stay, decay: linear to `peak`, constant, then linear from `peak` to `end`.
+    """Return a warmup-stable-decay schedule: linear rise to `peak`, then constant, then linear from `peak` to `end`.
 
-    Hu et al., "MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training Strategies" (2024).
+    Source: Hu et al., "MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training Strategies"
+    (2024).
 
     >>> [wsd(1.0, 0.0, warmup_steps=2, stable_steps=6, decay_steps=4)(s) for s in (0, 1, 2, 7, 10, 12, 13)]
     [0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0]
@@ -97,7 +105,11 @@ def wsd(peak: float, end: float, *, warmup_steps: int, stable_steps: int, decay_
 
 
 def piecewise(values: Sequence[tuple[int, float]], last: float) -> Schedule:
-    """Hold each `(steps, value)` for that many steps, then `last` for ever.
+    """Return a schedule that has each value for its number of steps, then `last` forever.
+
+    Args:
+        values: pairs `(steps, value)`, in order.
+        last: the value after the steps of all pairs.
 
     >>> [piecewise([(2, 1.0), (3, 0.1)], 0.01)(s) for s in (0, 1, 2, 4, 5, 9)]
     [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
@@ -106,9 +118,10 @@ def piecewise(values: Sequence[tuple[int, float]], last: float) -> Schedule:
 
 
 def warmup(steps: int, then: Schedule) -> Schedule:
-    """Rise linearly to the first value of `then` over `steps`, then `then` from its own step 0.
+    """Return a schedule that rises linearly to `then(0)` over `steps` steps, then follows `then` from its step 0.
 
-    then(0) * (step + 1) / steps for step < steps: the first step already moves, and step `steps - 1` reaches the peak.
+    For step < steps the value is then(0) * (step + 1) / steps. So step 0 is already above zero, and step `steps - 1`
+    reaches `then(0)`.
 
     >>> [warmup(4, constant(1.0))(s) for s in (0, 1, 3, 4)]
     [0.25, 0.5, 1.0, 1.0]
@@ -121,13 +134,17 @@ def warmup(steps: int, then: Schedule) -> Schedule:
 
 
 def join(parts: Sequence[tuple[int, Schedule]], last: Schedule) -> Schedule:
-    """Follow each `(steps, schedule)` for that many steps, then `last`. Each schedule starts at its own step 0.
+    """Return a schedule that follows several schedules one after another. Each of them starts at its own step 0.
+
+    Args:
+        parts: pairs `(steps, schedule)`: each schedule is followed for its number of steps.
+        last: the schedule that is followed after all parts.
 
     >>> [join([(2, constant(1.0))], linear(0.5, 0.0, 10))(s) for s in (0, 1, 2, 7)]
     [1.0, 1.0, 0.5, 0.25]
     """
     for steps, _ in parts:
-        _require(steps >= 0, f"the steps of each part must be >= 0, got {steps}")
+        _require(steps >= 0, f"the number of steps of each part must be >= 0, got {steps}")
 
     def schedule(step: int) -> float:
         for steps, part in parts:
@@ -140,7 +157,7 @@ def join(parts: Sequence[tuple[int, Schedule]], last: Schedule) -> Schedule:
 
 
 def scaled(schedule: Schedule, factor: float) -> Schedule:
-    """Multiply `schedule` by `factor`.
+    """Return a schedule whose value is `factor` times the value of `schedule`.
 
     >>> scaled(constant(2.0), 0.5)(0)
     1.0

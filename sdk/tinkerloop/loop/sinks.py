@@ -1,7 +1,8 @@
-"""Sinks, which write rows of metrics. A sink is called as `sink(step, row)`; all sinks of a run are given all rows.
+"""Sinks, which write rows of metrics to a file, the terminal or a tracking service.
 
-Any function of two arguments is a sink. Subclass `Sink` to open and close something, or to make it
-`optional`: then an exception is logged once and the sink dropped, instead of ending the run.
+A row is a mapping from metric name to value. The loop calls each sink as `sink(step, row)`, and all sinks get all rows.
+Any function of two arguments is a sink. Subclass `Sink` to open and close a resource, or to set `optional`. An
+exception in an optional sink does not end the run: it is logged, and the sink is removed.
 """
 
 from __future__ import annotations
@@ -23,25 +24,31 @@ logger = logging.getLogger(__name__)
 
 
 class Sink:
-    """The base of the built-in sinks."""
+    """Base class of sinks. The loop calls `open`, then the sink for each row, and at the end `close`."""
 
     optional: bool = False
 
     def open(self, rows: int, step: int) -> None:
-        """Prepare for the first row. A resumed run continues after `rows` rows, at `step`; later rows come again."""
+        """Prepare for the first row.
+
+        Args:
+            rows: the number of rows written before the record of a resumed run; 0 in a new run. Rows that were written
+                after the record will be written again.
+            step: the step at which the run starts or is resumed.
+        """
 
     def __call__(self, step: int, row: Row) -> None:
-        """Write the metrics of a step, of an evaluation, or of a callback's `Log`."""
+        """Write one row: the metrics of a step, of an evaluation, or of a callback's `Log`."""
 
     def sync(self) -> None:
-        """Force the rows so far to disk: a record that counts them is about to be written."""
+        """Flush all rows to disk. Called before a record, which contains the number of rows, is written."""
 
     def close(self, failed: bool) -> None:
-        """Finish after the last row; `failed` if an error ended the run."""
+        """Close the sink after the last row. `failed` is true if an error ended the run."""
 
 
 class FunctionSink(Sink):
-    """A sink made of a function."""
+    """A sink that calls `function(step, row)` for each row."""
 
     def __init__(self, function: Callable[[int, Row], object]):
         self._function = function
@@ -51,7 +58,7 @@ class FunctionSink(Sink):
 
 
 class Sinks:
-    """The sinks of one run. All are given the same rows, and the rows are counted."""
+    """The sinks of one run. Passes every row to all of them, and counts the rows."""
 
     def __init__(self, sinks: Sequence[Sink | Callable[[int, Row], object]]):
         self._sinks = [sink if isinstance(sink, Sink) else FunctionSink(sink) for sink in sinks]
@@ -74,7 +81,7 @@ class Sinks:
             self._guard(sink, sink.sync)
 
     def close(self, failed: bool) -> list[Exception]:
-        """Close every sink that was opened, and return the errors that they raised."""
+        """Close every sink that was opened, and return the exceptions raised by those that are not optional."""
         failures: list[Exception] = []
         for sink in list(self._opened):
             try:
@@ -90,17 +97,17 @@ class Sinks:
             if not sink.optional:
                 error.add_note(f"in the sink {type(sink).__name__}")
                 raise
-            logger.warning("the optional sink %s failed and is dropped", type(sink).__name__, exc_info=error)
+            logger.warning("the optional sink %s failed and is removed", type(sink).__name__, exc_info=error)
             self._opened = [other for other in self._opened if other is not sink]
             return False
         return True
 
 
 class Jsonl(Sink):
-    """One JSON object a line: `{"step": 3, "loss": 0.5, ...}`.
+    """Sink that writes one JSON object per line to a file, such as `{"step": 3, "loss": 0.5, ...}`.
 
-    Each row is written when it comes, and forced to disk before a record counts it. On resume, the rows after the
-    record are cut off, so that steps never decrease and no row comes twice.
+    Each row is written immediately, and all rows are flushed to disk before a record is written. A resumed run removes
+    the rows that were written after its record, so the file never contains a row twice.
     """
 
     def __init__(self, path: str | Path):
@@ -111,8 +118,8 @@ class Jsonl(Sink):
         kept = cut(self.path, rows)
         if kept < rows:
             raise CheckpointError(
-                f"{self.path} holds {kept} rows, but the record of step {step} was written after {rows}: "
-                "rows are missing. Restore the file, or copy it to the folder where the run is resumed"
+                f"rows are missing in {self.path}: it has {kept}, but the record of step {step} was written after "
+                f"{rows} rows. Restore the file, or copy it to the folder in which the run is resumed"
             )
         self._file = self.path.open("ab", buffering=0)
 
@@ -129,7 +136,12 @@ class Jsonl(Sink):
 
 
 class Console(Sink):
-    """One line a row, to `file` (standard error unless given); `only` picks metrics by name."""
+    """Sink that prints one line per row.
+
+    Args:
+        only: the names of the metrics to print; None: all metrics.
+        file: where to print; None: standard error.
+    """
 
     def __init__(self, only: tuple[str, ...] | None = None, file: TextIO | None = None):
         self._only, self._out = only, file
@@ -142,9 +154,9 @@ class Console(Sink):
 
 
 class TensorBoard(Sink):
-    """TensorBoard event files in `folder` (extra: `tinkerloop-sdk[tensorboard]`).
+    """Sink that writes TensorBoard event files to `folder` (extra: `tinkerloop-sdk[tensorboard]`).
 
-    A resumed run replaces the rows after its record.
+    A resumed run replaces the rows that were written after its record.
     """
 
     optional = True
@@ -169,13 +181,14 @@ class TensorBoard(Sink):
 
 
 class WandB(Sink):
-    """Weights & Biases (extra: `tinkerloop-sdk[wandb]`). A resumed run continues the same W&B or MLflow run.
+    """Sink that logs to Weights & Biases (extra: `tinkerloop-sdk[wandb]`).
 
-    Rows that were logged after the record come again, with the same step and values.
+    A resumed run continues the same W&B run. Rows that were logged after its record are logged again, with the same
+    step and values.
 
     Args:
-        folder: where the run's id is saved.
-        settings: further arguments of `wandb.init`, such as `project=`, `name=`, `mode="offline"`.
+        folder: the folder in which the id of the W&B run is saved.
+        settings: further arguments of `wandb.init`, such as `project=`, `name=` or `mode="offline"`.
     """
 
     optional = True
@@ -202,9 +215,15 @@ class WandB(Sink):
 
 
 class MLflow(Sink):
-    """MLflow (extra: `tinkerloop-sdk[mlflow]`). A resumed run continues the same W&B or MLflow run.
+    """Sink that logs to MLflow (extra: `tinkerloop-sdk[mlflow]`).
 
-    Rows that were logged after the record come again, with the same step and values.
+    A resumed run continues the same MLflow run. Rows that were logged after its record are logged again, with the same
+    step and values. A colon in the name of a metric is replaced by a dot.
+
+    Args:
+        folder: the folder in which the id of the MLflow run is saved.
+        experiment: the name of the MLflow experiment. It is created if it does not exist.
+        tracking_uri: the address of the MLflow server; None: MLflow's default.
     """
 
     optional = True
