@@ -95,7 +95,7 @@ class OrderedService:
     def create_sampling_client(
         self, model_path: str | None = None, base_model: str | None = None, **options: Any
     ) -> OrderedSampler:
-        """Open a client that samples from the saved weights at `model_path`; None: from the untrained model."""
+        """Open a client that samples from the weights saved at `model_path`; None: the untrained model."""
         return OrderedSampler(np.zeros(self.vocab_size) if model_path is None else self.checkpoint(model_path).logits)
 
     def create_rest_client(self) -> OrderedRestClient:
@@ -181,8 +181,8 @@ class OrderedClient:
             for datum, one in zip(data, logprobs, strict=True):
                 if one.grad is None:
                     raise ValueError(
-                        "No gradient computed for logprob tensor: the custom loss must depend on the log-probabilities of "
-                        "every datum"
+                        "No gradient computed for logprob tensor: the custom loss must depend on the log-probabilities "
+                        "of every datum"
                     )
                 self._add(self._gradient(_targets(datum), -one.grad.numpy()))
             return replace(output, metrics={**metrics, "loss:sum": float(loss)})

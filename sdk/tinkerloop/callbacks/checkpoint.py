@@ -76,7 +76,7 @@ class Checkpoint(Callback):
             raise PlanError(f'keep_best must have mode "min" or "max" and keep >= 1, got {keep_best}')
         if keep_last is None and (keep_every or keep_best):
             raise PlanError(
-                "keep_every and keep_best have no effect without keep_last, which keeps all records: set keep_last too"
+                "keep_every and keep_best have no effect while keep_last=None keeps all records: set keep_last too"
             )
         self._every, self._every_tokens, self._every_seconds = every, every_tokens, every_seconds
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best

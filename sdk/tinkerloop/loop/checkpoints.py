@@ -93,7 +93,7 @@ class Checkpoints:
         for record in self.records():
             if record.step == step:
                 return record
-        raise CheckpointError(f"{self.file} has no record of step {step}; it has {[r.step for r in self.records()]}")
+        raise CheckpointError(f"{self.file} has no record of step {step}, only of {[r.step for r in self.records()]}")
 
     def append(self, record: Record) -> None:
         """Append a record to the file and flush it to disk.

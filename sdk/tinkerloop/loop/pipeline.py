@@ -1,6 +1,7 @@
-"""The queue of requests: steps, evaluations and saves are answered in the order in which they were queued.
+"""`Pipeline`, a queue of steps, evaluations and saves, whose results are delivered in the order of the requests.
 
-The loop uses it, and a hand-written script can:
+A boundary is the point between two optimizer steps; boundary s comes right before step s. `Loop` uses a `Pipeline`, and
+so can a hand-written training loop:
 
     pipeline = Pipeline(client, ahead=1)
     for step in range(100):
@@ -29,12 +30,12 @@ from tinkerloop.loop.plan import MicroBatch, Plan, mean_loss, normalized
 
 @dataclass(frozen=True)
 class SaveResult:
-    """A checkpoint that the service has written.
+    """A checkpoint that the service has saved.
 
     Attributes:
-        step: the boundary whose weights it holds.
-        path: the `tinker://` path of the training state: weights and optimizer.
-        sampler_path: the `tinker://` path of weights for a sampling client, if they were requested.
+        step: the boundary whose weights were saved.
+        path: the `tinker://` path of the saved weights and optimizer state.
+        sampler_path: the `tinker://` path of the weights saved for sampling; None if they were not requested.
     """
 
     step: int
@@ -47,13 +48,14 @@ Result = StepResult | EvalResult | SaveResult
 
 @dataclass(frozen=True)
 class Queued:
-    """Work that the service has accepted and not yet answered.
+    """Work that was submitted to the service, and whose result has not been delivered yet.
 
     Attributes:
-        after: the last step queued before this work, or the step itself. It is delivered together with that step.
-        what: what it is, for the notes on errors.
+        after: for a step, its number; for an evaluation or a save, the number of the last step queued before it. The
+            result is delivered when the results up to this step are due.
+        what: a description of the work, used in the notes on errors.
         futures: the futures to wait for.
-        finish: makes the result of the futures' values.
+        finish: function that computes the result from the values of the futures.
     """
 
     after: int
@@ -62,7 +64,7 @@ class Queued:
     finish: Callable[[list[Any]], Result]
 
     def answer(self) -> Flow[Result]:
-        """Wait for every future, in order, and return the result of their values."""
+        """Wait for all futures, in order, and return `finish` of their values."""
         values = []
         for future in self.futures:
             try:
@@ -74,13 +76,13 @@ class Queued:
 
 
 class Pipeline:
-    """Queue work on a training client, and deliver its results in queue order, up to `ahead` steps later.
+    """Queue work on a training client, and deliver its results in the same order, up to `ahead` steps later.
 
-    Only `before` and `drain` block.
+    Only the iterators that `before` and `drain` return block.
 
     Args:
-        client: the training client; `submit_save` and the plans determine which of its methods are used.
-        ahead: how many steps may be queued while an earlier one is not answered yet.
+        client: the training client. Only the methods that the queued plans and saves need are called.
+        ahead: how many further steps may be queued before the result of a step has arrived. 0 waits for each result.
     """
 
     def __init__(self, client: TrainingClientLike, ahead: int = 1):
@@ -96,10 +98,10 @@ class Pipeline:
         """Queue one optimizer step.
 
         Returns:
-            The plan as it was queued, its weights normalised.
+            The plan as it was queued, with normalised weights.
 
         Raises:
-            PlanError: the plan cannot be queued (see `tinkerloop.loop.plan.normalized`).
+            PlanError: the plan is invalid, as described at `tinkerloop.loop.plan.normalized`.
         """
         plan = normalized(plan)
         futures: list[Future[Any]] = [_submit(self.client, one) for one in plan.micro_batches]
@@ -112,13 +114,14 @@ class Pipeline:
         return plan
 
     def eval(self, step: int, name: str, future: Future[Any], *, final: bool = False) -> None:
-        """Put an evaluation of boundary `step`, which has just been submitted, at the end of the queue."""
+        """Append an evaluation of boundary `step` to the queue. It must have been submitted just before."""
         self.push(submitted_eval(step, name, future, final=final))
 
     def submit_save(self, step: int, *, ttl_seconds: int | None = None, sampler: bool = False) -> Queued:
-        """Ask the service to save boundary `step`. Give the returned work to `push` to have its result delivered.
+        """Submit a save of boundary `step` to the service, and return it without appending it to the queue.
 
-        The checkpoint's name is the step. A save of the same step has the same weights, so it may overwrite.
+        Pass the returned work to `push` to have its result delivered. The checkpoint is named by the step. It may
+        overwrite a checkpoint of the same name, because a save of the same step has the same weights.
         """
         name = f"{step:06d}"
         futures: list[Future[Any]] = [self.client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True)]
@@ -131,21 +134,21 @@ class Pipeline:
         return Queued(step - 1, f"save at boundary {step}", tuple(futures), finish)
 
     def push(self, queued: Queued) -> None:
-        """Put submitted work at the end of the queue."""
+        """Append submitted work to the queue."""
         self._queue.append(queued)
 
     # --- the result clock ---
 
     def pop(self, upto: float = math.inf) -> Queued | None:
-        """Take the oldest work from the queue if it was queued up to step `upto` (see `Queued.after`), else None."""
+        """Remove and return the oldest work, if its `Queued.after` is at most `upto`; otherwise return None."""
         return self._queue.popleft() if self._queue and self._queue[0].after <= upto else None
 
     def before(self, step: int) -> Iterator[Result]:
-        """Wait for the results that are due before `step` is queued: those up to step `step - 1 - ahead`."""
+        """Yield the results that are due before `step` is queued: all those up to step `step - 1 - ahead`. Blocks."""
         return self._deliver(step - 1 - self.ahead)
 
     def drain(self) -> Iterator[Result]:
-        """Wait for every outstanding result."""
+        """Yield all outstanding results. Blocks until they have arrived."""
         return self._deliver(math.inf)
 
     def _deliver(self, upto: float) -> Iterator[Result]:
@@ -157,7 +160,7 @@ class Pipeline:
 
 
 def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = False) -> Queued:
-    """Make work to wait for of an evaluation of boundary `step` that has just been submitted."""
+    """Return the queue entry for an evaluation of boundary `step` that has just been submitted, with its `future`."""
 
     def finish(values: list[Any]) -> EvalResult:
         return EvalResult(step, name, values[0], final)
@@ -168,15 +171,17 @@ def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = F
 def _submit(client: TrainingClientLike, micro_batch: MicroBatch) -> Future[tinker.ForwardBackwardOutput]:
     datums, loss_fn, config = list(micro_batch.datums), micro_batch.loss_fn, micro_batch.config
     if isinstance(loss_fn, str):
-        name: Any = loss_fn  # the service knows which names there are, and that differs between versions of tinker
+        name: Any = loss_fn  # unchecked: the valid names depend on the service and on the version of tinker
         return client.forward_backward(datums, name, dict(config) if config else None)
     if config:
-        raise PlanError(f"a custom loss takes no config, got {dict(config)}: close over its options instead")
+        raise PlanError(
+            f"a custom loss must have config=None, got {dict(config)}: put its options into the loss function instead"
+        )
     return client.forward_backward_custom(datums, loss_fn)
 
 
 RESERVED = ("loss", "learning_rate", "tokens")
-"""Metrics that the loop itself gives to every step."""
+"""Names of the metrics that the loop adds to every step, which no other metric may have."""
 
 
 def _step_result(
@@ -186,23 +191,28 @@ def _step_result(
     metrics.update(optim.metrics or {})
     taken = [name for name in RESERVED if name in metrics]
     if taken:
-        raise PlanError(f"step {plan.step} returned metrics named {taken}, which are the loop's own names: rename them")
+        raise PlanError(
+            f"step {plan.step} returned metrics named {taken}, but these names are reserved for the loop: rename them"
+        )
     if "loss:sum" not in metrics:
-        raise TinkerloopError(f"the service returned no 'loss:sum' at step {plan.step}; it returned {sorted(metrics)}")
+        raise TinkerloopError(
+            f"the service must return the metric 'loss:sum', but returned only {sorted(metrics)} at step {plan.step}"
+        )
     loss = mean_loss(plan, metrics["loss:sum"])
     own = {"loss": loss, "learning_rate": plan.optim.learning_rate, "tokens": plan.tokens}
     return StepResult(plan.step, loss, own | metrics, plan, tuple(outputs))
 
 
 def reduce_metrics(metrics: Sequence[Mapping[str, float]], counts: Sequence[int]) -> dict[str, float]:
-    """Reduce the metrics of several calls to one value per name, as tinker's client does for the parts of a large call.
+    """Reduce the metrics of several `forward_backward` calls to one value per name.
 
-    The suffix after the colon decides: `sum` is added, of `min` and `max` the extreme is taken, and of all others the
-    mean, weighted by `counts`.
+    The suffix of the name selects the reduction: the sum for `:sum`, the minimum for `:min`, the maximum for `:max`,
+    and for all other names the mean weighted by `counts`. The client of tinker does the same for the parts of a large
+    call.
 
     Args:
         metrics: the metrics of each call.
-        counts: the number of datums in each call.
+        counts: the number of datums of each call.
     """
     if len(metrics) == 1:
         return dict(metrics[0])

@@ -185,7 +185,8 @@ def _weight_sum(datum: tinker.Datum) -> float:
     weights = datum.loss_fn_inputs.get("weights")
     if weights is None:
         raise PlanError(
-            f"a datum for cross_entropy has no 'weights' in its loss_fn_inputs; it has {sorted(datum.loss_fn_inputs)}"
+            f"a datum for cross_entropy needs 'weights' in its loss_fn_inputs, got {sorted(datum.loss_fn_inputs)}: "
+            "build datums with tinkerloop.make_datum, or add weights"
         )
     return float(weights.to_numpy().sum(dtype=np.float64))
 
