@@ -36,7 +36,10 @@ CustomLoss: TypeAlias = "Callable[[list[tinker.Datum], list[torch.Tensor]], tupl
 
 
 class Future(Protocol[T_co]):
-    """A value that may not be available yet: tinker's `APIFuture`, a `concurrent.futures.Future`, or similar."""
+    """A value that may not be available yet.
+
+    It can be tinker's `APIFuture`, a `concurrent.futures.Future`, or any other object with a `result` method.
+    """
 
     def result(self, timeout: float | None = None) -> T_co:
         """Wait for the operation, and return its value or raise its error."""
@@ -186,7 +189,7 @@ class RestClientLike(Protocol):
         ...
 
     def set_checkpoint_ttl_from_tinker_path(self, tinker_path: str, ttl_seconds: int | None) -> AwaitableFuture[None]:
-        """Let a checkpoint expire `ttl_seconds` from now; None: it never expires."""
+        """Set a checkpoint to expire `ttl_seconds` from now; None: it never expires."""
         ...
 
 
@@ -246,7 +249,7 @@ class ServiceClientLike(Protocol):
     def close(
         self, status: Literal["success", "errored", "interrupted"], detail: str | None = None
     ) -> AwaitableFuture[None]:
-        """End the session. The end of a `with` block also does this, with the status that fits its outcome."""
+        """End the session with `status`. A `with` block does this at its end, with the status that fits its outcome."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -139,7 +139,7 @@ class OrderedService:
 
 
 class OrderedClient:
-    """A replacement for `tinker.TrainingClient` in tests. Tests can compare its `state`."""
+    """A replacement for `tinker.TrainingClient` in tests. Its training state is the public attribute `state`."""
 
     def __init__(self, service: OrderedService, model_id: str, state: UnigramState):
         self._service, self.model_id, self.state = service, model_id, state
@@ -410,7 +410,7 @@ class OrderedRestClient:
         return self._answer(lambda: self._service.delete(tinker_path))
 
     def set_checkpoint_ttl_from_tinker_path(self, tinker_path: str, ttl_seconds: int | None) -> Ready[None]:
-        """Check that the checkpoint exists, and otherwise do nothing: checkpoints never expire here."""
+        """Check that the checkpoint exists. Nothing else is done, because checkpoints never expire here."""
         return self._answer(lambda: self._service.checkpoint(tinker_path) and None)
 
     def _answer(self, work: Callable[[], None]) -> Ready[None]:

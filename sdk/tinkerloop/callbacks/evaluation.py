@@ -1,6 +1,6 @@
 """Evaluations during training.
 
-Each uses exactly the weights of its boundary, the point between two optimizer steps at which it was requested.
+An evaluation uses exactly the weights of its boundary, the point between two optimizer steps at which it was requested.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_b
 def sampled(score: Callable[[SamplingClientLike], Metrics | Coroutine[Any, Any, Metrics]]) -> Evaluator:
     """Return an evaluator that computes metrics with a sampling client.
 
-    The evaluator saves the weights of its boundary for a sampling client, and this request is queued in order with the
-    training steps. So the metrics are those of the boundary's weights, although training continues meanwhile.
+    The evaluator requests a sampling client for the current weights. The request is queued in order with the training
+    steps, so the client has exactly the weights of the boundary, although training continues meanwhile.
 
     Args:
         score: function or coroutine function from a sampling client to metrics. It runs on a separate thread.

@@ -1,4 +1,4 @@
-"""`Preempt`, which ends a run in order when the machine is about to be taken away (preemption)."""
+"""`Preempt`, which ends a run cleanly when the machine is about to be taken away (preemption)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from tinkerloop.loop.events import Log, Requests, StepResult
 
 
 class Timing(Callback):
-    """Log how long each step took in total, and waiting for data, waiting for the service, in callbacks, and other.
+    """Log the total time of each step, and its parts: waiting for data, waiting for the service, callbacks, and other.
 
     The metrics, in seconds, are `time/total`, `time/data`, `time/server`, `time/callbacks` and `time/other`. `totals`
     has their sums over the run, by the name after `time/`.

@@ -1,10 +1,10 @@
 """Callbacks: subclass `Callback`, override the events you need, and return requests.
 
-A boundary is the point between two optimizer steps. At boundary s, exactly steps 0 to s - 1 have been queued. Only
-there are evaluations and saves queued, and only there can the run end.
+A boundary is the point between two optimizer steps. At boundary s, exactly steps 0 to s - 1 have been queued.
+Evaluations and saves are queued only at boundaries, and a run ends only at a boundary.
 
-A callback's events follow two clocks. On the submit clock, work is queued, in strict order. On the result clock, its
-results are delivered, up to `ahead` steps later. With `ahead=1`, around steps 3 and 4:
+Some events happen when work is queued (the submit clock), others when a result is delivered (the result clock). Work is
+queued in strict order, and its result is delivered up to `ahead` steps later. With `ahead=1`, around steps 3 and 4:
 
     queued     boundary 3 | plan 3, step 3 | boundary 4 | plan 4, step 4 | boundary 5 | ...
                           |                |            |                |
@@ -31,8 +31,8 @@ class Callback:
     """Base class of all callbacks. Override only the events you need: `on_plan` returns a plan, the others requests.
 
     A callback never changes the loop: it receives values and returns requests, so it can be tested without a loop.
-    The order of the callbacks matters only for `on_plan`, where each callback gets the plan that the one before it
-    in the list returned.
+    The order of the callbacks matters only for `on_plan`, where each callback gets the plan that the previous one
+    returned.
 
     >>> class StopAt(Callback):
     ...     def on_boundary(self, boundary):
@@ -61,7 +61,7 @@ class Callback:
         """
 
     def on_plan(self, plan: Plan) -> Plan:
-        """Return the plan of the next step, changed or not. The weights are normalised after the last callback."""
+        """Return the plan of the next step, changed or not. The loss weights are normalised after the last callback."""
         return plan
 
     def on_boundary(self, boundary: Boundary) -> Requests:
@@ -76,12 +76,15 @@ class Callback:
     def on_save(self, record: Record) -> Requests:
         """Handle a record that has been written to `checkpoints.jsonl`.
 
-        A resumed run calls this again for the record that it resumes from: the first call came after the record was
-        written, so the record does not contain the state that this call left.
+        A resumed run calls this again for the record that it resumes from. The first call came after the record was
+        written, so the record does not contain changes that this call made to the callback's state.
         """
 
     def on_end(self, summary: Summary) -> None:
-        """Handle the end of the run. Called once; the callbacks are called in the reverse order of their `on_start`."""
+        """Handle the end of the run. `summary.error` is the error that ended the run, or None.
+
+        Called once. The callbacks are called in the reverse order of their `on_start`.
+        """
 
 
 def callback_name(callback: Callback) -> str:

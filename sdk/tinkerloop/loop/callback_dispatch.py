@@ -67,7 +67,8 @@ class Dispatcher:
     def states(self) -> dict[str, Mapping[str, Any]]:
         """Return the state of every callback, by callback name, to be saved in a record.
 
-        States that the resumed record has for callbacks absent from this run are included, so that they are not lost.
+        If the record of a resumed run has states of callbacks that are not in this run, these states are also returned,
+        so that later records keep them.
 
         Raises:
             CheckpointError: a state contains values that JSON would change.
@@ -113,7 +114,10 @@ class Dispatcher:
         return asked
 
     def start(self, step: int, steps: int | None) -> list[tuple[str, Request]]:
-        """Call every `on_start`, and return (callback name, request) pairs. `end` only ends callbacks started here."""
+        """Call every `on_start`, and return (callback name, request) pairs.
+
+        The started callbacks are remembered, because `end` calls `on_end` only on them.
+        """
         asked: list[tuple[str, Request]] = []
         handlers = dict(self._handlers["on_start"])
         for name in list(self._callbacks):
@@ -124,7 +128,7 @@ class Dispatcher:
         return asked
 
     def plan(self, plan: Plan) -> Plan:
-        """Call every `on_plan` in list order, each with the plan that the previous one returned. Return the last."""
+        """Call every `on_plan` in list order, each with the plan that the previous one returned; return the last."""
         for name, handler in self._handlers["on_plan"]:
             changed = self._call(name, "on_plan", handler, plan.step, plan, if_dropped=plan)
             if not isinstance(changed, Plan):
@@ -191,7 +195,7 @@ def _saved(name: str, state: Any) -> dict[str, Any]:
 
 
 def _is_json(value: Any) -> bool:
-    """Return true if a round trip through JSON leaves `value` unchanged. It would change tuples and non-string keys."""
+    """Return true if a round trip through JSON leaves `value` unchanged. Tuples, for example, would become lists."""
     if isinstance(value, list):
         return all(map(_is_json, value))
     if isinstance(value, dict):

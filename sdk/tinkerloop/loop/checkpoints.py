@@ -111,7 +111,7 @@ class Checkpoints:
         append_line(self.file, asdict(record))
 
     def rewind(self, step: int) -> None:
-        """Delete the records of later steps than `step`, after copying the whole file to `checkpoints.jsonl.bak`."""
+        """Delete all records after step `step`. The whole file is first copied to `checkpoints.jsonl.bak`."""
         records = self.records()
         kept = [record for record in records if record.step <= step]
         if len(kept) < len(records):

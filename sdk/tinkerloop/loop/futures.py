@@ -25,7 +25,7 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Wait:
-    """Item that a flow yields to wait for `future`. The flow gets the future's value back, or its error is raised."""
+    """Item that a flow yields to wait for `future`. The flow then gets the future's value or its error."""
 
     future: Future[Any]
 

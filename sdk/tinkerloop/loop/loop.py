@@ -2,7 +2,7 @@
 
 The main loop is in `_train`; its comments state the invariants. The functions that it calls follow below: first those
 that queue work (the submit clock), then those that deliver results (the result clock). A boundary is the point between
-two optimizer steps: at boundary s, exactly steps 0 to s - 1 have been queued.
+two optimizer steps: at boundary s, exactly steps 0 to s - 1 have been queued. Usage:
 
 loop = Loop(client, batches, steps=1000, callbacks=[LRSchedule(cosine(2e-4, 0.0, 1000)), Checkpoint(every=100)],
             sinks=[Jsonl("run/metrics.jsonl")], checkpoints=Checkpoints("run"))
@@ -125,7 +125,7 @@ class Loop:
         """Train to the end of the run, and block until then.
 
         Returns:
-            How the run ended.
+            The summary of the run, with the step and the reason of its end.
 
         Raises:
             Exception: the error that ended the run. Where known, a note on it names the callback, sink or request.

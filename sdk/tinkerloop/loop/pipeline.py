@@ -118,10 +118,10 @@ class Pipeline:
         self.push(submitted_eval(step, name, future, final=final))
 
     def submit_save(self, step: int, *, ttl_seconds: int | None = None, sampler: bool = False) -> Queued:
-        """Submit a save of boundary `step` to the service, and return it without appending it to the queue.
+        """Submit a save of boundary `step` to the service, and return it as `Queued` work.
 
-        Pass the returned work to `push` to have its result delivered. The checkpoint is named by the step. It may
-        overwrite a checkpoint of the same name, because a save of the same step has the same weights.
+        The work is not in the queue yet: pass it to `push` to have its result delivered. The checkpoint is named by the
+        step. It may overwrite a checkpoint of the same name, because a save of the same step has the same weights.
         """
         name = f"{step:06d}"
         futures: list[Future[Any]] = [self.client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True)]
@@ -160,7 +160,7 @@ class Pipeline:
 
 
 def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = False) -> Queued:
-    """Return the queue entry for an evaluation of boundary `step` that has just been submitted, with its `future`."""
+    """Return the `Queued` work of an evaluation of boundary `step` that has just been submitted."""
 
     def finish(values: list[Any]) -> EvalResult:
         return EvalResult(step, name, values[0], final)

@@ -49,7 +49,7 @@ class Plan:
     """One optimizer step, before it is queued.
 
     Attributes:
-        step: the number of the step; the first is 0. Steps 0 to step - 1 are applied to the weights before it.
+        step: the number of the step, from 0. When it begins, steps 0 to step - 1 have been applied to the weights.
         micro_batches: the datums of the step, one micro-batch for each `forward_backward` call.
         optim: the optimizer parameters, passed to `optim_step`.
         normalize: how the loss weights are scaled over the whole step. "token": all weights together are scaled to sum

@@ -1,4 +1,4 @@
-"""Wrappers that turn a list or an iterator of batches into `Batches`. Only the one of a list can be resumed."""
+"""Wrappers that turn a list or an iterator of batches into `Batches`. A list can be resumed, an iterator cannot."""
 
 from __future__ import annotations
 

@@ -65,9 +65,9 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
 
 
 def exponential(start: float, rate: float, steps: int) -> Schedule:
-    """Return a schedule that starts at `start` and is multiplied by `rate` every `steps` steps, without an end.
+    """Return an exponential schedule: it begins at `start`, and is multiplied by `rate` in every `steps` steps.
 
-    The value is start * rate^(step / steps).
+    The value is start * rate^(step / steps), without a last step.
 
     >>> [exponential(1.0, 0.5, 10)(s) for s in (0, 10, 20)]
     [1.0, 0.5, 0.25]
@@ -80,8 +80,8 @@ def exponential(start: float, rate: float, steps: int) -> Schedule:
 def inverse_sqrt(peak: float, warmup_steps: int) -> Schedule:
     """Return a schedule that rises linearly to `peak` over `warmup_steps` steps, then falls as 1/sqrt(step + 1).
 
-    The value is peak * min((step + 1) / warmup_steps, sqrt(warmup_steps / (step + 1))). Source: Vaswani
-    et al., "Attention Is All You Need" (2017), section 5.3, with `peak` instead of the factor for the model size.
+    The value is peak * min((step + 1) / warmup_steps, sqrt(warmup_steps / (step + 1))). Source: Vaswani et al.,
+    "Attention Is All You Need" (2017), section 5.3, with `peak` instead of the factor for the model size.
 
     >>> [inverse_sqrt(1.0, 4)(s) for s in (0, 3, 15)]
     [0.25, 1.0, 0.5]
