@@ -1,7 +1,7 @@
-"""The `*_async` variants of the clients' methods, which tinker deprecates and scripts still use.
+"""Functions that create the `*_async` variants of the clients' methods. tinker deprecates them; users still call them.
 
-A method that returns a future gets one of two variants, as in tinker: `queued` when a script awaits twice
-(`await (await client.optim_step_async(...))`), `awaited` when it awaits once. A method that blocks gets `in_thread`.
+As in tinker, there are two kinds of variants for a method that returns a future. With `queued` the caller awaits twice
+(`await (await client.optim_step_async(...))`), with `awaited` once. A method that blocks gets `in_thread`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ S = TypeVar("S")
 
 
 def queued(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Return the method as a coroutine that queues the request and returns its future, which is awaited in turn."""
+    """Return a coroutine variant of `method` that returns what `method` returns, usually a future.
+
+    The caller awaits twice: first the coroutine, which queues the request, then the future.
+    """
 
     @functools.wraps(method)
     async def variant(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -29,7 +32,7 @@ def queued(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P]
 def awaited(
     method: Callable[Concatenate[S, P], Awaitable[T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Return the method as a coroutine that waits for the future and returns its result."""
+    """Return a coroutine variant of `method` that awaits the future of `method` and returns its result."""
 
     @functools.wraps(method)
     async def variant(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -39,7 +42,7 @@ def awaited(
 
 
 def in_thread(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Return a blocking method as a coroutine that runs it in a thread, so that the event loop is not blocked."""
+    """Return a coroutine variant of the blocking `method`. It runs in a thread, so the event loop is not blocked."""
 
     @functools.wraps(method)
     async def variant(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
