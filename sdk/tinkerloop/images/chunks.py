@@ -313,7 +313,9 @@ def _check_complete(data: bytes) -> None:
             position = end
         raise ImageError(f"the PNG file is truncated: no IEND chunk in its {len(data)} bytes")
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:  # until the first scan
+    while (
+        position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA
+    ):  # headers, up to the first scan
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         position += 1 if data[position + 1] == 0xFF else 2 + length
     if data.find(b"\xff\xd9", position) < 0:

@@ -194,7 +194,7 @@ def as_image_processor(given: Any) -> ImageProcessor:
     shared = {name: config[name] for name in ("patch_size", "merge_size", "temporal_patch_size") if name in config}
     shared |= {name: tuple(config[f"image_{name}"]) for name in ("mean", "std") if config.get(f"image_{name}")}
     if re.match(r"Qwen[23](_5)?_?VL", kind):
-        defaults = QwenImageProcessor(14, 2, 2, _CLIP_MEAN, _CLIP_STD, 3_136, 1_003_520)  # transformers' own
+        defaults = QwenImageProcessor(14, 2, 2, _CLIP_MEAN, _CLIP_STD, 3_136, 1_003_520)  # transformers' defaults
         return QwenImageProcessor(
             **{name: getattr(defaults, name) for name in ("patch_size", "mean", "std")} | shared,
             min_pixels=config.get("min_pixels") or size.get("shortest_edge") or defaults.min_pixels,

@@ -32,7 +32,7 @@ def png(image: Image.Image) -> bytes:
     filtered = np.empty((rows.shape[0], rows.shape[1] + 1), np.uint8)
     filtered[:, 0] = _UP
     filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # uint8 subtraction is modulo 256
     size = image.width.to_bytes(4, "big") + image.height.to_bytes(4, "big")
     header = size + bytes((8, _COLOUR_TYPE[image.mode], 0, 0, 0))
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(filtered.data, 1)), (b"IEND", b""))

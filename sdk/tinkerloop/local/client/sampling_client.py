@@ -199,7 +199,7 @@ def _engine_for(root: str, device: str, dtype: str) -> Engine:
 
 def _check_last(last: int | None) -> None:
     if last is not None and not (isinstance(last, Integral) and last >= 1):
-        raise ValueError(f"prompt_logprobs_last_n must be an integer >= 1, got {last!r}")
+        raise ValueError(f"prompt_logprobs_last_n must be None or an integer >= 1, got {last!r}")
 
 
 def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tuple[frozenset[int], tuple[str, ...]]:

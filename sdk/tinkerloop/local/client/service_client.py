@@ -172,7 +172,7 @@ class ServiceClient:
         """Return a client that samples from a sampler checkpoint, or from a base model without an adapter."""
         refuse_option(record_stability_info, "record_stability_info=True")
         if model_path is None and base_model is None:
-            raise ValueError("Either model_path or base_model must be provided")
+            raise ValueError("Either model_path or base_model must be provided, got neither")
         if model_path is not None and not model_path.startswith("tinker://"):
             raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
         engine = self._engine

@@ -59,7 +59,9 @@ class TrainingClient(AwaitableClient):
         params = optim_params if optim_params is not None else adam_params
         refuse_option(isinstance(params, tinker.DimuonParams), "DimuonParams, DimuonOptimizerConfig")
         if not isinstance(params, tinker.AdamParams):
-            raise TypeError(f"Expected AdamParams or OptimParamsBase, got {type(params).__name__}")
+            raise TypeError(
+                f"Expected AdamParams or OptimParamsBase, got {type(params).__name__}; pass tinker.AdamParams(...)"
+            )
         return self._submit(lambda engine, run: engine.optim_step(run, params))
 
     def forward_backward_custom(
@@ -76,10 +78,10 @@ class TrainingClient(AwaitableClient):
         every later request of this client raises too, because otherwise training would continue without the gradient.
         """
         if loss_type_input not in (None, "logprobs"):
-            raise ValueError(f"loss_type_input must be 'logprobs', got {loss_type_input!r}")
+            raise ValueError(f"loss_type_input must be None or 'logprobs', got {loss_type_input!r}")
         data = list(data or ())  # A copy, because the caller may change the list before the request runs.
         if not data:
-            raise ValueError("No data provided")
+            raise ValueError("No data provided: data must contain at least one datum")
         if any("target_tokens" not in datum.loss_fn_inputs for datum in data):
             raise ValueError(
                 "target_tokens must be provided when using cross_entropy, on which custom losses are based: "
@@ -109,7 +111,7 @@ class TrainingClient(AwaitableClient):
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
         data = list(data or ())
         if not data:
-            raise ValueError("No data provided")
+            raise ValueError("No data provided: data must contain at least one datum")
         try:
             loss, complete = losses.resolve_loss(loss_fn, config)
             datums = self._read(data, loss_fn)

@@ -39,7 +39,8 @@ def export_checkpoint(
     if not merged:
         if record.lora.rank == 0:
             raise CheckpointError(
-                f"cannot export {path} as an adapter: it contains all weights of a model; export it merged"
+                f"cannot export {path} as an adapter: it contains all weights of a model; export it with merged=True "
+                "(--merged on the command line)"
             )
         to.mkdir(parents=True)
         for name in _ADAPTER_FILES:

@@ -125,7 +125,10 @@ class Engine:
         """
         record = self._training_record(path)
         if base_model is not None and base_model != record.base_model:
-            raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
+            raise bad_request(
+                f"base_model={base_model!r} does not match {path}: the checkpoint was trained on "
+                f"{record.base_model!r}; pass this name or omit base_model"
+            )
         run = self.create_run(record.base_model, record.lora, user_metadata)
         self._load(run, record, optimizer)
         return run
@@ -220,7 +223,10 @@ class Engine:
                 "so save one with save_weights_for_sampler"
             )
         if base_model is not None and base_model != record.base_model:
-            raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
+            raise bad_request(
+                f"base_model={base_model!r} does not match {path}: the checkpoint was trained on "
+                f"{record.base_model!r}; pass this name or omit base_model"
+            )
         base = self.model(record.base_model, record.lora)
         weights = base.new_weights(record.lora)
         self._fill_weights(base, weights, record)
@@ -339,12 +345,12 @@ def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor],
     if named.keys() != loaded.keys():
         differing = sorted(named.keys() ^ loaded.keys())
         raise bad_request(
-            f"{path} does not fit this base model: {len(differing)} tensors exist only in one of the two, "
+            f"checkpoint {path} does not fit this base model: {len(differing)} tensors exist only in one of the two, "
             f"among them {differing[0]!r}"
         )
     for name, tensor in named.items():
         if tensor.shape != loaded[name].shape:
             shapes = f"{tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}"
-            raise bad_request(f"{path} does not fit this base model: tensor {name!r} has shape {shapes}")
+            raise bad_request(f"checkpoint {path} does not fit this base model: tensor {name!r} has shape {shapes}")
     for name, tensor in named.items():
         tensor.copy_(loaded[name])

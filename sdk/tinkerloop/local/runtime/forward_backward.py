@@ -94,7 +94,9 @@ def run_forward_backward(
     total = math.fsum(float(loss.sum(dtype=torch.float64)) for loss in losses)
     if not math.isfinite(total):
         first = next(i for i, loss in enumerate(losses) if not torch.isfinite(loss).all())
-        raise user_error(f"NonFiniteInTensor: the {work.name} loss of datum {first} contains NaN or infinity")
+        raise user_error(
+            f"NonFiniteInTensor: the {work.name} loss of datum {first} is NaN or infinite; check its loss inputs"
+        )
     metrics = {"loss:sum": total, **{name: value / sum(lengths) for name, value in results.sums.items()}}
     outputs = []
     for i, (datum, loss) in enumerate(zip(given, losses, strict=True)):
