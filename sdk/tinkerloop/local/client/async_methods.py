@@ -1,7 +1,8 @@
-"""Functions that create the `*_async` variants of the clients' methods. tinker deprecates them; users still call them.
+"""Functions that create the `*_async` variants of the clients' methods.
 
-As in tinker, there are two kinds of variants for a method that returns a future. With `queued` the caller awaits twice
-(`await (await client.optim_step_async(...))`), with `awaited` once. A method that blocks gets `in_thread`.
+tinker deprecates these variants, but user programs still call them. As in tinker, a method that returns a future has
+one of two kinds of variants: with `queued` the caller awaits twice (`await (await client.optim_step_async(...))`), with
+`awaited` once. `in_thread` is for methods that block.
 """
 
 from __future__ import annotations

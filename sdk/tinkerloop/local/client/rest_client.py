@@ -37,9 +37,9 @@ class RestClient:
         self._models = list(models)
 
     def get_server_capabilities(self) -> RequestFuture[tinker.types.GetServerCapabilitiesResponse]:
-        """Return the models that the ServiceClient supported when it created this client.
+        """Return "tiny" and the models that the ServiceClient had loaded when it created this client.
 
-        The list is empty if the RestClient was constructed directly.
+        The list is empty if no ServiceClient has created this client.
         """
         return _done(lambda: tinker.types.GetServerCapabilitiesResponse(supported_models=self._models))
 

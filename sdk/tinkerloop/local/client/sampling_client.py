@@ -38,7 +38,7 @@ MAX_TOPK = 20
 
 @refuse
 class SamplingClient(AwaitableClient):
-    """Client that samples from one fixed set of weights. Its calls that wait in the queue are computed together."""
+    """Client that samples from one fixed set of weights. Calls that wait in the queue are computed together."""
 
     def __init__(self, engine: Engine, sampler: Sampler):
         self._engine, self._sampler = engine, sampler
@@ -59,7 +59,7 @@ class SamplingClient(AwaitableClient):
 
         The returned tokens include the stop token. With `stop=None` sampling stops at the model's end-of-sequence
         tokens. A given `stop` replaces these; with `stop=[]` only `max_tokens` ends a continuation. Log-probabilities
-        are computed at temperature 1, before top-k and top-p.
+        are those of the full distribution at temperature 1, without top-k and top-p.
         """
         refuse_option(prompt_alt_tokens_k > 0, "prompt_alt_tokens_k > 0")
         _check_last(prompt_logprobs_last_n)
@@ -138,7 +138,7 @@ class SamplingClient(AwaitableClient):
 
     @staticmethod
     def from_sampler_handle(handle: str, *, api_key: str | None = None) -> SamplingClient:
-        """Return a client for the weights that `handle` names. `get_sampler_handle` returns such a handle."""
+        """Return a client that samples from the weights of `handle`, a string that `get_sampler_handle` returned."""
         fields = json.loads(handle)
         engine = _engine_for(fields["root"], fields["device"], fields["dtype"])
         model_path, base_model = fields["model_path"], fields["base_model"]
@@ -203,7 +203,7 @@ def _check_last(last: int | None) -> None:
 
 
 def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Return the stop token ids and the stop strings that `stop` contains; None gives the model's end tokens."""
+    """Return (stop token ids, stop strings) of `stop`. For None these are the end-of-sequence tokens of the model."""
     if stop is None:
         return model.end_tokens, ()
     if isinstance(stop, str):

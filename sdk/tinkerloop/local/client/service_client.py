@@ -204,7 +204,7 @@ class ServiceClient:
         """Return None: the embedded engine sends no telemetry."""
 
     def close(self, status: CloseStatus, detail: str | None = None) -> RequestFuture[None]:
-        """Execute the queued requests, then end the engine's thread. The returned future is done after the last one."""
+        """Execute the queued requests, then end the engine's thread. The future is done after the last request."""
         return self._engine.queue.stop()
 
     def __enter__(self) -> Self:

@@ -181,7 +181,9 @@ class CheckpointStore:
         return record
 
     def confirm(self, record: CheckpointInfo) -> None:
-        """Check that a checkpoint has not been overwritten since `record` was read. Call it after reading tensors.
+        """Check that a checkpoint has not been overwritten since `record` was read.
+
+        Call it after reading the checkpoint's tensors, to make sure that they belong to `record`.
 
         Raises:
             tinker.ConflictError: the checkpoint has been overwritten.

@@ -74,7 +74,7 @@ class Sampler:
     weights: Weights | None = None
     path: str | None = None
     snapshot_future: RequestFuture | None = None
-    """Future of the request that sets `weights` to a snapshot; None if they come from a checkpoint or a base model."""
+    """Future of the request that sets `weights` to a snapshot. None for weights of a checkpoint or a base model."""
 
 
 @dataclass(eq=False)

@@ -62,7 +62,11 @@ class RequestQueue:
     def submit_grouped(
         self, group: Hashable, payload: Any, run_group: Callable[[Sequence[Any]], list]
     ) -> RequestFuture:
-        """Queue `payload` and return its future. `run_group` executes it together with waiting payloads of `group`."""
+        """Queue `payload` and return its future.
+
+        `run_group` is called with this payload and all waiting payloads of the same `group`. It returns a result or an
+        exception for each.
+        """
         return self._put(QueuedRequest(run_group, group, payload))
 
     def stop(self) -> RequestFuture[None]:
@@ -83,9 +87,9 @@ class RequestQueue:
     def abandon(self) -> None:
         """Drop the queued requests and wait for the thread to end. If `stop` was called before, only wait.
 
-        It is called when no client exists any more, when the user interrupts the program, and at interpreter exit.
-        Without it the process could abort at exit, because the daemon thread would run torch code while torch shuts
-        down.
+        It is called when no client exists any more, when the user interrupts the program, and at interpreter exit. At
+        exit it prevents that the daemon thread still runs torch code while torch shuts down, which would abort the
+        process.
         """
         with self._wake:
             dropped: deque[QueuedRequest] = deque()
@@ -171,9 +175,9 @@ def _execute_group(jobs: list[QueuedRequest]) -> None:
 def as_request_error(error: BaseException) -> BaseException:
     """Return the exception to set on a request's future for `error`.
 
-    A CallerError gives the caller's own exception; but StopIteration becomes a RuntimeError, because an awaited future
-    cannot raise StopIteration. Tinker's errors and NotImplementedError stay as they are. Any other error becomes a
-    RequestFailedError with `error` as its cause.
+    For a CallerError it is the caller's own exception. Only StopIteration becomes a RuntimeError, because an awaited
+    future cannot raise StopIteration. Tinker's errors and NotImplementedError are returned unchanged. Any other error
+    becomes a RequestFailedError with `error` as its cause, of category user for a TinkerloopError, otherwise server.
     """
     if isinstance(error, CallerError) and isinstance(error.error, StopIteration):
         stopped = RuntimeError("the caller's function raised StopIteration, which a future cannot raise")

@@ -54,9 +54,9 @@ class DatumArrays:
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets and loss inputs of a packed batch. T is its number of positions, K its largest number of targets each.
+    """Targets and loss inputs of a packed batch of T positions.
 
-    Datums with fewer than K targets per position are padded with 0.
+    K is the largest number of targets per position in the batch. Datums with fewer targets are padded with 0.
     """
 
     targets: torch.Tensor  # (T, K)
