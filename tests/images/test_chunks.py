@@ -262,7 +262,7 @@ def test_a_fetcher_gets_the_url():
 
 def test_a_chunk_with_a_wrong_count_is_refused():
     chunk = image_chunk(smooth_image(), model=QWEN)
-    with pytest.raises(ImageError, match="says 7 tokens"):
+    with pytest.raises(ImageError, match="expected_tokens=7"):
         image_chunk(chunk.model_copy(update={"expected_tokens": 7}), model=QWEN)
     unset = tinker.types.ImageChunk(data=chunk.data, format=chunk.format)
     assert image_chunk(unset, model=QWEN) == chunk

@@ -71,7 +71,7 @@ def test_chat_streams_replies_and_keeps_the_conversation(run_folder):
 @pytest.mark.parametrize(
     ("command", "problem"),
     [
-        (["chat", "tinker://none/weights/00", "--root", "{tmp}"], "no checkpoint tinker://none/weights/00"),
+        (["chat", "tinker://none/weights/00", "--root", "{tmp}"], "checkpoint tinker://none/weights/00 not found"),
         (["chat", "tiny", "--root", "{tmp}", "--max-tokens", "0"], "max_tokens must be >= 1, got 0"),
         (["export", "{run}", "--to", "/dev/null/adapter"], "'/dev/null/adapter'"),
     ],

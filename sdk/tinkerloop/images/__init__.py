@@ -1,4 +1,4 @@
-"""Images: checked chunks from any source, and the number of tokens that each model makes of an image."""
+"""Images as chunks of a model input: opened from many sources, checked, and counted in tokens for each model."""
 
 from tinkerloop.images.chunks import MAX_BYTES, MAX_PIXELS, image_chunk, image_size, open_image
 from tinkerloop.images.processors import (

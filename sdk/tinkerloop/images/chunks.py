@@ -1,7 +1,8 @@
 """Images as chunks of a model input: opened, checked, converted if necessary, and counted in tokens.
 
-`image_chunk` makes a `tinker.types.ImageChunk` from any image. A PNG or JPEG file that every program reads in the same
-way is passed through byte for byte, and only its header is parsed. Everything else is converted, as described there.
+`image_chunk` returns a `tinker.types.ImageChunk` for any image. A PNG or JPEG file that needs no conversion is passed
+through byte for byte: its header is parsed and its end is checked, but it is not decoded. All other images are
+converted, as the docstring of `image_chunk` describes.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 __all__ = ["ImageProcessor", "get_image_processor", "image_chunk", "image_size", "open_image"]
 
 MAX_BYTES = 2_000_000
-"""The hosted service refuses larger image files."""
+"""Largest size of an image file in bytes; the hosted service rejects larger files."""
 MAX_PIXELS = 89_478_485
-"""Pillow's own threshold for a decompression bomb."""
+"""Largest number of pixels of an image. It is Pillow's threshold for warnings about decompression bombs."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""The formats that are opened. None of them runs other programs or follows references."""
+"""File formats that Pillow may open here. None of them makes Pillow run other programs or open other files."""
 _ORIENTATION = 0x0112
 
 Fetch = Callable[[str], bytes]
@@ -51,37 +52,43 @@ def image_chunk(
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
 ) -> ImageChunk:
-    """Make an image a chunk of a model input, with the number of tokens that the model will make of it.
+    """Return an image as a chunk of a model input. Its `expected_tokens` is the number of tokens the model uses for it.
 
-    PNG and JPEG files of 8-bit gray or RGB pass through unchanged. The rest is converted:
+    PNG and JPEG files with 8-bit gray or RGB pixels pass through unchanged. Other images are converted:
 
-    * transparency (RGBA, LA, a palette's or a colour's) is laid over white;
-    * palettes, CMYK and other colour spaces become RGB; 16-bit samples keep their 8 highest bits;
-    * a rotation in the EXIF data is applied; of an animation the first frame is taken;
-    * other file formats, arrays and PIL images are written as PNG, without loss; images from a JPEG file as JPEG
-      of quality 95; with `jpeg_quality` all of them as JPEG;
-    * an image above `max_bytes` is scaled to the size the model sees, if that is smaller, and as a last resort
-      written as JPEG of quality 95, 85 or 75.
+    * Transparent images (RGBA, LA, transparent palette entries or colours) are blended over white.
+    * Palettes, CMYK and other colour spaces become RGB. 16-bit samples keep their 8 highest bits.
+    * A rotation in the EXIF data is applied. Only the first frame of an animation is used.
+    * Converted images from a JPEG file are written as JPEG of quality 95. All others (other file formats, arrays, PIL
+      images) are written as PNG, without loss. With `jpeg_quality`, all converted images are written as JPEG.
+    * A file above `max_bytes` is written again at the size to which the model's image processor scales the image, if
+      that is smaller. If it is still too large, it is written as JPEG of quality 95, 85 or 75.
 
     Args:
-        image: a path, the bytes of a file, a `data:` URI, a PIL image, an array (uint8 (H, W), (H, W, 3), (H, W, 4);
-            bool; uint16; floats in [0, 1]), a dictionary with "bytes" or "path" as HF datasets has it, or an image
-            chunk, which is checked and returned unchanged. A URL only with `fetch`.
-        model: the model's name, to find its image processor.
-        processor: the image processor, instead of `model`: one of ours, or a transformers one of a known kind.
-        fetch: returns the bytes of a URL. Without it nothing is fetched, so that data cannot cause network access.
-        jpeg_quality: 1 to 100. Write converted images as JPEG of this quality, with colour at half the resolution: with
-            loss, but several times faster than PNG, and several times smaller for photographs.
-        max_bytes: the largest file to send.
-        max_pixels: the largest width x height to open; more is refused as a decompression bomb.
+        image: a path, the bytes of a file, a `data:` URI, a PIL image, an array, a dict with "bytes" or "path" (as in
+            Hugging Face datasets), or an image chunk, whose image is handled like the bytes of a file. An array has
+            shape (H, W), (H, W, 3) or (H, W, 4) and dtype uint8, uint16, bool or float with values in [0, 1]. A URL is
+            only accepted with `fetch`.
+        model: name of the model, from which the image processor is found.
+        processor: image processor to use instead of `model`: an `ImageProcessor`, or an image processor of
+            transformers for Qwen-VL or Kimi.
+        fetch: function that returns the bytes of a URL. Without it nothing is fetched, so that data cannot cause
+            network access.
+        jpeg_quality: quality, 1 to 100, with which all converted images are written as JPEG. Colour has half the
+            resolution. JPEG loses details, but is several times faster than PNG, and several times smaller for
+            photographs.
+        max_bytes: largest size of the chunk's file in bytes.
+        max_pixels: largest width x height to open. Larger images are rejected as possible decompression bombs.
 
     Raises:
-        ImageError: not an image, truncated, empty, too large, or with an extreme aspect ratio.
+        ImageError: the input is not an image, is truncated, empty or too large, or has an extreme aspect ratio.
     """
     if processor is None and model is None:
-        raise ImageError("give model= or processor=: the number of tokens depends on the model")
+        raise ImageError(
+            "neither model= nor processor= was given; pass one of them, because the number of tokens depends on it"
+        )
     if jpeg_quality is not None and not 1 <= jpeg_quality <= 100:
-        raise ImageError(f"expected a jpeg_quality of 1 to 100, got {jpeg_quality}")
+        raise ImageError(f"jpeg_quality must be an integer from 1 to 100, got {jpeg_quality}")
     rule = as_image_processor(processor) if processor is not None else get_image_processor(str(model))
     given = image if isinstance(image, tinker.types.ImageChunk) else None
     source = _read(given.data if given is not None else image, fetch)
@@ -102,17 +109,20 @@ def image_chunk(
     tokens = rule.tokens(*size)
     if given is not None and given.expected_tokens not in (None, tokens):
         raise ImageError(
-            f"the image chunk says {given.expected_tokens} tokens, but {size[0]} x {size[1]} pixels make {tokens}"
+            f"the image chunk has expected_tokens={given.expected_tokens}, but with this model an image of "
+            f"{size[0]} x {size[1]} pixels takes {tokens} tokens; set expected_tokens to {tokens} or None"
         )
     kind: Literal["png", "jpeg"] = "png" if data.startswith(PNG_SIGNATURE) else "jpeg"
     return tinker.types.ImageChunk(data=data, format=kind, expected_tokens=tokens)
 
 
 def open_image(image: Any, *, fetch: Fetch | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open any source of `image_chunk` as an 8-bit gray or RGB PIL image, converted in the same way.
+    """Open an image from any source that `image_chunk` accepts. Return it as an 8-bit gray or RGB PIL image.
+
+    Transparency, rotation, colour spaces and animations are converted as by `image_chunk`.
 
     Raises:
-        ImageError: for the same reasons as `image_chunk`.
+        ImageError: the input is not an image, or is truncated, empty or too large.
     """
     source = _read(image.data if isinstance(image, tinker.types.ImageChunk) else image, fetch)
     pil_image = _open(source) if isinstance(source, bytes) else source
@@ -121,10 +131,10 @@ def open_image(image: Any, *, fetch: Fetch | None = None, max_pixels: int = MAX_
 
 
 def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (width, height) of an image file, upright, from its header.
+    """Return the (width, height) of an image file after its EXIF rotation. Only the header is read.
 
     Raises:
-        ImageError: not an image, an empty one, or one of more than `max_pixels`.
+        ImageError: `data` is not an image file, or the image is empty or has more than `max_pixels` pixels.
     """
     pil_image = _open(data)
     width, height = pil_image.size
@@ -136,7 +146,7 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
 
 
 def _read(image: Any, fetch: Fetch | None) -> bytes | Image.Image:
-    """Return the bytes of a file, or a PIL image of pixels that are not from a file."""
+    """Return the bytes of the image file. For pixels that do not come from a file, return a PIL image."""
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, str):
@@ -149,7 +159,10 @@ def _read(image: Any, fetch: Fetch | None) -> bytes | Image.Image:
         return _from_array(image)
     if isinstance(image, Mapping) and (image.get("bytes") is not None or image.get("path") is not None):
         return _read(image["bytes"] if image.get("bytes") is not None else image["path"], fetch)
-    raise ImageError(f"expected a path, bytes, a data URI, a PIL image or a numpy array, got {type(image).__name__}")
+    raise ImageError(
+        "unknown kind of image: expected a path, bytes, a data URI, a PIL image, a numpy array, or a dict with "
+        f'"bytes" or "path"; got {type(image).__name__}'
+    )
 
 
 def _read_string(text: str, fetch: Fetch | None) -> bytes:
@@ -159,8 +172,8 @@ def _read_string(text: str, fetch: Fetch | None) -> bytes:
     if "://" in text[:16] or scheme in ("http", "https", "file", "ftp"):
         if fetch is None:
             raise ImageError(
-                f"{text[:80]!r} is a URL, which is not fetched by default: pass the file's path or bytes, or "
-                "fetch=, a function from URL to bytes"
+                f"the image {text[:80]!r} is a URL, which is not fetched by default; pass the file's path or bytes, "
+                "or pass fetch=, a function that returns the bytes of a URL"
             )
         return fetch(text)
     return _read_file(text)
@@ -169,12 +182,12 @@ def _read_string(text: str, fetch: Fetch | None) -> bytes:
 def _read_data_uri(uri: str) -> bytes:
     head, comma, body = uri.partition(",")
     if not comma:
-        raise ImageError(f"a data URI needs a comma before its data: {uri[:40]!r}")
+        raise ImageError(f"invalid data URI {uri[:40]!r}: expected a comma before the data")
     if not head.endswith(";base64"):
         return unquote_to_bytes(body)
     try:
         return base64.b64decode(body, validate=True)
-    except ValueError as error:  # binascii.Error is one
+    except ValueError as error:  # binascii.Error is a ValueError
         raise ImageError(f"the data URI {uri[:40]!r}... is not valid base64: {error}") from error
 
 
@@ -186,11 +199,14 @@ def _read_file(path: str) -> bytes:
 
 
 def _file_behind(pil_image: Image.Image) -> bytes | None:
-    """Return the file of a PIL image that was opened and not changed since, so that it need not be encoded again."""
+    """Return the file from which a PIL image was opened, if the image was not changed. Otherwise return None.
+
+    With the file, the image need not be encoded again.
+    """
     if not isinstance(pil_image, ImageFile.ImageFile) or not pil_image.tile or pil_image.fp is None:
         return None
     if pil_image.format not in ("PNG", "JPEG", "MPO") or getattr(pil_image, "decoderconfig", ()) not in ((), None):
-        return None  # a JPEG that is being drafted at a smaller size
+        return None  # a JPEG that `Image.draft` reads at a smaller size
     position = pil_image.fp.tell()
     try:
         pil_image.fp.seek(0)
@@ -203,19 +219,24 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise ImageError(f"expected an array of shape (H, W), (H, W, 3) or (H, W, 4), got {array.shape}")
+        raise ImageError(f"expected an array of shape (H, W), (H, W, 3) or (H, W, 4), got shape {array.shape}")
     if array.size == 0:
-        raise ImageError(f"an array of shape {array.shape} is an empty image")
+        raise ImageError(f"the image is empty: got an array of shape {array.shape}, but every side must be at least 1")
     if array.dtype.kind == "f":
-        if not (array.min() >= 0 and array.max() <= 1):  # also refuses NaN
-            raise ImageError(f"float images must lie in [0, 1], got values from {array.min():g} to {array.max():g}")
+        if not (array.min() >= 0 and array.max() <= 1):  # true for NaN too
+            raise ImageError(
+                f"the values of a float image must be in [0, 1], got values from {array.min():g} to {array.max():g}"
+            )
         array = np.rint(array * 255).astype(np.uint8)
     elif array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise ImageError(f"expected an array of uint8, uint16, bool or floats in [0, 1], got {array.dtype}")
+        raise ImageError(
+            "an image array must have dtype uint8, uint16, bool or float (values in [0, 1]), "
+            f"got dtype {array.dtype}; convert it"
+        )
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -223,27 +244,40 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Parse the header only."""
+    """Return the image as an unloaded PIL image: only the header is parsed.
+
+    Raises:
+        ImageError: `data` is empty, too large, or not a file in one of `_FORMATS`.
+    """
     if not data:
-        raise ImageError("the image file is empty")
+        raise ImageError("the image file is empty: it has 0 bytes")
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image is too large to open: {error}") from error
-    except Exception as error:  # decoders of broken files raise errors of every kind
-        raise ImageError(f"not an image that can be opened ({', '.join(_FORMATS)}): {error}") from error
+    except Exception as error:  # for damaged files Pillow raises exceptions of many types
+        raise ImageError(
+            f"not an image that can be opened; expected a file in one of the formats {', '.join(_FORMATS)}: {error}"
+        ) from error
 
 
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise ImageError(f"an image of {width} x {height} pixels is empty")
+        raise ImageError(f"the image is empty: its size is {width} x {height} pixels")
     if width * height > max_pixels:
-        raise ImageError(f"an image of {width} x {height} pixels is above max_pixels={max_pixels}")
+        raise ImageError(
+            f"the image has {width} x {height} pixels, more than max_pixels={max_pixels}; "
+            "scale it down or pass a larger max_pixels"
+        )
 
 
 def _passes(pil_image: Image.Image, data: bytes) -> bool:
-    """Return True for files that every program reads alike: 8-bit gray or RGB, upright, opaque, one frame."""
+    """Return True if a PNG or JPEG file needs no conversion.
+
+    It must have 8-bit gray or RGB pixels, no rotation, no transparency and, for PNG, a single frame. All programs read
+    such files in the same way.
+    """
     if pil_image.format not in ("PNG", "JPEG", "MPO") or pil_image.mode not in ("L", "RGB"):
         return False
     if pil_image.format == "PNG" and (data[24] > 8 or getattr(pil_image, "is_animated", False)):
@@ -256,12 +290,16 @@ def _orientation(pil_image: Image.Image) -> int:
         return 1
     try:
         return pil_image.getexif().get(_ORIENTATION, 1)
-    except Exception as error:  # EXIF data is a format of its own, and its parser raises errors of every kind
-        raise ImageError(f"the image's EXIF data cannot be read: {error}") from error
+    except Exception as error:  # for damaged EXIF data Pillow raises exceptions of many types
+        raise ImageError(f"cannot read the EXIF data of the image: {error}") from error
 
 
 def _check_complete(data: bytes) -> None:
-    """Raise if a PNG or JPEG file ends early or (PNG) holds a damaged chunk."""
+    """Check that a PNG or JPEG file is complete, without decoding it. For PNG, also check the checksums.
+
+    Raises:
+        ImageError: the file is truncated, or a chunk of the PNG file has a wrong checksum.
+    """
     if data.startswith(PNG_SIGNATURE):
         position = len(PNG_SIGNATURE)
         while position + 12 <= len(data):
@@ -269,24 +307,29 @@ def _check_complete(data: bytes) -> None:
             if end > len(data):
                 break
             if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-                raise ImageError(f"the PNG file is damaged: wrong checksum in the chunk at byte {position}")
+                raise ImageError(f"the PNG file is damaged: the chunk at byte {position} has a wrong checksum")
             if data[position + 4 : position + 8] == b"IEND":
                 return
             position = end
-        raise ImageError(f"the PNG file is truncated: {len(data)} bytes without its end")
+        raise ImageError(f"the PNG file is truncated: no IEND chunk in its {len(data)} bytes")
     position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA:  # until the first scan
+    while (
+        position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA
+    ):  # headers, up to the first scan
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         position += 1 if data[position + 1] == 0xFF else 2 + length
     if data.find(b"\xff\xd9", position) < 0:
-        raise ImageError(f"the JPEG file is truncated: {len(data)} bytes without its end")
+        raise ImageError(f"the JPEG file is truncated: no end-of-image marker in its {len(data)} bytes")
 
 
 # ---- converting
 
 
 def _to_rgb(pil_image: Image.Image) -> Image.Image:
-    """Decode: upright, first frame, 8-bit gray or RGB, transparency over white."""
+    """Return the decoded image as 8-bit gray or RGB.
+
+    The EXIF rotation is applied, transparency is blended over white, and only the first frame is used.
+    """
     try:
         if getattr(pil_image, "is_animated", False) and pil_image.tell() != 0:
             pil_image.seek(0)
@@ -296,8 +339,8 @@ def _to_rgb(pil_image: Image.Image) -> Image.Image:
         return _eight_bit(pil_image)
     except ImageError:
         raise
-    except Exception as error:  # decoders of broken files raise errors of every kind
-        raise ImageError(f"the image file is truncated or damaged: {error}") from error
+    except Exception as error:  # for damaged files Pillow raises exceptions of many types
+        raise ImageError(f"cannot decode the image: the file is truncated or damaged: {error}") from error
 
 
 def _eight_bit(pil_image: Image.Image) -> Image.Image:
@@ -310,13 +353,18 @@ def _eight_bit(pil_image: Image.Image) -> Image.Image:
     if pil_image.mode.startswith("I"):
         return _from_wide(pil_image)
     if pil_image.mode == "F":
-        raise ImageError("an image of floats has no defined range: scale it to [0, 1] and pass it as an array")
+        raise ImageError(
+            "a PIL image of floats (mode F) is not supported, because its value range is not defined; "
+            "scale the values to [0, 1] and pass them as an array"
+        )
     return pil_image.convert("L" if pil_image.mode == "1" else "RGB")
 
 
 def _from_wide(pil_image: Image.Image) -> Image.Image:
-    """Convert 16-bit gray to 8 bits. Pillow's own conversion clips at 255 instead."""
+    """Convert a 16-bit gray image to 8 bits by keeping the high byte. Pillow's own conversion clips values at 255."""
     values = np.asarray(pil_image)
     if values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"expected 16-bit samples, got values from {values.min()} to {values.max()}")
+        raise ImageError(
+            f"the samples of a gray image must be from 0 to 65535, got values from {values.min()} to {values.max()}"
+        )
     return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))

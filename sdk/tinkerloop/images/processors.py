@@ -1,8 +1,8 @@
-"""Image processors: the number of tokens that an image takes, from its width and height alone.
+"""Image processors: they compute from the width and height of an image how many tokens it takes.
 
-Vision models cut an image into square patches after resizing it; the resize rule belongs to the model's image
-processor. These classes repeat that arithmetic exactly, without torch, torchvision or a download, so that
-`expected_tokens` is what the model will make of the image.
+Vision models resize an image and cut it into square patches. The model's image processor defines the resize rule. The
+classes here compute the same rule exactly, without torch, torchvision or a download. So the `expected_tokens` of an
+image chunk is the number of tokens that the model uses for the image.
 """
 
 from __future__ import annotations
@@ -20,38 +20,41 @@ from tinkerloop.errors import ImageError
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """The resize rule of one family: `resized` and `tokens` of a width x height image."""
+    """Base class of the resize rules of one model family each. Subclasses implement `resized`."""
 
     patch_size: int = 16
     """Side of a square patch, in pixels."""
     merge_size: int = 2
-    """Side of the square of patches that becomes one token."""
+    """Side of the square of patches that becomes one token, in patches."""
     temporal_patch_size: int = 2
-    """Frames per patch; a still image is repeated."""
+    """Number of video frames per patch. A still image is repeated to fill them."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Subtracted from each of R, G, B in [0, 1] ..."""
+    """Values subtracted from the R, G and B channels, which are in [0, 1], before they are divided by `std`."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """... before the division by this."""
+    """Values by which the R, G and B channels are divided, after `mean` is subtracted."""
 
     @property
     def factor(self) -> int:
-        """Side, in pixels, of the square that becomes one token."""
+        """Side of the square of pixels that becomes one token, in pixels."""
         return self.patch_size * self.merge_size
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) that an image is scaled to, before any padding.
+        """Return the (width, height) to which an image is scaled, before any padding.
 
         Raises:
-            ImageError: a side is zero, or the aspect ratio is above the family's limit.
+            ImageError: a side is zero, or the aspect ratio is above the limit of the model family.
         """
         raise NotImplementedError
 
     def padded(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) that is cut into patches: multiples of `factor`."""
+        """Return the (width, height) of the scaled and padded image, which is cut into patches.
+
+        Both are multiples of `factor`.
+        """
         return self.resized(width, height)
 
     def grid(self, width: int, height: int) -> tuple[int, int, int]:
-        """Return the number of patches over (time, height, width): transformers' `image_grid_thw`."""
+        """Return the number of patches along (time, height, width), which transformers calls `image_grid_thw`."""
         width, height = self.padded(width, height)
         return 1, height // self.patch_size, width // self.patch_size
 
@@ -63,10 +66,11 @@ class ImageProcessor:
 
 @dataclass(frozen=True)
 class QwenImageProcessor(ImageProcessor):
-    """The rule of Qwen-VL: both sides rounded to multiples of `factor`, the area kept within [min_pixels, max_pixels].
+    """Resize rule of Qwen-VL: both sides become multiples of `factor`, and the area stays in [min_pixels, max_pixels].
 
-    Sides are rounded half to even, as Python does. Defaults are those of Qwen3-VL and Qwen3.5: 224 x 224 takes 64
-    tokens, 400 x 300 takes 108, anything of 4096 x 4096 or more 16,384.
+    Sides are rounded to the nearest multiple, half to even as Python does. The defaults are those of Qwen3-VL and
+    Qwen3.5. With them 224 x 224 pixels take 64 tokens, 400 x 300 take 108, and square images of 4096 x 4096 or more
+    take 16,384.
     """
 
     min_pixels: int = 65_536
@@ -78,8 +82,8 @@ class QwenImageProcessor(ImageProcessor):
         aspect = max(width, height) / min(width, height)
         if aspect > self.max_aspect:
             raise ImageError(
-                f"a {width} x {height} image has an aspect ratio of {aspect:.1f}, this model takes at most "
-                f"{self.max_aspect:g}: crop or pad it"
+                f"the image of {width} x {height} pixels has an aspect ratio of {aspect:.1f}, but this model accepts "
+                f"at most {self.max_aspect:g}; crop or pad the image"
             )
         factor, area = self.factor, width * height
         w, h = round(width / factor) * factor, round(height / factor) * factor
@@ -96,7 +100,11 @@ class QwenImageProcessor(ImageProcessor):
 
 @dataclass(frozen=True)
 class KimiImageProcessor(ImageProcessor):
-    """The rule of Kimi K2.5 and K2.6: scaled down (never up) to a number of patches, padded to whole tokens."""
+    """Resize rule of Kimi K2.5 and K2.6.
+
+    An image is scaled down, never up, until it has at most `max_patches` patches and at most `max_patches_per_side` on
+    a side. Then it is padded to multiples of `factor`.
+    """
 
     patch_size: int = 14
     temporal_patch_size: int = 1
@@ -122,7 +130,10 @@ QWEN3_VL = QwenImageProcessor()
 QWEN2_VL = QwenImageProcessor(patch_size=14, mean=_CLIP_MEAN, std=_CLIP_STD, min_pixels=3_136, max_pixels=12_845_056)
 KIMI_K25 = KimiImageProcessor()
 TINY_VL = QwenImageProcessor(min_pixels=4_096, max_pixels=262_144)
-"""The processor of the built-in `tiny-vl`: Qwen3-VL's, without enlarging small images (64 x 64 takes 4 tokens)."""
+"""Image processor of the built-in model `tiny-vl`. It is that of Qwen3-VL with smaller pixel limits.
+
+Images are not enlarged to 65,536 pixels as for Qwen3-VL: 64 x 64 pixels take 4 tokens.
+"""
 
 _BY_NAME: tuple[tuple[str, ImageProcessor], ...] = (
     (r"qwen3-vl|qwen3\.[568]", QWEN3_VL),
@@ -133,10 +144,12 @@ _BY_NAME: tuple[tuple[str, ImageProcessor], ...] = (
 
 
 def get_image_processor(model_name: str) -> ImageProcessor:
-    """Return the image processor of a model, from its published name or a local folder's configuration.
+    """Return the image processor of a model. `model_name` is a published name or a local folder.
+
+    For a folder, the processor's configuration file in it is read.
 
     Raises:
-        ImageError: the model takes no images, or whose image processor is not known here.
+        ImageError: the model does not accept images, or its image processor is not supported.
     """
     folder = Path(model_name)
     if folder.is_dir():
@@ -144,29 +157,35 @@ def get_image_processor(model_name: str) -> ImageProcessor:
             if (folder / file).exists():
                 config = json.loads((folder / file).read_text())
                 return as_image_processor(config if key is None else config.get(key, {}))
-        raise ImageError(f"{model_name} has no preprocessor_config.json, so it takes no images")
+        raise ImageError(
+            f"the model {model_name} accepts no images: its folder contains neither preprocessor_config.json "
+            "nor processor_config.json"
+        )
     name = model_name.split(":", 1)[0].rsplit("/", 1)[-1].lower()
     for pattern, processor in _BY_NAME:
         if re.match(pattern, name):
             return processor
     raise ImageError(
-        f"no image processor is known for {model_name!r}; known are Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, Qwen3.6, "
-        "Qwen3.8, Kimi-K2.5, Kimi-K2.6, tiny-vl, and local folders with a preprocessor_config.json"
+        f"no image processor is known for model {model_name!r}; expected Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, "
+        "Qwen3.6, Qwen3.8, Kimi-K2.5, Kimi-K2.6, tiny-vl, or a local folder with a preprocessor_config.json"
     )
 
 
 def as_image_processor(given: Any) -> ImageProcessor:
-    """Return `given` itself, or the equivalent of a transformers image processor or its configuration.
+    """Return the `ImageProcessor` for an image processor of transformers, or for its configuration as a mapping.
+
+    An `ImageProcessor` is returned unchanged.
 
     Raises:
-        ImageError: it is a kind of processor that is not known here.
+        ImageError: `given` is none of these, or an image processor of a model family that is not supported.
     """
     if isinstance(given, ImageProcessor):
         return given
     config = given if isinstance(given, Mapping) else given.to_dict() if hasattr(given, "to_dict") else None
     if config is None:
         raise ImageError(
-            f"expected an image processor, got {type(given).__name__}: use get_image_processor(model_name)"
+            f"expected an image processor or its configuration, got {type(given).__name__}; "
+            "get_image_processor(model_name) returns one"
         )
     if "media_proc_cfg" in config:
         return _from_published_kimi_config(config["media_proc_cfg"])
@@ -175,7 +194,7 @@ def as_image_processor(given: Any) -> ImageProcessor:
     shared = {name: config[name] for name in ("patch_size", "merge_size", "temporal_patch_size") if name in config}
     shared |= {name: tuple(config[f"image_{name}"]) for name in ("mean", "std") if config.get(f"image_{name}")}
     if re.match(r"Qwen[23](_5)?_?VL", kind):
-        defaults = QwenImageProcessor(14, 2, 2, _CLIP_MEAN, _CLIP_STD, 3_136, 1_003_520)  # transformers' own
+        defaults = QwenImageProcessor(14, 2, 2, _CLIP_MEAN, _CLIP_STD, 3_136, 1_003_520)  # transformers' defaults
         return QwenImageProcessor(
             **{name: getattr(defaults, name) for name in ("patch_size", "mean", "std")} | shared,
             min_pixels=config.get("min_pixels") or size.get("shortest_edge") or defaults.min_pixels,
@@ -187,13 +206,19 @@ def as_image_processor(given: Any) -> ImageProcessor:
             max_patches=config.get("max_patches", KIMI_K25.max_patches),
             max_patches_per_side=size.get("max_height", KIMI_K25.max_patches_per_side),
         )
-    raise ImageError(f"the image processor {kind} is not known here; known are those of Qwen-VL and Kimi")
+    raise ImageError(f"the image processor {kind} is not supported; expected one of Qwen-VL or Kimi")
 
 
 def _from_published_kimi_config(config: Mapping[str, Any]) -> KimiImageProcessor:
-    """Read the preprocessor_config.json that Kimi K2.5 and K2.6 are published with, which has names of its own."""
+    """Return the image processor for the published configuration of Kimi K2.5 and K2.6.
+
+    `config` is the entry "media_proc_cfg" of preprocessor_config.json. Its keys differ from those of transformers.
+    """
     if config.get("fixed_output_tokens") is not None:
-        raise ImageError("fixed_output_tokens is not known here: the number of tokens follows from the image's size")
+        raise ImageError(
+            "the option fixed_output_tokens of a Kimi image processor is not supported; expected no value or null, "
+            "because the number of tokens is computed from the image's size"
+        )
     names = {
         "patch_size": "patch_size",
         "merge_kernel_size": "merge_size",
@@ -207,4 +232,4 @@ def _from_published_kimi_config(config: Mapping[str, Any]) -> KimiImageProcessor
 
 def _check_sides(width: int, height: int) -> None:
     if width < 1 or height < 1:
-        raise ImageError(f"an image of {width} x {height} pixels is empty")
+        raise ImageError(f"the image is empty: its size is {width} x {height} pixels")

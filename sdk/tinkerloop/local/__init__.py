@@ -1,17 +1,18 @@
-"""The embedded engine: Tinker's public interface on PyTorch, in this process, with no key and no network.
+"""The embedded engine: Tinker's public clients, computing with PyTorch in this process. No API key, no network.
 
 from tinkerloop.local import ServiceClient
 client = ServiceClient(root="runs").create_lora_training_client("tiny", rank=8)
 
-Base models are the built-in `tiny` and `tiny-vl`, and any causal language model of transformers. Qwen2-VL, Qwen2.5-VL,
-Qwen3-VL, Qwen3.5 (dense and mixture of experts) and Kimi K2.5 / K2.6 also take images. When a model is loaded, the
-engine's logits are compared with the model's own. If they differ only for packed sequences, because layers carry a
-state from token to token (Qwen3.5), sequences run one by one and a warning says so; any other difference is an error.
+A base model is the built-in `tiny` or `tiny-vl`, or any causal language model of transformers. Qwen2-VL, Qwen2.5-VL,
+Qwen3-VL, Qwen3.5 (dense and mixture of experts) and Kimi K2.5 / K2.6 also accept images. When a model is loaded, the
+engine compares its logits with those of the transformers model. Some models (Qwen3.5) differ only when several
+sequences are packed into one row, because their layers carry a state from token to token. For such a model the engine
+runs sequences one by one and gives a warning. Any other difference raises an error.
 
-Three floors, each importing only those below it; README.md says what each file holds:
+The package has three subpackages. Each imports only from those listed below it. README.md describes every file.
 
-    client/     the clients that scripts hold
-    runtime/    the queue of requests, their reading and execution, checkpoints on disk
+    client/     the four public client classes
+    runtime/    the request queue, the checking and execution of requests, checkpoints on disk
     nn/         the model, LoRA, attention, losses, Adam, generation
 """
 

@@ -1,4 +1,4 @@
-"""Errors of requests: Tinker's own exception classes, built without a network."""
+"""Functions that create Tinker's own exceptions for failed requests, without a network."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from tinker.types import RequestErrorCategory
 
 
 class CallerError(Exception):
-    """A wrapper for an error of the caller's own code, which is raised unchanged on the request's future."""
+    """Wrapper for an error raised by the caller's own code. The request's future raises the wrapped error."""
 
     def __init__(self, error: BaseException):
         self.error = error
 
 
 def user_error(message: str) -> tinker.RequestFailedError:
-    """An error of category user: the request cannot be executed as given. Nothing changed; the client stays usable."""
+    """Return a RequestFailedError of category user: the request cannot be executed as given.
+
+    Such a request has changed nothing, and the client stays usable.
+    """
     return tinker.RequestFailedError(message, request_id="local", category=RequestErrorCategory.User)
 
 
 def server_error(message: str) -> tinker.RequestFailedError:
-    """An error of category server: the engine failed on a valid request (disk full, out of memory, a defect)."""
+    """Return a RequestFailedError of category server: the engine failed on a valid request.
+
+    Examples are a full disk, too little memory and a bug in the engine.
+    """
     return tinker.RequestFailedError(message, request_id="local", category=RequestErrorCategory.Server)
 
 

@@ -1,6 +1,6 @@
-"""The features of Tinker that the embedded engine does not support: each raises an error with its name.
+"""Tinker features that the embedded engine does not support. Using one raises a NotImplementedError that names it.
 
-This is the only module that makes NotImplementedErrors, and README.md contains `table()`; tests check both.
+No other module creates a NotImplementedError, and README.md contains the output of `table()`. Tests check both.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any, NoReturn, TypeVar
 Class = TypeVar("Class", bound=type)
 
 _BOOKKEEPING = "sessions, projects, accounts and billing belong to the hosted service"
-_INTERNAL = "an internal of the hosted client"
+_INTERNAL = "an internal part of the hosted service's client"
 _EXPORT = "there is no external storage; use `tinkerloop export` to write an adapter or a merged model"
 _PUBLIC = "local checkpoints have no public address"
 
 
 def _both(owner: str, names: str, reason: str) -> dict[str, str]:
-    """The methods and their `_async` variants."""
+    """Return a mapping from "owner.name" to `reason`, for each of `names` and its `_async` variant."""
     return {f"{owner}.{name}{suffix}": reason for name in names.split() for suffix in ("", "_async")}
 
 
@@ -44,41 +44,44 @@ METHODS: dict[str, str] = {
         _PUBLIC,
     ),
 }
-"""Class.method, of any tinker version that pyproject.toml allows -> why it is not supported."""
+"""Mapping from "Class.method" to the reason why the method is not supported.
+
+It covers the methods of every tinker version that pyproject.toml allows.
+"""
 
 OPTIONS: dict[str, str] = {
-    "loss_fn='stable_reinforce'": "it needs the hosted service's record of its own sampling",
-    "record_stability_info=True": "it needs the hosted service's record of its own sampling",
+    "loss_fn='stable_reinforce'": "it needs sampling data that only the hosted service records",
+    "record_stability_info=True": "it needs sampling data that only the hosted service records",
     "DimuonParams, DimuonOptimizerConfig": "the algorithm is not published; use AdamW (`AdamParams`)",
-    "kind='inflight'": "a sampling client holds one snapshot",
-    "prompt_alt_tokens_k > 0": "use `topk_prompt_logprobs` or `target_prompt_logprobs`",
+    "kind='inflight'": "a sampling client always uses one fixed snapshot of the weights",
+    "prompt_alt_tokens_k > 0": "use `topk_prompt_logprobs` or `target_prompt_logprobs` instead",
     "image chunks for a text model": "the model has no vision tower; use a vision-language model such as `tiny-vl`",
     "image pointer and audio chunks": "the local engine cannot fetch image pointers and has no audio encoder",
     "weights_access_token": "local checkpoints need no token",
     "ServiceClient(base_url=...), (api_key=...)": "the engine runs in this process; use `tinkerloop.connect` for a URL",
-    "create_custom_loss with tinker < 0.36": "it cannot trace losses; pass a function to `forward_backward_custom`",
+    "create_custom_loss with tinker < 0.36": "old versions cannot trace losses; use `forward_backward_custom`",
     "get_sampler_handle() of an unsaved snapshot": "it exists only in this process; use `save_weights_for_sampler`",
-    "architectures that the engine would run wrongly": "a check when the model is loaded found wrong logits",
-    "an output layer that is not linear": "the engine computes logits in pieces, from a weight matrix",
+    "architectures that the engine would run wrongly": "the engine's logits differ from those of transformers",
+    "an output layer that is not linear": "the engine computes logits in chunks, from one weight matrix",
 }
-"""An argument, value or use -> why it is not supported."""
+"""Mapping from an argument, value or use to the reason why it is not supported."""
 
 
 def unsupported_error(option: str, detail: str = "") -> NotImplementedError:
-    """Return the error that names `option` (a key of OPTIONS) and why it is not supported."""
+    """Return a NotImplementedError that names `option` (a key of `OPTIONS`) and the reason. `detail` is appended."""
     return NotImplementedError(
         f"the embedded engine does not support {option}: {OPTIONS[option]}{detail and f' ({detail})'}"
     )
 
 
 def refuse_option(given: bool, option: str) -> None:
-    """Raise NotImplementedError naming `option` (a key of OPTIONS) if it was given."""
+    """Raise a NotImplementedError that names `option` (a key of `OPTIONS`) if `given` is true."""
     if given:
         raise unsupported_error(option)
 
 
 def refuse(cls: Class) -> Class:
-    """Add to `cls` its methods in METHODS, each of which raises NotImplementedError."""
+    """Add to the class `cls` the methods that `METHODS` lists for it. Each raises NotImplementedError when called."""
     for place, reason in METHODS.items():
         owner, name = place.split(".")
         if owner == cls.__name__:
@@ -87,7 +90,10 @@ def refuse(cls: Class) -> Class:
 
 
 def table() -> str:
-    """Return METHODS and OPTIONS as a Markdown table; a star after a method stands for its `_async` variant."""
+    """Return `METHODS` and `OPTIONS` as a Markdown table.
+
+    A star after a method means that its `_async` variant is not supported either.
+    """
     rows: dict[tuple[str, str], list[str]] = {}
     for place, reason in METHODS.items():
         owner, name = place.split(".")

@@ -1,4 +1,4 @@
-"""Tokenizers by name, and the fast exact encoders that renderers use. Nothing here needs torch."""
+"""Loading of tokenizers by name, and the fast, exact encoders that renderers use. This package needs no torch."""
 
 from tinkerloop.tokenizers.encoders import Encoder, encoder_of
 from tinkerloop.tokenizers.loading import get_tokenizer

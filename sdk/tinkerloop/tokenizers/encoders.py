@@ -1,11 +1,11 @@
-"""Encoders: ordinary text to ids and back, by the fastest engine that gives the right ids.
+"""Encoders: they convert ordinary text to token ids and back, with the fastest library that gives correct ids.
 
-An encoder knows nothing of the control vocabulary: a string that spells a control token is encoded as the characters it
-consists of. Control tokens enter a sequence by id (`id_of`) and in no other way.
+`encode` never returns a control token (such as <|im_end|>): text that spells a control token is encoded as ordinary
+characters. Only `id_of` returns the ids of control tokens.
 
-Engines, in order of preference: fastokens and tiktoken (the extra `tinkerloop-sdk[fast]`), then the Hugging Face
-tokenizer itself, which is the reference. An engine that differs from the reference on a fixed list of strings,
-or on a sample of the vocabulary, is not used.
+The libraries, called engines here, are tried in this order: fastokens, tiktoken (both from the extra
+`tinkerloop-sdk[fast]`), and the Hugging Face tokenizer, which is the reference. An engine is not used if its ids differ
+from the reference on a fixed list of strings or on a sample of the vocabulary.
 """
 
 from __future__ import annotations
@@ -28,25 +28,28 @@ logger = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
-    """A converter of ordinary text to ids and back. Implementations can be called from several threads."""
+    """Converter of ordinary text to token ids and back. Several threads may use one encoder at the same time."""
 
     name: str
 
     def encode(self, text: str, /) -> list[int]:
-        """The ids of `text`, none of them a control token."""
+        """Return the token ids of `text`. No control token (such as <|im_end|>) is among them."""
         ...
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes the ids spell, control tokens by their name; an unknown id gives U+FFFD. Never raises."""
+        """Return the bytes that the token ids stand for. Never raises.
+
+        A control token gives its name, such as <|im_end|>. An unknown id gives U+FFFD in UTF-8.
+        """
         ...
 
     def id_of(self, token: str) -> int | None:
-        """The id of the control token spelled `token`, if the vocabulary has it."""
+        """Return the id of the control token with the name `token`, such as <|im_end|>, or None if there is none."""
         ...
 
 
 class HuggingFaceEncoder:
-    """The reference: a copy of the Hugging Face tokenizer whose added vocabulary has been removed."""
+    """Reference encoder: a copy of a Hugging Face tokenizer without its added tokens."""
 
     name = "huggingface"
 
@@ -56,7 +59,8 @@ class HuggingFaceEncoder:
         core = getattr(tokenizer, "backend_tokenizer", None)
         if core is None:
             raise TinkerloopError(
-                f"expected a fast tokenizer (with `backend_tokenizer`), got {type(tokenizer).__name__}"
+                f"{type(tokenizer).__name__} is not supported: it has no `backend_tokenizer`; "
+                "load a fast tokenizer (PreTrainedTokenizerFast)"
             )
         self._ids: dict[str, int] = {token.content: i for i, token in core.get_added_tokens_decoder().items()}
         self.json = ordinary_json(core.to_str())
@@ -70,7 +74,7 @@ class HuggingFaceEncoder:
         return b"".join(map(self._bytes.__getitem__, ids))
 
     def some_tokens(self, count: int) -> list[str]:
-        """Return the text of about `count` tokens, spread over the whole vocabulary."""
+        """Return the texts of about `count` tokens, at regular steps through the whole vocabulary."""
         size = self._core.get_vocab_size()
         spelled = (self._bytes[i].decode("utf-8", "ignore") for i in range(0, size, max(1, size // count)))
         return [text for text in spelled if text]
@@ -81,9 +85,10 @@ class HuggingFaceEncoder:
 
 
 def ordinary_json(tokenizer_json: str) -> str:
-    """Return a `tokenizer.json` without its added tokens, post-processor, truncation and padding.
+    """Return the contents of a `tokenizer.json` without its added tokens, post-processor, truncation and padding.
 
-    Added tokens of whitespace only stay: some vocabularies have runs of newlines or spaces there, which are text.
+    Added tokens that consist only of whitespace are kept. Some vocabularies store runs of newlines or spaces as added
+    tokens, and these are ordinary text.
     """
     spec = json.loads(tokenizer_json)
     spec["added_tokens"] = [t for t in spec.get("added_tokens", ()) if not t["content"].strip()]
@@ -92,10 +97,10 @@ def ordinary_json(tokenizer_json: str) -> str:
 
 
 class TokenBytes(dict[int, bytes]):
-    """A table of token id -> the bytes it spells, filled on first use.
+    """Mapping from token id to the bytes that the token stands for. An entry is computed at its first use.
 
-    It reads the two spellings in use: byte-level (one printable character per byte) and SentencePiece's (`▁` for a
-    space, `<0x0A>` for a byte).
+    Two notations of vocabularies are supported: byte-level (one printable character per byte) and SentencePiece (`▁`
+    for a space, `<0x0A>` for a byte).
     """
 
     def __init__(self, id_to_token: Any, control: dict[int, str]):
@@ -105,14 +110,14 @@ class TokenBytes(dict[int, bytes]):
     def __missing__(self, token_id: int) -> bytes:
         try:
             token = self._id_to_token(token_id)
-        except (OverflowError, TypeError):  # negative or huge
+        except (OverflowError, TypeError):  # the id is negative or too large for the tokenizer's integer type
             token = None
         spelled = "\ufffd".encode() if token is None else _spelled_bytes(token)
         self[token_id] = spelled
         return spelled
 
     def __reduce__(self) -> Any:
-        raise TypeError("a token table belongs to its encoder and is rebuilt with it")
+        raise TypeError("cannot pickle TokenBytes: pickle the tokenizer, and call encoder_of on it after loading")
 
 
 def _spelled_bytes(token: str) -> bytes:
@@ -128,14 +133,17 @@ def _spelled_bytes(token: str) -> bytes:
 
 @functools.cache
 def byte_of_character() -> dict[str, int]:
-    """Return the byte 0..255 of each printable character that byte-level vocabularies use for it (GPT-2's choice)."""
+    """Return a mapping from each printable character that stands for a byte in byte-level vocabularies to this byte.
+
+    The characters are those of GPT-2.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}
 
 
 class FastEncoder:
-    """An encoder that encodes with another engine, and otherwise uses the reference."""
+    """Encoder whose `encode` uses the engine `name` of `ENGINES`. `decode_bytes` and `id_of` are the reference's."""
 
     def __init__(self, reference: HuggingFaceEncoder, name: str):
         self.name = name
@@ -152,7 +160,13 @@ def _fastokens(tokenizer_json: str) -> Callable[[str], list[int]]:
 
 
 def _tiktoken(tokenizer_json: str) -> Callable[[str], list[int]]:
-    """Make an `encode` for byte-level BPE with one split pattern, where a token's id is the rank of its merge."""
+    """Return an `encode` function that uses tiktoken, for a byte-level BPE tokenizer with one split pattern.
+
+    tiktoken merges by token id, so the ids must be in the order of the merges.
+
+    Raises:
+        ValueError: the tokenizer is of another kind.
+    """
     import tiktoken
 
     spec = json.loads(tokenizer_json)
@@ -160,12 +174,15 @@ def _tiktoken(tokenizer_json: str) -> Callable[[str], list[int]]:
     patterns = [step["pattern"]["Regex"] for step in splits if step["type"] == "Split"]
     normalizer = (spec.get("normalizer") or {}).get("type")
     if spec["model"]["type"] != "BPE" or len(patterns) != 1 or normalizer not in (None, "NFC"):
-        raise ValueError("tiktoken cannot read this vocabulary")
+        raise ValueError(
+            "tiktoken cannot encode for this tokenizer: it must be BPE with exactly one split pattern, and with no "
+            "normalizer or NFC"
+        )
     table = byte_of_character()
     vocabulary = spec["model"]["vocab"].items()
     ranks = {bytes(table[c] for c in token): i for token, i in vocabulary if all(c in table for c in token)}
     pattern = patterns[0]
-    if pattern.endswith(_LAST_SPACE):  # matches the same; without lookahead the rest runs as one automaton, 20 % faster
+    if pattern.endswith(_LAST_SPACE):  # the same matches, but 20 % faster: the group has no lookahead
         pattern = f"(?:{pattern.removesuffix(_LAST_SPACE)}){_LAST_SPACE}"
     core = tiktoken.Encoding("ordinary", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     encode = core.encode_ordinary
@@ -173,18 +190,21 @@ def _tiktoken(tokenizer_json: str) -> Callable[[str], list[int]]:
 
 
 _LAST_SPACE = r"|\s+(?!\S)|\s+"
-"""The end of most split patterns: the last of several spaces is joined with what follows."""
+"""End of most split patterns. It splits several spaces so that the last one is joined with the text after it."""
 
 
 ENGINES: dict[str, Callable[[str], Callable[[str], list[int]]]] = {"fastokens": _fastokens, "tiktoken": _tiktoken}
-"""The fast engines by name, fastest first: each makes an `encode` function from an `ordinary_json`."""
+"""Mapping from the name of a fast engine to a function that returns `encode`, given the result of `ordinary_json`.
+
+The fastest engine is first.
+"""
 
 _ENCODERS: weakref.WeakKeyDictionary[Any, Encoder] = weakref.WeakKeyDictionary()
 _BUILDING = threading.Lock()
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """Return the fastest encoder that agrees with a tokenizer; chosen once for each tokenizer object."""
+    """Return the fastest encoder that gives the same ids as `tokenizer`. The choice is cached per tokenizer object."""
     with _BUILDING:
         encoder = _ENCODERS.get(tokenizer)
         if encoder is None:
@@ -199,7 +219,7 @@ def _fastest(reference: HuggingFaceEncoder) -> Encoder:
         try:
             encoder = FastEncoder(reference, name)
             ids = [encoder.encode(string) for string in strings]
-        except Exception as error:  # not installed, or not for this vocabulary: fall back to the reference
+        except Exception as error:  # the engine is not installed, or does not support this tokenizer
             logger.debug("%s cannot encode for this tokenizer: %s", name, error)
             continue
         wrong = next((p for p, a, b in zip(strings, expected, ids, strict=True) if a != b), None)
@@ -211,7 +231,7 @@ def _fastest(reference: HuggingFaceEncoder) -> Encoder:
 
 @functools.cache
 def probes() -> tuple[str, ...]:
-    """Return the strings on which encoders are compared: they exercise splits, merges and normalisation."""
+    """Return strings on which encoders are compared. They cover split patterns, merges and normalisation."""
     words = ["the", "don't", "I'LL", "naïve", "é", "ſt", "Straße", "ИЗ", "你好", "日本語の", "한국어", "สวัสดี", "עברית"]
     others = ["👩🏽\u200d🚀", "\ufeff", "\u200b", "\u00a0", "\x00", "\x85", "\u2028", "\ufffd", "\U000e0001"]
     numbers = ["1", "12", "123", "1234567", "3.14e-10", "١٢٣", "½", "Ⅷ"]

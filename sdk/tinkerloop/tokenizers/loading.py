@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 @functools.lru_cache(maxsize=32)
 def get_tokenizer(name: str | Path) -> Tokenizer:
-    """Return the tokenizer of a model, by hub name or local folder; cached.
+    """Return the tokenizer of a model. `name` is a hub name or a local folder. The result is cached.
 
-    `"tiny"` and `"tiny-vl"` share the built-in one.
+    `"tiny"` and `"tiny-vl"` have the same built-in tokenizer. It is loaded without torch. For other tokenizers
+    transformers imports torch, if it is installed.
 
-    Code that comes with a model is never run: a tokenizer that needs it is refused by transformers, and a folder that
-    has a `tiktoken.model` instead of a `tokenizer.json`, as Kimi's have, is read without it. A suffix after a colon
-    (`"Qwen/Qwen3-8B:peft"`) names a service's variant of the model and is not part of the tokenizer's name.
+    Python code that comes with a model is never run. transformers raises an error for a tokenizer that needs such code.
+    A folder with a `tiktoken.model` and no `tokenizer.json` (as for Kimi models) is read without the model's code.
 
-    The built-in one is loaded without torch. For others transformers itself imports torch, if it is installed.
+    A suffix after a colon in a hub name (`"Qwen/Qwen3-8B:peft"`) is ignored. It names a variant of the model on a
+    hosted service.
 
     Raises:
-        TinkerloopError: it cannot be loaded.
+        TinkerloopError: the tokenizer cannot be loaded.
     """
     name = str(name)
     if name in ("tiny", "tiny-vl"):
@@ -44,5 +45,5 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
     try:
         return AutoTokenizer.from_pretrained(name if is_folder else name.partition(":")[0], trust_remote_code=False)
     except (OSError, ValueError) as error:
-        where = "" if is_folder else " (no such folder here, so looked for on the hub)"
+        where = "" if is_folder else " (no such local folder, so it was searched on the hub)"
         raise TinkerloopError(f"cannot load the tokenizer of {name!r}{where}: {error}") from error

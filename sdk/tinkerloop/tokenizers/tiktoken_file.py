@@ -1,7 +1,8 @@
-"""Tokenizers from a file of ranks, `tiktoken.model`, which Kimi's models have instead of a `tokenizer.json`.
+"""Tokenizers from a `tiktoken.model` file, which Kimi models have instead of a `tokenizer.json`.
 
-The file lists the byte strings of the vocabulary in the order in which they merge. The pattern that splits text before
-merging is only in the model's own code, which is never run here; the patterns of the known models are below.
+The file lists the byte strings of the vocabulary with their ranks, which give the order of the BPE merges. The pattern
+that splits text before merging is only in the model's Python code, which is never run here. This module contains the
+patterns of the supported models.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 RANKS_FILE = "tiktoken.model"
-_RESERVED = 256  # ids after the vocabulary, for control tokens
+_RESERVED = 256  # number of ids for control tokens (such as <|im_end|>), after those of the vocabulary
 
 _ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 _UPPER, _LOWER = (rf"[{case}\p{{Lm}}\p{{Lo}}\p{{M}}&&[^\p{{Han}}]]" for case in (r"\p{Lu}\p{Lt}", r"\p{Ll}"))
@@ -35,17 +36,17 @@ KIMI_PATTERN = "|".join(
     )
 )
 _PATTERNS = {"tokenization_kimi.TikTokenTokenizer": KIMI_PATTERN}
-"""The tokenizer class that a model's configuration names -> its split pattern."""
+"""Mapping from the tokenizer class in a model's configuration to the split pattern of this class."""
 
 
 def tokenizer_from_ranks(folder: Path) -> PreTrainedTokenizerFast:
-    """Build the tokenizer of a folder with `tiktoken.model` and `tokenizer_config.json`.
+    """Return the tokenizer of a folder that contains `tiktoken.model` and `tokenizer_config.json`.
 
-    It splits text by the model's own pattern and merges it as tiktoken does. The ids after the vocabulary are control
-    tokens, those without a name `<|reserved_token_ID|>`.
+    It splits text with the pattern of the model's code and merges like tiktoken. The 256 ids after the vocabulary are
+    control tokens. Those without a name in the configuration get the name `<|reserved_token_ID|>`.
 
     Raises:
-        TinkerloopError: the configuration names code whose pattern is not known here.
+        TinkerloopError: the configuration names a tokenizer class whose split pattern is not known here.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -55,8 +56,8 @@ def tokenizer_from_ranks(folder: Path) -> PreTrainedTokenizerFast:
     if code not in _PATTERNS:
         known = ", ".join(_PATTERNS)
         raise TinkerloopError(
-            f"{folder} has a {RANKS_FILE} for {code!r}, whose split pattern is not known (known: {known}); "
-            "convert it to a tokenizer.json with the model's own code"
+            f"cannot read the tokenizer in {folder}: it has a {RANKS_FILE} for {code!r}, but split patterns are only "
+            f"known for {known}; convert it to a tokenizer.json with the model's own code"
         )
     ranks = read_ranks(folder / RANKS_FILE)
     spelling = {byte: character for character, byte in byte_of_character().items()}
@@ -83,13 +84,13 @@ def tokenizer_from_ranks(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def read_ranks(file: Path) -> dict[bytes, int]:
-    """Read byte string -> rank from lines that hold a byte string in base64 and its rank."""
+    """Return the mapping from byte string to rank in `file`. Each line has a byte string in base64 and its rank."""
     lines = (line.split() for line in file.read_bytes().splitlines() if line)
     return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
 def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Return all pairs that merge, in the order of the ranks of their results."""
+    """Return all pairs of tokens that merge to a token, in the order of the rank of the merged token."""
     merges: list[tuple[bytes, bytes]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
         pairs = ((token[:i], token[i:]) for i in range(1, len(token)))

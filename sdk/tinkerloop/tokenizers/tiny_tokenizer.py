@@ -1,4 +1,4 @@
-"""The built-in tokenizer, made from code: bytes and Qwen3's control tokens. It needs no torch."""
+"""The built-in tokenizer: one token per byte, and Qwen3's control tokens (such as <|im_end|>). It needs no torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ CONTROL_TOKENS: dict[str, bool] = {
     "<think>": False,
     "</think>": False,
 }
-"""Qwen3's control tokens by name -> special; their ids follow the 256 byte tokens in this order."""
+"""Mapping from the name of a Qwen3 control token to whether the tokenizer marks it as special.
 
-# ChatML, where a reply's reasoning precedes its text. Renderers write tool calls and declarations; this does not.
+Their ids follow those of the 256 byte tokens, in this order.
+"""
+
+# ChatML. The reasoning of an assistant message precedes its text. The template does not write tool calls or tool
+# declarations; renderers do.
 _CHAT_TEMPLATE = """\
 {%- for message in messages -%}
     {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -37,9 +41,10 @@ _CHAT_TEMPLATE = """\
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte 0..255 in a byte-level vocabulary.
+    """Return, for each byte 0 to 255, the printable character that stands for it in a byte-level vocabulary.
 
-    Bytes that print as themselves do; the rest take the characters from U+0100 on, in order (as in GPT-2).
+    A byte that is a printable Latin-1 character stands for itself. The other bytes use the characters from U+0100, in
+    order. GPT-2 has the same rule.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
@@ -47,17 +52,17 @@ def _byte_characters() -> list[str]:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a byte-level tokenizer: 256 byte tokens, then Qwen3's control tokens (ids 256 to 267).
+    """Return a new byte-level tokenizer: 256 byte tokens, then Qwen3's control tokens (ids 256 to 267).
 
-    A byte's id is the byte: `encode("A") == [65]`. Text is normalised to NFC, as Qwen3 does; decoding gives any
-    NFC text back exactly. As with any Hugging Face tokenizer, a control token spelled out in text is encoded as
-    the control token.
+    The id of a byte token is the value of the byte: `encode("A") == [65]`. Text is normalised to NFC, as Qwen3 does,
+    and decoding returns NFC text exactly. As with any Hugging Face tokenizer, the name of a control token in text is
+    encoded as this control token.
     """
     core = Tokenizer(models.BPE(vocab={c: byte for byte, c in enumerate(_byte_characters())}, merges=[]))
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    # One by one: adding a batch would put the special tokens first whatever the order here.
+    # Add the tokens one by one: a single call would give the special tokens the first ids.
     for token, special in CONTROL_TOKENS.items():
         added = AddedToken(token, normalized=False, special=special)
         (core.add_special_tokens if special else core.add_tokens)([added])

@@ -1,1 +1,1 @@
-"""The clients that scripts hold: tinker's public classes on the embedded engine."""
+"""Tinker's four public client classes, implemented on the embedded engine."""

@@ -1,7 +1,8 @@
-"""The `*_async` variants of the clients' methods, which tinker deprecates and scripts still use.
+"""Functions that create the `*_async` variants of the clients' methods.
 
-A method that returns a future gets one of two variants, as in tinker: `queued` when a script awaits twice
-(`await (await client.optim_step_async(...))`), `awaited` when it awaits once. A method that blocks gets `in_thread`.
+tinker deprecates these variants, but user programs still call them. As in tinker, a method that returns a future has
+one of two kinds of variants: with `queued` the caller awaits twice (`await (await client.optim_step_async(...))`), with
+`awaited` once. `in_thread` is for methods that block.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ S = TypeVar("S")
 
 
 def queued(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Return the method as a coroutine that queues the request and returns its future, which is awaited in turn."""
+    """Return a coroutine variant of `method` that returns what `method` returns, usually a future.
+
+    The caller awaits twice: first the coroutine, which queues the request, then the future.
+    """
 
     @functools.wraps(method)
     async def variant(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -29,7 +33,7 @@ def queued(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P]
 def awaited(
     method: Callable[Concatenate[S, P], Awaitable[T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Return the method as a coroutine that waits for the future and returns its result."""
+    """Return a coroutine variant of `method` that awaits the future of `method` and returns its result."""
 
     @functools.wraps(method)
     async def variant(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -39,7 +43,7 @@ def awaited(
 
 
 def in_thread(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Return a blocking method as a coroutine that runs it in a thread, so that the event loop is not blocked."""
+    """Return a coroutine variant of the blocking `method`. It runs in a thread, so the event loop is not blocked."""
 
     @functools.wraps(method)
     async def variant(self: S, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""A base class for clients that can be awaited like a future."""
+"""The base class `AwaitableClient`, for clients that can be awaited like a future."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tinkerloop.local.runtime.request_future import RequestFuture
 
 
 class AwaitableClient:
-    """A client that is also its own finished future: `.result()` and `await` return the client itself.
+    """Base class of clients that also act as a finished future: `.result()` and `await` return the client.
 
-    Before tinker 0.38 `create_*` returned a client; since then it returns a future that also acts as the client.
-    Scripts written for either version work with this.
+    Before tinker 0.38 the `create_*` methods returned a client. Since then they return a future that also acts as the
+    client. This class supports programs written for either version.
     """
 
     def result(self, timeout: float | None = None) -> Self:

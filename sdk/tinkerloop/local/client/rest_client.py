@@ -1,4 +1,4 @@
-"""The REST client: tinker.RestClient's methods on checkpoints and training runs, read from the disk."""
+"""The REST client: tinker.RestClient's methods for checkpoints and training runs, which it reads from the disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _TYPES: dict[str, Literal["training", "sampler"]] = {"weights": "training", "sam
 
 @refuse
 class RestClient:
-    """A client that lists, describes, copies, expires and deletes checkpoints under `root`, without an engine."""
+    """Client that lists, describes, copies and deletes the checkpoints under `root`, and sets when they expire.
+
+    It loads no model and needs no `ServiceClient`.
+    """
 
     def __init__(
         self, root: str | os.PathLike[str] | None = None, *, models: Sequence[tinker.types.SupportedModel] = ()
@@ -34,13 +37,16 @@ class RestClient:
         self._models = list(models)
 
     def get_server_capabilities(self) -> RequestFuture[tinker.types.GetServerCapabilitiesResponse]:
-        """The models of the service that made this client, at that time; none if it was made directly."""
+        """Return "tiny" and the models that the ServiceClient had loaded when it created this client.
+
+        The list is empty if no ServiceClient has created this client.
+        """
         return _done(lambda: tinker.types.GetServerCapabilitiesResponse(supported_models=self._models))
 
     def get_training_run(
         self, training_run_id: str, access_scope: AccessScope = "owned"
     ) -> RequestFuture[tinker.types.TrainingRun]:
-        """A training run that has saved at least one checkpoint."""
+        """Return the description of a training run that has saved at least one checkpoint."""
         return _done(lambda: self._run(training_run_id))
 
     def get_training_run_by_tinker_path(
@@ -49,7 +55,7 @@ class RestClient:
         return _done(lambda: self._run(_parse(tinker_path)[0]))
 
     def get_weights_info_by_tinker_path(self, tinker_path: str) -> RequestFuture[tinker.types.WeightsInfoResponse]:
-        """The base model and LoRA options of a checkpoint."""
+        """Return the base model and the LoRA options of a checkpoint."""
 
         def info() -> tinker.types.WeightsInfoResponse:
             record = self._store.read(tinker_path)
@@ -68,7 +74,7 @@ class RestClient:
     def list_training_runs(
         self, limit: int = 20, offset: int = 0, access_scope: AccessScope = "owned", project_id: str | None = None
     ) -> RequestFuture[tinker.types.TrainingRunsResponse]:
-        """The training runs that have saved a checkpoint, latest first."""
+        """Return the training runs that have saved a checkpoint, the one with the latest checkpoint first."""
 
         def runs() -> tinker.types.TrainingRunsResponse:
             by_run: dict[str, list[CheckpointInfo]] = {}
@@ -82,7 +88,7 @@ class RestClient:
         return _done(runs)
 
     def list_checkpoints(self, training_run_id: str) -> RequestFuture[tinker.types.CheckpointsListResponse]:
-        """The checkpoints of a run, oldest first."""
+        """Return the checkpoints of a training run, oldest first."""
 
         def checkpoints() -> tinker.types.CheckpointsListResponse:
             records = self._store.records(_run_id(training_run_id))
@@ -93,7 +99,7 @@ class RestClient:
     def list_user_checkpoints(
         self, limit: int = 100, offset: int = 0
     ) -> RequestFuture[tinker.types.CheckpointsListResponse]:
-        """All checkpoints, latest first."""
+        """Return the checkpoints of all training runs, latest first."""
 
         def page() -> tinker.types.CheckpointsListResponse:
             records = list(reversed(list(self._store.records())))
@@ -104,14 +110,14 @@ class RestClient:
         return _done(page)
 
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> RequestFuture[None]:
-        """Delete the checkpoint `checkpoint_id` ("weights/NAME" or "sampler_weights/NAME") of a run."""
+        """Delete the checkpoint `checkpoint_id` ("weights/NAME" or "sampler_weights/NAME") of a training run."""
         return self.delete_checkpoint_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
 
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> RequestFuture[None]:
         return _done(lambda: self._store.delete(tinker_path))
 
     def set_checkpoint_ttl_from_tinker_path(self, tinker_path: str, ttl_seconds: int | None) -> RequestFuture[None]:
-        """Make a checkpoint expire `ttl_seconds` from now; None: never."""
+        """Let a checkpoint expire `ttl_seconds` from now. With None it never expires."""
 
         def change() -> None:
             self._store.update(tinker_path, expires_at=expiry(ttl_seconds))
@@ -126,7 +132,7 @@ class RestClient:
         ttl_seconds: int | None = None,
         weights_access_token: str | None = None,
     ) -> RequestFuture[str]:
-        """Copy a checkpoint to a new run and return the new path."""
+        """Copy a checkpoint into a new training run and return the path of the copy."""
         refuse_option(weights_access_token is not None, "weights_access_token")
 
         def copy() -> str:
@@ -137,7 +143,7 @@ class RestClient:
         return _done(copy)
 
     def get_telemetry(self) -> None:
-        """None: nothing is reported to anyone."""
+        """Return None: the embedded engine sends no telemetry."""
 
     get_training_run_async = awaited(get_training_run)
     get_training_run_by_tinker_path_async = awaited(get_training_run_by_tinker_path)
@@ -152,12 +158,12 @@ class RestClient:
     def _run(self, run: str) -> tinker.types.TrainingRun:
         records = list(self._store.records(_run_id(run)))
         if not records:
-            raise not_found(f"no training run {run} with a checkpoint under {self._store.root}")
+            raise not_found(f"training run {run!r} not found: no checkpoint of it exists under {self._store.root}")
         return _run(run, records)
 
 
 def _done(compute: Callable[[], T]) -> RequestFuture[T]:
-    """Return a finished future with what `compute` returns or raises."""
+    """Call `compute` and return a finished future with its result or its error."""
     future: RequestFuture[T] = RequestFuture()
     try:
         future.set_result(compute())
@@ -174,17 +180,18 @@ def _parse(path: str) -> tuple[str, str, str]:
 
 
 def _run_id(run: str) -> str:
-    return _parse(f"tinker://{run}/weights/any")[0]  # raises for a name that could lead out of the root folder
+    # _parse rejects run names that could lead out of the root folder. The kind and the name are placeholders.
+    return _parse(f"tinker://{run}/weights/any")[0]
 
 
 def _page(items: Sequence[T], limit: int, offset: int) -> Sequence[T]:
     if limit < 0 or offset < 0:
-        raise bad_request(f"limit and offset must be >= 0, got {limit} and {offset}")
+        raise bad_request(f"limit and offset must be >= 0, got limit={limit} and offset={offset}")
     return items[offset : offset + limit]
 
 
 def _run(run: str, records: Sequence[CheckpointInfo]) -> tinker.types.TrainingRun:
-    """Describe a run, given its checkpoints, oldest first."""
+    """Return the description of a training run. `records` are its checkpoints, oldest first."""
     last = {kind: [r for r in records if _parse(r.path)[1] == kind][-1:] for kind in KINDS}
     newest = records[-1]
     return tinker.types.TrainingRun(

@@ -1,4 +1,4 @@
-"""The sampling client: tinker.SamplingClient's interface on the embedded engine."""
+"""The sampling client: tinker.SamplingClient's interface, implemented on the embedded engine."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tinkerloop.local.runtime.sampling_requests import PromptScores, SampleCall,
 from tinkerloop.local.unsupported import refuse, refuse_option, unsupported_error
 
 MAX_TOPK = 20
-"""Tinker reports at most so many alternatives for a position."""
+"""The largest number of alternative tokens that Tinker reports for one position."""
 
 
 @refuse
 class SamplingClient(AwaitableClient):
-    """A client that samples from one fixed set of weights. Calls that wait in the queue are computed together."""
+    """Client that samples from one fixed set of weights. Calls that wait in the queue are computed together."""
 
     def __init__(self, engine: Engine, sampler: Sampler):
         self._engine, self._sampler = engine, sampler
@@ -57,19 +57,20 @@ class SamplingClient(AwaitableClient):
     ) -> RequestFuture[SampleResponse]:
         """Sample `num_samples` continuations of `prompt`.
 
-        The returned tokens include the stop token. `stop=None` stops at the model's end-of-sequence tokens, `stop=[]`
-        never; a given `stop` replaces the default. Log-probabilities are at temperature 1, before top-k and top-p.
+        The returned tokens include the stop token. With `stop=None` sampling stops at the model's end-of-sequence
+        tokens. A given `stop` replaces these; with `stop=[]` only `max_tokens` ends a continuation. Log-probabilities
+        are those of the full distribution at temperature 1, without top-k and top-p.
         """
         refuse_option(prompt_alt_tokens_k > 0, "prompt_alt_tokens_k > 0")
         _check_last(prompt_logprobs_last_n)
         if prompt_logprobs_last_n is not None and not include_prompt_logprobs:
-            raise ValueError("prompt_logprobs_last_n needs include_prompt_logprobs=True")
+            raise ValueError("prompt_logprobs_last_n was given without include_prompt_logprobs=True; pass both")
         try:
             tokens = self._read(prompt)
             targets = _read_targets(target_prompt_logprobs, len(tokens), self._sampler.model.vocab_size)
             for name, k in (("prompt", topk_prompt_logprobs), ("sample", topk_sample_logprobs)):
                 if not isinstance(k, Integral) or not 0 <= k <= min(MAX_TOPK, self._sampler.model.vocab_size):
-                    raise user_error(f"topk_{name}_logprobs must be between 0 and {MAX_TOPK}, got {k!r}")
+                    raise user_error(f"topk_{name}_logprobs must be an integer from 0 to {MAX_TOPK}, got {k!r}")
             request = self._request(tokens, num_samples, sampling_params, topk_sample_logprobs)
         except (tinker.TinkerError, NotImplementedError) as error:
             return failed(error)
@@ -79,7 +80,10 @@ class SamplingClient(AwaitableClient):
     def compute_logprobs(
         self, prompt: tinker.ModelInput, prompt_logprobs_last_n: int | None = None
     ) -> RequestFuture[list[float | None]]:
-        """Return log p(token | tokens before it) for every token of the prompt; None for the first."""
+        """Return log p(token | tokens before it) for every token of the prompt. The value of the first token is None.
+
+        With `prompt_logprobs_last_n`, only the values of the last n tokens are returned.
+        """
         _check_last(prompt_logprobs_last_n)
         try:
             tokens = self._read(prompt)
@@ -91,7 +95,7 @@ class SamplingClient(AwaitableClient):
     compute_logprobs_async = awaited(compute_logprobs)
 
     def stream(self, prompt: tinker.ModelInput, sampling_params: SamplingParams) -> Iterator[int]:
-        """Yield the tokens of one continuation as they are drawn. Local only."""
+        """Yield the tokens of one continuation as soon as each is sampled. Only the embedded engine has this method."""
         request = self._request(self._read(prompt), 1, sampling_params, 0)
         drawn: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         request = replace(request, on_token=lambda _, token: drawn.put(token))
@@ -110,10 +114,12 @@ class SamplingClient(AwaitableClient):
     get_base_model_async = queued(get_base_model)
 
     def get_telemetry(self) -> None:
-        """None: nothing is reported to anyone."""
+        """Return None: the embedded engine sends no telemetry."""
 
     def get_sampler_handle(self) -> str:
-        """Return a string from which another process opens the same weights: a saved checkpoint's or a base model's.
+        """Return a string with which `from_sampler_handle` opens the same weights in another process.
+
+        The weights must be those of a saved checkpoint or of a base model.
 
         Raises:
             NotImplementedError: the weights are a snapshot that was not saved.
@@ -132,7 +138,7 @@ class SamplingClient(AwaitableClient):
 
     @staticmethod
     def from_sampler_handle(handle: str, *, api_key: str | None = None) -> SamplingClient:
-        """Open the weights that `get_sampler_handle` returned a handle of."""
+        """Return a client that samples from the weights of `handle`, a string that `get_sampler_handle` returned."""
         fields = json.loads(handle)
         engine = _engine_for(fields["root"], fields["device"], fields["dtype"])
         model_path, base_model = fields["model_path"], fields["base_model"]
@@ -179,7 +185,7 @@ class SamplingClient(AwaitableClient):
         engine, sampler = self._engine, self._sampler
 
         def answer(calls: Sequence[SampleCall]) -> list[Any]:
-            _ = engine  # keeps the engine alive until it has answered, even if every client is gone
+            _ = engine  # This reference keeps the engine alive until it has answered, even if all clients are deleted.
             return answer_calls(sampler, calls)
 
         return engine.queue.submit_grouped(id(sampler), call, answer)
@@ -187,17 +193,17 @@ class SamplingClient(AwaitableClient):
 
 @functools.cache
 def _engine_for(root: str, device: str, dtype: str) -> Engine:
-    """Return one engine for all handles of the same root, device and dtype in this process."""
+    """Return the engine for a root folder, device and dtype. In this process, equal arguments share one engine."""
     return Engine(CheckpointStore(Path(root)), torch.device(device), getattr(torch, dtype))
 
 
 def _check_last(last: int | None) -> None:
     if last is not None and not (isinstance(last, Integral) and last >= 1):
-        raise ValueError(f"prompt_logprobs_last_n must be an integer >= 1, got {last!r}")
+        raise ValueError(f"prompt_logprobs_last_n must be None or an integer >= 1, got {last!r}")
 
 
 def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Return (ids of stop tokens, stop strings)."""
+    """Return (stop token ids, stop strings) of `stop`. For None these are the end-of-sequence tokens of the model."""
     if stop is None:
         return model.end_tokens, ()
     if isinstance(stop, str):
@@ -206,9 +212,14 @@ def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tu
     strings = tuple(item for item in stop if isinstance(item, str))
     wrong = sorted(token for token in ids if not 0 <= token < model.vocab_size)
     if wrong:
-        raise user_error(f"SamplingParams.stop must hold token ids in [0, {model.vocab_size}), got {wrong}")
+        raise user_error(
+            f"SamplingParams.stop contains token ids outside the vocabulary: {wrong}; "
+            f"expected ids in [0, {model.vocab_size})"
+        )
     if "" in strings:
-        raise user_error("SamplingParams.stop holds an empty string, which would stop at once: remove it")
+        raise user_error(
+            "SamplingParams.stop contains an empty string, which would stop every sample at once; remove it"
+        )
     return ids, strings
 
 
@@ -218,8 +229,12 @@ def _read_targets(data: tinker.TensorData | None, length: int, vocab_size: int) 
     targets = data.to_numpy()
     if targets.dtype != np.int64 or targets.ndim != 2 or len(targets) != length - 1:
         raise ValueError(
-            f"target_prompt_logprobs must be int64 of shape ({length - 1}, K), got {targets.dtype} {targets.shape}"
+            "target_prompt_logprobs must have dtype int64 and one row for each prompt token after the first: "
+            f"expected shape ({length - 1}, K), got dtype {targets.dtype} and shape {targets.shape}"
         )
     if ((targets < -1) | (targets >= vocab_size)).any():
-        raise user_error(f"target_prompt_logprobs holds ids outside [-1, {vocab_size})")
+        raise user_error(
+            f"target_prompt_logprobs contains ids outside the vocabulary; expected ids in [0, {vocab_size}), "
+            "or -1 to skip an entry"
+        )
     return targets

@@ -1,4 +1,4 @@
-"""The embedded service: tinker.ServiceClient's interface on PyTorch, in this process."""
+"""The service client: tinker.ServiceClient's interface, implemented with PyTorch in this process."""
 
 from __future__ import annotations
 
@@ -24,29 +24,31 @@ from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse, refuse_option
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
-"""The default `token_budget`, by device type."""
+"""Mapping from device type to the default `token_budget` of `ServiceClient`."""
 CloseStatus = Literal["success", "errored", "interrupted"]
 
 
 @refuse
 class ServiceClient:
-    """A service that makes training and sampling clients on models in this process.
+    """Client that creates training and sampling clients. The models run in this process.
 
     Args:
-        root: the folder that holds the checkpoints of `tinker://` paths; ~/.tinkerloop by default.
-        device: "cuda" by default if there is a GPU, else "cpu".
-        dtype: the type of the frozen base; by default float32 on the CPU and bfloat16 on CUDA. Trained weights are
-            float32.
-        skip_zero_weight: do not compute the log-probabilities of cross_entropy positions whose weight is 0; they are
-            reported as 0. Faster training; off by default, because Tinker reports every position.
-        train_vision: also adapt the vision tower of a model that has one; by default it is frozen.
-        token_budget: the most tokens that are computed at the same time (TOKEN_BUDGET by default). More is faster on a
-            GPU and takes more memory.
-        gradient_checkpointing: recompute activations in the backward pass (True), keep them (False), or decide by the
-            memory they need and the memory available, and log the decision (None). The results are the same.
-        user_metadata: attached to every training run; a client's own metadata takes precedence.
+        root: folder of the checkpoints that `tinker://` paths name; ~/.tinkerloop by default.
+        device: torch device of the models; by default "cuda" if there is a GPU, else "cpu".
+        dtype: dtype of the frozen base weights; by default float32 on the CPU and bfloat16 on CUDA. Trained weights
+            are float32.
+        skip_zero_weight: if true, cross_entropy does not compute the log-probabilities of positions whose weight is 0
+            and reports them as 0. This makes training faster. It is off by default, because Tinker reports every
+            position.
+        train_vision: if true, adapters also train the vision tower of a model that has one; by default it is frozen.
+        token_budget: the largest number of tokens in one forward pass; by default `TOKEN_BUDGET` of the device type. A
+            larger budget is faster on a GPU and needs more memory.
+        gradient_checkpointing: True recomputes activations in the backward pass, False keeps them. None chooses for
+            each request by the memory needed and available, and logs the choice. The results are the same.
+        user_metadata: attached to every training run. Metadata given when a training client is created takes
+            precedence.
         project_id, display_name: accepted for compatibility and ignored; projects belong to the hosted service.
-        base_url, api_key, default_headers_overrides: must be None: there is no server.
+        base_url, api_key, default_headers_overrides: must be None, because there is no server.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class ServiceClient:
         elif isinstance(dtype, str):
             dtype = getattr(torch, dtype, dtype)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a floating-point torch dtype, got {dtype!r}")
+            raise ValueError(f"dtype must be a floating-point torch dtype or its name, got {dtype!r}")
         if token_budget is None:
             token_budget = TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
         if not isinstance(token_budget, int) or token_budget < 1:
@@ -105,15 +107,17 @@ class ServiceClient:
         user_metadata: dict[str, str] | None = None,
         optimizer: Any = None,
     ) -> TrainingClient:
-        """Return a client that trains a fresh adapter; `rank=0` trains a copy of every weight instead.
+        """Return a client that trains a new adapter. With `rank=0` it trains a copy of every weight instead.
 
-        `base_model` is "tiny" or "tiny-vl" (built in), a folder or a hub name. `seed=None` means 0: the same calls
-        give the same numbers.
+        `base_model` is "tiny" or "tiny-vl" (built in), a folder or a hub name. `seed=None` means seed 0, so equal calls
+        give equal results.
         """
-        assert train_mlp or train_attn or train_unembed, "train_mlp, train_attn or train_unembed must be true"
+        assert train_mlp or train_attn or train_unembed, (
+            "nothing to train: at least one of train_mlp, train_attn and train_unembed must be true"
+        )
         _check_optimizer(optimizer)
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise bad_request(f"rank must be a positive integer (or 0 to train every weight), got {rank!r}")
+            raise bad_request(f"rank must be a positive integer, or 0 to train every weight; got {rank!r}")
         spec = LoraSpec(rank, seed or 0, train_mlp, train_attn, train_unembed, self._train_vision)
         metadata = self._merged(user_metadata)
         return self._train(lambda engine: engine.create_run(base_model, spec, metadata))
@@ -126,7 +130,7 @@ class ServiceClient:
         weights_access_token: str | None = None,
         optimizer: Any = None,
     ) -> TrainingClient:
-        """Return a client that starts from a checkpoint's weights with a fresh optimizer."""
+        """Return a client that starts from the weights of a checkpoint, with a new optimizer state."""
         refuse_option(weights_access_token is not None, "weights_access_token")
         _check_optimizer(optimizer)
         metadata = self._merged(user_metadata)
@@ -139,7 +143,7 @@ class ServiceClient:
         user_metadata: dict[str, str] | None = None,
         weights_access_token: str | None = None,
     ) -> TrainingClient:
-        """Return a client that continues exactly from a checkpoint: weights, Adam's moments, step count."""
+        """Return a client that continues from a checkpoint: it loads the weights, Adam's moments and the step count."""
         refuse_option(weights_access_token is not None, "weights_access_token")
         metadata = self._merged(user_metadata)
         return self._train(lambda engine: engine.create_run_from(path, base_model, True, metadata))
@@ -147,7 +151,7 @@ class ServiceClient:
     def create_custom_loss(
         self, fn: Callable[..., Any], input_ranks: Mapping[str, Literal[0, 1, 2]]
     ) -> RequestFuture[Any]:
-        """Trace a per-datum loss into a LossHandle for `forward_backward_custom`.
+        """Trace `fn`, a loss of one datum, and return a LossHandle for `forward_backward_custom`.
 
         Raises:
             ValueError: the loss cannot be traced.
@@ -165,10 +169,10 @@ class ServiceClient:
         retry_config: Any = None,
         record_stability_info: bool = False,
     ) -> SamplingClient:
-        """Return a client that samples from a sampler checkpoint, or from an unchanged base model."""
+        """Return a client that samples from a sampler checkpoint, or from a base model without an adapter."""
         refuse_option(record_stability_info, "record_stability_info=True")
         if model_path is None and base_model is None:
-            raise ValueError("Either model_path or base_model must be provided")
+            raise ValueError("Either model_path or base_model must be provided, got neither")
         if model_path is not None and not model_path.startswith("tinker://"):
             raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
         engine = self._engine
@@ -178,36 +182,36 @@ class ServiceClient:
     # -- the service itself --------------------------------------------------------------------------------------
 
     def create_rest_client(self) -> RestClient:
-        """Return a client for the checkpoints under this service's root folder."""
+        """Return a client that lists and manages the checkpoints under the root folder of this ServiceClient."""
         return RestClient(self._engine.store.root, models=self._supported_models())
 
     def get_server_capabilities(self) -> tinker.types.GetServerCapabilitiesResponse:
-        """The models that are loaded, and "tiny"; "tiny-vl" and any folder or hub name can be loaded too."""
+        """Return "tiny" and the models loaded so far. "tiny-vl" and any folder or hub name can be loaded too."""
         return tinker.types.GetServerCapabilitiesResponse(supported_models=self._supported_models())
 
     def copy_weights(
         self, path: str, *, ttl_seconds: int | None = None, weights_access_token: str | None = None
     ) -> RequestFuture[str]:
-        """Copy a checkpoint to a new run and return the new path."""
+        """Copy a checkpoint into a new training run and return the path of the copy."""
         rest = self.create_rest_client()
         return rest.copy_weights(path, ttl_seconds=ttl_seconds, weights_access_token=weights_access_token)
 
     def get_console_url(self) -> str:
-        """The root folder, as a `file://` URL."""
+        """Return the `file://` URL of the root folder."""
         return self._engine.store.root.as_uri()
 
     def get_telemetry(self) -> None:
-        """None: nothing is reported to anyone."""
+        """Return None: the embedded engine sends no telemetry."""
 
     def close(self, status: CloseStatus, detail: str | None = None) -> RequestFuture[None]:
-        """Execute the queued requests, then end the engine's thread; the future is done after that."""
+        """Execute the queued requests, then end the engine's thread. The future is done after the last request."""
         return self._engine.queue.stop()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if kind is not None and not issubclass(kind, Exception):  # interrupted: do not wait for queued requests
+        if kind is not None and not issubclass(kind, Exception):  # e.g. KeyboardInterrupt: drop the queued requests
             self._engine.queue.abandon()
         self.close("success" if kind is None else "errored")
 

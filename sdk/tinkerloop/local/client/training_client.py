@@ -1,4 +1,4 @@
-"""The training client: tinker.TrainingClient's interface on the embedded engine."""
+"""The training client: tinker.TrainingClient's interface, implemented on the embedded engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LossFnConfig = Mapping[str, float | str] | None
 
 @refuse
 class TrainingClient(AwaitableClient):
-    """A client that trains one adapter. Requests run strictly in the order of the calls, awaited or not."""
+    """Client that trains one adapter, or every weight. Requests run in the order of the calls, awaited or not."""
 
     def __init__(self, engine: Engine, run: EngineRun):
         self._engine, self._run = engine, run
@@ -41,13 +41,13 @@ class TrainingClient(AwaitableClient):
     def forward(
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossFnConfig = None
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
-        """Compute log-probabilities and the loss; the accumulated gradient stays as it is."""
+        """Compute log-probabilities and the loss. The accumulated gradient does not change."""
         return self._queue_forward_backward(data, loss_fn, loss_fn_config, backward=False)
 
     def forward_backward(
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: LossFnConfig = None
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
-        """Do what `forward` does, and add the gradient of the summed loss to what `optim_step` will apply."""
+        """Like `forward`, and also add the gradient of the summed loss to the accumulated gradient."""
         return self._queue_forward_backward(data, loss_fn, loss_fn_config, backward=True)
 
     def optim_step(
@@ -55,11 +55,13 @@ class TrainingClient(AwaitableClient):
     ) -> RequestFuture[tinker.OptimStepResponse]:
         """Apply the accumulated gradient with AdamW, then clear it."""
         if optim_params is not None and adam_params is not None:
-            raise ValueError("give optim_params or adam_params, not both")
+            raise ValueError("both optim_params and adam_params were given; they mean the same, so pass only one")
         params = optim_params if optim_params is not None else adam_params
         refuse_option(isinstance(params, tinker.DimuonParams), "DimuonParams, DimuonOptimizerConfig")
         if not isinstance(params, tinker.AdamParams):
-            raise TypeError(f"Expected AdamParams or OptimParamsBase, got {type(params).__name__}")
+            raise TypeError(
+                f"Expected AdamParams or OptimParamsBase, got {type(params).__name__}; pass tinker.AdamParams(...)"
+            )
         return self._submit(lambda engine, run: engine.optim_step(run, params))
 
     def forward_backward_custom(
@@ -69,18 +71,22 @@ class TrainingClient(AwaitableClient):
         *,
         loss_type_input: Literal["logprobs"] | None = None,
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
-        """Run forward_backward with the caller's loss, `fn(data, logprobs) -> (scalar, metrics)`, or a LossHandle.
+        """Like `forward_backward`, with the caller's own loss, a function or a LossHandle.
 
-        The function runs on the engine's thread and must depend on every datum's log-probabilities. If it raises,
-        every later request of this client raises too: it would train on a gradient that is missing.
+        A function is called as `loss_fn(data, logprobs)` on the engine's thread and returns the loss (a scalar tensor)
+        and a dict of metrics. The loss must depend on the log-probabilities of every datum. If the function raises,
+        every later request of this client raises too, because otherwise training would continue without the gradient.
         """
         if loss_type_input not in (None, "logprobs"):
-            raise ValueError(f"loss_type_input must be 'logprobs', got {loss_type_input!r}")
-        data = list(data or ())  # a copy: the caller may change the list later
+            raise ValueError(f"loss_type_input must be None or 'logprobs', got {loss_type_input!r}")
+        data = list(data or ())  # A copy, because the caller may change the list before the request runs.
         if not data:
-            raise ValueError("No data provided")
+            raise ValueError("No data provided: data must contain at least one datum")
         if any("target_tokens" not in datum.loss_fn_inputs for datum in data):
-            raise ValueError("target_tokens must be provided when using cross_entropy")
+            raise ValueError(
+                "target_tokens must be provided when using cross_entropy, on which custom losses are based: "
+                "add target_tokens to the loss_fn_inputs of every datum"
+            )
         function = as_function(loss_fn, data, self._engine.session)
         try:
             datums = [
@@ -89,7 +95,7 @@ class TrainingClient(AwaitableClient):
             ]
         except (tinker.TinkerError, NotImplementedError) as error:
             return failed(error)
-        # The caller's loss gets the log-probability of every position, so none is skipped.
+        # skip_zero_weight is False, because the caller's loss uses the log-probability of every position.
         work = ForwardBackward(
             "cross_entropy", losses.LOSSES["cross_entropy"], {}, True, self._engine.token_budget, False
         )
@@ -105,7 +111,7 @@ class TrainingClient(AwaitableClient):
     ) -> RequestFuture[tinker.ForwardBackwardOutput]:
         data = list(data or ())
         if not data:
-            raise ValueError("No data provided")
+            raise ValueError("No data provided: data must contain at least one datum")
         try:
             loss, complete = losses.resolve_loss(loss_fn, config)
             datums = self._read(data, loss_fn)
@@ -129,27 +135,30 @@ class TrainingClient(AwaitableClient):
         overwrite: bool = False,
         user_metadata: dict[str, str] | None = None,
     ) -> RequestFuture[tinker.types.SaveWeightsResponse]:
-        """Save weights and optimizer state, to continue training. A pending gradient is not saved (with a warning)."""
+        """Save the weights and the optimizer state, to continue training later.
+
+        A gradient that `optim_step` has not applied yet is not saved; a warning is given.
+        """
         return self._save("weights", tinker.types.SaveWeightsResponse, name, ttl_seconds, overwrite, user_metadata)
 
     def save_weights_for_sampler(
         self, name: str, ttl_seconds: int | None = None, user_metadata: dict[str, str] | None = None
     ) -> RequestFuture[tinker.types.SaveWeightsForSamplerResponse]:
-        """Save the weights only, for sampling."""
+        """Save only the weights, as a checkpoint for sampling."""
         response = tinker.types.SaveWeightsForSamplerResponse
         return self._save("sampler_weights", response, name, ttl_seconds, False, user_metadata)
 
     def load_state(
         self, path: str, weights_access_token: str | None = None
     ) -> RequestFuture[tinker.types.LoadWeightsResponse]:
-        """Load weights only; must be the client's first request."""
+        """Load only the weights of a checkpoint. This must be the client's first request."""
         refuse_option(weights_access_token is not None, "weights_access_token")
         return self._submit(lambda engine, run: engine.load_state(run, path, optimizer=False))
 
     def load_state_with_optimizer(
         self, path: str, weights_access_token: str | None = None
     ) -> RequestFuture[tinker.types.LoadWeightsResponse]:
-        """Load weights and optimizer state; must be the client's first request."""
+        """Load the weights and the optimizer state of a checkpoint. This must be the client's first request."""
         refuse_option(weights_access_token is not None, "weights_access_token")
         return self._submit(lambda engine, run: engine.load_state(run, path, optimizer=True))
 
@@ -163,7 +172,7 @@ class TrainingClient(AwaitableClient):
         user_metadata: dict[str, str] | None,
     ) -> RequestFuture[Any]:
         try:
-            metadata = metadata_of(user_metadata)  # a copy
+            metadata = metadata_of(user_metadata)  # A copy, because the caller may change the dict later.
         except tinker.BadRequestError as error:
             return failed(error)
         return self._submit(
@@ -184,9 +193,9 @@ class TrainingClient(AwaitableClient):
         record_stability_info: bool = False,
         kind: Literal["snapshot", "inflight"] = "snapshot",
     ) -> SamplingClient:
-        """Return a client that samples from a snapshot: the weights after every request submitted so far.
+        """Return a client that samples from a snapshot of the weights, taken after all requests submitted so far.
 
-        The snapshot is kept in memory only and never listed.
+        The snapshot is only kept in memory. RestClient does not list it.
         """
         refuse_option(kind != "snapshot", "kind='inflight'")
         refuse_option(record_stability_info, "record_stability_info=True")
@@ -197,7 +206,7 @@ class TrainingClient(AwaitableClient):
     def create_sampling_client(
         self, model_path: str, retry_config: Any = None, record_stability_info: bool = False
     ) -> SamplingClient:
-        """Return a client that samples from a saved checkpoint."""
+        """Return a client that samples from the sampler checkpoint `model_path`."""
         engine = self._engine
         refuse_option(record_stability_info, "record_stability_info=True")
         if not model_path.startswith("tinker://"):
@@ -231,19 +240,20 @@ class TrainingClient(AwaitableClient):
         return self._run.model.tokenizer
 
     def get_console_url(self) -> str:
-        """The folder of this run's checkpoints, as a `file://` URL."""
+        """Return the `file://` URL of the folder with this training run's checkpoints."""
         return self._engine.store.run_folder(self._run.id).as_uri()
 
     def get_telemetry(self) -> None:
-        """None: nothing is reported to anyone."""
+        """Return None: the embedded engine sends no telemetry."""
 
     # -- access to weights: local only -----------------------------------------------------------------------------
 
     def apply(self, function: Callable[[TrainState], Any]) -> RequestFuture[Any]:
-        """Queue `function(state)`: read or change weights, gradient and moments between two requests.
+        """Queue a call of `function(state)`, which can read and change weights, gradients and Adam's moments.
 
-        Local only. `state.weights.named`, `state.gradients` and `state.moments` are live tensors by name: clone what
-        you return, change them in place. If the function raises, every later request of this client raises too.
+        Only the embedded engine has this method. `state.weights.named`, `state.gradients` and `state.moments` map
+        names to the tensors that training uses. Change them in place, and clone tensors before returning them. If the
+        function raises, every later request of this client raises too.
         """
         return self._submit(lambda engine, run: engine.apply(run, function))
 

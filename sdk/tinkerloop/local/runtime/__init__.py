@@ -1,1 +1,1 @@
-"""The path of a request from a client to the model (queue, reading, packing, execution), and checkpoints on disk."""
+"""Everything between the clients and the model: request queue, checking and execution of requests, checkpoints."""

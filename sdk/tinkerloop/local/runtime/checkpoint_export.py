@@ -1,4 +1,4 @@
-"""Export of checkpoints for other programs: as a PEFT adapter, or as a whole model with the adapter merged in."""
+"""Export of a checkpoint for other programs: as a PEFT adapter, or as a complete model with the adapter merged in."""
 
 from __future__ import annotations
 
@@ -24,20 +24,24 @@ def export_checkpoint(
 ) -> None:
     """Write the checkpoint `path` (a tinker:// path under `root`) to the new folder `to`.
 
-    Load the adapter with `peft.PeftModel.from_pretrained(base, to)`. With `merged`, the folder holds a transformers
-    model in `dtype` and its tokenizer.
+    By default the folder contains an adapter, which `peft.PeftModel.from_pretrained(base, to)` loads. With `merged` it
+    contains a transformers model in `dtype`, and its tokenizer.
 
     Raises:
-        CheckpointError: `to` exists, or the checkpoint holds every weight and `merged` is false.
-        tinker.NotFoundError, tinker.BadRequestError: no such checkpoint.
+        CheckpointError: `to` already exists, or the checkpoint has no adapter (rank 0) and `merged` is false.
+        tinker.NotFoundError: the checkpoint does not exist.
+        tinker.BadRequestError: `path` is not a valid tinker:// path.
     """
     store = CheckpointStore(root)
     record = store.read(path)
     if to.exists():
-        raise CheckpointError(f"{to} exists: give a new folder")
+        raise CheckpointError(f"cannot export to {to}: it already exists; give the path of a new folder")
     if not merged:
         if record.lora.rank == 0:
-            raise CheckpointError(f"{path} holds every weight and no adapter: export it merged")
+            raise CheckpointError(
+                f"cannot export {path} as an adapter: it contains all weights of a model; export it with merged=True "
+                "(--merged on the command line)"
+            )
         to.mkdir(parents=True)
         for name in _ADAPTER_FILES:
             shutil.copyfile(store.folder(path) / name, to / name)
@@ -55,14 +59,17 @@ def export_checkpoint(
 
 @torch.no_grad()
 def merge(base: Model, spec: LoraSpec, weights: Weights) -> None:
-    """Replace the base's weights by the trained ones. The model cannot be used for training or sampling afterwards."""
+    """Replace the weights of `base` by the trained weights, in place.
+
+    `base` can be saved afterwards, but not be used for training or sampling.
+    """
     if spec.rank == 0:
         for name, parameter in base.module.named_parameters():
             parameter.copy_(weights.named[name])
         return
     head = base.head.layer
     embedding = base.module.get_input_embeddings()
-    if spec.train_unembed and embedding.weight is head.weight:  # the adapter changes the output projection only
+    if spec.train_unembed and embedding.weight is head.weight:  # untie: the adapter belongs to the output layer only
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
         base.module.config.get_text_config().tie_word_embeddings = False
         base.module.config.tie_word_embeddings = False

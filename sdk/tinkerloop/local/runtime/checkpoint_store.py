@@ -1,13 +1,15 @@
-"""Checkpoints on disk: `tinker://RUN/KIND/NAME` paths under one root folder.
+"""Checkpoints on disk. The path `tinker://RUN/KIND/NAME` names a folder under one root folder.
 
     ROOT/RUN/KIND/NAME/            KIND is weights (training) or sampler_weights; ":" in RUN is written "_"
-        checkpoint.json            what it is: base model, LoRA, optimizer step, time, expiry, user metadata
-        adapter_model.safetensors  the adapter in PEFT's format, with
-        adapter_config.json        PEFT's configuration; or model.safetensors when every weight was trained
+        checkpoint.json            the record: base model, LoRA options, optimizer step, time, expiry, user metadata
+        adapter_model.safetensors  the adapter, in PEFT's format
+        adapter_config.json        the adapter's configuration for PEFT
+        model.safetensors          instead of the two adapter files, if every weight was trained
         optimizer.safetensors      Adam's moments (training checkpoints only)
 
-A checkpoint is written to a temporary folder, flushed to the disk, and renamed into place, so a checkpoint is never
-seen half-written. Only JSON and safetensors are read: nothing is unpickled, and no path leads out of the root folder.
+A checkpoint is written to a temporary folder, flushed to the disk, and renamed to its final name. So readers never see
+an incomplete checkpoint. Only JSON and safetensors files are read, nothing is unpickled, and no path leads out of the
+root folder.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ from tinkerloop.local.runtime.checkpoint_paths import parse_path
 from tinkerloop.local.runtime.peft_format import adapter_config
 
 _BACKUP = ".previous-"
-"""The prefix of a checkpoint's folder while it is being replaced."""
+"""Prefix of the folder name that a checkpoint has while a new one replaces it."""
 _STALE = 86400
-"""After so many seconds, the folder of an unfinished save or deletion is removed as abandoned."""
+"""Age in seconds after which the folder of an unfinished save or deletion is removed."""
 _RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
     "checkpoint.json",
     "adapter_model.safetensors",
@@ -50,7 +52,7 @@ _RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """The description of a checkpoint: the contents of its checkpoint.json."""
+    """Record of a checkpoint: the contents of its checkpoint.json."""
 
     path: str
     base_model: str
@@ -69,28 +71,31 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class CheckpointContents:
-    """The tensors of a checkpoint; `moments` is None for a sampler checkpoint."""
+    """Tensors to write into a checkpoint. `moments` is None for a sampler checkpoint."""
 
     weights: Mapping[str, torch.Tensor]
-    """Weights by their names in the file: PEFT's, or the model's own if every weight was trained."""
+    """Mapping from a tensor's name in the file to the tensor. Adapter tensors have PEFT's names.
+
+    If every weight was trained, the names are those of the model's parameters.
+    """
     moments: Mapping[str, Mapping[str, torch.Tensor]] | None = None
-    """Adam's moments, "exp_avg" and "exp_avg_sq", each by tensor name."""
+    """Adam's moments: the keys are "exp_avg" and "exp_avg_sq", the values map a tensor's name to its moment."""
     peft_targets: Mapping[str, list[str]] = field(default_factory=dict)
-    """PEFT's `target_modules` and `target_parameters`."""
+    """The entries `target_modules` and `target_parameters` of PEFT's configuration."""
 
 
 class CheckpointStore:
-    """The checkpoints under one root folder."""
+    """Store of the checkpoints under one root folder. It reads, writes, copies and deletes them."""
 
     def __init__(self, root: Path):
         self.root = root
 
     def save(self, record: CheckpointInfo, contents: CheckpointContents, *, overwrite: bool = False) -> CheckpointInfo:
-        """Write a checkpoint atomically, and return its record with its size.
+        """Write a checkpoint atomically. Return its record, in which `size_bytes` is set.
 
         Raises:
-            tinker.ConflictError: the name exists and `overwrite` is false.
-            tinker.RequestFailedError: (category server) it cannot be written.
+            tinker.ConflictError: the checkpoint already exists and `overwrite` is false.
+            tinker.RequestFailedError: (category server) the checkpoint cannot be written.
         """
         run, _, name = parse_path(record.path)
         self._sweep(run)
@@ -112,8 +117,8 @@ class CheckpointStore:
         """Return the record of a checkpoint.
 
         Raises:
-            tinker.NotFoundError: it does not exist or has expired.
-            tinker.BadRequestError: `path` is not a tinker:// path.
+            tinker.NotFoundError: the checkpoint does not exist or has expired.
+            tinker.BadRequestError: `path` is not a valid tinker:// path.
         """
         try:
             folder = self._folder(path)
@@ -122,27 +127,27 @@ class CheckpointStore:
         try:
             record = _read_record(folder / _RECORD)
         except FileNotFoundError:
-            if (self._folder(path) / _RECORD).exists():  # it was replaced between the two lines
+            if (self._folder(path) / _RECORD).exists():  # A save replaced it during the read.
                 return self.read(path)
-            raise not_found(f"no checkpoint {path} under {self.root}") from None
+            raise not_found(f"checkpoint {path} not found under {self.root}") from None
         if record.expired:
             raise not_found(f"checkpoint {path} expired at {record.expires_at}")
         return record
 
     def load_weights(self, path: str) -> dict[str, torch.Tensor]:
-        """Read the weights, by their names in the file."""
+        """Return the weights of a checkpoint, as a dict from each tensor's name in the file to the tensor."""
         folder = self._folder(path)
         return load_file(folder / (_FULL if (folder / _FULL).exists() else _ADAPTER))
 
     def load_moments(self, path: str) -> dict[str, dict[str, torch.Tensor]]:
-        """Read Adam's moments.
+        """Return Adam's moments of a checkpoint: "exp_avg" and "exp_avg_sq", each a dict from tensor name to moment.
 
         Raises:
-            tinker.NotFoundError: the checkpoint has none; training never continues with a part of the state.
+            tinker.NotFoundError: the checkpoint contains no moments. Training must not continue without them.
         """
         file = self._folder(path) / _OPTIMIZER
         if not file.exists():
-            raise not_found(f"checkpoint {path} holds no optimizer state")
+            raise not_found(f"checkpoint {path} contains no optimizer state; load only its weights")
         moments: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
         for name, tensor in load_file(file).items():
             kind, _, tensor_name = name.partition(".")
@@ -150,7 +155,7 @@ class CheckpointStore:
         return moments
 
     def folder(self, path: str) -> Path:
-        """Return the folder of an existing checkpoint, which PEFT can load."""
+        """Return the folder of an existing checkpoint. PEFT can load an adapter from this folder."""
         self.read(path)
         return self._folder(path)
 
@@ -159,13 +164,13 @@ class CheckpointStore:
         self._remove(self._folder(path))
 
     def _remove(self, folder: Path) -> None:
-        shutil.rmtree(_backup(folder), ignore_errors=True)  # else it would be restored in the checkpoint's place
+        shutil.rmtree(_backup(folder), ignore_errors=True)  # _folder would restore a backup as the checkpoint.
         trash = self.root / f".deleting-{uuid.uuid4().hex}"
         os.replace(folder, trash)
         shutil.rmtree(trash, ignore_errors=True)
 
     def copy(self, path: str, new_path: str, *, expires_at: str | None) -> CheckpointInfo:
-        """Copy a checkpoint to a new path, and return the copy's record."""
+        """Copy a checkpoint to `new_path` and return the record of the copy. The copy expires at `expires_at`."""
         source = self.read(path)
         record = CheckpointInfo(**{**source.__dict__, "path": new_path, "expires_at": expires_at})
         with self._writing(new_path) as scratch:
@@ -176,16 +181,18 @@ class CheckpointStore:
         return record
 
     def confirm(self, record: CheckpointInfo) -> None:
-        """Check that a checkpoint was not overwritten while its tensors were read.
+        """Check that a checkpoint has not been overwritten since `record` was read.
+
+        Call it after reading the checkpoint's tensors, to make sure that they belong to `record`.
 
         Raises:
-            tinker.ConflictError: it was overwritten since `record` was read.
+            tinker.ConflictError: the checkpoint has been overwritten.
         """
         if self.read(record.path).time != record.time:
-            raise conflict(f"{record.path} was overwritten while it was read: try again")
+            raise conflict(f"checkpoint {record.path} was overwritten while it was read; try again")
 
     def update(self, path: str, **changes: Any) -> CheckpointInfo:
-        """Replace fields of a checkpoint's record."""
+        """Replace fields of a checkpoint's record on disk. Return the new record."""
         record = CheckpointInfo(**{**self.read(path).__dict__, **changes})
         with self._writing(path) as scratch:
             _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
@@ -194,90 +201,98 @@ class CheckpointStore:
         return record
 
     def records(self, run: str | None = None) -> Iterator[CheckpointInfo]:
-        """Iterate over the unexpired checkpoints (of one run), oldest first; others may save and delete meanwhile."""
+        """Iterate over the unexpired checkpoints of the training run `run`, or of all runs, oldest first.
+
+        Other processes may save and delete checkpoints at the same time.
+        """
         folders = glob(f"{'*' if run is None else _on_disk(run)}/*/*", root_dir=self.root, include_hidden=True)
         records = []
         for name in {folder.replace(f"/{_BACKUP}", "/") for folder in folders}:
-            with suppress(tinker.NotFoundError, tinker.BadRequestError):  # deleted meanwhile, or not a checkpoint
+            with suppress(tinker.NotFoundError, tinker.BadRequestError):  # just deleted, or not a checkpoint
                 records.append(self.read(f"tinker://{name}"))
         return iter(sorted(records, key=lambda record: record.time))
 
     def run_folder(self, run: str) -> Path:
-        """The folder that holds a run's checkpoints; it may not exist yet."""
+        """Return the folder of a training run's checkpoints. The folder may not exist yet."""
         return self.root / _on_disk(run)
 
     @contextmanager
     def _writing(self, path: str) -> Iterator[Path]:
-        """Make a temporary folder under the root in which to prepare `path`; it is removed at the end."""
+        """Create a temporary folder in which to prepare the checkpoint `path`. It is removed at the end.
+
+        OSError and SafetensorError become a RequestFailedError of category server.
+        """
         scratch = self.root / f".writing-{uuid.uuid4().hex}"
         try:
             scratch.mkdir(parents=True)
             yield scratch
-        except (OSError, SafetensorError) as error:  # SafetensorError: safetensors raises its own for a full disk
-            raise server_error(f"cannot save {path} under {self.root}: {error}") from error
+        except (OSError, SafetensorError) as error:  # safetensors raises SafetensorError for a full disk
+            raise server_error(f"cannot save checkpoint {path} under {self.root}: {error}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _sweep(self, run: str) -> None:
-        """Remove the run's expired checkpoints, and the folders left by killed saves and deletions.
+        """Remove the run's expired checkpoints, and the folders that killed saves and deletions left behind.
 
-        A save in progress is never older than _STALE.
+        Such a folder is removed when it is older than `_STALE`. A save in progress never takes that long.
         """
         for file in self.run_folder(run).glob(f"*/*/{_RECORD}"):
-            with suppress(OSError, tinker.TinkerError):  # deleted meanwhile, or damaged: reading it raises an error
+            with suppress(OSError, tinker.TinkerError):  # just deleted, or damaged (then `read` raises)
                 if _read_record(file).expired:
                     self._remove(file.parent)
         for leftover in [*self.root.glob(".writing-*"), *self.root.glob(".deleting-*")]:
-            with suppress(FileNotFoundError):  # finished meanwhile
+            with suppress(FileNotFoundError):  # the save or deletion has just finished
                 if time.time() - leftover.stat().st_mtime > _STALE:
                     shutil.rmtree(leftover, ignore_errors=True)
 
     def _folder(self, path: str) -> Path:
         run, kind, name = parse_path(path)
         folder = self.root / _on_disk(run) / kind / name
-        if not folder.exists() and _backup(folder).exists():  # a save was killed (or is now) between its two renames
-            with suppress(OSError):  # the save has finished meanwhile
+        if not folder.exists() and _backup(folder).exists():  # a save is, or was killed, between its two renames
+            with suppress(OSError):  # the save has just finished
                 os.replace(_backup(folder), folder)
         return folder
 
 
 def default_root() -> Path:
-    """The default root folder, ~/.tinkerloop."""
+    """Return the default root folder of checkpoints, ~/.tinkerloop."""
     return Path.home() / ".tinkerloop"
 
 
 def expiry(ttl_seconds: int | None) -> str | None:
-    """Return the time at which a checkpoint expires, in ISO format; None: never.
+    """Return the time `ttl_seconds` from now, in ISO format; None for None (a checkpoint that never expires).
 
     Raises:
-        tinker.BadRequestError: `ttl_seconds` is not between 3600 and ten years.
+        tinker.BadRequestError: `ttl_seconds` is less than one hour or more than ten years.
     """
     if ttl_seconds is None:
         return None
     if not isinstance(ttl_seconds, int | float) or not 3600 <= ttl_seconds <= 10 * 366 * 86400:
-        raise bad_request(f"ttl_seconds must be between 3600 and ten years, got {ttl_seconds!r}")
+        raise bad_request(
+            f"ttl_seconds must be None or a number from 3600 (an hour) to 316224000 (ten years), got {ttl_seconds!r}"
+        )
     return (datetime.now(UTC) + timedelta(seconds=ttl_seconds)).isoformat()
 
 
 def metadata_of(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
-    """Return a copy of a caller's metadata.
+    """Return a copy of user metadata, or None for None.
 
     Raises:
-        tinker.BadRequestError: it does not map str to str, as tinker's types require.
+        tinker.BadRequestError: a key or a value is not a str, as tinker's types require.
     """
     if metadata is None:
         return None
     try:
         return TypeAdapter(dict[str, str]).validate_python(metadata, strict=True)
     except ValidationError as error:
-        raise bad_request(f"user_metadata must map str to str: {error}") from error
+        raise bad_request(f"user_metadata must be a dict from str to str: {error}") from error
 
 
 def _read_record(file: Path) -> CheckpointInfo:
-    """Read a checkpoint.json.
+    """Read the record of a checkpoint from its checkpoint.json.
 
     Raises:
-        tinker.RequestFailedError: (category server) the file is damaged or of another program.
+        tinker.RequestFailedError: (category server) the file is damaged, or another program has written it.
     """
     text = file.read_text()
     try:
@@ -285,11 +300,11 @@ def _read_record(file: Path) -> CheckpointInfo:
         fields.pop("format")
         return CheckpointInfo(**{**fields, "lora": LoraSpec(**fields["lora"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise server_error(f"{file} is not the record of a tinkerloop checkpoint: {error!r}") from error
+        raise server_error(f"{file} is not the record of a tinkerloop checkpoint, or is damaged: {error!r}") from error
 
 
 def _backup(folder: Path) -> Path:
-    """The name of a checkpoint's folder while a new one replaces it."""
+    """Return the path to which a checkpoint's folder is moved while a new checkpoint replaces it."""
     return folder.with_name(f"{_BACKUP}{folder.name}")
 
 
@@ -299,7 +314,7 @@ def _on_disk(run: str) -> str:
 
 def _write_tensors(folder: Path, record: CheckpointInfo, contents: CheckpointContents) -> None:
     def on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        # Cloned: the tensors are views of one vector, and safetensors refuses shared storage.
+        # Clone, because the tensors are views of one vector and safetensors does not write tensors that share memory.
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
     if record.lora.rank == 0:
@@ -328,7 +343,10 @@ def _flush(path: Path) -> None:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Replace `folder` by `new`. At every moment the old or the new one exists, or the old one as a backup."""
+    """Replace the checkpoint in `folder` by the one in `new`.
+
+    At every moment one complete checkpoint exists: the old or the new one in `folder`, or the old one as a backup.
+    """
     for file in new.iterdir():
         _flush(file)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -342,6 +360,6 @@ def _swap(new: Path, folder: Path) -> None:
         except OSError:
             if not folder.exists():
                 raise
-            # a reader thought that this save had been killed, and restored the backup
+            # A reader restored the backup, because it could not know that this save is still running. Try again.
     _flush(folder.parent)
     shutil.rmtree(backup, ignore_errors=True)

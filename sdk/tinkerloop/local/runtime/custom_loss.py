@@ -1,6 +1,6 @@
-"""Custom losses: a function of log-probabilities, written by the caller, is differentiated and applied as weights.
+"""Custom losses: the caller writes a loss computed from logprobs, and cross_entropy trains with its gradient.
 
-L(lp)  ->  weights w = -dL/dlp    because then cross_entropy, sum(-w lp), has the gradient of L
+L(lp)  ->  weights w = -dL/dlp    With these weights cross_entropy, sum(-w lp), has the gradient of L.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from tinkerloop.local.unsupported import unsupported_error
 def custom_weights(
     function: CustomLoss, data: Sequence[tinker.Datum], logprobs: Sequence[tinker.TensorData]
 ) -> tuple[float, dict[str, float], list[NDArray[np.float32]]]:
-    """Return the loss, its metrics and each datum's weights.
+    """Call the caller's loss function. Return the loss, its metrics, and the cross_entropy weights of each datum.
+
+    The weights are minus the gradient of the loss with respect to the log-probabilities.
 
     Raises:
-        ValueError: the loss does not depend on a datum.
+        ValueError: the loss does not depend on the log-probabilities of some datum.
     """
     leaves = [values.to_torch().clone().requires_grad_() for values in logprobs]
     with torch.enable_grad():
@@ -32,16 +34,18 @@ def custom_weights(
     weights = []
     for leaf in leaves:
         if leaf.grad is None:
-            raise ValueError("No gradient computed for logprob tensor: the loss must depend on every datum")
+            raise ValueError(
+                "No gradient computed for logprob tensor: the loss must depend on the log-probabilities of every datum"
+            )
         weights.append((-leaf.grad).numpy())
     return float(loss.detach().sum()), dict(metrics), weights
 
 
 def loss_handles() -> Any:
-    """Return tinker's module of traced losses.
+    """Return the module of tinker that traces custom losses.
 
     Raises:
-        NotImplementedError: a tinker older than 0.36 does not have it.
+        NotImplementedError: the installed tinker is older than 0.36 and has no such module.
     """
     try:
         from tinker.lib.public_interfaces import custom_loss
@@ -51,11 +55,21 @@ def loss_handles() -> Any:
 
 
 def as_function(loss_fn: Any, data: Sequence[tinker.Datum], session: str) -> CustomLoss:
-    """Return a traced LossHandle as a plain function, after checking its inputs in `data`; return a function as is."""
+    """Return `loss_fn` as a function of (data, logprobs). A function is returned unchanged.
+
+    A LossHandle is first checked: `data` must contain its inputs, and the ServiceClient with id `session` must have
+    created it.
+
+    Raises:
+        ValueError: another ServiceClient has created the LossHandle.
+    """
     if not hasattr(loss_fn, "graph"):
         return loss_fn
     handles = loss_handles()
     if loss_fn.session_id != session:
-        raise ValueError(f"loss {loss_fn.name!r} was created by another ServiceClient")
+        raise ValueError(
+            f"LossHandle {loss_fn.name!r} was created by another ServiceClient; "
+            "create it with the ServiceClient that created this TrainingClient"
+        )
     handles.check_loss_inputs(loss_fn, list(data))
     return lambda data, logprobs: handles.run_loss_handle(loss_fn, data, logprobs)

@@ -1,4 +1,4 @@
-"""The engine that the clients of one ServiceClient share, with the operations that it executes for them.
+"""The engine, which all clients created by one ServiceClient share. It implements the operations of the clients.
 
 Every method that takes an `EngineRun` or a `Sampler` runs on the queue's thread, one at a time, in submission order.
 """
@@ -37,7 +37,7 @@ from tinkerloop.local.runtime.request_reading import DatumArrays
 
 @dataclass
 class EngineRun:
-    """The state that the engine holds for one training client."""
+    """State of one training client in the engine."""
 
     id: str
     model: Model
@@ -45,34 +45,41 @@ class EngineRun:
     state: TrainState
     user_metadata: dict[str, str] | None = None
     requests: int = 0
-    """The number of executed requests; load_state must be the first."""
+    """Number of executed requests. load_state is only allowed while it is 0."""
     poisoned: bool = False
-    """True once the caller's own code failed inside a request: later requests must not be executed."""
+    """True after the caller's own code has failed inside a request. Later requests must then not be executed."""
 
     def begin(self) -> None:
-        """Count a request; raise if an earlier one has poisoned the client."""
+        """Count one request.
+
+        Raises:
+            CallerError: the caller's own code failed in an earlier request (`poisoned` is true).
+        """
         if self.poisoned:
             raise CallerError(
-                RuntimeError("A previous request failed; this TrainingClient is poisoned. Create a new one")
+                RuntimeError(
+                    "A previous request failed in the caller's own function; this TrainingClient is poisoned and "
+                    "executes no more requests. Create a new one"
+                )
             )
         self.requests += 1
 
 
 @dataclass
 class Sampler:
-    """The weights of one sampling client: a snapshot, or None for the base model alone."""
+    """Model and weights of one sampling client. `spec` and `weights` are None for a base model without an adapter."""
 
     model: Model
     spec: LoraSpec | None = None
     weights: Weights | None = None
     path: str | None = None
     snapshot_future: RequestFuture | None = None
-    """The request that takes the snapshot; None for weights from a checkpoint or a base model."""
+    """Future of the request that sets `weights` to a snapshot. None for weights of a checkpoint or a base model."""
 
 
 @dataclass(eq=False)
 class Engine:
-    """The loaded models, the checkpoints, the queue and the options of one ServiceClient."""
+    """Loaded models, checkpoint store, request queue and options of one ServiceClient."""
 
     store: CheckpointStore
     device: torch.device
@@ -86,14 +93,17 @@ class Engine:
     models: dict[tuple[str, torch.dtype], Model] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, self.queue.abandon)  # also runs at interpreter exit
+        weakref.finalize(self, self.queue.abandon)  # finalize also runs at interpreter exit
         if self.device.type == "cpu":
             keep_freed_memory()
 
     def model(self, name: str, spec: LoraSpec | None = None) -> Model:
-        """Return the base model to train `spec` on, loading it once; rank 0 (every weight) needs a float32 base."""
+        """Return the base model `name`. It is loaded on first use.
+
+        If `spec` has rank 0 (every weight is trained), the model is loaded in float32, otherwise in the engine's dtype.
+        """
         if not isinstance(name, str):
-            raise bad_request(f"base_model must be a str, a name or a folder; got {name!r}")
+            raise bad_request(f"base_model must be a str, the name of a model or of a folder; got {name!r}")
         dtype = torch.float32 if spec is not None and spec.rank == 0 else self.dtype
         if (name, dtype) not in self.models:
             self.models[name, dtype] = load_model(name, self.device, dtype, self.gradient_checkpointing)
@@ -109,10 +119,16 @@ class Engine:
     def create_run_from(
         self, path: str, base_model: str | None, optimizer: bool, user_metadata: dict[str, str] | None
     ) -> EngineRun:
-        """Create a run that continues from a training checkpoint."""
+        """Return a new run that starts with the weights of a training checkpoint.
+
+        If `optimizer` is true, it also starts with the checkpoint's moments and step count.
+        """
         record = self._training_record(path)
         if base_model is not None and base_model != record.base_model:
-            raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
+            raise bad_request(
+                f"base_model={base_model!r} does not match {path}: the checkpoint was trained on "
+                f"{record.base_model!r}; pass this name or omit base_model"
+            )
         run = self.create_run(record.base_model, record.lora, user_metadata)
         self._load(run, record, optimizer)
         return run
@@ -121,11 +137,14 @@ class Engine:
         if run.requests:
             raise bad_request(
                 f"LoadWeights is not permitted with seq_id {run.requests}: it must be a client's first request; "
-                "use create_training_client_from_state"
+                "to load weights, create a new client with create_training_client_from_state"
             )
         record = self._training_record(path)
         if record.base_model != run.model.name or record.lora != _like(run.spec, record.lora):
-            raise bad_request(f"{path} holds {record.base_model} {record.lora}, this client has {run.spec}")
+            raise bad_request(
+                f"cannot load {path}: it was trained on {record.base_model!r} with {record.lora}, "
+                f"but this client trains {run.model.name!r} with {run.spec}"
+            )
         self._load(run, record, optimizer)
         run.begin()
         return tinker.types.LoadWeightsResponse(path=path, model_id=run.id, type="load_weights")
@@ -139,7 +158,10 @@ class Engine:
     def optim_step(self, run: EngineRun, params: tinker.AdamParams) -> tinker.OptimStepResponse:
         run.begin()
         if not run.state.pending and not run.state.gradient.any():
-            warnings.warn("optim_step without a forward_backward since the last: Adam steps on zeros", stacklevel=2)
+            warnings.warn(
+                "optim_step without a forward_backward since the last optim_step: Adam uses a gradient of zeros",
+                stacklevel=2,
+            )
         return tinker.OptimStepResponse(metrics=adam_step(run.state, params))
 
     def save(
@@ -164,7 +186,9 @@ class Engine:
         if kind == "weights":
             if state.pending:
                 warnings.warn(
-                    f"{path}: the gradient of {state.pending} forward_backward calls is not saved", stacklevel=2
+                    f"the gradient of {state.pending} forward_backward calls is not saved in {path}: "
+                    "optim_step has not applied it yet",
+                    stacklevel=2,
                 )
             moments = {"exp_avg": layout.views(state.exp_avg), "exp_avg_sq": layout.views(state.exp_avg_sq)}
         record = CheckpointInfo(
@@ -184,7 +208,7 @@ class Engine:
         return path
 
     def snapshot(self, run: EngineRun, sampler: Sampler) -> None:
-        """Give `sampler` a copy of the current weights."""
+        """Set the weights of `sampler` to a snapshot of the run's current weights."""
         run.begin()
         sampler.weights = run.state.weights.snapshot()
 
@@ -194,16 +218,26 @@ class Engine:
             return Sampler(self.model(base_model))
         record = self.store.read(path)
         if parse_path(path)[1] != "sampler_weights":
-            raise bad_request(f"{path} must point to a sampler weights checkpoint (save_weights_for_sampler)")
+            raise bad_request(
+                f"{path} must point to a sampler weights checkpoint: it is a training checkpoint, "
+                "so save one with save_weights_for_sampler"
+            )
         if base_model is not None and base_model != record.base_model:
-            raise bad_request(f"{path} was trained on {record.base_model!r}, not on base_model={base_model!r}")
+            raise bad_request(
+                f"base_model={base_model!r} does not match {path}: the checkpoint was trained on "
+                f"{record.base_model!r}; pass this name or omit base_model"
+            )
         base = self.model(record.base_model, record.lora)
         weights = base.new_weights(record.lora)
         self._fill_weights(base, weights, record)
         return Sampler(base, record.lora, weights, path)
 
     def apply(self, run: EngineRun, function: Callable[[TrainState], Any]) -> Any:
-        """Call `function` on the run's state; later requests use whatever it changed."""
+        """Return `function(run.state)`. Later requests use the weights, gradients and moments as `function` left them.
+
+        Raises:
+            CallerError: `function` raised; the run is then poisoned.
+        """
         run.begin()
         try:
             return function(run.state)
@@ -221,7 +255,10 @@ class Engine:
         work: ForwardBackward,
         function: CustomLoss,
     ) -> tinker.ForwardBackwardOutput:
-        """Run forward, compute the caller's loss L, then train on cross_entropy with weights -dL/dlogprob."""
+        """Execute forward_backward with the caller's loss function L.
+
+        A forward pass gives the log-probabilities for L. Then cross_entropy runs with the weights -dL/dlogprob.
+        """
         run.begin()
         outputs = self._forward_backward(run, datums, replace(work, backward=False)).loss_fn_outputs
         try:
@@ -238,21 +275,24 @@ class Engine:
     def _forward_backward_or_nothing(
         self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
-        """Execute `work` and add its gradient to the run's; if it fails, the run's gradient is unchanged."""
+        """Execute `work` and add its gradient to the run's gradient. If `work` fails, that gradient is unchanged."""
         try:
             output = self._forward_backward(run, datums, work)
         except BaseException:
             run.state.discard_scratch()
             raise
         if work.backward and not run.state.commit_scratch():
-            raise user_error(f"NonFiniteInTensor: the gradient of {work.name} is not finite; it was not added")
+            raise user_error(
+                f"NonFiniteInTensor: the gradient of the {work.name} loss contains NaN or infinity; "
+                "it was not added to the accumulated gradient"
+            )
         return output
 
     def _forward_backward(
         self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
-        """Execute `work`, leaving its gradients in the run's scratch buffers."""
-        # With rank 0 a parameter has one gradient tensor, to which two replicas cannot add at the same time.
+        """Execute `work` and write its gradients to the run's scratch buffers."""
+        # Only one replica with rank 0: a parameter has one gradient tensor, and two threads cannot both add to it.
         replicas = (
             1
             if run.spec.rank == 0 or self.device.type != "cpu"
@@ -265,7 +305,10 @@ class Engine:
     def _training_record(self, path: str) -> CheckpointInfo:
         record = self.store.read(path)
         if parse_path(path)[1] != "weights":
-            raise bad_request(f"{path} is a sampler checkpoint: to continue training, give the path of a save_state")
+            raise bad_request(
+                f"cannot continue training from {path}: it is a sampler checkpoint; "
+                "pass the path of a checkpoint saved with save_state"
+            )
         return record
 
     def _fill_weights(self, base: Model, weights: Weights, record: CheckpointInfo) -> None:
@@ -286,24 +329,28 @@ class Engine:
 
 
 def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
-    """Return `spec` with the seed of `other`: specs that differ in the seed alone train the same weights."""
+    """Return `spec` with the seed of `other`.
+
+    It makes two specs comparable: if they differ only in the seed, they have the same trainable tensors.
+    """
     return replace(spec, seed=other.seed)
 
 
 def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], path: str) -> None:
-    """Copy loaded tensors into the named ones.
+    """Copy each tensor of `loaded` into the tensor of `named` with the same name.
 
     Raises:
-        tinker.BadRequestError: a name or a shape differs.
+        tinker.BadRequestError: the names or the shapes in `named` and `loaded` differ.
     """
     if named.keys() != loaded.keys():
         differing = sorted(named.keys() ^ loaded.keys())
         raise bad_request(
-            f"{path} does not fit this base model: {differing[0]} and {len(differing) - 1} more tensors differ"
+            f"checkpoint {path} does not fit this base model: {len(differing)} tensors exist only in one of the two, "
+            f"among them {differing[0]!r}"
         )
     for name, tensor in named.items():
         if tensor.shape != loaded[name].shape:
             shapes = f"{tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}"
-            raise bad_request(f"{path} does not fit this base model: {name} has shape {shapes}")
+            raise bad_request(f"checkpoint {path} does not fit this base model: tensor {name!r} has shape {shapes}")
     for name, tensor in named.items():
         tensor.copy_(loaded[name])

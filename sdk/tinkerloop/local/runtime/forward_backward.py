@@ -1,4 +1,7 @@
-"""One forward or forward_backward request: packed batches through the model, losses, outputs in the given order."""
+"""Execution of one forward or forward_backward request.
+
+The datums run through the model in packed batches. The outputs are returned in the order of the datums.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ from tinkerloop.local.runtime.replica_threads import deal_datums, run_replicas
 from tinkerloop.local.runtime.request_reading import DatumArrays, Targets
 
 SKIPPED = 0.0
-"""The log-probability reported for a position that was skipped (its weight is 0) or whose target is no text."""
+"""Log-probability reported for a position that was not computed (its weight is 0) or whose target is in an image."""
 
 
 @dataclass(frozen=True)
 class ForwardBackward:
-    """The computation to do: the loss, with or without a backward pass, and how much at a time."""
+    """Options of one forward or forward_backward request: the loss, whether to run backward, and the token budget."""
 
     name: str
     loss: Loss
@@ -38,13 +41,13 @@ class ForwardBackward:
 
     @property
     def skips(self) -> bool:
-        """True if positions without a loss are not computed."""
+        """True if the log-probabilities of positions with weight 0 are not computed."""
         return self.skip_zero_weight and self.name == "cross_entropy"
 
 
 @dataclass
 class DatumResults:
-    """The results of each datum, by its index in the request, and sums over positions for metrics."""
+    """Results of the datums of a request, by datum index, and sums over positions from which metrics are computed."""
 
     logprobs: dict[int, torch.Tensor] = field(default_factory=dict)  # (N, K)
     losses: dict[int, torch.Tensor] = field(default_factory=dict)  # (N, K)
@@ -54,10 +57,12 @@ class DatumResults:
 def run_forward_backward(
     model: Model, datums: Sequence[DatumArrays], work: ForwardBackward, replicas: int = 1
 ) -> tinker.ForwardBackwardOutput:
-    """Execute `work` over `datums` with whatever weights are bound; gradients go to the bound buffers.
+    """Execute `work` on `datums` and return the outputs in the order of `datums`.
+
+    The weights and the gradient buffers are those that `model.bind` has attached.
 
     Raises:
-        tinker.RequestFailedError: (category user) a log-probability or the loss is not finite.
+        tinker.RequestFailedError: (category user) the loss of a datum is NaN or infinite.
     """
     given = datums
     if work.skips and work.loss.driver is not None:
@@ -65,7 +70,7 @@ def run_forward_backward(
     lengths = [len(datum) for datum in datums]
     wanted = [int(_active([datum], work.loss).sum()) for datum in datums] if work.skips else lengths
     shares = deal_datums([model.replicas[0].work(n, m) for n, m in zip(lengths, wanted, strict=True)], replicas)
-    budget = work.token_budget // replicas if model.packs else 1  # a budget of 1: each datum runs alone
+    budget = work.token_budget // replicas if model.packs else 1  # With budget 1 each datum runs alone.
 
     batches = [[[share[i] for i in b] for b in pack([lengths[i] for i in share], budget)] for share in shares]
     if work.backward:
@@ -82,18 +87,20 @@ def run_forward_backward(
     for part in run_replicas(replicas, run):
         results.logprobs |= part.logprobs
         results.losses |= part.losses
-        results.sums.update(part.sums)  # adds
+        results.sums.update(part.sums)  # Counter.update adds.
     losses = [results.losses[i] for i in range(len(datums))]
 
-    # Sum by datum in float64, so that the total does not depend on the packing.
+    # Sum each datum's losses in float64, then the datums, so that the total does not depend on the packing.
     total = math.fsum(float(loss.sum(dtype=torch.float64)) for loss in losses)
     if not math.isfinite(total):
         first = next(i for i, loss in enumerate(losses) if not torch.isfinite(loss).all())
-        raise user_error(f"NonFiniteInTensor: the {work.name} loss of datum {first} is not finite")
+        raise user_error(
+            f"NonFiniteInTensor: the {work.name} loss of datum {first} is NaN or infinite; check its loss inputs"
+        )
     metrics = {"loss:sum": total, **{name: value / sum(lengths) for name, value in results.sums.items()}}
     outputs = []
     for i, (datum, loss) in enumerate(zip(given, losses, strict=True)):
-        padding = (0, 0, 0, len(datum) - len(loss))  # for positions after the last weight
+        padding = (0, 0, 0, len(datum) - len(loss))  # `until_last` cut the positions after the last weight.
         lp, loss = F.pad(results.logprobs[i], padding, value=SKIPPED), F.pad(loss, padding)
         if datum.input.images:
             lp = lp.masked_fill(torch.from_numpy(datum.predicts_image)[:, None], SKIPPED)
@@ -107,7 +114,10 @@ def run_forward_backward(
 def _run_batch(
     replica: Replica, datums: Mapping[int, DatumArrays], work: ForwardBackward, results: DatumResults
 ) -> None:
-    """Run one packed batch: log-probabilities and losses go into `results`, gradients to the bound buffers."""
+    """Run one packed batch on `replica`. Add its log-probabilities, losses and metric sums to `results`.
+
+    Gradients are added to the buffers attached to the replica.
+    """
     members, device = list(datums.values()), replica.head.layer.weight.device
     batch = PackedBatch.of([datum.input for datum in members], device)
     targets = Targets.of(members, device)
@@ -126,7 +136,10 @@ def _run_batch(
 
 
 def _active(datums: Sequence[DatumArrays], loss: Loss) -> torch.Tensor:
-    """(T,) True where the loss depends on the log-probability; on the CPU."""
+    """Return a mask (T,) on the CPU, True where the loss depends on the log-probability.
+
+    T is the total number of positions of the datums.
+    """
     if loss.driver is None:
         return torch.ones(sum(map(len, datums)), dtype=torch.bool)
     return torch.from_numpy(np.concatenate([datum.driven(loss.driver) for datum in datums]))
@@ -140,7 +153,10 @@ def _logprobs(
     active: torch.Tensor,
     work: ForwardBackward,
 ) -> torch.Tensor:
-    """Return the log-probabilities of targets (T, K), only where `active` if `work` skips; add gradients."""
+    """Return the log-probabilities of `targets` (T, K), and run the backward pass if `work.backward`.
+
+    If `work.skips`, only the rows where `active` (T,) is True are computed. The others are `SKIPPED`.
+    """
     active_rows, idle_rows = (where.nonzero().flatten().to(targets.device) for where in (active, ~active))
     lp = torch.full(targets.shape, SKIPPED, device=targets.device)
     backward = work.backward and len(active_rows) > 0
@@ -174,7 +190,7 @@ def _logprobs(
 
 
 def _loss_gradient(lp: torch.Tensor, inputs: Mapping[str, torch.Tensor], work: ForwardBackward) -> torch.Tensor:
-    """Return dL/dlp, by autograd on the loss's definition."""
+    """Return dL/dlp, the gradient of the summed loss with respect to `lp`, computed by autograd."""
     with torch.enable_grad():
         leaf = lp.detach().requires_grad_()
         return torch.autograd.grad(work.loss.elementwise(leaf, inputs, work.config).sum(), leaf)[0]

@@ -1,4 +1,4 @@
-"""The choice of datums that share a forward pass as one packed batch."""
+"""Grouping of datums into packed batches. The datums of one packed batch share a forward pass."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group datums, by index, into packed batches of at most `budget` tokens: first fit, longest first.
+    """Group datums with these lengths into packed batches of at most `budget` tokens. Return lists of datum indices.
 
-    A datum longer than `budget` is a batch of its own. `pack([5, 9, 3, 4], 9)` -> `[[1], [0, 3], [2]]`.
-    The result depends on the lengths alone, so free memory and other requests never change a result's rounding.
+    The method is first fit, longest datum first. A datum longer than `budget` is alone in its batch.
+    Example: `pack([5, 9, 3, 4], 9)` -> `[[1], [0, 3], [2]]`. The batches depend only on the lengths and the budget, not
+    on free memory or other requests, so the rounding of the results is reproducible.
     """
     batches: list[list[int]] = []
     rooms: list[int] = []

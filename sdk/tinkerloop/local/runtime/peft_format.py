@@ -1,4 +1,4 @@
-"""PEFT's file format of an adapter: the names of its tensors, and its configuration."""
+"""PEFT's file format for adapters: the tensor names and the configuration."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from tinkerloop.local.nn.model import Model
 
 
 def tensor_names(model: Model, spec: LoraSpec) -> dict[str, str]:
-    """Map the engine's names of the trained tensors to their names in a checkpoint.
+    """Return a mapping from the engine's names of the trained tensors to their names in a checkpoint.
 
-    Adapter tensors get PEFT's names. PEFT wraps a module once for each of its stacked parameters, the last one
-    outermost, which shows in the name. With rank 0 every parameter is trained and keeps its name.
+    Adapter tensors get PEFT's names. PEFT wraps a module once for each of its stacked parameters; the wrapper of the
+    last parameter is the outermost. Each wrapper adds `.base_layer` to the names of the parameters wrapped before.
+    With rank 0 every parameter is trained and keeps its name.
     """
     if spec.rank == 0:
         return {name: name for name, _ in model.module.named_parameters()}
@@ -32,10 +33,10 @@ def tensor_names(model: Model, spec: LoraSpec) -> dict[str, str]:
 
 
 def adapted_modules(model: Model, spec: LoraSpec) -> dict[str, list[str]]:
-    """Return PEFT's `target_modules` and `target_parameters` for what `spec` adapts.
+    """Return PEFT's `target_modules` and `target_parameters` for the layers that get an adapter with `spec`.
 
-    Linear layers are listed by the last part of their names, unless another module (a convolution, say) has the same
-    last part: PEFT would adapt that as well. Then full names are listed.
+    Linear layers are listed by the last part of their names. If another module (for example a convolution) has the
+    same last part, PEFT would adapt it too; in this case full names are listed.
     """
     trained = model.trained_layers(spec)
     linears = [name for name, layer in trained.items() if isinstance(layer, LoRALinear)]
@@ -47,7 +48,10 @@ def adapted_modules(model: Model, spec: LoraSpec) -> dict[str, list[str]]:
 
 
 def adapter_config(base_model: str, rank: int, targets: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Return the adapter_config.json that makes PEFT compute what the engine computes."""
+    """Return the contents of adapter_config.json, with which PEFT computes the same as the engine.
+
+    `targets` contains PEFT's `target_modules` and `target_parameters`.
+    """
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -1,9 +1,10 @@
-"""Threads that share a request: each runs a replica of the model on its own part of the datums.
+"""Execution of one request on several threads. Each thread runs a replica of the model on its own share of the datums.
 
-An operation on a few hundred rows keeps one core busy; two cores that share it mostly wait for each other. So replicas
-compute different datums at the same time, and threads share one operation only if there are more threads than replicas.
+An operation on a few hundred rows uses one core well, but two cores that share it mostly wait for each other. So the
+replicas compute different datums at the same time. Threads share one operation only if there are more threads than
+replicas.
 
-A datum's gradient does not depend on the other datums, and float32 gradients are summed in float64, so neither the
+A datum's gradient does not depend on the other datums, and float32 gradients are summed in float64. So neither the
 number of replicas nor the packing changes the result.
 """
 
@@ -18,21 +19,24 @@ import torch
 T = TypeVar("T")
 
 REPLICA_TOKENS = 512
-"""With fewer tokens than this for each replica, another replica costs more in overhead than it gains."""
+"""Smallest number of tokens per replica. With fewer, the overhead of one more replica exceeds the time it saves."""
 
 
 def replica_count(lengths: Sequence[int], token_budget: int) -> int:
-    """Return how many replicas to use: each needs a thread, a datum, and REPLICA_TOKENS of budget and of data."""
+    """Return the number of replicas to use for datums with these lengths, at least 1.
+
+    Each replica needs a thread, a datum, `REPLICA_TOKENS` tokens of the budget and `REPLICA_TOKENS` tokens of data.
+    """
     return max(
         1, min(torch.get_num_threads(), token_budget // REPLICA_TOKENS, sum(lengths) // REPLICA_TOKENS, len(lengths))
     )
 
 
 def deal_datums(costs: Sequence[float], replicas: int) -> list[list[int]]:
-    """Distribute datums, by index, over replicas of about equal total cost.
+    """Distribute datums over replicas so that all replicas have about the same total cost.
 
-    The most expensive datum goes first, each to the replica with the lowest total so far.
-    `deal_datums([5, 1, 4, 2], 2)` -> `[[0, 1], [2, 3]]`.
+    Datums are assigned in order of decreasing cost, each to the replica with the lowest total cost so far. Returns the
+    datum indices of each replica. Example: `deal_datums([5, 1, 4, 2], 2)` -> `[[0, 1], [2, 3]]`.
     """
     shares: list[list[int]] = [[] for _ in range(replicas)]
     totals = [0.0] * replicas
@@ -44,9 +48,10 @@ def deal_datums(costs: Sequence[float], replicas: int) -> list[list[int]]:
 
 
 def run_replicas(replicas: int, run: Callable[[int], T]) -> list[T]:
-    """Call `run(i)` for every replica i at the same time; once all have ended, raise the first error, if any.
+    """Call `run(i)` for every replica i at the same time, each on its own thread, and return the results in order.
 
-    Replica 0 runs on the calling thread, because memory that is free in that thread's heap serves no other thread.
+    After all have ended, the first error, if any, is raised. Replica 0 runs on the calling thread, because other
+    threads cannot reuse the free memory in the calling thread's heap.
     """
     if replicas == 1:
         return [run(0)]
@@ -58,5 +63,5 @@ def run_replicas(replicas: int, run: Callable[[int], T]) -> list[T]:
             torch.set_num_threads(share)
             first = run(0)
     finally:
-        torch.set_num_threads(threads)  # new threads start with the number that was set last
+        torch.set_num_threads(threads)  # also the initial value for new threads
     return [first, *(other.result() for other in others)]

@@ -1,7 +1,7 @@
-"""The future that every queued request returns, which is of both of Tinker's future types.
+"""The future that every client method for a request returns.
 
-`RequestFuture` is a `concurrent.futures.Future` (so `as_completed`, `wait` and callbacks work) and a `tinker.APIFuture`
-(so it can be awaited, any number of times).
+`RequestFuture` is a `concurrent.futures.Future`, so `as_completed`, `wait` and callbacks work. It is also a
+`tinker.APIFuture`, so it can be awaited, any number of times.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ T = TypeVar("T")
 
 
 WORKER_THREADS: set[int] = set()
-"""The identifiers of the threads that execute requests."""
+"""Identifiers (`threading.get_ident()`) of the threads that execute requests."""
 
 
 class RequestFuture(concurrent.futures.Future[T], tinker.APIFuture[T]):
-    """The future of a request's answer; `.result()` and `await` return it or raise the request's error."""
+    """Future of one request. `.result()` and `await` return the request's result or raise its error."""
 
     def result(self, timeout: float | None = None) -> T:
         if not self.done() and threading.get_ident() in WORKER_THREADS:
             raise RuntimeError(
-                "code that runs inside a request cannot wait for another request: return first, then wait"
+                "cannot wait for a request inside a function that another request executes: the wait would never end. "
+                "Return the future from the function, and wait for it afterwards"
             )
         return super().result(timeout)
 
@@ -38,12 +39,12 @@ class RequestFuture(concurrent.futures.Future[T], tinker.APIFuture[T]):
         return self
 
     async def coroutine(self) -> T:
-        """Return the answer, as a coroutine for `asyncio.create_task`."""
+        """Return the request's result. This is a coroutine, so `asyncio.create_task` accepts it."""
         return await self
 
 
 def failed(error: BaseException) -> RequestFuture:
-    """Return a finished future that raises `error`."""
+    """Return a finished future whose `result()` raises `error`."""
     future: RequestFuture = RequestFuture()
     future.set_exception(error)
     return future

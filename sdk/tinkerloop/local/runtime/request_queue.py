@@ -1,8 +1,8 @@
-"""The queue of requests, and the one thread that executes them in the order of their submission.
+"""The request queue, and the single thread that executes the requests in the order of submission.
 
-Everything that uses the model runs on this thread, so no lock is needed and the engine keeps the script's order.
-Requests that may be executed together (samples from the same weights) have an equal `group`: when the first of them is
-next, all waiting ones of its group are executed with it.
+All code that uses the model runs on this thread, so the model needs no lock. Requests that may be executed together
+(samples from the same weights) have an equal `group`. When a request of a group is executed, all waiting requests of
+the same group are executed with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from tinkerloop.local.runtime.request_future import WORKER_THREADS, RequestFutur
 
 @dataclass
 class QueuedRequest:
-    """One request: `run()`; with a group `run(payloads)`, which returns a result or an exception for each payload."""
+    """Request in the queue. Without a group, `run()` executes it and returns its result.
+
+    With a group, `run(payloads)` executes several requests and returns a result or an exception for each payload.
+    """
 
     run: Callable[..., Any]
     group: Hashable = None
@@ -31,7 +34,10 @@ class QueuedRequest:
 
 
 class RequestQueue:
-    """A FIFO queue and the thread that executes it. The thread starts with the first request and ends with `stop`."""
+    """FIFO queue of requests, with the thread that executes them.
+
+    The thread starts at the first request and ends after `stop` or `abandon`.
+    """
 
     def __init__(self, name: str):
         self._name = name
@@ -40,11 +46,15 @@ class RequestQueue:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._last = QueuedRequest(lambda: None)
-        """The last request, which `stop` queues."""
+        """Request that does nothing. `stop` queues it after all others, so its future marks the end."""
         self._last.future.set_running_or_notify_cancel()
 
     def submit(self, run: Callable[[], Any]) -> RequestFuture:
-        """Queue `run`. It is executed even if nobody waits, and cannot be cancelled: later requests depend on it."""
+        """Queue a call of `run()` and return its future.
+
+        The call is executed even if nobody waits for the future. It cannot be cancelled, because later requests depend
+        on it.
+        """
         job = QueuedRequest(run)
         job.future.set_running_or_notify_cancel()
         return self._put(job)
@@ -52,13 +62,17 @@ class RequestQueue:
     def submit_grouped(
         self, group: Hashable, payload: Any, run_group: Callable[[Sequence[Any]], list]
     ) -> RequestFuture:
-        """Queue `payload` to be executed together with others of the same `group`."""
+        """Queue `payload` and return its future.
+
+        `run_group` is called with this payload and all waiting payloads of the same `group`. It returns a result or an
+        exception for each.
+        """
         return self._put(QueuedRequest(run_group, group, payload))
 
     def stop(self) -> RequestFuture[None]:
-        """Execute the queued requests, then end the thread; the future is done after the last of them.
+        """Execute the queued requests, then end the thread. The returned future is done after the last request.
 
-        Later submissions raise RuntimeError.
+        After this call, submitting a request raises RuntimeError.
         """
         with self._wake:
             if not self._stopped:
@@ -71,10 +85,11 @@ class RequestQueue:
         return self._last.future
 
     def abandon(self) -> None:
-        """Drop the queued requests (unless `stop` was called before) and wait for the thread to end.
+        """Drop the queued requests and wait for the thread to end. If `stop` was called before, only wait.
 
-        It is called when all clients are gone, when the caller interrupts, and at interpreter exit: a daemon thread
-        still inside torch while torch is being torn down would abort the process.
+        It is called when no client exists any more, when the user interrupts the program, and at interpreter exit. At
+        exit it prevents that the daemon thread still runs torch code while torch shuts down, which would abort the
+        process.
         """
         with self._wake:
             dropped: deque[QueuedRequest] = deque()
@@ -93,7 +108,7 @@ class RequestQueue:
     def _put(self, job: QueuedRequest) -> RequestFuture:
         with self._wake:
             if self._stopped:
-                raise RuntimeError("this ServiceClient is closed; create a new one")
+                raise RuntimeError("cannot submit a request: this ServiceClient is closed; create a new one")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
                 self._thread.start()
@@ -110,9 +125,9 @@ class RequestQueue:
                     _execute(jobs[0])
                 else:
                     _execute_group(jobs)
-                del jobs  # else this variable keeps the engine alive, if the request was the last reference to it
+                del jobs  # A request may be the last reference to the engine; do not keep it while waiting.
         finally:
-            WORKER_THREADS.discard(ident)  # a later thread may get the same number
+            WORKER_THREADS.discard(ident)  # a later thread may get the same identifier
 
     def _take(self) -> list[QueuedRequest] | None:
         with self._wake:
@@ -158,11 +173,14 @@ def _execute_group(jobs: list[QueuedRequest]) -> None:
 
 
 def as_request_error(error: BaseException) -> BaseException:
-    """Return the error as a script written for Tinker expects it: of Tinker's class, with the original as its cause."""
+    """Return the exception to set on a request's future for `error`.
+
+    For a CallerError it is the caller's own exception. Only StopIteration becomes a RuntimeError, because an awaited
+    future cannot raise StopIteration. Tinker's errors and NotImplementedError are returned unchanged. Any other error
+    becomes a RequestFailedError with `error` as its cause, of category user for a TinkerloopError, otherwise server.
+    """
     if isinstance(error, CallerError) and isinstance(error.error, StopIteration):
-        stopped = RuntimeError(
-            "the function raised StopIteration"
-        )  # a future that is awaited cannot raise StopIteration
+        stopped = RuntimeError("the caller's function raised StopIteration, which a future cannot raise")
         stopped.__cause__ = error.error
         return stopped
     if isinstance(error, CallerError):

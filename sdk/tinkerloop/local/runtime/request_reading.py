@@ -1,4 +1,4 @@
-"""Reading of a request's datums and prompts: they are checked and converted to arrays on the caller's thread."""
+"""Checking of a request's datums and prompts, and their conversion to arrays. It runs on the caller's thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tinkerloop.local.request_errors import user_error
 
 @dataclass(frozen=True)
 class DatumArrays:
-    """One datum as arrays; every loss input has the shape of `targets`, (N,) or (N, K)."""
+    """One datum as arrays. `targets` and every loss input in `inputs` have the same shape, (N,) or (N, K)."""
 
     input: Input
     targets: NDArray[np.int64]
@@ -30,18 +30,18 @@ class DatumArrays:
 
     @property
     def predicts_image(self) -> NDArray[np.bool_]:
-        """(N,) True where the next position belongs to an image, so that there is no text to predict."""
+        """Mask (N,), True where the next position belongs to an image, so that there is no text token to predict."""
         return np.append(self.input.on_image[1:], False)
 
     def driven(self, name: str) -> NDArray[np.bool_]:
-        """(N,) True where the loss input `name` is not 0."""
+        """Return a mask (N,), True where the loss input `name` is not 0."""
         return np.logical_or.reduce(self.inputs[name].reshape(len(self), -1) != 0, axis=1)
 
     def until_last(self, name: str) -> DatumArrays:
-        """Return the datum cut after the last position whose loss input `name` is not 0.
+        """Return this datum without the positions after the last one whose loss input `name` is not 0.
 
-        Attention is causal, so no earlier position depends on what is cut. At least one position stays, and no image
-        is cut.
+        Attention is causal, so no remaining position depends on the removed ones. At least one position remains. If
+        the cut would fall inside an image, the whole image remains.
         """
         driven = np.flatnonzero(self.driven(name))
         end = int(driven[-1]) + 1 if len(driven) else 1
@@ -54,7 +54,10 @@ class DatumArrays:
 
 @dataclass(frozen=True)
 class Targets:
-    """The targets and loss inputs of a packed batch. Datums with fewer than K targets are padded with 0."""
+    """Targets and loss inputs of a packed batch of T positions.
+
+    K is the largest number of targets per position in the batch. Datums with fewer targets are padded with 0.
+    """
 
     targets: torch.Tensor  # (T, K)
     inputs: dict[str, torch.Tensor]  # each (T, K)
@@ -84,49 +87,60 @@ def read_datum(
     index: int = 0,
     vision: Vision | None = None,
 ) -> DatumArrays:
-    """Check a datum against `loss_fn`'s rules and the model's limits, and convert it.
+    """Check a datum against the rules of `loss_fn` and the limits of the model, and return it as arrays.
 
     Raises:
-        tinker.RequestFailedError: (category user) a rule is broken; the message names the datum by its `index`.
-        NotImplementedError: chunks that the model does not support.
+        tinker.RequestFailedError: (category user) the datum breaks a rule or a limit. The message gives its `index`.
+        NotImplementedError: the datum contains chunks that the model does not support.
     """
     try:
         check_chunks(datum.model_input.chunks)
         read = read_input(datum.model_input, vision)
-        # An all-zero weight is harmless here: it trains nothing, and custom losses rely on it.
+        # Allow datums whose weights are all 0: they train nothing, and custom losses start with such weights.
         check_positions(datum, read.tokens, read.is_text, loss_fn, vocab_size, allow_zero_weight=True)
     except NotImplementedError:
         raise
     except (ValueError, OverflowError, RuntimeError) as error:  # RuntimeError: a sparse tensor with wrong indices
         raise user_error(f"datum {index}: {error}") from error
     if len(read) > max_length:
-        raise user_error(f"datum {index}: {len(read)} tokens exceed the model's context of {max_length}")
-    # Copies: a tensor made from an array shares its memory, and the caller may change it before the request runs.
+        raise user_error(
+            f"datum {index} is too long: {len(read)} tokens exceed the model's context of {max_length}; shorten it"
+        )
+    # Copy the arrays: a TensorData shares memory with the caller's array, which may change before the request runs.
     arrays = {name: tensor.to_numpy().copy() for name, tensor in datum.loss_fn_inputs.items()}
     example = DatumArrays(read, arrays.pop("target_tokens"), arrays)
     if read.images and np.any(arrays.get("advantages", np.zeros(len(read)))[example.predicts_image]):
-        raise user_error(f"datum {index}: advantages must be 0 where the target is a position of an image")
+        raise user_error(
+            f"datum {index}: advantages must be 0 where the next position belongs to an image, "
+            "because there is no text token to predict"
+        )
     return example
 
 
 def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int, vision: Vision | None = None) -> Input:
-    """Check a prompt against the model's limits, and convert it.
+    """Check a prompt against the limits of the model, and return it as an `Input`.
 
     Raises:
-        tinker.RequestFailedError: (category user) empty, too long, an id outside the vocabulary, a wrong image.
-        NotImplementedError: chunks that the model does not support.
+        tinker.RequestFailedError: (category user) the prompt is empty or too long, or contains an id outside the
+            vocabulary or an invalid image.
+        NotImplementedError: the prompt contains chunks that the model does not support.
     """
     try:
         read = read_input(prompt, vision)
     except (DatumError, ImageError, OverflowError) as error:
-        raise user_error(f"the prompt: {error}") from error
+        raise user_error(f"invalid prompt: {error}") from error
     tokens = read.tokens
     if not len(tokens):
-        raise user_error("the prompt is empty: give at least one token")
+        raise user_error("the prompt is empty; it must contain at least one token")
     wrong = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
     if len(wrong):
         position = int(wrong[0])
-        raise user_error(f"prompt[{position}]: token id {tokens[position]} is not in [0, {vocab_size})")
+        raise user_error(
+            f"invalid prompt: token id {tokens[position]} at position {position} is outside the vocabulary; "
+            f"expected ids in [0, {vocab_size})"
+        )
     if len(tokens) > max_length:
-        raise user_error(f"the prompt's {len(tokens)} tokens exceed the model's context of {max_length}")
+        raise user_error(
+            f"the prompt is too long: {len(tokens)} tokens exceed the model's context of {max_length}; shorten it"
+        )
     return read

@@ -1,4 +1,4 @@
-"""Execution of the sampling calls that wait for the same weights: they are answered together."""
+"""Execution of sampling calls. Waiting calls that use the same weights are computed together."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from tinkerloop.local.request_errors import CallerError
 from tinkerloop.local.runtime.engine import Sampler
 
 TOPK_FILL = (0, -99999.0)
-"""Tinker's (token id, log-probability) for positions without a value."""
+"""The pair (token id, log-probability) that Tinker reports among the top k where a position has no value."""
 
 
 @dataclass(frozen=True)
 class PromptScores:
-    """The log-probabilities of the prompt that a call asks for."""
+    """Options of a sampling call for the log-probabilities of the prompt.
+
+    `logprobs` requests those of the prompt's tokens, `topk` those of the k most probable tokens, and `targets` those of
+    given tokens. With `last`, only the last `last` positions are reported in `logprobs` and `topk`.
+    """
 
     logprobs: bool = False
     topk: int = 0
@@ -36,7 +40,7 @@ class PromptScores:
 
 @dataclass(frozen=True)
 class SampleCall:
-    """One call of `sample`, or of `compute_logprobs` (then `request` is None)."""
+    """One call of `sample` or of `compute_logprobs`. For `compute_logprobs`, `request` is None."""
 
     request: SampleRequest | None
     prompt: Input
@@ -44,7 +48,10 @@ class SampleCall:
 
 
 def answer_calls(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]:
-    """Return each call's answer, or its error in its place: a call that fails does not fail the others."""
+    """Return the result of each call, or the exception of a call that failed.
+
+    The calls are computed together. If this fails, each is computed alone, so that one bad call does not fail others.
+    """
     try:
         return _answer_together(sampler, calls)
     except Exception as error:
@@ -52,7 +59,11 @@ def answer_calls(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]:
 
 
 def _answer_together(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]:
-    """Answer the calls together, on the queue's thread."""
+    """Compute the calls together and return their results.
+
+    Raises:
+        CallerError: the request that should have taken the sampler's snapshot failed.
+    """
     model = sampler.model
     if sampler.snapshot_future is not None and (error := sampler.snapshot_future.exception()) is not None:
         raise CallerError(error)
@@ -63,9 +74,12 @@ def _answer_together(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]
 
 
 def _alone(sampler: Sampler, call: SampleCall, error: Exception) -> Any:
-    """Return the answer to one of several calls that failed together with `error`, or its own error."""
+    """Compute one of several calls that failed together with `error`. Return its result or its own exception.
+
+    A streaming call is not repeated, because its first tokens were already yielded; for it, return `error`.
+    """
     if call.request is not None and call.request.on_token is not None:
-        return error  # its tokens were already streamed and cannot be taken back
+        return error
     try:
         return _answer_together(sampler, [call])[0]
     except Exception as own:
@@ -91,7 +105,10 @@ def _response(model: Model, call: SampleCall, sequences: Sequence[Continuation] 
 def _prompt_scores(
     model: Model, prompt: Input, scores: PromptScores
 ) -> tuple[NDArray[np.float32], TopkLogprobs | None, tinker.TensorData | None]:
-    """Score each prompt position. The first one and those of images get NaN, and TOPK_FILL among the top k."""
+    """Return the prompt's log-probabilities, the top k tokens, and the log-probabilities of `scores.targets`.
+
+    The first position and positions of images get the log-probability NaN, and `TOPK_FILL` as their top k.
+    """
     target_ids = prompt.tokens[1:, None]
     if scores.targets is not None:
         target_ids = np.concatenate([target_ids, np.maximum(scores.targets, 0)], axis=1)
