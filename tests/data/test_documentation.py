@@ -22,7 +22,7 @@ def test_the_examples_of_a_readme(readme: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "messages",
+        "message_checks",
         "data.adapters",
         "data.batches",
         "data.datums",
