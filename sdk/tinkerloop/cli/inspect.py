@@ -74,7 +74,7 @@ def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = No
 
 
 def _image_token(chunk: ImageChunk, message: int, position: int, limit: int) -> Token:
-    """Return one `Token` for all tokens of an image. It is marked as cut unless all tokens of the image are kept."""
+    """Return one `Token` for all tokens of an image. If truncation cuts one of them, the image is marked as cut."""
     (width, height), count = image_size(chunk.data), chunk.expected_tokens or 0
     text = f"[image {width} × {height}, {count} tokens]"
     return Token(text, 0, 0.0, Part.SCAFFOLD, message, position + count > limit, count, chunk)
@@ -206,7 +206,7 @@ It contains invisible characters, and characters that change how other character
 
 
 def visible(text: str) -> str:
-    """Replace line ends and control characters by visible symbols."""
+    """Return the text with line ends and control characters replaced by visible symbols."""
     return text.translate(_VISIBLE)
 
 

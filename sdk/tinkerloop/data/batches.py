@@ -229,7 +229,7 @@ class RowMap:
         for row, number in zip(rows, numbers, strict=True):
             try:
                 datums.extend(self._one(row))
-            except StopIteration as error:  # as it is, it would look like the end of the data
+            except StopIteration as error:  # a StopIteration of map_fn would otherwise look like the end of the data
                 raise RuntimeError(f"StopIteration was raised while mapping row {number} (epoch {epoch})") from error
             except Exception as error:
                 error.add_note(f"while mapping row {number} (epoch {epoch})")

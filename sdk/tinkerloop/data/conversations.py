@@ -32,7 +32,7 @@ OnBad = Literal["error", "skip"]
 class Conversation:
     """One conversation of a file or dataset: the checked messages and tool declarations.
 
-    `extra` holds the other keys of the row. `path` and `line` say where the row was read.
+    `extra` contains the other keys of the row. `path` and `line` are the file and the line of the row.
     """
 
     messages: list[dict[str, Any]]

@@ -181,7 +181,7 @@ def _render(conversation: Conversation, renderer: Renderer, train_on_what: Any) 
 
 
 def _with_place(conversation: Conversation, make: Callable[[], Any]) -> Any:
-    """Return `make()`. An error that it raises becomes a DataError with the conversation's file and line."""
+    """Call `make` and return its result. Convert its error to a DataError with the conversation's file and line."""
     try:
         return make()
     except (RenderError, DatumError, ImageError) as error:

@@ -19,9 +19,9 @@ def mix(
 ) -> MixedBatches:
     """Return batches that mix several sources, called parts, in fixed proportions.
 
-    Each draw takes the next batch of one part: of the part that is furthest below its share (of equal parts, the first
-    one). After t draws, a part has been drawn share * t times, to within one or two. The proportions therefore hold in
-    every batch, without randomness.
+    Each draw reads the next batch of the part that is furthest below its share. If several parts are equally far below,
+    the first of them is drawn. After t draws, a part has been drawn share * t times, to within one or two. The
+    proportions therefore hold in every batch, without randomness.
 
     Args:
         parts: the batches of each part, by name. Create each part with `batch_size=1` and a seed as `shuffle`; a mixed
@@ -41,7 +41,7 @@ def mix(
 
 
 def check_weights(parts: Iterable[str], weights: Mapping[str, float]) -> None:
-    """Raise DataError unless there is one positive weight for each part."""
+    """Check that every part has a positive, finite weight; otherwise raise DataError."""
     if not weights or set(parts) != set(weights):
         raise DataError(f"every part needs a weight: got parts {sorted(parts)}, but weights for {sorted(weights)}")
     for name, weight in weights.items():

@@ -94,7 +94,9 @@ def render_files(
     on_long: OnLong = "error",
     workers: int = 0,
 ) -> DatumStore:
-    """Convert the text conversations of files to datums and cache them on disk. A cached result is opened instead.
+    """Convert the text conversations of files to datums, and cache the datums on disk.
+
+    If the cache already contains the result, it is opened instead.
 
     Args:
         path, adapter: as for `load_conversations`.

@@ -104,7 +104,7 @@ def check_conversation(
 
 
 def as_data_error(error: MessageError) -> DataError:
-    """Convert a MessageError to a DataError without a file and line. The caller that knows them adds them."""
+    """Convert a MessageError to a DataError. The caller adds the file and the line, if they are known."""
     return DataError(f"{error.place}{': ' if error.place else ''}{error.problem}", remedy=error.remedy)
 
 

@@ -34,7 +34,7 @@ class OpenRows(Protocol):
 
 @runtime_checkable
 class Source(Protocol):
-    """The interface of a source of rows that can be opened at any `position` that its opened rows have had."""
+    """The interface of a source of rows. It can be opened at any position that was read from its opened rows."""
 
     @property
     def fingerprint(self) -> str | None:
@@ -252,7 +252,13 @@ class StreamBatches:
 
 
 def as_source(source: Any) -> Source:
-    """Convert a Hugging Face IterableDataset, a function or an iterable to a `Source`. A `Source` stays unchanged."""
+    """Convert a Hugging Face IterableDataset, a function or an iterable to a `Source`.
+
+    A `Source` is returned unchanged.
+
+    Raises:
+        DataError: `source` is a path.
+    """
     refuse_path(source)
     if hasattr(source, "open"):
         return source

@@ -67,7 +67,10 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
         drop_last: bool = False,
     ):
         if (map_fn is None) == (flatmap_fn is None):
-            raise DataError("a dataset needs either map_fn or flatmap_fn", remedy="give one of them")
+            raise DataError(
+                "a dataset needs either map_fn or flatmap_fn, got neither or both of them",
+                remedy="pass exactly one of them",
+            )
         self.rows, self.drop_last = hf_dataset, drop_last
         self.batch_size: int = batch_size
         self._map_fn, self._flatmap_fn = map_fn, flatmap_fn
@@ -130,7 +133,10 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
         drop_last: bool = False,
     ):
         if (map_fn is None) == (flatmap_fn is None):
-            raise DataError("a dataset needs either map_fn or flatmap_fn", remedy="give one of them")
+            raise DataError(
+                "a dataset needs either map_fn or flatmap_fn, got neither or both of them",
+                remedy="pass exactly one of them",
+            )
         self.source, self.length, self.buffer_size = hf_dataset, length, buffer_size
         self.batch_size: int = batch_size
         self._map_fn, self._flatmap_fn, self.drop_last = map_fn, flatmap_fn, drop_last

@@ -29,7 +29,7 @@ from tinkerloop.supervised.types import SupervisedDataset, SupervisedDatasetBuil
 class Config:
     """The configuration of one run of supervised fine-tuning."""
 
-    model_name: str = chz.field(doc="Base model: a name that the service knows, or a local folder.")
+    model_name: str = chz.field(doc="Base model: a name that the service supports, or a local folder.")
     log_path: str = chz.field(doc="Folder of the run, for config.json, metrics.jsonl and checkpoints.jsonl.")
     dataset_builder: SupervisedDatasetBuilder | Callable[[], Any] = chz.field(
         doc="Function without arguments that returns (training data, test data or None)."
