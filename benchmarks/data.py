@@ -1,16 +1,16 @@
-"""Rows per second from a conversation file to datums: ours, the Cookbook's builder and TRL's preparation.
+"""Rows per second from a conversation file to datums: our functions, the Cookbook's builder and TRL's preparation.
 
     python -m benchmarks.data --tokenizer FOLDER [--peers FOLDER] [--rows 1000]
 
---tokenizer: a folder or name with a Qwen3 tokenizer. --peers: a folder that holds the other packages:
+--tokenizer is the folder or the name of a Qwen3 tokenizer. --peers is a folder with the other packages:
     pip install --no-deps --target FOLDER tinker-cookbook==0.6.1 blobfile lxml termcolor trl==1.16.0
-Without --peers, only our own figures are printed.
+Without --peers, only the figures of our functions are printed.
 
-Every variant reads the same JSONL file, renders it in Qwen3's format, and ends with all datums (TRL: all token ids and
-labels) in memory. The rounds are interleaved; compare the ratios of medians within one run. CPU seconds include child
-processes, and are less disturbed than wall-clock seconds on a machine that does other work.
+Every variant reads the same JSONL file, renders it in Qwen3's chat format, and ends with all datums (TRL: all token ids
+and labels) in memory. The rounds of the variants are interleaved; compare the ratios of medians within one run. CPU
+seconds include child processes. Other work on the machine disturbs them less than wall-clock seconds.
 
-At the end the embedded engine trains the small base model of the recipes, and the share of each step that was spent
+At the end, the embedded engine trains the small base model of the recipes. The share of each step that was spent
 waiting for data is printed.
 """
 
@@ -52,12 +52,12 @@ from tinkerloop.tokenizers import encoder_of, get_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 OURS, COOKBOOK = "ours, one process", "tinker-cookbook, one renderer for all rows"
-FEW = 20  # rows for a variant that needs half a second per row
+FEW = 20  # number of rows for a variant that needs half a second per row
 MAX_LENGTH = 4096
 
 
 def make_file(path: Path, rows: int, seed: int = 0) -> None:
-    """Write conversations of six messages and about 700 tokens, made of random sentences."""
+    """Write a JSONL file of conversations of six messages and about 700 tokens, with random sentences."""
     rng = random.Random(f"{seed}/benchmark")
     vocabulary = (RECIPES / "words.txt").read_text().split()
 
@@ -75,7 +75,10 @@ def make_file(path: Path, rows: int, seed: int = 0) -> None:
 
 @dataclass
 class Variant:
-    """The work of one round, its number of rows, and the seconds (wall, CPU) per row in each round."""
+    """One way to prepare the data: the function to time, its number of rows, and the measured times.
+
+    `seconds` has one entry per round: wall-clock seconds and CPU seconds, per row.
+    """
 
     run: Callable[[], Any]
     rows: int
@@ -88,7 +91,7 @@ class Variant:
 
 
 def variants(args: argparse.Namespace, path: Path, few: Path, cache: Path) -> dict[str, Variant]:
-    """Return the variants by name. A variant whose datums can be compared returns them."""
+    """Return the variants by name. The function of a variant returns its datums if they can be compared with ours."""
     tokenizer = get_tokenizer(args.tokenizer)
     renderer = get_renderer("qwen3_instruct", tokenizer)
     core = tokenizer.backend_tokenizer
@@ -122,10 +125,10 @@ def variants(args: argparse.Namespace, path: Path, few: Path, cache: Path) -> di
 
 
 def cookbook(args: argparse.Namespace, path: Path, *, one_renderer: bool) -> Callable[[], Any]:
-    """Return the Cookbook's preparation.
+    """Return a function that prepares the file with the Cookbook's builder.
 
-    The builder of 0.6.1 makes a renderer, and with it a copy of the tokenizer, for every row. `one_renderer` replaces
-    these by a single one.
+    The builder of version 0.6.1 creates a renderer, and with it a copy of the tokenizer, for every row. With
+    `one_renderer`, all rows use the same renderer.
     """
     from tinker_cookbook import renderers  # pyright: ignore[reportMissingImports]
     from tinker_cookbook.supervised.data import FromConversationFileBuilder  # pyright: ignore[reportMissingImports]
@@ -152,9 +155,10 @@ def cookbook(args: argparse.Namespace, path: Path, *, one_renderer: bool) -> Cal
 
 
 def trl(tokenizer: Any, path: Path) -> Callable[[], None]:
-    """Return TRL's preparation, in one process as by default, without the model of its trainer.
+    """Return a function that prepares the file with TRL, in one process (TRL's default) and without a model.
 
-    TRL's training template writes an empty reasoning block before every reply, so it makes a few more tokens than ours.
+    TRL's training template writes an empty reasoning block before every reply, so it produces a few more tokens than
+    our renderer.
     """
     import datasets
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
@@ -177,7 +181,7 @@ def trl(tokenizer: Any, path: Path) -> Callable[[], None]:
 
 
 def waiting(cache: Path) -> dict[str, str]:
-    """Return the share of training time spent waiting for data: the recipes' base model and data, batches of 32."""
+    """Train the recipes' base model on their data, in batches of 32; return the share of time waiting for data."""
     client = connect("local").create_lora_training_client(base_model=str(RECIPES / "base"), rank=32)
     renderer = get_renderer("qwen3_instruct", get_tokenizer(str(RECIPES / "base")))
     path = RECIPES / "data" / "pig_latin_train.jsonl"
@@ -207,7 +211,7 @@ def cpu_seconds() -> float:
 
 
 def measure(runs: dict[str, Variant], rounds: int) -> dict[str, list[list[int]]]:
-    """Run all variants in turn; return the token ids of those that return datums."""
+    """Time all variants in turns; return the token ids of the variants that return datums."""
     ids: dict[str, list[list[int]]] = {}
     for _ in range(rounds):
         for name, variant in runs.items():
@@ -222,12 +226,12 @@ def measure(runs: dict[str, Variant], rounds: int) -> dict[str, list[list[int]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure rows per second from a conversation file to datums.")
-    parser.add_argument("--tokenizer", required=True, help="Qwen3 tokenizer: a folder or a name.")
-    parser.add_argument("--peers", help="Folder that holds tinker-cookbook and trl.")
-    parser.add_argument("--rows", type=int, default=1000, help="Number of conversations.")
-    parser.add_argument("--rounds", type=int, default=3, help="Timed rounds of each variant.")
+    parser.add_argument("--tokenizer", required=True, help="The folder or the name of a Qwen3 tokenizer.")
+    parser.add_argument("--peers", help="The folder in which tinker-cookbook and trl are installed.")
+    parser.add_argument("--rows", type=int, default=1000, help="The number of conversations.")
+    parser.add_argument("--rounds", type=int, default=3, help="The number of timed rounds of each variant.")
     args = parser.parse_args()
-    logging.disable(logging.WARNING)  # else a peer that warns for each row is charged for printing
+    logging.disable(logging.WARNING)  # otherwise the time of a peer that warns for each row would include printing
     with tempfile.TemporaryDirectory() as folder:
         path, few = Path(folder) / "conversations.jsonl", Path(folder) / "few.jsonl"
         make_file(path, args.rows)
@@ -236,7 +240,7 @@ def main() -> None:
         ids = measure(runs, args.rounds)
         shares = waiting(Path(folder) / "waiting")
     for name, other in ids.items():
-        assert other == ids[OURS][: len(other)], f"{name} made other tokens"
+        assert other == ids[OURS][: len(other)], f"the token ids of {name!r} differ from those of {OURS!r}"
     tokens = sum(map(len, ids[OURS])) / args.rows
     encoder = encoder_of(get_tokenizer(args.tokenizer)).name
     print(f"{args.rows} conversations of {tokens:.0f} tokens, {os.cpu_count()} cores, {args.rounds} rounds, {encoder}")

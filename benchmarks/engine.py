@@ -1,31 +1,31 @@
-"""Training throughput and memory of the embedded engine, beside other ways to train on the same machine.
+"""Training throughput and memory of the embedded engine, compared with other ways to train on the same machine.
 
     python benchmarks/engine.py [--variants ours,trl-packing,...] [--rounds 3] [--vocab 4096] [--peers DIR]
     python benchmarks/engine.py --device cuda --shape 0.6b --vocab 151936 --variants ours,peft-sorted,trl-packing ...
 
-The work: conversations of lognormal length (median 180, at most 1024 tokens), batches of 32, float32, loss on the
-assistant's tokens, a random Qwen3 with 4 layers of width 256. LoRA of rank 32 on all linear layers except the output
-layer (PEFT's "all-linear", which TRL uses too); "ours-unembed" and SkyRL adapt the output layer too, as Tinker's
-clients do by default. Every variant has its own process. The processes take turns of a few steps, so all run under the
-same conditions.
+The work is the same for all variants: conversations of lognormal length (median 180, at most 1024 tokens), batches of
+32, float32, loss on the assistant's tokens, and a random Qwen3 model with 4 layers of width 256. LoRA has rank 32 and
+adapts all linear layers except the output layer, like PEFT's "all-linear", which TRL uses too. "ours-unembed" and SkyRL
+also adapt the output layer, as Tinker's clients do by default. Every variant runs in a separate process. The processes
+take turns of a few steps, so that all run under the same conditions.
 
-Printed are tokens per second of wall-clock time and of processor time (which a busy machine disturbs less), without
-padding, the first step and the first turn; peak memory; and the time from process start to the end of the first step.
-For variants with a training client, the time of a forward_backward and an optim_step on one datum of 8 tokens follows
-(median of 20).
+The output gives tokens per second of wall-clock time and of processor time, which a busy machine disturbs less.
+Padding, the first step and the first turn are not counted. It also gives the peak memory, and the time from the start
+of the process to the end of the first step. For variants with a training client, it gives the time of a
+forward_backward and an optim_step on one datum of 8 tokens (median of 20).
 
-`--peers DIR` is a folder that holds the peers:
+`--peers DIR` is a folder that contains the peers:
 - DIR/trl, a folder to put on the path: pip install --target DIR/trl trl
-- DIR/skyrl, a virtual environment in which SkyRL's JAX server runs and the tinker client drives it:
+- DIR/skyrl, a virtual environment in which SkyRL's JAX server and its tinker client run:
   python -m venv DIR/skyrl; DIR/skyrl/bin/pip install torch==2.13.0 "skyrl[jax,tinker]==0.3.0" tinker==0.24.1 uv
-  (tinker 0.25 and later speak protobuf, which that server does not; on Python 3.11 its skyrl/tinker/types.py must
-  import TypedDict from typing_extensions, as pydantic requires). It pads a batch to its longest length, rounded up, and
-  compiles a step for each such length: the first two batches have the two lengths that occur, 1024 and 768. Memory and
-  processor time are those of server and client together.
+  (tinker 0.25 and later use protobuf, which that server does not support. On Python 3.11, edit the installed
+  skyrl/tinker/types.py so that it imports TypedDict from typing_extensions, as pydantic requires.) SkyRL pads a batch
+  to its longest length, rounded up, and compiles a step for each such length. The first two batches have the two
+  lengths that occur, 1024 and 768. Memory and processor time are those of the server and the client together.
 
-"-onednn" variants call torch.set_float32_matmul_precision("medium") in their own process. On a GPU the base is bfloat16
-and the adapters are float32, the peers run under autocast, a micro-batch has 16,384 tokens, and the peak memory is the
-GPU's.
+"-onednn" variants call torch.set_float32_matmul_precision("medium") in their process. On a GPU, the base model is
+bfloat16 and the adapters are float32, the peers run under autocast, a micro-batch has 16,384 tokens, and the peak
+memory is that of the GPU.
 """
 
 from __future__ import annotations
@@ -52,8 +52,11 @@ if TYPE_CHECKING:
 
 BATCH = 32
 PAUSE = 4
-"""Seconds to wait before each turn, so that one variant's step does not disturb the next variant: OpenMP threads go on
-spinning, and the kernel of a virtual machine returns freed memory to its host two seconds later."""
+"""Seconds to wait before each turn, so that the step of one variant does not disturb the next variant.
+
+After a step, OpenMP threads continue to spin, and the kernel of a virtual machine returns freed memory to its host two
+seconds later.
+"""
 VARIANTS = (
     "ours",
     "ours-unembed",
@@ -70,7 +73,7 @@ VARIANTS = (
     "trl-packing-onednn",
     "skyrl",
 )
-# Packing fills rows of 1024 tokens: about 7 make up the tokens of 32 conversations.
+# With packing, a row has 1024 tokens: about 7 rows have as many tokens as 32 conversations.
 TRL: dict[str, dict[str, object]] = {
     "trl-default": {},
     "trl-accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8},
@@ -92,11 +95,11 @@ TRL: dict[str, dict[str, object]] = {
 class Conversation:
     tokens: list[int]
     trained: list[bool]
-    """For each token, whether it is the assistant's."""
+    """For each token, True if it is a token of the assistant."""
 
 
 def conversations(count: int, vocab: int) -> list[Conversation]:
-    """Make alternating user and assistant turns of random tokens, about half of them the assistant's."""
+    """Return conversations of random tokens with alternating user and assistant turns, about half of each."""
     rng = random.Random("benchmark/conversations")
     made = []
     for _ in range(count):
@@ -128,7 +131,7 @@ SHAPES: dict[str, dict[str, int | bool]] = {
         "head_dim": 64,
         "tie_word_embeddings": False,
     },
-    # Qwen3-0.6B's
+    # the shape of Qwen3-0.6B
     "0.6b": {
         "hidden_size": 1024,
         "intermediate_size": 3072,
@@ -156,7 +159,7 @@ class Setup:
 
     @property
     def budget(self) -> int:
-        """Largest number of tokens in a micro-batch."""
+        """The largest number of tokens in a micro-batch."""
         return 16384 if self.device == "cuda" else 2048
 
 
@@ -174,7 +177,7 @@ def write_model(folder: Path, vocab: int, shape: str = "small", dtype: str = "fl
     tiny_tokenizer().save_pretrained(folder)
 
 
-# -- variants: each yields, after every optimizer step, the number of tokens trained ----------------------------------
+# -- variants: each yields the number of trained tokens after every optimizer step ------------------------------------
 
 
 def ours(setup: Setup, skip: bool = True, unembed: bool = False) -> TrainingClient:
@@ -185,7 +188,7 @@ def ours(setup: Setup, skip: bool = True, unembed: bool = False) -> TrainingClie
 
 
 def skyrl(setup: Setup) -> TrainingClient:
-    """Start SkyRL's API server and engine on a free port, until this process ends; return a client."""
+    """Start SkyRL's API server and engine on a free port; return a client. The server stops when this process ends."""
     import tinker
 
     folder = setup.folder
@@ -197,7 +200,7 @@ def skyrl(setup: Setup) -> TrainingClient:
     command = [uv, "run", "--no-project", "--python", sys.executable, "-m", "skyrl.tinker.api"]
     command += ["--host", "localhost", "--port", str(port), "--base-model", str(folder)]
     command += ["--database-url", f"sqlite:///{folder / 'skyrl.db'}", "--checkpoints-base", str(folder / "skyrl")]
-    command += ["--backend-config", '{"max_lora_adapters": 2}']  # the smallest number: one is the base model's
+    command += ["--backend-config", '{"max_lora_adapters": 2}']  # the minimum: one is reserved for the base model
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     atexit.register(server.wait)
     atexit.register(server.terminate)
@@ -206,7 +209,7 @@ def skyrl(setup: Setup) -> TrainingClient:
             socket.create_connection(("localhost", port)).close()
             break
         if server.poll() is not None:
-            raise SystemExit("SkyRL's server did not start")
+            raise SystemExit("SkyRL's server exited before it accepted connections; its error output is above")
         time.sleep(0.1)
     service = tinker.ServiceClient(base_url=f"http://localhost:{port}", api_key="tml-dummy")
     return service.create_lora_training_client(str(folder), rank=32)
@@ -252,7 +255,11 @@ def latency(client: TrainingClient) -> float:
 
 
 def peft_loop(setup: Setup, data: Sequence[Conversation], budget: int | None) -> Iterator[int]:
-    """Train by hand on transformers and PEFT: padded batches, or length-sorted ones of `budget` tokens."""
+    """Train with a hand-written loop on transformers and PEFT; yield the number of tokens of each batch.
+
+    With `budget`, a batch is sorted by length and divided into micro-batches of at most `budget` tokens. Otherwise the
+    whole batch is padded.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -288,7 +295,10 @@ def peft_loop(setup: Setup, data: Sequence[Conversation], budget: int | None) ->
 
 
 def trl(setup: Setup, data: Sequence[Conversation], wait: Callable[[int], bool], **options: object) -> None:
-    """Train with TRL's SFTTrainer; `wait` is given each step's number of tokens and returns whether to continue."""
+    """Train with TRL's SFTTrainer.
+
+    After each step, `wait` is called with the number of tokens of the step; training continues if it returns True.
+    """
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -330,13 +340,16 @@ def trl(setup: Setup, data: Sequence[Conversation], wait: Callable[[int], bool],
     ).train()
 
 
-# -- one process: executes a step at each command ---------------------------------------------------------------------
+# -- the process of one variant: executes one step for each line that it reads ----------------------------------------
 
 
 def usage(device: str) -> tuple[float, float]:
-    """Return peak memory in GB (on a GPU, torch's) and processor seconds, of this process and its children."""
+    """Return the peak memory in GB and the processor seconds of this process and its children.
+
+    On a GPU, the memory is what torch has reserved on the GPU.
+    """
     memory, ticks, family = 0, 0, [os.getpid()]
-    for pid in family:  # grows while it is walked
+    for pid in family:  # the list grows during the iteration, as children are found
         status = Path(f"/proc/{pid}/status").read_text()
         memory += int(status.split("VmHWM:")[1].split()[0])
         ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
@@ -377,7 +390,7 @@ def child(variant: str, setup: Setup, started: float) -> None:
 
 @dataclass
 class Process:
-    """The process of a variant, and its reports."""
+    """The process of one variant, with the measurements that it has reported."""
 
     name: str
     handle: subprocess.Popen
@@ -390,7 +403,10 @@ class Process:
     _used: float = 0.0
 
     def read(self, key: str) -> dict[str, float]:
-        """Return the next report that begins with `key`, without what libraries print. Empty: the process ended."""
+        """Return the next report whose first key is `key`; skip lines that libraries print.
+
+        The result is empty if the process has ended.
+        """
         assert self.handle.stdout is not None
         for line in self.handle.stdout:
             if line.startswith(f'{{"{key}"'):
@@ -405,7 +421,7 @@ class Process:
             self.handle.stdin.flush()
         report = self.read("done")
         if not report:
-            raise SystemExit(f"{self.name} failed; run it alone with --child to see why")
+            raise SystemExit(f"the process of variant {self.name!r} ended early; its error output is above")
         self.memory = report["memory"]
         if not go:
             self.first = report["done"]
@@ -425,15 +441,15 @@ class Process:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--variants", default=",".join(VARIANTS), help="Variants to measure, comma-separated, in this order."
+        "--variants", default=",".join(VARIANTS), help="The variants to measure, comma-separated, in this order."
     )
-    parser.add_argument("--rounds", type=int, default=3, help="Timed turns of each variant.")
-    parser.add_argument("--turn", type=int, default=3, help="Steps per turn.")
-    parser.add_argument("--vocab", type=int, default=4096, help="Size of the vocabulary.")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each variant.")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="Device to train on.")
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="Shape of the model.")
-    parser.add_argument("--peers", type=Path, help="Folder that holds the peers' packages.")
+    parser.add_argument("--rounds", type=int, default=3, help="The number of timed turns of each variant.")
+    parser.add_argument("--turn", type=int, default=3, help="The number of steps per turn.")
+    parser.add_argument("--vocab", type=int, default=4096, help="The size of the vocabulary.")
+    parser.add_argument("--threads", type=int, default=2, help="The number of CPU threads of each variant.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="The device to train on.")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="The shape of the model.")
+    parser.add_argument("--peers", type=Path, help="The folder that contains the peers; see above.")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -445,7 +461,7 @@ def main() -> None:
         write_model(setup.folder, args.vocab, args.shape, setup.dtype)
         processes = []
         for name in args.variants.split(","):
-            # NPROC is XLA's number of threads.
+            # XLA reads its number of threads from NPROC.
             environment = dict(os.environ, OMP_NUM_THREADS=str(args.threads), NPROC=str(args.threads))
             python = sys.executable
             if args.peers and name.startswith("trl"):

@@ -1,13 +1,16 @@
-"""The embedded engine's own cost, beside the arithmetic of the model: per step, per sample, over a thousand steps.
+"""The time and memory that the embedded engine needs in addition to the model's arithmetic.
 
     python benchmarks/engine_requests.py [--parts latency,samples,memory] [--steps 1000]
 
-latency   forward_backward + optim_step on one datum of 8 tokens: the total, and the engine's own part, which is the
-          total without the model, the gradient of the loss and AdamW; and the time to the end of the first step
-samples   64 sample calls of 64 tokens, one after another and all at once
-memory    resident memory over steps of changing lengths, with a sampling client and a save every 50 steps
+latency   forward_backward + optim_step on one datum of 8 tokens: the total time, and the engine's own part, which
+          excludes the model, the gradient of the loss and AdamW; also the time from process start to the end of the
+          first step
+samples   64 sample calls of 64 tokens: one after another, and all at once
+memory    resident memory over steps with datums of changing lengths; every 50 steps, a sampling client is created and
+          the state is saved
 
-One thread, float32, the built-in tiny model. Medians. Latency is processor time, which a busy machine disturbs less.
+All parts use one thread, float32 and the built-in tiny model, and print medians. Latency is measured in processor time,
+which a busy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def step(client: TrainingClient, data: list[tinker.Datum]) -> None:
 
 
 class Inside:
-    """Add up the processor time spent in some functions; nested calls count once."""
+    """Sum of the processor time spent in the watched functions. The time of nested calls is counted once."""
 
     def __init__(self) -> None:
         self.seconds, self._depth = 0.0, 0
@@ -74,7 +77,7 @@ def latency(client: TrainingClient, steps: int = 300) -> None:
     inside = Inside()
     for owner, name in (
         (Replica, "hidden"),
-        (Model, "bind"),  # folds the adapter into the weights
+        (Model, "bind"),  # adds the adapter to the weights
         (Head, "logprobs"),
         (Head, "logprobs_and_gradient"),
         (torch.Tensor, "backward"),
@@ -130,8 +133,8 @@ def memory(client: TrainingClient, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="latency,samples,memory", help="Parts to run, comma-separated.")
-    parser.add_argument("--steps", type=int, default=1000, help="Number of steps in the memory part.")
+    parser.add_argument("--parts", default="latency,samples,memory", help="The parts to run, comma-separated.")
+    parser.add_argument("--steps", type=int, default=1000, help="The number of steps in the memory part.")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

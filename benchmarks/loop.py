@@ -1,10 +1,14 @@
-"""Busy share of a remote server under training loops, CPU time of our own per step, and batches repeated by a resume.
+"""Compare our loop with the Cookbook's supervised loop on a simulated remote service.
+
+Three things are measured: the share of time in which a loop keeps the server busy, the CPU time of our loop per step,
+and the batches that are trained twice after a resume.
 
     python -m benchmarks.loop [--cookbook FOLDER]
 
-FOLDER holds tinker-cookbook and what its supervised loop imports:
+FOLDER contains tinker-cookbook and the packages that its supervised loop imports:
     pip install --no-deps --target FOLDER tinker-cookbook blobfile lxml termcolor
-Without it, only our own figures are printed. No GPU and no key is needed; `simulated.py` is the service.
+Without --cookbook, only our figures are printed. The benchmark needs no GPU and no API key: `simulated.py` simulates
+the service.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ from tinkerloop.testing import OrderedService
 SAVE_EVERY = EVAL_EVERY = 10
 STEPS = 41
 SERVICES = ((0.01, 0.05), (0.05, 0.1), (0.2, 0.25), (0.2, 0.5))
-"""Round trip and time of a step, in seconds."""
+"""The simulated services: (network round trip, time of a step), in seconds."""
 
 
 def ours(service: SimulatedService, folder: Path, ahead: int, steps: int = STEPS) -> list[int]:
@@ -162,7 +166,7 @@ def resume(with_cookbook: bool) -> None:
 
 
 class Small(Callback):
-    """A user's callback that reacts to every event."""
+    """A small callback, like one that a user writes, that reacts to every event."""
 
     def __init__(self, name: str):
         self.name = name
@@ -191,7 +195,7 @@ def ten_callbacks(batch: list[tinker.Datum]) -> list[Callback]:
 
 
 def overhead(size: int, steps: int, rounds: int = 15) -> None:
-    """Print the CPU time of whole runs on the ordered client, minus that of the same calls without the loop."""
+    """Print our loop's CPU time per step: that of whole runs, minus that of the same client calls without a loop."""
     batch = numbered_batches(1, size)[0]
 
     def timed(work: Callable[[], Any]) -> float:
@@ -253,7 +257,7 @@ def peak_memory(steps: int) -> int:
 
 def overheads(with_cookbook: bool) -> None:
     gc.collect()
-    gc.freeze()  # else the collector walks all of torch's modules at times, and the loop is charged for it
+    gc.freeze()  # otherwise the measured time would include collections that visit all of torch's modules
     overhead(size=1, steps=500)
     overhead(size=32, steps=100)
     print(f"\nPeak memory: {peak_memory(1_000) / 1e3:.0f} kB over 1,000 steps, ", end="", flush=True)
@@ -267,8 +271,8 @@ class Forgetful(list):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cookbook", help="Folder that holds tinker-cookbook; see above.")
-    parser.add_argument("--only", choices=["busy", "resume", "overhead"], help="Run this part only.")
+    parser.add_argument("--cookbook", help="The folder in which tinker-cookbook is installed; see above.")
+    parser.add_argument("--only", choices=["busy", "resume", "overhead"], help="Run only this part.")
     arguments = parser.parse_args()
     if arguments.cookbook:
         sys.path.insert(0, arguments.cookbook)

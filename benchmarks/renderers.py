@@ -1,13 +1,15 @@
-"""Conversations rendered per CPU second in one process: ours with each tokenizer backend, and the peers.
+"""Conversations rendered per CPU second in one process: our renderer with each tokenizer backend, and the peers.
 
     python benchmarks/renderers.py --model FOLDER_OR_NAME [--peers FOLDER] [--conversations 200] [--rounds 5]
 
-`--peers` is a folder into which `pip install --no-deps --target FOLDER tinker-cookbook` has been run; without it the
-Cookbook's rows are left out, and the table says so. Every row's ids are compared with ours before anything is timed.
-Rows take turns, in another order each round. A turn renders the whole dataset, as a user would: in turns of ten
-conversations, the fastest rows would mostly be timed while the processor's caches still hold another row's tables. Ten
-conversations at a time are timed, and the smallest time of all rounds counts, because other work on the machine can
-only add time. Compare ratios, not absolute figures.
+`--peers` is a folder into which `pip install --no-deps --target FOLDER tinker-cookbook` has installed the Cookbook.
+Without it, the Cookbook's rows are left out, and a line is printed about it. Before anything is timed, the token ids of
+each row of the table are compared with those of our renderer.
+
+The rows take turns, in a different order in each round. In one turn, a row renders the whole dataset, as a user would.
+With turns of only ten conversations, the fastest rows would mostly be timed while the processor's caches still hold the
+tables of another row. The time is measured for ten conversations at a time. The smallest time of all rounds is used,
+because other work on the machine can only add time. Compare ratios, not absolute figures.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ ALL = "all_assistant_messages"
 
 
 def conversations(count: int, messages: int, words: int, seed: str) -> list[Messages]:
-    """Make conversations of English prose (Python's own documentation), `words` words per message."""
+    """Return conversations of English prose (from Python's documentation), with `words` words per message."""
     prose = " ".join(pydoc_data.topics.topics.values()).split(" ")
     rng = random.Random(seed)
 
@@ -45,7 +47,10 @@ def conversations(count: int, messages: int, words: int, seed: str) -> list[Mess
 
 
 def table(rows: dict[str, Callable[[Messages], Any]], chats: list[Messages], rounds: int, base: str) -> None:
-    """Time the rows on all conversations in turns; print the smallest time of the rounds, and ratios to `base`."""
+    """Time the rows of the table in turns, on all conversations; print their rates and the ratios to the row `base`.
+
+    A rate is computed from the smallest times of all rounds.
+    """
     blocks = [chats[start : start + 10] for start in range(0, len(chats), 10)]
     least = {name: [math.inf] * len(blocks) for name in rows}
     for i in range(rounds):
@@ -60,14 +65,14 @@ def table(rows: dict[str, Callable[[Messages], Any]], chats: list[Messages], rou
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """Return the CPU seconds of one call."""
+    """Call `run` once; return the CPU seconds that it took."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def engines(tokenizer: Any) -> dict[str, Any]:
-    """Return every encoder whose package is installed, by name."""
+    """Return the encoders whose package is installed, by name."""
     reference = HuggingFaceEncoder(tokenizer)
     encoders: dict[str, Any] = {"huggingface": reference}
     for name in ENGINES:
@@ -91,7 +96,7 @@ def cookbook(folder: str | None, tokenizer: Any) -> Any:
 
 
 def unpacked(model_input: Any, weights: Any) -> tuple[Any, Any]:
-    """Return both, as the Cookbook does. Our example makes its arrays only when it is unpacked."""
+    """Return both arguments, as the Cookbook's functions do. Unpacking our `Rendered` object creates its arrays."""
     return model_input, weights
 
 
@@ -137,7 +142,10 @@ def rendering(tokenizer: Any, encoders: dict[str, Any], peer: Any, chats: list[M
 
 
 def episodes(tokenizer: Any, encoder: Any, peer: Any, turns: int, rounds: int) -> None:
-    """Time all prompts of an episode of `turns` tool calls: appended, and rendered again for every turn."""
+    """Time the rendering of all prompts of an episode of `turns` tool calls.
+
+    The prompts are either appended to, turn by turn, or rendered from the start for every turn.
+    """
     print(f"## An episode of {turns} tool turns: CPU ms for all of its prompts\n")
     renderer = Qwen3(tokenizer, Qwen3Options("never"), encoder=encoder)
     (chat,) = conversations(1, 2 * turns + 1, 30, "episode")
@@ -181,7 +189,7 @@ def episodes(tokenizer: Any, encoder: Any, peer: Any, turns: int, rounds: int) -
 
 
 def compare(rows: dict[str, Callable[[], Any]], rounds: int, scale: float, unit: str) -> None:
-    """Time every row, interleaved; print the smallest time of the rounds and the ratios to the first row."""
+    """Time the rows in turns; print the smallest time of each row over all rounds, and its ratio to the first row."""
     taken = dict.fromkeys(rows, math.inf)
     for _ in range(rounds):
         for name, run in rows.items():
@@ -204,7 +212,7 @@ def parsing(tokenizer: Any, encoder: Any, peer: Any, rounds: int) -> None:
 
 
 def parsers(renderer: Renderer, tokenizer: Any, peer: Any, ids: list[int]) -> dict[str, Callable[[], Any]]:
-    """Return the ways to parse a reply; each call parses it five times."""
+    """Return functions that parse the reply `ids` in different ways. Each function parses it five times."""
 
     def streamed(block: int) -> None:
         parser = renderer.parser()
@@ -227,13 +235,13 @@ def parsers(renderer: Renderer, tokenizer: Any, peer: Any, ids: list[int]) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny", help="Qwen3 tokenizer: a name or a folder.")
-    parser.add_argument("--peers", help="Folder that holds tinker-cookbook.")
-    parser.add_argument("--conversations", type=int, default=200, help="Number of conversations.")
-    parser.add_argument("--rounds", type=int, default=5, help="Timed rounds of each row.")
-    parser.add_argument("--turns", type=int, default=64, help="Tool turns of the episode.")
+    parser.add_argument("--model", default="tiny", help="The name or the folder of a Qwen3 tokenizer.")
+    parser.add_argument("--peers", help="The folder in which tinker-cookbook is installed.")
+    parser.add_argument("--conversations", type=int, default=200, help="The number of conversations.")
+    parser.add_argument("--rounds", type=int, default=5, help="The number of timed rounds of each row.")
+    parser.add_argument("--turns", type=int, default=64, help="The number of tool turns of the episode.")
     arguments = parser.parse_args()
-    logging.disable(logging.WARNING)  # else the Cookbook, which warns at every call, is charged for printing
+    logging.disable(logging.WARNING)  # otherwise the Cookbook's time would include printing a warning at every call
     tokenizer = get_tokenizer(arguments.model)
     encoders = engines(tokenizer)
     peer = cookbook(arguments.peers, tokenizer)

@@ -1,8 +1,8 @@
-"""Simulated remote service: one server that works in order, a network with a round trip, no model.
+"""Simulated remote service: one server that executes requests in order, behind a network, without a model.
 
-The client waits in real time; the server's time is computed. A request submitted at t reaches the server at t + rtt / 2
-and starts when the server is free; its answer is visible rtt / 2 after its end. The trained weights are the list of
-applied batches, so a batch that is trained twice can be counted.
+The client waits in real time; the time of the server is computed. A request submitted at time t reaches the server at
+t + rtt / 2, and starts when the server is free. Its result arrives at the client rtt / 2 after the request has ended.
+The trained weights are represented by the list of applied batches, so that batches trained twice can be counted.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tinker.types import SaveWeightsForSamplerResponse, SaveWeightsResponse
 
 
 class Killed(BaseException):
-    """Raised where the client process would be killed."""
+    """Exception that simulates that the client process is killed."""
 
 
 class Answer:
-    """A future whose value is visible from a moment in real time on."""
+    """A future whose result arrives at a given point of real time."""
 
     def __init__(self, value: Any, visible: float):
         self.value, self.visible = value, visible
@@ -42,14 +42,14 @@ class Answer:
 
 @dataclass
 class SimulatedService:
-    """Seconds for each kind of work, and the work of the server so far."""
+    """The simulated service: the seconds that each kind of request takes, and what the server has done so far."""
 
     rtt: float = 0.05
     step: float = 0.1
     save: float = 0.1
     forward: float = 0.05
     kill_after: int | None = None
-    """Raise `Killed` at the optimizer step after this many."""
+    """Number of optimizer steps after which the next one raises `Killed`; None never raises it."""
     free: float = 0.0
     began: float | None = None
     busy: float = 0.0
@@ -65,10 +65,10 @@ class SimulatedService:
 
     @property
     def busy_share(self) -> float:
-        """The share of the time from the server's first work to its last in which it was working."""
+        """The share of time in which the server worked, from the start of its first request to the end of its last."""
         return self.busy / (self.free - (self.began or 0.0))
 
-    # --- tinker.ServiceClient, as far as training loops use it ---
+    # --- the methods of tinker.ServiceClient that training loops use ---
 
     def create_lora_training_client(self, *args: Any, **options: Any) -> Client:
         return Client(self, [])
@@ -127,7 +127,7 @@ class Client:
 
 
 def numbered_batches(count: int, size: int = 4, length: int = 32) -> list[list[Any]]:
-    """Make batches whose first token is their number."""
+    """Return `count` batches in which the first token of every datum is the number of the batch."""
     weights = tinker.TensorData.from_numpy(np.ones(length, np.float32))
     targets = tinker.TensorData.from_numpy(np.full(length, 65))
     inputs = {"target_tokens": targets, "weights": weights}
@@ -153,9 +153,9 @@ def _output(data: list[Any]) -> Any:
 
 
 def cookbook_main(service: SimulatedService) -> Callable[[Any], Any]:
-    """Return the Cookbook's own `supervised.train.main`, connected to `service`.
+    """Return the Cookbook's `supervised.train.main`, connected to `service`.
 
-    Apart from that, only its request for prices over the network and its tokenizer download are replaced.
+    In addition, only the Cookbook's request for prices over the network and its tokenizer download are replaced.
     """
     from tinker_cookbook.supervised import train  # pyright: ignore[reportMissingImports]
 

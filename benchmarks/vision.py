@@ -1,15 +1,17 @@
-"""Conversations with images rendered per CPU second: ours and the Cookbook's `qwen3_vl_instruct`, on the same images.
+"""Conversations with images rendered per CPU second: our `qwen3_vl_instruct` and the Cookbook's, on the same images.
 
     python benchmarks/vision.py --peers FOLDER [--model FOLDER_OR_NAME] [--conversations 24] [--rounds 5]
 
-`--peers` is a folder into which `pip install --no-deps --target FOLDER tinker-cookbook` has been run; without it only
-our own figures are printed. `--model` is a tokenizer with Qwen's control tokens, by default the
-built-in one. The Cookbook counts tokens with transformers' image processor in its PIL variant, which needs no
-torchvision. Text ids and token counts are compared before anything is timed. Compare ratios, not absolute figures.
+`--peers` is a folder into which `pip install --no-deps --target FOLDER tinker-cookbook` has installed the Cookbook.
+Without it, only our figures are printed. `--model` is a tokenizer with Qwen's control tokens (such as <|im_end|>), by
+default the built-in tokenizer. The Cookbook counts tokens with transformers' image processor in its PIL variant, which
+needs no torchvision. Text ids and token counts are compared before anything is timed. Compare ratios, not absolute
+figures.
 
-The Cookbook decodes every image and encodes it again as JPEG of quality 75. We send a file unchanged; pixels without a
-file become PNG, without loss, or JPEG on request. So each row also gives the size of what is sent. In the last row both
-sides do the same work; in the row before they do not, because ours is lossless.
+The Cookbook decodes every image and encodes it again as JPEG of quality 75. Our renderer sends an image file unchanged.
+It encodes pixels without a file as PNG, which is lossless, or as JPEG on request. Each row of the table therefore also
+gives the size of the images that are sent. In the last row, both renderers do the same work. In the row before it, only
+our renderer encodes without loss.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ Messages = list[dict[str, Any]]
 
 
 def photo(seed: int) -> bytes:
-    """Make a JPEG file of 640 x 480 with smooth areas and some noise."""
+    """Return a JPEG file of 640 x 480 pixels with smooth areas and some noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
     pixels = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC)) + rng.normal(0, 6, (480, 640, 3))
@@ -44,7 +46,7 @@ def photo(seed: int) -> bytes:
 
 
 def screenshot(seed: int) -> bytes:
-    """Make a PNG file of 800 x 600 full of text."""
+    """Return a PNG file of 800 x 600 pixels that is full of text."""
     rng = random.Random(seed)
     image = Image.new("RGB", (800, 600), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(14)
@@ -66,17 +68,17 @@ def uri(data: bytes) -> str:
 
 
 def opened(data: bytes) -> Image.Image:
-    """Return the image as `Image.open(path)` does: not decoded yet."""
+    """Return the image undecoded, like `Image.open(path)`."""
     return Image.open(io.BytesIO(data))
 
 
 def decoded(data: bytes) -> Image.Image:
-    """Return the image as pixels without a file, as after any change to an image."""
+    """Return the decoded image: pixels without a file, as after any change to an image."""
     return opened(data).copy()
 
 
 def as_jpeg(messages: Messages) -> Messages:
-    """Encode decoded images as the Cookbook does."""
+    """Encode the images of the messages as JPEG of quality 75, like the Cookbook."""
     contents = [m["content"] if isinstance(m["content"], list) else [] for m in messages]
     for part in (part for content in contents for part in content if part["type"] == "image"):
         part["image"] = image_chunk(part["image"], model=MODEL, jpeg_quality=75)
@@ -84,7 +86,7 @@ def as_jpeg(messages: Messages) -> Messages:
 
 
 def chat(seed: int, source: Callable[[bytes], Any], files: list[bytes]) -> Messages:
-    """Make a conversation of two turns with two images."""
+    """Return a conversation of two turns with two images."""
     first, second = (source(data) for data in files)
     words = random.Random(seed).choices(
         ["the", "picture", "shows", "some", "more", "of", "that", "colour", "here"], k=40
@@ -121,7 +123,7 @@ def check_same(ours: Any, theirs: Any, chats: list[Messages]) -> None:
 
 
 def flat(model_input: Any) -> list[Any]:
-    """Return the ids, with ("image", tokens) for an image, independent of how they are cut into chunks."""
+    """Return the token ids, with ("image", number of tokens) for each image. The division into chunks is ignored."""
     ids: list[Any] = []
     for chunk in model_input.chunks:
         ids += chunk.tokens if hasattr(chunk, "tokens") else [("image", chunk.expected_tokens)]
@@ -130,10 +132,12 @@ def flat(model_input: Any) -> list[Any]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--peers", help="Folder that holds tinker-cookbook.")
-    arguments.add_argument("--model", default="tiny", help="Tokenizer with Qwen's control tokens: a name or a folder.")
-    arguments.add_argument("--conversations", type=int, default=24, help="Number of conversations.")
-    arguments.add_argument("--rounds", type=int, default=5, help="Timed rounds.")
+    arguments.add_argument("--peers", help="The folder in which tinker-cookbook is installed.")
+    arguments.add_argument(
+        "--model", default="tiny", help="The name or the folder of a tokenizer with Qwen's control tokens."
+    )
+    arguments.add_argument("--conversations", type=int, default=24, help="The number of conversations.")
+    arguments.add_argument("--rounds", type=int, default=5, help="The number of timed rounds.")
     given = arguments.parse_args()
 
     tokenizer = get_tokenizer(given.model)
@@ -175,7 +179,7 @@ def main() -> None:
 
 
 def size(model_input: Any) -> int:
-    """Return the bytes of all image files."""
+    """Return the total size of the image files of a model input, in bytes."""
     return sum(len(chunk.data) for chunk in model_input.chunks if hasattr(chunk, "data"))
 
 

@@ -1,4 +1,4 @@
-"""The table in `sdk/tinkerloop/data/README.md`: what a message may look like, and who refuses it."""
+"""The table in `sdk/tinkerloop/data/README.md`: what a message may look like, and who rejects it."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ CASES: dict[str, list[Any]] = {
     "a null under any key": [
         reply(name=None, weight=None, trainable=None, tool_calls=None, tools=None, reasoning=None)
     ],
-    "an unknown key that carries a value": [user("q", colour="red"), user("q", id=0)],
+    "an unknown key with a value": [user("q", colour="red"), user("q", id=0)],
     'an unknown key with null, "", [] or {}': [user("q", refusal=None, audio="", annotations=[], extra={})],
     # roles
     "no role, or a role that is not a string": [[{"content": "q"}, REPLY], [{"role": 3, "content": "q"}, REPLY]],
     "an unknown role (`critic`, `human`, `User`)": [
         [{"role": r, "content": "q"}, REPLY] for r in ("critic", "human", "User")
     ],
-    "`developer`, in a format without that role": [[{"role": "developer", "content": "x"}, USER, REPLY]],
+    "`developer`, in a chat format without that role": [[{"role": "developer", "content": "x"}, USER, REPLY]],
     "no assistant message": [[USER, USER]],
     # content
     "text": [user("q"), user("naïve 😀")],
@@ -90,21 +90,21 @@ CASES: dict[str, list[Any]] = {
         user([{"type": "image", "image": ""}]),
         user([{"type": "image_url", "image_url": {}}]),
     ],
-    "an image, in a format without images": [user([{"type": "image", "image": IMAGE}])],
+    "an image, in a chat format without images": [user([{"type": "image", "image": IMAGE}])],
     "content of another type": [user(3), user({"text": "a"}), user(b"q"), user({"type": "text", "text": "a"})],
-    "half of a surrogate pair in any text": [
+    "an unpaired surrogate in any text": [
         user("a\ud83d"),
         user([{"type": "text", "text": "\ud83d"}]),
         reply(name="\ud83d"),
     ],
-    "no content or null, beside nothing else": [[{"role": "user"}, REPLY], user(None), reply(None)],
+    "no content or null, and nothing else": [[{"role": "user"}, REPLY], user(None), reply(None)],
     "no content or null, beside tool calls (parsed or unparsed)": [
         reply(None, tool_calls=[{"name": "f"}]),
         [USER, {"role": "assistant", "tool_calls": [{"name": "f"}]}],
         reply(None, unparsed_tool_calls=[{"raw_text": "{", "error": "cut"}]),
     ],
     "no content or null, in a tool's result": [result(content=None), result()],
-    "empty or blank content, beside nothing else": [
+    "empty or blank content, and nothing else": [
         user(""),
         user(" \n"),
         user([]),
@@ -155,7 +155,7 @@ CASES: dict[str, list[Any]] = {
         function("null"),
         function('"x"'),
     ],
-    "arguments as a dictionary that JSON cannot hold": [function({"a": float("nan")}), function({"a": {1}})],
+    "arguments as a dictionary that is not JSON-serializable": [function({"a": float("nan")}), function({"a": {1}})],
     "arguments under another name (`parameters`, `input`)": [call({"name": "f", "parameters": {"a": 1}})],
     "a call without a name": [
         call({"function": {}}),
@@ -180,7 +180,7 @@ CASES: dict[str, list[Any]] = {
     ],
     # other keys
     "a finite `weight`, also negative": [reply(weight=0.5), reply(weight=-1)],
-    "another `weight`": [
+    "any other `weight`": [
         reply(weight="1"),
         reply(weight=True),
         reply(weight=float("nan")),
@@ -227,7 +227,7 @@ def outcome(function: Any) -> str:
     try:
         function()
     except TinkerloopError:
-        return "refused"
+        return "rejected"
     else:
         return "accepted"
 
@@ -254,7 +254,7 @@ def test_a_message_is_accepted_and_refused_where_the_table_says(renderer: Any, c
 def test_renderers_and_datums_disagree_only_about_what_makes_a_row_training_data() -> None:
     differing = {case for case, (in_renderer, in_datum, *_) in table().items() if in_renderer != in_datum}
     assert differing == {
-        "empty or blank content, beside nothing else",
+        "empty or blank content, and nothing else",
         "reasoning and no content",
         "a result of a call that was never made",
     }

@@ -35,31 +35,31 @@ def test_a_sharegpt_turn_from_a_list_is_a_bad_row(tmp_path):
 
 # name -> (the line, what the error says)
 ROWS = {
-    "not JSON": ("hello", "not JSON: Expecting value at column 1; write one JSON object per line"),
+    "not JSON": ("hello", "the line is not JSON: Expecting value at column 1; write one JSON object per line"),
     "single quotes": ("{'messages': []}", "not JSON"),
     "trailing comma": (GOOD[:-1] + ",}", "not JSON"),
     "two objects on a line": (GOOD + GOOD, "not JSON: Extra data"),
     "cut off": (GOOD[:30], "not JSON"),
-    "NaN": (row(USER, REPLY, score=float("nan")), "NaN is not a JSON number"),
-    "a key twice": ('{"messages": [], ' + GOOD[1:], "the key 'messages' occurs twice"),
-    "nested too deeply": ("[" * 100_000 + "]" * 100_000, "not JSON that can be used"),
-    "an array": ("[1, 2]", "a row must be a JSON object, this is an array"),
-    "a string": ('"hello"', "must be a JSON object, this is a string"),
-    "a number": ("3", "must be a JSON object, this is a number"),
-    "null": ("null", "must be a JSON object, this is null"),
-    "no messages": ('{"text": "hi"}', r"no messages, only \['text'\]; a row is"),
-    "messages in another spelling": ('{"Messages": []}', r"no messages, only \['Messages'\]"),
-    "ShareGPT": ('{"conversations": []}', "this looks like adapter='sharegpt'"),
-    "Alpaca": ('{"instruction": "a", "output": "b"}', "this looks like adapter='alpaca'"),
-    "prompt and completion": ('{"prompt": "a", "completion": "b"}', "this looks like adapter='prompt_completion'"),
+    "NaN": (row(USER, REPLY, score=float("nan")), "NaN is not a number in JSON"),
+    "a key twice": ('{"messages": [], ' + GOOD[1:], "the key 'messages' occurs more than once"),
+    "nested too deeply": ("[" * 100_000 + "]" * 100_000, "JSON that cannot be used"),
+    "an array": ("[1, 2]", "a row must be a JSON object, got an array"),
+    "a string": ('"hello"', "must be a JSON object, got a string"),
+    "a number": ("3", "must be a JSON object, got a number"),
+    "null": ("null", "must be a JSON object, got null"),
+    "no messages": ('{"text": "hi"}', r"no key \"messages\", only \['text'\]; expected a row like"),
+    "messages in another spelling": ('{"Messages": []}', r"no key \"messages\", only \['Messages'\]"),
+    "ShareGPT": ('{"conversations": []}', "its keys fit adapter='sharegpt'"),
+    "Alpaca": ('{"instruction": "a", "output": "b"}', "its keys fit adapter='alpaca'"),
+    "prompt and completion": ('{"prompt": "a", "completion": "b"}', "its keys fit adapter='prompt_completion'"),
     "messages is null": ('{"messages": null}', "messages must be a list"),
-    "messages is text": ('{"messages": "hi"}', "messages must be a list of messages, this is a str"),
-    "messages is an object": ('{"messages": {"role": "user"}}', "this is a dict"),
-    "messages is empty": ('{"messages": []}', "this is an empty list"),
+    "messages is text": ('{"messages": "hi"}', "messages must be a list of at least one message, got a str"),
+    "messages is an object": ('{"messages": {"role": "user"}}', "got a dict"),
+    "messages is empty": ('{"messages": []}', "got an empty list"),
     "a message is text": (row("hi"), r"messages\[0\]: expected a dictionary with 'role' and 'content', got str"),
     "a message is null": (row(USER, None), r"messages\[1\]: expected a dictionary.*got NoneType"),
-    "no role": (row({"content": "hi"}), r"messages\[0\]: has no role, only \['content'\]"),
-    "role is null": (row({"role": None, "content": "hi"}), r"messages\[0\]: has no role"),
+    "no role": (row({"content": "hi"}), r"messages\[0\]: the message has no role, only the keys \['content'\]"),
+    "role is null": (row({"role": None, "content": "hi"}), r"messages\[0\]: the message has no role"),
     "from and value": (row({"from": "human", "value": "a"}), "ShareGPT rows need adapter='sharegpt'"),
     "role is a list": (row({"role": ["user"], "content": "hi"}), r"unknown role \['user'\]"),
     "type of a part is a list": (
@@ -82,8 +82,8 @@ ROWS = {
     "a role in capitals": (row({"role": "User", "content": "x"}), "did you mean 'user'"),
     "no content": (row({"role": "user"}, REPLY), r"messages\[0\]: 'content' is missing; give"),
     "content is null": (row(USER, {"role": "assistant", "content": None}), r"messages\[1\]: 'content' is missing"),
-    "empty content": (row(USER, {"role": "assistant", "content": ""}), "empty content of the assistant message"),
-    "blank content": (row({"role": "user", "content": " \n"}, REPLY), "empty content of the user message"),
+    "empty content": (row(USER, {"role": "assistant", "content": ""}), "the assistant message has empty content"),
+    "blank content": (row({"role": "user", "content": " \n"}, REPLY), "the user message has empty content"),
     "content is a number": (
         row({"role": "user", "content": 3}, REPLY),
         "'content' must be a string or a list of parts",
@@ -120,7 +120,7 @@ ROWS = {
     ),
     "an answer to no call": (
         row(USER, call(id="a"), {"role": "tool", "content": "1", "tool_call_id": "b"}, REPLY),
-        "answers the tool call 'b', which was never made",
+        "no earlier message has the tool call 'b'",
     ),
     "tools is text": (row(USER, REPLY, tools="f"), "expected a list of tools, got str"),
     "a tool without a name": (
@@ -156,7 +156,7 @@ def test_a_broken_row_is_skipped_and_counted_when_asked_for(tmp_path, kind):
 def test_a_stream_meets_the_same_errors_and_counts_the_same_skips_once(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(GOOD + "\n" + "\n".join(line for line, _ in ROWS.values()) + "\n" + GOOD + "\n")
-    with pytest.raises(DataError, match=r"chats\.jsonl:2: not JSON"):
+    with pytest.raises(DataError, match=r"chats\.jsonl:2: the line is not JSON"):
         list(stream(stream_conversations(path), 1))
     source = stream_conversations(path, on_bad="skip")
     assert len(list(stream(source, 1, epochs=2))) == 4
@@ -179,27 +179,43 @@ MANY = (GOOD + "\n").encode() * 2000
 FILES = {
     "an empty file": ("a.jsonl", b"", "a.jsonl: no conversation to train on: the file is empty"),
     "blank lines only": ("a.jsonl", b"\n \n", "the file is empty"),
-    "an unknown suffix": ("a.txt", MANY, r"unknown kind of file; known suffixes: \.jsonl"),
+    "an unknown suffix": ("a.txt", MANY, r"unknown file suffix; known suffixes: \.jsonl"),
     "UTF-16": ("a.jsonl", (GOOD + "\n").encode("utf-16"), "the file is UTF-16; convert it to UTF-8"),
-    "lines under the name of an array": ("a.json", MANY, r"not JSON.*name a file with one object per line \.jsonl"),
-    "a key twice in an array": ("a.json", b'[{"messages": [], "messages": []}]', "the key 'messages' occurs twice"),
-    "an object under the name of an array": ("a.json", GOOD.encode(), "must hold an array of rows"),
-    "gzip that is not": ("a.jsonl.gz", MANY, "a.jsonl.gz: cannot be read: Not a gzipped file"),
+    "lines under the name of an array": (
+        "a.json",
+        MANY,
+        r"not JSON.*rename a file with one object per line to \.jsonl",
+    ),
+    "a key twice in an array": (
+        "a.json",
+        b'[{"messages": [], "messages": []}]',
+        "the key 'messages' occurs more than once",
+    ),
+    "an object under the name of an array": ("a.json", GOOD.encode(), "must contain an array of rows"),
+    "gzip that is not": ("a.jsonl.gz", MANY, "a.jsonl.gz: the file cannot be read: Not a gzipped file"),
     "gzip cut off": ("a.jsonl.gz", truncated(gzip.compress(MANY)), "cannot be read: Compressed file ended"),
     "gzip damaged": ("a.jsonl.gz", gzip.compress(MANY)[:-8] + b"\0" * 8, "cannot be read: CRC check failed"),
-    "zstd that is not": ("a.jsonl.zst", MANY, "a.jsonl.zst: cannot be read"),
+    "zstd that is not": ("a.jsonl.zst", MANY, "a.jsonl.zst: the file cannot be read"),
     "zstd cut off": ("a.jsonl.zst", truncated(pyarrow.compress(MANY, "zstd", asbytes=True)), "cannot be read: Trunc"),
-    "parquet that is not": ("a.parquet", MANY, "a.parquet: cannot be read"),
-    "parquet cut off": ("a.parquet", truncated(parquet_bytes()), "a.parquet: cannot be read"),
-    "no good row at all": ("a.jsonl", b'{"a": 1}\n', "no messages"),
+    "parquet that is not": ("a.parquet", MANY, "a.parquet: the file cannot be read"),
+    "parquet cut off": ("a.parquet", truncated(parquet_bytes()), "a.parquet: the file cannot be read"),
+    "no good row at all": ("a.jsonl", b'{"a": 1}\n', "the row has no key"),
 }
 
 # The same, where it is a row that shows it.
 FILES_WITH_A_BROKEN_ROW = {
-    "Latin-1": ("a.jsonl", GOOD.replace("hello", "café").encode("latin-1"), r"a.jsonl:1: not UTF-8 at byte \d+"),
-    "cut off in the last row": ("a.jsonl", MANY[:-20], "a.jsonl:2000: not JSON.*seems to be cut off here"),
-    "an array under the name of lines": ("a.jsonl", f"[\n{GOOD}\n]".encode(), "a.jsonl:1: not JSON"),
-    "a pretty-printed object": ("a.jsonl", json.dumps(json.loads(GOOD), indent=1).encode(), "a.jsonl:1: not JSON"),
+    "Latin-1": (
+        "a.jsonl",
+        GOOD.replace("hello", "café").encode("latin-1"),
+        r"a.jsonl:1: the line is not UTF-8 at byte \d+",
+    ),
+    "cut off in the last row": ("a.jsonl", MANY[:-20], "a.jsonl:2000: the line is not JSON.*seems to be cut off here"),
+    "an array under the name of lines": ("a.jsonl", f"[\n{GOOD}\n]".encode(), "a.jsonl:1: the line is not JSON"),
+    "a pretty-printed object": (
+        "a.jsonl",
+        json.dumps(json.loads(GOOD), indent=1).encode(),
+        "a.jsonl:1: the line is not JSON",
+    ),
 }
 
 

@@ -114,7 +114,7 @@ def test_more_epochs_extend_a_finished_run():
 def test_endless_epochs_have_no_length_and_no_end():
     endless = batches([1, 2, 3], 2, epochs=None)
     assert list(itertools.islice(endless, 5)) == [[1, 2], [3], [1, 2], [3], [1, 2]]
-    with pytest.raises(TypeError, match="how many steps"):
+    with pytest.raises(TypeError, match="pass epochs=N, or steps=N"):
         len(endless)
 
 
@@ -177,9 +177,9 @@ def test_what_cannot_be_batched_is_refused():
         batches([], 2)
     with pytest.raises(DataError, match="do not fill one batch"):
         batches([1], 2, drop_last=True)
-    with pytest.raises(DataError, match=r"map_fn returned None.*flatmap_fn"):
+    with pytest.raises(DataError, match=r"map_fn must return a datum, got None; .*flatmap_fn"):
         next(batches([1], 1, map_fn=lambda row: None))
-    with pytest.raises(DataError, match="made no datum"):
+    with pytest.raises(DataError, match="returned no datum"):
         next(batches([1], 1, flatmap_fn=lambda row: []))
     for arguments in ({"batch_size": 0}, {"batch_size": 2.5}, {"epochs": 0}, {"shuffle": True}):
         with pytest.raises(DataError):

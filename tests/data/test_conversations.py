@@ -140,11 +140,11 @@ def test_system_prompts_and_inputs_of_other_rows_are_kept(tmp_path):
 @pytest.mark.parametrize(
     "adapter, row, problem",
     [
-        ("prompt_completion", {"prompt": "hi"}, "no 'completion' or 'response'"),
-        ("sharegpt", {"conversations": [{"role": "user"}]}, 'a ShareGPT turn has "from" and "value"'),
+        ("prompt_completion", {"prompt": "hi"}, "needs a key 'completion' or 'response'"),
+        ("sharegpt", {"conversations": [{"role": "user"}]}, 'a ShareGPT turn must have the keys "from" and "value"'),
         ("sharegpt", {"conversations": "hi"}, "must be a list of objects"),
         ("sharegpt", {"conversations": [{"from": "narrator", "value": "x"}]}, "unknown role 'narrator'"),
-        ("alpaca", {"instruction": "hi"}, "no 'output'"),
+        ("alpaca", {"instruction": "hi"}, "needs a key 'output'"),
     ],
 )
 def test_a_row_that_its_adapter_cannot_read_is_located(tmp_path, adapter, row, problem):
@@ -172,7 +172,7 @@ def test_a_lazily_read_file_gives_the_rows_of_the_file_in_any_order(tmp_path):
     epoch = [row["x"] for batch in batches(rows, 4, shuffle=0) for row in batch]
     assert sorted(epoch) == list(range(30))
     path.write_text(json.dumps({"x": 0}) + "\n" + "broken\n")
-    with pytest.raises(DataError, match=r"a\.jsonl:2: not JSON"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the line is not JSON"):
         JsonlFile(path)[1]
 
 

@@ -63,7 +63,10 @@ def test_nulls_that_a_table_put_in_are_not_trained_on(renderer):
 def test_a_conversation_over_max_length_is_an_error_a_counted_skip_or_shortened(renderer):
     long = conversation(USER, {**REPLY, "content": "x" * 100}, line=7)
     short = conversation(USER, REPLY)
-    with pytest.raises(DataError, match=r"chats.jsonl:7: \d+ tokens, more than max_length=60; raise max_length, or "):
+    with pytest.raises(
+        DataError,
+        match=r"chats.jsonl:7: the conversation has \d+ tokens, more than max_length=60; raise max_length, or ",
+    ):
         conversation_datums([short, long], renderer, 60)
     datums = conversation_datums([short, long], renderer, 60, on_long="skip")
     assert len(datums) == 1
@@ -90,7 +93,7 @@ def test_a_conversation_that_the_family_cannot_render_is_named(renderer):
 
 
 def test_no_datum_at_all_is_an_error_even_when_skipping(renderer):
-    with pytest.raises(DataError, match="no conversation became a datum: 1 of 1 rows skipped"):
+    with pytest.raises(DataError, match="no conversation could be converted to a datum: 1 of 1 rows skipped"):
         conversation_datums([conversation(USER, REPLY)], renderer, 5, on_long="skip")
 
 

@@ -80,7 +80,7 @@ def test_the_entry_depends_on_content_renderer_and_options_and_on_nothing_else(t
 def test_bad_rows_are_located_or_skipped_and_counted_and_leave_no_entry(tmp_path, renderer):
     path = write(tmp_path / "chats.jsonl", 3, "broken", json.dumps({"messages": [USER]}))
     cache = tmp_path / "cache"
-    with pytest.raises(DataError, match=r"chats\.jsonl:4: not JSON") as caught:
+    with pytest.raises(DataError, match=r"chats\.jsonl:4: the line is not JSON") as caught:
         render_files(path, renderer, cache=cache)
     assert (caught.value.path, caught.value.line) == (str(path), 4)
     assert list(cache.iterdir()) == []
@@ -94,7 +94,7 @@ def test_long_rows_follow_their_own_choice(tmp_path, path, renderer):
         render_files(path, renderer, 60, cache=tmp_path / "cache", on_bad="skip")
     stored = render_files(path, renderer, 60, cache=tmp_path / "cache", on_long="skip")
     assert len(stored) + len(stored.report.skipped) == 10
-    with pytest.raises(DataError, match="no conversation became a datum"):
+    with pytest.raises(DataError, match="no conversation could be converted to a datum"):
         render_files(path, renderer, 5, cache=tmp_path / "cache", on_long="skip")
 
 
@@ -107,7 +107,7 @@ def test_a_cursor_of_other_stored_rows_is_refused(tmp_path, path, renderer):
 
 
 def test_a_data_set_by_name_is_not_cached_and_says_so(tmp_path, renderer):
-    with pytest.raises(DataError, match=r"owner/name: only files can be cached.*leave out the cache"):
+    with pytest.raises(DataError, match=r"owner/name: only files can be cached.*without a cache"):
         render_files("owner/name", renderer, cache=tmp_path / "cache")
 
 

@@ -1,4 +1,4 @@
-"""One sampling call on a list of token ids, for the tests of every floor."""
+"""One sampling call on a list of token ids, for the tests of every layer of the engine."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_a_builder_that_returns_something_else_is_told_what_to_return(make, buil
 
 
 def test_workers_without_a_cache_are_refused(make):
-    with pytest.raises(DataError, match="workers=2 needs a cache to render into; set cache"):
+    with pytest.raises(DataError, match="workers=2 requires a cache to render into; set cache"):
         chz.replace(make().dataset_builder, workers=2)()
 
 

@@ -1,1 +1,1 @@
-"""The `tinkerloop` command line, with one file for each command."""
+"""The `tinkerloop` command line, with one module for each command."""

@@ -1,4 +1,4 @@
-"""The command line as `python -m tinkerloop.cli`."""
+"""Run the command line as `python -m tinkerloop.cli`."""
 
 import sys
 

@@ -1,7 +1,7 @@
 """Chat with a checkpoint of the embedded engine in the terminal.
 
-Replies are shown while they are sampled. An empty line or the end of the input ends the conversation; /reset starts a
-new one.
+Replies are shown while they are sampled. An empty line or the end of the input ends the command. /reset starts a new
+conversation.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="A run folder, whose newest checkpoint is used, a tinker:// path, or a base model.")
+    parser.add_argument(
+        "run", help="A run folder (its newest checkpoint is used), a tinker:// path, or the name of a base model."
+    )
     parser.add_argument(
         "--root",
         type=Path,
-        help="The folder that holds the checkpoints of tinker:// paths, if it is not the run's own.",
+        help="The folder that tinker:// paths are relative to. The default is the run's own folder, or ~/.tinkerloop.",
     )
     parser.add_argument(
-        "--renderer", help="The chat format. The default is the run's, or the one recommended for the model."
+        "--renderer", help="The chat format. The default is that of the run, or the one recommended for the model."
     )
     parser.add_argument("--system", help="A system message at the start of the conversation.")
     parser.add_argument(
@@ -62,7 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def open_sampler(place: str, root: Path | None) -> SamplingClient:
-    """Return a sampling client for the newest checkpoint of a run folder, for a tinker:// path or for a base model."""
+    """Return a sampling client for the weights that `place` refers to.
+
+    `place` is a run folder, whose newest checkpoint is used, a tinker:// path, or the name or folder of a base model.
+    """
     from tinkerloop.local import ServiceClient
 
     if not place.startswith("tinker://") and not (Path(place) / "checkpoints.jsonl").exists():
@@ -75,7 +80,7 @@ def open_sampler(place: str, root: Path | None) -> SamplingClient:
 
 
 def run_renderer(place: str) -> str | None:
-    """Return the renderer named in the config.json of a run folder, or None."""
+    """Return the name of the renderer in the config.json of a run folder, or None if there is none."""
     file = Path(place) / "config.json"
     return json.loads(file.read_text()).get("renderer") if file.is_file() else None
 
@@ -88,7 +93,10 @@ def talk(
     lines: Iterable[str],
     out: TextIO,
 ) -> None:
-    """Reply to each line until an empty one; all messages stay in the conversation."""
+    """Read user messages from `lines` and write a sampled reply to each, until an empty line.
+
+    All messages and replies remain in the conversation; the line "/reset" starts a new one.
+    """
     messages = list(opening)
     print("you: ", end="", file=out, flush=True)
     for line in lines:
@@ -115,7 +123,7 @@ def talk(
 
 
 def write(delta: object, out: TextIO) -> None:
-    """Print a piece of a reply's text or reasoning."""
+    """Print a streamed piece of a reply: of its text or of its reasoning. Other deltas print nothing."""
     if isinstance(delta, StreamingTextDelta):
         print(delta.text, end="", file=out, flush=True)
     elif isinstance(delta, StreamingThinkingDelta):

@@ -9,13 +9,13 @@ from tinkerloop.cli.run_checkpoint import checkpoint_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="A run folder, whose newest checkpoint is exported, or a tinker:// path.")
-    parser.add_argument("--to", type=Path, required=True, help="The folder to write.")
+    parser.add_argument("path", help="A run folder (its newest checkpoint is exported), or a tinker:// path.")
+    parser.add_argument("--to", type=Path, required=True, help="The folder to which the files are written.")
     parser.add_argument("--merged", action="store_true", help="Write a whole transformers model instead of an adapter.")
     parser.add_argument(
         "--root",
         type=Path,
-        help="The folder that holds the checkpoints of tinker:// paths, if it is not the run's own.",
+        help="The folder that tinker:// paths are relative to. The default is the run's own folder, or ~/.tinkerloop.",
     )
 
 

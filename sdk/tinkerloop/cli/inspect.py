@@ -1,9 +1,9 @@
-"""Show the conversations of a file as tokens, with the tokens that are trained, their weights and the truncated ones.
+"""Show the conversations of a file as tokens, and mark trained tokens, their weights and truncated tokens.
 
 In a terminal, trained tokens are green, tokens that the chat format adds are dim, and truncated tokens are struck out.
-Every second token is underlined. Line ends are shown as ⏎, and control characters, which could change the terminal, as
-symbols. Without colours (in a pipe, a file, or with NO_COLOR), trained text is between ⟦ and ⟧, and truncated text
-comes after ✂. With --html, the same is written as an HTML page that needs no other files.
+Every second token is underlined. Line ends are shown as ⏎. Control characters, which could change the terminal, are
+shown as symbols. Without colours (in a pipe, a file, or with NO_COLOR), trained text is between ⟦ and ⟧, and ✂ precedes
+truncated text. With --html, the tokens are written as an HTML page that needs no other files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Token:
-    """One token to be shown; all tokens of an image are shown as one."""
+    """One token to show. All tokens of an image are shown as one, with `count` as their number."""
 
     text: str
     id: int
@@ -44,7 +44,7 @@ class Token:
 
 
 def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = None) -> list[Token]:
-    """Return the tokens of an example. A character made of several tokens is shown with the last of them."""
+    """Return the tokens of a rendered conversation. A character of several tokens is shown at its last token."""
     limit = len(example) if max_length is None else max_length
     shown, pending = [], []
     images = dict(example.images)
@@ -74,14 +74,14 @@ def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = No
 
 
 def _image_token(chunk: ImageChunk, message: int, position: int, limit: int) -> Token:
-    """Return an image in place of its tokens. Truncation drops an image unless all its tokens fit."""
+    """Return one `Token` for all tokens of an image. If truncation cuts one of them, the image is marked as cut."""
     (width, height), count = image_size(chunk.data), chunk.expected_tokens or 0
     text = f"[image {width} × {height}, {count} tokens]"
     return Token(text, 0, 0.0, Part.SCAFFOLD, message, position + count > limit, count, chunk)
 
 
 def summary(tokens: list[Token]) -> str:
-    """Return the counts of one example as one line."""
+    """Return one line with the numbers of tokens, trained tokens and truncated tokens."""
     trained = [t for t in tokens if t.weight and not t.is_cut]
     weights = sorted({t.weight for t in trained})
     cut = sum(t.count for t in tokens if t.is_cut)
@@ -93,7 +93,7 @@ def summary(tokens: list[Token]) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="A file with `messages`, and optionally `tools`, in each row.")
+    parser.add_argument("file", type=Path, help="A file whose rows have `messages` and optionally `tools`.")
     parser.add_argument("--renderer", help="The chat format. The default is the one recommended for --model.")
     parser.add_argument(
         "--model", default="tiny", help="The name or folder of the model whose tokenizer is used (default: tiny)."
@@ -107,16 +107,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-length",
         type=at_least(2),
-        help="The largest number of tokens; those that truncation would cut off are marked.",
+        help="The largest number of tokens of a conversation; tokens that would be truncated are marked.",
     )
     parser.add_argument(
         "--limit", type=at_least(0), default=5, help="The number of rows to show (default: 5); 0 shows all."
     )
-    parser.add_argument("--html", type=Path, metavar="PAGE", help="Write an HTML page to this file instead.")
+    parser.add_argument(
+        "--html", type=Path, metavar="PAGE", help="Write an HTML page to this file instead of to the terminal."
+    )
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return an argument type for whole numbers of at least `least`."""
+    """Return a function for argparse's `type=` that accepts whole numbers of at least `least`."""
 
     def number(written: str) -> int:
         if not written.isdecimal() or int(written) < least:
@@ -148,7 +150,9 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             arguments.html.write_text(written, encoding="utf-8")
         except OSError as error:
-            raise TinkerloopError(f"cannot write the page {arguments.html}: {error.strerror}") from error
+            raise TinkerloopError(
+                f"cannot write the page {arguments.html}: {error.strerror}; pass another file to --html"
+            ) from error
         print(f"{len(shown)} conversations written to {arguments.html}")
     else:
         _print(shown)
@@ -195,16 +199,19 @@ _VISIBLE = {
     ord("\t"): "␉\t",
     ord("\n"): "⏎\n",
 }
-"""Invisible characters, and those that change how others are shown -> the text shown in their place."""
+"""Mapping from the code of a character to the text that is shown instead of it.
+
+It contains invisible characters, and characters that change how other characters are displayed.
+"""
 
 
 def visible(text: str) -> str:
-    """Return text in which line ends and control characters are visible."""
+    """Return the text with line ends and control characters replaced by visible symbols."""
     return text.translate(_VISIBLE)
 
 
 THUMBNAIL = 160
-"""The longest side of a thumbnail, in pixels."""
+"""Largest width and height of an image's thumbnail on the HTML page, in pixels."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
@@ -220,7 +227,7 @@ figure.cut img { opacity: .3; }
 
 
 def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
-    """Return an HTML page; pointing at a token shows its id, its weight and its message."""
+    """Return an HTML page that shows the tokens. Pointing at a token shows its id, weight and message."""
     body = []
     for heading, tokens in shown:
         spans = "".join(_span(token) for token in tokens)
@@ -236,7 +243,7 @@ def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
 
 
 def _figure(token: Token, image: ImageChunk) -> str:
-    """Return a thumbnail with the size, the tokens and the format of an image."""
+    """Return an HTML figure: a thumbnail of the image, labelled with its size, number of tokens and format."""
     thumbnail = open_image(image).convert("RGB")
     thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()

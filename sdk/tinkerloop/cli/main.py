@@ -1,7 +1,8 @@
 """The command line: `tinkerloop COMMAND ...`.
 
-A command is a module with `add_arguments(parser)` and `run(arguments) -> int`; the first line of its docstring is its
-help text. To add a command, add its module to `COMMANDS`. A module is imported only when its command is used.
+A command is a module that defines `add_arguments(parser)` and `run(arguments) -> int`. The first line of the module's
+docstring is the help text of the command. To add a command, add its module to `COMMANDS`. The module of a command is
+imported only when the command is used.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ COMMANDS = {
     "export": "tinkerloop.cli.export",
     "inspect": "tinkerloop.cli.inspect",
 }
-"""The module of each command."""
+"""Mapping from the name of a command to its module."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command of the command line.
 
     Args:
-        argv: the arguments after the program's name; None uses those of the process.
+        argv: the command-line arguments without the program name; None uses `sys.argv`.
 
     Returns:
-        The exit status: 2 for an error, such as a missing file.
+        The exit status: that of the command, or 2 after an error such as a missing file.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else "--help"
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = (module.__doc__ or "").strip().partition("\n")[0]
         module.add_arguments(commands.add_parser(command, help=line, description=module.__doc__))
     arguments = parser.parse_args(argv or ["--help"])
-    assert module is not None, "argparse refuses an unknown command"
+    assert module is not None, "argparse should have rejected the unknown command"
     try:
         return module.run(arguments)
     except (TinkerloopError, tinker.TinkerError, OSError) as error:

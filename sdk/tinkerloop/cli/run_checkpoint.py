@@ -1,4 +1,4 @@
-"""The checkpoint that a command is given: the newest of a run folder, or a tinker:// path."""
+"""Find the checkpoint for a command: the newest checkpoint of a run folder, or a tinker:// path."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from tinkerloop.errors import CheckpointError
 from tinkerloop.loop import Checkpoints
 
 SERVICE_FOLDER = "service"
-"""The subfolder of a run folder that holds the checkpoints of the embedded engine."""
+"""Name of the subfolder of a run folder in which the embedded engine stores its checkpoints."""
 
 
 def checkpoint_of(place: str, root: Path | None = None) -> tuple[Path, str]:
-    """Find a checkpoint.
+    """Find the checkpoint that `place` refers to.
 
     Args:
-        place: a run folder or a tinker:// path.
-        root: the folder that tinker:// paths are relative to; None uses the run's own, and ~/.tinkerloop for a path.
+        place: a run folder, whose newest checkpoint is used, or a tinker:// path.
+        root: the folder that tinker:// paths are relative to. None uses the subfolder `SERVICE_FOLDER` of a run folder,
+            and ~/.tinkerloop for a tinker:// path.
 
     Returns:
         (root, tinker:// path).
@@ -29,6 +30,6 @@ def checkpoint_of(place: str, root: Path | None = None) -> tuple[Path, str]:
     record = Checkpoints(place).latest()
     if record is None:
         raise CheckpointError(
-            f"{place} has no checkpoint: expected a run folder with a checkpoints.jsonl; pass one, or a tinker:// path"
+            f"{place} has no checkpoint; pass a run folder whose checkpoints.jsonl has a record, or a tinker:// path"
         )
     return (root or Path(place) / SERVICE_FOLDER).absolute(), record.sampler_path or record.path

@@ -1,4 +1,4 @@
-"""Data for the loop: rows from files, streams and data sets, checked, batched, and always at a known position."""
+"""Training data for the loop: rows of files, streams and datasets, checked and grouped into resumable batches."""
 
 from tinkerloop.data.adapters import ADAPTERS, Adapter, alpaca, prompt_completion, sharegpt
 from tinkerloop.data.batches import Batches, RowBatches, batches

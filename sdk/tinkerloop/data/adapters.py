@@ -1,4 +1,6 @@
-"""Adapters: functions from a row of another shape to `{"messages": [...]}`; other keys of the row are kept.
+"""Adapters: functions that convert a row of another shape to `{"messages": [...]}`.
+
+An adapter keeps the keys of the row that it does not convert.
 
 >>> alpaca({"instruction": "Add.", "input": "1, 2", "output": "3", "id": 7})["messages"]
 [{'role': 'user', 'content': 'Add.\\n\\n1, 2'}, {'role': 'assistant', 'content': '3'}]
@@ -14,13 +16,16 @@ from typing import Any
 from tinkerloop.errors import DataError
 
 Adapter = Callable[[dict[str, Any]], dict[str, Any]]
+"""A function from a row to the same row with a key "messages"; it raises DataError if it cannot convert the row."""
 
 
 def prompt_completion(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert `prompt` and `completion` (or `response`): strings, or lists of messages as in TRL; `system` is optional.
+    """Convert a row with `prompt` and `completion` (or `response`) to a row with `messages`.
+
+    Each of the two values is a string, or a list of messages as in TRL. An optional `system` becomes the first message.
 
     Raises:
-        DataError: a key is missing, or is neither a string nor a list of messages.
+        DataError: the prompt or the completion is missing, or is neither a string nor a list of messages.
     """
     prompt, completion = _one(row, "prompt"), _one(row, "completion", "response")
     prompt_messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, "prompt")
@@ -35,17 +40,20 @@ def prompt_completion(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert `conversations`: a list of `{"from": "human" | "gpt" | "system" | "tool", "value": ...}`.
+    """Convert a ShareGPT row to a row with `messages`.
+
+    The row has a key `conversations` (or `conversation`): a list of turns
+    `{"from": "human" | "gpt" | "system" | "tool", "value": ...}`.
 
     Raises:
-        DataError: the key is missing, or a turn has no "from" or "value".
+        DataError: the list of turns is missing, or a turn has no "from" or no "value".
     """
     turns = _one(row, "conversations", "conversation")
     roles = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
     messages = []
     for turn in _messages(turns, "conversations"):
         if "from" not in turn or "value" not in turn:
-            raise DataError(f'a ShareGPT turn has "from" and "value", this one has only {sorted(turn)}')
+            raise DataError(f'a ShareGPT turn must have the keys "from" and "value", got only {sorted(turn)}')
         name = turn["from"]
         extra = {key: value for key, value in turn.items() if key not in ("from", "value")}
         role = roles.get(name, name) if isinstance(name, str) else name
@@ -54,7 +62,10 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert `instruction`, `input` (optional, placed below the instruction) and `output`; `system` is optional.
+    """Convert an Alpaca row, with `instruction` and `output`, to a row with `messages`.
+
+    An optional `input` is appended to the instruction after a blank line. An optional `system` becomes the first
+    message.
 
     Raises:
         DataError: `instruction` or `output` is missing.
@@ -72,25 +83,24 @@ ADAPTERS: dict[str, Adapter] = {
     "sharegpt": sharegpt,
     "alpaca": alpaca,
 }
+"""Mapping from the names that `adapter=` accepts to the adapters."""
 
 
 def get_adapter(adapter: str | Adapter) -> Adapter:
-    """Return the adapter of that name, or the function itself.
+    """Return the adapter that `adapter` names. A function is returned unchanged.
 
     Raises:
-        DataError: no adapter has this name.
+        DataError: no adapter in `ADAPTERS` has this name.
     """
     if callable(adapter):
         return adapter
     if adapter not in ADAPTERS:
-        raise DataError(
-            f"unknown adapter {adapter!r}", remedy=f"choose one of {', '.join(ADAPTERS)}, or pass a function"
-        )
+        raise DataError(f"unknown adapter {adapter!r}", remedy=f"pass one of {', '.join(ADAPTERS)}, or a function")
     return ADAPTERS[adapter]
 
 
 def suggest_adapter(row: Mapping[str, Any]) -> str | None:
-    """Return the name of the adapter that the keys of a row suggest, or None."""
+    """Return the name of the adapter that fits the keys of a row, or None if no adapter fits."""
     if "conversations" in row or "conversation" in row:
         return "sharegpt"
     if "instruction" in row and "output" in row:
@@ -104,7 +114,7 @@ def _one(row: Mapping[str, Any], *names: str) -> Any:
     for name in names:
         if row.get(name) is not None:
             return row[name]
-    raise DataError(f"the row has no {' or '.join(map(repr, names))}, only {sorted(row)}")
+    raise DataError(f"the row needs a key {' or '.join(map(repr, names))}, but has only {sorted(row)}")
 
 
 def _messages(value: Any, name: str) -> list[dict[str, Any]]:

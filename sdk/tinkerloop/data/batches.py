@@ -1,9 +1,11 @@
-"""Batches with a cursor: the position in the data is a small JSON value, and any position is reached in O(1).
+"""Batches with a cursor: a small JSON-serializable value that records the position in the data.
+
+Reading can continue at any position, in O(1) time.
 
     >>> train = batches(["a", "b", "c", "d"], 2, epochs=2, shuffle=0)
     >>> next(train)
     ['d', 'c']
-    >>> cursor = train.cursor  # the position after the batches that were handed out
+    >>> cursor = train.cursor  # the position after the last batch that was returned
     >>> cursor
     {'kind': 'rows', 'rows': 4, 'shuffle': 0, 'epoch': 0, 'row': 2}
     >>> rest = list(train)
@@ -11,8 +13,9 @@
     >>> list(train) == rest
     True
 
-The cursor names the data it was taken from (rows, seed, fingerprint if the rows have one), and `seek` refuses it for
-other data. `epochs` is a limit and not part of the position: to extend a finished run, ask for more epochs.
+The cursor also identifies the data that it belongs to: by the number of rows, the random seed and, if the rows have
+one, their fingerprint. `seek` raises DataError for a cursor of other data. The cursor does not contain `epochs`, which
+is only a limit: to extend a finished run, pass a larger number of epochs.
 """
 
 from __future__ import annotations
@@ -28,14 +31,14 @@ if TYPE_CHECKING:
     import tinker
 
 Cursor = dict[str, Any]
-"""A position as JSON values. Only the batches that made it can read it."""
+"""A JSON-serializable position in the data. It is valid only for the same kind of batches over the same data."""
 
-_BLOCK = 4096  # positions of the shuffled order are computed together: 1 us a row instead of 20
+_BLOCK = 4096  # positions of the shuffled order that are computed at once: 1 us per row instead of 20
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """Batches that the loop can train on: an iterator that knows its position."""
+    """The interface of batches that the loop can train on and resume: an iterator with `cursor` and `seek`."""
 
     def __next__(self) -> Sequence[tinker.Datum]:
         """Return the next batch.
@@ -47,11 +50,11 @@ class Batches(Protocol):
 
     @property
     def cursor(self) -> Any:
-        """The position after the batches that were handed out, as JSON values."""
+        """The JSON-serializable position after the last batch that was returned."""
         ...
 
     def seek(self, cursor: Any) -> None:
-        """Continue at `cursor`.
+        """Move to the position `cursor`, so that the next batch is the one after it.
 
         Raises:
             DataError: the cursor was taken from other data.
@@ -69,23 +72,23 @@ def batches(
     flatmap_fn: Callable[[Any], Iterable[Any]] | None = None,
     drop_last: bool = False,
 ) -> RowBatches:
-    """Make batches of rows that can be read in any order.
+    """Return an iterator over batches of rows that support random access.
 
     Args:
-        examples: the rows: anything with `len` and `[i]`, such as a list, a Hugging Face dataset or a `JsonlFile`.
-        batch_size: rows in a batch.
-        epochs: how many times the rows are used; None repeats them without end.
-        shuffle: the random seed of the order, which differs in each epoch; 0 is a seed like any other. None keeps the
-            order of the rows.
-        map_fn: makes a datum of a row, when its batch is asked for.
-        flatmap_fn: makes any number of datums of a row; `batch_size` still counts rows.
-        drop_last: leave out the last batch of an epoch if it is not full; by default it is kept.
+        examples: the rows: any object with `len` and `[i]`, such as a list, a Hugging Face dataset or a `JsonlFile`.
+        batch_size: the number of rows in a batch.
+        epochs: the number of passes over the rows; None repeats them without end.
+        shuffle: the random seed for the order of the rows, which differs in each epoch. 0 is a valid seed. None keeps
+            the order of the rows.
+        map_fn: a function that converts a row to a datum. It is called when the batch of the row is requested.
+        flatmap_fn: a function that converts a row to any number of datums; `batch_size` still counts rows.
+        drop_last: True drops the last batch of an epoch if it has fewer than `batch_size` rows.
 
     Returns:
         An iterator of batches with a cursor.
 
     Raises:
-        DataError: there are no rows, no full batch with `drop_last`, or an argument is wrong.
+        DataError: there are no rows, `drop_last` leaves no batch, or an argument is invalid.
     """
     return RowBatches(
         examples,
@@ -99,7 +102,7 @@ def batches(
 
 
 class RowBatches:
-    """The batches that `batches` makes. Rows are fetched when their batch is asked for, never before."""
+    """Iterator over batches of rows, returned by `batches`. It reads a row only when its batch is requested."""
 
     def __init__(
         self,
@@ -118,12 +121,14 @@ class RowBatches:
         self.epochs, self.shuffle, self.drop_last = epochs, shuffle, drop_last
         self._map = RowMap(map_fn, flatmap_fn)
         self._epoch = self._row = 0
-        self._order: tuple[int, int, list[int]] | None = None  # (epoch, first position, rows from there on)
+        self._order: tuple[int, int, list[int]] | None = None  # (epoch, first position, row numbers from it on)
         if self.rows == 0:
-            raise DataError("there are no rows to train on", remedy="check the file, the filter or the split")
+            raise DataError(
+                "there are no rows to train on: len(examples) is 0", remedy="check the file, the filter or the split"
+            )
         if self.batches_per_epoch == 0:
             raise DataError(
-                f"{self.rows} rows do not fill one batch of {batch_size}, and drop_last leaves out the rest",
+                f"{self.rows} rows do not fill one batch of {batch_size}, and drop_last=True drops a partial batch",
                 remedy="use a smaller batch_size or drop_last=False",
             )
 
@@ -134,9 +139,9 @@ class RowBatches:
         return full + (rest > 0 and not self.drop_last)
 
     def __len__(self) -> int:
-        """The number of batches in all epochs. Raise TypeError if they have no end."""
+        """The number of batches in all epochs. With `epochs=None` there is none, and TypeError is raised."""
         if self.epochs is None:
-            raise TypeError("batches with epochs=None have no length; say how many steps to run")
+            raise TypeError("batches with epochs=None have no length; pass epochs=N, or steps=N to the loop")
         return self.epochs * self.batches_per_epoch
 
     def __iter__(self) -> Iterator[Any]:
@@ -149,7 +154,7 @@ class RowBatches:
         stop = min(start + self.batch_size, self.rows)
         numbers = self._numbers(epoch, start, stop)
         batch = self._map(self._fetch(numbers, epoch), numbers, epoch)
-        self._move_to(epoch, stop)  # only now: a batch that failed has not been handed out
+        self._move_to(epoch, stop)  # last, so that the position does not change if the batch could not be created
         return batch
 
     @property
@@ -159,7 +164,10 @@ class RowBatches:
     def seek(self, cursor: Any) -> None:
         epoch, row = check_cursor(cursor, self._identity(), ("epoch", "row"))
         if row > self.rows:
-            raise DataError(f"the cursor points at row {row} of {self.rows}", remedy="the record is damaged")
+            raise DataError(
+                f"the cursor is at row {row}, but there are only {self.rows} rows",
+                remedy="the checkpoint record is damaged: resume from another checkpoint",
+            )
         self._move_to(epoch, row)
 
     def __repr__(self) -> str:
@@ -181,7 +189,7 @@ class RowBatches:
         return identity if fingerprint is None else {**identity, "fingerprint": fingerprint}
 
     def _fetch(self, numbers: list[int], epoch: int) -> list[Any]:
-        many = getattr(self.examples, "__getitems__", None)  # a Hugging Face dataset reads a batch in one go
+        many = getattr(self.examples, "__getitems__", None)  # a Hugging Face dataset reads all rows in one call
         return [self.examples[number] for number in numbers] if many is None else list(many(numbers))
 
     def _move_to(self, epoch: int, row: int) -> None:
@@ -190,7 +198,7 @@ class RowBatches:
         self._epoch, self._row = (epoch + 1, 0) if done else (epoch, row)
 
     def _numbers(self, epoch: int, start: int, stop: int) -> list[int]:
-        """Return the numbers of the rows at positions [start, stop) of an epoch."""
+        """Return the row numbers at positions `start` to `stop` - 1 of an epoch's order."""
         if self.shuffle is None:
             return list(range(start, stop))
         if (
@@ -206,7 +214,10 @@ class RowBatches:
 
 
 class RowMap:
-    """Turns rows into datums; an error gets a note that names the row."""
+    """Function that converts rows to datums with `map_fn` or `flatmap_fn`.
+
+    An error that `map_fn` or `flatmap_fn` raises gets a note with the row number and the epoch.
+    """
 
     def __init__(self, map_fn: Callable[[Any], Any] | None, flatmap_fn: Callable[[Any], Iterable[Any]] | None):
         self._map_fn, self._flatmap_fn = map_fn, flatmap_fn
@@ -218,15 +229,15 @@ class RowMap:
         for row, number in zip(rows, numbers, strict=True):
             try:
                 datums.extend(self._one(row))
-            except StopIteration as error:  # as it is, it would look like the end of the data
+            except StopIteration as error:  # a StopIteration of map_fn would otherwise look like the end of the data
                 raise RuntimeError(f"StopIteration was raised while mapping row {number} (epoch {epoch})") from error
             except Exception as error:
                 error.add_note(f"while mapping row {number} (epoch {epoch})")
                 raise
         if not datums:
             raise DataError(
-                f"flatmap_fn made no datum from rows {list(numbers)}, so the batch is empty",
-                remedy="filter such rows before batching",
+                f"flatmap_fn returned no datum for rows {list(numbers)}, so the batch is empty",
+                remedy="remove rows without a datum before batching",
             )
         return datums
 
@@ -236,14 +247,16 @@ class RowMap:
         assert self._map_fn is not None
         datum = self._map_fn(row)
         if datum is None:
-            raise DataError("map_fn returned None", remedy="to leave out rows, use flatmap_fn and return []")
+            raise DataError(
+                "map_fn must return a datum, got None", remedy="to leave out rows, use flatmap_fn and return []"
+            )
         return (datum,)
 
 
 def check_batching(
     batch_size: int, epochs: int | None, shuffle: int | None, map_fn: object, flatmap_fn: object
 ) -> None:
-    """Raise DataError for arguments that no batches can be made with."""
+    """Check the arguments that `batches` and `stream` share; raise DataError if one is invalid."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise DataError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
@@ -251,33 +264,47 @@ def check_batching(
     if isinstance(shuffle, bool) or not isinstance(shuffle, int | None):
         raise DataError(
             f"shuffle must be a random seed (a whole number) or None, got {shuffle!r}",
-            remedy="write shuffle=0 to shuffle with seed 0, or shuffle=None to keep the order of the rows",
+            remedy="pass shuffle=0 to shuffle with seed 0, or shuffle=None to keep the order of the rows",
         )
     if map_fn is not None and flatmap_fn is not None:
-        raise DataError("map_fn and flatmap_fn were both given", remedy="give one of them")
+        raise DataError("map_fn and flatmap_fn were both given", remedy="pass only one of them")
 
 
 def refuse_path(rows: Any) -> None:
-    """Raise DataError for a path: it is a sequence too, of characters, which nobody means."""
+    """Raise DataError if `rows` is a path. A string is a sequence too, so its characters would be used as rows."""
     if isinstance(rows, str | bytes | os.PathLike):
         raise DataError(
-            f"batches are made of rows, and {rows!r} is a path",
+            f"expected rows to batch, but {rows!r} is a path",
             remedy="read it: load_conversations(path); for a stream, FileSource(path) or stream_conversations(path)",
         )
 
 
 def check_cursor(cursor: Any, identity: Cursor, counters: Sequence[str]) -> list[int]:
-    """Return the counters of a cursor; raise DataError if it was taken from other data."""
+    """Return the values of `counters` in a cursor.
+
+    Args:
+        cursor: the value that `seek` was called with.
+        identity: the entries by which the cursor identifies its data; those of the cursor must be equal.
+        counters: the names of entries that must be whole numbers of at least 0.
+
+    Raises:
+        DataError: the cursor was taken from other data, or is damaged.
+    """
     if not isinstance(cursor, dict):
-        raise DataError(f"a cursor of these batches is a dict, got {type(cursor).__name__}")
+        raise DataError(
+            f"a cursor must be a dict, got {type(cursor).__name__}", remedy="pass a value of the property `cursor`"
+        )
     for key, here in identity.items():
         if cursor.get(key) != here:
             raise DataError(
                 f"the cursor was taken from other data: {key} was {cursor.get(key)!r} and is {here!r} now",
-                remedy="resume with the data and the seed of that run, or start a new run folder",
+                remedy="resume with the data and the seed of the run that saved the cursor, or start a new run folder",
             )
     values = [cursor.get(name) for name in counters]
     for name, value in zip(counters, values, strict=True):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise DataError(f"the cursor has {name}={value!r}, expected a count", remedy="the record is damaged")
+            raise DataError(
+                f"the cursor has {name}={value!r}, expected a whole number of at least 0",
+                remedy="the checkpoint record is damaged: resume from another checkpoint",
+            )
     return [value for value in values if value is not None]

@@ -1,4 +1,6 @@
-"""Conversations from files or a Hugging Face dataset, each checked, each with its file and line.
+"""Load conversations from files or from a Hugging Face dataset, and check them.
+
+Each conversation keeps the file and the line that it was read from.
 
 conversations = load_conversations("chats.jsonl")                        # raises at the first bad row
 conversations = load_conversations("chats/*.jsonl.gz", on_bad="skip")
@@ -23,11 +25,15 @@ from tinkerloop.errors import DataError
 from tinkerloop.message_checks import MESSAGE_KEYS
 
 OnBad = Literal["error", "skip"]
+"""What to do with a bad row: raise an error, or skip the row and count it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A checked row: its messages, its tool declarations, its other keys, and its file and line."""
+    """One conversation of a file or dataset: the checked messages and tool declarations.
+
+    `extra` contains the other keys of the row. `path` and `line` are the file and the line of the row.
+    """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
@@ -37,14 +43,14 @@ class Conversation:
 
     @property
     def key(self) -> str:
-        """A hash of the messages and tools, equal for equal conversations."""
+        """A hash of the messages and the tools; equal conversations have equal hashes."""
         content = json.dumps([self.messages, self.tools], sort_keys=True, default=repr)
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row that was left out, and the reason."""
+    """One skipped row: the problem with it, and the file and line that it was read from."""
 
     problem: str
     path: str | None
@@ -53,15 +59,18 @@ class Skipped:
 
 @dataclass
 class Report:
-    """The number of rows used, and the rows that were not. `str(report)` is a sentence for the user."""
+    """Report on loaded rows: the number of used rows, and a list of the skipped rows.
+
+    `str(report)` summarises it for the user.
+    """
 
     used: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     ignored_keys: Counter[str] = field(default_factory=Counter)
-    """Message keys that no renderer reads, and the number of messages that had them."""
+    """Mapping from message keys that no renderer reads to the number of messages with the key."""
 
     def skip(self, error: DataError) -> None:
-        """Count the row of this error as skipped."""
+        """Add the row at which `error` was raised to the skipped rows."""
         self.skipped.append(Skipped(error.problem, error.path, error.line))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
@@ -75,12 +84,12 @@ class Report:
         kinds = Counter(row.problem for row in self.skipped).most_common(3)
         first = self.skipped[0]
         place = f" (first: {first.path}:{first.line})" if first.path else ""
-        reasons = "; ".join(f"{count:,} {problem}" for problem, count in kinds)
+        reasons = "; ".join(f"{problem} ({count:,} x)" for problem, count in kinds)
         return f"{len(self.skipped):,} of {total:,} rows skipped{place}: {reasons}"
 
 
 class Conversations(Sequence[Conversation]):
-    """Conversations in memory, with a report on the rows that were skipped."""
+    """A sequence of conversations held in memory, with a report on the skipped rows."""
 
     def __init__(self, items: Iterable[Conversation], report: Report | None = None):
         self.items = list(items)
@@ -100,7 +109,7 @@ class Conversations(Sequence[Conversation]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all conversations in order, by which a cursor of other rows is refused."""
+        """A hash of all conversations in order. `seek` compares it to reject a cursor of other rows."""
         digest = hashlib.blake2b(digest_size=8)
         for item in self.items:
             digest.update(item.key.encode())
@@ -114,19 +123,20 @@ def load_conversations(
     adapter: str | Adapter = "messages",
     split: str = "train",
 ) -> Conversations:
-    """Load and check all conversations of a source.
+    """Load all conversations of files or of a Hugging Face dataset into memory, and check them.
 
     Args:
-        path: a file, a folder, a glob, a list of those, or the name of a Hugging Face dataset, "owner/name".
+        path: a file, a folder, a glob pattern, a list of these, or the name of a Hugging Face dataset, "owner/name".
         on_bad: "error" raises at the first bad row; "skip" leaves out bad rows and counts them in `.report`.
-        adapter: turns a row into `{"messages": ...}`: a name in `ADAPTERS`, or a function.
-        split: the split of a dataset that is loaded by name.
+        adapter: a name in `ADAPTERS`, or a function that converts a row to `{"messages": ...}`.
+        split: the split to load of a Hugging Face dataset, such as "train".
 
     Returns:
         The conversations, with `.report`.
 
     Raises:
-        DataError: a bad row, with file, line and remedy; a file that cannot be read; or no good row at all.
+        DataError: a row is bad, a file cannot be read, or there is no good row. The message gives the file and, for a
+            row, the line and a remedy.
     """
     _check_choice("on_bad", on_bad, ("error", "skip"))
     adapt = get_adapter(adapter)
@@ -152,24 +162,24 @@ def stream_conversations(
     on_bad: OnBad = "error",
     adapter: str | Adapter = "messages",
 ) -> ConversationSource:
-    """Read conversations that are too many to hold in memory, as a source for `stream`.
+    """Return a source for `stream` that reads and checks conversations one by one, without holding them in memory.
 
     Args:
-        path: a file, a folder, a glob, or a list of those.
-        on_bad: "error" raises when a bad row is reached; "skip" leaves it out and adds it to `.skipped`.
-        adapter: turns a row into `{"messages": ...}`: a name in `ADAPTERS`, or a function.
+        path: a file, a folder, a glob pattern, or a list of these.
+        on_bad: "error" raises when a bad row is read; "skip" leaves it out and adds it to `.skipped`.
+        adapter: a name in `ADAPTERS`, or a function that converts a row to `{"messages": ...}`.
 
     Raises:
-        DataError: there is no such file. While reading, also for a bad row.
+        DataError: the file does not exist. While the source is read, also if a row is bad.
     """
     return ConversationSource(path, on_bad=on_bad, adapter=adapter)
 
 
 class ConversationSource(FileSource):
-    """A source of conversations in files.
+    """A source for `stream` that reads and checks conversations of files.
 
-    `.skipped` lists the rows left out so far, each once. `.ignored_keys` counts message keys that no renderer reads,
-    each time they are read.
+    `.skipped` lists the rows that were skipped so far; a row that is read in several epochs is listed once.
+    `.ignored_keys` counts the message keys that no renderer reads; a row that is read again is counted again.
     """
 
     def __init__(self, path: Any, *, on_bad: OnBad = "error", adapter: str | Adapter = "messages"):
@@ -184,7 +194,7 @@ class ConversationSource(FileSource):
 
     @property
     def skipped(self) -> list[Skipped]:
-        """The rows left out so far."""
+        """The rows that were skipped so far, each listed once."""
         return list(self._skipped.values())
 
     def _conversation(self, raw: RawRow) -> Conversation | None:
@@ -200,15 +210,15 @@ class ConversationSource(FileSource):
 def parse_conversation(
     raw: RawRow, adapter: Adapter = lambda row: row, ignored_keys: Counter[str] | None = None
 ) -> Conversation:
-    """Turn one row into a checked conversation.
+    """Convert one row to a checked conversation.
 
     Args:
-        raw: the row with its place.
-        adapter: makes `{"messages": ...}` of the row.
-        ignored_keys: counts the message keys that are left out, because no renderer reads them.
+        raw: the row, with its file and line.
+        adapter: a function that converts the row to `{"messages": ...}`.
+        ignored_keys: a counter that is updated with the message keys that no renderer reads; they are dropped.
 
     Raises:
-        DataError: the row is not a conversation that can be trained on; the error names its file and line.
+        DataError: the row is not a conversation that can be trained on. The message gives its file and line.
     """
     try:
         row = raw.parse()
@@ -228,13 +238,17 @@ def parse_conversation(
 
 
 def _known_keys(messages: Any) -> tuple[Any, list[str]]:
-    """Return (the messages without the keys that no renderer reads, those keys that are not null)."""
+    """Remove the message keys that no renderer reads.
+
+    Returns:
+        The messages without these keys, and a list of the removed keys whose value was not null.
+    """
     if not isinstance(messages, list):
         return messages, []
     ignored: list[str] = []
     kept = []
     for message in messages:
-        # Without a role, the other keys are needed to say what the row looks like.
+        # If there is no role, keep all keys: the error message about the missing role lists them.
         has_role = isinstance(message, dict) and message.get("role") is not None
         if has_role and not MESSAGE_KEYS.issuperset(message):
             ignored += [key for key in message if key not in MESSAGE_KEYS and message[key] is not None]
@@ -250,7 +264,10 @@ def _raw_rows(path: Any, split: str) -> Iterator[RawRow]:
 
 
 def is_hub_name(path: Any) -> bool:
-    """True for `owner/name` that is not a file here; a name with a file suffix or a wildcard means a file."""
+    """Return True if `path` is the name of a Hugging Face dataset, "owner/name", and not a file.
+
+    A path that exists, has a wildcard, or ends with the suffix of a data file is taken for a file.
+    """
     if not isinstance(path, str):
         return False
     owner, slash, name = path.partition("/")
@@ -267,7 +284,7 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
         import datasets
     except ImportError as error:
         raise DataError(
-            "no such file; loading a dataset by name needs the package `datasets`",
+            "no such file; if this is the name of a Hugging Face dataset, loading it requires the package `datasets`",
             path=name,
             remedy="pip install 'tinkerloop-sdk[data]'",
         ) from error
@@ -275,7 +292,7 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:
         raise DataError(
-            f"neither a file nor a dataset that can be loaded: {error}",
+            f"no such file, and loading it as a Hugging Face dataset failed: {error}",
             path=name,
             remedy=f"searched {os.getcwd()} and the Hugging Face hub; correct the path or the name",
         ) from error
@@ -285,9 +302,9 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
 
 def _no_messages(row: dict[str, Any]) -> DataError:
     adapter = suggest_adapter(row)
-    shape = 'a row is {"messages": [{"role": ..., "content": ...}, ...]}'
-    remedy = f"this looks like adapter={adapter!r}" if adapter else shape
-    return DataError(f"the row has no messages, only {sorted(row)}", remedy=remedy)
+    shape = 'expected a row like {"messages": [{"role": ..., "content": ...}, ...]}'
+    remedy = f"its keys fit adapter={adapter!r}: pass it" if adapter else shape
+    return DataError(f'the row has no key "messages", only {sorted(row)}', remedy=remedy)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

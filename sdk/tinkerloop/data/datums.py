@@ -1,4 +1,7 @@
-"""Conversations -> datums. Every conversation that does not become a datum is located and counted before training.
+"""Convert conversations to datums.
+
+`conversation_datums` converts all of them before training starts. It reports each conversation that cannot be
+converted, with its file and line.
 
     >>> from tinkerloop.renderers import get_renderer
     >>> from tinkerloop.tokenizers import get_tokenizer
@@ -27,16 +30,18 @@ if TYPE_CHECKING:
     from tinkerloop.renderers import Renderer
 
 OnLong = Literal["error", "skip", "truncate"]
+"""What to do with a conversation of more than `max_length` tokens: raise, skip and count it, or cut its end."""
 
 
 class Datums(list["tinker.Datum"]):
-    """A list of datums with a report on the conversations that did not become one."""
+    """A list of datums, with a report on the skipped conversations."""
 
     report: Report
     truncated: int = 0
-    """The number of conversations that were shortened."""
+    """The number of conversations that were cut to `max_length` tokens."""
     fingerprint: str = ""
-    """A hash of all target tokens: a cursor is refused when the rows, the renderer or the tokenizer have changed."""
+    """A hash of all target tokens. It changes with the rows, the renderer or the tokenizer; `seek` then rejects an old
+    cursor."""
 
     def __repr__(self) -> str:
         skipped = len(self.report.skipped) if hasattr(self, "report") else 0
@@ -51,29 +56,30 @@ def conversation_to_datum(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> tinker.Datum:
-    """Turn one conversation into one datum.
+    """Convert one conversation to one datum.
 
-    A null in a message or a tool, at any depth, counts as absent: a table, such as a Hugging Face dataset, holds every
-    field in every row. (Write tool arguments that really hold a null as JSON text.)
+    A key whose value is null, at any depth of a message or a tool, is treated as absent. The reason is that in a table,
+    such as a Hugging Face dataset, every row has every field. Tool arguments that contain a null must therefore be
+    given as JSON text.
 
     Args:
-        messages: the conversation; see `data/README.md` for what a message may look like.
-        renderer: the chat format.
-        max_length: the datum is cut at its end to this many tokens; None cuts nothing.
-        train_on_what: the messages that are trained; see `TrainOnWhat` for the modes and the defaults.
+        messages: the conversation; `data/README.md` lists which messages are accepted.
+        renderer: the renderer of the model's chat format.
+        max_length: the largest number of tokens of the conversation; later tokens are cut. None cuts nothing.
+        train_on_what: the messages to train on; `TrainOnWhat` describes the modes and the defaults.
         tools: declarations of the tools that the conversation may use.
 
     Raises:
-        DataError: the messages are not a conversation.
+        DataError: the messages are not a valid conversation.
         RenderError: the chat format cannot express the conversation.
-        DatumError: the datum cannot be trained on, for example because nothing in it has weight.
+        DatumError: the datum cannot be trained on, for example because all its weights are zero.
     """
     checked = check_conversation(without_nulls(_listed(messages)), without_nulls(_listed(tools)), train=False)
     return _render(Conversation(*checked), renderer, train_on_what).to_datum(max_length=max_length)
 
 
 def _listed(rows: Any) -> Any:
-    """Return any iterable of dictionaries as a list; everything else is refused by the checks."""
+    """Return `rows` as a list. Anything but an iterable of rows is returned unchanged; the checks reject it."""
     return list(rows) if isinstance(rows, Iterable) and not isinstance(rows, str | bytes | Mapping) else rows
 
 
@@ -87,24 +93,25 @@ def conversation_datums(
     on_long: OnLong = "error",
     report: Report | None = None,
 ) -> Datums:
-    """Render all conversations now, so that no bad one is met in the middle of a run.
+    """Convert all conversations to datums before training, so that a bad one cannot stop a run in the middle.
 
     Args:
-        conversations: checked conversations, such as those of `load_conversations`.
-        renderer: the chat format.
-        max_length: the largest number of tokens of a datum; None allows any.
-        train_on_what: the messages that are trained; see `TrainOnWhat` for the modes and the defaults.
-        on_bad: "error" raises at a conversation that cannot be rendered or trained on; "skip" leaves it out and
-            counts it in the report.
-        on_long: a conversation of more than `max_length` tokens is an "error", a counted "skip", or is cut at its end
-            with "truncate".
-        report: the report from loading the conversations; the result's report continues it.
+        conversations: checked conversations, such as the result of `load_conversations`.
+        renderer: the renderer of the model's chat format.
+        max_length: the largest number of tokens of a conversation; None sets no limit.
+        train_on_what: the messages to train on; `TrainOnWhat` describes the modes and the defaults.
+        on_bad: what to do with a conversation that cannot be rendered or trained on. "error" raises; "skip" leaves it
+            out and counts it in the report.
+        on_long: what to do with a conversation of more than `max_length` tokens. "error" raises; "skip" leaves it out
+            and counts it in the report; "truncate" cuts its end.
+        report: the report of `load_conversations`; the report of the result includes its skipped rows.
 
     Returns:
         The datums, with `.report` and `.truncated`.
 
     Raises:
-        DataError: a conversation did not become a datum, with its file, line and a remedy; or none did.
+        DataError: a conversation could not be converted, or none could. The message gives the file, the line and a
+            remedy.
     """
     check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
     datums, report, digest = Datums(), _copied(report), hashlib.blake2b(digest_size=8)
@@ -121,7 +128,7 @@ def conversation_datums(
     report.used = len(datums)
     datums.report, datums.fingerprint = report, digest.hexdigest()
     if not datums:
-        raise DataError(f"no conversation became a datum: {report}")
+        raise DataError(f"no conversation could be converted to a datum: {report}")
     return datums
 
 
@@ -132,14 +139,14 @@ def _copied(report: Report | None) -> Report:
 def render_conversation(
     conversation: Conversation, renderer: Renderer, max_length: int | None, train_on_what: Any, on_long: OnLong
 ) -> tuple[tinker.Datum, bool]:
-    """Render one conversation.
+    """Convert one conversation to a datum.
 
     Returns:
-        The datum, and True if it was shortened.
+        The datum, and True if its end was cut.
 
     Raises:
-        DataError: the conversation cannot be rendered or trained on; the error names its file and line.
-        TooLong: it has more than `max_length` tokens and `on_long` is not "truncate".
+        DataError: the conversation cannot be rendered or trained on. The message gives its file and line.
+        TooLong: the conversation has more than `max_length` tokens and `on_long` is not "truncate".
     """
     rendered = _with_place(conversation, lambda: _render(conversation, renderer, train_on_what))
     too_long = max_length is not None and len(rendered) > max_length
@@ -149,21 +156,21 @@ def render_conversation(
 
 
 def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
-    """Raise DataError for an argument that is none of its choices: `name=(value, choices)`."""
+    """Raise DataError if an argument has an unknown value. Each argument is passed as `name=(value, known values)`."""
     for name, (value, known) in choices.items():
         if value not in known:
             raise DataError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
 class TooLong(DataError):
-    """A conversation has more than `max_length` tokens."""
+    """Error for a conversation of more than `max_length` tokens."""
 
     def __init__(self, length: int, max_length: int | None, conversation: Conversation):
         super().__init__(
-            f"{length} tokens, more than max_length={max_length}",
+            f"the conversation has {length} tokens, more than max_length={max_length}",
             path=conversation.path,
             line=conversation.line,
-            remedy='raise max_length, or choose on_long="truncate" or on_long="skip"',
+            remedy='raise max_length, or pass on_long="truncate" or on_long="skip"',
         )
 
 
@@ -174,11 +181,11 @@ def _render(conversation: Conversation, renderer: Renderer, train_on_what: Any) 
 
 
 def _with_place(conversation: Conversation, make: Callable[[], Any]) -> Any:
-    """Call `make`; add the conversation's file and line to its error."""
+    """Call `make` and return its result. Convert its error to a DataError with the conversation's file and line."""
     try:
         return make()
     except (RenderError, DatumError, ImageError) as error:
-        remedy = "all tokens with weight come after max_length: raise it" if _is_cut_away(error) else None
+        remedy = "all tokens with a weight come after max_length: raise max_length" if _is_cut_away(error) else None
         raise DataError(str(error), path=conversation.path, line=conversation.line, remedy=remedy) from error
 
 

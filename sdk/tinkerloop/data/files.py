@@ -1,7 +1,7 @@
-"""Rows of files, each with its file and line: JSONL (plain, gzip, zstd), JSON arrays and parquet.
+"""Read rows from files, each with its file and line: JSONL (plain, gzip, zstd), JSON arrays and parquet.
 
-A row that cannot be read is an error only when it is parsed, so that a caller can count it and go on. A file that
-cannot be read at all is always an error.
+A bad row raises an error only when it is parsed, so that the caller can skip and count it. A file that cannot be read
+always raises an error.
 """
 
 from __future__ import annotations
@@ -23,29 +23,33 @@ from typing import IO, Any
 from tinkerloop.errors import DataError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
+"""The suffixes of data files; a file with another suffix is rejected."""
 
 PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as it is in its file, not parsed; `line` counts from 1 (in parquet and JSON arrays: the row)."""
+    """An unparsed row of a file.
+
+    `line` is the line number, counted from 1. In parquet files and JSON arrays it is the row number.
+    """
 
     path: str
     line: int
     raw: Any
-    """The bytes of a line; in parquet and JSON arrays, the value."""
+    """The bytes of the line. In parquet files and JSON arrays, the value of the row."""
 
     def parse(self) -> dict[str, Any]:
         """Return the row as a dictionary.
 
         Raises:
-            DataError: not a JSON object; the error names the file and the line.
+            DataError: the row is not a JSON object. The message gives the file and the line.
         """
         value = _parse_line(self.raw, self.path, self.line) if isinstance(self.raw, bytes) else self.raw
         if not isinstance(value, dict):
             raise DataError(
-                f"a row must be a JSON object, this is {_json_name(value)}",
+                f"a row must be a JSON object, got {_json_name(value)}",
                 path=self.path,
                 line=self.line,
                 remedy='write one object per line, like {"messages": [...]}',
@@ -54,16 +58,16 @@ class RawRow:
 
 
 def find_files(path: PathLike | Sequence[PathLike]) -> list[str]:
-    """Find the data files of a path.
+    """Return the data files that a path matches.
 
     Args:
-        path: a file, a folder (with its subfolders), a glob, or a list of those.
+        path: a file, a folder (subfolders are searched too), a glob pattern, or a list of these.
 
     Returns:
-        The files in the order of the list, sorted within each folder or glob.
+        The files in the order of the list. Files of the same folder or pattern are sorted by name.
 
     Raises:
-        DataError: there is no data file, or a file has an unknown suffix.
+        DataError: no data file matches, or a file has an unknown suffix.
     """
     if isinstance(path, Sequence) and not isinstance(path, str):
         return [file for one in path for file in find_files(one)]
@@ -81,7 +85,7 @@ def find_files(path: PathLike | Sequence[PathLike]) -> list[str]:
         raise DataError("no such file", path=path, remedy=f"searched {os.getcwd()}{_did_you_mean(path)}")
     for file in files:
         if not file.endswith(SUFFIXES):
-            raise DataError("unknown kind of file", path=file, remedy=f"known suffixes: {', '.join(SUFFIXES)}")
+            raise DataError("unknown file suffix", path=file, remedy=f"known suffixes: {', '.join(SUFFIXES)}")
     return files
 
 
@@ -93,16 +97,18 @@ def _did_you_mean(path: str) -> str:
 
 
 class FileSource:
-    """A source of rows in files, for `stream`, that opens at any position.
+    """A source for `stream` that reads rows of files, from any position on.
 
-    Opening takes O(1) for plain JSONL and for parquet row groups; compressed files are read up to the position.
+    Opening a plain JSONL file takes O(1) time at any position. In a parquet file, the row groups before the position
+    are not read. A compressed file is read from its start to the position.
 
     Args:
-        path: a file, a folder, a glob, or a list of those.
-        parse: makes a value of a `RawRow`, by default a dictionary. A row for which it returns None is left out.
+        path: a file, a folder, a glob pattern, or a list of these.
+        parse: a function that converts a `RawRow` to the value that is yielded, by default to a dictionary. If it
+            returns None, the row is left out.
 
     Raises:
-        DataError: there is no such file, or its kind is unknown.
+        DataError: the file does not exist or has an unknown suffix.
     """
 
     def __init__(self, path: PathLike | Sequence[PathLike], parse: Callable[[RawRow], Any] = RawRow.parse):
@@ -113,12 +119,12 @@ class FileSource:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the names and sizes of the files: a different size means different rows."""
+        """A hash of the names and sizes of the files. If a size has changed, the rows are taken to have changed."""
         sizes = [(os.path.basename(file), os.path.getsize(file)) for file in self.files]
         return hashlib.blake2b(json.dumps(sizes).encode(), digest_size=8).hexdigest()
 
     def open(self, position: Any = None) -> OpenFiles:
-        """Return the rows from `position` on; None is the start."""
+        """Return an iterator over the rows from `position` on. None means the first row."""
         return OpenFiles(self.files, self._parse, **(position or {}))
 
     def __iter__(self) -> Iterator[Any]:
@@ -126,7 +132,7 @@ class FileSource:
 
 
 class OpenFiles:
-    """Rows being read from files, one file after another."""
+    """Iterator over the rows of several files, one file after another. Its `position` can be saved and opened again."""
 
     def __init__(
         self, files: Sequence[str], parse: Callable[[RawRow], Any], file: int = 0, row: int = 0, offset: int = 0
@@ -153,7 +159,7 @@ class OpenFiles:
                 self._file, self._row, self._offset, self._reading = self._file + 1, 0, 0, None
                 continue
             except DataError:
-                self._reading = None  # the next call raises the same error
+                self._reading = None  # so that the next call raises the same error
                 raise
             value = self._parse(RawRow(path, self._row, raw))
             if value is not None:
@@ -162,24 +168,26 @@ class OpenFiles:
 
 
 class JsonlFile(Sequence[Any]):
-    """The rows of one plain JSONL file, read when they are asked for.
+    """A sequence of the rows of one plain JSONL file. A row is read from the file when it is accessed.
 
-    Only the place of each row is held in memory (16 bytes). Blank lines are not rows. `fingerprint` is a hash of the
-    content.
+    Only the offset and the line number of each row are held in memory (16 bytes per row). Blank lines are not rows.
+    `fingerprint` is a hash of the file's content.
 
     Args:
         path: a plain .jsonl file.
-        parse: makes a value of a `RawRow`, by default a dictionary.
+        parse: a function that converts a `RawRow` to the value of the row, by default to a dictionary.
 
     Raises:
-        DataError: not a plain .jsonl file. When a row is read, also if it is not a JSON object.
+        DataError: the file is not a plain .jsonl file. When a row is accessed, also if it is not a JSON object.
     """
 
     def __init__(self, path: PathLike, parse: Callable[[RawRow], Any] = RawRow.parse):
         (self.path,) = find_files(path)
         if not self.path.endswith(".jsonl"):
             raise DataError(
-                "only a plain .jsonl file can be read at any row", path=self.path, remedy="decompress or convert it"
+                "JsonlFile needs a plain .jsonl file, to read rows in any order",
+                path=self.path,
+                remedy="decompress the file or convert it to JSONL",
             )
         self._parse = parse
         self._offsets, self._lines = array("q"), array("q")
@@ -208,7 +216,8 @@ class JsonlFile(Sequence[Any]):
             return self._parse(RawRow(self.path, line, file.readline()))
 
 
-# Readers: (path, rows already read, byte offset) -> (row number from 1, offset after it, raw row) --------------------
+# Readers. Arguments: path, number of rows already read, byte offset at which to continue.
+# Yield: row number from 1, byte offset after the row, raw row. ------------------------------------------------------
 
 
 def _reader(path: str) -> Callable[[str, int, int], Iterator[tuple[int, int, Any]]]:
@@ -224,7 +233,7 @@ def _read_lines(path: str, row: int, offset: int) -> Iterator[tuple[int, int, by
             if plain:
                 file.seek(offset)
             else:
-                next(itertools.islice(file, row, row), None)  # reads them and drops them
+                next(itertools.islice(file, row, row), None)  # read the first `row` lines and drop them
             for number, line in enumerate(file, start=row + 1):
                 offset += len(line)
                 if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -234,7 +243,9 @@ def _read_lines(path: str, row: int, offset: int) -> Iterator[tuple[int, int, by
     except (OSError, EOFError, zlib.error, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"cannot be read: {error}", path=path, remedy="check that the file is complete") from error
+        raise DataError(
+            f"the file cannot be read: {error}", path=path, remedy="check that the file is complete"
+        ) from error
 
 
 def _open(path: str) -> IO[bytes]:
@@ -252,7 +263,7 @@ def _open_zstd(path: str) -> IO[bytes]:
         import pyarrow
     except ImportError as error:
         raise _needs("pyarrow", path) from error
-    # pyarrow reports a file that was cut off; zstandard takes the cut for the end of the file.
+    # pyarrow raises an error for a truncated file; the package zstandard would treat it as complete.
     return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd"))  # type: ignore[arg-type]
 
 
@@ -260,19 +271,19 @@ def _read_array(path: str, row: int, offset: int) -> Iterator[tuple[int, int, An
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"cannot be read: {error}", path=path) from error
+        raise DataError(f"the file cannot be read: {error}", path=path) from error
     try:
         text = content.decode("utf-8-sig")
         rows = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"not JSON: {error}", path=path, remedy="name a file with one object per line .jsonl"
+            f"the file is not JSON: {error}", path=path, remedy="rename a file with one object per line to .jsonl"
         ) from error
     if not isinstance(rows, list):
         raise DataError(
-            f"a .json file must hold an array of rows, this is {_json_name(rows)}",
+            f"a .json file must contain an array of rows, got {_json_name(rows)}",
             path=path,
-            remedy="name a file with one object per line .jsonl",
+            remedy="rename a file with one object per line to .jsonl",
         )
     for number, value in enumerate(rows[row:], start=row + 1):
         yield number, 0, value
@@ -299,12 +310,14 @@ def _read_parquet(path: str, row: int, offset: int) -> Iterator[tuple[int, int, 
                         yield number, 0, without_nulls(value)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"cannot be read: {error}", path=path, remedy="check that the file is parquet and complete"
+            f"the file cannot be read: {error}", path=path, remedy="check that the file is parquet and complete"
         ) from error
 
 
 def without_nulls(value: Any) -> Any:
-    """Drop nulls at any depth. A table holds every field of a nested type in every row, so a null is an absent field.
+    """Return a copy of the value without the dictionary entries that are null, at any depth.
+
+    In a table, every row has every field of a nested type, so a null means that the field is absent.
 
     >>> without_nulls({"role": "user", "tool_calls": None, "content": [{"type": "text", "text": "a", "image": None}]})
     {'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}
@@ -316,7 +329,7 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-# One line --------------------------------------------------------------------------------------------------------
+# Parsing of one line ---------------------------------------------------------------------------------------------
 
 
 def _parse_line(line: bytes, path: str, number: int) -> Any:
@@ -324,7 +337,7 @@ def _parse_line(line: bytes, path: str, number: int) -> Any:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"not UTF-8 at byte {error.start} of the line", path=path, line=number, remedy="convert the file to UTF-8"
+            f"the line is not UTF-8 at byte {error.start}", path=path, line=number, remedy="convert the file to UTF-8"
         ) from error
     try:
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
@@ -332,10 +345,10 @@ def _parse_line(line: bytes, path: str, number: int) -> Any:
         cut = text.startswith("{") and not text.endswith(("}", "\n"))
         remedy = "the file seems to be cut off here" if cut else "write one JSON object per line"
         raise DataError(
-            f"not JSON: {error.msg} at column {error.colno}", path=path, line=number, remedy=remedy
+            f"the line is not JSON: {error.msg} at column {error.colno}", path=path, line=number, remedy=remedy
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON that can be used: {error}", path=path, line=number) from error
+        raise DataError(f"the line is JSON that cannot be used: {error}", path=path, line=number) from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -343,12 +356,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {repeated!r} occurs twice in one object")
+        raise ValueError(f"the key {repeated!r} occurs more than once in one object")
     return value
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def _json_name(value: Any) -> str:
@@ -358,5 +371,5 @@ def _json_name(value: Any) -> str:
 
 def _needs(package: str, path: str) -> DataError:
     return DataError(
-        f"reading this file needs the package {package}", path=path, remedy="pip install 'tinkerloop-sdk[data]'"
+        f"reading this file requires the package {package}", path=path, remedy="pip install 'tinkerloop-sdk[data]'"
     )

@@ -1,4 +1,4 @@
-"""Several sources in one stream of batches, in fixed proportions."""
+"""Mix the batches of several sources in fixed proportions."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ def mix(
     until: str = "first",
     length: int | None = None,
 ) -> MixedBatches:
-    """Interleave several sources in fixed proportions.
+    """Return batches that mix several sources, called parts, in fixed proportions.
 
-    Each draw takes the part that is furthest below its share (the earlier one if two are equal). After t draws, a part
-    has been drawn share * t times to within one or two: the proportions hold in every batch, without randomness.
+    Each draw reads the next batch of the part that is furthest below its share. If several parts are equally far below,
+    the first of them is drawn. After t draws, a part has been drawn share * t times, to within one or two. The
+    proportions therefore hold in every batch, without randomness.
 
     Args:
-        parts: batches by name. Give each part `batch_size=1` and a seed as `shuffle`; a mixed batch then holds
-            `batch_size` rows. A part with `epochs=None` never ends.
-        weights: a positive number for each part; the share of a part is its weight divided by the sum.
-        batch_size: draws in a batch.
-        until: "first" ends when any part has ended; "all" goes on with the parts that are left.
-        length: the largest number of draws; None sets no limit. The last batch may hold fewer rows.
+        parts: the batches of each part, by name. Create each part with `batch_size=1` and a seed as `shuffle`; a mixed
+            batch then has `batch_size` rows. A part with `epochs=None` never ends.
+        weights: a positive number for each part. The share of a part is its weight divided by the sum of all weights.
+        batch_size: the number of draws in a batch.
+        until: "first" ends when the first part has ended; "all" continues with the other parts until all have ended.
+        length: the largest number of draws; None sets no limit. The last batch may have fewer rows.
 
     Returns:
         An iterator of batches with a cursor.
 
     Raises:
-        DataError: weights and parts do not fit, or an argument is wrong.
+        DataError: `parts` and `weights` have different names, or an argument is invalid.
     """
     return MixedBatches(parts, weights, batch_size, until=until, length=length)
 
 
 def check_weights(parts: Iterable[str], weights: Mapping[str, float]) -> None:
-    """Raise DataError unless there is one positive weight for each part."""
+    """Check that every part has a positive, finite weight; otherwise raise DataError."""
     if not weights or set(parts) != set(weights):
-        raise DataError(f"every part needs a weight: got parts {sorted(parts)}, weights {sorted(weights)}")
+        raise DataError(f"every part needs a weight: got parts {sorted(parts)}, but weights for {sorted(weights)}")
     for name, weight in weights.items():
         if not 0 < weight < float("inf"):
-            raise DataError(f"the weight of {name!r} must be positive, got {weight}")
+            raise DataError(f"the weight of {name!r} must be positive and finite, got {weight}")
 
 
 class MixedBatches:
-    """The batches that `mix` makes."""
+    """Iterator over batches that mix several sources in fixed proportions, returned by `mix`."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class MixedBatches:
         try:
             batch = self._draw()
         except Exception:
-            self.seek(before)  # a batch that failed has not been handed out
+            self.seek(before)  # the batch that failed was not returned, so the position must not change
             raise
         if not batch:
             raise StopIteration
@@ -115,9 +116,9 @@ class MixedBatches:
         self._restart(drawn, dict(cursor["taken"]), set(cursor["ended"]))
 
     def __len__(self) -> int:
-        """The number of batches, if `length` is given and no part ends earlier."""
+        """The number of batches, provided that no part ends earlier. Without `length`, TypeError is raised."""
         if self.length is None:
-            raise TypeError("a mixture without length= has no length; say how many steps to run")
+            raise TypeError("a mixture without length=N has no length; pass length=N, or steps=N to the loop")
         return -(-self.length // self.batch_size)
 
     def __repr__(self) -> str:
@@ -137,7 +138,7 @@ class MixedBatches:
 
     def _end(self, name: str) -> None:
         self._ended.add(name)
-        # Count again from 0, so that the other parts keep their proportions from here on.
+        # Restart the counts at 0, so that the remaining parts are drawn in their own proportions from now on.
         self._taken = dict.fromkeys(self._taken, 0)
 
     def _furthest_below_share(self) -> str | None:
@@ -147,5 +148,5 @@ class MixedBatches:
         if not remaining:
             return None
         total, drawn = sum(self.weights[n] for n in remaining), sum(self._taken[n] for n in remaining)
-        # After the next draw a part should have been drawn (drawn + 1) * share times.
+        # After the next draw, each part should have been drawn (drawn + 1) * share times.
         return max(remaining, key=lambda n: (drawn + 1) * self.weights[n] / total - self._taken[n])

@@ -1,7 +1,7 @@
-"""Batches made ahead on a thread, each with its cursor.
+"""Prepare batches ahead on a thread.
 
-The cursor is the position after the batches that were handed out, not after those that the thread has made: a run
-that is saved now and resumed later continues with the very next batch.
+The cursor is the position after the last batch that was returned. It does not count the batches that the thread has
+prepared since then, so a run that resumes from it gets exactly the next batch.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 
 def prefetch(batches: Batches, n: int = 2) -> Prefetched:
-    """Make batches ahead on one thread.
+    """Return an iterator over the same batches that prepares the next ones ahead, on one thread.
 
     Args:
-        batches: any batches with a cursor.
-        n: the largest number of batches that are made ahead.
+        batches: any iterator of batches with a cursor.
+        n: the largest number of batches that are prepared ahead.
 
     Returns:
-        The same batches in the same order. An error is raised in place of the batch that failed.
+        The same batches in the same order. If preparing a batch fails, its error is raised when that batch is
+        requested.
 
     Raises:
         DataError: `n` is less than 1.
@@ -37,19 +38,21 @@ def prefetch(batches: Batches, n: int = 2) -> Prefetched:
 
 
 class Prefetched:
-    """The batches that `prefetch` makes. The thread starts with the first batch and ends after the last one, or when
-    this object is no longer used."""
+    """Iterator over batches that are prepared ahead on a thread, returned by `prefetch`.
+
+    The thread starts when the first batch is requested. It ends after the last batch, or when this object is deleted.
+    """
 
     def __init__(self, batches: Batches, n: int):
         if n < 1:
-            raise DataError(f"n must be at least 1, got {n}")
+            raise DataError(f"n, the number of batches to prepare ahead, must be at least 1, got {n}")
         self._inner, self._ahead = batches, n
         self._cursor = batches.cursor
         self._work: _Worker | None = None
-        self._stale = False  # the inner batches are further than those handed out
+        self._stale = False  # True if the inner batches are ahead of `_cursor` and must be moved back to it
 
     def __len__(self) -> int:
-        return len(self._inner)  # type: ignore[arg-type]  # TypeError if they do not know their length
+        return len(self._inner)  # type: ignore[arg-type]  # TypeError if the inner batches have no length
 
     def __iter__(self) -> Iterator[Sequence[tinker.Datum]]:
         return self
@@ -60,12 +63,12 @@ class Prefetched:
                 self._inner.seek(self._cursor)
                 self._stale = False
             self._work = _Worker(self._inner, self._ahead)
-            weakref.finalize(self, self._work.tell_to_stop)  # a run that ends early leaves no thread
+            weakref.finalize(self, self._work.tell_to_stop)  # so that a run that ends early leaves no thread
         batch, cursor, error = self._work.get()
         if error is None:
             self._cursor = cursor
             return batch
-        self._work.stop()  # it has ended; the inner batches are still at the failed one
+        self._work.stop()  # the thread has ended, and the inner batches are still at the batch that failed
         self._work = None
         raise error
 
@@ -79,7 +82,7 @@ class Prefetched:
         self._cursor, self._stale = self._inner.cursor, False
 
     def close(self) -> None:
-        """Stop the thread and drop the batches it has made ahead; the next batch continues from `cursor`."""
+        """Stop the thread and drop the batches that it has prepared. The next batch is again the one at `cursor`."""
         if self._work is not None:
             self._work.stop()
             self._work, self._stale = None, True
@@ -121,6 +124,6 @@ class _Worker:
             try:
                 batch = next(self._batches)
                 self._made.put((batch, self._batches.cursor, None))
-            except BaseException as error:  # delivered in order by get(), StopIteration too
+            except BaseException as error:  # including StopIteration; the caller raises it in place of this batch
                 self._made.put((None, None, error))
                 return

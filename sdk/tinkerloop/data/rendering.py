@@ -1,11 +1,11 @@
-"""Files of conversations -> datums, rendered by several processes and cached on disk for later runs.
+"""Convert files of conversations to datums in several processes, and cache the datums on disk for later runs.
 
     datums = render_files("chats.jsonl", renderer, max_length=2048, cache="cache", workers=2)
     train = batches(datums, 32, epochs=3, shuffle=0)
 
-The name of a cache entry is a hash of everything that decides its content: the bytes of the files, the fingerprint of
-the renderer, and the options. An entry holds flat arrays that are memory-mapped: opening one takes milliseconds, and
-memory only for the rows in use.
+The name of a cache entry is a hash of everything that its content depends on: the bytes of the files, the fingerprint
+of the renderer, and the options. An entry consists of flat arrays that are memory-mapped. Opening an entry therefore
+takes milliseconds, and only the rows in use take memory.
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ from tinkerloop.errors import DataError
 if TYPE_CHECKING:
     from tinkerloop.renderers import Renderer
 
-_VERSION = 1  # of the arrays' layout; part of every entry's name
-_CHUNK = 256  # rows that a worker is given at a time
+_VERSION = 1  # version of the layout of the arrays; part of the name of every cache entry
+_CHUNK = 256  # number of rows that are sent to a worker process at a time
 
 
 class DatumStore(Sequence["tinker.Datum"]):
-    """Datums in memory-mapped arrays, built when they are asked for; equal to those of `conversation_datums`."""
+    """A sequence of datums that are stored in memory-mapped arrays.
+
+    A datum is created when it is accessed. It equals the datum that `conversation_datums` returns for the conversation.
+    """
 
     def __init__(self, folder: PathLike):
         self.folder = Path(folder)
-        # Plain views: slicing a memmap costs as much as reading the slice.
+        # Convert to plain arrays over the same memory: slicing a np.memmap costs as much as reading the slice.
         self._tokens, self._weights, self._ends = (
             np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r")) for name in ("tokens", "weights", "ends")
         )
@@ -68,7 +71,7 @@ class DatumStore(Sequence["tinker.Datum"]):
         index = range(len(self))[index]
         start, end = (0 if index == 0 else self._ends[index - 1]), self._ends[index]
         tokens, weights = self._tokens[start:end], self._weights[start:end]  # (N,) each
-        # The tokens were checked when they were written; pydantic would validate each one again.
+        # model_construct skips pydantic's validation of each token: they were checked when they were written.
         chunk = tinker.EncodedTextChunk.model_construct(tokens=tokens[:-1].tolist())
         return tinker.Datum(
             model_input=tinker.ModelInput(chunks=[chunk]),
@@ -91,27 +94,36 @@ def render_files(
     on_long: OnLong = "error",
     workers: int = 0,
 ) -> DatumStore:
-    """Render text conversations of files, or open them from the cache.
+    """Convert the text conversations of files to datums, and cache the datums on disk.
+
+    If the cache already contains the result, it is opened instead.
 
     Args:
         path, adapter: as for `load_conversations`.
         renderer, max_length, train_on_what, on_long: as for `conversation_datums`.
-        on_bad: as for both.
-        cache: the folder of entries; an entry that fits is opened, otherwise it is made.
-        workers: the number of processes that render; 0 renders in this process. Processes take seconds to start, which
-            is worth it from some tens of thousands of conversations on. The script then needs
-            `if __name__ == "__main__":`.
+        on_bad: "error" raises at a conversation that cannot be read, rendered or trained on; "skip" leaves it out and
+            counts it in the report.
+        cache: the folder of the cache. An entry for the same files, renderer and options is opened; otherwise a new
+            entry is written.
+        workers: the number of processes that render; 0 renders in this process. Processes take seconds to start, so
+            they pay off from some tens of thousands of conversations on. With `workers` above 0, the user's main
+            module must be guarded by `if __name__ == "__main__":`.
 
     Returns:
         The datums, with `.report` and `.truncated`.
 
     Raises:
-        DataError: as from those two functions; also for images, which the arrays cannot hold. No entry is left.
+        DataError: `load_conversations` or `conversation_datums` would raise it, or a conversation has images, which
+            cannot be cached. No cache entry is written then.
     """
     check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
     get_adapter(adapter)
     if is_hub_name(path):
-        raise DataError("only files can be cached, not a dataset by name", path=path, remedy="leave out the cache")
+        raise DataError(
+            "only files can be cached, but this is the name of a Hugging Face dataset",
+            path=path,
+            remedy="use load_conversations and conversation_datums, without a cache",
+        )
     files = find_files(path)
     job = _Job(renderer, max_length, str(train_on_what), adapter, on_long)
     name = _entry_name(files, job, on_bad)
@@ -121,7 +133,7 @@ def render_files(
         made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=entry.parent))
         try:
             _write(made, name, _render(files, job, workers), on_bad, on_long)
-            os.rename(made, entry)  # atomic: of two writers, the first wins
+            os.rename(made, entry)  # atomic: if two processes write the same entry, the first one's is kept
         except OSError:
             if not entry.exists():
                 raise
@@ -132,7 +144,7 @@ def render_files(
 
 @dataclass(frozen=True)
 class _Row:
-    """A rendered row: arrays, or the problem with it."""
+    """The result of rendering one row: its token and weight arrays, or the problem with it."""
 
     tokens: np.ndarray | None = None  # (N,) int32
     weights: np.ndarray | None = None  # (N,) float32
@@ -146,7 +158,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Job:
-    """Everything that a worker needs to render rows to arrays."""
+    """Picklable function that renders rows to arrays in a worker process."""
 
     renderer: Renderer
     max_length: int | None
@@ -167,7 +179,7 @@ class _Job:
             first, *others = datum.model_input.chunks
             if others or not isinstance(first, tinker.EncodedTextChunk):
                 raise DataError("a conversation with images cannot be cached", path=raw.path, line=raw.line)
-        except DataError as error:  # a DataError with keyword arguments does not survive pickling
+        except DataError as error:  # send its fields: a DataError with keyword arguments cannot be unpickled
             where = (error.path if isinstance(error.path, str) else raw.path, error.line)
             return _Row(None, None, False, error.problem, error.remedy, *where, isinstance(error, TooLong))
         targets, weights = (datum.loss_fn_inputs[name].to_numpy() for name in ("target_tokens", "weights"))  # (N - 1,)
@@ -194,7 +206,7 @@ def _render(files: Sequence[str], job: _Job, workers: int) -> Iterator[tuple[lis
     if workers == 0:
         yield from map(job, chunks)
         return
-    # Spawned, not forked: a process that already has threads (torch, tokenizers) must not be forked.
+    # Spawn instead of fork: a process that already has threads (of torch or tokenizers) must not be forked.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(job,)) as pool:
         waiting = [pool.submit(_work, chunk) for chunk in islice(chunks, 2 * workers)]
@@ -228,7 +240,7 @@ def _write(
                 truncated += row.truncated
     report.used = len(ends) - 1
     if not report.used:
-        raise DataError(f"no conversation became a datum: {report}")
+        raise DataError(f"no conversation could be converted to a datum: {report}")
     for array, kind in (("tokens", np.int32), ("weights", np.float32)):
         np.save(folder / f"{array}.npy", np.memmap(folder / array, dtype=kind, mode="r"))
         (folder / array).unlink()

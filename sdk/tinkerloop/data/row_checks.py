@@ -1,4 +1,7 @@
-"""Checks of a row as training data. `tinkerloop.message_checks` checks the shape of its messages, as in renderers.
+"""Check that a row can be used as training data.
+
+`tinkerloop.message_checks` checks the shape of each message, also for renderers. This module adds the checks that only
+training data needs.
 
 >>> check_messages([{"role": "user", "content": "hi", "name": None}, {"role": "assistant", "content": "hello"}])
 [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]
@@ -15,25 +18,28 @@ from tinkerloop.message_checks import MessageError, read_conversation, read_tool
 from tinkerloop.messages import ChatMessage
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+"""The roles that a message of a row may have."""
 
 _FOREIGN_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "function": "tool"}
 
 
 def check_messages(messages: Any, *, train: bool = True) -> list[dict[str, Any]]:
-    """Check the messages of one row.
+    """Check that the messages of one row can be used as training data.
 
-    Beside the shape of each message, which every renderer checks too, a row needs known roles, content that is not
-    empty (a tool's result and a message with tool calls may have none), and results of calls that were made.
+    In addition to the shape of each message, which renderers check too, three things are required. Each role must be
+    known. The content must not be empty, except in a tool's result or beside tool calls. The result of a tool call must
+    follow the call that it answers.
 
     Args:
         messages: a list of messages.
-        train: True if the messages must include one of the assistant.
+        train: True if there must be at least one assistant message.
 
     Returns:
         The messages as new dictionaries, without the keys whose value is null.
 
     Raises:
-        DataError: the messages cannot be trained on; the error names the message, the problem and the remedy.
+        DataError: the messages cannot be trained on. The error gives the index of the message, the problem and a
+            remedy.
     """
     return check_conversation(messages, None, train=train)[0]
 
@@ -45,10 +51,10 @@ def check_tools(tools: Any) -> list[dict[str, Any]] | None:
         tools: a list of declarations, or None.
 
     Returns:
-        The declarations as they were given; None if there are none.
+        The declarations, unchanged; None if there are none.
 
     Raises:
-        DataError: not a list, or a declaration without a name or with parameters that are no JSON schema.
+        DataError: `tools` is not a list, or a declaration has no name or has parameters that are not a JSON schema.
     """
     try:
         return list(tools) if read_tools(tools) else None
@@ -59,15 +65,15 @@ def check_tools(tools: Any) -> list[dict[str, Any]] | None:
 def check_conversation(
     messages: Any, tools: Any, *, train: bool = True
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """Check the messages and the tool declarations of one row, as `check_messages` and `check_tools` do.
+    """Check the messages with `check_messages` and the tool declarations with `check_tools`; return both.
 
     Raises:
-        DataError: also if both the row and a message declare tools.
+        DataError: a check fails, or tools are declared both by the row and by one of its messages.
     """
     declared = check_tools(tools)
     if not isinstance(messages, list | tuple) or not messages:
         given = "an empty list" if isinstance(messages, list | tuple) else f"a {type(messages).__name__}"
-        raise DataError(f"messages must be a list of messages, this is {given}")
+        raise DataError(f"messages must be a list of at least one message, got {given}")
     rows = [_without_nulls(message) for message in messages]
     for index, row in enumerate(rows):
         if isinstance(row, dict):
@@ -81,7 +87,7 @@ def check_conversation(
         _check_content(message, index)
         if message.role == "tool" and call_ids and message.tool_call_id not in (None, *call_ids):
             raise DataError(
-                f"messages[{index}]: answers the tool call {message.tool_call_id!r}, which was never made",
+                f"messages[{index}]: no earlier message has the tool call {message.tool_call_id!r}, which it answers",
                 remedy="correct tool_call_id, or add the call to the assistant message before it",
             )
         call_ids.update(call.id for call in message.tool_calls if call.id is not None)
@@ -91,19 +97,19 @@ def check_conversation(
     if train and not any(message.role == "assistant" for message in checked):
         roles = ", ".join(dict.fromkeys(message.role for message in checked))
         raise DataError(
-            f"no assistant message, so there is nothing to train on (roles: {roles})",
+            f"there is no assistant message, so there is nothing to train on (roles: {roles})",
             remedy="add the reply that the model should learn, or remove the row",
         )
     return rows, declared
 
 
 def as_data_error(error: MessageError) -> DataError:
-    """Return the same problem as a DataError; whoever knows the path and the line adds them."""
+    """Convert a MessageError to a DataError. The caller adds the file and the line, if they are known."""
     return DataError(f"{error.place}{': ' if error.place else ''}{error.problem}", remedy=error.remedy)
 
 
 def nearest(value: str, known: Sequence[str]) -> str | None:
-    """Return the known name that `value` most likely means, or None."""
+    """Return the name in `known` that is most similar to `value`, or None if none is similar."""
     return next(iter(difflib.get_close_matches(value, known, n=1)), None)
 
 
@@ -119,7 +125,9 @@ def _check_role(message: Mapping[str, Any], index: int) -> None:
         return
     if role is None:
         hint = "ShareGPT rows need adapter='sharegpt'" if "from" in message else f"known roles: {', '.join(ROLES)}"
-        raise DataError(f"messages[{index}]: has no role, only {sorted(map(str, message))}", remedy=hint)
+        raise DataError(
+            f"messages[{index}]: the message has no role, only the keys {sorted(map(str, message))}", remedy=hint
+        )
     name = str(role).lower()
     likely = _FOREIGN_ROLES.get(name) or nearest(name, ROLES)
     did_you_mean = f"did you mean {likely!r}? " if likely else ""
@@ -132,6 +140,6 @@ def _check_content(message: ChatMessage, index: int) -> None:
     may_be_empty = message.role == "tool" or message.tool_calls or message.unparsed
     if not may_be_empty and message.is_text and not message.text.strip():
         raise DataError(
-            f"messages[{index}]: empty content of the {message.role} message",
-            remedy="give the message content, or remove it",
+            f"messages[{index}]: the {message.role} message has empty content",
+            remedy="add content to the message, or remove the message",
         )

@@ -1,4 +1,4 @@
-"""Training and test rows, divided by their content and not by their position.
+"""Split rows into training and test rows by their content, not by their position.
 
 >>> train, test = train_test_split(["a", "b", "b", "c", "d"], 2, seed=0)
 >>> sorted([*train, *test]), set(train) & set(test)
@@ -16,7 +16,7 @@ from tinkerloop.errors import DataError
 
 
 class Subset(Sequence[Any]):
-    """Some rows of a sequence, read from it when they are asked for."""
+    """A sequence of some rows of another sequence. A row is read from the other sequence when it is accessed."""
 
     def __init__(self, rows: Sequence[Any], numbers: Sequence[int]):
         self.rows, self.numbers = rows, list(numbers)
@@ -38,45 +38,47 @@ class Subset(Sequence[Any]):
 def train_test_split(
     rows: Sequence[Any], test: int | float, *, seed: int = 0, key: Callable[[Any], str] | None = None
 ) -> tuple[Subset, Subset]:
-    """Split rows into training and test rows; both keep the order of the rows.
+    """Split rows into training rows and test rows. Both keep the order of `rows`.
 
-    Equal rows fall on the same side, so that no test row was trained on; if a group of equal rows does not fit, the
-    test set is a little smaller. The side of a row depends on the seed and on its content, not on its position: adding
-    or reordering rows moves few others.
+    Equal rows are never split between training and test, so no test row is also trained on. If a group of equal rows
+    is too large for the test set, the test set has a few rows less. The choice depends on the seed and on the content
+    of a row, not on its position. Adding or reordering rows therefore changes the choice for few other rows.
 
     Args:
         rows: the rows.
-        test: the number of test rows, or a fraction between 0 and 1.
-        seed: the random seed of the choice.
-        key: rows with the same key fall on the same side; by default the key is the content.
+        test: the number of test rows (an int), or a fraction between 0 and 1 (a float).
+        seed: the random seed for the choice of the test rows.
+        key: a function that returns the key of a row. Rows with equal keys are kept together. By default the key is
+            the content of the row.
 
     Returns:
         (training rows, test rows).
 
     Raises:
-        DataError: no row would be left on one of the sides.
+        DataError: there would be no training rows or no test rows, or `test` is invalid.
     """
     total = len(rows)
     if isinstance(test, bool) or not isinstance(test, int | float) or test <= 0:
         raise DataError(f"test must be a number of rows or a fraction between 0 and 1, got {test!r}")
     if isinstance(test, float) and test >= 1:
-        raise DataError(
-            f"a fraction must be below 1, got {test}", remedy="write a number of rows without a decimal point"
-        )
+        raise DataError(f"test as a fraction must be below 1, got {test}", remedy="for a number of rows, pass an int")
     test_rows = test if isinstance(test, int) else max(1, round(test * total))
     if test_rows >= total:
-        raise DataError(f"{test_rows} test rows of {total} leave no rows to train on")
+        raise DataError(
+            f"{test_rows} test rows of {total} rows leave no rows to train on", remedy="pass a smaller value of test"
+        )
     groups: dict[bytes, list[int]] = {}
     for number in range(total):
         row_key = (key or _content)(rows[number])
         groups.setdefault(hashlib.blake2b(f"{seed}/{row_key}".encode()).digest(), []).append(number)
     test_numbers: list[int] = []
-    for _, group in sorted(groups.items()):  # in the order of their hashes
+    for _, group in sorted(groups.items()):  # in the order of the hashes, which is a random order
         if len(test_numbers) + len(group) <= test_rows:
             test_numbers += group
     if not test_numbers:
         raise DataError(
-            f"every group of equal rows is larger than the {test_rows} test rows asked for", remedy="remove duplicates"
+            f"every group of equal rows is larger than the requested test set of {test_rows} rows",
+            remedy="remove duplicates, or pass a larger value of test",
         )
     chosen = set(test_numbers)
     return Subset(rows, [n for n in range(total) if n not in chosen]), Subset(rows, sorted(chosen))

@@ -1,10 +1,11 @@
-"""Batches from rows that are read as they come: constant memory, and still an exact position.
+"""Batches of rows that are read one after another, in constant memory, from which a run can resume exactly.
 
-Rows are shuffled block by block: `buffer_size` rows are read, put in a computed order and handed out, then the next
-block follows. The position is therefore three small values: where the block starts in the source, how many rows came
-before it, and how many of its rows were handed out. Resuming opens the source there and reads one block again. (Most
-libraries use a buffer that mixes old rows with new ones; it could only be resumed by saving its contents.) The first
-block of every epoch has a different size, so that the same rows do not share a block in every epoch.
+Rows are shuffled block by block: `buffer_size` rows are read, put in a computed order and returned; then the next block
+is read. The position therefore consists of three small values: where the block starts in the source, how many rows
+precede the block, and how many rows of the block have been returned. Resuming opens the source at the start of the
+block and reads one block again. (Most libraries use a buffer that mixes old rows with new ones; resuming exactly would
+require saving the buffer's contents.) In each epoch the first block has a different size, so that the same rows do not
+share a block in every epoch.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ from tinkerloop.errors import DataError
 
 
 class OpenRows(Protocol):
-    """Rows being read: an iterator that knows its position."""
+    """The interface of opened rows: an iterator with a `position` from which it can be opened again."""
 
     def __next__(self) -> Any: ...
 
     @property
     def position(self) -> Any:
-        """The place of the next row as JSON values, which `open` of the same source accepts."""
+        """The JSON-serializable position of the next row. `open` of the same source accepts it."""
         ...
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Rows that can be opened at any position that was reported earlier."""
+    """The interface of a source of rows. It can be opened at any position that was read from its opened rows."""
 
     @property
     def fingerprint(self) -> str | None:
-        """A hash of the rows that the positions belong to; None if it is not known."""
+        """A hash that changes when the rows change, so that old positions are rejected; None if there is no hash."""
         ...
 
     def open(self, position: Any) -> OpenRows:
-        """Return the rows from `position` on; None is the start."""
+        """Return an iterator over the rows from `position` on. None means the first row."""
         ...
 
 
@@ -57,24 +58,24 @@ def stream(
     flatmap_fn: Callable[[Any], Iterable[Any]] | None = None,
     drop_last: bool = False,
 ) -> StreamBatches:
-    """Make batches of rows that are too many to hold in memory.
+    """Return an iterator over batches of rows that are too many to hold in memory.
 
     Args:
-        source: a `FileSource`, a Hugging Face IterableDataset, or a function that returns a fresh iterator (resuming
-            then reads all rows up to the position again).
-        batch_size: rows in a batch.
-        epochs: how many times the source is read; None repeats it without end.
-        shuffle: the random seed of the order, which differs in each epoch; 0 is a seed like any other. None keeps the
-            order of the source.
-        buffer_size: rows that are held in memory and shuffled together.
-        length: rows used in each epoch; None uses all.
+        source: a `FileSource`, a Hugging Face IterableDataset, or a function that returns a new iterator over the rows.
+            With a function, resuming reads all rows before the position again.
+        batch_size: the number of rows in a batch.
+        epochs: the number of passes over the source; None repeats it without end.
+        shuffle: the random seed for the order of the rows, which differs in each epoch. 0 is a valid seed. None keeps
+            the order of the source.
+        buffer_size: the number of rows that are held in memory and shuffled together.
+        length: the number of rows to use in each epoch; None uses all.
         map_fn, flatmap_fn, drop_last: as for `batches`.
 
     Returns:
         An iterator of batches with a cursor.
 
     Raises:
-        DataError: an argument is wrong. While iterating, also when the source ends before one batch is full.
+        DataError: an argument is invalid. During iteration, also if the source ends before the first batch is full.
     """
     return StreamBatches(
         as_source(source),
@@ -90,7 +91,7 @@ def stream(
 
 
 class StreamBatches:
-    """The batches that `stream` makes."""
+    """Iterator over batches of rows that are read one after another from a source, returned by `stream`."""
 
     def __init__(
         self,
@@ -109,7 +110,7 @@ class StreamBatches:
         if buffer_size < 1 or (length is not None and length < 1):
             raise DataError(
                 f"buffer_size and length must be at least 1, got {buffer_size=} and {length=}",
-                remedy="length=None uses all rows",
+                remedy="to use all rows, pass length=None",
             )
         self.source, self.batch_size, self.epochs, self.shuffle = source, batch_size, epochs, shuffle
         self.buffer_size, self.length, self.drop_last = buffer_size, length, drop_last
@@ -142,14 +143,22 @@ class StreamBatches:
 
     def seek(self, cursor: Any) -> None:
         if not isinstance(cursor, dict) or "position" not in cursor:
-            raise DataError(f"a cursor of a stream is a dict with a position, got {cursor!r}")
+            raise DataError(
+                f'a cursor of a stream must be a dict with a key "position", got {cursor!r}',
+                remedy="pass a value of the property `cursor`",
+            )
         epoch, first, offset = check_cursor(cursor, self._identity(), ("epoch", "first", "offset"))
         self._go_to(epoch, cursor["position"], first, offset)
 
     def __len__(self) -> int:
-        """The number of batches in all epochs, if `length` and `epochs` are given. A shorter stream ends earlier."""
+        """The number of batches in all epochs, computed from `length` and `epochs`. Without them, TypeError is raised.
+
+        If the source has fewer than `length` rows, there are fewer batches.
+        """
         if self.epochs is None or self.length is None:
-            raise TypeError("a stream without length= and epochs= has no length; say how many steps to run")
+            raise TypeError(
+                "a stream without length=N and epochs=N has no length; pass both, or pass steps=N to the loop"
+            )
         full, rest = divmod(self.length, self.batch_size)
         return self.epochs * (full + (rest > 0 and not self.drop_last))
 
@@ -183,13 +192,16 @@ class StreamBatches:
             if self._first == 0 or (self.drop_last and self._first < self.batch_size):
                 raise DataError(
                     f"the stream ended after {self._first} rows, before one batch of {self.batch_size} was full",
-                    remedy="check the source, or use a smaller batch_size",
+                    remedy="check that the source yields rows, or use a smaller batch_size",
                 )
             self._start_epoch(self._epoch + 1)
         raise StopIteration
 
     def _take(self, count: int) -> tuple[list[Any], list[int]]:
-        """Return the next `count` rows of this epoch (fewer at its end) and their numbers in the order of use."""
+        """Return the next `count` rows of this epoch and their numbers, counted in the shuffled order.
+
+        At the end of the epoch there are fewer rows.
+        """
         rows: list[Any] = []
         start = self._first + self._offset
         while len(rows) < count:
@@ -200,7 +212,7 @@ class StreamBatches:
             part = self._block[self._offset : self._offset + count - len(rows)]
             rows += part
             self._offset += len(part)
-            if self._offset >= len(self._block):  # the block is used up: go to the next one
+            if self._offset >= len(self._block):  # all rows of the block were returned: move to the next block
                 assert self._rows is not None
                 self._position = self._rows.position
                 self._first, self._offset, self._block = self._first + len(self._block), 0, None
@@ -240,7 +252,13 @@ class StreamBatches:
 
 
 def as_source(source: Any) -> Source:
-    """Return `source` as a `Source`; it may be one, a Hugging Face stream, a function or any iterable."""
+    """Convert a Hugging Face IterableDataset, a function or an iterable to a `Source`.
+
+    A `Source` is returned unchanged.
+
+    Raises:
+        DataError: `source` is a path.
+    """
     refuse_path(source)
     if hasattr(source, "open"):
         return source
@@ -252,7 +270,7 @@ def as_source(source: Any) -> Source:
 
 
 class IterableSource:
-    """Rows of an iterable that can be started again. Seeking reads all rows before the position."""
+    """A source of rows from a function that returns a new iterator. Seeking reads all rows before the position."""
 
     fingerprint = None
 
@@ -265,14 +283,14 @@ class IterableSource:
             skipped = sum(1 for _ in itertools.islice(rows, position))
             if skipped < position:
                 raise DataError(
-                    f"the stream ended after {skipped} rows, but the cursor is at row {position}",
-                    remedy="the source must give the same rows every time it is started",
+                    f"the source ended after {skipped} rows, but the cursor is at row {position}",
+                    remedy="the source must yield the same rows in every pass",
                 )
         return rows
 
 
 class _OneShot:
-    """Rows of an iterator, which can be read once. Resuming and repeating raise DataError with a remedy."""
+    """A source of rows from an iterator, which can be read only once. Resuming or repeating it raises DataError."""
 
     fingerprint = None
 
@@ -283,7 +301,7 @@ class _OneShot:
         if (position or 0) != self._rows.position:
             raise DataError(
                 "an iterator can be read only once: it can be neither resumed nor repeated",
-                remedy="pass a function that returns a fresh iterator, for example stream(lambda: rows(), ...)",
+                remedy="pass a function that returns a new iterator, for example stream(lambda: rows(), ...)",
             )
         return self._rows
 
@@ -302,7 +320,7 @@ class _Counted:
 
 
 class HFSource:
-    """Rows of a Hugging Face IterableDataset, at the positions of its own `state_dict`."""
+    """A source of rows from a Hugging Face IterableDataset. A position is what the dataset's `state_dict` returns."""
 
     fingerprint = None
 
@@ -311,16 +329,16 @@ class HFSource:
         while examples is not None:
             if type(examples).__name__.startswith("BufferShuffled"):
                 raise DataError(
-                    "this IterableDataset shuffles in its own buffer, which cannot be resumed exactly",
+                    "this IterableDataset shuffles in its own buffer, so it cannot be resumed exactly",
                     remedy="leave out dataset.shuffle(...) and pass shuffle=SEED and buffer_size=N to stream",
                 )
             examples = getattr(examples, "ex_iterable", None)
         self._dataset = dataset
 
     def open(self, position: Any) -> OpenRows:
-        dataset = object.__new__(type(self._dataset))  # copy.copy would share the state
+        dataset = object.__new__(type(self._dataset))  # not copy.copy, whose copy would share the reading state
         dataset.__dict__.update(self._dataset.__dict__)
-        dataset.load_state_dict(copy.deepcopy(position))  # None is the start
+        dataset.load_state_dict(copy.deepcopy(position))  # None means the first row
         return _HFRows(dataset)
 
 

@@ -1,1 +1,1 @@
-"""Supervised fine-tuning as Tinker Cookbook users write it: a thin layer over data and loop."""
+"""Supervised fine-tuning with the Tinker Cookbook's names, as a thin layer over `tinkerloop.data` and the loop."""

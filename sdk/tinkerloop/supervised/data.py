@@ -1,4 +1,4 @@
-"""Datasets over Hugging Face tables, streams and conversation files, and mixtures of datasets."""
+"""Supervised datasets over Hugging Face datasets, streams and conversation files, and mixtures of datasets."""
 
 from __future__ import annotations
 
@@ -42,14 +42,16 @@ __all__ = [
 
 
 class SupervisedDatasetFromHFDataset(SupervisedDataset):
-    """A dataset over a Hugging Face dataset or any sequence; rows become datums when their batch is asked for.
+    """A supervised dataset over a Hugging Face dataset or any sequence of rows.
+
+    A row is converted to datums when its batch is requested.
 
     Args:
         hf_dataset: the rows.
-        batch_size: rows in a batch.
-        map_fn: makes a datum of a row. Give either this or `flatmap_fn`.
-        flatmap_fn: makes any number of datums of a row.
-        drop_last: leave out the last batch of an epoch if it is not full.
+        batch_size: the number of rows in a batch.
+        map_fn: a function that converts a row to a datum. Pass either this or `flatmap_fn`.
+        flatmap_fn: a function that converts a row to any number of datums.
+        drop_last: True drops the last batch of an epoch if it has fewer than `batch_size` rows.
 
     Raises:
         DataError: neither or both of `map_fn` and `flatmap_fn` are given.
@@ -65,7 +67,10 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
         drop_last: bool = False,
     ):
         if (map_fn is None) == (flatmap_fn is None):
-            raise DataError("a dataset needs either map_fn or flatmap_fn", remedy="give one of them")
+            raise DataError(
+                "a dataset needs either map_fn or flatmap_fn, got neither or both of them",
+                remedy="pass exactly one of them",
+            )
         self.rows, self.drop_last = hf_dataset, drop_last
         self.batch_size: int = batch_size
         self._map_fn, self._flatmap_fn = map_fn, flatmap_fn
@@ -86,27 +91,31 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
         return len(self.batches())
 
     def set_epoch(self, seed: int = 0) -> None:
-        """Shuffle the batches of `get_batch` for the epoch number `seed`; before the first call, rows are in order."""
+        """Select the epoch whose batches `get_batch` returns, and shuffle the rows for it.
+
+        Args:
+            seed: the number of the epoch. Before the first call of `set_epoch`, the rows are not shuffled.
+        """
         self._epoch = seed
 
     def get_batch(self, index: int) -> list[tinker.Datum]:
-        """Return batch `index` of the epoch that `set_epoch` chose."""
+        """Return batch `index` of the epoch that was selected with `set_epoch`."""
         batches = self.batches(epochs=None, seed=None if self._epoch is None else 0)
         batches.seek({**batches.cursor, "epoch": self._epoch or 0, "row": index * self.batch_size})
         return next(batches)
 
 
 class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
-    """A dataset over a Hugging Face IterableDataset, or over any source that `tinkerloop.data.stream` takes.
+    """A supervised dataset over a Hugging Face IterableDataset, or any source that `tinkerloop.data.stream` accepts.
 
     Args:
         hf_dataset: the source of rows.
-        batch_size: rows in a batch.
-        length: rows used in each epoch; None uses all.
-        map_fn: makes a datum of a row. Give either this or `flatmap_fn`.
-        flatmap_fn: makes any number of datums of a row.
-        buffer_size: rows that are held in memory and shuffled together; 0 or 1 keeps their order.
-        drop_last: leave out the last batch of an epoch if it is not full.
+        batch_size: the number of rows in a batch.
+        length: the number of rows to use in each epoch; None uses all.
+        map_fn: a function that converts a row to a datum. Pass either this or `flatmap_fn`.
+        flatmap_fn: a function that converts a row to any number of datums.
+        buffer_size: the number of rows that are held in memory and shuffled together; 0 or 1 disables shuffling.
+        drop_last: True drops the last batch of an epoch if it has fewer than `batch_size` rows.
 
     Raises:
         DataError: neither or both of `map_fn` and `flatmap_fn` are given.
@@ -124,7 +133,10 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
         drop_last: bool = False,
     ):
         if (map_fn is None) == (flatmap_fn is None):
-            raise DataError("a dataset needs either map_fn or flatmap_fn", remedy="give one of them")
+            raise DataError(
+                "a dataset needs either map_fn or flatmap_fn, got neither or both of them",
+                remedy="pass exactly one of them",
+            )
         self.source, self.length, self.buffer_size = hf_dataset, length, buffer_size
         self.batch_size: int = batch_size
         self._map_fn, self._flatmap_fn, self.drop_last = map_fn, flatmap_fn, drop_last
@@ -151,18 +163,20 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
 
 
 class InterleavedDataset(SupervisedDataset):
-    """Several datasets, mixed in fixed proportions in every batch.
+    """A mixture of several datasets, with fixed proportions in every batch.
 
-    A dataset that has ended starts again in a different order.
+    When all rows of a dataset were used, its rows are used again in a different order.
 
     Args:
         parts: the datasets by name.
-        weights: a positive number for each dataset; its share is its weight divided by the sum.
-        batch_size: rows in a batch, of all datasets together.
-        length: rows in an epoch; by default, enough to use every row of every dataset.
+        weights: a positive number for each dataset. The share of a dataset is its weight divided by the sum of all
+            weights.
+        batch_size: the number of rows in a batch, of all datasets together.
+        length: the number of rows in an epoch, of all datasets together. By default it is large enough to use every
+            row of every dataset.
 
     Raises:
-        DataError: weights and parts do not fit, or a dataset does not know its length and `length` is not given.
+        DataError: `parts` and `weights` have different names, or `length` is not given and a dataset has no length.
     """
 
     def __init__(
@@ -196,13 +210,13 @@ class InterleavedDataset(SupervisedDataset):
             rows = {name: len(part.batches(batch_size=1)) for name, part in self.parts.items()}  # type: ignore[arg-type]
         except TypeError as error:
             raise DataError(
-                "a dataset does not know its length", remedy="set length, the number of rows in an epoch"
+                "a dataset of the mixture has no length", remedy="pass length=N, the number of rows in an epoch"
             ) from error
         return max(math.ceil(count * total / self.weights[name]) for name, count in rows.items())
 
 
 class _Joined(SupervisedDataset):
-    """Several datasets one after another, for a test on all of them."""
+    """Several datasets, one after another; used for the test data of a mixture."""
 
     def __init__(self, parts: Sequence[SupervisedDataset], batch_size: int):
         self.parts, self.batch_size = parts, batch_size
@@ -214,9 +228,9 @@ class _Joined(SupervisedDataset):
 
 @chz.chz
 class FromConversationFileBuilder(ChatDatasetBuilder):
-    """Builds a dataset from conversations in files (JSONL, JSON, parquet) or in a Hugging Face dataset."""
+    """Builder of a dataset from conversations in files (JSONL, JSON, parquet) or in a Hugging Face dataset."""
 
-    file_path: str = chz.field(doc="A file, a folder, a glob, or the name of a Hugging Face dataset.")
+    file_path: str = chz.field(doc="A file, a folder, a glob pattern, or the name of a Hugging Face dataset.")
     test_size: int | float = chz.field(
         default=0, doc="Number of conversations held out as test data, or a fraction below 1; 0 holds out none."
     )
@@ -225,7 +239,7 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         default="messages", doc="Shape of the rows: messages, prompt_completion, sharegpt or alpaca."
     )
     on_bad: str = chz.field(
-        default="error", doc='"error" stops at the first bad row; "skip" leaves bad rows out and counts them.'
+        default="error", doc='"error" stops at the first bad row; "skip" leaves out bad rows and counts them.'
     )
     on_long: str = chz.field(
         default="truncate",
@@ -241,13 +255,13 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
     )
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        """Render all conversations now, so that a bad one is found before training starts.
+        """Load and render all conversations, so that a bad one is found before training starts.
 
         Returns:
             (training data, test data or None).
 
         Raises:
-            DataError: a bad row, with file, line and remedy.
+            DataError: a row is bad. The message gives the file, the line and a remedy.
         """
         datums = self._datums()
         cut = f"; {datums.truncated:,} cut to {self.common_config.max_length} tokens" if datums.truncated else ""
@@ -271,7 +285,9 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
                 **options,  # type: ignore[arg-type]
             )
         if self.workers:
-            raise DataError(f"workers={self.workers} needs a cache to render into", remedy="set cache, or workers=0")
+            raise DataError(
+                f"workers={self.workers} requires a cache to render into", remedy="set cache to a folder, or workers=0"
+            )
         conversations = load_conversations(self.file_path, on_bad=self.on_bad, adapter=self.adapter)  # type: ignore[arg-type]
         return conversation_datums(
             conversations,
@@ -302,7 +318,7 @@ def _has_images(datum: tinker.Datum) -> bool:
 
 @chz.chz
 class InterleavedDatasetBuilder(SupervisedDatasetBuilder):
-    """Mixes the training data of several builders; their test data follows one after another."""
+    """Builder of a mixture of the training data of several builders. Their test data is joined, one after another."""
 
     builders: dict[str, SupervisedDatasetBuilder] = chz.field(doc="Dataset builders by name.")
     weights: dict[str, float] = chz.field(
@@ -311,7 +327,7 @@ class InterleavedDatasetBuilder(SupervisedDatasetBuilder):
     batch_size: int = chz.field(default=32, doc="Rows in a batch, of all datasets together.")
 
     length: int | None = chz.field(
-        default=None, doc="Rows in an epoch; None uses enough to include every row of every dataset."
+        default=None, doc="Number of rows in an epoch; None uses every row of every dataset at least once."
     )
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:

@@ -1,4 +1,4 @@
-"""Evaluators of supervised training: held-out loss, bits per byte, and scores of samples."""
+"""Evaluators for supervised training: held-out loss, bits per byte, and the base class of evaluators that sample."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ if TYPE_CHECKING:
 
 
 class SamplingClientEvaluator:
-    """The base class of evaluators that sample; a subclass defines `__call__(sampling_client) -> metrics`."""
+    """The base class of evaluators that sample. A subclass defines `__call__(sampling_client)`, returning metrics."""
 
     def __call__(self, sampling_client: Any) -> Any:
         raise NotImplementedError
 
 
 EvaluatorBuilder = Callable[[], Evaluator | SamplingClientEvaluator]
-"""Makes an evaluator at the start of a run: a `SamplingClientEvaluator`, or a function like that of `callbacks.nll`."""
+"""A function that is called at the start of a run and returns an evaluator.
+
+The evaluator is a `SamplingClientEvaluator`, or a function like the one that `callbacks.nll` returns.
+"""
 
 
 class NLLEvaluator:
-    """Held-out loss: `nll` in nats per weighted token and, with a tokenizer, `bits_per_byte`.
+    """Evaluator of the held-out loss.
+
+    Its metrics are `nll`, the weighted mean over tokens in nats, and, with a tokenizer, `bits_per_byte`.
 
     Args:
         datums: the test data.
-        tokenizer: counts the bytes of the text; None leaves out `bits_per_byte`.
-        batch_size: datums in one forward pass.
+        tokenizer: the tokenizer with which the bytes of the text are counted; None leaves out `bits_per_byte`.
+        batch_size: the number of datums in one forward pass.
     """
 
     def __init__(self, datums: Iterable[tinker.Datum], *, tokenizer: Any = None, batch_size: int = 64):
@@ -42,12 +47,12 @@ class NLLEvaluator:
         )
 
     def __call__(self, training_client: Any) -> Any:
-        """Submit the forward passes; return a future of the metrics."""
+        """Submit the forward passes to `training_client`, and return a future of the metrics."""
         return self._submit(training_client)
 
 
 def utf8_bytes(datums: Iterable[tinker.Datum], tokenizer: Any) -> int:
-    """Count the UTF-8 bytes of the text of the weighted tokens, without control tokens."""
+    """Return the number of UTF-8 bytes in the text of the weighted tokens, without special tokens."""
     total = 0
     for datum in datums:
         targets = datum.loss_fn_inputs["target_tokens"].tolist()
@@ -58,7 +63,7 @@ def utf8_bytes(datums: Iterable[tinker.Datum], tokenizer: Any) -> int:
 
 
 def as_evaluator(evaluator: Any) -> Evaluator:
-    """Return the evaluator as the loop runs it: a function from a training client to a future of metrics.
+    """Convert an evaluator to the form that the loop runs: a function from a training client to a future of metrics.
 
     Raises:
         TypeError: the evaluator is a coroutine function.
@@ -67,8 +72,9 @@ def as_evaluator(evaluator: Any) -> Evaluator:
         return sampled(evaluator)
     if inspect.iscoroutinefunction(evaluator) or inspect.iscoroutinefunction(getattr(evaluator, "__call__", None)):  # noqa: B004
         raise TypeError(
-            f"{evaluator!r} is a coroutine function, which would submit its work too late; subclass "
-            "SamplingClientEvaluator to score samples, or write a function that submits and returns a future"
+            f"the evaluator {evaluator!r} is a coroutine function, which would submit its work too late; to score "
+            "samples, subclass SamplingClientEvaluator; otherwise pass a function that submits its work and returns a "
+            "future"
         )
     return evaluator
 

@@ -1,7 +1,8 @@
 """Supervised fine-tuning from one configuration: `asyncio.run(train.main(config))`.
 
-Run it again with the same `log_path` and it resumes exactly; with more epochs or steps it continues to train. The
-same run takes few lines with `tinkerloop.loop`; write those to change more than the values of the configuration.
+A second call with the same `log_path` resumes the run exactly. With more epochs or steps in the configuration, it
+continues a finished run. To change more than the values of the configuration, write the loop with `tinkerloop.loop`,
+which takes few lines.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tinkerloop.supervised.types import SupervisedDataset, SupervisedDatasetBuil
 class Config:
     """The configuration of one run of supervised fine-tuning."""
 
-    model_name: str = chz.field(doc="Base model: a name that the service knows, or a local folder.")
+    model_name: str = chz.field(doc="Base model: a name that the service supports, or a local folder.")
     log_path: str = chz.field(doc="Folder of the run, for config.json, metrics.jsonl and checkpoints.jsonl.")
     dataset_builder: SupervisedDatasetBuilder | Callable[[], Any] = chz.field(
         doc="Function without arguments that returns (training data, test data or None)."
@@ -36,7 +37,7 @@ class Config:
     recipe_name: str | None = chz.field(default=None, doc="Kind of run, written to config.json.")
     renderer_name: str | None = chz.field(
         default=None,
-        doc="Chat format, written to config.json; it must be the same as the dataset builder's, which is used.",
+        doc="Chat format, only written to config.json; if given, it must equal that of the dataset builder.",
     )
 
     learning_rate: float = chz.field(default=2e-4, doc="Highest learning rate of the schedule.")
@@ -72,13 +73,13 @@ class Config:
         default=10, doc="Steps between evaluations on the test data; 0 evaluates only before and after training."
     )
     evaluator_builders: Sequence[EvaluatorBuilder] = chz.field(
-        default=(), doc="More evaluators, which run every eval_every steps."
+        default=(), doc="Builders of additional evaluators, which run every eval_every steps."
     )
     infrequent_eval_every: int = chz.field(
         default=100, doc="Steps between the evaluations of infrequent_evaluator_builders."
     )
     infrequent_evaluator_builders: Sequence[EvaluatorBuilder] = chz.field(
-        default=(), doc="Evaluators that take too long for eval_every; training continues while they run."
+        default=(), doc="Builders of evaluators that are too slow for eval_every; training continues while they run."
     )
 
     save_every: int = chz.field(default=20, doc="Steps between checkpoints; 0 saves only at the end.")
@@ -91,19 +92,20 @@ class Config:
     rolling_ttl_seconds: int = chz.field(default=7200, doc="Seconds for which the service keeps a rolling checkpoint.")
 
     submit_ahead: int = chz.field(
-        default=1, doc="Steps that are submitted before the current one is answered; 1 hides the network round trip."
+        default=1,
+        doc="Steps that are submitted ahead, before the result of a step arrives; 1 hides the network round trip.",
     )
     service: Any = chz.field(
         default=None,
-        doc='"tinker", "local", a URL or a service client; None uses Tinker if there is a key, else "local".',
+        doc='"tinker", "local", a URL or a service client; None uses Tinker if an API key is set, otherwise "local".',
     )
     base_url: str | None = chz.field(default=None, doc="URL of another service; the same as service=URL.")
-    callbacks: Sequence[Callback] = chz.field(default=(), doc="More callbacks for the loop.")
+    callbacks: Sequence[Callback] = chz.field(default=(), doc="Additional callbacks for the loop.")
     sinks: Sequence[Any] = chz.field(
-        default=(), doc="More functions that are called with (step, row) for each row of metrics."
+        default=(), doc="Additional functions that are called with (step, row) for each row of metrics."
     )
     wandb_project: str | None = chz.field(
-        default=None, doc="Weights & Biases project that is also logged to; None logs to none."
+        default=None, doc="Weights & Biases project to which metrics are also logged; None disables this."
     )
     wandb_name: str | None = chz.field(default=None, doc="Name of the run in Weights & Biases.")
 
@@ -119,7 +121,10 @@ class Config:
     def _one_renderer(self) -> None:
         used = getattr(getattr(self.dataset_builder, "common_config", None), "renderer_name", None)
         if used and self.renderer_name and used != self.renderer_name:
-            raise PlanError(f"renderer_name is {self.renderer_name!r}, but the dataset builder uses {used!r}")
+            raise PlanError(
+                f"renderer_name is {self.renderer_name!r}, but the dataset builder uses {used!r}; "
+                "pass the same name to both, or leave out renderer_name"
+            )
 
 
 _LEAST = {
@@ -129,14 +134,14 @@ _LEAST = {
 
 
 async def main(config: Config) -> Summary:
-    """Train with a configuration, or resume the run in `config.log_path`.
+    """Train with a configuration. If `config.log_path` contains a run, resume it.
 
     Returns:
         The summary of the run: its last step and the reason why it ended.
 
     Raises:
-        DataError: the data cannot be trained on. This and the next two are raised before training starts.
-        PlanError: values of the configuration do not fit together.
+        DataError: the data cannot be trained on. All three errors are raised before training starts.
+        PlanError: values of the configuration contradict each other.
         CheckpointError: the run in `config.log_path` cannot be resumed.
     """
     train_data, test_data = _build(config.dataset_builder)
@@ -167,7 +172,7 @@ async def main(config: Config) -> Summary:
 
 
 def as_dataset(data: Any) -> SupervisedDataset:
-    """Return `data` if it is a dataset, otherwise a dataset over this iterable of datums."""
+    """Convert an iterable of datums to a `SupervisedDataset`. A `SupervisedDataset` is returned unchanged."""
     if isinstance(data, SupervisedDataset):
         return data
     dataset = type(type(data).__name__, (SupervisedDataset,), {"__iter__": lambda self: iter(data)})()
@@ -176,10 +181,10 @@ def as_dataset(data: Any) -> SupervisedDataset:
 
 
 def learning_rates(config: Config, steps: int | None) -> Schedule:
-    """Return the learning-rate schedule of a configuration, for a run of `steps`.
+    """Return the learning-rate schedule of a configuration, for a run of `steps` optimizer steps.
 
     Raises:
-        PlanError: the schedule is unknown, or needs the number of steps and there is none.
+        PlanError: the schedule is unknown, or it depends on the number of steps and `steps` is None.
     """
     if callable(config.lr_schedule):
         return warmup(config.warmup_steps, config.lr_schedule)
@@ -190,7 +195,7 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
         raise PlanError(f'lr_schedule must be "linear", "cosine", "constant" or a function, got {config.lr_schedule!r}')
     if steps is None:
         raise PlanError(
-            f"a {config.lr_schedule} schedule needs the number of steps, and the length of the data is not known: "
+            f"lr_schedule={config.lr_schedule!r} needs the number of steps, but the length of the data is unknown; "
             'set max_steps, or lr_schedule="constant"'
         )
     decay = max(steps - config.warmup_steps, 1)
@@ -208,7 +213,7 @@ def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:
 
 
 def _described(value: Any) -> Any:
-    """Return the configuration as JSON values; other objects are written as their repr."""
+    """Convert a configuration to a JSON-serializable value. Objects without a JSON form are replaced by their repr."""
     if chz.is_chz(value):
         return {name: _described(getattr(value, name)) for name in chz.chz_fields(value)}
     return value if isinstance(value, str | int | float | None) else repr(value)
@@ -217,7 +222,7 @@ def _described(value: Any) -> Any:
 def _steps(config: Config, batches: Batches) -> int | None:
     try:
         count = -(-len(batches) // config.gradient_accumulation_steps)  # type: ignore[arg-type]
-    except TypeError:  # a stream may not know its length
+    except TypeError:  # a stream may have no length
         return config.max_steps
     return count if config.max_steps is None else min(count, config.max_steps)
 

@@ -1,4 +1,4 @@
-"""Datasets and their builders, with the Tinker Cookbook's names."""
+"""Base classes of supervised datasets and of their builders, with the Tinker Cookbook's names."""
 
 from __future__ import annotations
 
@@ -18,59 +18,63 @@ if TYPE_CHECKING:
 
 
 class SupervisedDataset:
-    """The base class of training data. A subclass defines either
+    """The base class of supervised datasets. A subclass defines one of:
 
-    * `__iter__`, which yields datums; all of them are then held in memory (set `batch_size` here or in
-      `train.Config`), or
-    * `get_batch(index)`, which returns a list of datums, and `__len__`, the number of batches; `set_epoch(seed)` may
-      shuffle.
+    * `__iter__`, which yields datums. All of them are held in memory. The batch size is the attribute `batch_size`, or
+      is set in `train.Config`.
+    * `get_batch(index)`, which returns a list of datums, and `__len__`, which returns the number of batches. The
+      subclass may also define `set_epoch(seed)`, to shuffle the data for each epoch.
     """
 
     batch_size: Any = None
 
     def get_batch(self, index: int) -> list[tinker.Datum]:
-        """Return batch `index` of this epoch."""
+        """Return the list of datums of batch `index` in the epoch that was selected with `set_epoch`."""
         raise NotImplementedError
 
     def set_epoch(self, seed: int = 0) -> None:
-        """Prepare an epoch; called before each one, with its number as `seed`."""
+        """Prepare the data for an epoch. It is called before each epoch, with the number of the epoch as `seed`."""
 
     def __iter__(self) -> Iterator[tinker.Datum]:
         for index in range(len(self)):  # type: ignore[arg-type]
             yield from self.get_batch(index)
 
     def batches(self, *, epochs: int | None = 1, batch_size: int | None = None, seed: int | None = 0) -> Batches:
-        """Make the batches that the loop trains on, with a cursor.
+        """Return an iterator of batches with a cursor, for the loop to train on.
 
         Args:
-            epochs: how many times the data is used; None repeats it without end.
-            batch_size: datums in a batch; None uses the dataset's own.
-            seed: the random seed of the order, for datasets that shuffle; None keeps the order.
+            epochs: the number of passes over the data; None repeats it without end.
+            batch_size: the number of datums in a batch; None uses the batch size of the dataset.
+            seed: the random seed for the order of the data, in datasets that shuffle; None keeps the order.
 
         Raises:
-            DataError: the batch size is missing, or cannot be set here, or the subclass defines no data.
+            DataError: there is no batch size; or `batch_size` is given, but `get_batch` sets the size of a batch; or
+                the subclass defines neither `get_batch` nor `__iter__`.
         """
         if type(self).get_batch is not SupervisedDataset.get_batch:
             if batch_size is not None:
                 raise DataError(
-                    f"{type(self).__name__} makes its own batches, so batch_size={batch_size} has no effect",
+                    f"{type(self).__name__} creates its batches in get_batch, so batch_size={batch_size} has no effect",
                     remedy="set batch_size in the dataset builder",
                 )
             return _IndexedBatches(self, epochs)
         if type(self).__iter__ is SupervisedDataset.__iter__:
-            raise DataError(f"{type(self).__name__} has neither get_batch nor __iter__", remedy="define one of them")
+            raise DataError(
+                f"the dataset class {type(self).__name__} has neither get_batch nor __iter__",
+                remedy="define one of them",
+            )
         own_size = self.batch_size or getattr(getattr(self, "config", None), "batch_size", None)
         size = own_size if batch_size is None else batch_size
         if size is None:
             raise DataError(
-                f"{type(self).__name__} yields datums and has no batch size",
-                remedy="give it a batch_size attribute, or set batch_size in train.Config",
+                f"the dataset class {type(self).__name__} yields single datums, and there is no batch size",
+                remedy="add an attribute batch_size to the class, or set batch_size in train.Config",
             )
         return RowBatches(list(self), size, epochs=epochs, shuffle=seed)
 
 
 class _IndexedBatches(RowBatches):
-    """The batches of `get_batch`; each row is a whole batch."""
+    """Iterator over the batches that a dataset's `get_batch` returns; here a row is a whole batch."""
 
     def __init__(self, dataset: Any, epochs: int | None):
         self._dataset, self._prepared = dataset, None
@@ -85,7 +89,7 @@ class _IndexedBatches(RowBatches):
 
 @chz.chz
 class SupervisedDatasetBuilder:
-    """The base class of dataset builders: called, it returns (training data, test data or None)."""
+    """The base class of dataset builders. Calling a builder returns (training data, test data or None)."""
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         raise NotImplementedError
@@ -93,12 +97,12 @@ class SupervisedDatasetBuilder:
 
 @chz.chz
 class ChatDatasetBuilderCommonConfig:
-    """Options that all builders of chat data share."""
+    """Options that all builders of chat datasets share."""
 
     model_name_for_tokenizer: str = chz.field(doc="Name or folder of the model whose tokenizer encodes the text.")
     renderer_name: str = chz.field(doc="Chat format; get_recommended_renderer_name(model) returns the one for a model.")
     max_length: int | None = chz.field(
-        default=None, doc="Largest number of tokens of a conversation, which is cut at its end; None cuts nothing."
+        default=None, doc="Largest number of tokens of a conversation; later tokens are cut. None cuts nothing."
     )
     batch_size: int = chz.field(default=32, doc="Number of conversations in a batch.")
     train_on_what: TrainOnWhat = chz.field(
@@ -108,17 +112,17 @@ class ChatDatasetBuilderCommonConfig:
 
 @chz.chz
 class ChatDatasetBuilder(SupervisedDatasetBuilder):
-    """The base class of builders that render conversations: a subclass defines `__call__` and uses `self.renderer`."""
+    """The base class of builders that render conversations. A subclass defines `__call__` and uses `self.renderer`."""
 
     common_config: ChatDatasetBuilderCommonConfig
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer of `model_name_for_tokenizer`."""
+        """The tokenizer of the model `common_config.model_name_for_tokenizer`."""
         return get_tokenizer(self.common_config.model_name_for_tokenizer)
 
     @cached_property
     def renderer(self) -> Renderer:
-        """The renderer of `renderer_name`."""
+        """The renderer of the chat format `common_config.renderer_name`."""
         common = self.common_config
         return get_renderer(common.renderer_name, self.tokenizer, model_name=common.model_name_for_tokenizer)
