@@ -335,7 +335,7 @@ def test_a_folder_without_an_image_processor_takes_text_only_and_the_log_says_so
     bare = shutil.copytree(folder, tmp_path / "bare")
     (bare / "preprocessor_config.json").unlink()
     assert load_model(str(bare), torch.device("cpu"), torch.float32).vision is None
-    assert "has a vision tower, but takes text only: " in caplog.text
+    assert "has a vision tower, but the engine accepts only text for it: " in caplog.text
 
 
 def test_a_model_from_a_folder(shared, folder):
