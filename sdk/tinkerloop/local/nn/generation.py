@@ -27,7 +27,7 @@ MAX_PREFILL = 16384
 
 
 def generate(model: Model, requests: Sequence[SampleRequest]) -> list[list[Continuation]]:
-    """Generate with the weights that `Model.bind` made active; return the list of continuations of every request."""
+    """Return the continuations of each request, generated with the model's active weights (see `Model.bind`)."""
     answers = [
         [Continuation(request, j, np.random.default_rng([request.seed, j])) for j in range(request.num_samples)]
         for request in requests

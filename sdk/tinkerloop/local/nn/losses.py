@@ -130,9 +130,9 @@ def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tupl
 
 
 def ppo_metrics(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> dict[str, float]:
-    """Return sums over positions of the ratio, of the clipped positions (1 each), and of q - lp.
+    """Return three sums over positions: of the ratio, of the clipped positions (1 for each), and of q - lp.
 
-    The caller divides the sums by the number of positions to get the means that the metrics' names promise.
+    The caller divides them by the number of positions to get the metrics, which are means.
     """
     log_ratio = lp - inputs["logprobs"]
     ratio = torch.exp(log_ratio)

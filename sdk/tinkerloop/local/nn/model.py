@@ -94,7 +94,7 @@ class Model:
         """Make these weights and gradient buffers active, so that the next forward and backward passes use them.
 
         Args:
-            spec: which layers the weights belong to; None with `weights`.
+            spec: which layers the weights belong to, and their rank; None if `weights` is None.
             weights: the weights to use; None: the base model without an adapter.
             gradients: for each replica that will be used, buffers by tensor name, to which gradients are added; None:
                 no gradients.

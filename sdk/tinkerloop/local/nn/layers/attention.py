@@ -58,7 +58,7 @@ def attention(
     wanted: Sequence[NDArray[np.int64]] | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Compute causal attention with transformers' signature of an attention function.
+    """Compute causal attention. All parameters but `wanted` are those that transformers passes to such a function.
 
     Dropout is never applied, because Tinker trains without it.
 

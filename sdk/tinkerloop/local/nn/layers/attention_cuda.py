@@ -1,8 +1,8 @@
 """Causal attention of all packed sequences in one GPU kernel, with a deterministic gradient.
 
 By default, the backward passes of torch's attention kernels add the parts of a gradient in the order in which the GPU
-finishes them. Two equal runs would then give different results, and so would a resumed run. This module uses the
-kernels' mode with a fixed order.
+finishes them. Two equal runs would then give different results, and a resumed run would differ from an uninterrupted
+one. This module uses the kernels' mode with a fixed order.
 """
 
 from __future__ import annotations

@@ -26,10 +26,10 @@ LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen
 
 
 def use_own_layers(module: nn.Module) -> None:
-    """Replace the forward pass of supported decoder layers by that of `DecoderLayer`. Change only layers on the CPU.
+    """Replace the forward pass of supported decoder layers on the CPU by that of `DecoderLayer`.
 
-    The layer's norm layers must already be replaced by `RMSNorm`; on the CPU this is so only in float32. Layers on a
-    GPU keep their own forward pass, although their norm layers are replaced, too.
+    Call `use_own_norms` first: only layers with `RMSNorm` norm layers are changed. On the CPU these are float32 layers.
+    Layers on a GPU keep their own forward pass, although their norm layers are replaced, too.
     """
     for layer in module.modules():
         if type(layer).__name__ not in LAYERS:
@@ -87,7 +87,10 @@ class DecoderLayer(nn.Module):
 
 
 def _trigger(*layers: nn.Module) -> torch.Tensor | None:
-    """Return the A matrix of the first adapter, or None. It requires a gradient, so autograd calls `backward`."""
+    """Return the A matrix of the first layer that has an adapter, or None.
+
+    A requires a gradient. Passed to an autograd function, it makes autograd call `backward`.
+    """
     return next((x.adapter.a for x in layers if isinstance(x, LoRALinear) and x.adapter is not None), None)
 
 

@@ -117,7 +117,7 @@ def saved_bytes(forward: Callable[[], object]) -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Return the number of bytes that can be allocated: on the GPU, or within the limits of system and container."""
+    """Return the number of bytes that can be allocated: free GPU memory, or what system and container limits leave."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

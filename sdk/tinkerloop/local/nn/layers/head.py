@@ -27,7 +27,7 @@ CHUNK_ELEMENTS = {"cpu": 4 * 2**20, "cuda": 2**27}
 In float32 they take 16 MB on the CPU (more would not fit a core's caches) and 512 MB on a GPU.
 """
 MIN_CHUNK = 128
-"""The number of rows that a chunk may have in any case, even if their logits exceed CHUNK_ELEMENTS."""
+"""A chunk may always have this many rows, even if their logits exceed `CHUNK_ELEMENTS`."""
 TILE = 2048
 """The number of columns (tokens of the vocabulary) in a tile."""
 MIN_LOG_P = -80.0
@@ -79,7 +79,7 @@ class Head:
             yield slice(start, start + sum(held)), held
 
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Return log p (len(rows), K) of the targets (T, K), given the hidden states (T, H), only for these rows."""
+        """Return log p (len(rows), K) of the targets (T, K), given the hidden states (T, H), at these rows only."""
         logprobs = torch.empty(len(rows), targets.shape[1], device=hidden.device)
         for chunk, _ in self.chunks([len(rows)], TILE if self.tiled else None):
             x, target = hidden[rows[chunk]], targets[rows[chunk]]
@@ -156,7 +156,7 @@ class Head:
         segments: Sequence[int],
         need_x: bool,
     ) -> torch.Tensor | None:
-        """Return the gradient with respect to x, given g = dL/dlp (n, K). Add those of A and B to their buffers."""
+        """Return dL/dx, given g = dL/dlp (n, K). Also add the gradients of the adapter to its buffers."""
         grad_x = torch.zeros_like(x) if need_x else None
         total = g.sum(1, keepdim=True)
         for start, tile in self.layer.tiles(TILE):
