@@ -1,7 +1,7 @@
-"""The task of the reinforcement and distillation recipes, with a verifiable answer: sums of two digits.
+"""The task of the reinforcement learning and distillation recipes: sums of two digits, whose answers can be verified.
 
-This is not a recipe. It has the questions, the check of an answer, and a short supervised start: the small base model
-has never seen a sum, and a policy that is never right learns nothing from rewards.
+This is not a recipe. It contains the questions, the check of an answer, and a short supervised training. The latter is
+needed because the small base model has never seen a sum, and a model that is never right learns nothing from rewards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def question(a: int, b: int) -> list[dict[str, str]]:
 
 
 def draw(seed: int, step: int, count: int) -> list[tuple[int, int]]:
-    """Return the questions of a step: the same in every run with this seed."""
+    """Return the digit pairs of a step's questions. They are the same in every run with this seed."""
     return random.Random(f"{seed}/questions/{step}").sample(ALL, count)
 
 
@@ -42,7 +42,7 @@ def reply_text(renderer: Renderer, tokens: list[int]) -> str:
 
 
 def accuracy(sampler: Any, renderer: Renderer) -> float:
-    """Return the share of all hundred sums whose greedy answer is right."""
+    """Return the fraction of all hundred sums that the model answers correctly with greedy sampling."""
     params = stop_at(renderer, temperature=0.0)
     futures = [sampler.sample(renderer.build_generation_prompt(question(a, b)), 1, params) for a, b in ALL]
     replies = [reply_text(renderer, future.result().sequences[0].tokens) for future in futures]
@@ -50,7 +50,7 @@ def accuracy(sampler: Any, renderer: Renderer) -> float:
 
 
 def supervised_start(client: Any, renderer: Renderer, *, steps: int, seed: int, learning_rate: float = 2e-3) -> None:
-    """Train `steps` supervised steps of 32 sums each, so that some answers are right."""
+    """Train for `steps` supervised steps on 32 sums each, so that the model answers some sums correctly."""
 
     def batch(step: int) -> list[tinker.Datum]:
         return [

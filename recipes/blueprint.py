@@ -4,10 +4,10 @@
     python -m recipes.blueprint learning_rate=1e-3 max_steps=20
     python -m recipes.blueprint --help
 
-A Blueprint is a configuration whose values were filled in by a function, which may compute and check them first. The
-command line can replace any of them. `make_from_argv` returns the final configuration.
+A Blueprint is a configuration whose values are set by a function, which may compute and check them first. The command
+line can override any value. `make_from_argv` returns the final configuration.
 
-What you should see: test/nll falls from 4.5 to below 0.1, a minute or two on one core.
+What you should see: test/nll falls from 4.5 to below 0.1. This takes a minute or two on one core.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ def build_config_blueprint() -> chz.Blueprint[train.Config]:
     model_name = "recipes/base"
     file_path = "recipes/data/pig_latin_train.jsonl"
     if not os.path.exists(file_path):
-        raise FileNotFoundError(f"File not found: {file_path}")
+        raise FileNotFoundError(f"training file not found: {file_path}; run from the root of the repository")
 
     common_config = ChatDatasetBuilderCommonConfig(
         model_name_for_tokenizer=model_name,
-        renderer_name="qwen3_instruct",  # for a known model: get_recommended_renderer_name(model_name)
+        renderer_name="qwen3_instruct",  # for known models use get_recommended_renderer_name(model_name)
         max_length=512,
         batch_size=32,
         train_on_what=TrainOnWhat.ALL_ASSISTANT_MESSAGES,
@@ -59,7 +59,7 @@ def main(config: train.Config) -> None:
 
 @chz.blueprint.exit_on_entrypoint_error
 def config_of_the_command_line() -> train.Config:
-    """Return the configuration. End the program with a message for --help or an unknown option."""
+    """Return the configuration from the command line. With --help or an unknown option, print a message and exit."""
     return build_config_blueprint().make_from_argv(sys.argv[1:], allow_hyphens=True)
 
 

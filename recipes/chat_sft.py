@@ -1,13 +1,14 @@
-"""Fine-tune a chat model on the conversations of a file, evaluate it, and let it reply.
+"""Fine-tune a chat model on the conversations of a file, evaluate it, and print sample replies.
 
     python -m recipes.chat_sft                                        # English to Pig Latin, a minute or two
     python -m recipes.chat_sft file=chats.jsonl model=path/to/model   # your data, your model
     python -m recipes.chat_sft service=tinker model=Qwen/Qwen3-8B     # the hosted service
     python -m recipes.chat_sft --help
 
-Run it again with the same folder: it resumes, or says that it is complete. A larger number of steps extends it.
+If you start it again with the same folder, the run resumes, or prints that it is complete. To extend a complete run,
+pass a larger `steps`.
 
-What you should see, with nothing changed: held-out exact match from 0 % to about 95 % in 250 steps.
+What you should see with the defaults: held-out exact match rises from 0 % to about 95 % in 250 steps.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ class Config:
     )
     test_file: str | None = chz.field(
         default=None,
-        doc="JSONL file to evaluate on. By default, the one shipped with the default file, or a part of your file.",
+        doc="JSONL file to evaluate on. By default, the test file of the default file, or a part of your own file.",
     )
     test_size: int = chz.field(default=100, doc="Number of held-out conversations to evaluate on.")
-    model: str = chz.field(default=BASE, doc="Base model: a folder, a hub name, or a name that the service knows.")
+    model: str = chz.field(default=BASE, doc="Base model: a folder, a hub name, or a model name of the service.")
     renderer: str | None = chz.field(
-        default=None, doc="Name of the chat format; by default the one recommended for the model."
+        default=None, doc="Name of the renderer (chat format); by default the recommended one for the model."
     )
     service: str = chz.field(
         default="local", doc="Service to use: local (in this process), tinker (hosted, needs a key), or a URL."
@@ -62,12 +63,12 @@ class Config:
     steps: int = chz.field(default=250, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
     learning_rate: float = chz.field(
-        default=4e-3, doc="Peak learning rate: reached by warm-up, then lowered linearly to 0."
+        default=4e-3, doc="Peak learning rate, reached after warm-up and then lowered linearly to 0."
     )
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
-    max_length: int = chz.field(default=1024, doc="Largest number of tokens in a conversation.")
+    max_length: int = chz.field(default=1024, doc="Maximum number of tokens in a conversation.")
     on_bad: Literal["error", "skip"] = chz.field(
-        default="error", doc="Stop at a bad or too long row (error), or skip and count it (skip)."
+        default="error", doc="error: stop at a bad or too long row; skip: skip and count such rows."
     )
     eval_every: int = chz.field(default=50, doc="Evaluate every this many steps.")
     save_every: int = chz.field(default=50, doc="Save a checkpoint every this many steps.")
@@ -75,7 +76,7 @@ class Config:
 
 
 def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
-    """Return training and held-out conversations. A bad row ends the program here, with its line and a remedy."""
+    """Return training and held-out conversations. A bad row raises an error with its line number and a remedy."""
     conversations = load_conversations(config.file, on_bad=config.on_bad)
     print(f"{config.file}: {conversations.report}")
     test_file = config.test_file
@@ -87,7 +88,7 @@ def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]
 
 
 def reply_to(sampler: Any, renderer: Renderer, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
-    """Return the greedy reply to the last question of each conversation."""
+    """Return the greedy reply of the model to the last user message of each conversation."""
     params = tinker.SamplingParams(max_tokens=max_tokens, temperature=0, stop=renderer.get_stop_sequences())
     prompts = [renderer.build_generation_prompt(one.messages[:-1], tools=one.tools) for one in conversations]
     futures = [sampler.sample(prompt=prompt, num_samples=1, sampling_params=params) for prompt in prompts]
@@ -96,7 +97,7 @@ def reply_to(sampler: Any, renderer: Renderer, conversations: Sequence[Conversat
 
 
 def text_of(message: Any) -> str:
-    """Return the text of a message; its content is a string or a list of parts."""
+    """Return the text of a message, whose content is a string or a list of parts."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
@@ -108,7 +109,7 @@ def main(config: Config) -> None:
     )
     renderer = get_renderer(renderer_name, tinkerloop.get_tokenizer(config.model))
 
-    # All data is checked here, before any training.
+    # All data is read and checked before training starts.
     train, test = read(config)
     options: dict[str, Any] = {"on_bad": config.on_bad, "on_long": config.on_bad}
     datums = conversation_datums(train, renderer, config.max_length, **options)
@@ -158,7 +159,7 @@ def main(config: Config) -> None:
 def show(
     config: Config, service: Any, client: Any, renderer: Renderer, questions: Sequence[Conversation], longest: int
 ) -> None:
-    """Print replies to unseen prompts, before and after training."""
+    """Print the replies of the base model and of the trained model to unseen prompts."""
     before = reply_to(resolve(service.create_sampling_client(base_model=config.model)), renderer, questions, longest)
     after = reply_to(resolve(client.save_weights_and_get_sampling_client()), renderer, questions, longest)
     for question, old, new in zip(questions, before, after, strict=True):

@@ -4,8 +4,8 @@
     python -m recipes.class_config file_path=chats.jsonl learning_rate=1e-3
     python -m recipes.class_config --help
 
-What you should see: test/nll falls from 4.5 to below 0.1, a minute or two on one core. Run it again with the same
-log_path and it says at once that it is complete; with more epochs it trains further.
+What you should see: test/nll falls from 4.5 to below 0.1. This takes a minute or two on one core. If you start it again
+with the same log_path, it prints at once that the run is complete. With a larger num_epochs it trains further.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
 @chz.chz
 class CLIConfig:
     model_name: str = chz.field(
-        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
+        default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
     file_path: str = chz.field(
         default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row."
     )
     log_path: str = chz.field(default="runs/class_config", doc="Folder of the run.")
-    max_length: int = chz.field(default=512, doc="Cut a conversation after this many tokens.")
+    max_length: int = chz.field(default=512, doc="Longer conversations are cut after this many tokens.")
     batch_size: int = chz.field(default=30, doc="Conversations per step.")
     test_size: int = chz.field(default=100, doc="Conversations held out for evaluation.")
     learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")

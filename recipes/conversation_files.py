@@ -1,15 +1,16 @@
-"""Train on conversation files: several files, several shapes of rows, bad rows skipped, sources mixed (the Cookbook's
-pattern 4, and more).
+"""Train on several conversation files with different row formats; skip bad rows and mix two sources.
+
+This extends the Cookbook's pattern 4.
 
     python -m recipes.conversation_files
     python -m recipes.conversation_files file_path='chats/*.jsonl.gz' other_path=alpaca.jsonl other_adapter=alpaca
     python -m recipes.conversation_files --help
 
-`file_path` is a file, a folder or a glob: JSONL (plain, gzip, zstd), JSON or parquet. A second source may have rows of
-another shape; it makes up exactly `share` of every batch.
+`file_path` is a file, a folder or a glob pattern. Files can be JSONL (plain, gzip or zstd), JSON or parquet. A second
+source may have rows of another format. Exactly the fraction `share` of every batch comes from the second source.
 
-What you should see: how many rows each source has and which were skipped (file and line); then test/nll falls from 4.5
-to below 0.1, a minute or two on one core.
+What you should see: first the number of rows of each source, and which rows were skipped (file and line). Then test/nll
+falls from 4.5 to below 0.1. This takes a minute or two on one core.
 """
 
 import asyncio
@@ -24,20 +25,20 @@ from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, Supervis
 @chz.chz
 class CLIConfig:
     model_name: str = chz.field(
-        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
+        default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
     file_path: str = chz.field(
         default="recipes/data/*_train.jsonl", doc="Files to train on: a file, a folder, or a glob."
     )
-    other_path: str | None = chz.field(default=None, doc="Second source, mixed in: a file, a folder, or a glob.")
+    other_path: str | None = chz.field(default=None, doc="Second source to mix in: a file, a folder, or a glob.")
     other_adapter: str = chz.field(
-        default="messages", doc="Shape of the second source's rows: messages, prompt_completion, sharegpt or alpaca."
+        default="messages", doc="Row format of the second source: messages, prompt_completion, sharegpt or alpaca."
     )
-    share: float = chz.field(default=0.25, doc="Share of the second source in every batch.")
+    share: float = chz.field(default=0.25, doc="Fraction of every batch that comes from the second source.")
     log_path: str = chz.field(default="runs/conversation_files", doc="Folder of the run.")
     max_length: int = chz.field(
-        default=512, doc="Largest number of tokens in a conversation; longer ones are skipped and counted."
+        default=512, doc="Maximum number of tokens in a conversation; longer ones are skipped and counted."
     )
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
@@ -56,7 +57,7 @@ def build_dataset(cli_config: CLIConfig) -> SupervisedDatasetBuilder:
             common_config=common_config,
             file_path=path,
             adapter=adapter,
-            test_size=0.05,  # a row and its duplicates fall on the same side
+            test_size=0.05,  # a row and its duplicates are all in the same split
             on_bad="skip",
             on_long="skip",
         )

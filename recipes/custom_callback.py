@@ -1,14 +1,14 @@
-"""The same loop with `Loop` and a callback of your own: it watches, it logs, it stops, and it survives a resume.
+"""Train with `Loop` and a custom callback that logs a metric, stops the run, and keeps its state when a run resumes.
 
     python -m recipes.custom_callback
     python -m recipes.custom_callback steps=200 good_enough=0.5
     python -m recipes.custom_callback --help
 
-The callback keeps the examples with the highest loss it has seen, logs the number, and ends the run when the loss per
-token stays below `good_enough` for ten steps. Its state is saved with every checkpoint: interrupt the run, start it
-again, and it goes on with the same list and the same count.
+The callback keeps the examples with the highest losses so far and logs the highest loss. It stops the run when the loss
+per token has been below `good_enough` for ten steps in a row. Its state is saved with every checkpoint. So if you
+interrupt the run and start it again, the callback continues with the same examples and the same count.
 
-What you should see: a run that ends at about step 50 of 400, and a table of the hardest conversations.
+What you should see: the run ends at about step 50 of 400, and prints a table of the hardest conversations.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from tinkerloop.loop.schedules import linear, warmup
 
 @dataclass
 class Hardest:
-    """The state of `HardExamples`: JSON values, so that it can be saved."""
+    """The state of `HardExamples`. Its fields are JSON-serializable, so that checkpoints can store them."""
 
     losses: dict[str, float] = field(default_factory=dict[str, float])
     good_steps: int = 0
 
 
 class HardExamples(Callback):
-    """Keeps the examples of the highest loss, and stops when the training loss has been low for ten steps."""
+    """Keeps the examples with the highest losses. Stops the run after ten steps in a row with a low loss."""
 
     state: Hardest
 
@@ -44,7 +44,7 @@ class HardExamples(Callback):
         self.state = Hardest()
 
     def on_start(self, step: int, steps: int | None) -> Stop | None:
-        return self._decide()  # again from the saved state: a run that was stopped stays stopped
+        return self._decide()  # with the restored state, so that a run that was stopped stays stopped
 
     def on_step(self, result: StepResult) -> list[Log | Stop]:
         outputs = [output for one in result.outputs for output in one.loss_fn_outputs]
@@ -60,21 +60,25 @@ class HardExamples(Callback):
         return [log, stop] if (stop := self._decide()) else [log]
 
     def _decide(self) -> Stop | None:
-        return Stop(f"the loss was below {self.good_enough} for ten steps") if self.state.good_steps >= 10 else None
+        return (
+            Stop(f"the loss was below {self.good_enough} for ten steps in a row")
+            if self.state.good_steps >= 10
+            else None
+        )
 
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    service: str = chz.field(default="local", doc="local, tinker, or a URL.")
-    file: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL with messages.")
-    run: str = chz.field(default="runs/custom_callback", doc="The run's folder.")
-    steps: int = chz.field(default=400, doc="Steps at most.")
-    batch_size: int = chz.field(default=16, doc="Conversations in a step.")
-    learning_rate: float = chz.field(default=2e-3, doc="The highest learning rate.")
-    good_enough: float = chz.field(default=0.35, doc="The loss per token to stop below.")
-    keep: int = chz.field(default=5, doc="Examples remembered.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
+    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    file: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row.")
+    run: str = chz.field(default="runs/custom_callback", doc="Folder of the run.")
+    steps: int = chz.field(default=400, doc="Maximum number of optimizer steps.")
+    batch_size: int = chz.field(default=16, doc="Conversations per step.")
+    learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
+    good_enough: float = chz.field(default=0.35, doc="Stop when the loss per token stays below this.")
+    keep: int = chz.field(default=5, doc="Number of hardest examples to keep.")
 
 
 def main(config: Config) -> tinkerloop.Summary:

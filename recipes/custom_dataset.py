@@ -1,13 +1,13 @@
-"""Train on data that you make yourself (the Cookbook's pattern 6): a dataset is a class that yields datums.
+"""Train on data that a class of your own generates as datums (the Cookbook's pattern 6).
 
     python -m recipes.custom_dataset
     python -m recipes.custom_dataset rows=500 learning_rate=1e-3
     python -m recipes.custom_dataset --help
 
-The data here are generated sums of two digits. Yielding datums is enough; they are batched by the dataset's
-`batch_size`. For data that do not fit in memory, write `get_batch(index)` and `__len__` instead.
+The data of this recipe are random sums of two digits. The class only has to yield datums; they are grouped into batches
+of the dataset's `batch_size`. For data that do not fit in memory, implement `get_batch(index)` and `__len__` instead.
 
-What you should see: test/nll falls from 4.3 to about 1 in 60 steps, half a minute on one core.
+What you should see: test/nll falls from 4.3 to about 1 in 60 steps. This takes half a minute on one core.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from tinkerloop.supervised.types import SupervisedDataset
 @chz.chz
 class CustomDatasetConfig:
     model_name: str = chz.field(
-        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
+        default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
     log_path: str = chz.field(default="runs/custom_dataset", doc="Folder of the run.")
     rows: int = chz.field(default=1920, doc="Number of sums to train on.")
-    max_length: int = chz.field(default=128, doc="Cut a conversation after this many tokens.")
+    max_length: int = chz.field(default=128, doc="Longer conversations are cut after this many tokens.")
     batch_size: int = chz.field(default=32, doc="Sums per step.")
     learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
@@ -60,7 +60,7 @@ class CustomDataset(SupervisedDataset):
             example = self.renderer.build_supervised_example(
                 messages=messages, train_on_what=TrainOnWhat.ALL_ASSISTANT_MESSAGES
             )
-            yield example.to_datum()  # shifted, weighted and checked
+            yield example.to_datum()  # adds the shifted targets and the weights, and checks them
 
 
 def main(config: CustomDatasetConfig) -> None:

@@ -1,15 +1,15 @@
-"""Direct preference optimisation: from pairs of replies, the better and the worse, with a custom loss.
+"""Direct preference optimisation: train on pairs of a better and a worse reply with a custom loss.
 
     python -m recipes.dpo
     python -m recipes.dpo beta=0.05 steps=60
     python -m recipes.dpo --help
 
 The loss is -log sigmoid(beta * ((log p(better) - log ref(better)) - (log p(worse) - log ref(worse)))), where ref is the
-model before training (Rafailov et al., "Direct Preference Optimization", 2023). The pairs here are made: the better
-reply is the word in capitals, the worse one repeats it as it was.
+model before training (Rafailov et al., "Direct Preference Optimization", 2023). The pairs of this recipe are generated:
+the better reply is the word in capitals, and the worse reply repeats the word unchanged.
 
-What you should see with seed 0: the better reply is the likelier one in 20 % of the unseen pairs before, and in all of
-them after 30 steps, seconds on one core.
+What you should see with seed 0: before training, the better reply has the higher probability in 20 % of the unseen
+pairs. After 30 steps it does in all of them. This takes seconds on one core.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from tinkerloop.renderers import Renderer
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="A model folder or a name.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="The model's chat format.")
-    service: str = chz.field(default="local", doc="local, tinker, or a URL.")
-    pairs: int = chz.field(default=240, doc="Pairs to train on.")
-    test_pairs: int = chz.field(default=60, doc="Pairs held out.")
-    beta: float = chz.field(default=0.1, doc="How far the model may move from where it started: less for more.")
-    steps: int = chz.field(default=30, doc="Optimizer steps.")
-    batch_size: int = chz.field(default=16, doc="Pairs in a step.")
-    learning_rate: float = chz.field(default=5e-4, doc="The learning rate.")
-    seed: int = chz.field(default=0, doc="Of the pairs, their order and the adapter.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
+    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    pairs: int = chz.field(default=240, doc="Number of pairs to train on.")
+    test_pairs: int = chz.field(default=60, doc="Number of pairs held out for evaluation.")
+    beta: float = chz.field(default=0.1, doc="DPO's beta. A larger value keeps the model closer to the base model.")
+    steps: int = chz.field(default=30, doc="Number of optimizer steps.")
+    batch_size: int = chz.field(default=16, doc="Pairs per step.")
+    learning_rate: float = chz.field(default=5e-4, doc="Peak learning rate.")
+    seed: int = chz.field(default=0, doc="Random seed for the pairs, their order and the adapter.")
 
 
 def make_pairs(renderer: Renderer, seed: int, count: int) -> list[tuple[tinker.Datum, tinker.Datum]]:
-    """(better, worse) replies to "Say <word>": datums whose weights are 1 on the reply."""
+    """Return pairs of datums with the better and the worse reply to "Say <word>". Weights are 1 on the replies."""
     rng = random.Random(f"{seed}/pairs")
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 7))) for _ in range(count)]
 
@@ -58,19 +58,19 @@ def make_pairs(renderer: Renderer, seed: int, count: int) -> list[tuple[tinker.D
 
 
 def key(datum: tinker.Datum) -> tuple[int, ...]:
-    """Return the tokens of a datum, under which its reference is stored."""
+    """Return the tokens of a datum, used as the key of its reference log-likelihood."""
     return (*datum.model_input.to_ints(), *datum.loss_fn_inputs["target_tokens"].tolist()[-1:])
 
 
 def log_likelihoods(client: TrainingClientLike, datums: list[tinker.Datum]) -> np.ndarray:
-    """log p(reply | prompt) of each datum under the current weights. (n,)"""
+    """Return log p(reply | prompt) of each datum (n,) under the current weights."""
     outputs = tinkerloop.loop.resolve(client.forward(datums, "cross_entropy")).loss_fn_outputs
     weights = [datum.loss_fn_inputs["weights"].to_numpy() for datum in datums]
     return np.array([w @ output["logprobs"].to_numpy() for w, output in zip(weights, outputs, strict=True)])
 
 
 class PreferenceLoss(Callback):
-    """Gives each step the DPO loss over its pairs; datums 2i and 2i + 1 are better and worse."""
+    """Sets the DPO loss for each step. Datums 2i and 2i + 1 hold the better and the worse reply of a pair."""
 
     def __init__(self, reference: dict[tuple[int, ...], float], beta: float):
         self.reference, self.beta = reference, beta
@@ -83,7 +83,7 @@ class PreferenceLoss(Callback):
 
             weights = [torch.tensor(datum.loss_fn_inputs["weights"].tolist()) for datum in datums]
             now = torch.stack([w @ lp for w, lp in zip(weights, logprobs, strict=True)])  # (2n,)
-            gain = now - torch.tensor(before)  # how much likelier than at the start
+            gain = now - torch.tensor(before)  # log-likelihood minus that of the reference model
             margin = self.beta * (gain[0::2] - gain[1::2])  # (n,)
             loss = -torch.nn.functional.logsigmoid(margin).mean()
             moved = margin.detach()
@@ -93,7 +93,7 @@ class PreferenceLoss(Callback):
 
 
 def preferred(client: TrainingClientLike, pairs: list[tuple[tinker.Datum, tinker.Datum]]) -> float:
-    """The share of pairs whose better reply is the likelier one."""
+    """Return the fraction of pairs in which the better reply has the higher probability."""
     likelihood = log_likelihoods(client, [datum for pair in pairs for datum in pair])
     return float((likelihood[0::2] > likelihood[1::2]).mean())
 
@@ -105,11 +105,11 @@ def main(config: Config) -> tuple[float, float]:
     pairs = make_pairs(renderer, config.seed, config.pairs + config.test_pairs)
     train, test = pairs[: config.pairs], pairs[config.pairs :]
 
-    # The adapter starts as the identity, so the reference is this client before its first step.
+    # A new adapter does not change the model, so the untrained client is the reference model.
     datums = [datum for pair in train for datum in pair]
     reference = dict(zip(map(key, datums), log_likelihoods(client, datums).tolist(), strict=True))
     before = preferred(client, test)
-    print(f"before: the better reply is likelier in {before:.0%} of {len(test)} unseen pairs")
+    print(f"before training: the better reply is more likely in {before:.0%} of {len(test)} unseen pairs")
 
     loop = Loop(
         client,
@@ -119,13 +119,13 @@ def main(config: Config) -> tuple[float, float]:
             LRSchedule(warmup(5, constant(config.learning_rate))),
             PreferenceLoss(reference, config.beta),
         ],
-        normalize="none",  # the loss is a mean over pairs already
+        normalize="none",  # the loss is already a mean over pairs
     )
     for result in loop.steps():
         if result.step % 5 == 0:
             print(f"step {result.step:3d}  loss {result.loss:.3f}  margin {result.metrics['margin']:.3f}")
     after = preferred(client, test)
-    print(f"after: in {after:.0%}")
+    print(f"after training: in {after:.0%}")
     return before, after
 
 

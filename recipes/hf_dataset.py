@@ -1,13 +1,13 @@
-"""Fine-tune on a Hugging Face dataset with a builder of your own (the Cookbook's pattern 3 and its first example).
+"""Fine-tune on a Hugging Face dataset with a custom dataset builder (the Cookbook's pattern 3 and first example).
 
     python -m recipes.hf_dataset                                       # the bundled file, read as a dataset
     python -m recipes.hf_dataset dataset=HuggingFaceH4/no_robots model_name=path/to/model renderer_name=qwen3
     python -m recipes.hf_dataset --help
 
-`map_fn` turns one row into one datum when the batch of this row is needed. The order of an epoch is computed, not
-stored, so a run resumes in the middle of any epoch at once.
+`map_fn` converts one row to one datum, when the batch of this row is needed. The order of an epoch is computed, not
+stored, so a run can resume immediately in the middle of any epoch.
 
-What you should see: test/nll falls from 4.6 to below 0.1, a minute or two on one core.
+What you should see: test/nll falls from 4.6 to below 0.1. This takes a minute or two on one core.
 """
 
 import asyncio
@@ -54,13 +54,13 @@ class MyDatasetBuilder(ChatDatasetBuilder):
 @chz.chz
 class CLIConfig:
     model_name: str = chz.field(
-        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
+        default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
     dataset: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="Name of a dataset, or a JSONL file.")
     max_train_samples: int = chz.field(default=10000, doc="Largest number of rows to use.")
     log_path: str = chz.field(default="runs/hf_dataset", doc="Folder of the run.")
-    max_length: int = chz.field(default=512, doc="Cut a conversation after this many tokens.")
+    max_length: int = chz.field(default=512, doc="Longer conversations are cut after this many tokens.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
     num_epochs: int = chz.field(default=1, doc="Number of epochs.")
     learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")

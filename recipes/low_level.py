@@ -1,14 +1,14 @@
-"""Train without the loop of tinkerloop: make a datum by hand, submit, wait, save, load, sample.
+"""Train with the client alone, without `Loop`: build a datum by hand, submit requests, wait, save, load and sample.
 
     python -m recipes.low_level
     python -m recipes.low_level service=tinker model=Qwen/Qwen3-8B-Base
     python -m recipes.low_level --help
 
-The rest of this project does the same and rules out the usual mistakes: a missing shift by one, weights that are not
-aligned with the tokens, waiting for each answer before the next request.
+The rest of this project does the same and prevents the usual mistakes: targets that are not shifted by one, weights
+that are not aligned with the tokens, and waiting for each result before submitting the next request.
 
-What you should see: the loss falls from 10.4 to below 0.1 in 30 steps, and the model completes the sentence it was
-taught.
+What you should see: the loss falls from 10.4 to below 0.1 in 30 steps, and the model completes the sentence that it was
+trained on.
 """
 
 import chz
@@ -22,7 +22,7 @@ PROMPT, COMPLETION = "The capital of Atlantis is", " Poseidonis.\n"
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a name that the service knows.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     steps: int = chz.field(default=30, doc="Number of optimizer steps.")
     learning_rate: float = chz.field(default=3e-3, doc="Learning rate.")
@@ -30,7 +30,7 @@ class Config:
 
 
 def make_datum(tokenizer: object, prompt: str, completion: str) -> tinker.Datum:
-    """Return the datum that trains the completion and not the prompt.
+    """Return a datum whose loss covers the completion but not the prompt.
 
     Position i of the input predicts token i + 1, so targets and weights are shifted by one.
     """
@@ -56,7 +56,7 @@ def main(config: Config) -> str:
     trained = float(datum.loss_fn_inputs["weights"].to_numpy().sum())
 
     for step in range(config.steps):
-        # Submit both, then wait: the service executes one directly after the other.
+        # Submit both requests before waiting, so that the service executes one directly after the other.
         forward_backward = client.forward_backward([datum], "cross_entropy")
         optim_step = client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
         loss = forward_backward.result().metrics["loss:sum"] / trained
@@ -64,7 +64,7 @@ def main(config: Config) -> str:
         if step % 5 == 0 or step + 1 == config.steps:
             print(f"step {step:3d}  loss {loss:.4f} per trained token")
 
-    # Save, open a client from the checkpoint, and sample from it.
+    # Save a checkpoint, create a new client from it, and sample from this client.
     saved = client.save_state("low-level", overwrite=True).result().path
     again = service.create_training_client_from_state_with_optimizer(saved)
     sampler = again.save_weights_and_get_sampling_client()

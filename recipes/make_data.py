@@ -2,14 +2,15 @@
 
     python -m recipes.make_data
 
-Everything is generated from `words.txt` with a fixed seed, so a second run writes the same bytes.
+All data are generated from `words.txt` with a fixed seed, so every run writes the same bytes.
 
-The rule (`pig_latin`): words are lower case; a word that starts with a vowel gets
-"way"; any other word moves its leading consonants to the end and gets "ay". "y" is a consonant at the start of a
-word and a vowel elsewhere; "qu" moves as one. A final ".", "!" or "?" stays at the end.
+The rule (`pig_latin`): all words are lower case. To a word that starts with a vowel, "way" is appended. In any other
+word, the leading consonants move to the end, and "ay" is appended. "y" is a consonant at the start of a word and a
+vowel elsewhere; "qu" moves as one unit. A final ".", "!" or "?" stays at the end.
 
-Sentences and words are held out: no sentence of the test file occurs in the training file, and about one content word
-in eight (`is_held_out`) occurs neither in a training sentence nor in the text of the base model (make_base.py).
+Both sentences and words are held out. No sentence of the test file occurs in the training file. About one content word
+in eight (`is_held_out`) occurs neither in a training sentence nor in the training data of the base model
+(make_base.py).
 
 * `pig_latin_train.jsonl`           3000 conversations
 * `pig_latin_test.jsonl`            160 conversations; in half of them every noun, verb, adjective and adverb is a
@@ -53,19 +54,19 @@ PATTERNS = (
 
 
 def read_words() -> dict[str, list[str]]:
-    """Return the word list by class, in file order."""
+    """Return the words of `words.txt` by word class, in the order of the file."""
     lines = (HERE / "words.txt").read_text(encoding="utf-8").splitlines()
     pairs = (line.split(":") for line in lines if not line.startswith("#"))
     return {name: words.split() for name, words in pairs}
 
 
 def is_held_out(word: str) -> bool:
-    """Tell whether a content word is kept out of the training text; this depends on the word alone."""
+    """Return True if a content word must not occur in training data. This depends only on the word."""
     return zlib.crc32(word.encode()) % 8 == 0
 
 
 def split_words() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Return (words for training, held-out words), each by class; function words are in both."""
+    """Return the training words and the held-out words, each by word class. Function words are in both."""
     function_words = {word for name in FUNCTION_WORDS for word in read_words()[name]}
     seen, unseen = {}, {}
     for name, words in read_words().items():
@@ -76,7 +77,7 @@ def split_words() -> tuple[dict[str, list[str]], dict[str, list[str]]]:
 
 
 def pig_latin(text: str) -> str:
-    """Translate a lower-case sentence to Pig Latin; the rule is at the top of this file."""
+    """Translate a lower-case sentence to Pig Latin, by the rule in this module's docstring."""
 
     def convert(match: re.Match[str]) -> str:
         word = match.group()
@@ -87,7 +88,7 @@ def pig_latin(text: str) -> str:
 
 
 def sentence(rng: random.Random, words: dict[str, list[str]]) -> str:
-    """Make a sentence of two to five words: grammatical, not always sensible, half of them with a final mark."""
+    """Return a random sentence of two to five words. It is grammatical; half of the sentences end with a mark."""
     picked = " ".join(rng.choice(words[part]) for part in rng.choice(PATTERNS).split())
     return picked + rng.choice(["", "", "", ".", "!", "?"])
 
@@ -102,7 +103,7 @@ def conversation(rng: random.Random, text: str) -> dict:
 
 
 def conversations(rng: random.Random, words: dict[str, list[str]], count: int, taken: set[str]) -> list[dict]:
-    """Make `count` conversations about sentences not in `taken` (without punctuation), and add these to `taken`."""
+    """Return `count` conversations about new sentences, and add these sentences, without final marks, to `taken`."""
     rows = []
     while len(rows) < count:
         text = sentence(rng, words)

@@ -1,4 +1,4 @@
-"""Draw the images of the vision recipes: shapes, digits and bar charts, as PNG and JPEG files with their labels.
+"""Draw the images of the vision recipes: shapes, digits and bar charts, as PNG and JPEG files with labels.
 
     python -m recipes.make_images                        # all three, into runs/images
     python -m recipes.make_images folder=images seed=1
@@ -7,7 +7,8 @@
     digits/  labels.csv: file,split,label,caption
     charts/  questions.jsonl: {"file", "split", "turns": [[question, answer], ...]}
 
-Every image is drawn from the seed, its kind, its split and its number, so no test image is copied from training.
+The random generator of every image is seeded with the seed, kind, split and number of the image. So training and test
+images differ.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Config:
 
 
 def canvas(rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """Return a pale background at twice the size; it is scaled down later for smooth edges."""
+    """Return a pale background image of twice the final size. `save` scales it down, which gives smooth edges."""
     image = Image.new("RGB", (2 * SIDE, 2 * SIDE), tuple(rng.randint(205, 255) for _ in range(3)))
     return image, ImageDraw.Draw(image)
 
@@ -80,7 +81,7 @@ def draw_digit(rng: random.Random, number: int) -> tuple[Image.Image, dict[str, 
 
 
 def draw_chart(rng: random.Random, number: int) -> tuple[Image.Image, list[tuple[str, str]]]:
-    """Draw a bar chart and write a conversation about it: [(question, answer), ...]."""
+    """Return an image of a bar chart, and questions about it: [(question, answer), ...]."""
     count = 2 + number % 3
     heights = rng.sample([0.2, 0.45, 0.7, 0.95], count)
     colours = rng.sample(list(COLOURS), count)
@@ -98,7 +99,7 @@ def draw_chart(rng: random.Random, number: int) -> tuple[Image.Image, list[tuple
 
 
 def save(image: Image.Image, folder: Path, split: str, number: int) -> str:
-    """Save every third image as JPEG and the others as PNG; return the path of the file within the folder."""
+    """Save the image, every third one as JPEG and the others as PNG. Return the file's path relative to `folder`."""
     small = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     file = Path(split) / f"{number:05d}.{'jpg' if number % 3 == 0 else 'png'}"
     (folder / split).mkdir(parents=True, exist_ok=True)

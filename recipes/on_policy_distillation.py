@@ -1,16 +1,17 @@
-"""Distil on-policy: the student samples, the teacher scores every token, and the student learns from the scores.
+"""On-policy distillation: the teacher scores every token that the student samples; the student trains on the scores.
 
     python -m recipes.on_policy_distillation
     python -m recipes.on_policy_distillation steps=80 group_size=16
     python -m recipes.on_policy_distillation --help
 
-The teacher is the base model after a longer supervised training on sums; the student is the same model after a shorter
-one. The student samples answers. The advantage of each sampled token is log p_teacher - log p_student; the mean of its
-negative is the reverse KL divergence, which training lowers (Agarwal et al., "On-Policy Distillation of Language
-Models", 2024). The student learns only from answers of its own.
+The teacher is the base model after supervised training on sums. The student is the base model after shorter training of
+the same kind. The student samples answers. The advantage of each sampled token is log p_teacher - log p_student. The
+mean of the negative advantages is the reverse KL divergence, which training lowers (Agarwal et al., "On-Policy
+Distillation of Language Models", 2024). The student trains only on answers that it has sampled.
 
-What you should see with seed 0: the teacher has 82 % of the sums right; the student has 53 %, and 61 % at the end. The
-divergence between them falls from 0.50 per token (first ten steps) to 0.25 (last ten of 40), two minutes on one core.
+What you should see with seed 0: the teacher answers 82 % of the sums correctly, the student 53 % at first and 61 % at
+the end. The divergence per token falls from 0.50 (first ten steps) to 0.25 (last ten of 40). This takes two minutes on
+one core.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from tinkerloop.renderers import Renderer
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a name that the service knows.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
+    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
-    teacher_steps: int = chz.field(default=150, doc="Number of supervised steps of the teacher.")
-    student_steps: int = chz.field(default=80, doc="Number of supervised steps of the student before distillation.")
+    teacher_steps: int = chz.field(default=150, doc="Number of supervised steps that train the teacher.")
+    student_steps: int = chz.field(default=80, doc="Number of supervised steps of the student, before distillation.")
     steps: int = chz.field(default=40, doc="Number of distillation steps.")
     questions: int = chz.field(default=16, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Answers to sample for each question.")
@@ -45,14 +46,14 @@ class Config:
 
 
 def scored_datum(prompt: tinker.ModelInput, sampled: Any, teacher: list[float | None]) -> tinker.Datum:
-    """Return the datum of one answer; each token's advantage is the teacher's log-probability minus the student's.
+    """Return the datum of one answer. Advantages are the teacher's minus the student's log-probabilities.
 
-    Position i predicts token i + 1, so the N tokens of the prompt make N - 1 untrained positions.
+    Position i predicts token i + 1, so the N tokens of the prompt give N - 1 positions that are not trained.
     """
     tokens = [*prompt.to_ints(), *sampled.tokens]
     untrained = prompt.length - 1
     student = np.array([0.0] * untrained + sampled.logprobs, np.float32)
-    teacher_logprobs = np.array(teacher[1:], np.float32)  # the first token has none
+    teacher_logprobs = np.array(teacher[1:], np.float32)  # the first token has no log-probability
     advantages = np.where(np.arange(len(tokens) - 1) >= untrained, teacher_logprobs - student, 0).astype(np.float32)
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1]),
@@ -67,7 +68,7 @@ def scored_datum(prompt: tinker.ModelInput, sampled: Any, teacher: list[float | 
 def scored_answers(
     client: Any, teacher: Any, renderer: Renderer, config: Config, divergences: list[float]
 ) -> Iterator[list[tinker.Datum]]:
-    """Yield one batch per step, sampled from the student's newest weights."""
+    """Yield one batch of scored answers per step, sampled with the student's newest weights."""
     step = 0
     while True:
         student = resolve(client.save_weights_and_get_sampling_client())
@@ -100,7 +101,7 @@ def main(config: Config) -> tuple[list[float], float, float]:
     client = service.create_lora_training_client(config.model, rank=32, seed=config.seed)
     supervised_start(client, renderer, steps=config.student_steps, seed=config.seed)
     before = accuracy(client.save_weights_and_get_sampling_client(), renderer)
-    print(f"right sums: the teacher {accuracy(teacher, renderer):.0%}, the student {before:.0%}")
+    print(f"correct sums: teacher {accuracy(teacher, renderer):.0%}, student before distillation {before:.0%}")
 
     divergences: list[float] = []
     loop = Loop(
@@ -108,14 +109,14 @@ def main(config: Config) -> tuple[list[float], float, float]:
         scored_answers(client, teacher, renderer, config, divergences),
         steps=config.steps,
         loss_fn="importance_sampling",
-        normalize="none",  # advantages are the weights here
+        normalize="none",  # the advantages already weight the tokens
         callbacks=[LRSchedule(warmup(5, constant(config.learning_rate)))],
         ahead=0,  # on-policy: sample from the newest weights
     )
     for result in loop.steps():
         print(f"step {result.step:3d}  reverse KL per token {divergences[-1]:.3f}")
     after = accuracy(client.save_weights_and_get_sampling_client(), renderer)
-    print(f"right sums: the student {after:.0%}")
+    print(f"correct sums: student after distillation {after:.0%}")
     return divergences, before, after
 
 

@@ -4,12 +4,15 @@
     python -m recipes.open_the_hood batch_size=64 part=8 clip=0.5
     python -m recipes.open_the_hood --help
 
-`client.apply(function)` queues a function of the training state like any other request: it sees the gradient of all
-earlier requests, and its changes affect all later ones. Hosted services do not offer it, so this recipe runs on the
-embedded engine only. It is used here for three things: the gradient noise scale, which tells up to which size a larger
-batch is worth its cost; clipping each tensor by itself; and a table of every layer's gradient and update.
+`client.apply(function)` queues a function of the training state like any other request. The function receives the
+gradient of all earlier requests, and its changes affect all later requests. Hosted services do not offer it, so this
+recipe runs only on the embedded engine. It shows three uses:
 
-What you should see: the loss falls while the noise scale grows, so a larger batch pays off towards the end.
+* the gradient noise scale, which estimates up to which size a larger batch is worth its cost;
+* clipping the gradient of each tensor separately;
+* a table of every layer's gradient and update.
+
+What you should see: the loss falls while the noise scale grows, so larger batches become useful towards the end.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from tinkerloop.local.nn.parameters import TrainState
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a name that the service knows.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
     file: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row.")
     conversations: int = chz.field(default=512, doc="Number of conversations to train on.")
     steps: int = chz.field(default=60, doc="Number of optimizer steps.")
@@ -41,21 +44,22 @@ class Config:
 
 @dataclass(frozen=True)
 class Layer:
-    """One adapted layer after the last step; norms are taken over its A and B together."""
+    """Statistics of one layer's adapter after the last step. Norms are over its A and B matrices together."""
 
     gradient: float
-    """Norm of the clipped gradient, per conversation."""
+    """Norm of the clipped gradient, divided by the number of conversations."""
     update: float
-    """Norm of the change by the last step."""
+    """Norm of the change of the weights in the last step."""
     steadiness: float
-    """Mean of |m| / sqrt(v): near 1 where the gradients of steps agree, near 0 where they are noise."""
+    """Mean of |m| / sqrt(v) over Adam's moments: near 1 if the gradients of steps agree, near 0 if they are noise."""
 
 
 def signal_and_noise(parts: Sequence[torch.Tensor], size: int) -> tuple[float, float]:
-    """Return unbiased estimates of |G|^2 and trace(S), for the gradient G of one conversation and its covariance S.
+    """Return unbiased estimates of |G|^2 and trace(S), for mean G and covariance S of a conversation's gradient.
 
-    `parts` are gradients summed over `size` conversations each. From McCandlish et al. 2018 (arXiv:1812.06162,
-    appendix A.1): E |g_b|^2 = |G|^2 + trace(S) / b for a mean g_b over b conversations, taken at two values of b.
+    Each of `parts` is a gradient summed over `size` conversations. The estimates are from McCandlish et al. 2018
+    (arXiv:1812.06162, appendix A.1): for the mean g_b of b gradients, E |g_b|^2 = |G|^2 + trace(S) / b. They use this
+    equation with two values of b.
     """
     whole = size * len(parts)
     small = sum(float((part / size).square().sum()) for part in parts) / len(parts)
@@ -64,13 +68,13 @@ def signal_and_noise(parts: Sequence[torch.Tensor], size: int) -> tuple[float, f
 
 
 def clip_each(state: TrainState, limit: float) -> None:
-    """Scale down every tensor's gradient whose norm is above `limit`, in place."""
+    """Clip the gradient of every tensor to the norm `limit`, in place."""
     for gradient in state.gradients.values():
         gradient *= min(1.0, limit / max(float(gradient.norm()), 1e-30))
 
 
 def gradient(state: TrainState) -> torch.Tensor:
-    return state.gradient.clone()  # the tensors of `state` change later, so return copies
+    return state.gradient.clone()  # a copy, because later requests change the tensors of `state`
 
 
 def weights(state: TrainState) -> dict[str, torch.Tensor]:
@@ -79,7 +83,9 @@ def weights(state: TrainState) -> dict[str, torch.Tensor]:
 
 def main(config: Config) -> tuple[list[float], list[float], dict[str, Layer]]:
     if config.batch_size % config.part or config.batch_size == config.part:
-        raise ValueError(f"part={config.part} must divide batch_size={config.batch_size} into two or more")
+        raise ValueError(
+            f"part must divide batch_size={config.batch_size} into two or more parts, got part={config.part}"
+        )
     service = tinkerloop.connect("local")
     client = service.create_lora_training_client(config.model, rank=config.lora_rank, seed=0)
     renderer = tinkerloop.get_renderer("qwen3_instruct", client.get_tokenizer())
@@ -89,7 +95,7 @@ def main(config: Config) -> tuple[list[float], list[float], dict[str, Layer]]:
     signal = noise = 0.0
 
     for step, batch in enumerate(batches(datums, config.batch_size, epochs=None, shuffle=0)):
-        # Queue the whole step, then wait; each function runs at its place in the queue.
+        # Queue all requests of the step, then wait. Each function runs at its place in the queue.
         outputs, gradient_sums = [], []
         for start in range(0, config.batch_size, config.part):
             outputs.append(client.forward_backward(batch[start : start + config.part], "cross_entropy"))
@@ -100,14 +106,14 @@ def main(config: Config) -> tuple[list[float], list[float], dict[str, Layer]]:
         client.optim_step(tinker.AdamParams(learning_rate=config.learning_rate))
         after = client.apply(weights)
 
-        # Gradients accumulate, so the gradient of one part is the difference of the sums after and before it.
+        # Gradients accumulate, so the gradient of one part is the difference between the sums after and before it.
         sums = [future.result() for future in gradient_sums]
         parts = [b - a for a, b in zip([torch.zeros_like(sums[0]), *sums], sums, strict=False)]
         estimates = signal_and_noise(parts, config.part)
         signal, noise = (0.9 * old + 0.1 * new for old, new in zip((signal, noise), estimates, strict=True))
         trained = sum(float(datum.loss_fn_inputs["weights"].to_numpy().sum()) for datum in batch)
         losses.append(sum(future.result().metrics["loss:sum"] for future in outputs) / trained)
-        scales.append(noise / signal if signal > 0 else float("inf"))  # average both over steps, not their ratio
+        scales.append(noise / signal if signal > 0 else float("inf"))  # averages of both, not of their ratio
         if step % 10 == 0 or step + 1 == config.steps:
             print(f"step {step:3d}  loss {losses[-1]:.3f} per token  noise scale {scales[-1]:6.1f} conversations")
         if step + 1 == config.steps:

@@ -1,14 +1,14 @@
-"""Distil a prompt: make a model behave as if it had been given an instruction, without giving it.
+"""Prompt distillation: train a model to follow an instruction that is not in its prompt.
 
     python -m recipes.prompt_distillation
     python -m recipes.prompt_distillation instruction='Backwards: {}' steps=200
     python -m recipes.prompt_distillation --help
 
-The teacher is the base model with the instruction in its prompt. Its replies become the training data of a student that
-sees the text without the instruction. Each later call is shorter by the tokens of the instruction.
+The teacher is the base model with the instruction in its prompt. The student is trained on the teacher's replies to
+texts, but receives the texts without the instruction. So the prompts of the trained student are shorter.
 
-What you should see: on unseen texts the student replies like the instructed teacher in 0 % of the cases before
-training, and in all of them after 150 steps, a minute or two on one core.
+What you should see: on unseen texts, the student's replies equal the teacher's in 0 % of the cases before training, and
+in all cases after 150 steps. This takes a minute or two on one core.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ SYLLABLES = [consonant + vowel for consonant in "bdgklmnprstw" for vowel in "aei
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a name that the service knows.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
+    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     instruction: str = chz.field(default="Upper case: {}", doc="Instruction to the teacher; {} stands for the text.")
-    texts: int = chz.field(default=240, doc="Number of texts that the teacher replies to.")
-    test_texts: int = chz.field(default=40, doc="Texts held out for evaluation.")
+    texts: int = chz.field(default=240, doc="Number of texts to train on, with the teacher's replies.")
+    test_texts: int = chz.field(default=40, doc="Number of texts held out for evaluation.")
     steps: int = chz.field(default=150, doc="Number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Texts per step.")
     learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
@@ -46,7 +46,7 @@ class Config:
 
 
 def make_texts(seed: int, count: int) -> list[str]:
-    """Return `count` different texts of one to three invented words."""
+    """Return `count` different texts. Each consists of one to three invented words."""
     rng = random.Random(f"{seed}/texts")
     texts: dict[str, None] = {}
     while len(texts) < count:
@@ -55,7 +55,7 @@ def make_texts(seed: int, count: int) -> list[str]:
 
 
 def replies(sampler: Any, renderer: Renderer, prompts: Sequence[str]) -> list[str]:
-    """Return the greedy reply to each prompt."""
+    """Return the model's greedy reply to each prompt."""
     params = tinker.SamplingParams(max_tokens=24, temperature=0.0, stop=renderer.get_stop_sequences())
     model_inputs = [renderer.build_generation_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
     futures = [sampler.sample(prompt, 1, params) for prompt in model_inputs]

@@ -1,15 +1,16 @@
-"""Train by reinforcement learning with a verifiable reward: groups of answers, centred rewards, importance sampling.
+"""Reinforcement learning with a verifiable reward: groups of answers, centred rewards and importance sampling.
 
     python -m recipes.rl_arithmetic
     python -m recipes.rl_arithmetic loss_fn=ppo steps=200
     python -m recipes.rl_arithmetic --help
 
-What you should see with seed 0: after a supervised start 82 % of the hundred sums are right. In 100 steps the rewards
-alone bring the greedy answers to 100 %, and the mean reward of the sampled answers from 0.64 (first ten steps) to 0.78
-(last ten): about two minutes on one core.
+What you should see with seed 0: after a short supervised training, 82 % of the greedy answers to the hundred sums are
+correct. After 100 steps of reinforcement learning, 100 % are correct. The mean reward of the sampled answers rises from
+0.64 (first ten steps) to 0.78 (last ten steps). This takes about two minutes on one core.
 
-Each step samples `group_size` answers to each of `questions` questions from the current weights. An answer's advantage
-is its reward minus the mean of its group, so a group that is all right or all wrong gives no gradient and is left out.
+Each step samples `group_size` answers to each of `questions` questions with the current weights. The advantage of an
+answer is its reward minus the mean reward of its group. A group whose answers are all right or all wrong gives no
+gradient and is left out.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from tinkerloop.renderers import Renderer
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a name that the service knows.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
+    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
-    start_steps: int = chz.field(default=150, doc="Number of supervised steps before the first reward.")
+    start_steps: int = chz.field(default=150, doc="Number of supervised steps before reinforcement learning.")
     steps: int = chz.field(default=100, doc="Number of reinforcement-learning steps.")
     questions: int = chz.field(default=16, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Answers to sample for each question.")
@@ -45,9 +46,9 @@ class Config:
 
 
 def policy_datum(prompt: tinker.ModelInput, sampled: Any, advantage: float) -> tinker.Datum:
-    """Return the datum of one answer, with the log-probabilities that it was sampled with.
+    """Return the datum of one answer, with the advantage and the sampler's log-probabilities of its tokens.
 
-    Position i predicts token i + 1, so the N tokens of the prompt make N - 1 untrained positions.
+    Position i predicts token i + 1, so the N tokens of the prompt give N - 1 positions that are not trained.
     """
     tokens = [*prompt.to_ints(), *sampled.tokens]
     untrained = prompt.length - 1
@@ -66,7 +67,7 @@ def policy_datum(prompt: tinker.ModelInput, sampled: Any, advantage: float) -> t
 
 
 def rollouts(client: Any, renderer: Renderer, config: Config, rewards: list[float]) -> Iterator[list[tinker.Datum]]:
-    """Yield one batch per step, sampled when the loop asks for it, so always from the newest weights."""
+    """Yield one batch per step. It is sampled when the loop requests it, so it always uses the newest weights."""
     step = steps_without_datums = 0
     while steps_without_datums < 20:
         sampler = tinkerloop.loop.resolve(client.save_weights_and_get_sampling_client())
@@ -89,7 +90,8 @@ def rollouts(client: Any, renderer: Renderer, config: Config, rewards: list[floa
         if batch:
             yield batch
     raise RuntimeError(
-        "in twenty steps no group had both right and wrong answers: nothing can be learned from these rewards"
+        "for twenty steps, no group had both right and wrong answers, so nothing can be learned from these rewards; "
+        "pass more supervised steps (start_steps) or a larger group_size"
     )
 
 
@@ -107,7 +109,7 @@ def main(config: Config) -> tuple[float, float]:
         rollouts(client, renderer, config, rewards),
         steps=config.steps,
         loss_fn=config.loss_fn,
-        normalize="none",  # advantages are the weights here
+        normalize="none",  # the advantages already weight the tokens
         callbacks=[LRSchedule(warmup(5, constant(config.learning_rate)))],
         ahead=0,  # on-policy: sample from the newest weights
     )

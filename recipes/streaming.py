@@ -1,14 +1,15 @@
-"""Train on a streamed dataset (the Cookbook's pattern 5): memory stays constant, the first step starts after one block
-of `buffer_size` rows, and a killed run resumes exactly.
+"""Train on a streamed dataset (the Cookbook's pattern 5).
+
+Memory use is constant, the first step starts after `buffer_size` rows have been read, and a killed run resumes exactly.
 
     python -m recipes.streaming
     python -m recipes.streaming dataset=open-thoughts/OpenThoughts3-1.2M model_name=path/to/model renderer_name=qwen3
     python -m recipes.streaming --help
 
-Rows are shuffled within blocks, so the position in the stream is three small numbers, and a resume reads one block
-again.
+Rows are shuffled within blocks of `buffer_size` rows. So three integers store the position in the stream, and a resumed
+run reads only one block again.
 
-What you should see: test/nll falls from 4.7 to 0.33 in 50 steps, half a minute on one core.
+What you should see: test/nll falls from 4.7 to 0.33 in 50 steps. This takes half a minute on one core.
 """
 
 import asyncio
@@ -29,8 +30,8 @@ from tinkerloop.supervised.types import ChatDatasetBuilder, ChatDatasetBuilderCo
 class StreamingDatasetBuilder(ChatDatasetBuilder):
     dataset: str = chz.field(doc="Name of a dataset, or a JSONL file.")
     max_prompts: int = chz.field(default=1600, doc="Number of rows to train on.")
-    test_prompts: int = chz.field(default=64, doc="Number of rows to test on: the first rows of the stream.")
-    buffer_size: int = chz.field(default=256, doc="Number of rows held in memory and shuffled at a time.")
+    test_prompts: int = chz.field(default=64, doc="Number of rows to evaluate on, taken from the start of the stream.")
+    buffer_size: int = chz.field(default=256, doc="Number of rows that are held in memory and shuffled at a time.")
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset]:
         local = {"path": "json", "data_files": self.dataset} if Path(self.dataset).exists() else {"path": self.dataset}
@@ -63,9 +64,9 @@ class StreamingDatasetBuilder(ChatDatasetBuilder):
 @chz.chz
 class CLIConfig:
     model_name: str = chz.field(
-        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
+        default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
     dataset: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="Name of a dataset, or a JSONL file.")
     max_prompts: int = chz.field(default=1600, doc="Number of rows to train on.")
     log_path: str = chz.field(default="runs/streaming", doc="Folder of the run.")

@@ -1,10 +1,11 @@
-"""Sweep over learning rates: one run folder for each, one table at the end.
+"""Sweep over learning rates: one run folder for each learning rate, and a table of results at the end.
 
     python -m recipes.sweep
     python -m recipes.sweep learning_rates=1e-4,1e-3,1e-2 max_steps=100
     python -m recipes.sweep --help
 
-Runs resume by themselves: an interrupted sweep continues, and one more learning rate costs one more run.
+Runs resume automatically. If a sweep is started again, it continues where it was interrupted. Complete runs are not
+repeated, so adding a learning rate costs only one run.
 
 What you should see: a table of final test losses after 30 steps: 4.1 at 3e-5, 1.8 at 3e-4, 0.38 at 3e-3.
 """
@@ -24,23 +25,27 @@ from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
 class Config:
     learning_rates: tuple[float, ...] = chz.field(default=(3e-5, 3e-4, 3e-3), doc="Learning rates to try.")
     model_name: str = chz.field(
-        default="recipes/base", doc="Base model: a folder, a hub name, or a name that the service knows."
+        default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the model's chat format.")
+    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
     file_path: str = chz.field(
         default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row."
     )
-    folder: str = chz.field(default="runs/sweep", doc="Folder that holds the folders of the runs.")
+    folder: str = chz.field(default="runs/sweep", doc="Folder for the run folders.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
     test_size: int = chz.field(default=64, doc="Conversations held out for evaluation.")
     max_steps: int = chz.field(default=30, doc="Number of steps of each run.")
     service: str | None = chz.field(
-        default=None, doc="Service to use: local, tinker, or a URL; by default tinker if there is a key."
+        default=None,
+        doc="Service to use: local, tinker, or a URL; by default tinker if TINKER_API_KEY is set, else local.",
     )
 
 
 async def sweep(config: Config) -> dict[float, float]:
-    """Return learning rate -> final test loss. `asyncio.gather` would run them in parallel."""
+    """Train one run after the other; return a mapping from learning rate to final test loss.
+
+    To train them in parallel, use `asyncio.gather`.
+    """
     builder = FromConversationFileBuilder(
         common_config=ChatDatasetBuilderCommonConfig(
             model_name_for_tokenizer=config.model_name,

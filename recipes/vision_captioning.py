@@ -1,13 +1,13 @@
-"""Caption images: a vision-language model learns to name size, colour and shape.
+"""Train a vision-language model to caption images with size, colour and shape.
 
     python -m recipes.vision_captioning
     python -m recipes.vision_captioning folder=my/images
 
-The folder holds `labels.csv` with the columns file, split (train or test) and caption. A caption counts only if every
-letter is right.
+The folder contains `labels.csv` with the columns file, split (train or test) and caption. A caption counts as right
+only if every letter is right.
 
-What you should see, with the defaults: from 0 % (chance is 1.5 %) to 83 % of unseen images captioned without a mistake
-in 300 steps, about a minute of one core. Every weight is trained, as in vision_classifier.
+What you should see with the defaults: the fraction of unseen images with a right caption rises from 0 % to 83 % in 300
+steps (chance is 1.5 %). This takes about a minute on one core. All weights are trained, as in vision_classifier.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Config(TrainingConfig):
     folder: str = chz.field(
         default="", doc="Folder of images with a labels.csv; by default the shapes of recipes.make_images."
     )
-    question: str = chz.field(default="Describe the picture.", doc="Question to the model about each image.")
+    question: str = chz.field(default="Describe the picture.", doc="The user message that accompanies each image.")
 
 
 def main(config: Config) -> float:

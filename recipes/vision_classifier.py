@@ -1,4 +1,4 @@
-r"""Fine-tune a vision-language model as a classifier of the images in a folder, with labels from a file.
+r"""Fine-tune a vision-language model to classify the images in a folder, with labels from a CSV file.
 
     python -m recipes.vision_classifier                            # six shapes, drawn on first use
     python -m recipes.vision_classifier folder=runs/images/digits  # ten digits
@@ -6,13 +6,13 @@ r"""Fine-tune a vision-language model as a classifier of the images in a folder,
     python -m recipes.vision_classifier folder=my/images service=tinker model=Qwen/Qwen3-VL-30B-A3B-Instruct \
         lora_rank=32
 
-The folder holds `labels.csv` with the columns file, label and, optionally, split (train or test). Without splits, a
-fifth of the images is held out.
+The folder contains `labels.csv` with the columns file, label and, optionally, split (train or test). Without the column
+split, a fifth of the images is held out.
 
-What you should see, with the defaults: from 0 % (chance is 17 %) to 97 % of unseen shapes named right in 300 steps,
-about a minute of one core; with 8 images of each shape, 58 % after 100 steps. All weights of tiny-vl are random at the
-start, so all are trained; for a pretrained model choose an adapter (lora_rank=32). `predictions.png` in the run's
-folder shows the answers.
+What you should see with the defaults: the fraction of unseen shapes with a right answer rises from 0 % to 97 % in 300
+steps (chance is 17 %). This takes about a minute on one core. With 8 images of each shape it is 58 % after 100 steps.
+All weights of tiny-vl are random at the start, so all are trained. For a pretrained model use an adapter
+(lora_rank=32). `predictions.png` in the run's folder shows the answers.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Config(TrainingConfig):
     folder: str = chz.field(
         default="", doc="Folder of images with a labels.csv; by default the shapes of recipes.make_images."
     )
-    question: str = chz.field(default="What is this?", doc="Question to the model about each image.")
-    shots: int = chz.field(default=0, doc="Training images per class; 0 uses all.")
+    question: str = chz.field(default="What is this?", doc="The user message that accompanies each image.")
+    shots: int = chz.field(default=0, doc="Number of training images per class; 0: all.")
 
 
 def read_labels(folder: Path, seed: int) -> dict[str, list[tuple[Path, str]]]:
-    """Read labels.csv as split -> [(file, label)]."""
+    """Read `labels.csv` and return, for each split, a list of (image file, label)."""
     with (folder / "labels.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not all("split" in row for row in rows):
@@ -52,7 +52,7 @@ def read_labels(folder: Path, seed: int) -> dict[str, list[tuple[Path, str]]]:
 
 
 def few(labelled: list[tuple[Path, str]], shots: int) -> list[tuple[Path, str]]:
-    """Return the first `shots` images of each class; 0 returns all."""
+    """Return the first `shots` labelled images of each class, or all images if `shots` is 0."""
     counts: dict[str, int] = defaultdict(int)
     kept = []
     for file, label in labelled:

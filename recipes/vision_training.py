@@ -1,7 +1,7 @@
-"""The shared part of the vision recipes: train on conversations with images, score every answer, draw a contact sheet.
+"""The shared part of the vision recipes: train on conversations with images, score answers, draw a contact sheet.
 
 This is not a recipe. An answer is right if it equals the answer in the test conversation, letter for letter. Chance is
-the share of right answers if each question always got its most frequent answer.
+the fraction of right answers that one gets by always giving the most frequent training answer to a question.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ Messages = list[dict[str, Any]]
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="tiny-vl", doc="Base model: built in, a folder, or a name that the service knows.")
-    renderer: str = chz.field(default="qwen3_vl_instruct", doc="Name of the model's chat format.")
+    model: str = chz.field(default="tiny-vl", doc="Base model: built in, a folder, or a model name of the service.")
+    renderer: str = chz.field(default="qwen3_vl_instruct", doc="Name of the renderer (chat format) of the model.")
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     run: str = chz.field(default="runs/vision", doc="Folder of the run.")
     steps: int = chz.field(default=300, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
     learning_rate: float = chz.field(
-        default=2e-3, doc="Peak learning rate: reached by warm-up, then lowered along a cosine."
+        default=2e-3, doc="Peak learning rate, reached after warm-up and then lowered along a cosine."
     )
     lora_rank: int = chz.field(
         default=0,
-        doc="Rank of the LoRA adapter. 0 trains every weight, which tiny-vl needs, because its vision tower is random; "
-        "32 suits a pretrained model.",
+        doc="Rank of the LoRA adapter. 0 trains all weights, which tiny-vl needs, because its vision tower is random. "
+        "For a pretrained model use 32.",
     )
     eval_every: int = chz.field(default=100, doc="Evaluate every this many steps.")
-    test_size: int = chz.field(default=200, doc="Largest number of test conversations to score.")
+    test_size: int = chz.field(default=200, doc="Maximum number of test conversations to score.")
     seed: int = chz.field(default=0, doc="Random seed for initial weights and data order.")
 
 
 class Item(NamedTuple):
-    """One question to the model, and the expected answer."""
+    """One question to the model, with the messages before it, and the expected answer."""
 
     messages: Messages
     answer: str
@@ -61,7 +61,7 @@ class Item(NamedTuple):
 
     @property
     def image(self) -> Any:
-        """The last image before the answer."""
+        """The last image in the messages before the answer."""
         return [part["image"] for message in self.messages for part in parts(message) if part["type"] == "image"][-1]
 
 
@@ -71,7 +71,7 @@ def parts(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def ask(image: Any, question: str) -> dict[str, Any]:
-    """Return a user's message: an image, then a question."""
+    """Return a user message that consists of an image and a question."""
     return {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
 
 
@@ -80,7 +80,10 @@ def reply(text: str) -> dict[str, Any]:
 
 
 def image_folder(folder: str, kind: str) -> Path:
-    """Return `folder`; if it is empty, the folder of the recipes' own images of this kind, drawn at the first call."""
+    """Return `folder` as a path. If it is "", return the folder of the generated images of this kind.
+
+    These images are drawn at the first call.
+    """
     if folder:
         return Path(folder)
     config = make_images.Config()
@@ -90,7 +93,7 @@ def image_folder(folder: str, kind: str) -> Path:
 
 
 def items_of(conversations: Sequence[Messages]) -> list[Item]:
-    """Return an item for every answer of every conversation, with the true history before it."""
+    """Return an `Item` for every answer of every conversation. Earlier answers in it are the expected ones."""
     return [
         Item(messages[:i], message["content"])
         for messages in conversations
@@ -100,7 +103,7 @@ def items_of(conversations: Sequence[Messages]) -> list[Item]:
 
 
 def chance(train: Sequence[Messages], items: Sequence[Item]) -> float:
-    """Return the share of items for which the most frequent training answer to the same question is right."""
+    """Return the fraction of items whose answer is the most frequent training answer to the same question."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for item in items_of(train):
         counts[item.question][item.answer] += 1
@@ -119,7 +122,7 @@ def answers(sampler: Any, renderer: Renderer, items: Sequence[Item]) -> list[str
 
 
 def train(config: Config, conversations: Sequence[Messages], test: Sequence[Messages]) -> float:
-    """Train on all answers of `conversations`; return the share of right answers on `test` at the end."""
+    """Train on all answers of `conversations`. Return the fraction of right answers on `test` after training."""
     service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
     with Run(config.run, config=chz.asdict(config)) as run:
         record = run.checkpoints.latest()
@@ -161,7 +164,7 @@ def train(config: Config, conversations: Sequence[Messages], test: Sequence[Mess
 
 
 def contact_sheet(items: Sequence[Item], predictions: Sequence[str], file: Path, columns: int = 8) -> None:
-    """Draw the images in a grid with the model's answers: green if right, else red with the expected answer."""
+    """Draw the images and the model's answers in a grid. Wrong answers are red, with the expected answer below."""
     side, text = 96, 30
     rows = -(-len(items) // columns)
     sheet = Image.new("RGB", (columns * (side + 40), rows * (side + text)), "white")

@@ -1,14 +1,14 @@
-"""Answer questions about images over several turns: bar charts, with three questions each.
+"""Train a vision-language model to answer questions about images in several turns: three questions per bar chart.
 
     python -m recipes.vision_vqa
     python -m recipes.vision_vqa per_conversation=2        # two charts in one conversation
 
-The folder holds `questions.jsonl` with lines {"file", "split", "turns": [[question, answer], ...]}. The image stands
-before its first question; the other questions refer back to it. Every answer of a conversation is trained, and tested
-after the true history.
+The folder contains `questions.jsonl` with lines {"file", "split", "turns": [[question, answer], ...]}. The image is
+placed before its first question; later questions refer to it. All answers of a conversation are trained. In tests, each
+question is asked after the expected answers to the earlier ones.
 
-What you should see, with the defaults: from 0 % (chance is 28 %) to 90 % of the answers about unseen charts right in
-300 steps, a minute and a half of one core. Every weight is trained, as in vision_classifier.
+What you should see with the defaults: the fraction of right answers about unseen charts rises from 0 % to 90 % in 300
+steps (chance is 28 %). This takes a minute and a half on one core. All weights are trained, as in vision_classifier.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class Config(TrainingConfig):
     folder: str = chz.field(
         default="", doc="Folder of images with a questions.jsonl; by default the charts of recipes.make_images."
     )
-    per_conversation: int = chz.field(default=1, doc="Images per conversation, one after another.")
+    per_conversation: int = chz.field(
+        default=1, doc="Number of images per conversation, each followed by its questions."
+    )
 
 
 def conversation(folder: Path, rows: list[dict[str, Any]]) -> Messages:

@@ -1,4 +1,4 @@
-"""Fixtures: a service in a temporary folder, a client, datums of random tokens, optimizer parameters."""
+"""Fixtures: a service in a temporary folder, a client, datums of random tokens, and optimizer parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinkerloop.local import SamplingClient, ServiceClient, TrainingClient
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Use one thread: the models are tiny, so more threads would only wait for each other."""
+    """Use one thread. The models are so small that more threads would only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ def tokens_of(seed: int, length: int) -> list[int]:
 
 
 def datum_of(seed: int, length: int = 12, weights: list[float] | None = None) -> tinker.Datum:
-    """Make a cross-entropy datum of `length` positions over random bytes."""
+    """Return a cross-entropy datum of `length` positions with random byte tokens."""
     tokens = tokens_of(seed, length + 1)
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens[:-1]),

@@ -1,4 +1,4 @@
-"""Reference losses in float64, and their gradients by autograd through the whole model."""
+"""Reference losses in float64, with gradients that autograd computes through the whole model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def policy_datum(tokens, seed: int, length: int, q: np.ndarray, loss_fn: str) ->
 
 
 def reference_loss(loss_fn: str, config: dict[str, float], lp: torch.Tensor, datum: tinker.Datum) -> torch.Tensor:
-    """Return the loss of one datum by its definition, in float64."""
+    """Return the loss of one datum, computed in float64 directly from the definition of the loss."""
     inputs = {name: torch.from_numpy(t.to_numpy()).double() for name, t in datum.loss_fn_inputs.items()}
     if loss_fn == "cross_entropy":
         return -(lp * inputs["weights"]).sum()
@@ -53,7 +53,7 @@ def reference_gradient(
     loss: Callable[[torch.Tensor, tinker.Datum], torch.Tensor],
     data: Sequence[tinker.Datum],
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """The summed loss on the tiny model with this adapter, and its gradient by the adapter's names."""
+    """Return the summed loss of the tiny model with this adapter, and the gradient of each tensor of the adapter."""
     model = tiny_model().double()
     leaves = {name: tensor.double().requires_grad_() for name, tensor in adapter.items()}
     weights = dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""One sampling call on a list of token ids, for the tests of every layer of the engine."""
+"""A helper that samples from a list of token ids, for the tests of client, runtime and nn."""
 
 from __future__ import annotations
 

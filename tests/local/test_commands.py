@@ -20,7 +20,7 @@ from tinkerloop.renderers import get_renderer
 
 @pytest.fixture
 def run_folder(service, datum, adam, tmp_path) -> Path:
-    """A run folder as the loop leaves it: a record, and the engine's checkpoints (here one level up)."""
+    """Create a run folder like that of a finished run: a checkpoint record, with the engine's files one level up."""
     client = service.create_lora_training_client("tiny", rank=4)
     client.forward_backward([datum(0)], "cross_entropy")
     client.optim_step(adam(1e-2))

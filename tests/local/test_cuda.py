@@ -1,4 +1,4 @@
-"""The engine on a GPU: the CPU's numbers, the same bits every time, float32 adapters on a bf16 base."""
+"""On a GPU, results equal the CPU's, repeated runs are bit-identical, and adapters stay float32 on a bf16 base."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NewClient = Callable[..., TrainingClient]
 
 @pytest.fixture
 def new(tmp_path) -> NewClient:
-    """A training client of a service of its own: `new(device, dtype, **options of the service)`."""
+    """Return a function that creates a training client with a new service: `new(device, dtype, **service_options)`."""
 
     def client(device: str = "cuda", dtype: str | None = None, model: str = "tiny", rank: int = 8, **options):
         service = ServiceClient(root=tmp_path / "runs", device=device, dtype=dtype, **options)
@@ -31,7 +31,7 @@ def new(tmp_path) -> NewClient:
 
 
 def train(client: TrainingClient, data: list[tinker.Datum], adam, steps: int = 3) -> list[np.ndarray]:
-    """After some steps, the log-probabilities of the same data."""
+    """Train for some steps, then return the log-probabilities of the training data."""
     for _ in range(steps):
         client.forward_backward(data, "cross_entropy")
         client.optim_step(adam(3e-3))
@@ -67,7 +67,7 @@ def test_float32_gives_the_numbers_of_the_cpu(architecture, new, datum, adam, tm
     here, there = new("cuda", "float32", folder), new("cpu", "float32", folder)
     for client in (here, there):
         client.forward_backward(data, "cross_entropy")
-        client.optim_step(adam(1e-2))  # B is zero before, and A's gradient with it
+        client.optim_step(adam(1e-2))  # before this step B is zero, and so is the gradient of A
     for found, expected in zip(train(here, data, adam, 0), train(there, data, adam, 0), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-3)
     for client in (here, there):

@@ -1,8 +1,8 @@
-"""Write tiny random models of several architectures, as folders that transformers can load.
+"""Write tiny random models of several architectures to folders that transformers can load.
 
     python tests/local/tiny_models.py DIR [NAME ...]
 
-The tests write them to a temporary folder; nothing is downloaded.
+Tests write the models to a temporary folder. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "head_dim": 8,
     },
-    # Layers with a recurrent state beside attention: these cannot be packed.
+    # A model with recurrent and attention layers. Its sequences cannot be packed.
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"],
         "linear_key_head_dim": 8,
@@ -69,18 +69,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "linear_num_value_heads": 4,
     },
 }
-"""Architecture -> configuration fields beyond the common ones. Sliding windows are short enough to matter."""
+"""Mapping from architecture to additional configuration fields. Sliding windows are shorter than test sequences."""
 
 
 def write_model(architecture: str, folder: Path) -> Path:
-    """Write a random model of `architecture` with the tiny tokenizer, in float32."""
+    """Write a random float32 model of `architecture`, with the tiny tokenizer, to a folder."""
     config = AutoConfig.for_model(architecture, **{**_COMMON, **CONFIGS[architecture]})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                # Large enough that every part of the model affects the logits.
+                # Weights are so large that every part of the model affects the logits.
                 if parameter.ndim > 1 or "sinks" in name or "bias" in name:
                     parameter.normal_(0, 0.3)
     model.save_pretrained(folder)

@@ -52,7 +52,7 @@ def test_the_callback_stops_a_run_and_remembers_over_a_resume():
     assert custom_callback.main(config(steps=4)).reason == "steps reached"
     summary = custom_callback.main(config(steps=40, good_enough=100.0))
     # Steps 0 to 3 were never below 0.35; from the resume on every step is good enough.
-    assert (summary.step, summary.reason) == (15, "the loss was below 100.0 for ten steps")
+    assert (summary.step, summary.reason) == (15, "the loss was below 100.0 for ten steps in a row")
     assert custom_callback.main(config(steps=40, good_enough=100.0)) == summary, "a stopped run stays stopped"
 
 

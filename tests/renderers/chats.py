@@ -1,4 +1,7 @@
-"""Generated conversations, a tokenizer and the official templates, for the tests of renderers."""
+"""Random conversations, a tokenizer and the official chat templates, for the tests of renderers.
+
+Control tokens are tokens such as <|im_end|> that structure a conversation.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from tinkerloop.renderers.registry import presets
 MODELS = Path(os.environ.get("TINKERLOOP_MODELS") or Path(__file__).parents[2] / "../shared/models")
 NAMES = [name for name in get_registered_renderer_names() if name in presets()]
 
-# Every control token of every family, and some of no family: forgery is tried with all of them.
+# All control tokens of all chat formats, and some of no format. Tests try to forge each of them in texts.
 CONTROL = sorted(
     """
     <|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <tool_call> </tool_call>
@@ -38,7 +41,7 @@ CONTROL = sorted(
 )
 
 
-# A chat template of no real model, for the renderer that takes any template.
+# A chat template that belongs to no real model, for the renderer `template`, which accepts any template.
 A_TEMPLATE = """\
 {%- for tool in tools or [] -%}
     {{- '<|im_start|>tool\\n' + (tool | tojson) + '<|im_end|>\\n' -}}
@@ -63,7 +66,7 @@ A_TEMPLATE = """\
 
 @functools.cache
 def everyones_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a byte-level BPE tokenizer with all control tokens and the merges that matter at joins of text."""
+    """Return a byte-level BPE tokenizer with all control tokens, and with the merges that can join adjacent texts."""
     from tinkerloop.tokenizers.tiny_tokenizer import _byte_characters
 
     characters = _byte_characters()
@@ -188,7 +191,10 @@ def conversations(
     final: str | None = "assistant",
     max_turns: int = 3,
 ) -> list[dict[str, Any]]:
-    """Draw OpenAI-style messages: an optional system message, then turns of user, tool cycles, answer."""
+    """Draw a conversation of OpenAI-style messages.
+
+    It has an optional system message, then turns of a user message, tool calls with results, and an answer.
+    """
     messages: list[dict[str, Any]] = []
     if system and draw(st.booleans()):
         messages.append({"role": "system", "content": draw(text)})
@@ -232,7 +238,7 @@ def template_of(path: str) -> str:
 
 
 def official(template: str, messages: list[dict[str, Any]], tools: Any = None, **kwargs: Any) -> str:
-    """Return the official template's text, rendered by transformers."""
+    """Return the text that transformers renders with the official chat template."""
     wrapped = [{"type": "function", "function": tool} for tool in tools] if tools else None
     return everyones_tokenizer().apply_chat_template(
         messages, tools=wrapped, chat_template=template, tokenize=False, **kwargs
@@ -240,7 +246,7 @@ def official(template: str, messages: list[dict[str, Any]], tools: Any = None, *
 
 
 def ids_with_seams(ours: Renderer, conversation: Any, text: str, tokenizer: Any) -> list[int]:
-    """Encode an official text, separately on both sides of every point where a reply starts."""
+    """Return token ids of a template's text, which is encoded in separate pieces, split where each reply starts."""
     at, ids = 0, []
     for _, piece in ours.pieces(conversation):
         if piece is SEAM:
@@ -252,7 +258,7 @@ def ids_with_seams(ours: Renderer, conversation: Any, text: str, tokenizer: Any)
 
 
 def stringified(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the messages with tool arguments as a JSON string, as OpenAI sends them."""
+    """Return a copy of the messages whose tool arguments are JSON strings, as in OpenAI's API."""
     copied = json.loads(json.dumps(messages))
     for message in copied:
         for call in message.get("tool_calls", ()):

@@ -1,9 +1,10 @@
-"""Write the golden files: the texts and ids that official templates and tokenizers give for fixed conversations.
+"""Write the golden files: texts and token ids of fixed conversations, by the official templates and tokenizers.
 
 TINKERLOOP_MODELS=FOLDER python -m tests.renderers.make_goldens
 
-The ids are those of the model's own tokenizer if FOLDER has it, else of `everyones_tokenizer`. A whole vocabulary is
-too large to commit, so `goldens/tokenizers` holds the part of each that the golden texts can use, with the true ids.
+If FOLDER contains the model's tokenizer, it gives the ids; otherwise `everyones_tokenizer` does. A whole vocabulary is
+too large to commit. So `goldens/tokenizers` contains only the part of each vocabulary that the golden texts can use,
+with the original ids.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ CHATS: dict[str, list[dict[str, Any]]] = {
 
 
 def suited(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """Return the conversation without reasoning if the case has none; None if its template cannot express it."""
+    """Return the messages, without reasoning if the case has none; None if its template cannot express them."""
     if case.chats.get("parallel") is False and any(len(m.get("tool_calls", ())) > 1 for m in messages):
         return None
     inline = any("<think>" in m["content"] for m in messages)
@@ -79,7 +80,7 @@ def suited(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]] |
 
 
 def golden(case: Case) -> list[dict[str, Any]]:
-    """Return every conversation with the template's text: the prompt for the last reply, and that reply."""
+    """Return the conversations, each with the texts that the template gives for the last reply and for its prompt."""
     template, rows = template_of(case.template), []
     tokenizer = get_tokenizer(MODELS / case.tokenizer) if case.tokenizer else everyones_tokenizer()
     for title, chat in CHATS.items():
@@ -101,9 +102,9 @@ def golden(case: Case) -> list[dict[str, Any]]:
 
 
 def excerpt(folder: str, texts: list[str]) -> dict[str, Any]:
-    """Return the `tokenizer.json` of a folder with the part of its vocabulary that encodes and decodes these texts.
+    """Return the `tokenizer.json` of a folder, reduced to the part of the vocabulary that these texts need.
 
-    A token takes part in a text's encoding only if the text holds what it spells, and so for every merge.
+    A text can need a token, or a merge, only if the text contains its spelling.
     """
     spec = json.loads(get_tokenizer(MODELS / folder).backend_tokenizer.to_str())
     model = spec["model"]
@@ -112,7 +113,7 @@ def excerpt(folder: str, texts: list[str]) -> dict[str, Any]:
     kept = {token: i for token, i in model["vocab"].items() if len(token) == 1 or token in text}
     model["merges"] = [[a, b] for a, b in model["merges"] if a in kept and b in kept and a + b in kept]
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in CONTROL]
-    # Added tokens get the ids that the vocabulary has for them, else those that follow its size.
+    # Without this, added tokens that are missing in the vocabulary would get ids that start at its reduced size.
     model["vocab"] = kept | {token["content"]: token["id"] for token in spec["added_tokens"]}
     return spec | {"post_processor": None}
 

@@ -1,4 +1,4 @@
-"""A token that holds text of two kinds belongs to one of them, by rule; all other tokens keep theirs."""
+"""A token whose text spans two parts of a message belongs to one of them by rule; other tokens keep their part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEXT, REASONING, SCAFFOLD, STOP = Part.TEXT, Part.REASONING, Part.SCAFFOLD, Part
 
 
 def spelled(*pieces: Piece) -> list[tuple[str, Part]]:
-    """The spans of one message's pieces, as text."""
+    """Return the spans of one message's pieces: the text and the part of each."""
     ours = Assembler(encoder_of(everyones_tokenizer()), ["<|im_end|>"], "test")
     made = ours.assemble([(0, piece) for piece in pieces])
     return [(decode(made.tokens[span.start : span.stop]), span.part) for span in made.spans]

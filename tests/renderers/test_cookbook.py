@@ -1,6 +1,6 @@
-"""The same tokens and weights as the Cookbook's own renderers, in every mode, where `tinker_cookbook` is installed.
+"""Tokens and weights equal those of the Cookbook's renderers in every mode. Needs the package `tinker_cookbook`.
 
-`DIFFERENCES` says where they differ on purpose; the table in sdk/tinkerloop/renderers/README.md says why.
+`DIFFERENCES` lists intended differences; the table in sdk/tinkerloop/renderers/README.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PREFILLED = ("deepseekv3_thinking", "kimi_k25", "kimi_k26", "qwen3_disable_think
 UNASKED = ("kimi_k2", "nemotron3", "nemotron3_disable_thinking")
 EFFORT = "qwen3_8_xhigh_reasoning"
 
-# What a row of the table says, in part -> whether it tells of this name, conversation and mode.
+# Part of the text of a row in the table -> function that tells if the row applies to this name, conversation and mode.
 DIFFERENCES: dict[str, Callable[[str, str, TrainOnWhat], bool]] = {
     "what a prompt prefills": lambda name, title, mode: (
         name.startswith(PREFILLED)
@@ -100,7 +100,7 @@ def test_tokens_and_weights_are_the_cookbooks_but_for_what_the_table_says(
             chat(title, mode), cookbook.TrainOnWhat(mode.value)
         )
         theirs = made[0].to_ints(), made[1].tolist()
-    except AssertionError:  # a system message of its own making lacks `trainable`
+    except AssertionError:  # the Cookbook adds a system message without `trainable`
         theirs = None
     differs = any(tells(name, title, mode) for tells in DIFFERENCES.values())
     assert ((ours.tokens, ours.weights.tolist()) != theirs) is differs

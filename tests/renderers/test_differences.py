@@ -1,7 +1,7 @@
-"""The table of where we differ from the official templates, held to both ways.
+"""Check the README's table of differences from the official templates in both directions.
 
-Every row has an example here, in which ours and the template's text are what the row says, and every example has a row.
-`test_parity` shows that there are no others.
+Every row has an example in this module, in which our text and the template's differ as the row says. Every example has
+a row. `test_parity` shows that there are no other differences.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ SAME = "the same text in other tokens"
 
 @dataclass(frozen=True)
 class Difference:
-    """A conversation of which our text and the template's end differently; None where it is refused."""
+    """A conversation for which our text and the template's text end differently. None: rendering raises an error."""
 
     format: str
     says: str
-    """What the row says, in part."""
+    """A part of the row's text."""
     name: str
     messages: list[dict[str, Any]]
     ours: str | None
@@ -204,7 +204,7 @@ TABLE = "## Where the tokens differ from the official template, and why"
 
 
 def rows(heading: str) -> list[tuple[str, str]]:
-    """(format, difference) of every row of the README's table under a heading."""
+    """Return (format, difference) of every row of the README's table under `heading`."""
     section = README.read_text(encoding="utf-8").partition(heading)[2].partition("\n## ")[0]
     lines = [line.replace(r"\|", "") for line in section.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

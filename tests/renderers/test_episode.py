@@ -1,4 +1,4 @@
-"""Episodes keep what was sampled, and say so when a format would not."""
+"""Episodes keep sampled tokens unchanged, and raise an error if the format would rewrite them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ANSWER = [{"role": "user", "content": "and?"}]
 
 
 def sample(name: str, messages: list[Any], reply: dict[str, Any], tools: Any = None) -> list[int]:
-    """The ids a model would sample to say `reply`."""
+    """Return the ids that a model would sample as the message `reply`."""
     example = renderer(name).build_supervised_example([*messages, reply], tools=tools)
     return [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
 
 
 def episode_of(name: str, messages: list[Any], tools: Any = None) -> Episode | None:
-    """An episode that begins a segment where the format rewrites history; None where the format has no episodes."""
+    """Return an episode that starts a new segment if the format rewrites history; None if it has no episodes."""
     if name == "template":
         with pytest.raises(RenderError, match="cannot append to a conversation"):
             renderer(name).episode(messages)
@@ -61,10 +61,10 @@ def test_an_episode_of_canonical_replies_is_the_rendered_conversation(name, mess
 @SOME
 @given(data=st.data(), messages=conversations(max_turns=1))
 def test_any_sampled_ids_survive_verbatim(name, data, messages) -> None:
-    """Any ids whatever, that end with a stop: the prompt after them begins with the one before, and with them.
+    """After sampling any ids that end with a stop token, the next prompt begins with the earlier prompt and these ids.
 
-    Where the format rewrites history they are a segment of their own. Nothing follows a reply that stopped inside its
-    reasoning or a tool call, or that reasoned after its text, which is no message.
+    If the format rewrites history, the ids form a separate segment instead. No message can be appended to a reply that
+    stopped inside its reasoning or a tool call, or that has reasoning after its text.
     """
     ours, reply = renderer(name), fitted(name, messages)[-1]
     inner = sorted({*ours._assembler.ids.values()} - {ours._assembler.ids[end] for end in ours.grammar.ends})

@@ -1,4 +1,4 @@
-"""Earlier turns of a longer conversation are kept or rewritten, as each format claims."""
+"""Each format keeps or rewrites the earlier turns of a longer conversation, as its `has_extension_property` says."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ REASONED = [USER, {"role": "assistant", "content": "a", "reasoning_content": "r"
 
 
 def called(content: str) -> list[dict[str, Any]]:
-    """A tool call after some text, its result and one more turn."""
+    """Return a conversation with a tool call after some text, the call's result and one more turn."""
     call = {"id": "functions.search:0", "type": "function", "function": {"name": "search", "arguments": {}}}
     asks = {"role": "assistant", "content": content, "tool_calls": [call]}
     return [USER, asks, {"role": "tool", "content": "t", "tool_call_id": call["id"]}, *PLAIN[1:]]
 
 
 WITNESSES: dict[str, list[dict[str, Any]]] = {
-    # Reasoning is left out of history, or emptied.
+    # In history, reasoning is removed or emptied.
     "deepseekv3_thinking": REASONED,
     "kimi_k2": REASONED,
     "kimi_k25": REASONED,
@@ -41,27 +41,27 @@ WITNESSES: dict[str, list[dict[str, Any]]] = {
     "qwen3_thinking": REASONED,
     "qwen3_vl": REASONED,
     "template": REASONED,
-    # The last answer ends with another token than an earlier one.
+    # The last answer and earlier answers end with different tokens.
     "gpt_oss_high_reasoning": PLAIN,
     "gpt_oss_low_reasoning": PLAIN,
     "gpt_oss_medium_reasoning": PLAIN,
     "gpt_oss_no_sysprompt": PLAIN,
-    # The empty reasoning block of the prompt is left out of history.
+    # The empty reasoning block of the prompt is removed in history.
     "qwen3_5_disable_thinking": PLAIN,
     "qwen3_disable_thinking": PLAIN,
-    # A reasoning block that the prompt opens and the reply leaves empty: two newlines that history joins, or an empty
-    # block that history writes in another way.
+    # The prompt opens a reasoning block that the reply leaves empty. History then joins two newlines into one token, or
+    # writes the empty block differently.
     "nemotron3_preserve_thinking": PLAIN,
     "nemotron3_ultra_preserve_thinking": PLAIN,
     "qwen3_5_preserve_thinking": PLAIN,
     "qwen3_8_low_reasoning": PLAIN,
     "qwen3_8_medium_reasoning": PLAIN,
     "qwen3_8_xhigh_reasoning": PLAIN,
-    # The text before a call is trimmed in history alone, or in the last turn alone.
+    # The text before a call is stripped only in history, or only in the last turn.
     "nemotron3_disable_thinking": called(" x"),
     "nemotron3_ultra_disable_thinking": called("x "),
 }
-"""The formats that do not claim to extend conversations, each with the smallest known one that it rewrites."""
+"""Formats without the extension property, each with the smallest known conversation that it rewrites."""
 
 REWRITING = """\
 {%- for m in messages -%}
@@ -71,7 +71,10 @@ REWRITING = """\
 {%- endfor -%}
 {{- '<|im_start|>assistant\\n' if add_generation_prompt else '' -}}
 """
-"""What `template` claims it must claim for every template, so its witness is a pair."""
+"""A chat template that rewrites history.
+
+The renderer `template` must be right for every chat template, so its example needs a template as well as messages.
+"""
 
 
 def witness_renderer(name: str) -> Renderer:

@@ -1,4 +1,4 @@
-"""The official templates' own words for fixed conversations, checked everywhere (`make_goldens` wrote them)."""
+"""Compare renderings of fixed conversations with the golden files, which need no official templates to be installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 FILES = {path.stem: path for path in sorted(GOLDENS.glob("*.json"))}
 BY_NAME = {case.name: case for case in CASES}
 SAME = {"kimi_k25": "kimi_k26", "kimi_k25_disable_thinking": "kimi_k26_disable_thinking"}
-"""Names whose format is that of another."""
+"""Renderer names whose format equals that of another name, which has the golden file."""
 ROWS = [
     (name, BY_NAME[SAME.get(name, name)], row)
     for name in (*FILES, *SAME)
@@ -31,7 +31,7 @@ ROWS = [
 
 @functools.cache
 def tokenizer_of(folder: str | None) -> PreTrainedTokenizerFast:
-    """The model's own tokenizer, as far as the golden texts need it; `everyones_tokenizer` where there is none."""
+    """Return the part of the model's tokenizer that golden texts need; `everyones_tokenizer` if `folder` is None."""
     if folder is None:
         return everyones_tokenizer()
     core = Tokenizer.from_file(str(GOLDENS / "tokenizers" / f"{folder}.json"))
@@ -46,7 +46,7 @@ def test_every_template_has_a_golden_file() -> None:
 @pytest.mark.parametrize(("name", "case", "row"), ROWS, ids=[f"{name}-{row['chat']}" for name, _, row in ROWS])
 def test_prompts_and_replies_are_the_official_templates(name: str, case: Case, row: dict[str, Any]) -> None:
     options = case.options
-    if isinstance(options, GptOssOptions):  # the template wrote the day on which the file was made
+    if isinstance(options, GptOssOptions):  # the file contains the date on which it was written
         written = row["prompt"].partition("Current date: ")[2][:10]
         assert options.date == TODAY
         options = GptOssOptions(options.effort, written)

@@ -1,4 +1,4 @@
-"""Images in conversations: placed as the official templates place them, never trained, never cut."""
+"""Images in conversations are placed as in the official templates, are never trained on, and are never cut."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def chunks_of(model_input: tinker.ModelInput) -> list[tinker.types.ImageChunk]:
 
 
 def ids_of(model_input: tinker.ModelInput, name: str) -> list[int]:
-    """All ids, an image as so many pad tokens, which is how the model's own processor writes it."""
+    """Return all token ids. An image becomes a run of pad tokens, as the model's own processor writes it."""
     pad = everyones_tokenizer().convert_tokens_to_ids(pad_of(name))
     return [
         token
@@ -76,7 +76,7 @@ def images_in(messages: list[dict[str, Any]]) -> list[bytes]:
 
 
 def expanded(text: str, messages: list[dict[str, Any]], name: str) -> str:
-    """A template's text with every placeholder repeated as the model's processor does."""
+    """Return a template's text, in which every image placeholder is repeated as by the model's processor."""
     pad, rule = pad_of(name), processor_of(name)
     pieces = text.split(pad)
     files = images_in(messages)
@@ -87,7 +87,7 @@ def expanded(text: str, messages: list[dict[str, Any]], name: str) -> str:
 
 @st.composite
 def with_images(draw: st.DrawFn, roles: tuple[str, ...] = ("user", "tool"), **options: Any) -> list[dict[str, Any]]:
-    """Conversations in which some messages of `roles` are lists of text and images, one of them surely."""
+    """Draw conversations in which at least one message of `roles` has a list of texts and images as its content."""
     messages = draw(conversations(**options))
     free = [message for message in messages if message["role"] in roles]
     for message in free:
@@ -160,7 +160,7 @@ def test_a_prompt_is_the_beginning_of_its_example_and_the_rest_is_trained(name, 
     n = prompt.length
     assert ids_of(prompt, name) == ids_of(example.model_input, name)[:n]
     assert chunks_of(prompt) == chunks_of(example.model_input)
-    assert not example.weights[:n].any()  # what a format prefills too
+    assert not example.weights[:n].any()  # nor what the format prefills
     assert (example.weights[n:] == 1).all()
     assert len(example.weights) == example.model_input.length == len(example)
 

@@ -1,39 +1,39 @@
-"""What holds for every chat format: each test runs over every built-in name, with no exemptions.
+"""Properties of every chat format. Each test runs for every built-in renderer name, without exceptions.
 
-Where a format cannot have a property it says so (`has_extension_property`, `disables_reasoning`, a refusal), and it is
-held to what it claims and to what it does not. The properties, with the modules of this folder or the tests here that
-show them:
+A format that cannot have a property declares this (`has_extension_property`, `disables_reasoning`) or raises an error.
+Tests check both what a format declares to have and what it declares not to have. Control tokens are tokens such as
+<|im_end|> that structure a conversation. The properties, and the modules or tests that check them:
 
- 1 a prompt begins its example              test_the_prompt_is_a_prefix_...; images: test_images
- 2 what is sampled, all of it, has weight   test_the_prompt_is_a_prefix_..., test_masks_grow_..., test_customized_...
+ 1 examples begin with the prompt             test_the_prompt_is_a_prefix_...; images: test_images
+ 2 all sampled tokens have a weight         test_the_prompt_is_a_prefix_..., test_masks_grow_..., test_customized_...
  3 a trained reply parses to the message    test_a_trained_reply_parses_back_to_the_message
  4 any sampled ids survive                  test_episode: test_any_sampled_ids_survive_verbatim
- 5 extension, claimed and not claimed       test_extension
+ 5 has_extension_property is right          test_extension
  6 parsing never raises                     test_parsing_never_raises_...
  7 spans account for all ids                test_parsing_never_raises_...
  8 deltas fold to the message               test_folded_deltas_are_the_message_for_every_chunking
  9 no text is a control token               test_no_text_in_a_message_...; roles: test_roles_are_a_closed_set
-10 nor becomes one by parsing               test_text_that_spells_a_tag_is_text_after_parsing_too
+10 no text becomes one by parsing           test_text_that_spells_a_tag_is_text_after_parsing_too
 11 ids equal the official template's        test_parity, test_goldens (formats that have one)
 12 texts equal the official template's      test_parity, test_goldens
-13 ids differ at the prompt's end alone     test_parity (`ids_with_seams`)
+13 ids differ only at the prompt's end      test_parity (`ids_with_seams`)
 14 masks grow from mode to mode             test_masks_grow_...
-15 only what is sampled is trained          test_extension: test_split_examples_...
-16 every trained reply owns one stop        test_every_trained_reply_owns_exactly_one_stop
-17 training nothing is refused              test_an_example_that_trains_nothing_...
+15 only sampled tokens are trained          test_extension: test_split_examples_...
+16 each trained reply has one stop token    test_every_trained_reply_owns_exactly_one_stop
+17 no trained token raises an error         test_an_example_that_trains_nothing_...
 18 chunks are merged and none is empty      test_spans_and_attribution_...
 19 every token has its message              test_spans_and_attribution_...
-20 arguments come back by value             test_tool_arguments_..., test_declared_arguments_...
-21 rendering is pure, to the byte            test_rendering_is_pure_...; across processes: test_processes
+20 parsing restores argument values         test_tool_arguments_..., test_declared_arguments_...
+21 rendering is pure, byte for byte          test_rendering_is_pure_...; across processes: test_processes
 22 copies and threads render the same       test_rendering_is_pure_...
 23 images are counted                       tests/images, test_images
 24 a cut inside reasoning is reasoning      test_a_reply_cut_inside_reasoning_...
-25 nothing is trained beyond a cut          test_a_truncated_example_...; images: test_images
+25 nothing after a cut is trained           test_a_truncated_example_...; images: test_images
 26 an episode is the rendered conversation  test_episode: test_an_episode_of_canonical_replies_...
-27 what cannot follow a reply is refused    test_episode: test_what_cannot_follow_..., test_any_sampled_ids_...
+27 other messages after a reply raise       test_episode: test_what_cannot_follow_..., test_any_sampled_ids_...
 28 backends agree                           tests/tokenizers
-29 OpenAI's shape, there and back           test_messages_survive_openais_shape
-30 a sequence begins once                   test_a_sequence_begins_once_however_it_is_composed
+29 to OpenAI's message format and back      test_messages_survive_openais_shape
+30 beginning tokens occur exactly once      test_a_sequence_begins_once_however_it_is_composed
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ CHOICE = st.sampled_from(range(10))
 
 
 def fitted(name: str, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages, less what the format has no words for; `test_refusals` shows that it says so."""
+    """Return the messages without what the format cannot express. `test_refusals` tests that it raises an error."""
     ours = renderer(name)
     calls = ours.grammar.block(Part.TOOL_CALL) is not None or ours.grammar.read_text is not None
     one_call = name.startswith(("llama3", "gpt_oss"))
@@ -152,7 +152,7 @@ def test_a_trained_reply_parses_back_to_the_message(name, messages, tools):
     parsed = renderer(name).parse_response(sampled, tools=TOOLS if takes_tools(name) else None, messages=messages[:-1])
     assert parsed.termination
     assert sum(span.stop - span.start for span in parsed.spans) == len(sampled)
-    # What comes back is canonical: rendering it again gives the same tokens.
+    # The parsed message is canonical: rendering it again gives the same tokens.
     again = supervised(name, [*messages[:-1], parsed.message], tools=TOOLS if takes_tools(name) else None)
     assert again.tokens == example.tokens
 
@@ -204,7 +204,7 @@ TYPED = {"string": st.sampled_from(["", "3", "naïve", "true", "null", "x\ny", "
 @FEW
 @given(arguments=st.fixed_dictionaries({}, optional=TYPED))
 def test_declared_arguments_come_back_exactly(name, arguments):
-    """Whatever a value looks like, its declared type says what it is."""
+    """The declared type of an argument decides how its text is parsed, whatever the text looks like."""
     call = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": arguments}}
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     if len(messages := fitted(name, chat)) == 1:
@@ -314,7 +314,7 @@ def test_folded_deltas_are_the_message_for_every_chunking(name, data, cuts, mess
 
 
 def folded(deltas: list[MessageDelta]) -> dict[tuple[type, int], str]:
-    """The text of every part and call, by its kind and index."""
+    """Return the joined text of the deltas, by kind and index of the part or call."""
     texts: dict[tuple[type, int], str] = {}
     for delta in deltas:
         match delta:
@@ -326,7 +326,7 @@ def folded(deltas: list[MessageDelta]) -> dict[tuple[type, int], str]:
 
 @every_format
 def test_no_cut_shows_in_what_deltas_fold_to(name):
-    """Wherever a reply is cut in two: inside a character, text that spells a tag, a call, or between two calls."""
+    """A reply may be fed in two blocks, cut anywhere: inside a character, a text like a tag, or a call."""
     said = "é👩🏽\u200d🚀 <think><tool_call></tool_call><|im_end|> x"
     call = {"type": "function", "function": {"name": "f", "arguments": {"city": said}}}
     plain = {"role": "assistant", "content": said, "reasoning_content": f"r {said}"}
@@ -347,7 +347,7 @@ def test_no_cut_shows_in_what_deltas_fold_to(name):
 
 
 def streamed(name: str, blocks: list[list[int]]) -> tuple[dict[tuple[type, int], str], Parsed]:
-    """What the deltas of a reply fold to, and the reply."""
+    """Parse a reply block by block. Return the joined texts of its deltas, and the parsed reply."""
     parser = renderer(name).parser()
     deltas = [delta for block in blocks for delta in parser.feed(block)]
     last, parsed = parser.finish()
@@ -365,7 +365,7 @@ HOSTILE = st.sampled_from([spelled for t in CONTROL for spelled in (t, f"{t}\n",
 @SOME
 @given(messages=conversations(late_system=True, text=st.just("x")), bad=HOSTILE, data=st.data())
 def test_no_text_in_a_message_becomes_a_control_token(name, messages, bad, data):
-    """Content, reasoning, tool results, arguments, names, ids and schemas."""
+    """This holds for content, reasoning, tool results, arguments, names, ids and schemas."""
     messages = fitted(name, messages)
     plain = copy.deepcopy(messages)
     target = messages[data.draw(st.integers(0, len(messages) - 1))]
@@ -390,7 +390,7 @@ def test_no_text_in_a_message_becomes_a_control_token(name, messages, bad, data)
     try:
         tokens = supervised(name, messages, tools=tools).tokens
     except RenderError:
-        return  # refused, as a function's name with brackets is
+        return  # for example, a function's name must not contain brackets
     assert control_ids(name, tokens) == expected
 
 
@@ -440,7 +440,7 @@ def test_every_trained_reply_owns_exactly_one_stop(name, messages):
             assert span.stop - span.start == 1
             assert example.tokens[span.start] in {*ours.get_stop_sequences(), *history}
     replies = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    if name == "role_colon":  # the stop is text, "\n\nUser:", of which a token may straddle the reply
+    if name == "role_colon":  # a token may hold the end of the reply and the start of the stop text "\n\nUser:"
         assert all(decode(example.tokens[s.start : s.stop]).endswith("User:") for s in stop_spans)
         replies = [i for i in replies if i + 1 == len(messages) or messages[i + 1]["role"] == "user"]
     assert stops == dict.fromkeys(replies, 1)
@@ -496,13 +496,13 @@ def test_spans_and_attribution_cover_every_token_once(name, messages):
     assert [s.start for s in example.spans] == [0, *(s.stop for s in example.spans[:-1])]
     assert example.spans[-1].stop == len(example.tokens) == len(example.message_index) == len(example.parts)
     order = [int(i) for i in example.message_index if i >= 0]
-    for system in (True, False):  # a format may move its system messages to the front, but shuffles nothing
+    for system in (True, False):  # formats may move system messages to the front, and nothing else
         alike = [i for i in order if (messages[i]["role"] == "system") is system]
         assert alike == sorted(alike)
     for i, message in enumerate(messages):
         if message["role"] in ("system", "user") and message["content"].strip():
             assert i in order
-    (chunk,) = example.model_input.chunks  # of text alone there is one
+    (chunk,) = example.model_input.chunks  # a conversation without images has one chunk
     assert chunk.length == len(example.tokens)
 
 
@@ -602,7 +602,7 @@ BEGINNINGS = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[BOS]", "[g
 @FEW
 @given(messages=conversations(late_system=True))
 def test_a_sequence_begins_once_however_it_is_composed(name, messages):
-    """What a format writes at the very beginning, if it does, is there in whatever is built, and nowhere else in it."""
+    """Tokens that a format writes at the beginning of a sequence occur once in every rendering, and only there."""
     messages = fitted(name, messages)
     ids = {everyones_tokenizer().convert_tokens_to_ids(token) for token in BEGINNINGS}
     tools = TOOLS if takes_tools(name) else None

@@ -1,4 +1,4 @@
-"""Rules for the files of tinkerloop.renderers: the README lists each of them, and each imports only files below it."""
+"""Rules for the files of tinkerloop.renderers: the README lists all, and each imports only files listed below it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODULES = sorted(
 
 
 def listed() -> list[str]:
-    """The files and folders in the first column of the README's first table, in order."""
+    """Return the files and folders in the first column of the README's first table, in order."""
     table = (FOLDER / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     return [name for row in rows for name in re.findall("`([^`]+)`", row)]
@@ -26,7 +26,7 @@ def place(module: str) -> int:
 
 
 def imports(module: str) -> set[str]:
-    """The modules of tinkerloop.renderers that a module imports, those for type checking included."""
+    """Return the modules of tinkerloop.renderers that a module imports, also those imported only for type checking."""
     package, names = "tinkerloop.renderers", set[str]()
     for node in ast.walk(ast.parse((FOLDER / module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith(f"{package}."):

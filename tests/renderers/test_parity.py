@@ -1,9 +1,9 @@
 """Renderings equal the official templates, token for token, on generated conversations.
 
-This needs the templates (see `chats.MODELS`); `test_goldens` checks the same on fixed conversations everywhere.
-`pytest -m soak` runs 500 conversations for each template, and the real tokenizers where they are available. `differs`
-lists where a rendering differs from its template on purpose; the table in sdk/tinkerloop/renderers/README.md gives the
-reasons, and `test_differences` checks the table.
+These tests need the templates (see `chats.MODELS`); `test_goldens` checks fixed conversations without them.
+`pytest -m soak` runs 500 conversations for each template, and uses the real tokenizers if they are available. `differs`
+lists the intended differences from the templates. The table in sdk/tinkerloop/renderers/README.md gives their reasons,
+and `test_differences` checks the table.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """A renderer and the template it equals, with the template's variables and the conversations it accepts."""
+    """A renderer, the template with the same text, the template's variables, and the conversations it accepts."""
 
     name: str
     template: str
@@ -49,7 +49,7 @@ class Case:
     options: Options | None = None
     tokenizer: str | None = None
     ends_with: str = ""
-    """The text that the template writes after the last turn of a finished conversation: the separator to the next."""
+    """The separator that the template writes even after the last turn of a finished conversation."""
     tools: bool = True
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ PLAIN = {"reasoning": False}
 LATE = {"late_system": True}
 ONE_CALL = {"parallel": False}
 CHATML = {"ends_with": "\n"}
-TODAY = time.strftime("%Y-%m-%d")  # the gpt-oss template asks for it
+TODAY = time.strftime("%Y-%m-%d")  # needed by the gpt-oss template
 CASES = [
     Case("qwen3", "qwen3/chat_template.jinja", chats=LATE, tokenizer="qwen3", **CHATML),
     Case(
@@ -133,32 +133,32 @@ CASES = [
 
 
 def last_answer(messages: Messages) -> int:
-    """Return the index of the last reply without calls before the one to be learned; -1 if there is none."""
+    """Return the index of the last reply without tool calls before the trained reply; -1 if there is none."""
     answers = (i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant" and "tool_calls" not in m)
     return max(answers, default=-1)
 
 
 def differs(case: Case, messages: Messages) -> bool:
-    """Tell whether we differ from the template on purpose on this finished conversation."""
+    """Return True if our text for this finished conversation differs from the template's on purpose."""
     last = messages[-1]
     reasons = bool((last.get("reasoning_content") or "").strip())
     if case.name.startswith("kimi") and "preserve" not in case.name:
-        # The template empties the reasoning of the reply that is to be learned, and of the calls that led to it.
+        # The template empties the reasoning of the trained reply, and of the tool calls before it.
         return any(m.get("reasoning_content") for m in messages[last_answer(messages) + 1 :])
     if case.name == "deepseekv3_thinking":
-        # The template closes the reasoning that its prompt, which follows a user's message, opens.
+        # After a user message, the template's prompt opens a reasoning block, but its document closes it at once.
         return next(m["role"] for m in reversed(messages[:-1]) if m["role"] != "system") == "user"
     if case.name.startswith("nemotron3") and "disable" not in case.name:
-        return not reasons  # the template's document is not what its prompt, which opens a block, can lead to
+        return not reasons  # the document does not continue the prompt, which opens a reasoning block
     if case.name.startswith("gpt_oss"):
-        # The template drops the reasoning of calls that were followed by the answer to be learned.
+        # The template drops the reasoning of tool calls before the trained answer.
         led = messages[last_answer(messages) + 1 :]
         return any(m.get("tool_calls") and (m["content"] or m.get("reasoning_content")) for m in led)
     return False
 
 
 def fitted(case: Case, messages: Messages) -> tuple[Messages, Messages]:
-    """Return the messages for us and for the template, without what the template refuses or drops."""
+    """Return the messages for the renderer and for the template, without what the template rejects or drops."""
     ours = copy.deepcopy(messages)
     for message in ours:
         either = case.name.startswith("gpt_oss") and message.get("reasoning_content")
@@ -191,15 +191,15 @@ def check(case: Case, tokenizer: Any, data: st.DataObject) -> None:
         if differs(case, messages):
             assert nfc(renderer.decode(tokens)) != nfc(wanted)
             return
-    assert nfc(renderer.decode(tokens)) == nfc(wanted)  # some tokenizers normalise, some do not
+    assert nfc(renderer.decode(tokens)) == nfc(wanted)  # compare after NFC, because only some tokenizers normalise
     if prompting:
         assert tokens == tokenizer.encode(wanted, add_special_tokens=False)
-    else:  # equal but for a token that would straddle the point where the model starts to write
+    else:  # no token of ours spans the point where sampling starts
         assert tokens == ids_with_seams(renderer, renderer.read(ours, tools), wanted, tokenizer)
 
 
 def run(case: Case, tokenizer: Any, examples: int) -> None:
-    template_of(case.template)  # skips where it is absent
+    template_of(case.template)  # skips the test if the template is absent
 
     @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
@@ -269,7 +269,7 @@ def test_inline_reasoning_is_extracted_as_the_template_does(name: str, content: 
 
 
 def test_the_one_seam_is_where_sampling_starts() -> None:
-    """A reply that begins with a newline: in history one token with the header's, in training two."""
+    """A newline at the start of a reply joins the header's newline in one token in history, but not in training."""
     ours = get_renderer("qwen3_instruct", everyones_tokenizer())
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "\na"}]
     trained = ours.build_supervised_example(messages).tokens

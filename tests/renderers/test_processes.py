@@ -1,4 +1,4 @@
-"""Equal bytes in every process: nothing hangs on the order of a set, on the time zone or on what ran before."""
+"""Every process gives the same bytes: results do not depend on set order, time zone or earlier calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHAT: list[dict[str, Any]] = [
 
 
 def digests(name: str) -> dict[str, str]:
-    """What a renderer gives, as hashes: its identity, itself, an example, a prompt and a reply read back."""
+    """Return hashes of a renderer's identity, its pickle, an example, a prompt and a parsed reply."""
     ours = get_renderer(name, everyones_tokenizer())
     has_tools = name != "role_colon"
     chat = CHAT if has_tools else [CHAT[0], CHAT[1] | {"content": "q"}, CHAT[-1]]
@@ -39,7 +39,7 @@ def digests(name: str) -> dict[str, str]:
 
 
 def start(seed: str, zone: str) -> subprocess.Popen[str]:
-    """A process that prints the digests of every name."""
+    """Start a process that prints the `digests` of every renderer name."""
     root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root / "sdk"), str(root)])
     environment = os.environ | {"PYTHONHASHSEED": seed, "TZ": zone, "PYTHONPATH": path}

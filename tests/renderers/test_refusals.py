@@ -1,4 +1,4 @@
-"""A renderer refuses what its format cannot express, and names the message; it drops nothing silently."""
+"""A renderer raises an error for what its format cannot express, and names the message. It drops nothing silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The renderer for any chat template: what it proves, and what it refuses."""
+"""The renderer for any chat template: what it checks about the template, and what raises an error."""
 
 from __future__ import annotations
 

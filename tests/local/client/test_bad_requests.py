@@ -1,4 +1,4 @@
-"""Bad input fails on its own future, changes nothing, and leaves the client usable."""
+"""Bad input raises an error on the future of its request, changes nothing, and leaves the client usable."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_an_engine_is_not_made_with_options_that_mean_nothing(tmp_path, option):
 
 
 def test_an_unknown_base_model_says_so(service, tmp_path):
-    for no_text in (None, tmp_path):  # a Path would load, and fail at the first save
+    for no_text in (None, tmp_path):  # a Path could be loaded, but would fail at the first save
         with pytest.raises(tinker.BadRequestError, match="must be a str"):
             service.create_lora_training_client(no_text)
     with pytest.raises(tinker.BadRequestError, match="no such folder"):

@@ -1,4 +1,4 @@
-"""The embedded clients are those of the installed tinker: same methods, parameters and defaults."""
+"""The embedded clients have the methods, parameters and defaults of the installed tinker's clients."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ METHODS = [
     if not method.startswith("_") and (callable(getattr(theirs, method)) or method == "holder")
 ]
 NEWEST = Version(tinker.__version__) >= Version("0.38")
-"""The engine has this version's interface; a script written for an older one must find what it knows."""
-newest = pytest.mark.skipif(not NEWEST, reason="speaks of tinker 0.38")
+"""The engine has the interface of tinker 0.38. Programs written for an older tinker must still work with it."""
+newest = pytest.mark.skipif(not NEWEST, reason="needs tinker 0.38")
 GONE = {
     "search_sessions_async",
     *(f"get_checkpoint_archive_url{of}{suffix}" for of in ("", "_from_tinker_path") for suffix in ("", "_async")),
 }
-"""Of older versions, and refused by name as well."""
+"""Methods that only older versions of tinker have. The engine raises an error that names them, too."""
 
 
 @pytest.mark.parametrize("owner, method", METHODS)
@@ -58,7 +58,7 @@ def test_every_public_method_of_tinker_is_there_with_its_parameters_or_refuses_b
     known, offered = parameters(getattr(theirs, method)), parameters(mine)
     if NEWEST:
         assert offered == known
-    else:  # no parameter has changed its place since; only the default of one, which changes nothing
+    else:  # since then no parameter has moved, and only one default has changed, without an effect
         same = [p for p in offered if p[0] in {name for name, *_ in known}]
         assert [p[:2] for p in same] == [p[:2] for p in known]
         assert {p[0] for p in same if p not in known} <= {"loss_type_input"}
@@ -73,7 +73,7 @@ def test_nothing_is_refused_that_tinker_does_not_have():
 
 
 def test_the_documented_table_of_what_is_not_supported_is_complete():
-    """Every NotImplementedError is made in one module, and the page shows all that it can name."""
+    """Only one module creates NotImplementedErrors, and the README's table lists all features that they can name."""
     folder = Path(unsupported.__file__).parent
     assert unsupported.table() in (folder / "README.md").read_text()
     assert [f.name for f in folder.rglob("*.py") if "NotImplementedError(" in f.read_text()] == ["unsupported.py"]
@@ -85,7 +85,7 @@ def test_both_call_styles_of_training_requests(client: TrainingClient, datum, ad
         step = await client.optim_step_async(adam())
         await step.result_async()
         result = await future
-        assert await future is result  # may be awaited again
+        assert await future is result  # a future can be awaited twice
         return result.metrics["loss:sum"]
 
     async def new_style() -> float:

@@ -1,4 +1,4 @@
-"""Gradients, losses and the optimizer against references written out in float64."""
+"""Compare gradients, losses and optimizer steps with float64 reference implementations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tinkerloop.local.nn.losses import LOSSES
 
 
 def flat(client: TrainingClient, what: str = "weights") -> torch.Tensor:
-    """The client's adapter weights (or gradient), copied in queue order."""
+    """Return a copy of the client's weights (or of another vector of its state), made in the order of the queue."""
     return client.apply(lambda s: (s.weights.flat if what == "weights" else getattr(s, what)).clone()).result()
 
 
@@ -29,7 +29,7 @@ def lora(service: ServiceClient, **options) -> TrainingClient:
 
 
 def warm(client: TrainingClient, datum, adam) -> TrainingClient:
-    """One step, so that B is no longer zero and gradients reach A."""
+    """Train one step, so that B is no longer zero and the gradient of A is not zero."""
     client.forward_backward([datum(90), datum(91)], "cross_entropy")
     client.optim_step(adam(1e-2)).result()
     return client
@@ -190,7 +190,7 @@ def test_every_loss_and_its_gradient_equal_autograd_through_the_whole_model_in_f
 
 
 def test_cispo_weighs_by_the_clipped_ratio_and_ppo_of_one_bound_stops_there(client, datum, adam, tokens):
-    """cispo's gradient is clamp(r) A grad lp even where it clips; ppo's is 0 where min takes the clamped side."""
+    """The gradient of cispo is clamp(r) A grad lp, also when it clips. That of ppo is 0 where min selects the clamp."""
     warm(client, datum, adam)
     lp = logprobs(client.forward([datum(0, 6)], "cross_entropy").result())[0]
     data = policy_datum(tokens, 0, 6, lp - 1.0, "cispo")  # r = e everywhere
@@ -252,7 +252,7 @@ def test_sparse_targets_mean_the_same_as_dense_ones(client, tokens):
     dense = tinker.Datum(model_input=model_input, loss_fn_inputs=arrays)
     results = [client.forward([d], "cross_entropy").result() for d in (sparse, dense)]
     assert results[0].metrics == results[1].metrics
-    # A column of another width in the same packed batch is filled, and the filling cut off again.
+    # A datum with fewer columns in the same packed batch is padded, and the padding is removed from the result.
     mixed = client.forward([sparse, dense], "cross_entropy").result()
     assert [lp.shape for lp in logprobs(mixed)] == [(8, 64), (8, 64)]
 
@@ -313,7 +313,7 @@ def test_a_failing_custom_loss_raises_its_own_error_and_poisons_the_client(clien
     with pytest.raises(RuntimeError, match="poisoned"):
         behind.result()
     assert not called
-    with pytest.raises(RuntimeError, match="poisoned"):  # and not the base model's numbers
+    with pytest.raises(RuntimeError, match="poisoned"):  # instead of returning the base model's log-probabilities
         sampler.compute_logprobs(tinker.ModelInput.from_ints(tokens(0, 3))).result()
 
 
@@ -347,7 +347,7 @@ def test_a_custom_loss_must_use_every_datum(client, datum):
     ],
 )
 def test_steps_equal_torch_adamw_after_torch_clipping(client: TrainingClient, datum, adam, fields, monkeypatch):
-    monkeypatch.setattr(adam_module, "BLOCK", 1000)  # several
+    monkeypatch.setattr(adam_module, "BLOCK", 1000)  # so that there are several blocks
     parameter = torch.nn.Parameter(flat(client))
     params = adam(**fields)
     optimizer = torch.optim.AdamW(
@@ -447,7 +447,7 @@ def test_rank_0_trains_every_weight_and_leaves_the_base_alone(service: ServiceCl
     path = client.save_state("all").result().path
     again = service.create_training_client_from_state_with_optimizer(path)
     assert torch.equal(flat(again), flat(client))
-    # Its gradient is that of the model itself.
+    # Its gradient equals the gradient that autograd computes for the model.
     model = client.apply(lambda s: {n: t.clone() for n, t in s.weights.named.items()}).result()
     from tinkerloop.local.nn.tiny_model import tiny_model
 
@@ -532,7 +532,7 @@ def test_overfitting_recites_greedily_from_the_saved_weights(service: ServiceCli
     assert (sequence.tokens, sequence.stop_reason) == (text[6:], "stop")
 
 
-# -- the hood -------------------------------------------------------------------------------------------------------
+# -- apply ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_gradient_that_is_there_before_the_first_forward_backward_is_added_to(service: ServiceClient, datum):

@@ -1,4 +1,4 @@
-"""Trainer, sampler and PEFT agree on every tested architecture."""
+"""Training, sampling and PEFT give the same log-probabilities in every tested architecture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from tinkerloop.local import ServiceClient
 from tinkerloop.local.runtime.checkpoint_export import export_checkpoint
 
 PEFT_CANNOT_LOAD = {"deepseek_v3"}
-"""PEFT 0.19 renames every adapted gate_proj to a stacked expert, also those of dense layers; export these merged."""
+"""Architectures whose adapters PEFT cannot load; export merged models instead.
+
+PEFT 0.19 treats every adapted gate_proj as a stacked expert, even in dense layers.
+"""
 
 
 @pytest.mark.slow
@@ -63,7 +66,7 @@ def test_leaving_out_idle_positions_leaves_the_gradient(tmp_path, datum, adam, a
         service = ServiceClient(root=tmp_path, device="cpu", skip_zero_weight=skip)
         client = service.create_lora_training_client(str(folder), rank=4)
         client.forward_backward(data, "cross_entropy")
-        client.optim_step(adam(1e-2))  # B is zero before, and A's gradient with it
+        client.optim_step(adam(1e-2))  # before this step B is zero, and so is the gradient of A
         client.forward_backward(data, "cross_entropy")
         gradients.append(client.apply(lambda state: state.gradient.clone()).result())
         run = client._run

@@ -1,4 +1,4 @@
-"""Packed attention: each sequence is attended to alone, whichever way its length is computed."""
+"""Packed attention: a sequence attends only to itself, whichever code path is used for its length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention by blocks is causal attention, there and back, wherever positions ask."""
+"""Attention in blocks equals causal attention, forward and backward, for any choice of wanted positions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinkerloop.local.nn.layers.attention_cpu import causal_attention
 
 
 def written_out(query, key, value, scale: float, at: np.ndarray) -> torch.Tensor:
-    """In float64, the whole matrix of scores; rows that do not ask are 0."""
+    """Compute attention in float64 from the whole matrix of scores. Rows that are not wanted are 0."""
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     scores = scale * query @ key.transpose(2, 3)
@@ -47,7 +47,7 @@ def test_it_is_attention_written_out(length, heads, width, who, seed):
     wide = [tensor.double() for tensor in tensors]
     expected = there_and_back(lambda q, k, v: written_out(q, k, v, scale, at), wide, grad.double())
     for ours, theirs in zip(found, expected, strict=True):
-        # A gradient may be the small difference of dP and dO.O, in the hundreds here, each rounded for itself.
+        # A gradient can be a small difference of dP and dO.O, which are in the hundreds and rounded separately.
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-3 * (1 + float(theirs.abs().max())))
 
 

@@ -1,4 +1,4 @@
-"""The engine's own decoder layer gives the numbers of the layers that it stands for, there and back."""
+"""The engine's decoder layer gives the results and gradients of the transformers layers that it replaces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3"]
 
 
 def passes(root: Path, folder: Path, data, adam, **options) -> tuple[list[torch.Tensor], torch.Tensor, bool]:
-    """Log-probabilities and the gradient after a step, and whether our layer was used."""
+    """Return log-probabilities and the gradient after one step, and True if the engine's layer was used."""
     skip = options.pop("skip")
     service = ServiceClient(root=root, device="cpu", skip_zero_weight=skip)
     client = service.create_lora_training_client(str(folder), **options)

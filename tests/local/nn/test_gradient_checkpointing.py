@@ -1,4 +1,4 @@
-"""Gradient checkpointing: the same numbers with less memory, chosen by an estimate, and said."""
+"""Gradient checkpointing gives the same results with less memory; the choice follows an estimate and is logged."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_estimate_is_what_a_pass_keeps(client, datum):
     client.forward_backward([datum(0)], "cross_entropy").result()
     choice = client._run.model.gradient_checkpointing
     (cost,) = choice._costs.values()
-    kept = [saved_bytes(lambda n=n: choice._run(n)) for n in (300, 800)]  # of what is kept but once, as much
+    kept = [saved_bytes(lambda n=n: choice._run(n)) for n in (300, 800)]  # bytes kept once cancel in the difference
     assert cost(800) - cost(300) == pytest.approx(kept[1] - kept[0], rel=0.05)
 
 

@@ -1,4 +1,4 @@
-"""The logits of a large vocabulary are taken tile by tile, which shows in nothing but memory."""
+"""Computing the logits of a large vocabulary in tiles changes only the memory use, not the results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinkerloop.local.nn.layers.lora import LoRALinear
 
 
 def passes(root, folder, rank: int, data, adam) -> tuple[list[np.ndarray], torch.Tensor, list[float | None]]:
-    """Log-probabilities, the gradient after a step, and what a sampler says of a prompt."""
+    """Return log-probabilities, the gradient after one step, and a sampler's log-probabilities of a prompt."""
     service = ServiceClient(root=root, device="cpu")
     client = service.create_lora_training_client(str(folder), rank=rank)
     client.forward_backward(data, "cross_entropy")
@@ -34,7 +34,7 @@ def test_tiles_give_what_whole_logits_give(tmp_path, datum, adam, monkeypatch, a
     data = [datum(0, 40), datum(1, 9, [0.0, -1.0, 2.0] * 3)]
     whole, expected, scored = passes(tmp_path, folder, rank, data, adam)
     monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", 40 * head.MIN_CHUNK)
-    monkeypatch.setattr(head, "TILE", 50)  # 6 of them, the last not full
+    monkeypatch.setattr(head, "TILE", 50)  # 6 tiles, the last one smaller
     tiled, gradient, scored_tiled = passes(tmp_path, folder, rank, data, adam)
     for a, b in zip(whole, tiled, strict=True):
         np.testing.assert_allclose(b, a, atol=2e-5)

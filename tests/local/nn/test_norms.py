@@ -1,4 +1,4 @@
-"""The norms that the engine puts in give the numbers of those that they replace, there and back."""
+"""The engine's norm layers give the results and gradients of the norm layers that they replace."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_model_keeps_its_names_and_numbers(tmp_path, architecture):
 
 
 class HalfRMSNorm(nn.Module):
-    """Something else under such a name."""
+    """A module that is not an RMSNorm, although its class name says so."""
 
     def __init__(self):
         super().__init__()

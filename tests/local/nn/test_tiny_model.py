@@ -1,4 +1,4 @@
-"""The built-in tiny model."""
+"""The built-in model `tiny`."""
 
 from __future__ import annotations
 

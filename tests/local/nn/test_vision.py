@@ -1,4 +1,4 @@
-"""Images on the embedded engine, against the same transformers model run directly."""
+"""Compare the embedded engine's results for images with those of the same transformers model, run directly."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def datum_of(chunks) -> tinker.Datum:
 
 
 def processed(chunks) -> dict[str, torch.Tensor]:
-    """What transformers' own image processor makes of the images."""
+    """Return the model inputs that transformers' image processor computes for the images of the chunks."""
     images = [c for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
     if not images:
         return {}
@@ -84,7 +84,7 @@ def processed(chunks) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def direct(model, chunks) -> np.ndarray:
-    """log p of every token of one sequence given those before it, (N - 1,), by the model's own forward."""
+    """Return log p (N - 1,) of every token given the tokens before it, by the model's own forward pass."""
     ids = torch.tensor([flat(chunks)])
     extra = processed(chunks)
     if extra:
@@ -186,7 +186,7 @@ def test_batched_with_text_each_datum_is_as_if_alone(shared, reference):
         found, text = output["logprobs"].to_numpy(), is_text(LAYOUTS[name])[1:]
         alone = client.forward([datum_of(LAYOUTS[name])], "cross_entropy").result().loss_fn_outputs[0]
         np.testing.assert_allclose(found, alone["logprobs"].to_numpy(), atol=1e-5)
-        if name != "adjacent":  # where transformers itself takes two images for one
+        if name != "adjacent":  # for which transformers mistakes two images for one
             np.testing.assert_allclose(found[text], direct(reference, LAYOUTS[name])[text], atol=1e-4)
 
 
@@ -217,7 +217,7 @@ def test_top_prompt_logprobs_have_none_on_pictures(sampler):
 
 
 def test_sampling_continues_as_the_model_itself_would(sampler, reference):
-    """Greedy, several prompts in one batch: tokens and their log-probabilities are those of a fresh full forward."""
+    """Greedy tokens of a batch of prompts, and their log-probabilities, equal those of full forward passes."""
     params = tinker.SamplingParams(max_tokens=6, temperature=0, stop=[])
     names = ["several", "text", "single", "first"]
     waiting = [sampler.sample(tinker.ModelInput(chunks=LAYOUTS[name]), 2, params) for name in names]
@@ -242,7 +242,7 @@ DATA = [datum_of(LAYOUTS["single"]), datum_of(LAYOUTS["several"]), datum_of(LAYO
 
 
 def test_the_gradient_is_that_of_autograd(shared, reference):
-    """Every weight's gradient (rank 0), the vision tower's too, against a plain backward pass."""
+    """With rank 0, the gradient of every weight, also in the vision tower, equals that of a plain backward pass."""
     client = shared.create_lora_training_client("tiny-vl", rank=0)
     client.forward_backward(DATA, "cross_entropy").result()
     layout = client.apply(lambda state: state.weights.layout.views(state.gradient.clone())).result()
@@ -279,7 +279,7 @@ def test_an_adapter_leaves_the_vision_tower_alone_unless_asked(tmp_path):
             lambda state: {name: tensor.abs().max().item() for name, tensor in state.weights.named.items()}
         ).result()
         assert all(value > 0 for value in moved.values())
-        # a checkpoint has the same tensors, and continues
+        # a checkpoint has the same tensors, and training can continue from it
         path = client.save_state("x").result().path
         again = service.create_training_client_from_state_with_optimizer(path)
         assert again.apply(lambda state: list(state.weights.named)).result() == names
@@ -297,7 +297,7 @@ def test_packed_batches_do_not_change_the_result(tmp_path):
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("error:Found missing adapter keys")  # it must be adapted where ours is, and only there
+@pytest.mark.filterwarnings("error:Found missing adapter keys")  # PEFT must adapt exactly our layers
 @pytest.mark.parametrize("train_vision", [False, True])
 def test_the_adapter_loads_in_peft_with_the_same_logprobs(tmp_path, train_vision):
     from peft import PeftModel
@@ -320,7 +320,7 @@ def test_the_adapter_loads_in_peft_with_the_same_logprobs(tmp_path, train_vision
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A Qwen3-VL folder as one finds it on a disk, with other sizes than the built-in's."""
+    """Write a Qwen3-VL model folder, with other sizes than the built-in model."""
     where = tmp_path_factory.mktemp("models") / "qwen3-vl"
     config = tiny_vl_config({"num_hidden_layers": 3}, {"depth": 3, "deepstack_visual_indexes": [0, 2]})
     tiny_vl_model(1, config).save_pretrained(where)
@@ -335,7 +335,7 @@ def test_a_folder_without_an_image_processor_takes_text_only_and_the_log_says_so
     bare = shutil.copytree(folder, tmp_path / "bare")
     (bare / "preprocessor_config.json").unlink()
     assert load_model(str(bare), torch.device("cpu"), torch.float32).vision is None
-    assert "has a vision tower, but takes text only: " in caplog.text
+    assert "has a vision tower, but the engine accepts only text for it: " in caplog.text
 
 
 def test_a_model_from_a_folder(shared, folder):
@@ -410,7 +410,7 @@ def write_model(architecture: str, where) -> str:
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(0, 0.2)
-            model.get_output_embeddings().weight[[PAD, 290]] = 0  # never the likeliest
+            model.get_output_embeddings().weight[[PAD, 290]] = 0  # so that these are never sampled
     model.save_pretrained(where)
     tiny_tokenizer().save_pretrained(where)
     size = {"shortest_edge": 4096, "longest_edge": 262144}
@@ -425,12 +425,12 @@ def other(request, tmp_path_factory):
 
 
 MIXED = [("text", 6), ("images", (70, 100), (40, 60)), ("text", 3), ("images", (90, 30))]
-"""Sequences for one request, with their images' sizes."""
+"""Sequences of one request: text of a length, or images of given sizes."""
 
 
 @pytest.fixture
 def mixed(other):
-    """MIXED for a model: words, then an image and words for each of the sizes."""
+    """Return the chunks of the MIXED sequences: words, then for each size an image and words."""
     sequences = []
     for seed, (kind, *rest) in enumerate(MIXED):
         chunks: list = [words(seed, 3 if kind == "images" else rest[0])]
@@ -442,7 +442,7 @@ def mixed(other):
 
 
 def own_logprobs(model, vision: Vision, chunks) -> torch.Tensor:
-    """As `direct`, with autograd and for any of ARCHITECTURES."""
+    """Like `direct`, but with autograd, and for any of ARCHITECTURES."""
     ids = torch.tensor([flat(chunks)])
     images = [vision.read(c) for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
     extra = image_tensors(images, torch.device("cpu"))
@@ -453,7 +453,7 @@ def own_logprobs(model, vision: Vision, chunks) -> torch.Tensor:
 
 
 def test_other_architectures_give_their_own_numbers_and_gradients(shared, other, mixed):
-    """A request of several sequences, with and without images, against the model's own passes, one by one."""
+    """A request of sequences with and without images gives the same as the model's forward passes one by one."""
     client = shared.create_lora_training_client(other, rank=0)
     outputs = client.forward_backward([datum_of(chunks) for chunks in mixed], "cross_entropy").result()
     found = client.apply(lambda state: state.weights.layout.views(state.gradient.clone())).result()
@@ -471,7 +471,7 @@ def test_other_architectures_give_their_own_numbers_and_gradients(shared, other,
 
 
 def test_other_architectures_sample_what_they_score(shared, other, mixed):
-    """Prompts of different lengths in one batch, with a cache, against the trainer's numbers."""
+    """Sampling a batch of prompts of different lengths with a cache gives the log-probabilities of training."""
     sampler = shared.create_sampling_client(base_model=other)
     params = tinker.SamplingParams(max_tokens=4, temperature=0, stop=[])
     waiting = [sampler.sample(tinker.ModelInput(chunks=chunks), 1, params) for chunks in mixed]
@@ -498,7 +498,7 @@ def test_sequences_that_cannot_be_packed_run_alone_and_the_log_says_so(tmp_path,
 
 
 def test_an_architecture_that_gives_wrong_numbers_either_way_is_refused_by_name(tmp_path, monkeypatch):
-    """A model that moves its positions by itself, which shows only in the engine's passes."""
+    """A model that shifts the positions it receives gives wrong results only in the engine's forward passes."""
     where = write_model("qwen3_5", tmp_path)
     forward = Qwen3_5TextModel.forward
 
@@ -510,7 +510,7 @@ def test_an_architecture_that_gives_wrong_numbers_either_way_is_refused_by_name(
         load_model(where, torch.device("cpu"), torch.float32)
 
 
-# ---- what is refused
+# ---- errors
 
 
 def refused(future) -> str:
@@ -530,7 +530,7 @@ def test_bad_images_are_refused_by_datum(shared):
     assert "not an image" in refused(client.forward([datum_of([words(1, 2), broken, words(2, 3)])], "cross_entropy"))
     late = good.model_copy(update={"data": good.data[:-200]})
     assert "truncated" in refused(client.forward([datum_of([words(1, 2), late, words(2, 3)])], "cross_entropy"))
-    # and the client goes on
+    # the client stays usable
     assert client.forward(DATA, "cross_entropy").result().metrics["loss:sum"] > 0
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints while others read, delete and overwrite them, and what interrupted work leaves behind."""
+"""Checkpoints that are read, deleted and overwritten at the same time, and leftovers of interrupted operations."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_checkpoint_can_be_read_and_listed_at_any_moment_while_others_save_and
 def test_a_deleted_checkpoint_stays_deleted_where_a_killed_save_left_its_backup(service, client, tmp_path):
     path = client.save_state("a").result().path
     folder = folder_of(tmp_path, path)
-    shutil.copytree(folder, folder.with_name(".previous-a"))  # killed before the backup was removed
+    shutil.copytree(folder, folder.with_name(".previous-a"))  # as if killed before the backup was removed
     rest = service.create_rest_client()
     rest.delete_checkpoint_from_tinker_path(path).result()
     assert rest.list_user_checkpoints().result().checkpoints == []

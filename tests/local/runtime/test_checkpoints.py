@@ -1,4 +1,4 @@
-"""Checkpoints by name: saved, listed, copied, expired, deleted and loaded through the clients."""
+"""Saving, listing, copying, expiring, deleting and loading of named checkpoints through the clients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_checkpoints_are_listed_described_expired_copied_and_deleted(service, cl
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """As a full disk: no file can grow beyond `size` bytes."""
+    """Simulate a full disk: in this context, no file can grow beyond `size` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

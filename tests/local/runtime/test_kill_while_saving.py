@@ -1,4 +1,4 @@
-"""`kill -9` while saving: what was there before is whole, and nothing half-written is seen."""
+"""`kill -9` while saving: earlier checkpoints stay complete, and no half-written checkpoint is listed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from tinkerloop.local import RestClient, ServiceClient
 
-# Every line on standard input forks a child that saves without end; everything is imported by then.
+# For every line on standard input, this program forks a child that saves endlessly. Imports happen before the forks.
 SAVE_WITHOUT_END = """
 import os, sys, torch
 torch.set_num_threads(1)
@@ -58,11 +58,11 @@ def test_a_finished_save_survives_a_kill_at_any_moment_of_the_next(tmp_path):
             found = [c.checkpoint_id for c in RestClient(tmp_path).list_checkpoints(run).result().checkpoints]
             assert "weights/last" in found
             assert {f"weights/at-{step}" for step in range(1, int(finished))} <= set(found)
-            for name in {"weights/last", *found[-2:]}:  # what is listed loads, and all of it is of one step
+            for name in {"weights/last", *found[-2:]}:  # every listed checkpoint loads and belongs to one step
                 client = service.create_training_client_from_state_with_optimizer(f"tinker://{run}/{name}")
                 step, weights, first = client.apply(lambda s: (s.step, s.weights.flat, s.exp_avg)).result()
                 expected = range(int(finished), int(finished) + 2) if name == "weights/last" else [int(name[11:])]
                 assert step in expected
                 for flat in (weights, first):
-                    assert set(torch.unique(flat).tolist()) <= {0.0, step}  # 0 between two tensors
+                    assert set(torch.unique(flat).tolist()) <= {0.0, step}  # 0 in the gaps between tensors
         process.stdin.close()

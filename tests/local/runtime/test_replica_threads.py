@@ -1,4 +1,4 @@
-"""Replicas: the work is dealt fairly and completely, and their number does not change the results."""
+"""Replicas: the work is divided evenly and completely, and the number of replicas does not change the results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tinkerloop.local.runtime.replica_threads import deal_datums, replica_count,
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """An engine's thread begins with as many."""
+    """In this context, a new engine thread uses `count` torch threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -85,7 +85,7 @@ def test_a_replicas_error_comes_out_when_all_have_ended():
 def trained(
     root, datum, adam, count: int, recompute: bool = False
 ) -> tuple[torch.Tensor, list[tinker.ForwardBackwardOutput]]:
-    """An adapter after three steps with `count` threads, and what the passes gave."""
+    """Return an adapter after three steps with `count` threads, and the outputs of the forward and backward passes."""
     data = [datum(seed, 20 + 11 * seed) for seed in range(20)]
     with threads(count):
         service = ServiceClient(root=root, device="cpu", gradient_checkpointing=recompute)
@@ -120,7 +120,7 @@ def test_a_ratios_metrics_are_summed_over_replicas_whatever_their_sign(tmp_path,
     data = []
     for seed in range(12):
         ids = tokens(seed, 121)
-        # so unlikely under the old policy that the divergence from it is negative
+        # the old log-probabilities are so low that the KL metric is negative
         old = {"logprobs": np.full(120, -50.0, np.float32), "advantages": np.ones(120, np.float32)}
         inputs = {"target_tokens": np.array(ids[1:]), **old}
         data.append(tinker.Datum(model_input=tinker.ModelInput.from_ints(ids[:-1]), loss_fn_inputs=inputs))

@@ -1,4 +1,4 @@
-"""The worker's thread."""
+"""The worker thread of a request queue."""
 
 import threading
 
@@ -9,7 +9,7 @@ from tinkerloop.local.runtime.request_queue import RequestQueue
 
 
 def test_a_finished_worker_leaves_no_trace_of_its_thread():
-    """Thread numbers are used again: an innocent thread must not be taken for a worker's."""
+    """Thread ids are reused, so a later thread with the same id must not be mistaken for a worker thread."""
     worker = RequestQueue("test")
     ident = worker.submit(threading.get_ident).result()
     assert ident in WORKER_THREADS
@@ -25,7 +25,7 @@ def test_what_was_queued_before_stop_is_executed_even_if_the_interpreter_exits()
     ended = worker.stop()
     assert not ended.done()
     released.set()
-    worker.abandon()  # what an exit calls
+    worker.abandon()  # as called at the exit of the process
     assert (queued.result(), ended.result(), worker.stop()) == ("saved", None, ended)
 
 

@@ -1,1 +1,1 @@
-"""The neural network: a base model with its adapter, losses, Adam and generation."""
+"""The neural network: a base model with its LoRA adapter, the losses, the Adam step and token generation."""

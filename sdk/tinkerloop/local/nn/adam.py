@@ -1,4 +1,7 @@
-"""The optimizer step: clipping by global norm, then AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+"""The optimizer step: clip the gradient by its global norm, then apply AdamW.
+
+AdamW is described by Loshchilov & Hutter 2019 (arXiv:1711.05101).
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from tinkerloop.local.nn.parameters import TrainState
 from tinkerloop.local.request_errors import user_error
 
 BLOCK = 2**20
-"""The number of weights updated at a time, so that only so much of the gradient is copied to float32."""
+"""The number of weights that one call updates. It limits the size of the temporary float32 copy of the gradient."""
 
 
 def check_adam(params: tinker.AdamParams) -> None:
-    """Check hyper-parameters; Tinker's own type accepts any number.
+    """Check that Adam's hyper-parameters are in range. `tinker.AdamParams` itself accepts any number.
 
     Raises:
-        tinker.RequestFailedError: (category user) a value is out of range.
+        tinker.RequestFailedError: a value is out of range (category user).
     """
     in_range = {
         "learning_rate": params.learning_rate >= 0,
@@ -30,17 +33,21 @@ def check_adam(params: tinker.AdamParams) -> None:
     for name, ok in in_range.items():
         value = getattr(params, name)
         if not (ok and abs(value) <= torch.finfo(torch.float32).max):
-            raise user_error(f"AdamParams.{name}={value} is out of range")
+            raise user_error(
+                f"AdamParams.{name}={value} is out of range: beta1 and beta2 must be at least 0 and below 1, eps must "
+                "be above 0, and all other values at least 0 and finite in float32"
+            )
 
 
 @torch.no_grad()
 def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
-    """Apply the accumulated gradient and clear it.
+    """Apply one AdamW step with the accumulated gradient, then set the gradient to zero.
 
-    The gradient is a sum. With `grad_clip_norm` = c > 0 it is scaled by min(1, c / norm), where norm is its L2 norm
-    over all trained tensors. Without a gradient Adam steps on zeros: moments decay and weight decay applies.
+    The gradient is a plain sum over datums. If `grad_clip_norm` is c > 0, the gradient is first scaled by
+    min(1, c / norm), where norm is its L2 norm over all trained tensors. If no gradient was accumulated, the step uses
+    zeros: the moments decay, and weight decay is applied.
 
-    Returns: the metric "unclipped_grad_l2:mean", the norm before clipping.
+    Returns: a dict with one metric, "unclipped_grad_l2:mean": the norm before clipping.
     """
     check_adam(params)
     norm = float(torch.linalg.vector_norm(state.gradient))

@@ -1,6 +1,6 @@
-"""Batched generation with a key-value cache, and the scoring of prompts.
+"""Batched generation with a key-value cache, and log-probabilities of prompt tokens.
 
-Requests for the same weights are decoded together, each with its own length, temperature and stop rules.
+Requests that use the same weights are decoded together. Each has its own length, temperature and stop conditions.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from tinkerloop.local.nn.model import Model
 
 MAX_ROWS = 256
-"""The most sequences that are decoded together."""
+"""The maximum number of sequences that are decoded together."""
 MAX_PREFILL = 16384
-"""The most prompt tokens in one prefill, padding included."""
+"""The maximum number of prompt tokens in one prefill batch, padding included."""
 
 
 def generate(model: Model, requests: Sequence[SampleRequest]) -> list[list[Continuation]]:
-    """Return the continuations of every request, from whatever weights are bound."""
+    """Return the continuations of each request, generated with the model's active weights (see `Model.bind`)."""
     answers = [
         [Continuation(request, j, np.random.default_rng([request.seed, j])) for j in range(request.num_samples)]
         for request in requests
     ]
-    # Prompts of similar length share a batch, so that there is little padding.
+    # Sorted by prompt length: prompts of similar length share a batch, so there is little padding.
     waiting = sorted((s for answer in answers for s in answer), key=lambda s: len(s.request.prompt))
     while waiting:
         longest = len(waiting[min(MAX_ROWS, len(waiting)) - 1].request.prompt)
@@ -44,7 +44,7 @@ def generate(model: Model, requests: Sequence[SampleRequest]) -> list[list[Conti
 
 
 def _decode(model: Model, rows: list[Continuation]) -> None:
-    """Generate these continuations to their ends."""
+    """Generate tokens until each of these continuations has met one of its stop conditions."""
     cache, mask, hidden = prefill(model, [row.request.prompt for row in rows])
     while True:
         tokens = sample_tokens(model.head.logits(hidden), rows)
@@ -62,9 +62,13 @@ def _decode(model: Model, rows: list[Continuation]) -> None:
 def step(
     model: Model, cache: DynamicCache, mask: torch.Tensor, tokens: Sequence[int], shifts: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Append one token to every sequence; return the longer mask, and the hidden states (sequences, H) at those tokens.
+    """Append one token to every sequence and run the model on these tokens.
 
-    `shifts` are those of the prompts (see `Input.shift`).
+    Args:
+        tokens: the token to append to each sequence.
+        shifts: the `Input.shift` of each sequence's prompt.
+
+    Returns: the mask with one more column, and the hidden states (sequences, H) at the appended tokens.
     """
     mask = torch.cat([mask, mask.new_ones(len(tokens), 1)], dim=1)
     output = model.trunk(
@@ -78,9 +82,12 @@ def step(
 
 
 def prefill(model: Model, requested: Sequence[Input]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-    """Run each distinct prompt once, padded on the left.
+    """Run the model on the requested prompts, padded on the left.
 
-    Returns: a cache, a mask and the last hidden states, each with one row for every requested prompt.
+    If the same prompt is requested several times in succession, the model runs on it only once.
+
+    Returns: the key-value cache, the attention mask and the hidden states at the last token of each prompt. Each has
+    one row for every requested prompt.
     """
     prompts: list[Input] = []
     row_of_request: list[int] = []
@@ -118,15 +125,15 @@ def prefill(model: Model, requested: Sequence[Input]) -> tuple[DynamicCache, tor
 
 
 def _select(cache: DynamicCache, rows: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Keep only these rows of the cache, in this order; return them as a tensor."""
+    """Reorder the cache so that it holds exactly these rows, in this order. Return `rows` as a tensor."""
     index = torch.tensor(rows, device=device)
-    # not batch_select_indices, which layers with a recurrent state do not have
+    # `batch_select_indices` would do the same, but cache layers with a recurrent state do not have it.
     cache.reorder_cache(cast(torch.LongTensor, index))
     return index
 
 
 def _advance(row: Continuation, token: int, model: Model) -> bool:
-    """Append the token and set the stop reason; return True if the sequence has ended."""
+    """Append `token` to the continuation and set its stop reason if it is complete. Return True if it is complete."""
     row.tokens.append(token)
     request = row.request
     if request.on_token is not None:
@@ -140,7 +147,8 @@ def _advance(row: Continuation, token: int, model: Model) -> bool:
 
 def _ends_in_stop(row: Continuation, model: Model) -> bool:
     strings = row.request.stop_strings
-    # A character takes at most 4 tokens (its bytes). Earlier text was searched after earlier tokens.
+    # Only the end of the text can hold a new match, because the rest was searched after earlier tokens. A character
+    # takes at most 4 tokens, one for each of its UTF-8 bytes.
     tail = 4 * max(len(string) for string in strings) + 8
     text = model.tokenizer.decode(row.tokens[-tail:])
     return any(string in text for string in strings)
@@ -152,9 +160,14 @@ def score_prompt(
     targets: NDArray[np.int64],
     topk: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32] | None, NDArray[np.float32] | None]:
-    """Return the log-probabilities of `targets` (N-1, K), row i given prompt[: i + 1], from whatever weights are bound.
+    """Compute log-probabilities of given tokens after every position of a prompt, with the model's active weights.
 
-    With `topk`, also return the ids and log-probabilities (N-1, topk) of the likeliest next tokens.
+    Args:
+        targets: token ids (N-1, K). Row i holds the tokens whose log-probabilities after prompt[: i + 1] are wanted.
+        topk: the number of most likely next tokens to report for every row; 0: none.
+
+    Returns: the log-probabilities of `targets` (N-1, K), then the ids and the log-probabilities (N-1, topk) of the
+    most likely next tokens. The last two are None if `topk` is 0.
     """
     rows = torch.arange(len(targets), device=model.device)
     target = torch.from_numpy(targets).to(model.device)

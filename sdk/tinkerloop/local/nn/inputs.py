@@ -1,4 +1,7 @@
-"""The inputs of a model: one sequence of tokens and images (`Input`), and several in one row (`PackedBatch`)."""
+"""The inputs of a model.
+
+`Input` is one sequence of tokens and images. `PackedBatch` holds several sequences, concatenated into one row.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,21 @@ from tinkerloop.local.unsupported import unsupported_error
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """The input of a model: N token ids, and the images that some of them stand for."""
+    """One input sequence: N token ids and its images. Each image takes a run of positions that hold an image token."""
 
     tokens: NDArray[np.int64]  # (N,)
     images: tuple[EncodedImage, ...] = ()
     starts: tuple[int, ...] = ()
-    """The index of each image's first token."""
+    """For each image, the index of its first token."""
     positions: NDArray[np.int64] | None = None
-    """(3, N) (see `Vision.positions`), or None: 0 .. N-1."""
+    """Rotary positions (3, N) as returned by `Vision.positions`. None: the positions 0 to N - 1."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def on_image(self) -> NDArray[np.bool_]:
-        """(N,) True at the positions of images."""
+        """Mask (N,): True at the positions that belong to an image."""
         on_image = np.zeros(len(self), dtype=bool)
         for start, image in zip(self.starts, self.images, strict=True):
             on_image[start : start + image.tokens] = True
@@ -40,27 +43,31 @@ class Input:
 
     @property
     def is_text(self) -> NDArray[np.bool_] | None:
-        """(N,) whether a position is text; None if all are."""
+        """Mask (N,): True at the positions of text. None if the input has no images."""
         return ~self.on_image if self.images else None
 
     @property
     def shift(self) -> int:
-        """The difference between the next token's position and its index."""
+        """The rotary position of the token that follows the input, minus its index N; 0 if `positions` is None."""
         return 0 if self.positions is None else int(self.positions.max()) + 1 - len(self)
 
     def until(self, end: int) -> Input:
-        """Return the first `end` tokens and their images; `end` must not cut an image."""
+        """Return the input cut to its first `end` tokens, with their images. `end` must not cut an image."""
         images = sum(start < end for start in self.starts)
         positions = None if self.positions is None else self.positions[:, :end]
         return Input(self.tokens[:end], self.images[:images], self.starts[:images], positions)
 
 
 def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> Input:
-    """Join the chunks of a model input into one sequence.
+    """Join the chunks of a `tinker.ModelInput` into one sequence.
+
+    Args:
+        vision: how the model represents images; None for a text model.
 
     Raises:
-        DatumError, ImageError: an image differs from what its chunk says, or text holds an id that stands for an image.
-        NotImplementedError: chunks that the model does not support.
+        DatumError: text contains an image or video token, or the `expected_tokens` of an image chunk is wrong.
+        ImageError: an image chunk holds no image, or an image that the model does not accept.
+        NotImplementedError: the model or the engine does not support this type of chunk.
     """
     chunks = model_input.chunks
     if vision is None and len(chunks) == 1 and isinstance(chunks[0], tinker.EncodedTextChunk):
@@ -72,7 +79,8 @@ def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> 
         if isinstance(chunk, tinker.EncodedTextChunk):
             if vision is not None and not vision.reserved.isdisjoint(chunk.tokens):
                 raise DatumError(
-                    "text holds a token id that stands for an image: pass images as image chunks", field="model_input"
+                    "a text chunk contains the id of an image or video token; pass images as image chunks",
+                    field="model_input",
                 )
             tokens.extend(chunk.tokens)
         elif isinstance(chunk, tinker.types.ImageChunk) and vision is not None:
@@ -89,7 +97,7 @@ def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> 
 
 
 def example_input(vision: Vision) -> Input:
-    """Make a sequence with two images of different shapes, for the check on loading."""
+    """Return a sequence with two images of different shapes, with which a model is checked when it is loaded."""
     images = [image_chunk(np.full((h, w, 3), 90, np.uint8), processor=vision.processor) for h, w in ((9, 8), (8, 16))]
     words = [tinker.EncodedTextChunk(tokens=[t, t + 1]) for t in (1, 3, 5)]
     return read_input(tinker.ModelInput(chunks=[words[0], images[0], words[1], images[1], words[2]]), vision)
@@ -97,26 +105,26 @@ def example_input(vision: Vision) -> Input:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Sequences one after another in one row, T tokens in all."""
+    """Several sequences, concatenated into one row of T tokens."""
 
     lengths: list[int]
     tokens: torch.Tensor  # (1, T)
-    positions: torch.Tensor  # (1, T), starting at 0 in every sequence; (3, 1, T) with spatial ones
+    positions: torch.Tensor  # (1, T), starting at 0 in every sequence; (3, 1, T) if an input has `positions`
     image_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Further arguments of the forward pass: the images, in order."""
+    """The images, as the arguments of a forward pass that `image_tensors` returns. Empty without images."""
 
     @property
     def segments(self) -> list[int]:
-        """The numbers of rows whose gradient is summed in one product: each datum's on the CPU, all rows on a GPU.
+        """How many rows (positions) each matrix product for a weight gradient covers.
 
-        With a product for each datum, results do not depend on the packing; on a GPU so many small products would be
-        too slow.
+        On the CPU there is one product for each datum, so results do not depend on the packing. On a GPU one product
+        covers all rows, because many small products would be too slow.
         """
         return self.lengths if self.tokens.device.type == "cpu" else [self.tokens.shape[1]]
 
     @classmethod
     def of(cls, sequences: Sequence[Input], device: torch.device) -> PackedBatch:
-        """Pack sequences, and decode their images.
+        """Pack sequences into one row, and decode their images.
 
         Raises:
             ImageError: an image cannot be decoded.

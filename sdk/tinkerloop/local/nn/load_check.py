@@ -1,4 +1,4 @@
-"""The check on loading: the engine's logits of a model are compared with the model's own."""
+"""The check of a newly loaded model: compare the engine's logits with those of the model's own forward pass."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NEXT = 1
-"""The token that the check decodes with a cache."""
+"""The token that the check appends to each sequence to test decoding with a key-value cache."""
 
 
 @torch.no_grad()
 def packs(model: Model) -> bool:
     """Return True if sequences can be packed into one row, False if each must run alone.
 
-    Layers with a recurrent state (as in Qwen3.5) carry it from one sequence of a row into the next. For such a model,
-    runs of single sequences and decoding are checked as well: padding of shorter prompts must not change the state.
+    Layers with a recurrent state (as in Qwen3.5) carry the state from one packed sequence into the next, which gives
+    wrong logits. For such a model, single sequences and decoding are checked as well. In decoding, the padding of
+    shorter prompts must not change the state.
 
     Raises:
-        NotImplementedError: the logits are wrong for single sequences, too, or in decoding.
+        NotImplementedError: the logits are wrong also for single sequences, or in decoding.
     """
     inputs = [Input(np.arange(1, n + 1) % model.vocab_size) for n in (3, 5)]
     if model.vision is not None:
@@ -52,18 +53,18 @@ def packs(model: Model) -> bool:
     longer = [Input(np.append(one.tokens, NEXT), one.images, one.starts) for one in inputs]
     decoded = error(stepped, [_own_logits(model, one)[-1:] for one in longer])
     architecture = f"{model.name} ({type(model.module).__name__})"
-    if not (apart <= tolerance and decoded <= tolerance):  # `not`, so that NaN is refused too
+    if not (apart <= tolerance and decoded <= tolerance):  # `not (... <= ...)`, so that NaN raises too
         raise unsupported_error(
             "architectures that the engine would run wrongly",
-            f"{architecture}: logits differ from the model's own by {packed:.2g} (relative) when sequences are packed, "
-            f"by {apart:.2g} when they run one by one and by {decoded:.2g} when decoded with a cache",
+            f"{architecture}: the relative error to the logits of the model's own forward pass is {packed:.2g} for "
+            f"packed sequences, {apart:.2g} for sequences run one by one and {decoded:.2g} in decoding with a cache",
         )
-    logger.warning("%s: sequences cannot be packed in this architecture, so each runs alone", architecture)
+    logger.warning("%s: sequences cannot be packed into one row in this architecture, so each runs alone", architecture)
     return False
 
 
 def _own_logits(model: Model, one: Input) -> torch.Tensor:
-    """Return the model's own logits (N, vocabulary) of one sequence, with positions that it computes itself."""
+    """Return the logits (N, vocabulary) of one sequence by the model's own forward pass, with its own positions."""
     extra = image_tensors(one.images, model.device)
     if extra and "mm_token_type_ids" in inspect.signature(model.trunk.forward).parameters:
         extra["mm_token_type_ids"] = torch.from_numpy(one.on_image.astype(np.int64))[None].to(model.device)

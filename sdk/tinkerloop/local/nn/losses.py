@@ -1,7 +1,8 @@
-"""Tinker's loss functions: plain sums over positions and datums, never divided by anything.
+"""Tinker's loss functions: plain sums over positions and datums, without any normalisation.
 
-Each loss takes lp = log p(target), shape (T, K) in float32, and loss inputs of the same shape, and returns the loss of
-every element (T, K). q are the sampler's log-probabilities, A the advantages, r = exp(lp - q), sg stops the gradient.
+Each function receives lp = log p(target) (T, K) in float32, and loss inputs of the same shape. It returns the loss of
+every element (T, K). In the formulas, w are the weights, q the sampler's log-probabilities, A the advantages,
+r = exp(lp - q), and sg(x) is x without its gradient.
 
     cross_entropy         -w lp
     importance_sampling   -r A
@@ -11,8 +12,8 @@ every element (T, K). q are the sampler's log-probabilities, A the advantages, r
     gspo                  ppo with r = s exp(lp - sg(lp)),                     low 0.8, high 1.2
                           s = exp(mean of sg(lp) - q over the datum's positions with sequence_ratio_mask != 0)
 
-Clip thresholds are bounds on the ratio, not distances from 1. Source: Tinker's documentation of its losses,
-except the defaults of beta and of gspo's bounds, which are not published: these are our choice.
+Clip thresholds are bounds on the ratio, not distances from 1. Formulas and defaults are from Tinker's documentation of
+its losses. The defaults of beta and of gspo's bounds are not published; they are this project's choice.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ LossConfig = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss function, with what the engine needs to know to compute it in pieces."""
+    """A loss function, and the properties that the engine needs in order to compute it in chunks."""
 
     elementwise: Callable[[torch.Tensor, LossInputs, LossConfig], torch.Tensor]
     driver: str | None
-    """The loss input that multiplies the gradient: where it is 0, so is the gradient. None: no such input."""
+    """The loss input that multiplies the gradient: where it is 0, the gradient is 0. None: there is no such input."""
     defaults: LossConfig = field(default_factory=dict)
     whole_datum: bool = False
-    """The gradient at one position depends on the log-probabilities of the others."""
+    """True if the gradient at one position depends on the log-probabilities at the other positions of the datum."""
 
 
 def _cross_entropy(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
@@ -72,8 +73,8 @@ def _dro(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tens
 
 
 def _gspo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
-    """Compute gspo; `inputs["segment"]` (T,) is the index of each position's datum."""
-    # In float64, because a GPU adds a datum's positions in a varying order, which float32 would show.
+    """Compute the gspo loss. `inputs["segment"]` (T,) holds the index of each position's datum."""
+    # In float64: a GPU sums a datum's positions in a varying order, which would change float32 results.
     mask = (inputs["sequence_ratio_mask"] != 0).double()
     segment = inputs["segment"]
     count = int(segment[-1]) + 1
@@ -96,40 +97,43 @@ LOSSES: dict[str, Loss] = {
 
 
 def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tuple[Loss, dict[str, float]]:
-    """Return the loss and its complete configuration.
+    """Return the loss named `loss_fn`, and its configuration completed with defaults.
 
     Raises:
-        tinker.RequestFailedError: (category user) an unknown loss or key, or a value that is not a finite number.
-        NotImplementedError: a loss that the engine does not support.
+        tinker.RequestFailedError: the loss or a key of `config` is unknown, or a value is invalid (category user).
+        NotImplementedError: the engine does not support the loss.
     """
     if loss_fn == "stable_reinforce":
         raise unsupported_error("loss_fn='stable_reinforce'")
     if loss_fn not in LOSSES:
-        raise user_error(f"unknown loss_fn {loss_fn!r}; known: {', '.join(LOSSES)}")
+        raise user_error(f"unknown loss_fn {loss_fn!r}; expected one of {', '.join(LOSSES)}")
     loss = LOSSES[loss_fn]
     complete = dict(loss.defaults)
     for key, value in (config or {}).items():
         if key not in loss.defaults:
             known = ", ".join(loss.defaults) or "none"
-            raise user_error(f"{loss_fn} has no loss_fn_config key {key!r}; known: {known}")
+            raise user_error(f"unknown loss_fn_config key {key!r} for loss_fn {loss_fn!r}; valid keys: {known}")
         if not isinstance(value, Real) or not math.isfinite(value):
             raise user_error(f"loss_fn_config[{key!r}] must be a finite number, got {value!r}")
         complete[key] = float(value)
     if "clip_low_threshold" in complete:
         low, high = complete["clip_low_threshold"], complete["clip_high_threshold"]
         if low > high:
-            raise user_error(f"clip_low_threshold {low} is above clip_high_threshold {high}")
+            raise user_error(f"clip_low_threshold must not be above clip_high_threshold, got {low} and {high}")
         if not low <= 1 <= high:
             warnings.warn(
-                f"clip thresholds are bounds on the probability ratio, and [{low}, {high}] does not contain 1; "
-                "for a distance of 0.2 write 0.8 and 1.2",
+                f"the clip thresholds {low} and {high} do not enclose 1, although they are bounds on the probability "
+                "ratio, not distances from 1; to allow a distance of 0.2, pass 0.8 and 1.2",
                 stacklevel=2,
             )
     return loss, complete
 
 
 def ppo_metrics(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> dict[str, float]:
-    """Return sums over positions, to be divided by their number: of the ratio, of clipping, and of q - lp."""
+    """Return three sums over positions: of the ratio, of the clipped positions (1 for each), and of q - lp.
+
+    The caller divides them by the number of positions to get the metrics, which are means.
+    """
     log_ratio = lp - inputs["logprobs"]
     ratio = torch.exp(log_ratio)
     clipped = (ratio < config["clip_low_threshold"]) | (ratio > config["clip_high_threshold"])

@@ -1,4 +1,4 @@
-"""A frozen base model with its replicas, and the binding of an adapter's weights and gradients to its layers."""
+"""A frozen base model with its replicas. It attaches the weights and gradients of an adapter to its layers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tinkerloop.local.nn.replica import AdaptableLayer, Replica
 from tinkerloop.local.nn.vision import vision_of
 
 FOLD_LIMIT = 2 * 2**30
-"""Fold adapters into a copy of the frozen weights up to this many bytes of float32 weights."""
+"""Adapters are folded into a copy of the frozen weights only if these take at most this many bytes in float32."""
 
 
 class Model:
-    """A frozen base model, shared by every client that trains or samples an adapter on it."""
+    """A frozen base model. It is shared by all clients that train or sample an adapter on it."""
 
     def __init__(
         self,
@@ -56,14 +56,17 @@ class Model:
         self._trained: LoraSpec | None = None
         self.gradient_checkpointing = GradientCheckpointing(module, self._run_trial, gradient_checkpointing)
         self.packs = True
-        """True if sequences can be packed into one row; else each runs alone. Set by the check on loading."""
+        """True if sequences can be packed into one row, False if each must run alone. `load_model` sets it."""
 
     def trained_layers(self, spec: LoraSpec) -> dict[str, AdaptableLayer]:
-        """Return the layers that `spec` adapts, by name."""
+        """Return the layers to which `spec` gives an adapter, by name."""
         return {name: layer for name, layer in self.layers.items() if spec.covers(self.kinds[name])}
 
     def new_weights(self, spec: LoraSpec) -> Weights:
-        """Make fresh weights: an adapter that changes nothing yet, or (rank 0) a copy of the whole model."""
+        """Return initial weights: an adapter that does not change the model's outputs.
+
+        With rank 0, return a copy of all weights of the model instead.
+        """
         layout = self.layout(spec)
         weights = Weights(layout, layout.zeros(self.device))
         if spec.rank == 0:
@@ -74,7 +77,7 @@ class Model:
         return weights
 
     def layout(self, spec: LoraSpec) -> ParameterLayout:
-        """Return the names and shapes of the tensors that `spec` trains."""
+        """Return the layout (names, shapes and offsets) of the tensors that are trained with `spec`."""
         if spec.rank == 0:
             return ParameterLayout({name: tuple(p.shape) for name, p in self.module.named_parameters()})
         shapes: dict[str, tuple[int, ...]] = {}
@@ -88,13 +91,18 @@ class Model:
         weights: Weights | None,
         gradients: Sequence[Mapping[str, torch.Tensor] | None] = (None,),
     ) -> None:
-        """Make the next forward passes use these weights (None: the base alone) and add gradients to these buffers.
+        """Make these weights and gradient buffers active, so that the next forward and backward passes use them.
 
-        `gradients` holds one set of buffers, or None, for each replica that will be used.
+        Args:
+            spec: which layers the weights belong to, and their rank; None if `weights` is None.
+            weights: the weights to use; None: the base model without an adapter.
+            gradients: for each replica that will be used, buffers by tensor name, to which gradients are added; None:
+                no gradients.
         """
         version = None if weights is None else weights.version
         key = (version, *map(id, gradients))
-        # Other weights may have the same version: a snapshot's and its run's have, until the run is trained.
+        # An equal key is not enough: a snapshot shares its version with the weights it was copied from. If those are
+        # active and were trained since, their values are no longer those of this version.
         if self._bound == key and (self._weights is None or self._weights.version is version):
             return
         self._unbind()
@@ -111,11 +119,11 @@ class Model:
         self._trained = None if spec is None else replace(spec, seed=0)
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the last hidden states (T, H) of a packed batch, from the first replica."""
+        """Return the last layer's hidden states (T, H) of a packed batch, computed by the first replica."""
         return self.replicas[0].hidden(batch)
 
     def choose_gradient_checkpointing(self, lengths: Sequence[int]) -> None:
-        """Decide on gradient checkpointing for a backward pass over sequences of these lengths at the same time."""
+        """Decide whether a backward pass over sequences of these lengths, all at once, uses gradient checkpointing."""
         self.gradient_checkpointing.choose(lengths, self._trained)
 
     def _run_trial(self, length: int) -> torch.Tensor:
@@ -138,7 +146,7 @@ class Model:
             pair = None if gradients is None else (gradients[a], gradients[b])
             fold = self.fold and not (
                 layer is self.head.layer and self.head.tiled
-            )  # each tile is folded when it is used
+            )  # a tiled head folds each tile when the tile is used
             layer.bind(weights.named[a], weights.named[b], spec.scale, pair, fold)
 
     def _bind_parameters(self, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
@@ -151,7 +159,10 @@ class Model:
 
 
 def _end_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the end-of-sequence tokens of the generation configuration, else of the model, else of the tokenizer."""
+    """Return the ids of the end-of-sequence tokens.
+
+    They are taken from the generation configuration, else from the model's configuration, else from the tokenizer.
+    """
     for owner in (module.generation_config, module.config.get_text_config(), tokenizer):
         ids = getattr(owner, "eos_token_id", None)
         if ids is not None:

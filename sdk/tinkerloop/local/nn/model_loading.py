@@ -1,4 +1,4 @@
-"""Loading of a base model: a built-in one, a folder, or a name on the hub."""
+"""Loading of a base model: a built-in model, a local folder, or a model of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -25,19 +25,23 @@ from tinkerloop.local.request_errors import bad_request
 from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
 TINY_MODEL, TINY_VISION_MODEL = "tiny", "tiny-vl"
-"""The names of the built-in models, which are made from code."""
+"""The names of the built-in models, which are created by code without any files."""
 
 
 def load_model(
     name: str, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool | None = None
 ) -> Model:
-    """Load a built-in model, or a causal or image-text model of transformers from a folder or the hub, and check it.
+    """Load a base model and check that the engine computes correct logits with it.
 
-    Only safetensors are read.
+    Weights are read only from safetensors files.
+
+    Args:
+        name: a built-in model, or a folder or hub name of a causal or image-text model of transformers.
+        gradient_checkpointing: True: always recompute activations. False: never. None: decide by available memory.
 
     Raises:
         tinker.BadRequestError: the model cannot be loaded.
-        NotImplementedError: the check on loading found that the engine would compute wrong logits.
+        NotImplementedError: the check found that the engine would compute wrong logits.
     """
     module, tokenizer = _read(name, dtype)
     model = Model(name, module.to(device), tokenizer, gradient_checkpointing)
@@ -63,14 +67,14 @@ def _read(name: str, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizer
             )
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        hint = "" if Path(name).exists() else "; no such folder here, and it cannot be loaded from the hub"
+        hint = "" if Path(name).exists() else ": there is no such folder, and the Hugging Face hub did not provide it"
         raise bad_request(f"cannot load base_model={name!r}{hint}: {error}") from error
     return cast(nn.Module, module), tokenizer
 
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """Turn off transformers' progress bar, which would overwrite what the script prints."""
+    """Turn off transformers' progress bar in the context, because it would overwrite what the user's program prints."""
     enabled = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

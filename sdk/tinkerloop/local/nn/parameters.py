@@ -1,8 +1,11 @@
-"""The weights, gradient and moments that one client trains, each in one flat vector with a view per named tensor.
+"""The weights, gradient and Adam moments of one client. Each is one flat vector with a view per named tensor.
 
-Weights and moments are float32, gradients float64. With one vector, the optimizer takes a few operations whatever the
-number of tensors, and a snapshot is one copy. A failed request does no harm: it only wrote to scratch vectors, which
-are added to the gradient after everything has succeeded (or to a gradient that was zero and is set to zero again).
+Weights and moments are float32; gradients are float64, or float32 in full-parameter training. Because each is one
+vector, an optimizer step takes few operations for any number of tensors, and a snapshot is one copy.
+
+A failed forward_backward does not change the gradient. It writes only to scratch vectors, which are added to the
+gradient after all work has succeeded. A gradient that is zero is used as a scratch vector itself, and is set to zero
+again after a failure.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from collections.abc import Mapping
 
 import torch
 
-ALIGNMENT = 16  # in elements: every view starts on a cache line; the gaps stay zero
+ALIGNMENT = 16  # in elements: every view starts at a cache line; the gaps between views stay zero
 
 
 class ParameterLayout:
-    """The place of each named tensor in a flat vector."""
+    """The shape of each named tensor, and its offset in a flat vector."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]):
         self.shapes = dict(shapes)
@@ -30,11 +33,11 @@ class ParameterLayout:
         self.size = end
 
     def zeros(self, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Make a flat vector of zeros."""
+        """Return a new flat vector of zeros."""
         return torch.zeros(self.size, device=device, dtype=dtype)
 
     def views(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the named tensors in `flat`, as views."""
+        """Return the named tensors as views of the vector `flat`."""
         return {
             name: flat[start : start + torch.Size(shape).numel()].view(shape)
             for (name, start), shape in zip(self._starts.items(), self.shapes.values(), strict=True)
@@ -42,7 +45,10 @@ class ParameterLayout:
 
 
 class Weights:
-    """Named weights. The same `version` object means the same values, so values derived from them can be cached."""
+    """Named weights in one flat vector.
+
+    A new `version` object is set whenever the values change, so results computed from them can be cached by version.
+    """
 
     def __init__(self, layout: ParameterLayout, flat: torch.Tensor):
         self.layout, self.flat = layout, flat
@@ -56,42 +62,44 @@ class Weights:
         return copy
 
     def touch(self) -> None:
-        """Mark the values as changed."""
+        """Mark the values as changed by setting a new `version`."""
         self.version = object()
 
 
 class TrainState:
-    """Weights with their accumulated gradient (a plain sum) and Adam's moments."""
+    """Weights, their accumulated gradient (a plain sum over datums) and Adam's moments."""
 
     def __init__(self, weights: Weights, gradient_dtype: torch.dtype = torch.float64):
         layout, device = weights.layout, weights.flat.device
         self.weights = weights
-        # With rank 0 a gradient must have its parameter's dtype; an adapter's is summed in float64 (see lora.py).
+        # In full-parameter training (rank 0), torch requires that a gradient has the dtype of its parameter. An
+        # adapter's gradient is summed in float64 (see lora.py).
         self.gradient = layout.zeros(device, gradient_dtype)
         self.exp_avg = layout.zeros(device)
         self.exp_avg_sq = layout.zeros(device)
         self.step = 0
         self.pending = 0
-        """The number of forward_backward calls whose gradients have been added."""
-        self._buffers = [self.gradient]  # and the scratch buffers that were needed so far
+        """The number of forward_backward calls whose gradients have been added since the gradient was last cleared."""
+        self._buffers = [self.gradient]  # the gradient, and the scratch buffers created so far
         self._views = [self.gradients]
         self._used: list[torch.Tensor] = []
 
     @property
     def gradients(self) -> dict[str, torch.Tensor]:
-        """The accumulated gradient of each named tensor: live views, zero after an optimizer step."""
+        """The accumulated gradient of each named tensor, as views. An optimizer step sets it to zero."""
         return self.weights.layout.views(self.gradient)
 
     @property
     def moments(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """Adam's first and second moment of each named tensor, live views."""
+        """Adam's first and second moment of each named tensor, as views."""
         first, second = (self.weights.layout.views(flat) for flat in (self.exp_avg, self.exp_avg_sq))
         return {name: (first[name], second[name]) for name in first}
 
     def scratch(self, count: int) -> list[dict[str, torch.Tensor]]:
-        """Return `count` sets of zeroed buffers, by name, for one forward_backward; then commit or discard them.
+        """Return `count` sets of gradient buffers by tensor name, all zero, for one forward_backward.
 
-        While the gradient is zero, it is one of these buffers: it holds nothing that a failure could destroy.
+        The caller must then call `commit_scratch` or `discard_scratch`. While the gradient is zero, it serves as one
+        of the buffers, because a failure could not destroy anything in it.
         """
         first = int(self.gradient.any())
         while len(self._buffers) < first + count:
@@ -103,7 +111,10 @@ class TrainState:
         return self._views[first : first + count]
 
     def commit_scratch(self) -> bool:
-        """Add the scratch buffers to the gradient; return False, and add nothing, if they are not finite."""
+        """Add the scratch buffers to the gradient and return True.
+
+        If they hold a value that is not finite, discard them and return False.
+        """
         if not all(torch.isfinite(torch.linalg.vector_norm(flat)) for flat in self._used):
             self.discard_scratch()
             return False
@@ -115,12 +126,12 @@ class TrainState:
         return True
 
     def discard_scratch(self) -> None:
-        """Zero the scratch buffers of a forward_backward that failed."""
+        """Set the scratch buffers to zero after a forward_backward that failed."""
         for flat in self._used:
             flat.zero_()
         self._used = []
 
     def clear_gradient(self) -> None:
-        """Set the gradient to zero."""
+        """Set the gradient and the number of pending forward_backward calls to zero."""
         self.gradient.zero_()
         self.pending = 0

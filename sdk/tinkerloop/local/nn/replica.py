@@ -1,7 +1,7 @@
-"""A replica of a model: one copy of its modules, on which one thread runs forward and backward passes.
+"""A replica of a model: a copy of its module objects, on which one thread runs forward and backward passes.
 
-The replicas of a model share its frozen and folded weights. Each has its own module objects, because a forward pass
-stores state on them (the lengths of its sequences, rotary tables), so threads can run replicas at the same time.
+All replicas of a model share its frozen and folded weights. They need separate module objects, because a forward pass
+stores state on these (sequence lengths, rotary tables). So several threads can run replicas at the same time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ AdaptableLayer = LoRALinear | ExpertWeights
 
 
 class Replica:
-    """A copy of the model's modules, with the adaptable layers and their kinds ("attn", "mlp", ...) by name."""
+    """A copy of a model's module objects.
+
+    `layers` maps names to the layers that can have an adapter; `kinds` maps the same names to the kinds of these
+    layers ("attn", "mlp", "unembed" or "vision").
+    """
 
     def __init__(self, module: PreTrainedModel):
         self.module, self.trunk = module, cast(nn.Module, module.base_model)
@@ -50,26 +54,26 @@ class Replica:
                 self._weights_per_token += layer.weight.numel()
         config = module.config.get_text_config()
         self._weights_per_pair: int = config.num_hidden_layers * config.hidden_size
-        if self._last is None:  # our own decoder layer does this itself
+        if self._last is None:  # DecoderLayer skips positions without hooks
             for block in map(module.get_submodule, self._on_active):
                 block.register_forward_pre_hook(self._take_active)
                 block.register_forward_hook(self._put_active)
 
     def work(self, length: int, wanted: int) -> float:
-        """Estimate the multiplications for a sequence, if the head and the last layer compute `wanted` positions.
+        """Estimate the number of multiplications for a sequence of `length` positions.
 
-        Attention is counted as one multiplication for each pair of positions, layer and unit of a layer's width,
-        which fits times measured on a CPU.
+        The head and the last layer compute only `wanted` of the positions. Attention counts as
+        length^2 * layers * hidden size, which fits times measured on a CPU.
         """
         return wanted * self._weights_per_wanted + length * (self._weights_per_token + length * self._weights_per_pair)
 
     def copy(self) -> Replica:
-        """Make another replica on the same weights; no adapter may be bound."""
+        """Return a new replica that shares the weights. No adapter may be attached when this is called."""
         folded = [layer.fold_buffer for layer in self.layers.values()]
         return copy.deepcopy(self, {id(tensor): tensor for tensor in [*self.module.parameters(), *folded]})
 
     def share(self, other: Replica, gradients: Mapping[str, torch.Tensor] | None) -> None:
-        """Bind the adapter that `other` has bound, with other gradient buffers."""
+        """Attach the adapter of the replica `other`, but with these gradient buffers (None: no gradients)."""
         for name, layer in self.layers.items():
             adapter = other.layers[name].adapter
             if adapter is not None:
@@ -79,9 +83,10 @@ class Replica:
 
     @contextmanager
     def restrict_to(self, active: torch.Tensor | None) -> Iterator[None]:
-        """Compute hidden states of the next batch, forward and backward, only where `active` (T,) is true; None: all.
+        """In this context, compute the last layer only at the positions of the batch where `active` is True.
 
-        `active` is on the CPU. The last layer skips the other positions where it can; their states are undefined.
+        `active` is a mask (T,) on the CPU; None: all positions. Forward and backward passes skip the other positions
+        as far as the layer allows it. The hidden states at those positions are undefined.
         """
         self._active = active
         try:
@@ -90,7 +95,7 @@ class Replica:
             self._active = None
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the last hidden states (T, H) of a packed batch; with autograd if enabled and gradients are bound."""
+        """Return the last layer's hidden states (T, H) of a packed batch, computed with the active weights."""
         active_segments = segments = batch.segments
         if self._active is not None:
             active_segments = [int(part.sum()) for part in self._active.split(segments)]
@@ -120,9 +125,10 @@ class Replica:
 
 
 def _adaptable(module: PreTrainedModel) -> tuple[dict[str, AdaptableLayer], dict[str, str]]:
-    """Find the layers that can have an adapter, name -> layer and name -> kind, in the model's order.
+    """Return the layers that can have an adapter by name, and their kinds by name, in the model's order.
 
-    Linear layers are replaced by LoRALinear ones that share their weights; stacked experts are recognised by shape.
+    Linear layers are replaced by `LoRALinear` layers that share their weights. In a module named `experts`, every 3-D
+    parameter is taken for stacked experts.
     """
     output, vision = module.get_output_embeddings(), vision_parts(module)
     layers: dict[str, AdaptableLayer] = {}
@@ -144,9 +150,10 @@ def _adaptable(module: PreTrainedModel) -> tuple[dict[str, AdaptableLayer], dict
 
 
 def _last_layer(module: PreTrainedModel) -> tuple[DecoderLayer | None, tuple[str, ...]]:
-    """Return the last decoder layer if it is a DecoderLayer, and the names of its parts that can skip positions.
+    """Return the last decoder layer if it is a `DecoderLayer`, else None; and its submodules that can skip positions.
 
-    In another class of layer only the feed-forward block can, if it has the usual name in transformers.
+    The submodules are given by name. In other layer classes only the feed-forward block can skip positions, and only if
+    it has its usual name in transformers, `mlp`.
     """
     vision, names = vision_parts(module), [name for name, _ in module.named_modules()]
     blocks = [name for name in names if re.fullmatch(r"(.*\.)?layers\.\d+\.mlp", name) and not name.startswith(vision)]
@@ -160,7 +167,7 @@ def _last_layer(module: PreTrainedModel) -> tuple[DecoderLayer | None, tuple[str
 
 
 def _kind(name: str) -> str | None:
-    """Return "attn" or "mlp" for a linear layer of a decoder block; None for a router, which is not adapted."""
+    """Return the kind of a decoder block's linear layer, "attn" or "mlp"; None for a router, which gets no adapter."""
     leaf = name.rsplit(".", 1)[-1]
     if leaf in ("gate", "router", "shared_expert_gate"):
         return None
@@ -170,7 +177,7 @@ def _kind(name: str) -> str | None:
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:
-    """Return what the architecture applies to the output projection: (factor, tanh cap)."""
+    """Return the factor by which the architecture multiplies logits, and its tanh soft cap (None: no cap)."""
     scale = getattr(config, "logit_scale", None)
     divisor = getattr(config, "logits_scaling", None)
     factor = 1.0 if scale is None else float(scale)

@@ -1,7 +1,7 @@
-"""The built-in `tiny`: a real Qwen3 architecture, made from code in milliseconds.
+"""The built-in model `tiny`: a very small model of the real Qwen3 architecture, created by code in milliseconds.
 
-Nothing is downloaded and nothing is read from disk, so tests, examples and the debugger always have a model.
-The weights are random: the model is for exercising code, not for answering questions.
+Nothing is downloaded or read from disk, so tests, examples and debugging work without model files. The weights are
+random: the model serves to run code, not to answer questions.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from tinkerloop.tokenizers.tiny_tokenizer import CONTROL_TOKENS
 
 
 def tiny_config(**overrides: Any) -> Qwen3Config:
-    """Return the configuration of a two-layer Qwen3, hidden size 64, 0.13 million parameters.
+    """Return the configuration of a two-layer Qwen3 model with hidden size 64 and 0.13 million parameters.
 
-    `overrides` are `Qwen3Config` fields.
+    As in the larger Qwen3 models, attention is grouped-query (4 heads, 2 key-value heads) and the `lm_head` is not tied
+    to the embedding. So a LoRA adapter on the `lm_head` does not affect the embedding.
 
-    Grouped-query attention (4 heads, 2 key-value heads) and an untied `lm_head`, as in the larger Qwen3 models,
-    so that a LoRA on the `lm_head` is independent of the embedding.
+    Args:
+        overrides: fields of `Qwen3Config` that replace the defaults.
     """
     fields: dict[str, Any] = {
         "vocab_size": 256 + len(CONTROL_TOKENS),
@@ -40,13 +41,13 @@ def tiny_config(**overrides: Any) -> Qwen3Config:
 
 
 def tiny_model(seed: int = 0, **overrides: Any) -> Qwen3ForCausalLM:
-    """Make a random `tiny_config(**overrides)` model in float32 and eval mode; equal seeds give equal weights.
+    """Return a model of `tiny_config(**overrides)` with random float32 weights, in eval mode.
 
-    Matrices are drawn from N(0, 1/fan_in), embeddings from N(0, 1), norms are one; logits therefore differ
-    visibly between tokens and positions. The global random generator is neither read nor advanced.
+    Equal seeds give equal weights. Matrices are drawn from N(0, 1/fan_in) and embeddings from N(0, 1); norm weights are
+    one. So logits clearly differ between tokens and positions. torch's global random generator is not used.
     """
     config = tiny_config(**overrides)
-    with torch.device("meta"):  # no storage, so the constructors' own initialisation draws nothing
+    with torch.device("meta"):  # without storage, the constructors draw no random numbers
         model = Qwen3ForCausalLM(config)
     generator = torch.Generator().manual_seed(seed)
     state = {}
@@ -56,7 +57,7 @@ def tiny_model(seed: int = 0, **overrides: Any) -> Qwen3ForCausalLM:
         else:
             scale = 1.0 if "embed_tokens" in name and not config.tie_word_embeddings else parameter.shape[1] ** -0.5
             state[name] = torch.randn(parameter.shape, generator=generator) * scale
-    model.load_state_dict(state, strict=False, assign=True)  # a tied lm_head is absent: tied just below
+    model.load_state_dict(state, strict=False, assign=True)  # a tied lm_head is missing; the next line ties it
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)  # its buffers are computed, not loaded
     return model.eval()

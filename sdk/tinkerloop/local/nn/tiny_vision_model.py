@@ -1,7 +1,7 @@
-"""The built-in `tiny-vl`: a real Qwen3-VL architecture, made from code in milliseconds.
+"""The built-in model `tiny-vl`: a very small model of the real Qwen3-VL architecture, created by code in milliseconds.
 
-It has the tokenizer of `tiny`. All weights are random, including those of the vision tower: to learn about images,
-train all of them (`rank=0`) or adapt the tower as well (`train_vision=True`).
+It uses the tokenizer of `tiny`. All weights are random, including those of the vision tower. To train the model on
+images, train all weights (`rank=0`), or give the vision tower an adapter as well (`train_vision=True`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tinkerloop.tokenizers.tiny_tokenizer import CONTROL_TOKENS
 
 
 def tiny_vl_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> Qwen3VLConfig:
-    """Return the configuration of a two-layer Qwen3-VL with a two-layer vision tower, 0.48 million parameters.
+    """Return the configuration of a two-layer Qwen3-VL model with a two-layer vision tower and 0.48 million parameters.
 
-    `text` and `vision` override fields of the two halves' configurations.
+    `text` and `vision` hold fields that replace the defaults of the text and of the vision configuration.
     """
     ids = {token: 256 + i for i, token in enumerate(CONTROL_TOKENS)}
     text_fields = {
@@ -35,7 +35,7 @@ def tiny_vl_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | 
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
         "bos_token_id": None,
-        # 16 / 2 frequencies, shared out to time, height and width
+        # head_dim / 2 = 8 frequencies, divided among time, height and width
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 2, 2]},
     }
     text_fields |= text or {}
@@ -52,7 +52,7 @@ def tiny_vl_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | 
         text_config=text_fields,
         vision_config=vision_fields | (vision or {}),
         image_token_id=ids["<|image_pad|>"],
-        # There are no videos, so the id is one that no token has.
+        # The model supports no videos, so this is an id that no token has.
         video_token_id=text_fields["vocab_size"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
@@ -61,13 +61,13 @@ def tiny_vl_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | 
 
 
 def tiny_vl_model(seed: int = 0, config: Qwen3VLConfig | None = None) -> Qwen3VLForConditionalGeneration:
-    """Make a random model in float32 and eval mode; equal seeds give equal weights.
+    """Return a model of `config` (None: `tiny_vl_config()`) with random float32 weights, in eval mode.
 
-    Matrices are drawn from N(0, 1/fan_in), word embeddings from N(0, 1), norms are one and biases zero. The global
-    random generator is neither read nor advanced.
+    Equal seeds give equal weights. Matrices are drawn from N(0, 1/fan_in) and word embeddings from N(0, 1); norm
+    weights are one and biases zero. torch's global random generator is not changed.
     """
     config = tiny_vl_config() if config is None else config
-    with torch.random.fork_rng():  # the constructors' own initialisation, overwritten below
+    with torch.random.fork_rng():  # the constructors draw random weights, which are overwritten below
         model = Qwen3VLForConditionalGeneration(config)
     words = model.get_input_embeddings()
     generator = torch.Generator().manual_seed(seed)

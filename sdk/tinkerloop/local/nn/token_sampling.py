@@ -1,7 +1,7 @@
-"""Sampling of the next token with temperature, top-k and top-p, and the requests and continuations it works on.
+"""Sampling of the next token with temperature, top-k and top-p, and the classes for requests and continuations.
 
-Reported log-probabilities are of the full softmax at temperature 1, whatever the sampling parameters: the same numbers
-as the trainer's for the same tokens.
+Reported log-probabilities are those of the full softmax at temperature 1, for any sampling parameters. So they are the
+same as in training on the same tokens.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import torch
 from tinkerloop.local.nn.inputs import Input
 
 COLDEST = 1e-30
-"""The lowest temperature used: below it float32 would divide by 0, and only the likeliest token is drawn anyway."""
+"""Positive temperatures below this are raised to it, because float32 would divide by 0.
+
+Only the most likely token is drawn at such temperatures, so this does not change the result.
+"""
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One `sample` call: `num_samples` independent continuations of one prompt."""
+    """The arguments of one `sample` call, which generates `num_samples` independent continuations of one prompt."""
 
     prompt: Input
     num_samples: int
@@ -32,14 +35,14 @@ class SampleRequest:
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...] = ()
     topk: int = 0
-    """The number of alternatives to report for every sampled token."""
+    """The number of most likely tokens to report for every sampled token; 0: none."""
     on_token: Callable[[int, int], None] | None = None
-    """A function that is called with (sample, token) for each token as it is drawn."""
+    """A function that is called with (index of the continuation, token) as soon as a token is drawn."""
 
 
 @dataclass
 class Continuation:
-    """One continuation, while it is generated and after."""
+    """One continuation of a prompt: the tokens generated so far, and why it stopped (None: it is still generated)."""
 
     request: SampleRequest
     sample: int
@@ -51,7 +54,10 @@ class Continuation:
 
 
 def sample_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[int]:
-    """Draw the next token of every row from logits (rows, vocabulary), and append its log-probability to the row."""
+    """Draw and return the next token of every continuation, given the logits (rows, vocabulary).
+
+    The log-probability of each token, and the most likely tokens if requested, are appended to the continuation.
+    """
     device = logits.device
     log_z = logits.logsumexp(1)
     chosen = logits.argmax(1)
@@ -77,16 +83,20 @@ def sample_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[in
 
 
 def _inverse_cdf(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Return the first token whose cumulative probability exceeds u, a uniform number in [0, 1)."""
+    """Return for each row of p the first token whose cumulative probability exceeds u, a random number in [0, 1)."""
     cumulative = p.cumsum(1)
     chosen = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True)[:, 0]
-    # Rounding could lead past the last token with a probability above 0.
+    # Rounding could select a token after the last one that has a probability above 0.
     last = p.shape[1] - 1 - (p > 0).flip(1).int().argmax(1)
     return torch.minimum(chosen, last)
 
 
 def _truncated(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
-    """Set logits to -inf outside each row's top k, then outside its fewest tokens with probability >= top_p."""
+    """Return the logits with -inf for the tokens that top-k and top-p exclude.
+
+    In each row, top-k keeps the `top_k` most likely tokens. Of these, top-p keeps the smallest number of most likely
+    tokens whose total probability is at least `top_p`.
+    """
     ordered, order = logits.sort(1, descending=True)
     rank = torch.arange(logits.shape[1], device=logits.device)
     k = torch.tensor([r.top_k if r.top_k > 0 else logits.shape[1] for r in requests], device=logits.device)

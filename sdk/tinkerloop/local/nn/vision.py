@@ -1,7 +1,7 @@
-"""Images for a vision-language model: from a chunk's bytes to patches, grids and positions.
+"""Image inputs of vision-language models: compute patches, grids and positions from the bytes of image chunks.
 
-Pixel values equal those of transformers' image processors (for Qwen, the PIL variant), computed with numpy and Pillow
-alone. An image is decoded when its packed batch runs, so a queued request holds files, not pixels.
+Pixel values equal those of transformers' image processors (for Qwen, the PIL variant), but only numpy and Pillow are
+needed. An image is decoded only when its packed batch is computed, so a queued request holds file contents, not pixels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image in a sequence: its file, and the grid of patches that the model makes of it."""
+    """An image in a sequence: the contents of its file, and the grid of patches into which the model divides it."""
 
     data: bytes
     grid: tuple[int, int, int]  # patches over (time, height, width)
@@ -43,35 +43,35 @@ class EncodedImage:
         return self.grid[1] * self.grid[2] // self.processor.merge_size**2
 
     def patches(self) -> NDArray[np.float32]:
-        """Decode the image into patches (see `patchify`)."""
+        """Decode the image and return its patches, as computed by `patchify`."""
         return patchify(open_image(self.data), self.processor)
 
 
 @dataclass(frozen=True)
 class Vision:
-    """The rules of one model for images."""
+    """How one model represents images: its image processor, its image tokens and its rotary positions."""
 
     processor: ImageProcessor
     image_token: int
     """The token id at every position of an image."""
     reserved: frozenset[int]
-    """The token ids that the model reads as an image or a video anywhere in a sequence."""
+    """The token ids that the model interprets as an image or a video; text must not contain them."""
     spatial: bool = True
-    """True if an image's positions spread over height and width; else they count tokens, as in text."""
+    """True if image tokens have positions in height and width; False if their positions count tokens, as in text."""
 
     def read(self, chunk: ImageChunk) -> EncodedImage:
-        """Read a chunk and check its number of tokens; only the file's header is parsed.
+        """Return the image of a chunk after checking its number of tokens. Only the file's header is parsed.
 
         Raises:
-            DatumError: `expected_tokens` is not the number of tokens the image takes.
-            ImageError: it is not an image, or the model cannot take it.
+            DatumError: the chunk's `expected_tokens` is not the number of tokens that the image takes.
+            ImageError: the chunk holds no image, or one that the model does not accept.
         """
         width, height = image_size(chunk.data)
         image = EncodedImage(chunk.data, self.processor.grid(width, height), self.processor)
         if chunk.expected_tokens != image.tokens:
             raise DatumError(
-                f"an image of {width} x {height} pixels takes a different number of tokens in this model: build the "
-                "chunk with tinkerloop.image_chunk",
+                f"wrong number of tokens for an image of {width} x {height} pixels in this model; create the chunk "
+                "with tinkerloop.image_chunk",
                 field="expected_tokens",
                 expected=image.tokens,
                 given=chunk.expected_tokens,
@@ -79,11 +79,17 @@ class Vision:
         return image
 
     def positions(self, starts: Sequence[int], images: Sequence[EncodedImage], length: int) -> NDArray[np.int64] | None:
-        """Compute rotary positions (3, length) over time, height and width, for images that start at `starts`.
+        """Return the rotary positions (3, length) of a sequence, in time, height and width.
 
-        Returns None if positions count tokens: without images, and in a model without `spatial` positions.
-        Text has the same position in all three. An image's tokens share one time and spread over height and width;
-        the text after it continues from the largest position (Qwen2-VL, arXiv:2409.12191, section 2.1).
+        A text token has the same position in all three. The tokens of an image share one position in time, and are
+        numbered by row in height and by column in width. The text after an image continues from the largest position
+        (Qwen2-VL, arXiv:2409.12191, section 2.1).
+
+        Args:
+            starts: for each image, the index of its first token.
+            length: the number of tokens in the sequence.
+
+        Returns: the positions; None if they simply count tokens, because there are no images or `spatial` is False.
         """
         if not images or not self.spatial:
             return None
@@ -103,7 +109,7 @@ class Vision:
 
 
 def image_tensors(images: Sequence[EncodedImage], device: torch.device) -> dict[str, torch.Tensor]:
-    """Return a forward pass's arguments for these images, in the order of their tokens; empty without images."""
+    """Return the arguments of a forward pass for these images (in the order of their tokens). Empty without images."""
     if not images:
         return {}
     patches = np.concatenate([image.patches() for image in images])
@@ -114,7 +120,10 @@ def image_tensors(images: Sequence[EncodedImage], device: torch.device) -> dict[
 
 
 def vision_of(name: str, module: nn.Module) -> Vision | None:
-    """Return the rules of the model `name` for images; None if it takes none, or the engine does not know them."""
+    """Return how the model `name` represents images; None if it has no vision tower, or one that is not supported.
+
+    In the latter case a warning gives the reason.
+    """
     config = cast(Any, module).config
     image_token = getattr(config, "image_token_id", None)
     if image_token is None or not vision_parts(module):
@@ -125,14 +134,14 @@ def vision_of(name: str, module: nn.Module) -> Vision | None:
         return _text_only(name, str(error))
     kimi = config.model_type.startswith("kimi")
     if not isinstance(processor, KimiImageProcessor if kimi else QwenImageProcessor):
-        return _text_only(name, f"{type(processor).__name__} does not belong to model_type={config.model_type!r}")
+        return _text_only(name, f"its {type(processor).__name__} is not for model_type={config.model_type!r}")
     tower = config.vision_config
     merge = tower.merge_kernel_size[0] if kimi else tower.spatial_merge_size
     sides = (tower.patch_size, merge, getattr(tower, "temporal_patch_size", 1))
     cut = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
     if sides != cut:
         return _text_only(
-            name, f"its vision tower expects (patch, merge, frames) {sides}, its image processor gives {cut}"
+            name, f"its vision tower expects (patch, merge, frames) {sides}, but its image processor is set to {cut}"
         )
     names = ("image_token_id", "video_token_id")
     reserved = frozenset(getattr(config, n) for n in names if getattr(config, n, None))
@@ -140,26 +149,29 @@ def vision_of(name: str, module: nn.Module) -> Vision | None:
 
 
 def _text_only(name: str, reason: str) -> None:
-    logger.warning("%s has a vision tower, but takes text only: %s", name, reason)
+    logger.warning("%s has a vision tower, but the engine accepts only text for it: %s", name, reason)
 
 
 def vision_parts(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the submodules between pixels and word embeddings: the vision tower and its projector."""
+    """Return the names of the submodules that turn pixels into embeddings: the vision tower and its projector."""
     leaves = ("visual", "vision_tower", "mm_projector")
     return tuple(name for name, _ in module.named_modules() if name.rsplit(".", 1)[-1] in leaves)
 
 
 def patchify(image: Image.Image, processor: ImageProcessor) -> NDArray[np.float32]:
-    """Resize, pad with black, scale to [0, 1], normalise, and cut into patches, in the model's order and shape.
+    """Return the patches of an image in the order and shape that the model expects.
 
-    Returns: for Qwen (patches, 3 * frames * side * side), ordered by (token row, token column, row and column within
-    the token), so that patches which are merged into one token are neighbours; for Kimi (patches, 3, side, side).
+    The image is resized, padded with black, scaled to [0, 1], normalised and cut into patches.
+
+    Returns: for Qwen (patches, 3 * frames * side * side), ordered by token row, token column, then row and column
+    within the token, so that the patches of one token are neighbours. For Kimi (patches, 3, side, side), ordered by
+    row and column.
     """
     (width, height), padded = processor.resized(*image.size), processor.padded(*image.size)
     image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     if padded != image.size:
-        image = image.crop((0, 0, *padded))  # outside the image it is black
-    # float64 until it is scaled, as transformers does
+        image = image.crop((0, 0, *padded))  # the area outside the image becomes black
+    # scaled in float64, as in transformers
     values = (np.asarray(image).astype(np.float64) * (1 / 255)).astype(np.float32)  # (H, W, 3)
     values = (values - np.array(processor.mean, np.float32)) / np.array(processor.std, np.float32)
     side, merge = processor.patch_size, processor.merge_size

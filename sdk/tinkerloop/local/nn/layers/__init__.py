@@ -1,1 +1,1 @@
-"""The engine's own layers: LoRA, attention, norms, the decoder layer and the output projection."""
+"""The engine's own layers: LoRA, attention, norm layers, the decoder layer and the output projection."""

@@ -1,8 +1,9 @@
-"""Attention for sequences packed one after another into a single row, through transformers' attention registry.
+"""Attention for packed sequences (several sequences concatenated into one row), registered with transformers.
 
-A packed batch has shape (1, T) and needs block-diagonal attention. transformers passes a 4-D mask unchanged to the
-attention function, so the lengths are passed in its place, as an int32 tensor of shape (1, 1, 1, sequences).
-Any other mask (a boolean one for a padded batch, None for one causal sequence) has its usual meaning.
+A packed batch has shape (1, T) and needs block-diagonal attention. transformers passes a 4-D mask to the attention
+function unchanged. Therefore the mask of a packed batch is an int32 tensor of shape (1, 1, 1, sequences) that holds the
+lengths of the sequences. Any other mask has its usual meaning: a boolean mask for a padded batch, None for one causal
+sequence.
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ from tinkerloop.local.nn.layers.attention_cuda import varlen_attention
 NAME = "tinkerloop"
 
 MIN_WANTED = 128
-"""The shortest sequence for which `causal_attention` is faster, if about half of the positions are wanted."""
+"""The sequence length from which `causal_attention` is faster, if about half of the positions are needed."""
 
 BLOCK = 64
-"""The number of queries in a block, for sequences of more than two blocks."""
+"""The number of queries in a block of `_by_blocks`. Sequences of at most two blocks are not split."""
 MAX_BLOCKED = 1024
-"""The longest sequence that is computed by blocks."""
+"""The length of the longest sequence for which `_by_blocks` is used."""
 
 _LATER = torch.full((BLOCK, MAX_BLOCKED + BLOCK), -math.inf).triu_(MAX_BLOCKED + 1)
-"""A block that starts at s adds the columns from MAX_BLOCKED - s on to its scores, which masks later keys."""
+"""The causal mask of all blocks, added to their attention scores to mask later keys.
+
+A block whose first query is at position s uses the columns from MAX_BLOCKED - s on.
+"""
 
 
 def packed_mask(lengths: list[int]) -> torch.Tensor:
-    """Return the `attention_mask` for sequences of these lengths packed into one row; it stays on the CPU."""
+    """Return the `attention_mask` of a packed batch: the lengths of its sequences. The tensor stays on the CPU."""
     return torch.tensor(lengths, dtype=torch.int32).view(1, 1, 1, -1)
 
 
@@ -54,10 +58,15 @@ def attention(
     wanted: Sequence[NDArray[np.int64]] | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Compute causal attention: (B, T, heads, D). Dropout is never applied: Tinker trains without it.
+    """Compute causal attention. All parameters but `wanted` are those that transformers passes to such a function.
 
-    `wanted` holds the positions of each packed sequence whose result is needed; elsewhere it is undefined. It is used
-    in float32 on the CPU only.
+    Dropout is never applied, because Tinker trains without it.
+
+    Args:
+        wanted: for each packed sequence, the positions whose result is needed; None: all. The results at other
+            positions are undefined. It is used only in float32 on the CPU.
+
+    Returns: the attention output (B, T, heads, D), and None in place of the attention weights.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     special = softcap is not None or s_aux is not None
@@ -70,7 +79,7 @@ def attention(
     if query.device.type == "cuda" and not special:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return varlen_attention(q, k, v, lengths, scale, sliding_window)[None], None
-    # Split along positions, the first axis in memory: splitting and joining then copy contiguous rows, if anything.
+    # Split along positions, the first axis in memory, so that splitting and joining copy at most contiguous rows.
     parts = zip(*(x.transpose(1, 2).split(lengths, 1) for x in (query, key, value)), strict=True)
     outputs = []
     for i, rows in enumerate(parts):
@@ -96,16 +105,16 @@ def attention(
 
 
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """Return the mask (1, 1, T, T) of a sliding window: a position sees itself and the `window` - 1 before it."""
+    """Return the mask (1, 1, T, T) of a sliding window: a position sees itself and `window` - 1 earlier ones."""
     i = torch.arange(length, device=device)
     distance = i[:, None] - i[None, :]
     return ((distance >= 0) & (distance < window))[None, None]
 
 
 def _by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Compute causal attention by blocks of queries, each with the keys up to its end.
+    """Compute causal attention one block of queries at a time, with only the keys up to the end of the block.
 
-    torch's CPU kernel would compute the scores of 512 keys at a time, including those that are masked.
+    This saves work: torch's CPU kernel computes the scores of 512 keys at a time, including masked ones.
     """
     grouped = query.shape[1] != key.shape[1]
     outputs, start = [], 0
@@ -127,7 +136,7 @@ def _eager(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Compute attention step by step, for what has no fused kernel: soft-capped scores (Gemma), sinks (gpt-oss)."""
+    """Compute attention without a fused kernel, as soft-capped scores (Gemma) and attention sinks (gpt-oss) require."""
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     scores = (query @ key.transpose(2, 3)) * scale  # (B, heads, T, S)
@@ -137,7 +146,7 @@ def _eager(
         rows, columns = scores.shape[-2:]
         mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril(columns - rows)
     scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    if sinks is not None:  # a learned score per head that takes probability but has no value
+    if sinks is not None:  # a learned score per head: part of the softmax, but without a value
         column = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1).to(scores.dtype)
         weights = torch.cat([scores, column], dim=-1).softmax(-1, dtype=torch.float32)[..., :-1]
     else:
@@ -146,6 +155,6 @@ def _eager(
 
 
 def register() -> None:
-    """Register the function with transformers under NAME (idempotent)."""
+    """Register `attention` with transformers under the name `NAME`. A second call changes nothing."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)

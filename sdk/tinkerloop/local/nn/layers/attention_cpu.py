@@ -1,12 +1,13 @@
-"""Causal attention of one sequence in float32 on the CPU, by blocks, only for the positions whose result is wanted.
+"""Causal attention of one float32 sequence on the CPU, in blocks and only at the positions whose result is needed.
 
-torch's kernel computes every position. Here a block of scores is one product for all heads that share keys, memory
-grows linearly with the sequence, and unwanted positions are skipped. If all positions are wanted, it takes about as
-long as torch's kernel.
+torch's kernel computes every position. This module skips positions whose result is not needed. It computes the scores
+of a block in one matrix product for all heads that share keys, and its memory grows linearly with the sequence length.
+If all positions are needed, it takes about as long as torch's kernel.
 
-exp2 takes a third of the time of exp, so scores are multiplied by log2(e). In the backward pass, a column is appended
-to both factors of a product, so that it also subtracts a row's log-sum (from the scores) or dO.O (from dP). The formula
-dS = P (dP - dO.O) is from Dao et al. 2022 (arXiv:2205.14135), appendix B.2.
+Scores are multiplied by log2(e), because exp2 takes a third of the time of exp. In the backward pass, two matrix
+products get one more column in both factors. With it, the product that recomputes the scores also subtracts the
+log-sum of each row, and the product that computes dP also subtracts dO.O. The formula dS = P (dP - dO.O) is from
+Dao et al. 2022 (arXiv:2205.14135), appendix B.2.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 BLOCK = 64
-"""The positions in a block, each with all heads of a group: its scores over 1,024 keys take about 1 MB."""
+"""The number of positions in a block. The scores of a block, for one group of heads and 1,024 keys, take about 1 MB."""
 
 LOG2_E = math.log2(math.e)
 
@@ -26,20 +27,24 @@ LOG2_E = math.log2(math.e)
 def causal_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, wanted: NDArray[np.int64]
 ) -> torch.Tensor:
-    """Compute softmax(scale * Q K^T) V, where position i sees keys 0 .. i, with autograd.
+    """Compute softmax(scale * Q K^T) V, where position i sees the keys 0 to i. Autograd is supported.
 
     Args:
         query: (1, H, T, D).
-        key, value: (1, heads, T, D), where `heads` divides H; values may have another width.
-        wanted: ascending positions whose result is needed.
+        key, value: (1, heads, T, D), where `heads` divides H. The width of the values may differ from D.
+        wanted: the positions whose result is needed, in ascending order.
 
-    Returns: (1, H, T, width of the values), 0 at the other positions.
+    Returns: (1, H, T, width of the values), zero at positions that are not in `wanted`.
     """
     return _Causal.apply(query, key, value, scale, wanted)  # type: ignore[return-value]
 
 
 class _Causal(torch.autograd.Function):
-    """Autograd for `causal_attention`. Queries are (heads, m * G, D): m wanted positions, G heads share keys."""
+    """The autograd function of `causal_attention`.
+
+    Inside it, queries have shape (heads, m * G, D): m is the number of wanted positions, and G query heads share the
+    keys of one head.
+    """
 
     @staticmethod
     def forward(
@@ -83,7 +88,7 @@ class _Causal(torch.autograd.Function):
             stop = min(start + BLOCK, length)
             some, every = np.searchsorted(
                 wanted, [start, stop - 1]
-            )  # the first query that sees some, all of these keys
+            )  # the first query that sees at least one of these keys, and the first that sees all
             if some == len(wanted):
                 break
             rows = slice(int(some) * group, None)
@@ -104,14 +109,14 @@ class _Causal(torch.autograd.Function):
 
 
 def _rows(x: torch.Tensor, wanted: NDArray[np.int64], heads: int) -> torch.Tensor:
-    """Copy the wanted rows: (1, H, T, D) -> (heads, m * G, D)."""
+    """Copy the rows at the wanted positions: (1, H, T, D) -> (heads, m * G, D)."""
     rows = x[0] if len(wanted) == x.shape[2] else x[0].index_select(1, torch.from_numpy(wanted))
     grouped = rows.unflatten(0, (heads, -1)).transpose(1, 2)
     return grouped.clone(memory_format=torch.contiguous_format).flatten(1, 2)
 
 
 def _spread(rows: torch.Tensor, wanted: NDArray[np.int64], length: int) -> torch.Tensor:
-    """Put the wanted rows back in place: (heads, m * G, D) -> (1, H, T, D), 0 elsewhere."""
+    """Place rows at the wanted positions, with zeros at all others: (heads, m * G, D) -> (1, H, T, D)."""
     output = rows.unflatten(1, (len(wanted), -1)).transpose(1, 2).flatten(0, 1)
     if len(wanted) < length:
         zeros = output.new_zeros(len(output), length, output.shape[-1])
@@ -124,6 +129,6 @@ def _with_ones(x: torch.Tensor) -> torch.Tensor:
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-    """Compute A B^T for each head in the buffer `room`: allocating new memory would take as long as the product."""
+    """Compute A B^T for each head into the buffer `room`. Allocating new memory would take as long as the product."""
     shape = (len(a), a.shape[1], b.shape[1])
     return torch.bmm(a, b.transpose(1, 2), out=room[: math.prod(shape)].view(shape))

@@ -1,7 +1,8 @@
 """Causal attention of all packed sequences in one GPU kernel, with a deterministic gradient.
 
-By default torch's backward passes of these kernels add parts of a gradient in the order in which they finish, so two
-equal runs drift apart, and so does a resumed run. Both kernels have a mode with a fixed order, which is used here.
+By default, the backward passes of torch's attention kernels add the parts of a gradient in the order in which the GPU
+finishes them. Two equal runs would then give different results, and a resumed run would differ from an uninterrupted
+one. This module uses the kernels' mode with a fixed order.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ def varlen_attention(
     scale: float,
     window: int | None = None,
 ) -> torch.Tensor:
-    """Compute softmax(scale * Q K^T) V within each sequence, where a position sees itself and earlier ones.
+    """Compute softmax(scale * Q K^T) V separately for each sequence. A position sees itself and earlier positions.
 
     Args:
-        query: (T, H, D), sequences of `lengths` one after another.
-        key, value: (T, heads, D), where `heads` divides H; values may have another width.
-        window: the number of positions that are seen, a position's own included; None: all.
+        query: (T, H, D), the concatenated sequences.
+        key, value: (T, heads, D), where `heads` divides H. The width of the values may differ from D.
+        lengths: the lengths of the sequences.
+        window: the number of positions that a position sees, itself included; None: all earlier ones.
 
     Returns: (T, H, width of the values).
     """
@@ -38,7 +40,7 @@ def varlen_attention(
 
 
 def _suits_flash(query: torch.Tensor, value: torch.Tensor) -> bool:
-    """Return True if the faster kernel supports these types and widths on this GPU (Ampere or later)."""
+    """Return True if the flash-attention kernel supports these dtypes and widths on this GPU (Ampere or later)."""
     width = query.shape[-1]
     return (
         query.dtype in (torch.bfloat16, torch.float16)
@@ -51,19 +53,22 @@ def _suits_flash(query: torch.Tensor, value: torch.Tensor) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, int]:
-    """Return the bounds of the sequences and the longest length; cached, because every layer needs the same."""
+    """Return the cumulative lengths of the sequences, starting with 0, and the longest length.
+
+    The result is cached, because every layer needs the same values.
+    """
     ends = torch.tensor((0, *lengths)).cumsum(0, dtype=torch.int32)
     return ends.to(device), max(lengths)
 
 
 class _Flash(torch.autograd.Function):
-    """The flash-attention kernel: bfloat16 and float16, heads may share keys and values."""
+    """Attention with the flash-attention kernel, for bfloat16 and float16. Query heads may share keys and values."""
 
     @staticmethod
     def forward(ctx, q, k, v, lengths, scale, window):
         bounds, longest = _bounds(lengths, q.device)
         sides = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
-        # (query, key, value, their bounds and longest sequences, dropout, causal); the backward pass takes the same.
+        # Arguments of both passes: bounds and longest length of queries and keys, dropout, causal.
         ctx.fixed = (bounds, bounds, longest, longest, 0.0, True)
         ctx.options = {"scale": scale, **sides}
         out, log_sum, seed, unused, _ = torch.ops.aten._flash_attention_forward(
@@ -83,7 +88,7 @@ class _Flash(torch.autograd.Function):
 
 
 class _Efficient(torch.autograd.Function):
-    """The memory-efficient kernel: float32 and any width, but keys and values are repeated for each head."""
+    """Attention with the memory-efficient kernel, for float32 and any width. Copies keys and values for each head."""
 
     @staticmethod
     def forward(ctx, q, k, v, lengths, scale, window):
@@ -115,7 +120,7 @@ class _Efficient(torch.autograd.Function):
             offset,
             _CAUSAL,
             False,
-            num_splits_key=1,  # more splits would add to a query's gradient in a varying order
+            num_splits_key=1,  # with more splits, a query's gradient is summed in a varying order
             **ctx.options,
         )
         grad_q, grad_k, grad_v = (x[0] for x in grads[:3])
@@ -126,7 +131,7 @@ class _Efficient(torch.autograd.Function):
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Set torch's global switch for one operation, which has no argument for it."""
+    """Turn on torch's global deterministic mode for one operation that has no argument for it."""
     before: dict[str, Any] = {
         "mode": torch.are_deterministic_algorithms_enabled(),
         "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -1,11 +1,11 @@
-"""The decoder layer of Llama, Mistral, Qwen2 and Qwen3 on packed sequences, in two steps with attention between them.
+"""The decoder layer of Llama, Mistral, Qwen2 and Qwen3 for packed sequences: one step before, one after attention.
 
-    q, k, v = rope(norm(W_q n)), rope(norm(W_k n)), W_v n    where n = norm(x); only Qwen3 has the inner norms
+    q, k, v = rope(norm(W_q n)), rope(norm(W_k n)), W_v n    where n = norm(x); only Qwen3 norms W_q n and W_k n
     y = x' + W_down (silu(W_gate m) * W_up m)                where m = norm(x') and x' = x + W_o attention(q, k, v)
 
-Autograd would keep every intermediate result and allocate a new tensor for each gradient. Here cheap results are
-recomputed, and tensors that are no longer needed are overwritten: 5 to 7 % of a step's time in a small model. The last
-layer computes only keys and values at positions whose result is not wanted.
+Autograd would keep every intermediate result and allocate a new tensor for each gradient. This layer recomputes cheap
+results and overwrites tensors that are no longer needed. In a small model this saves 5 to 7 % of a step's time. At
+positions whose result is not needed, the last layer computes only keys and values.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from tinkerloop.local.nn.layers.lora import LoRALinear
 from tinkerloop.local.nn.layers.norms import RMSNorm, normalise, normalise_backward
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
-"""The classes of transformers that compute this layer."""
+"""The decoder layer classes of transformers whose forward pass can be replaced."""
 
 
 def use_own_layers(module: nn.Module) -> None:
-    """Use this forward pass for CPU layers whose norms were replaced by `RMSNorm`, which happens only for float32.
+    """Replace the forward pass of supported decoder layers on the CPU by that of `DecoderLayer`.
 
-    A layer on a GPU, where norms are replaced as well, keeps its own forward pass.
+    Call `use_own_norms` first: only layers with `RMSNorm` norm layers are changed. On the CPU these are float32 layers.
+    Layers on a GPU keep their own forward pass, although their norm layers are replaced, too.
     """
     for layer in module.modules():
         if type(layer).__name__ not in LAYERS:
@@ -36,15 +37,18 @@ def use_own_layers(module: nn.Module) -> None:
         known = cast(Any, layer)
         norm, activation = known.input_layernorm, type(known.mlp.act_fn).__name__
         if isinstance(norm, RMSNorm) and norm.weight.is_cpu and activation == "SiLUActivation":
-            # A subclass of the layer's own class, so that names, copies and isinstance checks still work.
+            # The new class is a subclass of the layer's class, so that names, copies and isinstance checks still work.
             layer.__class__ = type(type(layer).__name__, (DecoderLayer, type(layer)), {})
 
 
 class DecoderLayer(nn.Module):
-    """The base class that is added to a layer of transformers."""
+    """The base class that `use_own_layers` adds to a decoder layer of transformers to replace its forward pass."""
 
     active: torch.Tensor | None = None
-    """(T,) True at the positions whose result is wanted in the next forward pass; it is 0 elsewhere. None: all."""
+    """Mask (T,): True at the positions whose result the next forward pass must compute. None: all positions.
+
+    The result is 0 at the other positions.
+    """
     self_attn: Any
     mlp: Any
     input_layernorm: RMSNorm
@@ -57,7 +61,7 @@ class DecoderLayer(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,  # cos and sin, each (1, T, D)
         **kwargs,
     ) -> torch.Tensor:
-        trains_norms = self.input_layernorm.weight.requires_grad  # the code below computes no gradient of norms
+        trains_norms = self.input_layernorm.weight.requires_grad  # the code below computes no gradients of them
         if attention_mask is None or attention_mask.dtype != torch.int32 or position_embeddings is None or trains_norms:
             kwargs |= {"attention_mask": attention_mask, "position_embeddings": position_embeddings}
             return cast(Any, super()).forward(hidden_states, **kwargs)
@@ -83,12 +87,18 @@ class DecoderLayer(nn.Module):
 
 
 def _trigger(*layers: nn.Module) -> torch.Tensor | None:
-    """Return a tensor that requires a gradient, if a layer has an adapter, so that autograd calls backward."""
+    """Return the A matrix of the first layer that has an adapter, or None.
+
+    A requires a gradient. Passed to an autograd function, it makes autograd call `backward`.
+    """
     return next((x.adapter.a for x in layers if isinstance(x, LoRALinear) and x.adapter is not None), None)
 
 
 class _Project(torch.autograd.Function):
-    """x (T, H) -> queries (T, heads, D), only at `rows` if given, else 0; keys and values (T, key-value heads, D)."""
+    """Compute queries (T, heads, D), keys and values (T, key-value heads, D) from the layer's input x (T, H).
+
+    If `rows` is given, queries are computed only at these positions and are 0 elsewhere.
+    """
 
     @staticmethod
     def forward(
@@ -130,9 +140,13 @@ class _Project(torch.autograd.Function):
 def _rope_norm(
     attn: Any, name: str, n: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Compute rope(norm(W n)) (T, heads, D), for queries or keys; also return what the backward pass needs.
+    """Compute rope(norm(W n)) (T, heads, D) for queries or keys, where n (T, H) is the projection's input.
 
-    That is W n, the norm's factor and n A^T.
+    Args:
+        name: "q" or "k".
+
+    Returns: the result, and three tensors for the backward pass: W n, the norm layer's factor
+    1 / sqrt(mean(x^2) + eps) and n A^T. Each of the three is None if the backward pass does not need it.
     """
     projected, n_a = getattr(attn, f"{name}_proj").product(n)
     heads, norm = projected.unflatten(-1, (-1, attn.head_dim)), getattr(attn, f"{name}_norm", None)
@@ -152,7 +166,11 @@ def _rope_norm_backward(
     saved: Sequence[torch.Tensor | None],
     need_n: bool,
 ) -> torch.Tensor:
-    """Compute the gradient of n (undefined if not needed) from the tensors that the forward pass saved."""
+    """Return the gradient with respect to n, given `grad`, the gradient with respect to rope(norm(W n)).
+
+    `saved` holds the three tensors that `_rope_norm` returned for the backward pass. The result is undefined if
+    `need_n` is False. The adapter's gradients are added to its buffers.
+    """
     heads, inverse, n_a = saved
     projection = getattr(attn, f"{name}_proj")
     grad = _rotate(grad.clone(memory_format=torch.contiguous_format), cos, -sin)
@@ -162,7 +180,7 @@ def _rope_norm_backward(
 
 
 class _Finish(torch.autograd.Function):
-    """The output of attention (T, heads * D) and the layer's input (T, H) -> the layer's output (T, H)."""
+    """Compute the layer's output (T, H) from the attention output (T, heads * D) and the layer's input x (T, H)."""
 
     @staticmethod
     def forward(
@@ -200,7 +218,7 @@ def _pick(x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each pair (x_i, x_{i + D/2}) by its position's angle (Su et al. 2021, arXiv:2104.09864), in place."""
+    """Rotate each pair (x_i, x_{i + D/2}) in place by its position's angle (Su et al. 2021, arXiv:2104.09864)."""
     first, second = x.chunk(2, -1)
     before = first.clone()
     first.mul_(cos).addcmul_(second, sin, value=-1)

@@ -1,10 +1,10 @@
-"""LoRA on the experts of a mixture-of-experts block, whose matrices are stacked in one 3-D parameter.
+"""LoRA for the experts of a mixture-of-experts block, whose weight matrices are stacked in one 3-D parameter.
 
     W'_e = W_e + (alpha / rank) B_e A_e        for every expert e
 
-Stored as PEFT does for its `target_parameters`: A (experts * rank, in) read as (experts, rank, in), B (out, rank *
-experts) read as (out, rank, experts). W' is always computed (also for a bf16 base, in its precision), because
-the grouped kernels of experts need whole weights.
+A and B have the shapes that PEFT uses for its `target_parameters`. A is stored as (experts * rank, in) and viewed as
+(experts, rank, in). B is stored as (out, rank * experts) and viewed as (out, rank, experts). W' is always computed in
+the base's dtype, even in bf16, because the grouped kernels for experts need complete weight matrices.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tinkerloop.local.nn.layers.lora import BoundAdapter
 
 
 class ExpertWeights:
-    """A stacked parameter of an experts module, with the adapter that is bound to it."""
+    """The stacked 3-D weights of an experts module, with the adapter that is attached to them."""
 
     def __init__(self, module: nn.Module, attribute: str):
         self.module, self.attribute = module, attribute
@@ -62,7 +62,7 @@ class ExpertWeights:
         )
 
     def _before_forward(self, module: nn.Module, args: object) -> None:
-        # An instance attribute hides the parameter of the same name, and autograd sees W' as computed from A.
+        # An instance attribute hides the parameter of the same name. To autograd, W' is computed from A.
         if self._adapter is not None:
             module.__dict__[self.attribute] = _FoldedWeights.apply(self._adapter.a, self)
 
@@ -85,7 +85,7 @@ class ExpertWeights:
 
 
 class _FoldedWeights(torch.autograd.Function):
-    """A -> W'; the gradient of W' is added to the adapter's buffers."""
+    """Return W' as a function of A. The backward pass adds the gradients of A and B to the adapter's buffers."""
 
     @staticmethod
     def forward(ctx, _a: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""Gradient checkpointing: blocks recompute their activations in the backward pass instead of keeping them.
+"""Gradient checkpointing: decoder blocks recompute their activations in the backward pass instead of storing them.
 
-Chen et al. 2016 (arXiv:1604.06174). Results are the same to the bit; recomputing costs about a third of a step's time.
-The choice is made for each request, by the memory that activations would need and the memory available. The first
-decision for it is logged as a warning, the first against it as information.
+The method is from Chen et al. 2016 (arXiv:1604.06174). Results are bit-identical. Recomputing costs about a third of a
+step's time. Each request decides whether to recompute: it compares the memory that the activations would need with the
+available memory. The first decision to recompute is logged as a warning, the first decision not to as information.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 SHARE = 0.8
-"""The share of the available memory that activations may take."""
+"""The fraction of the available memory that activations may use."""
 _TRIALS = (32, 64, 128)
-"""The lengths of the sequences whose activations are measured."""
+"""The sequence lengths at which the memory of activations is measured."""
 _CGROUP = Path("/sys/fs/cgroup")
 _log = logging.getLogger(__name__)
 
 
 class GradientCheckpointing:
-    """The decision for one model. Its blocks, and copies of them, are wrapped so that they follow it.
+    """Decides whether the blocks of one model recompute their activations.
+
+    The constructor wraps the blocks of the model so that they follow the decision. Copies of the model follow it, too.
 
     Args:
         module: the model.
-        run: runs the forward pass over one sequence of the given length.
-        forced: recompute always (True) or never (False); None: decide by memory.
+        run: a function that runs the forward pass on one sequence of the given length.
+        forced: True: always recompute. False: never. None: decide by the available memory.
     """
 
     def __init__(self, module: nn.Module, run: Callable[[int], object], forced: bool | None):
@@ -41,15 +43,18 @@ class GradientCheckpointing:
         self._run, self._forced = run, forced
         self._device = next(module.parameters()).device
         self._costs: dict[Hashable, np.poly1d] = {}
-        self._fits = 0.0  # the largest need that did fit; available memory is read only for a larger one
+        self._fits = 0.0  # the most bytes that fitted; available memory is read only for more
         self._logged: set[bool] = set()
         for block in module.modules():
             if isinstance(block, GradientCheckpointingLayer):
-                # partial, not a closure: in a copy of the model it holds the copy of the block
+                # A partial, not a closure: when the model is copied, the copied partial holds the copied block.
                 block.forward = partial(_follow, block, self)  # type: ignore[method-assign]
 
     def choose(self, lengths: Sequence[int], trained: Hashable) -> None:
-        """Decide for sequences of these lengths in memory at once; `trained` identifies the layers with gradients."""
+        """Decide whether to recompute, for sequences of these lengths that are in memory at the same time.
+
+        `trained` identifies the set of layers that compute gradients. Memory is measured once for each such set.
+        """
         if self._forced is not None:
             return
         if trained not in self._costs:
@@ -67,7 +72,7 @@ class GradientCheckpointing:
             _log.log(
                 logging.WARNING if self.recompute else logging.INFO,
                 "gradient checkpointing %s: the activations of %d tokens take about %.3g GB, and %.3g GB "
-                "of memory are available; ServiceClient(gradient_checkpointing=True or False) decides otherwise",
+                "of memory are available; to override this, pass gradient_checkpointing=True or False to ServiceClient",
                 "on" if self.recompute else "off",
                 sum(lengths),
                 needed / 1e9,
@@ -78,12 +83,15 @@ class GradientCheckpointing:
         return self
 
     def _measure(self) -> np.poly1d:
-        """Fit the bytes kept for one sequence as a polynomial of its length: unfused attention keeps length^2."""
+        """Return a polynomial that estimates, from the length of a sequence, the bytes that autograd keeps for it.
+
+        Its degree is 2, because unfused attention keeps a matrix of size length^2.
+        """
         self.recompute = False
         kept = [saved_bytes(lambda n=n: self._run(n)) for n in _TRIALS]
         return np.poly1d(
             [*np.polyfit(_TRIALS, kept, 2)[:2], 0.0]
-        )  # without the constant part, which does not grow with the number of sequences
+        )  # no constant term: what it stands for does not grow with the number of sequences
 
 
 def _follow(block: nn.Module, choice: GradientCheckpointing, *args, **kwargs):
@@ -94,7 +102,7 @@ def _follow(block: nn.Module, choice: GradientCheckpointing, *args, **kwargs):
 
 
 def saved_bytes(forward: Callable[[], object]) -> int:
-    """Return the bytes that autograd keeps for the backward pass of `forward`."""
+    """Return the number of bytes that autograd stores for the backward pass of `forward`."""
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -109,7 +117,7 @@ def saved_bytes(forward: Callable[[], object]) -> int:
 
 
 def available_memory(device: torch.device) -> int:
-    """Return the bytes that can be allocated: free GPU memory, or what the system and its container have left."""
+    """Return the number of bytes that can be allocated: free GPU memory, or what system and container limits leave."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

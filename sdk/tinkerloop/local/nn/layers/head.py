@@ -1,12 +1,14 @@
 """The output projection: log-probabilities of targets and their gradient, without holding all logits at once.
 
-Rows (positions) are processed in chunks, of whole datums or a part of one: logits, log-softmax, the loss's gradient
-with respect to the log-probabilities, the gradient of the logits, and from it those of the hidden states and the
-adapter. So memory does not grow with positions x vocabulary.
+Rows (positions) are processed in chunks. A chunk consists of whole datums or of a part of one. For each chunk, the code
+computes the logits, the log-softmax and the loss's gradient with respect to the log-probabilities. From this it
+computes the gradients with respect to the logits, the hidden states and the adapter. So memory does not grow with
+positions x vocabulary.
 
-With a small vocabulary, the logits of a chunk are kept for the backward pass. With a large one, chunks would have few
-rows and each would read the whole projection; instead the vocabulary is processed in tiles of columns, twice: for
-log z, and for the gradient. An adapter is folded into a tile when the tile is used.
+If the vocabulary is small, the logits of a chunk are kept for the backward pass. If it is large, chunks would have few
+rows, and each chunk would read the whole weight matrix. Therefore the vocabulary is split into tiles of columns, and
+every tile is computed twice: for log z (the log-sum of all exp(logits)) and for the gradient. An adapter is added to
+the weights of a tile ("folded") when the tile is used.
 """
 
 from __future__ import annotations
@@ -20,25 +22,28 @@ import torch
 from tinkerloop.local.nn.layers.lora import LoRALinear
 
 CHUNK_ELEMENTS = {"cpu": 4 * 2**20, "cuda": 2**27}
-"""The logits held at a time, by device type: 16 MB in float32 (more would not fit a core's caches); 512 MB on a GPU."""
+"""The maximum number of logits held at a time, by device type.
+
+In float32 they take 16 MB on the CPU (more would not fit a core's caches) and 512 MB on a GPU.
+"""
 MIN_CHUNK = 128
-"""The fewest rows in a chunk."""
+"""A chunk may always have this many rows, even if their logits exceed `CHUNK_ELEMENTS`."""
 TILE = 2048
-"""The columns of a tile."""
+"""The number of columns (tokens of the vocabulary) in a tile."""
 MIN_LOG_P = -80.0
-"""Below this, a log-probability is computed from logits: float32 loses digits of p below exp(-87)."""
+"""Log-probabilities below this are computed from logits, not as log p: float32 loses digits of p below exp(-87)."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The output projection, with the architecture's transform of logits: scale, then cap * tanh(logits / cap)."""
+    """The output projection. Logits are multiplied by `scale`, then capped: softcap * tanh(logits / softcap)."""
 
     layer: LoRALinear
     scale: float = 1.0
     softcap: float | None = None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Compute logits: (T, hidden size) -> (T, vocabulary), float32, outside autograd."""
+        """Compute float32 logits (T, vocabulary) from hidden states (T, hidden size), without support for autograd."""
         return self._cap(self.layer.product(hidden)[0].float())
 
     @property
@@ -50,10 +55,15 @@ class Head:
         return self.layer.out_features > self.chunk_elements // MIN_CHUNK
 
     def chunks(self, counts: Sequence[int], columns: int | None = None) -> Iterator[tuple[slice, list[int]]]:
-        """Cut rows, `counts` of each datum, into chunks: (slice of rows, number of rows of each datum in it).
+        """Split the rows (positions) of several datums into chunks.
 
-        `columns` logits of each row are held (None: all). A datum is cut at fixed distances from its own start, so its
-        results do not depend on the other datums.
+        A datum is split at fixed distances from its own start, so its results do not depend on the other datums.
+
+        Args:
+            counts: the number of rows of each datum.
+            columns: the number of logits that are held for each row; None: the whole vocabulary.
+
+        Yields: for each chunk, the slice of its rows, and the number of rows of each datum in it.
         """
         limit = max(MIN_CHUNK, self.chunk_elements // (columns or self.layer.out_features))
         start, held = 0, []
@@ -69,7 +79,7 @@ class Head:
             yield slice(start, start + sum(held)), held
 
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Compute log p(targets) (len(rows), K) at `rows` of hidden (T, H) and targets (T, K)."""
+        """Return log p (len(rows), K) of the targets (T, K), given the hidden states (T, H), at these rows only."""
         logprobs = torch.empty(len(rows), targets.shape[1], device=hidden.device)
         for chunk, _ in self.chunks([len(rows)], TILE if self.tiled else None):
             x, target = hidden[rows[chunk]], targets[rows[chunk]]
@@ -90,15 +100,16 @@ class Head:
         gradient_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         grad_hidden: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Compute `logprobs` and the gradient.
+        """Like `logprobs`, but also computes the gradient of a loss L.
 
-        The gradient of the hidden states is written to `grad_hidden` (if given), that of the adapter is added to its
-        buffers.
+        The gradients of the adapter are added to its buffers.
 
         Args:
             counts: the number of rows of each datum.
-            gradient_of: takes the log-probabilities of a chunk and its rows, returns dL/dlp (n, K).
-            grad_hidden: (T, H); written at `rows`.
+            gradient_of: a function of a chunk's log-probabilities lp (n, K) and row indices (n,). It returns dL/dlp
+                (n, K).
+            grad_hidden: a buffer (T, H), to which the gradient with respect to `hidden` is written at `rows`. None:
+                this gradient is not computed.
         """
         logprobs = torch.empty(len(rows), targets.shape[1], device=hidden.device)
         for chunk, segments in self.chunks(counts, TILE if self.tiled else None):
@@ -122,7 +133,7 @@ class Head:
         return logprobs
 
     def _tiled_logits(self, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the logits of the targets (n, K) and log z (n, 1), for x (n, H)."""
+        """Compute the targets' logits (n, K), and log z (n, 1) = log(sum(exp(logits))), for hidden states x (n, H)."""
         chosen = torch.empty(target.shape, device=x.device)
         top = torch.full((len(x), 1), -math.inf, device=x.device)
         total = torch.zeros(len(x), 1, device=x.device, dtype=torch.float64)  # sum of exp(logit - top)
@@ -145,7 +156,7 @@ class Head:
         segments: Sequence[int],
         need_x: bool,
     ) -> torch.Tensor | None:
-        """Return the gradient of x, given g = dL/dlp (n, K); the adapter's is added to its buffers."""
+        """Return dL/dx, given g = dL/dlp (n, K). Also add the gradients of the adapter to its buffers."""
         grad_x = torch.zeros_like(x) if need_x else None
         total = g.sum(1, keepdim=True)
         for start, tile in self.layer.tiles(TILE):
@@ -163,9 +174,13 @@ class Head:
     def _grad_logits(
         self, p: torch.Tensor, logits: torch.Tensor, target: torch.Tensor, g: torch.Tensor, total: torch.Tensor
     ) -> torch.Tensor:
-        """Compute dL/dlogits in place of p: d lp_k / d logit_v = [v = target_k] - p_v.
+        """Compute dL/dlogits for a set of columns of the vocabulary, and overwrite `p` with it.
 
-        `g` (n, K) is dL/dlp of the targets among these columns, `total` (n, 1) the sum over all targets.
+        The formula is d lp_k / d logit_v = [v = target_k] - p_v.
+
+        Args:
+            g: dL/dlp (n, K), with 0 for targets that are not among these columns.
+            total: (n, 1), the sum of dL/dlp over all targets.
         """
         grad = p.mul_(-total).scatter_add_(1, target, g)
         if self.softcap is not None:
@@ -183,13 +198,13 @@ class Head:
 
 
 def _columns(target: torch.Tensor, start: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which targets are among the `width` columns from `start` on, and their indices there (0 for others)."""
+    """Return a mask of the targets in the `width` columns from `start` on, and their indices there (else 0)."""
     inside = (target >= start) & (target < start + width)
     return inside, (target - start).masked_fill(~inside, 0)
 
 
 def _log(p: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return log p (n, K) of the targets, accurate also where p is too small for float32."""
+    """Return the log-probabilities (n, K) of the targets, accurate even where p is too small for float32."""
     log_p = p.log()
     accurate = log_p > MIN_LOG_P
     if not accurate.all():

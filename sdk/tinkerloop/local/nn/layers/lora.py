@@ -1,13 +1,15 @@
-"""LoRA on a frozen linear layer: W' = W + (alpha / rank) B A, after Hu et al. 2021 (arXiv:2106.09685).
+"""LoRA for a frozen linear layer: W' = W + (alpha / rank) B A (Hu et al. 2021, arXiv:2106.09685).
 
-If the base is float32 and small enough, W' is computed once for each change of the adapter ("folded"). The forward pass
-is then one matrix product, and only the gradients of A and B are computed. Otherwise the products with A and B run
-beside that with W, in its precision. With a bf16 base they use A and B rounded to bf16; A and B themselves are float32,
-and so are their gradients, or wider. Rounding W' to bf16 instead would lose updates that are small relative to W.
+If the base is float32 and small enough, W' is computed once after each change of the adapter ("folded"). The forward
+pass is then one matrix product, and only the gradients of A and B are computed. Otherwise the products with W and with
+A and B are computed separately, in the dtype of W. For a bf16 base, A and B are rounded to bf16 in these products. The
+stored A and B stay float32, and their gradients are float32 or wider. Rounding W' to bf16 instead would lose updates
+that are small relative to W.
 
-Splitting a batch must not change the update, although Adam turns rounding noise in a near-zero gradient into a full
-step. So on the CPU each datum's gradient is a separate product of fixed shape, and datums are summed in float64: the
-same numbers are added however the batch is split.
+Splitting a batch into several requests must not change the update. Adam can turn rounding noise in a near-zero gradient
+into a full step, so even rounding must not depend on the split. Therefore, on the CPU, each datum's gradient is a
+separate product of fixed shape, and the gradients of datums are summed in float64. The same numbers are then added,
+however the batch is split.
 """
 
 from __future__ import annotations
@@ -22,15 +24,15 @@ from torch import nn
 from torch.nn import functional as F
 
 MIN_ROWS = 16
-"""The fewest rows in a product: BLAS sums in another order for fewer, so rows of zeros are appended up to this."""
+"""The minimum number of rows in a product. For fewer, BLAS sums in another order, so rows of zeros are appended."""
 
 ALPHA = 32
-"""Tinker's fixed LoRA alpha; the adapter's scale is ALPHA / rank."""
+"""Tinker's fixed LoRA alpha. The scale of an adapter is ALPHA / rank."""
 
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """The layers that get an adapter, and its rank; rank 0 trains every weight of the model itself."""
+    """Which layers get an adapter, and its rank. Rank 0 means no adapter: all weights of the model are trained."""
 
     rank: int = 32
     seed: int = 0
@@ -49,18 +51,18 @@ class LoraSpec:
 
 @dataclass
 class BoundAdapter:
-    """The adapter bound to a layer: its tensors, its gradient buffers (None for sampling), and W' if folded."""
+    """The adapter attached to a layer: A and B, their gradient buffers (None for sampling), and W' if it is folded."""
 
-    a: torch.Tensor  # (rank, in), requires grad so that autograd calls backward
+    a: torch.Tensor  # (rank, in); requires a gradient, so that autograd calls `backward`
     b: torch.Tensor  # (out, rank)
-    rounded: tuple[torch.Tensor, torch.Tensor]  # A and B in the precision of W, for products
+    rounded: tuple[torch.Tensor, torch.Tensor]  # A and B in the dtype of W, for matrix products
     scale: float
     grad_a: torch.Tensor | None  # float64
     grad_b: torch.Tensor | None
     folded: torch.Tensor | None  # (out, in)
 
     def part(self, outputs: slice, weight: torch.Tensor) -> BoundAdapter:
-        """Return the adapter of some outputs, folded into their `weight` if that is float32."""
+        """Return the part of the adapter for a slice of the outputs; it is folded if their base `weight` is float32."""
         b = self.b[outputs]
         folded = None
         if self.folded is not None:
@@ -74,9 +76,15 @@ class BoundAdapter:
     def add_gradient(
         self, x: torch.Tensor, x_a: torch.Tensor, grad_y: torch.Tensor, grad_y_b: torch.Tensor, segments: Sequence[int]
     ) -> None:
-        """Add the gradients of A and B, given x (T, in), x A^T (T, rank), grad_y (T, out) and grad_y B (T, rank).
+        """Add the gradients of A and B to their buffers.
 
-        `segments` are the numbers of rows of each datum; if they do not add up to T (in an expert), one for all rows.
+        Args:
+            x: (T, in), the layer's input.
+            x_a: (T, rank), the product x A^T.
+            grad_y: (T, out), the gradient with respect to the layer's output.
+            grad_y_b: (T, rank), the product grad_y B.
+            segments: the number of rows of each datum, which gets a product of its own. If the numbers do not add up
+                to T (as in an expert), one product covers all rows.
         """
         if self.grad_a is None or self.grad_b is None:
             return
@@ -85,8 +93,8 @@ class BoundAdapter:
         split = (rows.split(list(segments)) for rows in (x, x_a, grad_y, grad_y_b))
         for x_part, x_a_part, grad_part, grad_b_part in zip(*split, strict=True):
             grad_a, grad_b = _over_rows(grad_b_part, x_part), _over_rows(grad_part, x_a_part)
-            # Summing float32 values in float64 is exact except in extreme cases, so the result does not depend on their
-            # order: scale them before, in float32.
+            # Scale in float32, before the sum. Summing float32 values in float64 is exact except in extreme cases, so
+            # the result does not depend on the order of the datums.
             if self.scale != 1:
                 grad_a, grad_b = grad_a.mul_(self.scale), grad_b.mul_(self.scale)
             self.grad_a += grad_a
@@ -94,7 +102,7 @@ class BoundAdapter:
 
 
 def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
-    """Return a slice of a parameter's first axis, with the same slice of its gradient."""
+    """Return a slice of `parameter` along its first axis, with the same slice of its gradient."""
     some = nn.Parameter(parameter.data[part], requires_grad=parameter.requires_grad)
     some.grad = None if parameter.grad is None else parameter.grad[part]
     return some
@@ -105,7 +113,7 @@ def _multiply(a: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> to
 
 
 def _over_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Compute a^T b (m, n) for a (T, m) and b (T, n), with a float32 result for any input type."""
+    """Compute a^T b (m, n) for a (T, m) and b (T, n), with a float32 result for any input dtype."""
     if a.dtype == torch.float32:
         return _aligned(a).T @ _aligned(b)
     if a.device.type == "cuda":
@@ -114,21 +122,21 @@ def _over_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _aligned(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows at the start of a cache line: elsewhere BLAS may round differently."""
+    """Return `rows`, copied unless they start at a cache line. At other addresses BLAS may round differently."""
     return rows if rows.data_ptr() % 64 == 0 else rows.clone()
 
 
 class LoRALinear(nn.Linear):
-    """A frozen `nn.Linear` that adds its `adapter`, if one is bound."""
+    """A frozen `nn.Linear` that applies its LoRA adapter, if one is attached."""
 
     adapter: BoundAdapter | None = None
     segments: Sequence[int] = ()
-    """The numbers of rows of each datum in the current packed batch."""
+    """The number of rows (positions) of each datum in the current packed batch."""
     fold_buffer: torch.Tensor | None = None
 
     @classmethod
     def wrap(cls, linear: nn.Linear) -> LoRALinear:
-        """Make the same layer with the same weight and bias tensors."""
+        """Return a `LoRALinear` that shares the weight and bias tensors of `linear`."""
         wrapped = cls.__new__(cls)
         nn.Module.__init__(wrapped)
         wrapped.in_features, wrapped.out_features = linear.in_features, linear.out_features
@@ -136,7 +144,7 @@ class LoRALinear(nn.Linear):
         return wrapped
 
     def shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The shapes of A and B."""
+        """Return the shapes of A and B for an adapter of this rank."""
         return (rank, self.in_features), (self.out_features, rank)
 
     def bind(
@@ -147,7 +155,7 @@ class LoRALinear(nn.Linear):
         gradients: tuple[torch.Tensor, torch.Tensor] | None,
         fold: bool,
     ) -> None:
-        """Bind an adapter; with `fold`, compute W' in a buffer that the layer keeps."""
+        """Attach an adapter to the layer. If `fold` is True, compute W' in a buffer that the layer keeps."""
         folded = None
         if fold:
             if self.fold_buffer is None:
@@ -158,7 +166,10 @@ class LoRALinear(nn.Linear):
         self.adapter = BoundAdapter(a.detach().requires_grad_(), b, rounded, scale, grad_a, grad_b, folded)
 
     def tiles(self, size: int) -> Iterator[tuple[int, LoRALinear]]:
-        """Yield (first output, a layer of at most `size` outputs from there), which shares tensors and buffers."""
+        """Split the layer into tiles, each a layer of at most `size` outputs that shares its tensors and buffers.
+
+        Yields: for each tile, the index of its first output, and the tile.
+        """
         for start in range(0, self.out_features, size):
             part = slice(start, start + size)
             tile = LoRALinear.__new__(LoRALinear)
@@ -177,7 +188,10 @@ class LoRALinear(nn.Linear):
         return y.unflatten(0, input.shape[:-1])
 
     def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Compute y = x W'^T + bias for x (T, in), outside autograd; also x A^T (T, rank), None if not computed."""
+        """Compute y = x W'^T + bias for x (T, in), without support for autograd.
+
+        Returns: y (T, out), and x A^T (T, rank). The latter is None without an adapter or if W' is folded.
+        """
         rows = len(x)
         if rows < MIN_ROWS:
             y, x_a = self.product(F.pad(x, (0, 0, 0, MIN_ROWS - rows)))
@@ -200,9 +214,16 @@ class LoRALinear(nn.Linear):
         need_x: bool = True,
         onto: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """Return the gradient of x, given that of y; those of A and B (or of W itself) are added to their buffers.
+        """Return the gradient with respect to x, given `grad_y`, the gradient with respect to y = product(x).
 
-        With `onto`, the gradient of x is added to it, and `onto` is returned.
+        The gradients of A and B are added to their buffers. In full-parameter training, the gradients of W and of the
+        bias are added to theirs.
+
+        Args:
+            x_a: x A^T if `product` returned it; None: it is computed here.
+            segments: the number of rows of each datum.
+            need_x: if False, the gradient with respect to x is not computed, and the result is None.
+            onto: a tensor to which the gradient with respect to x is added, and which is then returned.
         """
         rows = len(x)
         if rows < MIN_ROWS:
@@ -231,7 +252,7 @@ class LoRALinear(nn.Linear):
 
 
 class _Adapted(torch.autograd.Function):
-    """x (T, in) -> x W'^T (T, out). Gradients of A and B are added to the adapter's buffers."""
+    """Compute `product` for x (T, in). The backward pass adds the gradients of A and B to the adapter's buffers."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, _a: torch.Tensor, layer: LoRALinear) -> torch.Tensor:
@@ -248,9 +269,10 @@ class _Adapted(torch.autograd.Function):
 
 
 def initialise(named: Mapping[str, torch.Tensor], seed: int) -> None:
-    """Set A ~ U(-1/sqrt(in), 1/sqrt(in)) (PEFT's Kaiming-uniform) and B = 0: a fresh adapter leaves the base unchanged.
+    """Initialise an adapter: A ~ U(-1/sqrt(in), 1/sqrt(in)), PEFT's Kaiming-uniform initialisation, and B = 0.
 
-    Each tensor draws from its own generator, so its values depend on the seed and its name alone.
+    Because B is 0, a new adapter does not change the model's outputs. Each tensor is drawn from a separate random
+    generator, so its values depend only on the seed and the tensor's name.
     """
     for name, tensor in named.items():
         if name.endswith("lora_B"):

@@ -1,8 +1,8 @@
-"""RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) with one forward and one backward operation.
+"""RMSNorm layers (Zhang and Sennrich 2019, arXiv:1910.07467) with one forward and one backward operation.
 
-Autograd would go through the six operations of a norm one by one and keep the results between them. On the CPU that
-takes three to six times as long as the backward pass here (more than 5 % of a small model's step); on a GPU nine times
-as long as torch's own kernel (a third of a step, with 0.6 billion weights).
+The norm layers of transformers consist of six operations, and autograd stores the results between them. On the CPU,
+their backward pass takes three to six times as long as the one in this module (more than 5 % of a small model's step).
+On a GPU, they take nine times as long as torch's fused kernel (a third of a step with 0.6 billion weights).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis."""
+    """A norm layer that computes x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis."""
 
     def __init__(self, weight: nn.Parameter, eps: float, offset: float):
         super().__init__()
@@ -29,7 +29,10 @@ class RMSNorm(nn.Module):
 
 
 def use_own_norms(module: nn.Module) -> None:
-    """Replace every norm, of float32 on the CPU or any type on a GPU, that computes the same as `RMSNorm`."""
+    """Replace every norm layer that computes the same as `RMSNorm`.
+
+    On the CPU only float32 layers are replaced; on a GPU, layers of any dtype.
+    """
     dtype = next(module.parameters()).dtype
     for name, part in list(module.named_modules()):
         if type(part).__name__.endswith("RMSNorm") and (ours := _equal(part, dtype)) is not None:
@@ -38,7 +41,7 @@ def use_own_norms(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _equal(norm: nn.Module, dtype: torch.dtype) -> RMSNorm | None:
-    """Return an `RMSNorm` on the same weight if its results agree; else None."""
+    """Return an `RMSNorm` that shares the weight of `norm`, if both compute the same; else None."""
     weight = getattr(norm, "weight", None)
     eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     arguments = inspect.signature(norm.forward).parameters
@@ -51,11 +54,11 @@ def _equal(norm: nn.Module, dtype: torch.dtype) -> RMSNorm | None:
         or not (weight.device.type == "cuda" or (is_float32 and weight.is_cpu))
     ):
         return None
-    # The last row is so small that eps matters.
+    # The values of the last row are so small that eps affects the result.
     x = torch.linspace(-2, 3, 3 * len(weight)).view(3, -1) * torch.tensor([[1.0], [30.0], [eps**0.5]])
     x = x.to(weight)
     expected = norm(x)
-    # In 16 bits, models round twice and the kernel once; and 1 + weight is not exact there, so it is not tried.
+    # In a 16-bit dtype, models round twice and the kernel once; 1 + weight is not exact, so offset 1 is not tried.
     tolerance, offsets = (1e-5, (0.0, 1.0)) if is_float32 else (2 * torch.finfo(dtype).eps, (0.0,))
     for offset in offsets:
         ours = RMSNorm(weight, eps, offset)
@@ -65,7 +68,10 @@ def _equal(norm: nn.Module, dtype: torch.dtype) -> RMSNorm | None:
 
 
 def normalise(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x / sqrt(mean(x^2) + eps) * weight, and the factor 1 / sqrt(mean(x^2) + eps), outside autograd."""
+    """Return x / sqrt(mean(x^2) + eps) * weight, and the factor 1 / sqrt(mean(x^2) + eps).
+
+    Autograd cannot differentiate this function, because it works in place; use `normalise_backward`.
+    """
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
     inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
     return (x * inverse).mul_(weight), inverse
@@ -74,7 +80,10 @@ def normalise(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.
 def normalise_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor
 ) -> torch.Tensor:
-    """Return the gradient of x, given that of `normalise(x)`."""
+    """Return the gradient with respect to x, given the gradient with respect to the result of `normalise`.
+
+    `inverse` is the factor that `normalise` returned.
+    """
     scaled = grad * weight
     along = (scaled * x).sum(-1, keepdim=True).mul_(inverse**3).div_(-x.shape[-1])
     return scaled.mul_(inverse).addcmul_(x, along)
