@@ -88,8 +88,8 @@ def test_a_bad_message_is_named_with_its_problem(message: dict[str, Any], proble
         ([{"type": "web_search"}], "needs a name"),
         ([{"name": "f", "parameters": [1]}], "JSON schema of an object"),
         ([{"name": "f", "parameters": {"properties": [1]}}], "JSON schema of an object"),
-        ([{"name": "f", "description": "\ud800"}], "'f' is not JSON in Unicode"),
-        ([{"name": "f", "parameters": {"properties": {"a": {"enum": {1}}}}}], "'f' is not JSON in Unicode: .*set"),
+        ([{"name": "f", "description": "\ud800"}], "'f' is not JSON-serializable"),
+        ([{"name": "f", "parameters": {"properties": {"a": {"enum": {1}}}}}], "'f' is not JSON-serializable: .*set"),
         ([{"name": "f", "parameters": {"properties": {"a": {"default": float("nan")}}}}], "'f' is not JSON"),
     ],
 )
