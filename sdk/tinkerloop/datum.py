@@ -53,8 +53,8 @@ def make_datum(
             no token precedes the first token.
         targets: (N, K) alternative target tokens, not shifted, for (N, K) weights, e.g. for distillation. Row i holds
             the targets that replace token i. By default the targets are the tokens themselves.
-        max_length: keep at most this many tokens and cut the rest at the end. An image is never split: if it does not
-            fit, it is dropped together with everything after it.
+        max_length: keep at most this many tokens and drop the rest. An image is never split: if it does not fit, it is
+            dropped together with everything after it.
         vocab_size: if given, every token id must be less than this.
 
     Returns:
@@ -149,7 +149,7 @@ def make_datum(
 def datum_from_tokens(
     tokens: list[int], weights: NDArray[np.float32], *, max_length: int | None = None
 ) -> tinker.Datum:
-    """Like `make_datum`, for ids that come directly from a tokenizer: the ids are not checked and converted only once.
+    """Like `make_datum`, for ids that come directly from a tokenizer: skips the checks and converts the ids only once.
 
     Args:
         tokens: the N token ids of the example, not shifted; Python integers in the vocabulary.

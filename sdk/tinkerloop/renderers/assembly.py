@@ -199,7 +199,7 @@ class Assembler:
 
         Returns:
             The number of tokens that end before `character`, and the index of the first token that begins at or after
-            it. The two differ if a token spans the place.
+            it. The two differ if a token contains text from both sides.
 
         Bytes are counted from the nearer end of the text. A tokenizer that normalizes text may give tokens that spell
         other bytes. In this case each side is encoded separately and compared with `ids`.

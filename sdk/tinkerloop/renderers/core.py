@@ -43,6 +43,7 @@ class RendererCore(Format):
         options: the options of the format. None means the defaults of the class.
         name: the name of the renderer in error messages. None means `family`.
         image_processor: counts the tokens of images. If None, it is found by `model_name`.
+        model_name: the name of the model, used only to find the image processor.
         max_length: the default `max_length` of `Rendered.to_datum`.
         encoder: encodes text. By default, the fastest encoder that gives the same ids as the tokenizer.
 
@@ -120,7 +121,7 @@ class RendererCore(Format):
 
         Args:
             messages: the conversation, in the shape of OpenAI's API or the Tinker Cookbook.
-            train_on_what: which messages carry weight. A message's own `weight` is a factor of the weight.
+            train_on_what: which messages carry weight. The weight of such a message is its `weight`, 1 by default.
             tools: declarations of the tools that the assistant may call.
             part_weights: factors for the weights of parts, e.g. `{"reasoning": 0, "tool_call": 1}`.
             allow_zero_weight: if all weights are zero, return the example instead of raising.
@@ -312,7 +313,7 @@ class RendererCore(Format):
         yield from parser.finish()[0]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of token ids, in which control tokens appear as `<|im_end|>`. No ids make this raise."""
+        """Return the text of token ids. Control tokens appear by name, e.g. `<|im_end|>`. No ids make this raise."""
         return self._encoder.decode_bytes(list(ids)).decode("utf-8", "replace")
 
     # ---- identity

@@ -37,7 +37,7 @@ class Format:
     """Base class that describes a chat format: how messages are written as pieces, and the grammar of its replies.
 
     A subclass defines `family`, `roles`, `control`, `make_grammar`, `message`, `reply` and `header`. It overrides other
-    methods where its format needs it. A conversation is written as
+    methods if its format differs from their defaults. A conversation is written as
 
         preamble  message(0)  opening(1) reply(1) after_reply(1)  message(2)  opening(3) ...
 

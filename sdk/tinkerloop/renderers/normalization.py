@@ -9,7 +9,7 @@ from tinkerloop.messages import ChatMessage
 
 
 def extract_inline_reasoning(message: ChatMessage, trim: str = "\n") -> ChatMessage:
-    """Move inline reasoning from the text of an assistant message to `reasoning`, if it can be told apart safely.
+    """Move inline reasoning from the text of an assistant message to `reasoning`, if it can be identified safely.
 
     For example, `"<think>\\nhm\\n</think>\\n\\n4"` becomes reasoning `"hm"` and text `"4"`.
 

@@ -60,6 +60,7 @@ def get_renderer(
     Args:
         tokenizer: a tokenizer that has the control tokens of the chat format (such as `<|im_end|>`).
         image_processor: counts the tokens of images. If None, it is found by `model_name`.
+        model_name: the name of the model, used only to find the image processor.
         max_length: the default `max_length` of `Rendered.to_datum`.
         options: used instead of the preset options of `name`. Must have the `Options` type of the renderer's class.
 

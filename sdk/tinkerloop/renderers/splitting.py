@@ -1,4 +1,4 @@
-"""Splitting of one conversation into examples in which every trained reply follows the prompt it is sampled from.
+"""Splitting of one conversation into examples, so that every trained reply follows the prompt of its sampling.
 
 Some formats rewrite history; for example, they leave reasoning out once the next user message follows. In such a
 format, one sequence cannot contain several replies as they were sampled. Therefore each trained reply gets an example

@@ -355,7 +355,7 @@ class Template(base.Renderer):
 
     def episode(self, *args: Any, **kwargs: Any) -> Any:
         raise RenderError(
-            "the renderer 'template' cannot append to a conversation, as episodes need it; use the renderer for this "
+            "the renderer 'template' cannot append to a conversation, so it has no episodes; use the renderer for this "
             "model family"
         )
 
@@ -376,7 +376,7 @@ _SCHEMA_WORDS = frozenset(
     string number integer boolean array object null
     """.split()  # noqa: SIM905
 )
-"""Words of tool declarations that get no placeholder: keys that templates look up, and type names they compare."""
+"""Words of tool declarations that get no placeholder, because templates look them up or compare strings with them."""
 
 
 def _shown_declaration(value: Any, show: Callable[[Any], Any]) -> Any:

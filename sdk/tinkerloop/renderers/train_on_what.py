@@ -60,7 +60,7 @@ def token_weights(
     """Return the weights of a conversation's messages and the factors of their parts.
 
     Args:
-        train_on_what: which messages carry weight. A message's own `weight` (1 by default) is its weight.
+        train_on_what: which messages carry weight. The weight of such a message is its `weight`, 1 by default.
         part_weights: factors for parts, e.g. `{"reasoning": 0}`. Parts that are not given have the factor 1.
 
     Raises:

@@ -68,7 +68,10 @@ class ReplyParser:
         self._settled: _TextTarget | None = None  # the same while ordinary ids can only add text to it, else None
 
     def prime(self, ids: Iterable[int]) -> None:
-        """Process the ids of the reply that the prompt already contains. They are part of the message but unsampled."""
+        """Process the ids of the reply that the prompt already contains.
+
+        These ids belong to the message, but they were not sampled.
+        """
         ids = list(ids)
         for token_id in ids:
             name = self._token_texts.control.get(token_id)
