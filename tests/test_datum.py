@@ -138,7 +138,7 @@ def test_torch_weights_are_accepted():
 @pytest.mark.parametrize(
     ("tokens", "weights", "options", "says"),
     [
-        ([1, 2, 3], [0, 1], {}, r"weights: one weight per token is needed \(expected 3, got 2\)"),
+        ([1, 2, 3], [0, 1], {}, r"weights: must have one weight per token \(expected 3, got 2\)"),
         ([1], [1], {}, r"too short.*>= 2 tokens, got 1"),
         ([], [], {}, r"too short"),
         ([1, -2, 3], [1, 1, 1], {}, r"model_input\[1\]: token id out of range \(expected >= 0, got -2\)"),
@@ -212,13 +212,13 @@ def foreign(n=3, **inputs):
     ("datum", "loss_fn", "says"),
     [
         (foreign(weights=np.ones(2, np.float32)), "cross_entropy", r"weights: must have the shape.*\(3,\), got \(2,\)"),
-        (foreign(target_tokens=np.arange(4)), "cross_entropy", r"target_tokens: one target.*got \(4,\)"),
+        (foreign(target_tokens=np.arange(4)), "cross_entropy", r"target_tokens: must have one target.*got \(4,\)"),
         (foreign(target_tokens=np.array([1, -1, 2])), "cross_entropy", r"target_tokens\[1\]: token id out of range"),
         (foreign(target_tokens=np.array([1, 99, 2])), "cross_entropy", r"target_tokens\[1\].*id < 50, got 99"),
         (foreign(weights=np.array([1, np.nan, 1], np.float32)), "cross_entropy", r"weights\[1\]: must be finite"),
         (foreign(weights=np.ones(3, np.int64)), "cross_entropy", r"weights: must be float32"),
-        (foreign(mask=np.ones(3, np.float32)), "cross_entropy", r"loss_fn_inputs: cross_entropy takes other inputs"),
-        (foreign(), "ppo", r"ppo takes other inputs"),
+        (foreign(mask=np.ones(3, np.float32)), "cross_entropy", r"loss_fn_inputs: wrong loss inputs for cross_entropy"),
+        (foreign(), "ppo", r"wrong loss inputs for ppo"),
         (foreign(), "focal", r"loss_fn: unknown loss"),
     ],
 )

@@ -1,9 +1,9 @@
 """Datums: checked training examples.
 
-A `tinker.Datum` pairs a model input of N positions with what each position should predict. `make_datum` builds one
-from unshifted tokens and weights and refuses what cannot train; `check_datum` applies the same rules to a datum that
-somebody else built. The convention is Tinker's: position i of the input predicts `target_tokens[i]`, so tokens t[0..N]
-become inputs t[0..N-1] and targets t[1..N].
+A `tinker.Datum` pairs a model input of N positions with loss inputs, such as the target token of each position.
+`make_datum` builds a datum from unshifted tokens and weights, and raises if it could not be trained on. `check_datum`
+applies the same rules to a datum that was built elsewhere. The convention is Tinker's: position i of the input predicts
+`target_tokens[i]`, so tokens t[0..N] become inputs t[0..N-1] and targets t[1..N].
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOSS_INPUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "gspo": (*_POLICY_INPUTS, "sequence_ratio_mask"),
     }
 )
-"""The loss inputs each built-in loss takes: all of them, and no others."""
+"""Mapping from the name of a built-in loss to the names of its loss inputs. A datum must have exactly these inputs."""
 
 
 def make_datum(
@@ -45,26 +45,28 @@ def make_datum(
     max_length: int | None = None,
     vocab_size: int | None = None,
 ) -> tinker.Datum:
-    """The datum that trains each token t[i], i >= 1, with weight w[i], given the tokens before it.
+    """Build a cross-entropy datum: token t[i], i >= 1, is predicted from the tokens before it, with weight w[i].
 
     Args:
-        model_input: the N tokens of the example, unshifted; images count their `expected_tokens`.
-        weights: (N,) any real numbers, 0 on images. The first has no effect: nothing precedes its token.
-        targets: (N, K) alternative tokens for each position, with (N, K) weights (distillation); by default the
-            tokens themselves. Row i says what should stand at position i.
-        max_length: keep at most this many tokens. The end is cut; an image is kept whole or dropped together with
-            all that follows it.
-        vocab_size: when given, every token id must be below it.
+        model_input: the N tokens of the example, not shifted. An image takes `expected_tokens` positions.
+        weights: (N,) any finite numbers; they must be 0 at image positions. The first weight has no effect, because
+            no token precedes the first token.
+        targets: (N, K) alternative target tokens, not shifted, for (N, K) weights, e.g. for distillation. Row i holds
+            the targets that replace token i. By default the targets are the tokens themselves.
+        max_length: keep at most this many tokens and drop the rest. An image is never split: if it does not fit, it is
+            dropped together with everything after it.
+        vocab_size: if given, every token id must be less than this.
 
     Returns:
         A cross-entropy datum with N - 1 positions: `target_tokens` int64 and `weights` float32, each (N - 1,) or
-        (N - 1, K). A target that is an image position is 0 with weight 0.
+        (N - 1, K). The target at an image position is token id 0 with weight 0.
 
     Raises:
-        ZeroWeightError: no target carries weight, or the cut removed all that did.
-        DatumError: anything else that cannot train; names the field, the index, what was expected and given.
+        ZeroWeightError: all weights of the targets are zero, or only zero weights are left after truncation.
+        DatumError: the input breaks another rule. The message gives the field, the index, the expected and the given
+            value.
     """
-    # Plain tokens stay one array until the end; only a ModelInput, which may hold images, is taken chunk by chunk.
+    # Plain tokens are kept as one array. Only a ModelInput is processed chunk by chunk, because it may contain images.
     if isinstance(model_input, tinker.ModelInput):
         chunks, tokens, is_text = _read_chunks(model_input)
     else:
@@ -78,7 +80,7 @@ def make_datum(
     weight = _real_array("weights", weights)
     if weight.shape[:1] != (length,):
         raise DatumError(
-            "one weight per token is needed",
+            "must have one weight per token",
             field="weights",
             expected=length,
             given=len(weight) if weight.ndim else 0,
@@ -87,13 +89,18 @@ def make_datum(
         target = _int_array("targets", targets)
         if target.ndim != 2 or target.shape != weight.shape or len(target) != length:
             raise DatumError(
-                "targets and weights must both be (N, K)",
+                "targets and weights must both have the shape (N, K)",
                 field="targets",
                 expected=f"({length}, K) for both",
                 given=f"targets {target.shape}, weights {weight.shape}",
             )
     elif weight.ndim != 1:
-        raise DatumError("2-D weights need 2-D targets", field="weights", expected=f"({length},)", given=weight.shape)
+        raise DatumError(
+            "2-D weights need 2-D targets; pass targets of the same shape, or 1-D weights",
+            field="weights",
+            expected=f"({length},)",
+            given=weight.shape,
+        )
     else:
         target = None
 
@@ -107,7 +114,7 @@ def make_datum(
     _check_length(length)
     if chunks is not None and not isinstance(chunks[-1], tinker.EncodedTextChunk):
         raise DatumError(
-            "the last chunk must be text: nothing can be predicted after it",
+            "the last chunk must be text, because no token is predicted after it; remove a final image or append text",
             field="model_input",
             index=len(chunks) - 1,
             expected="encoded_text",
@@ -118,7 +125,7 @@ def make_datum(
         on_image = np.flatnonzero(~is_text & (weight != 0 if weight.ndim == 1 else (weight != 0).any(axis=1)))
         if len(on_image):
             raise DatumError(
-                "an image position cannot be trained",
+                "an image position cannot be a training target; set its weight to 0",
                 field="weights",
                 index=int(on_image[0]),
                 expected=0,
@@ -142,15 +149,16 @@ def make_datum(
 def datum_from_tokens(
     tokens: list[int], weights: NDArray[np.float32], *, max_length: int | None = None
 ) -> tinker.Datum:
-    """Return what `make_datum` does, for the ids that a tokenizer returned: they are converted once and not checked.
+    """Like `make_datum`, for ids that come directly from a tokenizer: skips the checks and converts the ids only once.
 
     Args:
-        tokens: the N tokens of the example, unshifted, Python integers in the vocabulary.
+        tokens: the N token ids of the example, not shifted; Python integers in the vocabulary.
         weights: (N,) float32.
         max_length: keep at most this many tokens.
 
     Raises:
-        ZeroWeightError, DatumError: as `make_datum`.
+        ZeroWeightError: all weights of the targets are zero, or only zero weights are left after truncation.
+        DatumError: fewer than two tokens, or a weight that is not finite.
     """
     _check_finite("weights", weights)
     had_weight = weights[1:].any()
@@ -163,13 +171,19 @@ def datum_from_tokens(
 
 def _check_length(length: int) -> None:
     if length < 2:
-        raise DatumError("too short: predicting a token takes the one before it", expected=">= 2 tokens", given=length)
+        raise DatumError(
+            "too short: a datum needs a token to predict and a token before it", expected=">= 2 tokens", given=length
+        )
 
 
 def _supervised_datum(
     inputs: list[ModelInputChunk], target: NDArray[np.int64], weight: NDArray[np.float32], cut_to: int | None
 ) -> tinker.Datum:
-    """Shift targets and weights (N,) or (N, K) left. `cut_to` is the `max_length` to blame if no weight is left."""
+    """Build a datum from inputs and from unshifted targets and weights, (N,) or (N, K).
+
+    `cut_to` is the `max_length` to name in the error if all weights that are left are zero; None if truncation is not
+    the cause.
+    """
     target, weight = target[1:], weight[1:]
     if not weight.any():
         raise ZeroWeightError(
@@ -196,13 +210,14 @@ def check_datum(
 ) -> None:
     """Raise unless `datum` can be trained on with `loss_fn`.
 
-    Applies the rules of `make_datum` to a finished datum: the loss inputs are exactly those `loss_fn` takes, each has
-    the model input's length, ids are in range, numbers are finite, no image is trained, and some weight is not zero.
-    For `loss_fn="custom"` any inputs may accompany `target_tokens`.
+    A valid datum has exactly the loss inputs of `LOSS_INPUTS[loss_fn]`, each as long as the model input. Token ids are
+    in range, numbers are finite, weights at image positions are 0, and at least one weight is not zero. With
+    `loss_fn="custom"`, only `target_tokens` of the loss inputs is required and checked.
 
     Raises:
         ZeroWeightError: all `weights` are zero and `allow_zero_weight` is false.
-        DatumError: any other broken rule; names the field, the index, what was expected and given.
+        DatumError: the datum breaks another rule. The message gives the field, the index, the expected and the given
+            value.
     """
     _, tokens, is_text = _read_chunks(datum.model_input)
     check_positions(datum, tokens, is_text, loss_fn, vocab_size, allow_zero_weight)
@@ -216,11 +231,11 @@ def check_positions(
     vocab_size: int | None,
     allow_zero_weight: bool,
 ) -> None:
-    """Apply the rules of `check_datum`, given what the datum's model input consists of.
+    """Like `check_datum`, for a datum whose model input has already been read into arrays.
 
     Args:
-        tokens: (N,) the ids of the model input, any id of the vocabulary on images.
-        is_text: (N,) whether a position is text; None if all are.
+        tokens: (N,) token ids of the model input; at image positions any valid id.
+        is_text: (N,) True at text positions, False at image positions; None if all positions are text.
     """
     length = len(tokens)
     if length < 1:
@@ -231,11 +246,11 @@ def check_positions(
     if loss_fn != "custom":
         if loss_fn not in LOSS_INPUTS:
             raise DatumError(
-                "unknown loss", field="loss_fn", expected=" | ".join([*LOSS_INPUTS, "custom"]), given=loss_fn
+                "unknown loss function", field="loss_fn", expected=" | ".join([*LOSS_INPUTS, "custom"]), given=loss_fn
             )
         if set(inputs) != set(LOSS_INPUTS[loss_fn]):
             raise DatumError(
-                f"{loss_fn} takes other inputs",
+                f"wrong loss inputs for {loss_fn}",
                 field="loss_fn_inputs",
                 expected=sorted(LOSS_INPUTS[loss_fn]),
                 given=sorted(inputs),
@@ -245,10 +260,10 @@ def check_positions(
 
     target = inputs["target_tokens"].to_numpy()
     if target.dtype != np.int64:
-        raise DatumError("token ids must be int64", field="target_tokens", expected="int64", given=target.dtype)
+        raise DatumError("token ids have the wrong dtype", field="target_tokens", expected="int64", given=target.dtype)
     if target.ndim not in (1, 2) or len(target) != length or target.size == 0:
         raise DatumError(
-            "one target (or K targets) per input position",
+            "must have one target (or K targets) per input position",
             field="target_tokens",
             expected=f"({length},) or ({length}, K)",
             given=target.shape,
@@ -257,7 +272,11 @@ def check_positions(
     if loss_fn == "custom":
         return
     if target.ndim == 2 and loss_fn != "cross_entropy":
-        raise DatumError(f"{loss_fn} takes one target per position", field="target_tokens", given=target.shape)
+        raise DatumError(
+            f"must be 1-D for {loss_fn}; only cross_entropy allows several targets per position",
+            field="target_tokens",
+            given=target.shape,
+        )
     for name in LOSS_INPUTS[loss_fn][1:]:
         values = inputs[name].to_numpy()
         if values.dtype != np.float32:
@@ -275,7 +294,7 @@ def check_positions(
         if len(predicts_image) and np.any(weight[predicts_image]):
             index = next(int(i) for i in predicts_image if np.any(weight[i]))
             raise DatumError(
-                "an image position cannot be a target",
+                "an image position cannot be a training target; set its weight to 0",
                 field="weights",
                 index=index,
                 expected=0,
@@ -284,7 +303,7 @@ def check_positions(
 
 
 def scale_weights(datum: tinker.Datum, factor: float) -> tinker.Datum:
-    """The same cross-entropy datum with every weight multiplied by `factor`."""
+    """Return a copy of a cross-entropy datum with every weight multiplied by `factor`."""
     weights = datum.loss_fn_inputs["weights"].to_numpy()
     scaled = np.multiply(weights, factor, dtype=np.float64).astype(np.float32)
     inputs = {**datum.loss_fn_inputs, "weights": tinker.TensorData.from_numpy(scaled)}
@@ -294,10 +313,11 @@ def scale_weights(datum: tinker.Datum, factor: float) -> tinker.Datum:
 def _read_chunks(
     model_input: tinker.ModelInput,
 ) -> tuple[list[ModelInputChunk], NDArray[np.int64], NDArray[np.bool_] | None]:
-    """Check chunks and lay them end to end.
+    """Check the chunks of a model input and concatenate their token ids.
 
     Returns:
-        The chunks; their token ids (N,), 0 on images; and whether each position is text (N,), None if all are.
+        The chunks; the token ids (N,), 0 at image positions; and an (N,) array that is True at text positions, or None
+        if all positions are text.
     """
     chunks = list(model_input.chunks)
     check_chunks(chunks)
@@ -316,26 +336,31 @@ def _read_chunks(
 
 
 def check_chunks(chunks: Sequence[ModelInputChunk]) -> None:
-    """Raise DatumError for a text chunk without tokens, or an image that does not say how many tokens it takes."""
+    """Raise `DatumError` for a text chunk without tokens, or an image chunk whose `expected_tokens` is not set."""
     for index, chunk in enumerate(chunks):
         if isinstance(chunk, tinker.EncodedTextChunk):
             if not len(chunk.tokens):
-                raise DatumError("empty text chunk", field="model_input", index=index, expected=">= 1 token", given=0)
+                raise DatumError(
+                    "a text chunk has no tokens", field="model_input", index=index, expected=">= 1 token", given=0
+                )
         elif getattr(chunk, "expected_tokens", 1) is None:
             raise DatumError(
-                "expected_tokens is not set; build the chunk with tinkerloop.image_chunk",
+                "expected_tokens of the image chunk is not set; build the chunk with tinkerloop.image_chunk",
                 field="model_input",
                 index=index,
             )
 
 
 def _text_chunk(tokens: list[int]) -> tinker.EncodedTextChunk:
-    """A chunk of ids that are known to be Python integers; validating each again would take most of the time."""
+    """Return a text chunk without validating the ids, which the caller guarantees to be Python integers.
+
+    Validation would take most of the time.
+    """
     return tinker.EncodedTextChunk.model_construct(tokens=tokens)
 
 
 def _truncate(chunks: Sequence[ModelInputChunk], max_length: int) -> tuple[list[ModelInputChunk], int]:
-    """The longest prefix of at most `max_length` tokens that ends in text and cuts no image, and its length."""
+    """Return the longest prefix of at most `max_length` tokens that ends in text and splits no image, and its size."""
     kept: list[ModelInputChunk] = []
     room = max_length
     for index, chunk in enumerate(chunks):
@@ -348,7 +373,7 @@ def _truncate(chunks: Sequence[ModelInputChunk], max_length: int) -> tuple[list[
                 kept.append(tinker.EncodedTextChunk(tokens=list(chunk.tokens[:room])))
         elif chunk.length > max_length:
             raise DatumError(
-                "the image alone is longer than max_length: raise max_length or shrink the image",
+                "a single image is longer than max_length; increase max_length or shrink the image",
                 field="model_input",
                 index=index,
                 expected=f"<= {max_length} tokens",
@@ -365,7 +390,7 @@ def _array(field: str, values: Any) -> NDArray[Any]:
         return np.asarray(values)
     except ValueError:
         raise DatumError("must be a rectangular array of numbers", field=field, given="ragged rows") from None
-    except (TypeError, RuntimeError) as error:  # a tensor on a GPU, of bfloat16, or with a gradient
+    except (TypeError, RuntimeError) as error:  # e.g. a tensor on a GPU, in bfloat16, or one that requires a gradient
         raise DatumError(f"cannot be read as an array: {error}", field=field, given=type(values).__name__) from error
 
 

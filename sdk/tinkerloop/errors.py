@@ -2,30 +2,34 @@
 
 * TinkerloopError
   x DatumError (also ValueError)            a datum that cannot be trained on
-    - ZeroWeightError                       no position carries weight
-  x DataError (also ValueError)             a row or a file that is not training data
+    - ZeroWeightError                       all weights of a datum are zero
+  x DataError (also ValueError)             a row or file that cannot be used as training data
   x RenderError (also ValueError)           messages that a renderer cannot turn into tokens
-    - UnknownRendererError                  no renderer, model or family has this name
-    - EpisodeError                          an episode cannot be continued without rewriting its history
-  x ImageError (also ValueError)            an image that cannot be opened, converted or counted
-  x PlanError (also ValueError)             a step that cannot be queued as planned
+    - UnknownRendererError                  no renderer or model with this name is known
+    - EpisodeError                          messages or ids that cannot be appended to an episode
+  x ImageError (also ValueError)            an image that cannot be opened, converted or counted in tokens
+  x PlanError (also ValueError)             a training step or a callback with invalid settings
   x NonFiniteError (also ArithmeticError)   a loss or a metric became NaN or infinite
-  x CheckpointError                         a record that cannot be written, read or resumed
+  x CheckpointError                         a checkpoint that cannot be written, read or resumed from
   x RunLockedError                          another process is working in this run folder
 
-Messages say what was given, what is expected and what to do. Errors of the service pass through unchanged,
-with a note that says where in the loop they surfaced.
+An error message gives what is wrong, what was given, what is expected and what to do. Errors of the service are
+passed on unchanged, with a note on where in the loop they occurred.
 """
 
 from __future__ import annotations
 
 
 class TinkerloopError(Exception):
-    """The base of every error that tinkerloop raises on purpose."""
+    """Base class of every error that tinkerloop raises on purpose."""
 
 
 class DatumError(TinkerloopError, ValueError):
-    """A datum that cannot be trained on: `field` says which part of it, `index` which position or datum."""
+    """Error for a datum that cannot be trained on.
+
+    `field` names the invalid input, such as `weights`. `index` is the position, chunk or datum with the problem.
+    `expected` and `given` are the valid and the actual value.
+    """
 
     def __init__(
         self,
@@ -44,11 +48,14 @@ class DatumError(TinkerloopError, ValueError):
 
 
 class ZeroWeightError(DatumError):
-    """Every weight is zero, so training on the datum would do nothing."""
+    """Error for a datum whose weights are all zero, so that training on it would have no effect."""
 
 
 class DataError(TinkerloopError, ValueError):
-    """A row or a file that is not training data: names the file, the line, the problem and what to do."""
+    """Error for a row or file that cannot be used as training data.
+
+    The error message gives the file, the line, the problem and, where known, what to do.
+    """
 
     def __init__(self, problem: str, *, path: object = None, line: int | None = None, remedy: str | None = None):
         self.problem, self.path, self.line, self.remedy = problem, path, line, remedy
@@ -57,32 +64,38 @@ class DataError(TinkerloopError, ValueError):
 
 
 class RenderError(TinkerloopError, ValueError):
-    """Messages that a renderer cannot turn into tokens without dropping or inventing something."""
+    """Error for messages that a renderer cannot turn into tokens without losing or adding content.
+
+    Also raised if the tokenizer, the options or other arguments do not fit the renderer.
+    """
 
 
 class UnknownRendererError(RenderError):
-    """No renderer, model or family has this name."""
+    """Error for a name under which no renderer or model is known."""
 
 
 class EpisodeError(RenderError):
-    """The next messages cannot be appended, because the family rewrites what has already been sampled."""
+    """Error for messages or sampled ids that cannot be appended to an `Episode`.
+
+    For example, the chat format would write an already sampled reply differently once the new messages follow it.
+    """
 
 
 class ImageError(TinkerloopError, ValueError):
-    """An image that cannot be opened, converted or counted."""
+    """Error for an image that cannot be opened, converted or counted in tokens."""
 
 
 class PlanError(TinkerloopError, ValueError):
-    """A step that cannot be queued as planned."""
+    """Error for a training step or a callback whose settings are invalid, so that it cannot be run as planned."""
 
 
 class NonFiniteError(TinkerloopError, ArithmeticError):
-    """A loss or a metric became NaN or infinite."""
+    """Error for a loss or a metric that became NaN or infinite."""
 
 
 class CheckpointError(TinkerloopError):
-    """A record of a run that cannot be written, read or resumed."""
+    """Error for a checkpoint, or its record in checkpoints.jsonl, that cannot be written, read or resumed from."""
 
 
 class RunLockedError(TinkerloopError):
-    """Another process is working in this run folder."""
+    """Error for a run folder in which another process is already working."""

@@ -1,7 +1,7 @@
-"""The only validator of messages: dictionaries in OpenAI's shape or the Cookbook's -> `CheckedConversation`.
+"""Validation of messages: dictionaries in the shape of OpenAI's API or the Tinker Cookbook -> `CheckedConversation`.
 
-Data, renderers and episodes all use it; the input is left as it is. A table in `data/README.md` says what is accepted
-and what is refused, and where.
+This is the only validator; data loading, renderers and episodes all use it. It does not modify its input. A table in
+`data/README.md` lists which messages are accepted, which are rejected, and by which of these users.
 
     >>> call = {"name": "add", "arguments": '{"a": 1}'}
     >>> read_message({"role": "assistant", "content": None, "tool_calls": [call]}).tool_calls[0].function
@@ -21,7 +21,7 @@ from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, Image, Message, ToolCall, ToolSpec, UnparsedToolCall
 
 MESSAGE_KEYS = frozenset(Message.__annotations__) | {"reasoning_content", "reasoning", "thinking"}
-"""The keys of a message that are read. A renderer refuses any other key that carries a value."""
+"""The keys that a message may have. A renderer raises for any other key whose value is not empty."""
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _KEYS_OF_A_CALLING_REPLY = frozenset({"role", "content", "tool_calls"})
@@ -32,7 +32,10 @@ _KEEP_UNPARSED = "keep a sampled call that is not JSON as text under 'unparsed_t
 
 
 class MessageError(RenderError):
-    """A message or a tool declaration of the wrong shape: the place, the problem, and a remedy where there is one."""
+    """Error for a message or a tool declaration of the wrong shape.
+
+    The error text gives the place, such as `messages[2]`, the problem and, where known, what to do.
+    """
 
     def __init__(self, problem: str, *, place: str = "", remedy: str | None = None):
         self.problem, self.place, self.remedy = problem, place, remedy
@@ -50,30 +53,31 @@ def read_conversation(
     prompting: bool = False,
     normalize: Callable[[ChatMessage], ChatMessage] = lambda message: message,
 ) -> CheckedConversation:
-    """Check a conversation in the Cookbook's or OpenAI's shape.
+    """Check a conversation and convert it to the immutable type that renderers use.
 
     Args:
-        messages: dictionaries; they are left as they are.
-        tools: declarations, bare or in OpenAI's `{"type": "function", "function": ...}`; alternatively the first
-            system message carries them.
+        messages: dictionaries in the shape of the Tinker Cookbook or OpenAI's API. They are not modified.
+        tools: tool declarations, bare or wrapped as in OpenAI's `{"type": "function", "function": ...}`. Alternatively,
+            a system message at the start holds them under `tools`.
         prompting: True if a reply is to be sampled after the messages.
-        normalize: applied to each message once it is checked.
-
-    Returns:
-        The conversation in the immutable shape that renderers work on.
+        normalize: function that is applied to each checked message.
 
     Raises:
-        MessageError: a message or a declaration of the wrong shape, with its index, the problem and a remedy.
+        MessageError: a message or a declaration has the wrong shape. The error gives its index, the problem and, where
+            known, what to do.
     """
     if type(messages) not in (list, tuple):
         if not _is_listlike(messages):
             raise MessageError(f"expected a list of messages, got {type(messages).__name__}")
-        messages = list(messages)  # it is read twice below, which an iterator would not survive
+        messages = list(messages)  # `messages` is read twice below, and an iterator can be read only once
     checked = tuple([normalize(read_message(message, i)) for i, message in enumerate(messages)])
     carried = [(i, message["tools"]) for i, message in enumerate(messages) if message.get("tools")]
     if carried:
         if tools:
-            raise MessageError("tools are declared twice: by `tools` and by a message", remedy="declare them once")
+            raise MessageError(
+                "tools are declared twice: in the argument `tools` and in a message",
+                remedy="declare them in one of the two",
+            )
         if len(carried) > 1 or carried[0][0] != 0 or checked[0].role != "system":
             raise _fail(carried[-1][0], "'tools' is allowed only on a system message at the start")
         tools = carried[0][1]
@@ -81,16 +85,13 @@ def read_conversation(
 
 
 def read_tools(tools: Any) -> tuple[ToolSpec, ...]:
-    """Check tool declarations.
+    """Check tool declarations and return them without OpenAI's wrapper.
 
     Args:
-        tools: a list of declarations; None and other empty values declare no tools.
-
-    Returns:
-        The declarations without OpenAI's wrapper.
+        tools: a list of declarations. None and other empty values declare no tools.
 
     Raises:
-        MessageError: not a list, or a declaration of the wrong shape.
+        MessageError: `tools` is not a list, or a declaration has the wrong shape.
     """
     if _is_empty(tools):
         return ()
@@ -100,21 +101,21 @@ def read_tools(tools: Any) -> tuple[ToolSpec, ...]:
 
 
 def read_message(message: Any, index: int = 0) -> ChatMessage:
-    """Check one message.
+    """Check one message and convert it to the immutable type that renderers use.
 
-    A null counts as an absent key. Missing, null and empty arguments of a tool call mean `{}`.
+    A key with the value null counts as absent. Missing, null and empty arguments of a tool call become `{}`.
 
     Args:
-        message: a dictionary in the Cookbook's or OpenAI's shape.
-        index: the message's place, for errors, which call it `messages[index]`.
+        message: a dictionary in the shape of the Tinker Cookbook or OpenAI's API.
+        index: position of the message in its conversation; errors name the message `messages[index]`.
 
     Raises:
-        MessageError: the wrong shape, or text that is not Unicode.
+        MessageError: the message has the wrong shape, or its text is not valid Unicode.
     """
-    if type(message) is not dict and not isinstance(message, Mapping):  # the abstract check is slow
+    if type(message) is not dict and not isinstance(message, Mapping):  # `isinstance` of an abstract class is slow
         raise _fail(index, f"expected a dictionary with 'role' and 'content', got {type(message).__name__}")
     role, content = message.get("role"), message.get("content")
-    if len(message) == 2 and type(role) is str and type(content) is str:  # nearly all messages
+    if len(message) == 2 and type(role) is str and type(content) is str:  # fast path for nearly all messages
         return ChatMessage(role, (_utf8(content, index),) if content else ())
     calls = message.get("tool_calls")
     if (
@@ -123,7 +124,7 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
         and role == "assistant"
         and _KEYS_OF_A_CALLING_REPLY.issuperset(message)
     ):
-        read_calls = tuple([_read_call(call, index) for call in calls])  # nearly all others
+        read_calls = tuple([_read_call(call, index) for call in calls])  # fast path for nearly all other messages
         return ChatMessage(role, (_utf8(content, index),) if content else (), None, read_calls)
     if not isinstance(role, str):
         raise _fail(index, f"'role' must be a string, got {role!r}")
@@ -136,15 +137,15 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
     parts, thinking = _read_content(content, index)
     given = [_string(message, key, index) for key in _REASONING_KEYS if message.get(key) is not None]
     if len(given) + bool(thinking) > 1:
-        raise _fail(index, "reasoning is given more than once", "keep one of the keys or thinking parts")
+        raise _fail(index, "reasoning is given more than once", "give it under one key only, or as thinking parts")
     reasoning = "".join(thinking) if thinking else (given[0] if given else None)
     read_calls = tuple([_read_call(call, index) for call in _list(message, "tool_calls", index)])
     unparsed = tuple([_read_unparsed(call, index) for call in _list(message, "unparsed_tool_calls", index)])
     has_more = bool(read_calls or unparsed or reasoning is not None)
     if has_more and role != "assistant":
-        raise _fail(index, f"only an assistant reasons and calls tools, the role is {role!r}")
+        raise _fail(index, f"only an assistant message can have reasoning or tool calls, but the role is {role!r}")
     if content is None and not has_more and role != "tool":
-        raise _fail(index, "'content' is missing", "give the message content, or remove it")
+        raise _fail(index, "'content' is missing", "add 'content', or remove the message")
     trainable, weight = message.get("trainable"), message.get("weight")
     if not (trainable is None or isinstance(trainable, bool)):
         raise _fail(index, f"'trainable' must be true or false, got {trainable!r}")
@@ -159,7 +160,7 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
 
 
 def _is_empty(value: Any) -> bool:
-    """True for a value that carries nothing: null, "", [] or {}; tables hold such values in unused columns."""
+    """Return whether a value is null, "", [] or {}. Such a value counts as absent: tables have it in unused columns."""
     return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
@@ -186,7 +187,7 @@ def _string(mapping: Mapping[str, Any], key: str, index: int) -> str | None:
 
 
 def _read_content(content: Any, index: int) -> tuple[tuple[str | Image, ...], list[str]]:
-    """Return (text and images in order with adjacent text joined, reasoning)."""
+    """Return (texts and images in order, with adjacent texts joined; texts of the thinking parts)."""
     if content is None:
         return (), []
     if isinstance(content, str):
@@ -199,11 +200,11 @@ def _read_content(content: Any, index: int) -> tuple[tuple[str | Image, ...], li
         kind = part.get("type") if isinstance(part, Mapping) else None
         if not isinstance(kind, str) or kind not in _PART_KINDS:
             shown = repr(kind) if kind is not None else f"a {type(part).__name__} without a type"
-            raise _fail(index, f"unknown content part {shown}", f'a part has a "type": {", ".join(_PART_KINDS)}')
+            raise _fail(index, f"unknown content part {shown}", f'its "type" must be one of {", ".join(_PART_KINDS)}')
         value: Any = part.get(kind)
         if kind in ("text", "thinking"):
             if not isinstance(value, str):
-                raise _fail(index, f'a {kind} part needs "{kind}" with a string, got {value!r}')
+                raise _fail(index, f'a {kind} part needs a string under "{kind}", got {value!r}')
             _utf8(value, index)
         if kind == "text":
             if parts and isinstance(parts[-1], str):
@@ -212,12 +213,12 @@ def _read_content(content: Any, index: int) -> tuple[tuple[str | Image, ...], li
                 parts.append(value)
         elif kind == "thinking":
             if parts:
-                raise _fail(index, "a thinking part follows text or an image", "put it first, as every format does")
+                raise _fail(index, "a thinking part comes after text or an image", "put the thinking part first")
             thinking.append(value)
         else:
             source = value.get("url") if kind == "image_url" and isinstance(value, Mapping) else value
             if source is None or (isinstance(source, (str, bytes, list, dict)) and not source):
-                raise _fail(index, f'an {kind} part needs "{kind}" with an image')
+                raise _fail(index, f'an {kind} part needs an image under "{kind}", got {value!r}')
             parts.append(Image(source))
     return tuple(parts), thinking
 
@@ -230,8 +231,8 @@ def _utf8(text: str, index: int) -> str:
     except UnicodeEncodeError as error:
         raise _fail(
             index,
-            f"the text is not valid Unicode: half of a surrogate pair at character {error.start}",
-            "the text was cut inside a character, or escaped twice",
+            f"the text is not valid Unicode: unpaired surrogate at character {error.start}",
+            "repair the text, which was probably cut inside a character or escaped twice",
         ) from None
     return text
 
@@ -265,7 +266,7 @@ _CALL_SHAPE = 'write {"function": {"name": ..., "arguments": {...}}}'
 
 
 def _check_call(call: Any, index: int) -> ToolCall:
-    """Check a call that is a `ToolCall` already, as renderers return it."""
+    """Check a tool call that is given as a `ToolCall`, the type in which renderers return calls."""
     if not isinstance(call, ToolCall):
         raise _fail(index, f"a tool call must be a dictionary or a ToolCall, got {str(call)[:80]}", _CALL_SHAPE)
     (name, arguments), call_id = call.function, call.id
@@ -288,17 +289,17 @@ def _finite(number: str) -> float:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+    raise ValueError(f"{name} is not a JSON number, which must be finite")
 
 
 _decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-"""JSON without Python's additions (NaN and infinities), which could not be written again."""
-_scan_json: Any = vars(_decoder)["scan_once"]  # half the time of `decode`, which looks for white space around it
+"""JSON decoder that rejects NaN and infinities, which Python's decoder accepts but strict JSON cannot express."""
+_scan_json: Any = vars(_decoder)["scan_once"]  # takes half the time of `decode`, which also skips white space
 _write_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _is_plain_object(text: str) -> bool:
-    """True for the text of a JSON object without white space around it, as nearly all arguments are."""
+    """Return whether a text is a JSON object without white space around it, as nearly all arguments are."""
     try:
         return text[0] == "{" and _scan_json(text, 0)[1] == len(text)
     except (StopIteration, ValueError, RecursionError):
@@ -306,7 +307,7 @@ def _is_plain_object(text: str) -> bool:
 
 
 def _check_arguments(name: str, arguments: str, index: int) -> None:
-    """Raise for arguments that are not the text of a JSON object."""
+    """Raise `MessageError` unless the arguments are the text of a JSON object."""
     if _is_plain_object(arguments):
         return
     try:
@@ -318,11 +319,11 @@ def _check_arguments(name: str, arguments: str, index: int) -> None:
 
 
 def _write_arguments(name: str, arguments: Any, body: Mapping[str, Any], index: int) -> str:
-    """Return arguments that are not text as JSON text; absent and empty ones are `{}`."""
+    """Return arguments that are not a plain string as JSON text. Absent and empty arguments become `{}`."""
     if arguments is None or arguments == "":
         others = sorted(str(key) for key in body if key not in _KEYS_OF_A_CALL and not _is_empty(body[key]))
-        if others:  # under another name, such as "parameters", the arguments would be lost
-            raise _fail(index, f"the call of {name!r} has no 'arguments', but has {', '.join(others)}", _CALL_SHAPE)
+        if others:  # arguments under another key, such as "parameters", would be lost
+            raise _fail(index, f"the call of {name!r} needs 'arguments', got {', '.join(others)} instead", _CALL_SHAPE)
         return "{}"
     if isinstance(arguments, str):  # a subclass, such as numpy's
         _check_arguments(name, arguments, index)
@@ -350,7 +351,10 @@ def _read_unparsed(call: Any, index: int) -> UnparsedToolCall:
 
 
 def _read_tool(tool: Any, index: int) -> ToolSpec:
-    """Check a declaration, bare or in OpenAI's `{"type": "function", "function": ...}`."""
+    """Check one tool declaration and return it bare.
+
+    The declaration may be wrapped as in OpenAI's `{"type": "function", "function": ...}`.
+    """
 
     def fail(problem: str, remedy: str | None = None) -> MessageError:
         return MessageError(problem, place=f"tools[{index}]", remedy=remedy)
@@ -370,5 +374,5 @@ def _read_tool(tool: Any, index: int) -> ToolSpec:
     try:
         json.dumps(dict(body), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise fail(f"the declaration of tool {name!r} is not JSON in Unicode: {error}") from None
+        raise fail(f"the declaration of tool {name!r} is not JSON-serializable: {error}") from None
     return body  # type: ignore[return-value]

@@ -1,7 +1,7 @@
-"""The shape of messages: as users write them, and as renderers read them once they are checked.
+"""Types of messages: the dictionaries that users pass, and the checked, immutable types that renderers use.
 
-Users write messages as dictionaries, in OpenAI's shape or the Tinker Cookbook's; public names are spelled as there.
-`message_checks.read_conversation` turns them into a `CheckedConversation`.
+Users write messages as dictionaries in the shape of OpenAI's API or of the Tinker Cookbook. Public names are spelled
+as in the Cookbook. `message_checks.read_conversation` converts the dictionaries to a `CheckedConversation`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ThinkingPart(TypedDict):
 class ImagePart(TypedDict):
     type: Literal["image"]
     image: Any
-    """Anything that `tinkerloop.images` opens: bytes, a path, a PIL image, an array, a data URI."""
+    """An image as bytes, a path, a PIL image, an array or a data URI."""
 
 
 ContentPart = TextPart | ThinkingPart | ImagePart
@@ -35,10 +35,10 @@ Content = str | list[ContentPart]
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that an assistant makes."""
+    """A tool call in an assistant message."""
 
     class FunctionBody(NamedTuple):
-        """A function's name and its arguments: the text of a JSON object, exactly as it was written."""
+        """The name of a function and the arguments of the call, as the unchanged text of a JSON object."""
 
         name: str
         arguments: str
@@ -50,14 +50,14 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class UnparsedToolCall:
-    """A sampled call that could not be parsed: its text, and the reason."""
+    """A sampled tool call that could not be parsed. `raw_text` is its text, `error` is the reason."""
 
     raw_text: str
     error: str
 
 
 class ToolSpec(TypedDict):
-    """The declaration of a tool; `parameters` is a JSON schema."""
+    """The declaration of a tool. `parameters` is a JSON schema of an object."""
 
     name: str
     description: str
@@ -72,22 +72,22 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
     trainable: NotRequired[bool]
-    """Used only with `TrainOnWhat.CUSTOMIZED`, which needs it on every message."""
+    """Whether the message is trained. Required on every message in mode `TrainOnWhat.CUSTOMIZED`, else not allowed."""
     weight: NotRequired[float]
-    """Factor for the weight that `TrainOnWhat` gives to the message's tokens."""
+    """Factor that multiplies the weight of the message's tokens; 1 by default."""
     tools: NotRequired[list[ToolSpec]]
-    """Allowed on the first system message: the tools that the conversation declares."""
+    """The tools that the conversation declares. Allowed only on a system message at the start of the conversation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image in a message, not opened yet."""
+    """An image in a message. `source` has not been opened yet."""
 
     source: Any
 
 
 class ChatMessage(NamedTuple):
-    """A checked message. `reasoning` is None where none was given, which is not the same as an empty one."""
+    """A checked message. `reasoning` is None if the message has no reasoning, and `""` if its reasoning is empty."""
 
     role: str
     content: tuple[str | Image, ...]
@@ -101,7 +101,7 @@ class ChatMessage(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The text of the message, without its images."""
+        """The text of the message; images are left out."""
         content = self.content
         if len(content) == 1 and isinstance(content[0], str):
             return content[0]
@@ -113,14 +113,17 @@ class ChatMessage(NamedTuple):
         return all(isinstance(part, str) for part in self.content)
 
     def with_text(self, text: str) -> ChatMessage:
-        """Return the message with `text` as its content. A message with images is returned unchanged."""
+        """Return a copy of the message with `text` as its content. A message with images is returned unchanged."""
         content = (text,) if text else ()
         return self if content == self.content or not self.is_text else self._replace(content=content)
 
 
 @dataclass(frozen=True)
 class CheckedConversation:
-    """A checked conversation: its messages, the declared tools, and whether a reply is to be sampled after them."""
+    """A checked conversation: its messages and the declared tools.
+
+    `prompting` is True if a reply is to be sampled after the messages, and False for a finished conversation.
+    """
 
     messages: tuple[ChatMessage, ...]
     tools: tuple[ToolSpec, ...] = ()
@@ -133,21 +136,27 @@ class CheckedConversation:
         return self.messages[index]
 
     def role(self, index: int) -> str | None:
-        """The role of message `index`; None outside the conversation."""
+        """Return the role of message `index`, or None if the conversation has no message `index`."""
         return self.messages[index].role if 0 <= index < len(self.messages) else None
 
     def is_final(self, index: int) -> bool:
-        """True for the reply that is to be sampled, or for the last message of a finished conversation."""
+        """Return whether turn `index` is the last one.
+
+        The last turn is the reply to be sampled (`index == len(self)`) if `prompting`, else the last message.
+        """
         return index == len(self.messages) - (not self.prompting)
 
     @cached_property
     def last_user(self) -> int:
-        """The index of the last user message; -1 if there is none."""
+        """The index of the last user message, or -1 if there is none."""
         return next((i for i in range(len(self.messages) - 1, -1, -1) if self.messages[i].role == "user"), -1)
 
     @cached_property
     def last_query(self) -> int:
-        """The index of the last user message that is not a wrapped tool result, else -1 (Qwen templates)."""
+        """The index of the last user message that is not a tool result in `<tool_response>` tags; -1 if there is none.
+
+        Qwen's chat templates keep reasoning only after this message.
+        """
         for i in range(len(self.messages) - 1, -1, -1):
             if self.messages[i].role == "user":
                 content = self.messages[i].text

@@ -47,32 +47,32 @@ EFFORT = "qwen3_8_xhigh_reasoning"
 
 # Part of the text of a row in the table -> function that tells if the row applies to this name, conversation and mode.
 DIFFERENCES: dict[str, Callable[[str, str, TrainOnWhat], bool]] = {
-    "what a prompt prefills": lambda name, title, mode: (
+    "text that the prompt already contains": lambda name, title, mode: (
         name.startswith(PREFILLED)
         and title != "ends with a user"
         and (mode in (REPLIES, ALL) or (mode is CHOSEN and title == "two turns"))
     ),
-    "of its own accord": lambda name, title, mode: (
+    "text that the format adds": lambda name, title, mode: (
         (name in UNASKED and title != "system" and mode in (ALL, OTHERS, CHOSEN))
         or (name == EFFORT and (mode in (ALL, OTHERS) or (mode is CHOSEN and title == "system")))
     ),
-    "includes what begins a sequence": lambda name, title, mode: (
+    "the tokens that begin a sequence": lambda name, title, mode: (
         name.startswith(("deepseek", "glm", "llama")) and mode is TOKENS
     ),
-    "is a part of the header": lambda name, title, mode: name.startswith("gpt_oss") and mode in (ALL, OTHERS, CHOSEN),
+    "is part of the header": lambda name, title, mode: name.startswith("gpt_oss") and mode in (ALL, OTHERS, CHOSEN),
     "no default system message": lambda name, title, mode: (
         name.startswith(("kimi_k25", "kimi_k26")) and title != "system"
     ),
-    "trains the last reply although": lambda name, title, mode: (
+    "trains the last reply even if": lambda name, title, mode: (
         name == "kimi_k2" and title == "ends with a user" and mode is TURN
     ),
-    "of an earlier reply's empty reasoning": lambda name, title, mode: (
+    "in the empty reasoning block of an earlier reply": lambda name, title, mode: (
         name == EFFORT
         and title != "one turn"
         and (mode in (REPLIES, ALL) or (mode is TURN and title == "ends with a user"))
     ),
     "a last reply without reasoning": lambda name, title, mode: name == "nemotron3" and title != "ends with a user",
-    "owns `User:`": lambda name, title, mode: (
+    "ends with `User:`": lambda name, title, mode: (
         name == "role_colon" and (title == "ends with a user" or (title != "one turn" and mode in (REPLIES, ALL)))
     ),
 }

@@ -74,38 +74,40 @@ ROWS = [
         "<|im_end|><|im_end|><|im_assistant|>assistant<|im_middle|><think></think>a<|im_end|>", SAME,
     ),
     Difference(
-        "all with a separator", "without the newline", "qwen3_instruct", [USER, REPLY],
+        "all with a separator between turns", "without the separator", "qwen3_instruct", [USER, REPLY],
         "\na<|im_end|>", "\na<|im_end|>\n",
     ),
-    Difference("all", "begins on a token boundary", "qwen3_instruct", [USER, {"role": "assistant", "content": "\na"}],
-        "assistant\n\na<|im_end|>", SAME),
     Difference(
-        "all", "a prompt after an assistant's message", "qwen3", [USER, REPLY],
+        "all", "is encoded separately from its header", "qwen3_instruct",
+        [USER, {"role": "assistant", "content": "\na"}], "assistant\n\na<|im_end|>", SAME,
+    ),
+    Difference(
+        "all", "a prompt that follows an assistant message", "qwen3", [USER, REPLY],
         "assistant\na<|im_end|>\n<|im_start|>assistant\n",
         "assistant\n<think>\n\n</think>\n\na<|im_end|>\n<|im_start|>assistant\n", prompting=True,
     ),
     Difference(
-        "all that extract it", "only where it begins the text", "qwen3",
+        "all that extract inline reasoning", "only if it begins the text", "qwen3",
         [USER, {"role": "assistant", "content": "so <think>x</think>y"}, USER],
         "assistant\nso <think>x</think>y<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
         "assistant\ny<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", prompting=True,
     ),
     Difference(
-        "all that extract it", "and is the only one", "qwen3",
+        "all that extract inline reasoning", "and is the only one", "qwen3",
         [USER, {"role": "assistant", "content": "<think>x</think>y</think>z"}, USER],
         "assistant\n<think>x</think>y</think>z<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
         "assistant\nz<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", prompting=True,
     ),
     Difference(
-        "all with reasoning off", "a last reply that reasons is refused", "qwen3_disable_thinking", [USER, REASONED],
-        None, "<think>\nhm\n</think>\n\na<|im_end|>\n",
+        "all with reasoning off", "a last reply with reasoning raises an error", "qwen3_disable_thinking",
+        [USER, REASONED], None, "<think>\nhm\n</think>\n\na<|im_end|>\n",
     ),
     Difference(
-        "Qwen3 with reasoning off or always on", "without a user's message", "qwen3_disable_thinking", [REPLY],
+        "Qwen3 with reasoning off or always on", "without a user message", "qwen3_disable_thinking", [REPLY],
         "<|im_start|>assistant\n<think>\n\n</think>\n\na<|im_end|>", "<|im_start|>assistant\na<|im_end|>\n",
     ),
     Difference(
-        "Qwen3 Instruct, text and VL", "reasoning is written", "qwen3_instruct", [USER, REASONED],
+        "Qwen3 Instruct, text and VL", "the reasoning of a reply is written", "qwen3_instruct", [USER, REASONED],
         "<think>\nhm\n</think>\n\na<|im_end|>", "assistant\na<|im_end|>\n",
     ),
     Difference(
@@ -114,7 +116,7 @@ ROWS = [
         "q<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n",
     ),
     Difference(
-        "Qwen3.5", "without a user's message", "qwen3_5", [REPLY],
+        "Qwen3.5", "without a user message", "qwen3_5", [REPLY],
         "<|im_start|>assistant\n<think>\n\n</think>\n\na<|im_end|>", None,
     ),
     Difference(
@@ -137,12 +139,12 @@ ROWS = [
         f"{HEAD}assistant<|end_header_id|>\n\n", prompting=True, options=Llama3Options(),
     ),
     Difference(
-        "DeepSeek", "inline reasoning beside calls or after a tool's output", "deepseekv3",
+        "DeepSeek", "beside tool calls and after a tool result", "deepseekv3",
         [USER, CALLING | {"tool_calls": [WRITTEN]}, RESULT, REPLY | {"content": "<think>x</think>a"}, USER],
         "<｜tool▁output▁end｜>a<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜></think>",
         "<｜tool▁output▁end｜><think>x</think>a<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜></think>", prompting=True,
     ),
-    Difference("llama3", "tools need a user's message", "llama3", [REPLY], None, "}\n\na<|eot_id|>", tools=True),
+    Difference("llama3", "must begin with a user message", "llama3", [REPLY], None, "}\n\na<|eot_id|>", tools=True),
     Difference(
         "llama3, gpt-oss", "text or reasoning", "llama3", [USER, CALLING | {"content": "t"}],
         None, 'assistant<|end_header_id|>\n\n{"name": "f", "parameters": {}}<|eot_id|>',
@@ -152,7 +154,8 @@ ROWS = [
         None, "assistant<|end_header_id|>\n\na<|eot_id|>",
     ),
     Difference(
-        "llama3, gpt-oss", "a second call", "gpt_oss_medium_reasoning", [USER, CALLING | {"tool_calls": [CALL, CALL]}],
+        "llama3, gpt-oss", "a second tool call", "gpt_oss_medium_reasoning",
+        [USER, CALLING | {"tool_calls": [CALL, CALL]}],
         None, "q<|end|><|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}<|call|>",
     ),
     Difference(
@@ -165,13 +168,13 @@ ROWS = [
         prompting=True, options=GptOssOptions("medium"),
     ),
     Difference(
-        "gpt-oss", "the reasoning of the calls that led to the last answer", "gpt_oss_medium_reasoning",
+        "gpt-oss", "the reasoning of the tool calls before this answer", "gpt_oss_medium_reasoning",
         [USER, CALLING | {"thinking": "hm"}, RESULT, REPLY],
         f"q<|end|><|start|>assistant<|channel|>analysis<|message|>hm<|end|><|start|>assistant{ANSWERED}",
         f"q<|end|><|start|>assistant{ANSWERED}",
     ),
     Difference(
-        "gpt-oss", "a call's text as well as its reasoning", "gpt_oss_medium_reasoning",
+        "gpt-oss", "both the text and the reasoning", "gpt_oss_medium_reasoning",
         [USER, CALLING | {"content": "c", "thinking": "hm"}],
         "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>c<|end|>"
         "<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}<|call|>", None,
@@ -181,7 +184,7 @@ ROWS = [
         "<think>hm</think>a<|im_end|>", "<think></think>a<|im_end|>",
     ),
     Difference(
-        "Kimi K2, K2.5, K2.6", "and of the calls that led to it", "kimi_k2",
+        "Kimi K2, K2.5, K2.6", "and of the tool calls that led to it", "kimi_k2",
         [USER, CALLING | {"reasoning_content": "hm"}, RESULT, REPLY],
         f"<think>hm</think>{KIMI_ANSWERED}", f"<think></think>{KIMI_ANSWERED}",
     ),
@@ -195,10 +198,10 @@ ROWS = [
         "assistant\n<think>\nx\n</think>\na<|im_end|>", "assistant\n<think>x</think>\n\na<|im_end|>\n",
     ),
     Difference(
-        "role_colon", "text that reads as a role header", "role_colon",
+        "role_colon", "text that looks like a role header", "role_colon",
         [{"role": "user", "content": "x\n\nUser: y"}, REPLY], None, None,
     ),
-    Difference("role_colon", "tools are refused", "role_colon", [USER, REPLY], None, None, tools=True),
+    Difference("role_colon", "tools raise an error", "role_colon", [USER, REPLY], None, None, tools=True),
 ]  # fmt: skip
 TABLE = "## Where the tokens differ from the official template, and why"
 

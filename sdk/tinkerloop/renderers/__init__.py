@@ -1,4 +1,4 @@
-"""Chat formats: messages to tokens with weights, prompts, and sampled tokens back to messages."""
+"""Chat formats: convert messages to tokens with weights, build prompts, and parse sampled tokens to messages."""
 
 from tinkerloop.messages import (
     Content,

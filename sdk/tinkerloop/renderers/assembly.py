@@ -1,9 +1,10 @@
-"""Pieces -> tokens: the one place where text of a conversation becomes ids.
+"""Conversion of pieces to tokens. This is the only module that encodes the text of a conversation to token ids.
 
-The text between two control tokens is encoded in one call, whatever pieces it came from, because official templates are
-encoded as one string: the newline of a role header may merge with the newlines after it. Where the message or the part
-changes inside such a text, the boundary is found among its ids. A token across the boundary counts as scaffold if one
-side is scaffold, and is then never trained; otherwise it belongs to the first side. `SEAM` ends a text on purpose.
+The text between two control tokens (such as `<|im_end|>`) is encoded in one call, even if it comes from several pieces.
+Official templates are encoded as one string too, in which the newline of a role header may merge with the newlines
+after it. If the message or the part changes within such a text, the place of the change is found among the ids. A token
+that spans this place counts as scaffold if one side is scaffold, so it carries no weight; otherwise it belongs to the
+first side. A `SEAM` between two pieces forces them to be encoded separately.
 
     "<|im_start|>user\\n" (scaffold), "Hi" (text), "<|im_end|>" (stop), with Qwen's tokenizer:
     encode("user\\nHi") == [872, 198, 13048], so the tokens are 151644 872 198 | 13048 | 151645
@@ -29,7 +30,7 @@ Encode = Callable[[str], list[int]]
 
 
 class EncodeCache(dict[str, list[int]]):
-    """Text -> ids, encoded on first use and then cached."""
+    """Mapping from text to token ids. A text is encoded when it is first looked up, then cached."""
 
     def __init__(self, encode: Encode):
         super().__init__()
@@ -41,18 +42,21 @@ class EncodeCache(dict[str, list[int]]):
 
 
 _Fragment = tuple[str, list[int] | None]
-"""Text that is encoded in one call; its ids if they are known: control tokens, images, text of the family alone."""
+"""A text that is encoded in one call, and its ids if they are already known, else None.
+
+The ids are known for control tokens, for images and for text that the format alone wrote.
+"""
 _SplitText = tuple[str, tuple[_Fragment, ...], str]
-"""Text before the first control token, the fragments from there to the last control token, text after that."""
+"""A text split in three: before the first control token, from the first to the last, and after the last."""
 
 
 class _SplitTexts(dict[str, _SplitText]):
-    """Trusted text -> the same text split at its control tokens, worked out on first use."""
+    """Mapping from trusted text to the same text split at its control tokens, computed when it is first looked up."""
 
     def __init__(self, ids: Mapping[str, int], constant_ids: Mapping[str, list[int]]):
         super().__init__()
         self._ids, self._constant_ids = ids, constant_ids
-        names = sorted(ids, key=len, reverse=True)  # the longest first, should one begin another
+        names = sorted(ids, key=len, reverse=True)  # longest first, in case one begins another
         self._control = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
     def __missing__(self, text: str) -> _SplitText:
@@ -66,7 +70,7 @@ class _SplitTexts(dict[str, _SplitText]):
 
 
 class _CutPieces(NamedTuple):
-    """Pieces, cut into the fragments that are encoded in one call each."""
+    """Pieces after they were cut into fragments. Each fragment is encoded in one call."""
 
     fragments: list[_Fragment]
     labels: list[SpanLabel]
@@ -74,14 +78,14 @@ class _CutPieces(NamedTuple):
     begins: list[int]
     """For each label, the index of the fragment in which its span begins."""
     inside: list[tuple[int, int, bool]]
-    """Labels whose span begins inside its fragment: (index of the label, character, whether the family wrote all text
-    of the fragment before that character)."""
+    """The spans that begin inside a fragment: (index of the label, index of the first character in the fragment,
+    whether the format wrote all text of the fragment before that character)."""
     images: list[tuple[int, ImageChunk]]
-    """Images, each with the index of its fragment."""
+    """Images as (index of the fragment, image)."""
 
 
 class Assembler:
-    """Encodes pieces with one encoder and one family's control tokens.
+    """Encodes pieces with one encoder and the control tokens of one chat format.
 
     Raises:
         RenderError: the tokenizer lacks a control token of the format.
@@ -93,7 +97,10 @@ class Assembler:
         for token in control:
             token_id = encoder.id_of(token)
             if token_id is None:
-                raise RenderError(f"the tokenizer has no token {token!r}, which the {family!r} format is written with")
+                raise RenderError(
+                    f"the tokenizer has no token {token!r}, which the chat format {family!r} needs; use the tokenizer "
+                    "of a model with this format"
+                )
             self.ids[token] = token_id
         self._constant_ids = EncodeCache(encoder.encode)
         self._split_texts = _SplitTexts(self.ids, self._constant_ids)
@@ -105,17 +112,17 @@ class Assembler:
         max_length: int | None = None,
         encode: Encode | None = None,
     ) -> Rendered:
-        """Return the pieces of messages, in order, as tokens with spans, weights and images.
+        """Convert the pieces of a conversation to tokens with spans, weights and images.
 
         Args:
-            pieces: (message index, piece) pairs.
-            weights: the weights of messages and parts; all 0 by default.
-            max_length: the default of the result's `to_datum`.
-            encode: used in place of the encoder's `encode`: an `EncodeCache`, for calls that share texts.
+            pieces: (message index, piece) pairs, in order.
+            weights: the weights of messages and parts; by default every token has weight 0.
+            max_length: the default `max_length` of the result's `to_datum`.
+            encode: function to use instead of the encoder's `encode`, e.g. an `EncodeCache` that several calls share.
         """
         encode = encode or self.encoder.encode
         cut = self._cut(pieces)
-        # Encode all fragments in a row: the encoder and this code would evict each other from the processor's caches.
+        # Encode all fragments in one pass; alternating with other code would evict the encoder from the CPU's caches.
         encoded = [encode(text) if ids is None else ids for text, ids in cut.fragments]
         tokens: list[int] = []
         offsets: list[int] = []
@@ -130,7 +137,7 @@ class Assembler:
     def _cut(self, pieces: Iterable[tuple[int, Piece]]) -> _CutPieces:
         cut = fragments, labels, begins, inside, images = _CutPieces([], [], [], [], [])
         split_texts, constant_ids = self._split_texts, self._constant_ids
-        open_text, is_constant = "", True  # the fragment that goes on, and whether the family wrote all of it
+        open_text, is_constant = "", True  # the unfinished fragment, and whether the format wrote all of it
         last: SpanLabel | None = None
         for message, piece in chain(pieces, _END):
             text, part, trusted, image = piece
@@ -167,7 +174,10 @@ class Assembler:
     def _span_starts(
         self, cut: _CutPieces, encoded: list[list[int]], offsets: list[int]
     ) -> tuple[list[int], list[SpanLabel]]:
-        """Return the first token of each span, and the labels. `offsets` are the first tokens of the fragments."""
+        """Return the index of the first token of each span, and the label of each span.
+
+        `offsets` are the indices of the first token of each fragment.
+        """
         labels, constant_ids = cut.labels, self._constant_ids
         starts = [offsets[fragment] for fragment in cut.begins]
         crossed = False
@@ -185,10 +195,14 @@ class Assembler:
         return starts, labels
 
     def _boundary(self, text: str, character: int, ids: list[int]) -> tuple[int, int]:
-        """Return (number of tokens before `character`, first token after it); they differ if a token is across it.
+        """Split the ids of `text` at `character`.
 
-        Bytes are counted from the nearer end of the text. If the tokenizer normalises the text, so that its tokens
-        spell other bytes, each side is encoded separately and compared with `ids`.
+        Returns:
+            The number of tokens that end before `character`, and the index of the first token that begins at or after
+            it. The two differ if a token contains text from both sides.
+
+        Bytes are counted from the nearer end of the text. A tokenizer that normalizes text may give tokens that spell
+        other bytes. In this case each side is encoded separately and compared with `ids`.
         """
         before, after = text[:character], text[character:]
         decode = self.encoder.decode_bytes
@@ -210,12 +224,12 @@ class Assembler:
 
 
 _END = ((-1, SEAM),)
-_BREAK: _SplitText = ("", (("", []),), "")  # a fragment without tokens, which ends the one before it
-_SCAFFOLD = Part.SCAFFOLD  # members of an enumeration are slow to look up
+_BREAK: _SplitText = ("", (("", []),), "")  # an empty fragment, which ends the fragment before it
+_SCAFFOLD = Part.SCAFFOLD  # looking up an enum member is slow
 
 
 def _without_empty(starts: list[int], labels: list[SpanLabel], size: int) -> tuple[list[int], list[SpanLabel]]:
-    """Remove spans without tokens and join adjacent ones with one label; of two that overlap the later one wins."""
+    """Remove spans without tokens and join adjacent spans with the same label. Of overlapping spans the later wins."""
     spans: list[tuple[int, SpanLabel]] = []
     for start, label in zip(starts, labels, strict=True):
         while spans and spans[-1][0] >= start:
@@ -226,9 +240,9 @@ def _without_empty(starts: list[int], labels: list[SpanLabel], size: int) -> tup
 
 
 def _common(a: list[int], b: list[int]) -> int:
-    """Return the length of the longest common prefix."""
+    """Return the length of the longest common prefix of two lists."""
     shared, limit = 0, min(len(a), len(b))
-    while shared < limit:  # bisect, since slices are compared much faster than elements
+    while shared < limit:  # binary search, because comparing slices is much faster than comparing elements
         middle = (shared + limit + 1) // 2
         if a[shared:middle] == b[shared:middle]:
             shared = middle

@@ -1,4 +1,4 @@
-"""`Renderer`, the class that users hold: the core, and on top of it several examples, episodes and OpenAI messages."""
+"""`Renderer`, the class for users: `RendererCore` plus splitting into examples, episodes and OpenAI messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Options", "Renderer"]
 
 
 class Renderer(RendererCore):
-    """Messages to tokens and back, for one chat format."""
+    """Converts messages to tokens and sampled tokens back to messages, in one chat format."""
 
     def build_supervised_examples(
         self,
@@ -30,10 +30,11 @@ class Renderer(RendererCore):
         part_weights: Mapping[Part | str, float] | None = None,
         allow_zero_weight: bool = False,
     ) -> list[Rendered]:
-        """Return examples in which every trained reply follows exactly the prompt it would be sampled from.
+        """Return examples in which every trained reply follows exactly the prompt from which it would be sampled.
 
-        This is one example if the format keeps history as it was sampled, several if it rewrites history. A mode that
-        trains other messages than replies gives one. Arguments and errors are those of `build_supervised_example`.
+        The result is one example if the format keeps history as it was sampled, and several if it rewrites history. If
+        a message of another role is trained too, the result is always one example. Arguments and errors are those of
+        `build_supervised_example`.
         """
         conversation = self.read(messages, tools)
         weights = token_weights(conversation, train_on_what, part_weights)
@@ -51,19 +52,19 @@ class Renderer(RendererCore):
         *,
         on_rewrite: Literal["refuse", "segment"] = "refuse",
     ) -> Episode:
-        """Begin a conversation of several turns in which sampled ids stay as they were sampled; see `Episode`."""
+        """Begin an `Episode`: a conversation of several turns in which sampled ids are never changed."""
         return Episode(self, messages, tools, on_rewrite=on_rewrite)
 
     def create_conversation_prefix_with_tools(
         self, tools: Sequence[ToolSpec], system_prompt: str = ""
     ) -> list[Message]:
-        """Return messages to put before a conversation so that it declares `tools`: one system message."""
+        """Return a list of one system message that declares `tools`, to put at the start of a conversation."""
         return [Message(role="system", content=system_prompt, tools=list(tools))]
 
     def to_openai_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a message in the shape of OpenAI's API, in plain JSON values."""
+        """Return a message in the shape of OpenAI's API, as a JSON-serializable dictionary."""
         return to_openai_message(message)
 
     def from_openai_message(self, message: Mapping[str, Any]) -> Message:
-        """Return a message of OpenAI's API as `parse_response` returns messages; undoes `to_openai_message`."""
+        """Return a message of OpenAI's API in the shape of `parse_response`. Inverse of `to_openai_message`."""
         return from_openai_message(message)

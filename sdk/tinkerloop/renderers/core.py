@@ -1,9 +1,10 @@
-"""`RendererCore`: one conversation to tokens, and one sampled reply back to a message, for every chat format.
+"""`RendererCore`: converts one conversation to tokens and one sampled reply to a message, in any chat format.
 
-A family states its `Format`: how messages are written, as pieces, and what replies consist of, as a grammar. Supervised
-examples, prompts, weights, stop sequences, parsing and streaming all follow from these two, so they cannot disagree.
+A chat format implements `Format`: how messages are written, as pieces, and what replies consist of, as a grammar.
+Supervised examples, prompts, weights, stop sequences, parsing and streaming are all derived from these two, so they
+cannot contradict each other.
 
-`splitting` and `episode` work on this class; `base.Renderer`, which users hold, adds what these two do.
+`splitting` and `episode` use this class. `base.Renderer`, the class for users, adds their functions to it.
 """
 
 from __future__ import annotations
@@ -38,12 +39,13 @@ class RendererCore(Format):
     """Renders one conversation and parses one reply, in one chat format.
 
     Args:
-        tokenizer: a tokenizer that has the format's control tokens.
-        options: the family's choices; its defaults if None.
-        name: the name in errors; the family's if None.
-        image_processor: counts the tokens of images; found by `model_name` if None.
-        max_length: the default of `Rendered.to_datum`.
-        encoder: encodes text; by default the fastest one that agrees with the tokenizer.
+        tokenizer: a tokenizer that has the control tokens of the format (such as `<|im_end|>`).
+        options: the options of the format. None means the defaults of the class.
+        name: the name of the renderer in error messages. None means `family`.
+        image_processor: counts the tokens of images. If None, it is found by `model_name`.
+        model_name: the name of the model, used only to find the image processor.
+        max_length: the default `max_length` of `Rendered.to_datum`.
+        encoder: encodes text. By default, the fastest encoder that gives the same ids as the tokenizer.
 
     Raises:
         RenderError: the tokenizer lacks a control token of the format.
@@ -70,7 +72,7 @@ class RendererCore(Format):
         self._prepare()
 
     def _prepare(self) -> None:
-        """Make what is derived from tokenizer and options; it is not pickled but made again."""
+        """Create the attributes that are derived from tokenizer and options. Unpickling creates them again."""
         self.grammar = self.make_grammar()
         control = dict.fromkeys((*self.control, *sorted(self.grammar.control)))
         self._assembler = Assembler(self._encoder, control, self.name)
@@ -79,7 +81,7 @@ class RendererCore(Format):
     # ---- rendering
 
     def pieces(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
-        """Return the whole conversation as (message index, piece); the index is -1 for pieces of no message."""
+        """Return the conversation as (message index, piece) pairs. The index is -1 for pieces of no message."""
         pieces = list(zip(repeat(-1), self.preamble(conversation)))
         for i, message in enumerate(conversation.messages):
             turn = self._assistant_turn if message.role == "assistant" else self.message
@@ -92,10 +94,10 @@ class RendererCore(Format):
         return chain(opening, seam, reply, self.after_reply(conversation, index))
 
     def sampled_reply(self, conversation: CheckedConversation, index: int) -> Pieces:
-        """Return the pieces of reply `index`, as `Format.reply` does.
+        """Like `Format.reply`, but raises if the reply has reasoning that its prompt rules out.
 
         Raises:
-            RenderError: the reply is the last of its conversation and reasons, which its prompt rules out.
+            RenderError: the reply is the last message and has reasoning, although its prompt rules reasoning out.
         """
         reasons = conversation[index].reasoning and conversation.is_final(index)
         if reasons and self.rules_out_reasoning(conversation, index):
@@ -113,19 +115,20 @@ class RendererCore(Format):
     ) -> Rendered:
         """Return a finished conversation as tokens and weights.
 
-        `[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]` becomes, with `qwen3_instruct`,
-        `<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nYo<|im_end|>`, with weight 1 on `Yo<|im_end|>`.
+        For example, `[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]` becomes, with
+        `qwen3_instruct`, the tokens of `<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nYo<|im_end|>`. The
+        tokens of `Yo<|im_end|>` have weight 1, all others 0.
 
         Args:
-            messages: the conversation, in OpenAI's or the Cookbook's shape.
-            train_on_what: the messages that carry weight; a message's own `weight` is a factor.
-            tools: declarations of the tools the assistant may call.
-            part_weights: factors of the weights of parts, e.g. `{"reasoning": 0, "tool_call": 1}`.
-            allow_zero_weight: return an example without any weight instead of raising.
+            messages: the conversation, in the shape of OpenAI's API or the Tinker Cookbook.
+            train_on_what: which messages carry weight. The weight of such a message is its `weight`, 1 by default.
+            tools: declarations of the tools that the assistant may call.
+            part_weights: factors for the weights of parts, e.g. `{"reasoning": 0, "tool_call": 1}`.
+            allow_zero_weight: if all weights are zero, return the example instead of raising.
 
         Raises:
-            RenderError: messages that this format cannot express.
-            ZeroWeightError: no token carries weight.
+            RenderError: the format cannot express the messages.
+            ZeroWeightError: all weights are zero.
         """
         conversation = self.read(messages, tools)
         example = self.example(conversation, token_weights(conversation, train_on_what, part_weights))
@@ -145,29 +148,33 @@ class RendererCore(Format):
     def example(
         self, conversation: CheckedConversation, weights: TokenWeights, encode: Encode | None = None
     ) -> Rendered:
-        """Return a finished, checked conversation with weights. `encode` is as in `Assembler.assemble`.
+        """Return a checked and finished conversation as tokens and weights.
+
+        Args:
+            encode: function to use instead of the encoder's `encode`, e.g. an `EncodeCache`.
 
         Raises:
-            RenderError: it cannot be expressed, or reasoning carries weight that no prompt of this format allows.
+            RenderError: the format cannot express the conversation, or reasoning carries weight although every prompt
+                of the format rules reasoning out.
         """
         pieces = self.pieces(conversation)
         while pieces and pieces[-1][1].part is Part.SCAFFOLD and not pieces[-1][1].text.strip():
-            pieces.pop()  # the separator before a next turn: an example ends with the stop token of its last turn
+            pieces.pop()  # remove the separator before the next turn: examples end with the last turn's stop token
         example = self._assembler.assemble(pieces, weights, self.max_length, encode)
-        if self.disables_reasoning:  # also of earlier replies, where a format keeps their reasoning
+        if self.disables_reasoning:  # check earlier replies too, because some formats keep their reasoning
             for (message, part), weight in zip(example.span_table.labels, example.span_table.weights, strict=True):
                 if weight and part is Part.REASONING:
                     raise self.reasoning_refused(message)
         return example
 
     def assemble(self, pieces: Iterable[tuple[int, Piece]]) -> Rendered:
-        """Return (message index, piece) pairs as tokens without weight."""
+        """Convert (message index, piece) pairs to tokens with weight 0."""
         return self._assembler.assemble(pieces, max_length=self.max_length)
 
     def assemble_prompt(
         self, conversation: CheckedConversation, role: str = "assistant", prefill: str | None = None
     ) -> Rendered:
-        """Return a conversation and the opening of the next turn as tokens; see `build_generation_prompt`."""
+        """Like `build_generation_prompt`, for a checked conversation: return the prompt as a `Rendered`."""
         return self.assemble(self._prompt(conversation, role, prefill))
 
     def build_generation_prompt(
@@ -178,19 +185,19 @@ class RendererCore(Format):
         *,
         tools: Sequence[Any] | None = None,
     ) -> tinker.ModelInput:
-        """Return the tokens after which a model samples the next turn.
+        """Return the prompt from which a model samples the next turn.
 
-        `[{"role": "user", "content": "Hi"}]` becomes, with `qwen3_instruct`,
+        For example, `[{"role": "user", "content": "Hi"}]` becomes, with `qwen3_instruct`, the tokens of
         `<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n`.
 
         Args:
-            messages: the conversation so far, in OpenAI's or the Cookbook's shape.
-            role: the role that speaks next.
-            prefill: text that the turn begins with; pass it to `parse_response` too.
-            tools: declarations of the tools the assistant may call.
+            messages: the conversation so far, in the shape of OpenAI's API or the Tinker Cookbook.
+            role: the role of the next turn.
+            prefill: text with which the prompt already begins the next turn. Pass it to `parse_response` too.
+            tools: declarations of the tools that the assistant may call.
 
         Raises:
-            RenderError: messages that this format cannot express, or a role that it does not have.
+            RenderError: the format cannot express the messages, or does not have the role.
         """
         return self.assemble_prompt(self.read(messages, tools, prompting=True), role, prefill).model_input
 
@@ -201,7 +208,9 @@ class RendererCore(Format):
         elif role in self.roles:
             pieces.append((index, scaffold(self.header(role))))
         else:
-            raise RenderError(f"{self.name} has no role {role!r}; known are {', '.join(sorted(self.roles))}")
+            raise RenderError(
+                f"the chat format {self.name} has no role {role!r}; expected one of {', '.join(sorted(self.roles))}"
+            )
         if prefill:
             pieces += ((index, SEAM), (index, text(prefill)))
         return pieces
@@ -209,20 +218,23 @@ class RendererCore(Format):
     def read(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, prompting: bool = False
     ) -> CheckedConversation:
-        """Return the messages, checked and normalized.
+        """Check and normalize messages, and return them as a conversation.
 
         Args:
-            prompting: a reply is asked for after the messages, which may then be empty.
+            prompting: True if a reply is to be sampled after the messages. The list of messages may then be empty.
 
         Raises:
-            RenderError: a malformed message, or a role that this format does not have.
+            RenderError: a message has the wrong shape or a role that the format does not have, or the messages are
+                empty although `prompting` is False.
         """
         conversation = read_conversation(messages, tools, prompting=prompting, normalize=self.normalize)
         roles = [message.role for message in conversation.messages]
         if not self.roles.issuperset(roles):
             i, role = next((i, role) for i, role in enumerate(roles) if role not in self.roles)
             known = ", ".join(sorted(self.roles))
-            raise RenderError(f"messages[{i}]: {self.name} has no role {role!r}; known are {known}")
+            raise RenderError(
+                f"messages[{i}]: the chat format {self.name} has no role {role!r}; expected one of {known}"
+            )
         if not conversation.messages and not prompting:
             raise RenderError("expected at least one message, got an empty list")
         return conversation
@@ -230,7 +242,7 @@ class RendererCore(Format):
     # ---- replies
 
     def get_stop_sequences(self) -> list[int] | list[str]:
-        """Return what sampling stops at: token ids, or strings for a format that ends turns with text."""
+        """Return the stop sequences for sampling: token ids, or strings if the format ends a turn with text."""
         if self.grammar.stop_texts:
             return list(self.grammar.stop_texts)
         return [self._assembler.ids[token] for token in self.grammar.stops]
@@ -242,18 +254,19 @@ class RendererCore(Format):
         tools: Sequence[Any] | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> ReplyParser:
-        """Return a parser for one reply: `feed` it ids as they are sampled, then `finish` it.
+        """Return a parser for one reply. Call `feed` with ids as they are sampled, then `finish`.
 
         Args:
-            prefill: the prefill of the prompt, which becomes part of the message.
-            tools: declarations; they give arguments their types where the format does not write types.
-            messages: the conversation that the reply answers. A few formats need it, because their prompts end in
-                another way after a tool's result; by default the reply answers a user.
+            prefill: text with which the prompt already begins the reply. It becomes part of the message.
+            tools: tool declarations, used to convert argument values to the declared types if the format writes values
+                without types.
+            messages: the conversation to which the reply belongs. Only formats whose prompts end differently after a
+                tool result need it. By default, the reply is assumed to follow a user message.
         """
         return self.parser_for(self.read(messages or _ANY_QUESTION, tools, prompting=True), prefill)
 
     def parser_for(self, conversation: CheckedConversation, prefill: str | None = None) -> ReplyParser:
-        """Return a parser for a reply to this checked conversation."""
+        """Like `parser`, for a reply to a checked conversation."""
         parser = self.make_parser(conversation)
         primer = self.primer(conversation, len(conversation))
         beginning = (scaffold(primer), SEAM, text(prefill or "")) if primer or prefill else ()
@@ -261,7 +274,7 @@ class RendererCore(Format):
         return parser
 
     def make_parser(self, conversation: CheckedConversation) -> ReplyParser:
-        """Return a parser that has read nothing yet; families with a parser of their own override this."""
+        """Create a parser that has not read any ids. A format with its own parser class overrides this method."""
         return ReplyParser(self.grammar, self._token_texts, tools=conversation.tools)
 
     def parse_response(
@@ -272,13 +285,13 @@ class RendererCore(Format):
         tools: Sequence[Any] | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> Parsed:
-        """Parse sampled ids: `message, termination = renderer.parse_response(ids)`.
+        """Parse the ids of a sampled reply: `message, termination = renderer.parse_response(ids)`.
 
-        The ids of `<think>\\nhm\\n</think>\\n\\nYo<|im_end|>` become
+        For example, the ids of `<think>\\nhm\\n</think>\\n\\nYo<|im_end|>` become the message
         `{"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Yo"}]}`.
 
-        No ids make this raise. Calls that cannot be read are in the message's `unparsed_tool_calls`, and the result's
-        `spans` cover every id. The arguments are those of `parser`.
+        No sequence of ids makes this raise. Tool calls that cannot be parsed are in the message's
+        `unparsed_tool_calls`. The `spans` of the result cover every id. The arguments are those of `parser`.
         """
         parser = self.parser(prefill=prefill, tools=tools, messages=messages)
         parser.feed(response)
@@ -292,7 +305,7 @@ class RendererCore(Format):
         tools: Sequence[Any] | None = None,
         messages: Sequence[Mapping[str, Any]] | None = None,
     ) -> Iterator[MessageDelta]:
-        """Yield the deltas of a whole reply, and then the message. To parse ids as they are sampled, use `parser`."""
+        """Yield the deltas of a complete reply, then the message. To parse ids while they are sampled, use `parser`."""
         parser = self.parser(prefill=prefill, tools=tools, messages=messages)
         ids = list(map(index, response))
         for start in range(0, len(ids), 64):
@@ -300,13 +313,13 @@ class RendererCore(Format):
         yield from parser.finish()[0]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text that ids spell, control tokens by their names. No ids make this raise."""
+        """Return the text of token ids. Control tokens appear by name, e.g. `<|im_end|>`. No ids make this raise."""
         return self._encoder.decode_bytes(list(ids)).decode("utf-8", "replace")
 
     # ---- identity
 
     def fingerprint(self) -> str:
-        """Return a short hash of everything that decides the tokens: family, version, options, vocabulary."""
+        """Return a short hash of everything that determines the tokens: format, version, options and vocabulary."""
         identity = {
             "family": self.family,
             "version": self.version,
@@ -331,7 +344,7 @@ class RendererCore(Format):
 
 
 _ANY_QUESTION = ({"role": "user", "content": ""},)
-"""The conversation that a reply answers if the caller gives none."""
+"""The conversation that a parsed reply is assumed to follow if the caller passes no messages."""
 
 _SAMPLE = 'The quick brown fox, 1234567890 times:\n\n\tdéjà vu — 你好 👋🏽 {"a": [1, null]}'
-"""Text whose ids differ between vocabularies."""
+"""Text for the fingerprint: different vocabularies encode it to different ids."""

@@ -1,8 +1,9 @@
 """`Episode`: sampling over several turns, in which sampled ids are never rendered again.
 
-Rendering the conversation again after every turn would give other ids than the model sampled (a parsed call is written
-with other spaces, a trailing newline is lost). That would lose the prefix that a server has cached, and train on tokens
-that were never sampled. An episode only appends: the sampled ids as they are, then the new messages.
+If the whole conversation were rendered after every turn, the ids could differ from the sampled ones: for example, a
+parsed tool call is written with other spaces, or a trailing newline is lost. The server could not reuse its cached
+prefix, and training would use tokens that were never sampled. Therefore an episode only appends: first the sampled ids,
+unchanged, then the tokens of the new messages.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from tinkerloop.renderers.rendered import Rendered, SpanLabel, SpanTable, model_
 
 @dataclass
 class Segment:
-    """One sequence of an episode, to which tokens are only appended.
+    """One token sequence of an episode. Tokens are only ever appended to it.
 
-    `logprobs` are 0 for tokens that were not sampled.
+    `logprobs` has one entry for each token: 0 for tokens that were not sampled.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -36,7 +37,7 @@ class Segment:
     images: list[tuple[int, Any]] = field(default_factory=list)
 
     def extend(self, rendered: Rendered) -> None:
-        """Append rendered tokens, which were not sampled."""
+        """Append rendered tokens. Their logprobs are 0, because they were not sampled."""
         offset, tokens = len(self.tokens), rendered.tokens
         if rendered.images:
             self.images += [(position + offset, image) for position, image in rendered.images]
@@ -45,7 +46,7 @@ class Segment:
     def append(
         self, tokens: list[int], starts: list[int], labels: list[SpanLabel], weights: list[float], logprobs: list[float]
     ) -> None:
-        """Append tokens and their spans, whose `starts` are counted from the first of these tokens."""
+        """Append tokens with their spans. `starts` are relative to the first appended token."""
         offset = len(self.tokens)
         span_table = self.span_table
         span_table.starts.extend([offset + start for start in starts])
@@ -56,10 +57,10 @@ class Segment:
 
 
 class Episode:
-    """A conversation that grows by sampled replies and by messages that answer them.
+    """A conversation that grows by sampled replies and by the messages that follow them.
 
         episode = renderer.episode(messages)
-        sampled = sample(episode.prompt())           # by a sampling client
+        sampled = sample(episode.prompt())           # with a sampling client
         reply = episode.add_sampled(sampled.tokens).message
         episode.add([{"role": "tool", "content": "4"}])
         ...                                          # prompt, add_sampled, add, prompt, ...
@@ -67,14 +68,15 @@ class Episode:
 
     Args:
         messages: the conversation before the first reply.
-        tools: declarations of the tools the assistant may call.
+        tools: declarations of the tools that the assistant may call.
         on_rewrite: what to do if the format writes earlier turns differently once new messages follow them, e.g.
-            because it leaves reasoning out of history: `"refuse"` raises an `EpisodeError`; `"segment"` begins a new
-            segment, rendered from the messages. `examples()` then gives one example for each segment.
+            because it leaves reasoning out of history. `"refuse"` raises an `EpisodeError`. `"segment"` begins a new
+            token sequence, in which the whole conversation is rendered again; `examples()` then returns one example
+            for each sequence.
 
     Raises:
-        RenderError: messages that the format cannot express.
-        EpisodeError: an unknown `on_rewrite`.
+        RenderError: the format cannot express the messages.
+        EpisodeError: `on_rewrite` has an unknown value.
     """
 
     def __init__(
@@ -92,37 +94,37 @@ class Episode:
         self.messages: list[Mapping[str, Any]] = list(messages)
         self.segments: list[Segment] = [Segment()]
         self._on_rewrite = on_rewrite
-        self._parsed: Parsed | None = None  # the last reply, until messages follow it
-        self._unsettled: list[tuple[int, str | None]] = []  # (index, text) of replies that a user's message may rewrite
+        self._parsed: Parsed | None = None  # the last reply; None once messages follow it
+        self._unsettled: list[tuple[int, str | None]] = []  # (index, text) of replies that a user message may rewrite
         self.segments[-1].extend(renderer.assemble_prompt(self._conversation))
 
     @property
     def tokens(self) -> list[int]:
-        """The ids of the current segment, sampled or not."""
+        """The token ids of the current segment, both sampled and rendered."""
         return self.segments[-1].tokens
 
     def prompt(self) -> tinker.ModelInput:
-        """Return the tokens from which to sample the next reply.
+        """Return the prompt from which to sample the next reply.
 
         Raises:
-            EpisodeError: the last turn is a reply, which no messages follow yet.
+            EpisodeError: the last turn is a reply, and no messages have been added after it.
         """
         if self._parsed is not None:
-            raise EpisodeError("the last turn is a reply; add the messages that follow it first")
+            raise EpisodeError("cannot prompt directly after a reply; call add() with the messages that follow it")
         segment = self.segments[-1]
         return model_input(segment.tokens[:], segment.images)
 
     def add_sampled(self, ids: Iterable[int], logprobs: Iterable[float] | None = None) -> Parsed:
-        """Append a sampled reply, its ids unchanged, and return it parsed.
+        """Append the ids of a sampled reply, unchanged, and return the parsed reply.
 
         Args:
-            logprobs: one for each id; 0 if None.
+            logprobs: the logprob of each id. If None, they are set to 0.
 
         Raises:
-            EpisodeError: two replies in a row, or another number of logprobs than ids.
+            EpisodeError: the last turn is already a reply, or the number of logprobs differs from the number of ids.
         """
         if self._parsed is not None:
-            raise EpisodeError("two replies in a row; add the messages between them first")
+            raise EpisodeError("cannot add two replies in a row; call add() with the messages between them first")
         ids = list(map(index, ids))
         id_logprobs = [0.0] * len(ids) if logprobs is None else [float(x) for x in logprobs]
         if len(id_logprobs) != len(ids):
@@ -139,30 +141,35 @@ class Episode:
         return parsed
 
     def add(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """Append messages that answer the last reply: tool results, the user's next message.
+        """Append the messages that follow the last reply, such as tool results or the next user message.
 
         If this raises, the episode is unchanged.
 
         Raises:
-            EpisodeError: there is no reply to answer; the new messages hold an assistant's message or tools; the reply
-                ended inside its reasoning or a tool call; or the format rewrites what has been sampled, and
-                `on_rewrite` is `"refuse"`.
-            RenderError: a message that the format cannot express.
+            EpisodeError: the last turn is not a reply; the new messages contain an assistant message or tools; the
+                last reply ends inside its reasoning or a tool call, or continues after its end; or the format writes
+                earlier turns differently now, and `on_rewrite` is `"refuse"`.
+            RenderError: the format cannot express a message.
         """
         if self._parsed is None:
-            raise EpisodeError("there is no reply yet that these messages follow; call add_sampled first")
+            raise EpisodeError("there is no reply yet that these messages could follow; call add_sampled() first")
         added = self.renderer.read(messages, None)
         if added.tools:
-            raise EpisodeError("tools among the new messages; an episode declares its tools when it begins")
+            raise EpisodeError(
+                "tools cannot be declared among the new messages; pass all tools when the episode is created"
+            )
         new, roles = added.messages, {message.role for message in added.messages}
         if "assistant" in roles:
-            raise EpisodeError("an assistant's message among the new ones; replies come through add_sampled")
+            raise EpisodeError("the new messages contain an assistant message; append replies with add_sampled()")
         if place := _where_broken(self._parsed):
-            raise EpisodeError(f"the last reply is {self._parsed.termination.value} {place}; nothing can follow it")
+            raise EpisodeError(
+                f"no message can follow the last reply, which is {self._parsed.termination.value} {place}; "
+                "end the episode here"
+            )
         try:
             reply = self.renderer.normalize(read_message(self.messages[-1]))
         except RenderError as error:
-            raise EpisodeError(f"nothing can follow the last reply, which is not a valid message: {error}") from error
+            raise EpisodeError(f"no message can follow the last reply, which is not valid: {error}") from error
         before = self._conversation
         index = len(before)
         after = CheckedConversation((*before.messages, reply, *new), before.tools, prompting=True)
@@ -173,8 +180,8 @@ class Episode:
             rewritten = self._rewritten(after, index, [*self._unsettled, latest] if has_user else [latest])
         if rewritten is not None and self._on_rewrite == "refuse":
             raise EpisodeError(
-                f"{self.renderer.name} writes messages[{rewritten}] differently once these messages follow; "
-                "use on_rewrite='segment', or a format that preserves history"
+                f"the chat format {self.renderer.name} writes messages[{rewritten}] differently once these messages "
+                "follow; use on_rewrite='segment', or a format that keeps history unchanged"
             )
         begins_segment = rewritten is not None
         rendered = self.renderer.assemble_prompt(after) if begins_segment else self._following(after, index)
@@ -190,32 +197,40 @@ class Episode:
         self.segments[-1].extend(rendered)
 
     def examples(self) -> list[Rendered]:
-        """Return one example for each segment, in which the sampled ids have weight 1 and all others 0."""
+        """Return one example for each segment. Sampled ids have weight 1, all other tokens have weight 0."""
         limit = self.renderer.max_length
         return [Rendered(s.tokens[:], s.span_table.copy(), tuple(s.images), limit) for s in self.segments]
 
     def _rewritten(
         self, after: CheckedConversation, index: int, replies: Sequence[tuple[int, str | None]]
     ) -> int | None:
-        """Return the first message that cannot simply be appended in `after`, the conversation with the new messages.
+        """Return the index of the first message for which appending is not enough, or None if there is none.
 
-        This is one of `replies`, (index, text) as sampled, if the format now writes it differently; else a message
-        after reply `index` that the format writes in another place, such as a system message moved to the front.
+        Appending is not enough if the format now writes one of `replies` differently. It is not enough either if the
+        format writes a new message in another place, e.g. if it moves a system message to the front.
+
+        Args:
+            after: the conversation with the new messages.
+            index: the index of the last reply.
+            replies: (index, text as sampled) of the replies that may have changed.
         """
         changed = (i for i, written in replies if self._written(after, i) != written)
         moved = (i for i in range(index + 1, len(after)) if not any(True for _ in self.renderer.message(after, i)))
         return next(chain(changed, moved), None)
 
     def _written(self, conversation: CheckedConversation, index: int) -> str | None:
-        """Return reply `index` as the format writes it in this conversation, None if it cannot express it."""
+        """Return the text of reply `index` in this conversation, or None if the format cannot express the reply."""
         try:
             pieces = (*self.renderer.opening(conversation, index), *self.renderer.sampled_reply(conversation, index))
-        except RenderError:  # a model may sample what its prompt rules out, such as reasoning
+        except RenderError:  # e.g. the model sampled reasoning although its prompt rules reasoning out
             return None
         return "".join(piece.text for piece in pieces)
 
     def _following(self, conversation: CheckedConversation, index: int) -> Rendered:
-        """Return the rest of reply `index`, the new messages and the opening of the next reply."""
+        """Return the tokens to append after the sampled ids of reply `index`.
+
+        These are the missing end of the reply, the new messages and the opening of the next reply.
+        """
         renderer = self.renderer
         pieces: list[tuple[int, Piece]] = []
         assert self._parsed is not None
@@ -231,24 +246,27 @@ class Episode:
         return renderer.assemble(pieces)
 
     def _is_stopped(self, parsed: Parsed) -> bool:
-        """Return whether a reply ends with a stop token or text, even if it is otherwise malformed."""
+        """Return whether a reply ends with a stop token or a stop text, even if it is otherwise malformed."""
         is_clean_stop = parsed.termination is ParseTermination.STOP_SEQUENCE
         return is_clean_stop or (bool(parsed.ids) and parsed.ids[-1] in self.renderer.get_stop_sequences())
 
 
 def _finished(conversation: CheckedConversation, index: int) -> CheckedConversation:
-    """Return the conversation that ends with message `index`."""
+    """Return the finished conversation that ends with message `index`."""
     return CheckedConversation(conversation.messages[: index + 1], conversation.tools)
 
 
 def _without_reasoning(conversation: CheckedConversation) -> CheckedConversation:
-    """Return the conversation with the reasoning of its last message removed, which every format can express."""
+    """Return the conversation without the reasoning of its last message, so that every format can express it."""
     *before, last = conversation.messages
     return replace(conversation, messages=(*before, last._replace(reasoning=None)))
 
 
 def _where_broken(parsed: Parsed) -> str | None:
-    """Return where a reply broke, if so that nothing can follow it: inside a block, or before its last ids."""
+    """Return where a reply is broken, as part of an error message, or None if messages can follow the reply.
+
+    A reply is broken if it ends inside a block, or if it continues after its end.
+    """
     if parsed.broke_off_in is not None:
         return f"inside its {parsed.broke_off_in.name}"
     return "after its end" if parsed.spans and parsed.spans[-1].part is Part.SCAFFOLD else None

@@ -1,4 +1,4 @@
-"""`Format`: how a family describes its chat format. `core` derives everything else from it."""
+"""`Format`: the methods that describe one chat format. `core.RendererCore` derives everything else from them."""
 
 from __future__ import annotations
 
@@ -16,39 +16,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """The choices that a family offers. The class, its options and the tokenizer decide every token of a renderer."""
+    """Base class for the options of a chat format.
+
+    The class of a renderer, its options and its tokenizer determine all of its tokens.
+    """
 
     def check(self, name: str, *known: object) -> None:
-        """Refuse a value of field `name` that is not one of `known`; for a family's `__post_init__`.
+        """Check that the value of field `name` is one of `known`. Subclasses call this in `__post_init__`.
 
         Raises:
             RenderError: the value is not one of `known`.
         """
         if (value := getattr(self, name)) not in known:
-            raise RenderError(f"{type(self).__name__}: {name} is one of {', '.join(map(repr, known))}; got {value!r}")
+            raise RenderError(
+                f"{type(self).__name__}: {name} must be one of {', '.join(map(repr, known))}, got {value!r}"
+            )
 
 
 class Format:
-    """The way messages are written, as pieces, and the parts that replies consist of, as a grammar.
+    """Base class that describes a chat format: how messages are written as pieces, and the grammar of its replies.
 
-    Families define `family`, `roles`, `control` and `make_grammar`, write `message`, `reply` and `header`, and override
-    the other methods where their format differs. A conversation is written as
+    A subclass defines `family`, `roles`, `control`, `make_grammar`, `message`, `reply` and `header`. It overrides other
+    methods if its format differs from their defaults. A conversation is written as
 
         preamble  message(0)  opening(1) reply(1) after_reply(1)  message(2)  opening(3) ...
 
-    where messages 1 and 3 are the assistant's. A prompt for reply 3 ends with `opening(3)`.
+    where messages 1 and 3 are assistant messages. A prompt for reply 3 ends with `opening(3)`.
     """
 
     family: ClassVar[str]
     version: ClassVar[int] = 1
-    """Part of the fingerprint; increased when the same messages get other tokens."""
+    """Version of the format, part of the fingerprint. Increase it when a change gives messages different tokens."""
     Options: ClassVar[type[Options]] = Options
     control: tuple[str, ...] = ()
-    """Control tokens of the format, besides those of the grammar."""
+    """Control tokens of the format (such as `<|im_end|>`) that are not in its grammar."""
     roles: ClassVar[frozenset[str]] = frozenset({"system", "user", "assistant", "tool"})
     supports_streaming: ClassVar[bool] = True
     reasoning_remedy: ClassVar[str] = "remove it from the message, or use a renderer that does not disable reasoning"
-    """The end of the error for a reply that reasons although its prompt rules that out: what to do instead."""
+    """Advice at the end of the error message for a reply with reasoning whose prompt rules reasoning out."""
 
     tokenizer: Tokenizer
     options: Any
@@ -61,17 +66,17 @@ class Format:
     def has_extension_property(self) -> bool:
         """True if a conversation's tokens begin with the tokens of the same conversation cut after any earlier reply.
 
-        This assumes that a reply is followed by what it asks for: results after tool calls, otherwise a user's message.
-        (A system message in this place suppresses the stop token of some formats; other formats move it to the front.)
+        It is assumed that tool results follow a reply with tool calls, and that a user message follows any other reply.
+        (If a system message follows instead, some formats omit the stop token; others move the message to the front.)
 
-        In formats whose header ends with a newline it also assumes that replies do not begin with a newline: official
-        templates are encoded as one string, in which the two newlines of a turn in history may be one token.
+        For formats whose header ends with a newline, it is also assumed that no reply begins with a newline. Official
+        templates are encoded as one string, so the two newlines may become one token in history.
         """
         return False
 
     @property
     def disables_reasoning(self) -> bool:
-        """True if every prompt of this format rules reasoning out, e.g. by an empty `<think></think>` block."""
+        """True if every prompt of this format rules reasoning out, e.g. with an empty `<think></think>` block."""
         return False
 
     def rules_out_reasoning(self, conversation: CheckedConversation, index: int) -> bool:
@@ -79,14 +84,14 @@ class Format:
         return self.disables_reasoning
 
     def reasoning_refused(self, index: int) -> RenderError:
-        """Return the error for reply `index`, which reasons although no reply to its prompt does."""
+        """Return the error for reply `index`, which has reasoning although its prompt rules reasoning out."""
         return RenderError(
-            f"messages[{index}]: the prompt of {self.name} for this reply rules reasoning out, so no reasoning can be "
-            f"trained here; {self.reasoning_remedy}"
+            f"messages[{index}]: this reply has reasoning, but its prompt rules reasoning out in the chat format "
+            f"{self.name}, so the reasoning cannot be trained; {self.reasoning_remedy}"
         )
 
     def make_grammar(self) -> Grammar:
-        """Return the blocks that replies consist of, and the tokens or texts that end them."""
+        """Return the grammar of replies: their blocks, and the tokens or texts that end a reply."""
         raise NotImplementedError
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
@@ -94,11 +99,11 @@ class Format:
         return ()
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:
-        """Return the pieces of message `index`, which is not the assistant's: its header, its content, its end."""
+        """Return the pieces of message `index`, which is not an assistant message: header, content and end."""
         raise NotImplementedError
 
     def header(self, role: str) -> str:
-        """Return the text that announces a turn of `role`."""
+        """Return the text that begins a turn of `role`, e.g. `<|im_start|>user` and a newline."""
         raise NotImplementedError
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
@@ -106,7 +111,7 @@ class Format:
         return ""
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
-        """Return the pieces that the model samples in turn `index`, the stop token included."""
+        """Return the pieces of turn `index` that the model samples, including the stop token."""
         raise NotImplementedError
 
     def after_reply(self, conversation: CheckedConversation, index: int) -> Pieces:
@@ -114,21 +119,24 @@ class Format:
         return ()
 
     def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
-        """Return the end of the prompt for reply `index`, after which sampling begins; examples hold it too."""
+        """Return the pieces at the end of the prompt for reply `index`: by default, the header and the primer.
+
+        Sampling begins after these pieces. Examples contain them too.
+        """
         return (scaffold(self.header("assistant") + self.primer(conversation, index)),)
 
     def normalize(self, message: ChatMessage) -> ChatMessage:
-        """Return the message as the official template sees it, e.g. trimmed, or with inline reasoning extracted.
+        """Return the message with the changes that the official template makes before it writes a message.
 
-        Families whose template changes messages override this; see `normalization`.
+        Examples are trimming and the extraction of inline reasoning; `normalization` has functions for both.
         """
         return message
 
     def content(self, message: ChatMessage) -> Pieces:
-        """Return a message's text and images.
+        """Return the pieces of a message's text and images.
 
         Raises:
-            RenderError: there is an image, and the format has no images.
+            RenderError: the message has an image, but the format does not support images.
         """
         pieces: list[Piece] = []
         for part in message.content:
@@ -136,31 +144,31 @@ class Format:
         return pieces
 
     def plain(self, message: ChatMessage) -> str:
-        """Return the content as one string, for formats that quote or search it."""
+        """Return the content of a message as one string, for formats that quote the content or search in it."""
         return "".join(piece.text for piece in self.content(message))
 
     def image(self, image: Image) -> Pieces:
-        """Return an image and the control tokens around it."""
+        """Return the pieces of an image and of the control tokens around it."""
         raise RenderError(
-            f"{self.name} is a text format and has no images; remove the image or use a vision model's format"
+            f"the chat format {self.name} has no images; remove the image or use the format of a vision model"
         )
 
     def call(self, call: ToolCall) -> Pieces:
-        """Return one tool call, without the tags around it."""
-        raise RenderError(f"{self.name} has no tool calls")
+        """Return the pieces of one tool call, without the tags around it."""
+        raise RenderError(f"the chat format {self.name} has no tool calls; remove the call or use another format")
 
     def calls(self, message: ChatMessage) -> Pieces:
-        """Return a message's tool calls, each with the tags that the grammar has for them; unparsed calls as sampled.
+        """Return the pieces of a message's tool calls with the tags around them. Unparsed calls stay as sampled.
 
         Raises:
-            RenderError: there are calls, and the format has no tool calls.
+            RenderError: the message has tool calls, but the format has none.
         """
         calls = (*message.tool_calls, *message.unparsed)
         if not calls:
             return ()
         block = self.grammar.block(Part.TOOL_CALL)
         if block is None:
-            raise RenderError(f"{self.name} has no tool calls")
+            raise RenderError(f"the chat format {self.name} has no tool calls; remove the call or use another format")
         pieces: list[Piece] = []
         lead = block.lead if message.content else ""
         for call in calls:

@@ -1,4 +1,7 @@
-"""Changes that official templates make to a message before they write it; families call them in `Format.normalize`."""
+"""Changes that official chat templates make to a message before they write it.
+
+Renderers call these functions in `Format.normalize`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,15 @@ from tinkerloop.messages import ChatMessage
 
 
 def extract_inline_reasoning(message: ChatMessage, trim: str = "\n") -> ChatMessage:
-    """Move reasoning that is written inline in an assistant's text to `reasoning`, where it is unambiguous.
+    """Move inline reasoning from the text of an assistant message to `reasoning`, if it can be identified safely.
 
-    `"<think>\\nhm\\n</think>\\n\\n4"` becomes reasoning `"hm"` and text `"4"`.
+    For example, `"<think>\\nhm\\n</think>\\n\\n4"` becomes reasoning `"hm"` and text `"4"`.
 
-    It is unambiguous if the text has one `</think>` and, before it, nothing but at most one `<think>` at the start of
-    the text. From other text the templates cut a part, which is lost; such a message is returned unchanged.
+    The text must have exactly one `</think>`. It may have one `<think>`, but only at its start. A message with any
+    other text is returned unchanged; the official templates would drop a part of that text.
 
     Args:
-        trim: characters that the family's template removes around the tags.
+        trim: characters that the format's template removes next to the tags.
     """
     if message.role != "assistant" or message.reasoning is not None or len(message.content) != 1:
         return message
@@ -31,7 +34,7 @@ def extract_inline_reasoning(message: ChatMessage, trim: str = "\n") -> ChatMess
 
 
 def trim_content(message: ChatMessage) -> ChatMessage:
-    """Return the message without white space at both ends of its content."""
+    """Return the message without white space at the start and at the end of its content."""
     content = list(message.content)
     if content and isinstance(content[0], str):
         content[0] = content[0].lstrip()

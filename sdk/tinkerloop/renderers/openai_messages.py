@@ -11,14 +11,15 @@ from tinkerloop.messages import ChatMessage, ContentPart, Image, ImagePart, Mess
 
 
 def to_openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message as plain JSON values: reasoning in `reasoning_content`, calls with their arguments as JSON text.
+    """Return a message in the shape of OpenAI's API, as a JSON-serializable dictionary.
 
-    `[{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "4"}]` as content becomes
-    `{"role": "assistant", "content": "4", "reasoning_content": "hm"}`. `unparsed_tool_calls`, `trainable` and `weight`,
-    which are not part of OpenAI's shape, keep their names.
+    Reasoning is under `reasoning_content`, and the arguments of tool calls are JSON text. For example, an assistant
+    message with the content `[{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "4"}]` becomes
+    `{"role": "assistant", "content": "4", "reasoning_content": "hm"}`. `unparsed_tool_calls`, `trainable` and `weight`
+    are not part of OpenAI's shape; they keep their names.
 
     Raises:
-        RenderError: not a message, or an image that is not a URL or a data URI.
+        RenderError: the message has the wrong shape, or an image is not given as a URL or a data URI.
     """
     read = read_message(message)
     content: Any = read.text if read.is_text else [_openai_part(part) for part in read.content]
@@ -36,12 +37,12 @@ def to_openai_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_openai_message(message: Mapping[str, Any]) -> Message:
-    """Return a message as renderers return it: reasoning as a thinking part, calls as `ToolCall`.
+    """Return a message of OpenAI's API in the shape that `parse_response` returns.
 
-    This undoes `to_openai_message`.
+    Reasoning becomes a thinking part, and tool calls become `ToolCall` objects. Inverse of `to_openai_message`.
 
     Raises:
-        RenderError: not a message.
+        RenderError: the message has the wrong shape.
     """
     read = read_message(message)
     parts: list[ContentPart] = (
@@ -62,7 +63,7 @@ def from_openai_message(message: Mapping[str, Any]) -> Message:
 
 
 def _extras(read: ChatMessage) -> Any:
-    """Return the fields that both shapes write alike, if they were given."""
+    """Return the given fields that have the same form in both shapes."""
     given = {"tool_call_id": read.tool_call_id, "name": read.name, "trainable": read.trainable}
     if read.weight != 1.0:
         given["weight"] = read.weight
@@ -73,5 +74,7 @@ def _openai_part(part: str | Image) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part.source, str) or not part.source.startswith(("http://", "https://", "data:")):
-        raise RenderError(f"expected an image as a URL or a data URI, got {type(part.source).__name__}")
+        raise RenderError(
+            f"an OpenAI message needs each image as a URL or a data URI, got {type(part.source).__name__}; convert it"
+        )
     return {"type": "image_url", "image_url": {"url": part.source}}

@@ -1,12 +1,12 @@
-"""Pieces: a conversation as text whose origin and role in training are known, before any of it is encoded.
+"""Pieces: the text of a conversation before encoding, each piece with its origin and its part of the message.
 
-A family writes pieces; everything else (ids, weights, spans, images) is derived from them. Two fields of a piece keep
-the promises of this package:
+Each chat format writes pieces; token ids, weights, spans and images are derived from them. Two fields of a piece decide
+how its text is encoded and weighted:
 
-* `trusted`: the family itself wrote the text, so control tokens spelled in it are control tokens. Text from messages
-  is never trusted, so nothing in a message can become a control token.
-* `part`: which part of a message the text is. Scaffold (role headers, separators, prefilled text) carries no weight
-  except in `TrainOnWhat.ALL_TOKENS`, because a model that is asked for a reply never samples it.
+* `trusted`: True if the format itself wrote the text. Only in trusted text does the name of a control token (such as
+  `<|im_end|>`) become this token. Text from messages is never trusted, so a message cannot inject a control token.
+* `part`: the part of the message that the text belongs to. Scaffold (role headers, separators, prefilled text) carries
+  weight only with `TrainOnWhat.ALL_TOKENS`, because a model never samples scaffold.
 """
 
 from __future__ import annotations
@@ -21,57 +21,57 @@ if TYPE_CHECKING:
 
 
 class Part(IntEnum):
-    """The part of its message that a token belongs to."""
+    """The part of a message that a token belongs to."""
 
     SCAFFOLD = 0
     TEXT = 1
     REASONING = 2
     TOOL_CALL = 3
     STOP = 4
-    """The token that ends a turn: sampled by the model and owned by the message it ends."""
+    """The token or text that ends a turn. The model samples it, and it belongs to the message that it ends."""
     IMAGE = 5
-    """A position of an image; it never carries weight."""
+    """A position of an image. It never carries weight."""
 
 
 class Piece(NamedTuple):
-    """Text of one origin and one part, or an image."""
+    """A text with one origin and one part, or an image."""
 
     text: str
     part: Part
     trusted: bool = False
     image: tinker.types.ImageChunk | None = None
-    """Set for an image, which stands in place of text."""
+    """The image of the piece, or None. A piece with an image has no text."""
 
 
 Pieces = Iterable[Piece]
 
 SEAM = Piece("", Part.SCAFFOLD)
-"""A token boundary. The text before it and the text after it are encoded separately, e.g. a prompt and its reply."""
+"""Marker between two texts that must be encoded separately, e.g. a prompt and the reply to it."""
 
 
 _piece = partial(tuple.__new__, Piece)  # takes half the time of a NamedTuple's own constructor
 
-_cached = lru_cache(maxsize=4096)  # a format writes the same few pieces again and again
+_cached = lru_cache(maxsize=4096)  # a format writes the same few pieces many times
 
 
 @_cached
 def scaffold(text: str) -> Piece:
-    """Return text that the format itself writes and no model samples, such as a role header."""
+    """Return a piece of the format's own text that the model does not sample, such as a role header."""
     return Piece(text, Part.SCAFFOLD, trusted=True)
 
 
 def text(content: str, part: Part = Part.TEXT) -> Piece:
-    """Return text of a message, in which nothing is a control token."""
+    """Return a piece of text from a message. Names of control tokens in it are encoded as ordinary text."""
     return _piece((content, part, False, None))
 
 
 @_cached
 def markup(text: str, part: Part) -> Piece:
-    """Return text of the format that the model samples, such as the tags of a reasoning block or of a tool call."""
+    """Return a piece of the format's own text that the model samples, such as the tags around reasoning."""
     return Piece(text, part, trusted=True)
 
 
 @_cached
 def stop(text: str) -> Piece:
-    """Return the text that ends a turn."""
+    """Return the piece that ends a turn, such as `<|im_end|>`."""
     return Piece(text, Part.STOP, trusted=True)

@@ -1,4 +1,4 @@
-"""Renderers by name: `get_renderer`, the built-in presets, and renderers that users register."""
+"""Renderers by name: `get_renderer`, the built-in presets, and the registration of the user's own renderers."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _FAMILIES = (
 )
 _ALIASES = {"chatml": "qwen3_instruct", "qwen3vl": "qwen3_vl", "qwen3vl_instruct": "qwen3_vl_instruct"}
 _ABSENT = ("deepseekv4_1", "kimi_k31_pro", "tml_v0")
-"""Prefixes of the names of formats that the Cookbook has and this library does not."""
+"""Prefixes of the names of formats that the Tinker Cookbook has and this library does not."""
 _REGISTERED: dict[str, Factory] = {}
 
 
 @cache
 def presets() -> dict[str, tuple[type[Renderer], Options]]:
-    """Return every built-in name -> (family, options)."""
+    """Return a dictionary from every built-in name to its (renderer class, options)."""
     by_name: dict[str, tuple[type[Renderer], Options]] = {}
     for module in _FAMILIES:
         listed: Sequence[Preset] = import_module(f"tinkerloop.renderers.{module}").PRESETS
@@ -58,42 +58,50 @@ def get_renderer(
     """Return the renderer called `name`, e.g. `get_renderer("qwen3", get_tokenizer("Qwen/Qwen3-8B"))`.
 
     Args:
-        tokenizer: a tokenizer that has the format's control tokens.
-        image_processor: counts the tokens of images; found by `model_name` if None.
-        max_length: the default of its examples' `to_datum`.
-        options: used in place of the options that the name stands for; must be of the family's own type.
+        tokenizer: a tokenizer that has the control tokens of the chat format (such as `<|im_end|>`).
+        image_processor: counts the tokens of images. If None, it is found by `model_name`.
+        model_name: the name of the model, used only to find the image processor.
+        max_length: the default `max_length` of `Rendered.to_datum`.
+        options: used instead of the preset options of `name`. Must have the `Options` type of the renderer's class.
 
     Raises:
-        UnknownRendererError: no renderer has that name; names the nearest ones.
-        RenderError: no tokenizer, one that lacks a control token of the format, or a factory that returned no renderer.
+        UnknownRendererError: no renderer has this name. The message suggests similar names.
+        RenderError: `tokenizer` is not a tokenizer or lacks a control token of the format, `options` has the wrong
+            type, or a registered factory did not return a `Renderer`.
     """
     if not isinstance(name, str):
-        raise UnknownRendererError(f"a renderer has a name, got {name!r}; get_registered_renderer_names lists them")
+        raise UnknownRendererError(
+            f"the name of a renderer must be a string, got {name!r}; see get_registered_renderer_names()"
+        )
     if not hasattr(tokenizer, "decode"):
-        raise RenderError(f"expected a tokenizer, got {tokenizer!r}; get_tokenizer loads one by a model's name")
+        raise RenderError(f"expected a tokenizer, got {tokenizer!r}; load one with get_tokenizer(model_name)")
     if name in _REGISTERED:
         if options is not None:
-            raise RenderError(f"{name!r} is a renderer of your own, whose factory takes no options")
+            raise RenderError(
+                f"the registered renderer {name!r} does not accept options, got {options!r}; set them in its factory"
+            )
         renderer = _REGISTERED[name](tokenizer, image_processor)
         if not isinstance(renderer, Renderer):
-            raise RenderError(f"the factory of {name!r} must return a Renderer, it returned {renderer!r}")
+            raise RenderError(f"the factory of renderer {name!r} must return a Renderer, but it returned {renderer!r}")
         renderer.name, renderer.model_name = name, model_name
         renderer.max_length = max_length if max_length is not None else renderer.max_length
         return renderer
     preset = presets().get(_ALIASES.get(name, name))
     if preset is None and name.startswith(_ABSENT):
         raise UnknownRendererError(
-            f"{name!r} is a format of the Cookbook that this library does not have; 'template' renders any model "
-            "whose tokenizer has a chat_template, and register_renderer adds a renderer of your own"
+            f"{name!r} is a format of the Tinker Cookbook that this library does not have; 'template' renders any "
+            "model whose tokenizer has a chat_template, and register_renderer adds your own renderer"
         )
     if preset is None:
         known_names = get_registered_renderer_names()
         nearest = difflib.get_close_matches(name, known_names, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(nearest)}?" if nearest else f"there are {', '.join(known_names)}"
-        raise UnknownRendererError(f"no renderer is called {name!r}; {hint}")
+        hint = f"did you mean {', '.join(nearest)}?" if nearest else f"expected one of {', '.join(known_names)}"
+        raise UnknownRendererError(f"unknown renderer {name!r}; {hint}")
     family, preset_options = preset
     if options is not None and type(options) is not family.Options:
-        raise RenderError(f"{name!r} takes {family.Options.__name__}, got {type(options).__name__}")
+        raise RenderError(
+            f"the options of renderer {name!r} must be a {family.Options.__name__}, got {type(options).__name__}"
+        )
     return family(
         tokenizer,
         options or preset_options,
@@ -105,10 +113,10 @@ def get_renderer(
 
 
 def register_renderer(name: str, factory: Factory) -> None:
-    """Make `get_renderer(name, ...)` call `factory(tokenizer, image_processor)`.
+    """Register a renderer: `get_renderer(name, ...)` will return `factory(tokenizer, image_processor)`.
 
     Raises:
-        RenderError: a built-in renderer has that name.
+        RenderError: a built-in renderer has this name.
     """
     if name in presets() or name in _ALIASES:
         raise RenderError(f"{name!r} is the name of a built-in renderer; choose another name")
@@ -116,15 +124,15 @@ def register_renderer(name: str, factory: Factory) -> None:
 
 
 def unregister_renderer(name: str) -> bool:
-    """Undo `register_renderer`. Return False if no renderer was registered under this name."""
+    """Remove a renderer that `register_renderer` added. Return False if no renderer was registered as `name`."""
     return _REGISTERED.pop(name, None) is not None
 
 
 def is_renderer_registered(name: str) -> bool:
-    """Return whether `register_renderer` was called for this name."""
+    """Return whether `register_renderer` added a renderer called `name`; False for built-in names."""
     return name in _REGISTERED
 
 
 def get_registered_renderer_names() -> list[str]:
-    """Return all names that `get_renderer` knows, aliases included."""
+    """Return all names that `get_renderer` accepts, including aliases, in alphabetical order."""
     return sorted({*presets(), *_ALIASES, *_REGISTERED})

@@ -1,4 +1,4 @@
-"""`Rendered`: the tokens of a conversation, the message and part that each belongs to, and its weight."""
+"""`Rendered`: the tokens of a conversation, with the message, the part and the weight of each token."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 SpanLabel = tuple[int, Part]
-"""The message that tokens belong to, by its index (-1 for none), and the part of it."""
+"""The index of a message (-1 for tokens that belong to no message), and the part of the message."""
 
 
 class SpanTable(NamedTuple):
-    """The spans of a sequence as three lists of equal length, which are faster to make than `Span`s.
+    """The spans of a token sequence as three lists of equal length, which are faster to create than `Span` objects.
 
-    Each span ends where the next begins, the last at the end of the sequence.
+    Each span ends where the next one begins. The last span ends at the end of the sequence.
     """
 
     starts: list[int]
@@ -34,12 +34,15 @@ class SpanTable(NamedTuple):
     weights: list[float]
 
     def copy(self) -> SpanTable:
-        """Return a table with lists of its own."""
+        """Return a copy of the table that shares no list with it."""
         return SpanTable(*map(list.copy, self))
 
 
 class Span(NamedTuple):
-    """The tokens [start, stop): one part of one message, with one weight; `message` is -1 for none."""
+    """The tokens `start` to `stop - 1`, which are one part of one message and have the same weight.
+
+    `message` is the index of the message, or -1 for tokens that belong to no message.
+    """
 
     start: int
     stop: int
@@ -52,15 +55,15 @@ class Span(NamedTuple):
 class Rendered:
     """A conversation as N tokens with N weights, not shifted: `weights[i]` is the weight of predicting token i.
 
-    Unpacks as `model_input, weights`. With images, `tokens` holds a 0 for each position of an image.
+    It can be unpacked as `model_input, weights`. At the positions of images, `tokens` holds 0.
     """
 
     tokens: list[int]
     span_table: SpanTable
     images: tuple[tuple[int, tinker.types.ImageChunk], ...] = ()
-    """(position of the image's first token, chunk), in order."""
+    """The images in order, each as (position of its first token, chunk)."""
     max_length: int | None = None
-    """The default of `to_datum`."""
+    """The default `max_length` of `to_datum`."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -70,7 +73,7 @@ class Rendered:
 
     @cached_property
     def weights(self) -> NDArray[np.float32]:
-        """The (N,) float32 weights of the tokens."""
+        """The weights of the tokens, (N,) float32."""
         weights = np.zeros(len(self.tokens), np.float32)
         stops = self._stops
         for i, weight in enumerate(self.span_table.weights):
@@ -80,7 +83,7 @@ class Rendered:
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
-        """The spans, in order; together they hold every token once."""
+        """The spans in order. Every token is in exactly one span."""
         starts, labels, weights = self.span_table
         rows = zip(starts, self._stops, labels, weights, strict=True)
         return tuple([Span(start, stop, *kind, weight) for start, stop, kind, weight in rows])
@@ -91,12 +94,12 @@ class Rendered:
 
     @cached_property
     def message_index(self) -> NDArray[np.int32]:
-        """The (N,) indices of the messages that the tokens belong to, -1 for none."""
+        """The index of the message of each token, (N,) int32; -1 for tokens that belong to no message."""
         return self._spread([message for message, _ in self.span_table.labels], np.int32)
 
     @cached_property
     def parts(self) -> NDArray[np.uint8]:
-        """The (N,) parts that the tokens belong to, as the numbers of `Part`."""
+        """The `Part` of each token as a number, (N,) uint8."""
         return self._spread([part for _, part in self.span_table.labels], np.uint8)
 
     def _spread(self, values: list[int], dtype: Any) -> NDArray[Any]:
@@ -104,33 +107,38 @@ class Rendered:
 
     @property
     def model_input(self) -> tinker.ModelInput:
-        """All N tokens as Tinker takes them; without images its one chunk holds `tokens` itself."""
+        """All N tokens as a `tinker.ModelInput`. Without images, its only chunk refers to the list `tokens` itself."""
         return model_input(self.tokens, self.images)
 
     @property
     def chunk(self) -> tinker.EncodedTextChunk:
-        """The N - 1 input tokens as one chunk, aligned with `target_tokens`; only where there are no images."""
+        """The N - 1 input tokens as one chunk, aligned with `target_tokens`. Not available if there are images."""
         if self.images:
-            raise RenderError("an example with images is several chunks; use .to_datum() or .model_input")
+            raise RenderError(
+                "an example with images has several chunks, so .chunk is not available; use .to_datum() or .model_input"
+            )
         return tinker.EncodedTextChunk(tokens=self.tokens[:-1])
 
     @property
     def input(self) -> tinker.ModelInput:
-        """The N - 1 inputs: every token but the last."""
+        """The N - 1 input tokens: all tokens except the last."""
         return self.to_datum().model_input if self.images else tinker.ModelInput(chunks=[self.chunk])
 
     @property
     def target_tokens(self) -> list[int]:
-        """The N - 1 targets: position i of `input` predicts `target_tokens[i]`."""
+        """The N - 1 target tokens: position i of `input` predicts `target_tokens[i]`."""
         return self.tokens[1:]
 
     @property
     def target_weights(self) -> NDArray[np.float32]:
-        """The (N - 1,) weights of `target_tokens`."""
+        """The weights of `target_tokens`, (N - 1,) float32."""
         return self.weights[1:]
 
     def to_datum(self, max_length: int | None = None) -> tinker.Datum:
-        """The checked datum; see `tinkerloop.make_datum` for the rules and errors."""
+        """Return the checked datum, of at most `max_length` tokens; by default `self.max_length` is the limit.
+
+        The rules and errors are those of `tinkerloop.make_datum`.
+        """
         limit = self.max_length if max_length is None else max_length
         if self.images:
             return datum.make_datum(self.model_input, self.weights, max_length=limit)
@@ -138,7 +146,10 @@ class Rendered:
 
 
 def model_input(tokens: list[int], images: Sequence[tuple[int, tinker.types.ImageChunk]] = ()) -> tinker.ModelInput:
-    """Tokens and the images among them as Tinker takes them; the ids are not validated again, for all are our own."""
+    """Return tokens and the images among them as a `tinker.ModelInput`.
+
+    The ids are not validated, because they come from this package.
+    """
     if not images:
         return tinker.ModelInput(chunks=[tinker.EncodedTextChunk.model_construct(tokens=tokens)] if tokens else [])
     chunks: list[ModelInputChunk] = []

@@ -1,8 +1,9 @@
-"""Several examples from one conversation, so that every trained reply follows exactly the prompt it was sampled from.
+"""Splitting of one conversation into examples, so that every trained reply follows the prompt of its sampling.
 
-Formats that rewrite history (reasoning is left out once the user speaks again) cannot show several replies as they were
-sampled in one sequence. Each such reply gets an example that ends with it; replies whose sequences extend one another
-share an example. Each text is encoded once, whatever the number of examples.
+Some formats rewrite history; for example, they leave reasoning out once the next user message follows. In such a
+format, one sequence cannot contain several replies as they were sampled. Therefore each trained reply gets an example
+that ends with this reply. Two replies share an example if the tokens of the shorter example are a prefix of the tokens
+of the longer one. Each text is encoded only once for all examples.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ def split_examples(
     replies: Sequence[int],
     encode: Encode,
 ) -> list[Rendered]:
-    """Return examples that together train every one of `replies`.
+    """Return examples that together train all of `replies`.
 
-    With replies 1 and 3, a format that keeps history gives one example, which ends with message 3; a format that
-    leaves reasoning out of history gives two: messages 0-1 with reply 1 trained, and messages 0-3 with reply 3 trained.
+    For example, let messages 1 and 3 be trained. A format that keeps history gives one example, which ends with
+    message 3. A format that leaves reasoning out of history gives two: messages 0-1, in which message 1 is trained, and
+    messages 0-3, in which only message 3 is trained.
 
     Args:
-        weights: the weights of the whole conversation.
-        replies: indices of the trained messages, ascending; all are the assistant's.
-        encode: text -> ids; its results are cached while the examples are made.
+        weights: the weights for the whole conversation.
+        replies: the indices of the trained messages in ascending order; all are assistant messages.
+        encode: converts text to token ids. Its results are cached during this call.
     """
     encode = EncodeCache(encode).__getitem__
     examples: list[Rendered] = []
@@ -48,10 +50,13 @@ def split_examples(
 
 
 def _joined(shorter: Rendered, longer: Rendered) -> Rendered:
-    """Return `longer` with the weights of `shorter`, whose tokens it begins with."""
+    """Return `longer` with the spans and weights of `shorter` at its start.
+
+    The tokens of `shorter` must be a prefix of the tokens of `longer`.
+    """
     end = len(shorter)
     starts, labels, weights = longer.span_table
-    rest = bisect_right(starts, end)  # the first span after `end`; the span before it may begin earlier
+    rest = bisect_right(starts, end)  # the first span that begins after `end`; the span before it contains `end`
     span_table = SpanTable(
         [*shorter.span_table.starts, end, *starts[rest:]],
         shorter.span_table.labels + labels[rest - 1 :],

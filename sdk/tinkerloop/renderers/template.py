@@ -1,10 +1,10 @@
-"""`template`: any Hugging Face `chat_template`; weights and safety are verified for each conversation.
+"""`template`: renders with any Hugging Face `chat_template`, and verifies weights and safety for each conversation.
 
-The template is run on a copy of the conversation in which every string is a placeholder. The text that it writes around
-the placeholders is the format's own; the placeholders are replaced by the strings, which are encoded as ordinary text.
-The result is compared with the template's output for the real strings. If they differ (the template looked into a
-string, or changed it in a way that is not known here), the conversation is refused; nothing is guessed. A reply is
-trained only if the template's own prompt for it is a prefix of the conversation as written.
+The template is run on a copy of the conversation in which every string is a placeholder. The text around the
+placeholders is the format's own text. Then the placeholders are replaced by the strings, which are encoded as ordinary
+text. The result must equal the template's output for the real strings. If the two differ, because the template
+inspected a string or changed it in an unknown way, a `RenderError` is raised; nothing is guessed. A reply can be
+trained only if the template's own prompt for this reply is a prefix of the rendered conversation.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ _KNOWN_CHANGES: tuple[Callable[[str], str], ...] = (
     lambda s: json.dumps(s, ensure_ascii=False)[1:-1],
     lambda s: json.dumps(s)[1:-1],
 )
-"""The changes that templates make to strings, the most frequent first."""
+"""The changes to strings that templates are known to make, most frequent first."""
 
 _DEPENDS_ON_STRINGS = (
     "the template writes different text depending on the content of a string, so this conversation cannot be rendered "
-    "safely; use a renderer of the model's family"
+    "safely; use the renderer for this model family"
 )
 
 
 @dataclass(frozen=True)
 class TemplateOptions(base.Options):
-    """The template, and the variables that it is given."""
+    """Options of the renderer `template`: the chat template and its variables."""
 
     chat_template: str | None = None
-    """A template to use in place of the tokenizer's own."""
+    """A chat template to use instead of the tokenizer's."""
     variables: tuple[tuple[str, Any], ...] = ()
-    """Variables of the template besides messages and tools, e.g. `(("enable_thinking", False),)`."""
+    """Variables passed to the template in addition to messages and tools, e.g. `(("enable_thinking", False),)`."""
     today: date | None = None
-    """The date for templates that ask for one; None leaves it to the template's default."""
+    """The date that the template gets as the current date. With None, the template uses its default."""
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """A string of the conversation, the index of its message (-1 for a tool's declaration) and its part."""
+    """A string of the conversation, with the index of its message (-1 for a tool declaration) and its part."""
 
     value: str
     message: int
@@ -72,7 +72,7 @@ class _Slot:
 
 
 class Template(base.Renderer):
-    """Renders with the tokenizer's `chat_template`, or with another one given in the options."""
+    """Renders with the tokenizer's `chat_template`, or with the template that is given in the options."""
 
     family = "template"
     Options = TemplateOptions
@@ -81,7 +81,7 @@ class Template(base.Renderer):
         source = self.options.chat_template
         source = getattr(self.tokenizer, "chat_template", None) if source is None else source
         if not isinstance(source, str):
-            raise RenderError("the tokenizer has no chat_template; give one with TemplateOptions(chat_template=...)")
+            raise RenderError("the tokenizer has no chat_template; pass one as TemplateOptions(chat_template=...)")
         self._template = compile_template(source)
         added = [str(token) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()]
         self.control = tuple(token for token in added if token.strip())
@@ -103,30 +103,45 @@ class Template(base.Renderer):
         probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
         written, _, _ = self._write_both(read_conversation(probe))
         if "\ue001" not in written:
-            raise RenderError("the template does not write the text of messages whose content is a string")
+            raise RenderError(
+                "the template does not write the text of messages whose content is a string; use the renderer for this "
+                "model family"
+            )
         end = self._end_of(written[written.rindex("\ue001") + 1 :])
         if end is None:
-            raise RenderError("the template ends a reply without a control token, so a model could not learn to stop")
+            raise RenderError(
+                "the template ends a reply without a control token, so a model could not learn to stop; use a template "
+                "that ends a reply with one of the tokenizer's added tokens"
+            )
         return Grammar((end,), tuple(blocks), read_call=read_json_call)
 
     def _end_of(self, tail: str) -> str | None:
-        """Return the first control token in the text after a reply, the longest if several begin there."""
+        """Return the first control token in the text after a reply, or None if the text has none.
+
+        If several tokens begin at the same place, return the longest.
+        """
         ends = [(tail.index(token), -len(token), token) for token in self.control if token in tail]
         return min(ends)[2] if ends else None
 
     # ---- running the template
 
     def _write_both(self, conversation: CheckedConversation) -> tuple[str, str, list[_Slot]]:
-        """Return (text with placeholders, text with the real strings, the strings of the placeholders).
+        """Render a conversation twice, once with placeholders for its strings.
 
-        The template sees `"Hi"` as `"\\ue0000\\ue001"`: the number of its slot between two private-use characters.
+        The placeholder of a string is the number of its slot between two private-use characters: `"\\ue0000\\ue001"`.
+
+        Returns:
+            The text with placeholders, the text with the real strings, and the slots in the order of their numbers.
         """
         slots: dict[_Slot, int] = {}  # equal strings share a placeholder, because templates compare strings
 
         def hide(value: Any, message: int, part: Part) -> Any:
             if isinstance(value, str):
                 if "\ue000" in value:
-                    raise RenderError("the text holds U+E000, which this renderer needs for placeholders; remove it")
+                    raise RenderError(
+                        "a text contains the character U+E000, which the renderer 'template' needs for placeholders; "
+                        "remove this character"
+                    )
                 number = slots.setdefault(_Slot(value, message, part), len(slots))
                 return f"\ue000{number}\ue001" if value else ""
             if isinstance(value, Mapping):
@@ -141,16 +156,20 @@ class Template(base.Renderer):
         return self._write(conversation, hide), self._write(conversation, keep), list(slots)
 
     def _write(self, conversation: CheckedConversation, show: Callable[[Any, int, Part], Any]) -> str:
-        """Return the template's text for the conversation, each string replaced by `show(string, message, part)`."""
+        """Return the template's text for a conversation in which `show(string, message, part)` replaces each string."""
         messages = []
         for i, m in enumerate(conversation.messages):
             if any(isinstance(part, Image) for part in m.content):
-                raise RenderError(f"messages[{i}]: 'template' has no images; use a renderer of the model's family")
+                raise RenderError(
+                    f"messages[{i}]: the renderer 'template' has no images; use the renderer for this model family"
+                )
             message: dict[str, Any] = {"role": m.role, "content": show(m.text, i, Part.TEXT)}
             if m.reasoning is not None:
                 message["reasoning_content"] = show(m.reasoning, i, Part.REASONING)
             if m.unparsed:
-                raise RenderError(f"messages[{i}]: a template cannot write an unparsed tool call")
+                raise RenderError(
+                    f"messages[{i}]: the renderer 'template' cannot write an unparsed tool call; remove the call"
+                )
             if m.tool_calls:
                 message["tool_calls"] = [
                     {
@@ -183,11 +202,11 @@ class Template(base.Renderer):
             )
         except RenderError:
             raise
-        except Exception as error:  # a template can raise anything, on purpose or by mistake
+        except Exception as error:  # a template can raise any exception, on purpose or by mistake
             raise RenderError(f"the chat template raises an error for this conversation: {error}") from error
 
     def _aligned(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
-        """Return the template's text as pieces: its own text trusted, the conversation's strings not."""
+        """Return the rendered conversation as pieces: the template's own text is trusted, the strings are not."""
         hidden, real, slots = self._write_both(conversation)
         self._check_nothing_is_lost(conversation, {slots[int(i)] for i in _PLACEHOLDER.findall(hidden)})
         pieces: list[tuple[int, Piece]] = []
@@ -205,7 +224,8 @@ class Template(base.Renderer):
             spelled = self._spelling(slot.value, real, position, following)
             if spelled is None:
                 raise RenderError(
-                    f"messages[{slot.message}]: the template changes {slot.value[:60]!r} in an unknown way"
+                    f"messages[{slot.message}]: the template changes the text {slot.value[:60]!r} in an unknown way; "
+                    "use the renderer for this model family"
                 )
             pieces.append((slot.message, text(spelled, slot.part)))
             position += len(spelled)
@@ -214,9 +234,12 @@ class Template(base.Renderer):
         return pieces
 
     def _check_nothing_is_lost(self, conversation: CheckedConversation, written: set[_Slot]) -> None:
-        """Refuse a template that leaves out part of a conversation, except for reasoning in history."""
+        """Raise if the template leaves out a part of the conversation other than reasoning in history."""
         if conversation.tools and not any(slot.message < 0 for slot in written):
-            raise RenderError("the template does not write tools, so the declared ones would be lost")
+            raise RenderError(
+                "the template does not write tools, so the declared tools would be lost; remove the tools or use the "
+                "renderer for this model family"
+            )
         written_parts = {(slot.message, slot.part) for slot in written}
         for i, message in enumerate(conversation.messages):
             reasoning = message.reasoning if conversation.is_final(i) else None
@@ -224,14 +247,15 @@ class Template(base.Renderer):
             for part, content in parts:
                 if content and (i, part) not in written_parts:
                     raise RenderError(
-                        f"messages[{i}]: the template leaves out its {part.name.lower()}, which would be lost"
+                        f"messages[{i}]: the template leaves out its {part.name.lower()}; remove this part or use the "
+                        "renderer for this model family"
                     )
 
     @staticmethod
     def _spelling(value: str, real: str, position: int, following: str) -> str | None:
-        """Return `value` as it is written in `real` at `position`, None if it is changed in an unknown way.
+        """Return the form in which `real` has `value` at `position`, or None if it was changed in an unknown way.
 
-        `following` is the format's text after it, which ends with U+E000 if another string follows.
+        `following` is the format's text after the value. It ends with U+E000 if another string comes next.
         """
         for change in _KNOWN_CHANGES:
             spelled = change(value)
@@ -252,7 +276,10 @@ class Template(base.Renderer):
         return list(self._divided(conversation, pieces, {start: i for start, i in starts.items() if start is not None}))
 
     def _start(self, conversation: CheckedConversation, pieces: list[tuple[int, Piece]], index: int) -> int | None:
-        """Return the character at which reply `index` begins, None if the prompt for it is not a prefix of the text."""
+        """Return the position of the first character of reply `index` in the text of `pieces`.
+
+        Return None if the prompt for the reply is not a prefix of this text.
+        """
         prompting = CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
         prompt = "".join(piece.text for _, piece in self._aligned(prompting))
         whole = "".join(piece.text for _, piece in pieces)
@@ -261,10 +288,10 @@ class Template(base.Renderer):
     def _divided(
         self, conversation: CheckedConversation, pieces: list[tuple[int, Piece]], starts: Mapping[int, int]
     ) -> Iterator[tuple[int, Piece]]:
-        """Yield the pieces, cut where replies begin and end; the format's text inside a reply is labelled as sampled.
+        """Yield the pieces, split where replies begin and end. The format's text inside a reply is marked as sampled.
 
         Args:
-            starts: the character at which a reply begins -> the index of the reply.
+            starts: mapping from the position of a reply's first character to the index of the reply.
         """
         position, reply = 0, None
         for index, piece in pieces:
@@ -278,7 +305,7 @@ class Template(base.Renderer):
                 part, rest = rest[:cut], rest[cut:]
                 position += len(part)
                 if reply is None or not piece.trusted:
-                    # Strings of a reply whose start is unknown carry no weight; `example` refuses to train it.
+                    # Strings of a reply whose start is unknown carry no weight; `example` raises if it is trained.
                     owner = index if reply is None else reply
                     has_known_start = conversation.role(index) != "assistant" or reply is not None
                     yield owner, piece._replace(text=part, part=piece.part if has_known_start else Part.SCAFFOLD)
@@ -295,25 +322,26 @@ class Template(base.Renderer):
     def example(
         self, conversation: CheckedConversation, weights: TokenWeights, encode: Encode | None = None
     ) -> Rendered:
-        """Return the example, as `RendererCore.example` does.
+        """Like `RendererCore.example`, but also checks the prompt of each trained reply.
 
         Raises:
-            RenderError: a reply carries weight, and the template's prompt for it is not a prefix of the conversation.
+            RenderError: a reply carries weight, but the template's prompt for this reply is not a prefix of the
+                rendered conversation.
         """
         example = super().example(conversation, weights, encode)
         stops = {message for message, part in example.span_table.labels if part is Part.STOP}
         for i, weight in enumerate(weights.of_message):
             if conversation.role(i) != "assistant":
-                continue  # where other turns end is unknown, so only their text can carry weight
+                continue  # the end of other turns is unknown, so only their text can carry weight
             if weight and i not in stops:
                 raise RenderError(
-                    f"messages[{i}]: the template's prompt for this reply is not how it writes the turn here, so the "
-                    "reply cannot be trained; train only the last message, or use build_supervised_examples"
+                    f"messages[{i}]: this reply cannot be trained, because the template's prompt for it is not a "
+                    "prefix of the rendered conversation; train only the last message, or use build_supervised_examples"
                 )
         return example
 
     def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
-        return ()  # `pieces` already ends with it
+        return ()  # `pieces` already contains the opening
 
     @functools.cached_property
     def _primer(self) -> str:
@@ -327,12 +355,16 @@ class Template(base.Renderer):
 
     def episode(self, *args: Any, **kwargs: Any) -> Any:
         raise RenderError(
-            "'template' cannot append to a conversation; episodes need a renderer of the model's own family"
+            "the renderer 'template' cannot append to a conversation, so it has no episodes; use the renderer for this "
+            "model family"
         )
 
 
 def _arguments(call: ToolCall) -> Any:
-    """Return the arguments as an object, which most templates expect, or unchanged if they are not an object."""
+    """Return the arguments of a call as a dictionary, which most templates expect.
+
+    Arguments that are not a JSON object are returned unchanged.
+    """
     return arguments_of(call) if is_object(call.function.arguments) else call.function.arguments
 
 
@@ -344,11 +376,14 @@ _SCHEMA_WORDS = frozenset(
     string number integer boolean array object null
     """.split()  # noqa: SIM905
 )
-"""Keys that templates look up in a declaration, and the types that they compare with."""
+"""Words of tool declarations that get no placeholder, because templates look them up or compare strings with them."""
 
 
 def _shown_declaration(value: Any, show: Callable[[Any], Any]) -> Any:
-    """Return a declaration with its strings, names of properties included, replaced by `show`; schema words stay."""
+    """Return a tool declaration in which `show` has replaced all strings except the words in `_SCHEMA_WORDS`.
+
+    Names of properties are replaced too.
+    """
     if isinstance(value, Mapping):
         return {_shown_declaration(k, show): _shown_declaration(v, show) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Hugging Face chat templates, compiled as transformers compiles them, without importing transformers."""
+"""Compilation of Hugging Face chat templates as in transformers, without importing transformers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from tinkerloop.errors import RenderError
 
 @functools.lru_cache(maxsize=16)
 def compile_template(source: str) -> Any:
-    """Return a chat template as a Jinja template: sandboxed, with the few functions that transformers gives templates.
+    """Compile a chat template to a sandboxed Jinja template, with the functions that transformers gives to templates.
+
+    When the compiled template is rendered and calls `raise_exception`, a `RenderError` is raised.
 
     Raises:
-        RenderError: the template has a syntax error. Rendering raises it too, if the template calls `raise_exception`.
+        RenderError: the template has a syntax error.
     """
     from jinja2 import TemplateSyntaxError
     from jinja2.ext import Extension, loopcontrols
@@ -28,7 +30,10 @@ def compile_template(source: str) -> Any:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     class Generation(Extension):
-        """`{% generation %}`, with which some templates mark replies. It has no effect: replies are found otherwise."""
+        """The tag `{% generation %}`, with which some templates mark replies. It has no effect on the text.
+
+        The tag is not needed, because `template` finds replies by comparing prompts with the text.
+        """
 
         tags = {"generation"}  # noqa: RUF012
 

@@ -1,8 +1,8 @@
-"""How formats write tool calls, and how sampled calls are read back: one pair of functions for each kind.
+"""Writing and parsing of tool calls: a pair of functions, `write_..._call` and `read_..._call`, for each form of call.
 
-`tool_declarations` has, under the same names, how each kind is announced to the model. A writer returns text, or pieces
-where control tokens divide the call. A reader takes the fields of a call, which those tokens divide, and never raises:
-a call that it cannot read becomes an `UnparsedToolCall`.
+The module `tool_declarations` has a function for each form that asks the model for it. A writer returns text, or pieces
+if control tokens (such as `<arg_key>`) divide the call into fields. A reader takes these fields. It never raises: a
+call that it cannot parse becomes an `UnparsedToolCall`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tinkerloop.renderers.pieces import Part, Pieces, markup, text
 
 
 def _reject_number(spelling: str) -> Any:
-    raise ValueError(f"{spelling} is not JSON")
+    raise ValueError(f"{spelling} is not a JSON number, which must be finite")
 
 
 def _finite_float(spelling: str) -> float:
@@ -30,35 +30,38 @@ def _finite_float(spelling: str) -> float:
 
 
 _read_json = json.JSONDecoder(parse_constant=_reject_number, parse_float=_finite_float).decode
-"""Read strict JSON: NaN and infinities, which Python accepts, could not be written again."""
+"""Decode strict JSON. NaN and infinities raise an error, because strict JSON cannot express them."""
 
 _PLAIN_NAME = re.compile(r"[^\s\"'\\<>{}]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def checked_name(name: str) -> str:
-    """Return a function's name, which formats write without quotes.
+    """Return a function name unchanged, after checking that it can be written without quotes.
 
     Raises:
-        RenderError: the name could not be read back.
+        RenderError: a parser could not read the name back.
     """
     if not _PLAIN_NAME.fullmatch(name):
-        raise RenderError(f"the function name {name!r} holds spaces, quotes or brackets and could not be read back")
+        raise RenderError(
+            f"the function name {name!r} contains spaces, quotes or brackets and could not be read back by a parser; "
+            "rename the function"
+        )
     return name
 
 
 def arguments_of(call: ToolCall) -> dict[str, Any]:
-    """Return the arguments as a dictionary, for formats that write them one by one.
+    """Return the arguments of a call as a dictionary, for formats that write each argument separately.
 
     Raises:
         RenderError: the arguments are not a JSON object.
     """
     try:
         arguments = _read_json(call.function.arguments)
-        if "\\u" in call.function.arguments:  # JSON can spell half of a surrogate pair, which is not valid Unicode
+        if "\\u" in call.function.arguments:  # JSON can escape an unpaired surrogate, which is not valid Unicode
             json.dumps(arguments, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise RenderError(f"the arguments of {call.function.name!r} are not JSON in Unicode: {error}") from None
+        raise RenderError(f"the arguments of {call.function.name!r} are not JSON in valid Unicode: {error}") from None
     if not isinstance(arguments, dict):
         raise RenderError(f"the arguments of {call.function.name!r} must be a JSON object, got {arguments!r}")
     return arguments
@@ -73,13 +76,16 @@ def is_object(text: str) -> bool:
 
 
 def _write_arguments(arguments: dict[str, Any]) -> str:
-    """Return arguments as JSON text; half of a surrogate pair, which a model can spell in JSON, stays escaped."""
+    """Return arguments as JSON text. If they contain an unpaired surrogate, all non-ASCII characters are escaped.
+
+    A model can write an unpaired surrogate as an escape in JSON, but it is not valid Unicode.
+    """
     written = json.dumps(arguments, ensure_ascii=False)
     return json.dumps(arguments) if _SURROGATE.search(written) else written
 
 
 def _declared_types(name: str, tools: Sequence[ToolSpec]) -> dict[str, Any]:
-    """Return parameter -> declared type, for the tool called `name`."""
+    """Return a dictionary from the parameters of tool `name` to their declared types; empty without such a tool."""
     for tool in tools:
         properties = (tool.get("parameters") or {}).get("properties")
         if tool["name"] == name and isinstance(properties, dict):
@@ -91,11 +97,11 @@ _PYTHON_LITERALS: dict[str, Any] = {"True": True, "False": False, "None": None}
 
 
 def _read_value(written: str, declared_type: Any = None, *, python: bool = False) -> Any:
-    """Return the value of text that formats write without quotes: `3` -> 3, `[1]` -> [1], `abc` -> "abc".
+    """Convert an argument that is written without quotes to a value: `3` -> 3, `[1]` -> [1], `abc` -> "abc".
 
     Args:
-        declared_type: `"string"` keeps the text as it is; otherwise the text decides.
-        python: read `True`, `False` and `None` too.
+        declared_type: if this is `"string"`, the text is returned unchanged; otherwise the text determines the type.
+        python: also convert Python's `True`, `False` and `None`.
     """
     if declared_type == "string":
         return written
@@ -112,7 +118,7 @@ def _read_value(written: str, declared_type: Any = None, *, python: bool = False
 
 
 def write_json_call(call: ToolCall) -> str:
-    """Return `{"name": "f", "arguments": {...}}`, the arguments exactly as given."""
+    """Return the call as `{"name": "NAME", "arguments": {...}}`, with the text of the arguments unchanged."""
     return f'{{"name": "{checked_name(call.function.name)}", "arguments": {call.function.arguments}}}'
 
 
@@ -120,7 +126,10 @@ _JSON_CALL = re.compile(r'\s*\{"name": "([^"\\]+)", "arguments": (.*)\}\s*', re.
 
 
 def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
-    """Read what `write_json_call` writes, or other JSON of that shape; arguments keep the spelling as sampled."""
+    """Parse a call that `write_json_call` wrote, or other JSON of this shape.
+
+    A call in exactly the written form keeps the text of its arguments as it was sampled.
+    """
     (body,) = fields
     written = _JSON_CALL.fullmatch(body)
     if written and is_object(written[2]):
@@ -149,14 +158,14 @@ _XML_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n(.*?)\n</parameter>\n", re.
 
 
 def write_xml_call(call: ToolCall, *, json_scalars: bool) -> str:
-    """Return `<function=f>\\n<parameter=k>\\nv\\n</parameter>\\n</function>`.
+    """Return the call as `<function=NAME>\\n<parameter=KEY>\\nVALUE\\n</parameter>\\n</function>`.
 
     Args:
-        json_scalars: write `true` and `null`, as in JSON, instead of Python's `True` and `None`. Strings are always
-            written without quotes, lists and objects as JSON.
+        json_scalars: write `true` and `null`, as in JSON, instead of Python's `True` and `None`. In both cases, strings
+            are written without quotes, and lists and objects as JSON.
 
     Raises:
-        RenderError: a name or an argument that could not be read back.
+        RenderError: a parser could not read a name or an argument back.
     """
     written = [f"<function={checked_name(call.function.name)}>\n"]
     for key, value in arguments_of(call).items():
@@ -167,16 +176,19 @@ def write_xml_call(call: ToolCall, *, json_scalars: bool) -> str:
         else:
             spelled = str(value)
         if "\n</parameter>" in spelled or not _PLAIN_NAME.fullmatch(key):
-            raise RenderError(f"the argument {key!r} of {call.function.name!r} holds a tag and could not be read back")
+            raise RenderError(
+                f"the argument {key!r} of {call.function.name!r} could not be read back by a parser; remove spaces, "
+                "quotes and brackets from its name, and the text '\\n</parameter>' from its value"
+            )
         written.append(f"<parameter={key}>\n{spelled}\n</parameter>\n")
     return "".join(written) + "</function>"
 
 
 def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
-    """Read what `write_xml_call` writes.
+    """Parse a call that `write_xml_call` wrote.
 
-    A parameter declared as a string stays a string. Without a declaration, `3`, `true`, `True`, `null`, `None`, `{...}`
-    and `[...]` are read as values: the format cannot tell them from strings.
+    A parameter that is declared as a string stays a string. Without a declaration, `3`, `true`, `True`, `null`, `None`,
+    `{...}` and `[...]` are converted to values, because the format does not mark strings.
     """
     (body,) = fields
     call = re.fullmatch(r"\s*<function=([^>\n]+)>\n(.*)</function>\s*", body, re.DOTALL)
@@ -199,7 +211,10 @@ def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Tool
 
 
 def write_keyed_call(call: ToolCall) -> Pieces:
-    """Yield `f<arg_key>k</arg_key><arg_value>v</arg_value>...`; strings without quotes, other values as JSON."""
+    """Yield the pieces of a call in the form `NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>...`.
+
+    Strings are written without quotes, other values as JSON.
+    """
     yield text(checked_name(call.function.name), Part.TOOL_CALL)
     for key, value in arguments_of(call).items():
         spelled = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -210,9 +225,10 @@ def write_keyed_call(call: ToolCall) -> Pieces:
 
 
 def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
-    """Read what `write_keyed_call` writes; a parameter declared as a string stays a string, as in `read_xml_call`.
+    """Parse a call that `write_keyed_call` wrote. A parameter that is declared as a string stays a string.
 
-    The fields are the name, then a key or a value and the empty text between two tags, in turns.
+    The first field is the name. After it come keys and values in turn, each followed by the empty text before the next
+    tag.
     """
     name = fields[0].strip()
     inside, between = fields[1::2], [field.strip() for field in fields[2::2]]
@@ -227,14 +243,14 @@ def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> To
 
 
 def write_named_call(name: str, separator: str, call: ToolCall) -> Pieces:
-    """Yield the name, the control token `separator` and the arguments exactly as given."""
+    """Yield the pieces of a call: `name`, the control token `separator`, and the unchanged text of the arguments."""
     yield text(checked_name(name), Part.TOOL_CALL)
     yield markup(separator, Part.TOOL_CALL)
     yield text(call.function.arguments, Part.TOOL_CALL)
 
 
 def read_named_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
-    """Read what `write_named_call` writes."""
+    """Parse a call that `write_named_call` wrote. The fields are the name and the arguments."""
     if len(fields) != 2:
         return UnparsedToolCall("".join(fields), "expected a name and arguments")
     name, arguments = fields
@@ -244,7 +260,7 @@ def read_named_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> To
 
 
 def read_numbered_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
-    """Read a named call in which `functions.NAME:NUMBER`, the call's id, stands for the name (Kimi)."""
+    """Parse a Kimi call. The fields are the id of the call, `functions.NAME:NUMBER`, and the arguments."""
     call = read_named_call(fields, tools)
     if isinstance(call, UnparsedToolCall):
         return call
@@ -257,7 +273,7 @@ def read_numbered_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) ->
 
 
 def write_text_call(call: ToolCall) -> str:
-    """Return `{"name": "f", "parameters": {...}}`, the parameters as Python spaces JSON."""
+    """Return the call as `{"name": "NAME", "parameters": {...}}`, with the spaces that `json.dumps` writes."""
     parameters = json.dumps(arguments_of(call), ensure_ascii=False)
     return f'{{"name": "{checked_name(call.function.name)}", "parameters": {parameters}}}'
 
@@ -266,7 +282,7 @@ _TEXT_CALL = re.compile(r'\s*\{"name": "([^"\\]+)", "parameters": (\{.*\})\}\s*'
 
 
 def read_text_call(reply: str, tools: Sequence[ToolSpec] = ()) -> ToolCall | None:
-    """Read a whole reply as what `write_text_call` writes; None if it is ordinary text."""
+    """Parse a whole reply as a call that `write_text_call` wrote. Return None if the reply is ordinary text."""
     call = _TEXT_CALL.fullmatch(reply)
     return ToolCall(ToolCall.FunctionBody(call[1], call[2])) if call and is_object(call[2]) else None
 
@@ -275,7 +291,7 @@ def read_text_call(reply: str, tools: Sequence[ToolSpec] = ()) -> ToolCall | Non
 
 
 def read_harmony_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
-    """Read a message to `functions.NAME`: the fields are its recipient and its text."""
+    """Parse a gpt-oss message to `functions.NAME`. The fields are the recipient and the text of the message."""
     recipient, arguments = fields
     if not is_object(arguments):
         return UnparsedToolCall(f"{recipient} {arguments}", "the arguments are not a JSON object")

@@ -1,7 +1,8 @@
-"""How formats declare tools to the model: one function for each kind, named after the calls that it asks for.
+"""Functions that declare tools to the model, each named after the form of tool call that it asks for.
 
-Each takes the tools of a conversation and gives pieces: instructions of the format, and between them the declarations
-as text, so that nothing in a declaration can become a control token. `tool_calls` writes and reads the calls.
+Each function takes the tools of a conversation and returns pieces: the format's instructions, with the declarations
+between them. The declarations are untrusted text, so nothing in them can become a control token (such as
+`<tool_call>`). The module `tool_calls` writes and parses the calls.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tinkerloop.renderers.pieces import Part, Pieces, scaffold, text
 
 
 def openai_declaration(tool: ToolSpec) -> dict[str, Any]:
-    """Return a declaration as OpenAI and the official templates spell it: `{"type": "function", "function": tool}`."""
+    """Return a declaration as in OpenAI's API and in official templates: `{"type": "function", "function": tool}`."""
     return {"type": "function", "function": tool}
 
 
@@ -25,7 +26,7 @@ def _json(value: Any) -> str:
 
 
 def json_declaration(tool: ToolSpec) -> str:
-    """Return a declaration as one line of JSON, in OpenAI's spelling."""
+    """Return a declaration as one line of JSON, wrapped as in OpenAI's API."""
     return _json(openai_declaration(tool))
 
 
@@ -65,20 +66,20 @@ _KEYED_CALLS = (
 
 
 def declare_for_json_calls(tools: Sequence[ToolSpec]) -> Pieces:
-    """Declare tools as JSON lines; calls are JSON in tags (Qwen3)."""
+    """Declare tools as JSON lines, and ask for calls as JSON in tags (Qwen3)."""
     return _declare(_FUNCTION_SIGNATURES, ["\n" + json_declaration(tool) for tool in tools], _JSON_CALLS)
 
 
 def declare_for_xml_calls(
     tools: Sequence[ToolSpec], declaration: Callable[[ToolSpec], str] = json_declaration
 ) -> Pieces:
-    """Declare tools, each as `declaration` writes it; calls are XML in tags (Qwen3.5, Nemotron 3)."""
+    """Declare tools, each as the text `declaration(tool)`, and ask for calls as XML in tags (Qwen3.5, Nemotron 3)."""
     head = "# Tools\n\nYou have access to the following functions:\n\n<tools>"
     return _declare(head, ["\n" + declaration(tool) for tool in tools], _XML_CALLS)
 
 
 def xml_declaration(tool: ToolSpec) -> str:
-    """Return a declaration as XML (Nemotron 3); keys that the format has no tag for get a tag of their own name."""
+    """Return a declaration as XML (Nemotron 3). A key for which the format has no tag gets a tag named like the key."""
     parameters = tool.get("parameters") or {}
     lines = ["<function>", f"<name>{tool['name']}</name>"]
     if "description" in tool:
@@ -86,7 +87,7 @@ def xml_declaration(tool: ToolSpec) -> str:
     lines.append("<parameters>")
     for name, schema in (parameters.get("properties") or {}).items():
         lines += ["<parameter>", f"<name>{name}</name>"]
-        schema = schema if isinstance(schema, Mapping) else {}  # JSON schema's `true`, which allows anything
+        schema = schema if isinstance(schema, Mapping) else {}  # e.g. the JSON schema `true`, which allows any value
         if "type" in schema:
             lines.append(f"<type>{schema['type']}</type>")
         if "description" in schema:
@@ -109,7 +110,7 @@ def _further_tags(fields: Mapping[str, Any], known: set[str]) -> list[str]:
 
 
 def declare_for_keyed_calls(tools: Sequence[ToolSpec]) -> Pieces:
-    """Declare tools as JSON lines; calls are keys and values in tags (GLM)."""
+    """Declare tools as JSON lines, and ask for calls as keys and values in tags (GLM)."""
     hidden = ("defer_loading", "strict")
     declarations = ["\n" + _json({k: v for k, v in tool.items() if k not in hidden}) for tool in tools]
     return _declare("\n" + _FUNCTION_SIGNATURES, declarations, _KEYED_CALLS)
@@ -127,7 +128,7 @@ _NAMED_CALLS = (
 
 
 def declare_for_named_calls(tools: Sequence[ToolSpec]) -> Pieces:
-    """Declare tools under headings; calls are a name and JSON, divided by a control token (DeepSeek)."""
+    """Declare tools under headings, and ask for calls as a name, a control token and JSON arguments (DeepSeek)."""
     declarations = [
         f"### {tool['name']}\nDescription: {tool.get('description', '')}\n\n"
         f"Parameters: {_json(tool.get('parameters', {}))}\n\n"
@@ -137,7 +138,7 @@ def declare_for_named_calls(tools: Sequence[ToolSpec]) -> Pieces:
 
 
 def declare_for_numbered_calls(tools: Sequence[ToolSpec]) -> Pieces:
-    """Declare tools as one JSON array without spaces; calls are `functions.NAME:NUMBER` and JSON (Kimi)."""
+    """Declare tools as one JSON array without spaces. Kimi's calls are `functions.NAME:NUMBER` and JSON arguments."""
     declarations = list(map(openai_declaration, tools))
     return _declare("", [json.dumps(declarations, ensure_ascii=False, separators=(",", ":"))])
 
@@ -152,7 +153,7 @@ _TEXT_CALLS = (
 
 
 def declare_for_text_calls(tools: Sequence[ToolSpec]) -> Pieces:
-    """Declare tools as indented JSON; a call is JSON that is the whole text of a reply (Llama 3)."""
+    """Declare tools as indented JSON, and ask for a call as JSON that is the whole text of a reply (Llama 3)."""
     declarations = [json.dumps(openai_declaration(tool), indent=4, ensure_ascii=False) + "\n\n" for tool in tools]
     return _declare(_TEXT_CALLS, declarations)
 
@@ -161,20 +162,22 @@ def declare_for_text_calls(tools: Sequence[ToolSpec]) -> Pieces:
 
 
 def declare_for_harmony_calls(tools: Sequence[ToolSpec]) -> Pieces:
-    """Declare tools as a TypeScript namespace; a call is a message to `functions.NAME` (gpt-oss).
+    """Declare tools as a TypeScript namespace. gpt-oss calls a tool with a message to `functions.NAME`.
 
     Raises:
-        RenderError: the parameters of a tool are not a JSON schema that TypeScript can express.
+        RenderError: the parameters of a tool are not a JSON schema that can be written in TypeScript.
     """
     try:
         namespace = _typescript_namespace("functions", tools)
     except (TypeError, AttributeError) as error:
-        raise RenderError(f"the parameters of a tool are not a JSON schema: {error}") from error
+        raise RenderError(
+            f"cannot write the tools in TypeScript: the parameters of a tool are not a JSON schema: {error}"
+        ) from error
     return _declare("# Tools\n\n", [namespace])
 
 
 def _typescript_namespace(name: str, tools: Sequence[ToolSpec]) -> str:
-    """Return the declarations in TypeScript, spaces and line breaks as the official template writes them."""
+    """Return tool declarations in TypeScript, with the spaces and line breaks of the official template."""
     lines = [f"## {name}\n\nnamespace {name} {{\n\n"]
     for tool in tools:
         parameters = tool.get("parameters") or {}
@@ -203,8 +206,8 @@ _TYPESCRIPT_TYPES = {"number": "number", "integer": "number", "boolean": "boolea
 
 
 def _typescript_type(spec: Mapping[str, Any], required: Sequence[str]) -> str:
-    """Return a JSON schema as a TypeScript type."""
-    if not isinstance(spec, Mapping):  # JSON schema's `true`, which allows anything
+    """Return the TypeScript type for a JSON schema."""
+    if not isinstance(spec, Mapping):  # e.g. the JSON schema `true`, which allows any value
         return "any"
     kind = spec.get("type")
     nullable = " | null" if spec.get("nullable") else ""

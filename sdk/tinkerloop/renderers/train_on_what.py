@@ -1,4 +1,4 @@
-"""Token weights: `TrainOnWhat` gives one weight to each message, and each part of a message has a factor."""
+"""Token weights: `TrainOnWhat` determines the weight of each message, and each part of a message has a factor."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from tinkerloop.renderers.pieces import Part
 
 
 class TrainOnWhat(StrEnum):
-    """The tokens of a conversation that carry weight. Role headers and separators carry it only with `ALL_TOKENS`.
+    """Which tokens of a conversation carry weight. Role headers and separators carry weight only with `ALL_TOKENS`.
 
-    There are three defaults. They are the Tinker Cookbook's, so that the same call trains the same tokens:
+    The default depends on the function. It is the same as in the Tinker Cookbook, so that the same call trains the same
+    tokens:
 
     - `Renderer.build_supervised_example`: `LAST_ASSISTANT_MESSAGE`
     - `Renderer.build_supervised_examples`: `LAST_ASSISTANT_TURN`
@@ -24,7 +25,7 @@ class TrainOnWhat(StrEnum):
 
     LAST_ASSISTANT_MESSAGE = "last_assistant_message"
     LAST_ASSISTANT_TURN = "last_assistant_turn"
-    """The last assistant message and the earlier ones that answer the same user message, as with tool calls."""
+    """The last assistant message, and earlier ones after the same user message, e.g. those with tool calls."""
     ALL_ASSISTANT_MESSAGES = "all_assistant_messages"
     ALL_MESSAGES = "all_messages"
     ALL_TOKENS = "all_tokens"
@@ -34,18 +35,18 @@ class TrainOnWhat(StrEnum):
 
 
 _FIXED = (Part.SCAFFOLD, Part.IMAGE)
-"""The parts whose weight the user cannot choose."""
+"""The parts whose weight the user cannot set."""
 _FULL_WEIGHT = dict.fromkeys(Part, 1.0) | {Part.IMAGE: 0.0}
 
 
 class TokenWeights(NamedTuple):
-    """The weight of a token is that of its message times that of its part."""
+    """The weights of messages and the factors of parts. The weight of a token is the product of the two."""
 
     of_message: list[float]
     of_part: dict[Part, float]
 
     def for_labels(self, labels: Iterable[tuple[int, Part]]) -> list[float]:
-        """Return one weight for each (message, part); tokens of no message (-1) are scaffold."""
+        """Return one weight for each (message index, part). Index -1 (no message) has the weight of scaffold."""
         of_part = self.of_part
         of_message = [*self.of_message, of_part[Part.SCAFFOLD]]  # index -1 is the last element
         return [of_message[message] * of_part[part] for message, part in labels]
@@ -56,15 +57,15 @@ def token_weights(
     train_on_what: TrainOnWhat | str,
     part_weights: Mapping[Part | str, float] | None = None,
 ) -> TokenWeights:
-    """Return the weights of a conversation's tokens.
+    """Return the weights of a conversation's messages and the factors of their parts.
 
     Args:
-        train_on_what: the messages that carry weight; each has its own `weight`, 1 by default.
-        part_weights: factors of parts, e.g. `{"reasoning": 0}`; 1 by default.
+        train_on_what: which messages carry weight. The weight of such a message is its `weight`, 1 by default.
+        part_weights: factors for parts, e.g. `{"reasoning": 0}`. Parts that are not given have the factor 1.
 
     Raises:
-        RenderError: an unknown mode or part; `trainable` missing from a message in CUSTOMIZED, or present in another
-            mode.
+        RenderError: the mode or a part is unknown; a factor is not a finite number; `trainable` is missing from a
+            message in mode `CUSTOMIZED`, or given in another mode.
     """
     of_message = message_weights(conversation, train_on_what)
     of_part = _FULL_WEIGHT.copy()
@@ -72,7 +73,7 @@ def token_weights(
         part = key if isinstance(key, Part) else Part.__members__.get(str(key).upper(), Part.SCAFFOLD)
         if part in _FIXED:
             known = ", ".join(p.name.lower() for p in Part if p not in _FIXED)
-            raise RenderError(f"part_weights: unknown part {key!r}; known are {known}")
+            raise RenderError(f"part_weights has the unknown part {key!r}; expected parts are {known}")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < float("inf"):
             raise RenderError(f"part_weights: the weight of {key!r} must be a finite number, got {value!r}")
         of_part[part] = float(value)
@@ -83,26 +84,32 @@ def token_weights(
 def message_weights(conversation: CheckedConversation, train_on_what: TrainOnWhat | str) -> list[float]:
     """Return the weight of each message.
 
-    For user, assistant, user, assistant: ALL_ASSISTANT_MESSAGES gives `[0, 1, 0, 1]`, LAST_ASSISTANT_MESSAGE
-    `[0, 0, 0, 1]`.
+    For messages of user, assistant, user, assistant, the result is `[0, 1, 0, 1]` with `ALL_ASSISTANT_MESSAGES` and
+    `[0, 0, 0, 1]` with `LAST_ASSISTANT_MESSAGE`.
 
     Raises:
-        RenderError: an unknown mode; `trainable` missing from a message in CUSTOMIZED, or present in another mode.
+        RenderError: the mode is unknown; `trainable` is missing from a message in mode `CUSTOMIZED`, or given in
+            another mode.
     """
     try:
         mode = TrainOnWhat(train_on_what)
     except ValueError:
-        raise RenderError(f"train_on_what={train_on_what!r}; known are {', '.join(TrainOnWhat)}") from None
+        raise RenderError(
+            f"unknown train_on_what {train_on_what!r}; expected one of {', '.join(TrainOnWhat)}"
+        ) from None
     messages = conversation.messages
     has_trainable = [m.trainable is not None for m in messages]
     if mode is TrainOnWhat.CUSTOMIZED:
         if not all(has_trainable):
             missing = has_trainable.index(False)
-            raise RenderError(f"messages[{missing}]: train_on_what='customized' needs 'trainable' on every message")
+            raise RenderError(
+                f"messages[{missing}] has no 'trainable'; train_on_what='customized' needs 'trainable' on every message"
+            )
     elif any(has_trainable):
         first = has_trainable.index(True)
         raise RenderError(
-            f"messages[{first}] has 'trainable', which train_on_what={mode.value!r} does not read; use 'customized'"
+            f"messages[{first}] has 'trainable', which train_on_what={mode.value!r} would ignore; use 'customized' or "
+            "remove 'trainable'"
         )
     match mode:
         case TrainOnWhat.LAST_ASSISTANT_MESSAGE:

@@ -1,1 +1,1 @@
-"""One file for each family of chat formats."""
+"""Chat formats, one module for each family of formats."""

@@ -1,4 +1,4 @@
-"""ChatML, `<|im_start|>role\\n...<|im_end|>\\n`, the format that the Qwen and Nemotron families share."""
+"""ChatML, the chat format shared by the Qwen and Nemotron models: `<|im_start|>role\\n...<|im_end|>\\n`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, stop
 
 
 class ChatML(base.Renderer):
-    """Turns, a system message that declares tools, and consecutive tool results in one user turn."""
+    """ChatML. The system message declares the tools, and consecutive tool results share one user turn."""
 
     control = ("<|im_start|>", "<tool_response>", "</tool_response>")
     end: ClassVar[tuple[Piece, ...]] = (stop("<|im_end|>"), scaffold("\n"))
-    """The stop token, and the separator before the next turn."""
+    """The pieces that end a turn: the stop token and the separator before the next turn."""
     result_head: ClassVar[str] = "\n<tool_response>\n"
     result_foot: ClassVar[str] = "\n</tool_response>"
 
@@ -22,7 +22,7 @@ class ChatML(base.Renderer):
         return f"<|im_start|>{role}\n"
 
     def declarations(self, conversation: CheckedConversation) -> Pieces:
-        """Return the declarations of the conversation's tools, instructions included."""
+        """Return the pieces that declare the conversation's tools, with the instructions on how to call them."""
         raise NotImplementedError
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
@@ -41,7 +41,7 @@ class ChatML(base.Renderer):
         return self.end[1:]
 
     def system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
-        """Return the system message: the author's text, if `message` is given, then the declarations of tools."""
+        """Return the pieces of the system message: the text of `message`, if given, and then the tool declarations."""
         yield scaffold(self.header("system"))
         if message is not None:
             yield from self.content(message)
@@ -58,7 +58,7 @@ class ChatML(base.Renderer):
 
 
 class VisionChatML(ChatML):
-    """ChatML with images in messages, each between two control tokens."""
+    """ChatML with images, each between `<|vision_start|>` and `<|vision_end|>`."""
 
     control = (*ChatML.control, "<|vision_start|>", "<|vision_end|>")
 

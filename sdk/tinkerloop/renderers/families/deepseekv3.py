@@ -1,7 +1,8 @@
-"""DeepSeek-V3.1: `<｜User｜>...<｜Assistant｜>...<｜end▁of▁sentence｜>`, system text bare at the start.
+"""DeepSeek-V3.1's chat format: `<｜User｜>...<｜Assistant｜>...<｜end▁of▁sentence｜>`.
 
-Presets: `deepseekv3` (also `deepseekv3_disable_thinking`) and `deepseekv3_thinking`. A prompt that follows a user's
-message ends with `<think>`, or with `</think>` if the reply shall not reason.
+System text stands at the start, without a header. Presets: `deepseekv3`, its alias `deepseekv3_disable_thinking`, and
+`deepseekv3_thinking`. After a user message, a prompt ends with `<think>`, or with `</think>` if the reply must not
+reason.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ _CALL = Block(Part.TOOL_CALL, "<｜tool▁call▁begin｜>", "<｜tool▁call▁
 @dataclass(frozen=True)
 class DeepSeekOptions(base.Options):
     thinking: bool = False
-    """Prompts open a reasoning block; if False, they close it."""
+    """If True, prompts end with `<think>`. If False, they end with `</think>`, so that the reply does not reason."""
 
 
 class DeepSeekV3(base.Renderer):
-    """Only the last reply has reasoning; history has none. All system messages are written at the start."""
+    """DeepSeek-V3.1's chat format. Only the last reply keeps its reasoning. System messages are moved to the start."""
 
     family = "deepseekv3"
     Options = DeepSeekOptions
-    reasoning_remedy = "use 'deepseekv3_thinking', or remove the reasoning if the reply follows a tool's output"
+    reasoning_remedy = "use 'deepseekv3_thinking', or remove the reasoning if the reply follows a tool result"
     control = (
         "<｜begin▁of▁sentence｜>",
         "<｜User｜>",
@@ -93,7 +94,7 @@ class DeepSeekV3(base.Renderer):
             yield scaffold("<｜tool▁output▁end｜>")
 
     def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
-        """Return the role token and the primer; nothing after a tool's output, where the assistant's turn goes on."""
+        """Return the role token and the primer; nothing after a tool result, where the assistant's turn continues."""
         if primer := self.primer(conversation, index):
             yield scaffold("<｜Assistant｜>" + primer)
 

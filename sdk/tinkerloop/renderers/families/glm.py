@@ -1,7 +1,8 @@
-"""GLM-5.3: `<|user|>...<|assistant|><think>...</think>...`, a turn ends with the role token of the next turn.
+"""GLM-5.3's chat format: `<|user|>...<|assistant|><think>...</think>...`.
 
-The model samples that token to stop, so it belongs to the reply that it ends, and the next turn is written without a
-header. Presets: `glm5_3_max_reasoning`, `glm5_3_high_reasoning`, `glm5_3_low_reasoning`.
+A turn ends with the role token of the next turn. The model samples this token in order to stop. Therefore the token
+belongs to the reply before it, and the next turn is written without a header. Presets: `glm5_3_max_reasoning`,
+`glm5_3_high_reasoning`, `glm5_3_low_reasoning`.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ _ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assi
 @dataclass(frozen=True)
 class GlmOptions(base.Options):
     effort: Literal["Max", "High", "Low"] = "Max"
-    """The reasoning effort that is stated at the start of every conversation."""
+    """The reasoning effort that is written at the start of every conversation."""
     preserve_thinking: bool = True
-    """Turns before the last user message keep their reasoning."""
+    """If True, replies before the last user message keep their reasoning."""
 
     def __post_init__(self) -> None:
         self.check("effort", "Max", "High", "Low")
 
 
 class Glm(base.Renderer):
-    """States the reasoning effort at the start; opens a reasoning block in every reply."""
+    """GLM-5.3's chat format. It writes the reasoning effort at the start and begins every reply with `<think>`."""
 
     family = "glm5_3"
     Options = GlmOptions
@@ -90,7 +91,11 @@ class Glm(base.Renderer):
             yield stop(end_token)
 
     def _end_token(self, conversation: CheckedConversation, index: int) -> str | None:
-        """Return the role token that reply `index` ends with; None if the next turn is not the one that it asks for."""
+        """Return the role token at the end of reply `index`; None if message `index` is no reply.
+
+        A reply with tool calls ends with the role token of tool results, any other reply with that of the user. Return
+        None if the next message has another role.
+        """
         if conversation.role(index) != "assistant":
             return None
         next_role = "tool" if conversation[index].tool_calls else "user"

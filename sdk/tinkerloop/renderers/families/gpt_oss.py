@@ -1,8 +1,9 @@
-"""gpt-oss (Harmony): `<|start|>role<|channel|>channel<|message|>...<|end|>`; a reply is one or more such messages.
+"""gpt-oss's chat format, Harmony: `<|start|>role<|channel|>channel<|message|>...<|end|>`.
 
-Presets: `gpt_oss_no_sysprompt`, and `gpt_oss_low_reasoning`, `_medium_` and `_high_` with the official system message.
-The official system message states today's date. Here it does so only with `GptOssOptions(date=...)`, so that equal
-conversations give equal tokens on every day.
+A reply consists of one or more such messages. Presets: `gpt_oss_no_sysprompt`, and, with the official system message,
+`gpt_oss_low_reasoning`, `gpt_oss_medium_reasoning` and `gpt_oss_high_reasoning`. The official system message contains
+the current date. Here it contains a date only with `GptOssOptions(date=...)`, so that equal conversations give equal
+tokens on every day.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from tinkerloop.renderers.tool_declarations import declare_for_harmony_calls
 @dataclass(frozen=True)
 class GptOssOptions(base.Options):
     effort: Literal["low", "medium", "high"] | None = None
-    """The reasoning effort that the system message states; None leaves the system message out."""
+    """The reasoning effort in the system message. With None, there is no system message."""
     date: str | None = None
-    """Today's date for the system message, such as `2025-08-05`."""
+    """The current date in the system message, such as `2025-08-05`. With None, the message has no date."""
 
     def __post_init__(self) -> None:
         self.check("effort", None, "low", "medium", "high")
 
 
 class GptOss(base.Renderer):
-    """Leaves reasoning out of history once a final answer follows it; a turn has at most one tool call."""
+    """gpt-oss's chat format. Reasoning is left out once a final answer follows. A reply has at most one tool call."""
 
     family = "gpt_oss"
     Options = GptOssOptions
@@ -66,7 +67,7 @@ class GptOss(base.Renderer):
             yield from self._developer(conversation, None)
 
     def _developer(self, conversation: CheckedConversation, index: int | None) -> Pieces:
-        """Return the developer message: the text of message `index`, if given, and the declarations of tools."""
+        """Return the pieces of the developer message: the text of message `index`, if given, and tool declarations."""
         has_instructions = index is not None and bool(conversation[index].content)
         if not has_instructions and not conversation.tools:
             return
@@ -83,7 +84,10 @@ class GptOss(base.Renderer):
         message = conversation[index]
         if message.role in ("system", "developer"):
             if index:
-                raise RenderError(f"messages[{index}]: gpt_oss has system messages only at the start of a conversation")
+                raise RenderError(
+                    f"messages[{index}]: gpt_oss allows a system message only at the start of a conversation; move or "
+                    "remove it"
+                )
             yield from self._developer(conversation, index)
         elif message.role == "user":
             yield scaffold("<|start|>user<|message|>")
@@ -93,7 +97,7 @@ class GptOss(base.Renderer):
             yield scaffold("<|start|>")
             yield text(f"functions.{self._called(conversation, index)} to=assistant", Part.SCAFFOLD)
             yield scaffold("<|channel|>commentary<|message|>")
-            yield text(json.dumps(self.plain(message), ensure_ascii=False))  # as the official template quotes it
+            yield text(json.dumps(self.plain(message), ensure_ascii=False))  # quoted as in the official template
             yield stop("<|end|>")
 
     def _called(self, conversation: CheckedConversation, index: int) -> str:
@@ -103,12 +107,15 @@ class GptOss(base.Renderer):
                 return checked_name(message.tool_calls[0].function.name)
             if message.role == "assistant":
                 break
-        raise RenderError(f"messages[{index}]: a tool's result needs a message with the tool call before it")
+        raise RenderError(f"messages[{index}]: a tool result needs an assistant message with a tool call before it")
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.unparsed or len(message.tool_calls) > 1:
-            raise RenderError(f"messages[{index}]: a gpt_oss reply has at most one tool call, no unparsed one")
+            raise RenderError(
+                f"messages[{index}]: a gpt_oss reply must have at most one tool call and no unparsed tool call; remove "
+                "the other calls"
+            )
         calls = bool(message.tool_calls)
         later = (i for i in range(index + 1, len(conversation)) if not conversation.is_final(i))
         has_answer = any(conversation.role(i) == "assistant" and not conversation[i].tool_calls for i in later)
@@ -136,7 +143,7 @@ class GptOss(base.Renderer):
         yield stop("<|return|>" if conversation.is_final(index) else "<|end|>")
 
     def call(self, call: ToolCall) -> Pieces:
-        raise NotImplementedError("a Harmony call is a whole message, which `reply` writes")
+        raise NotImplementedError("call() cannot be used for gpt-oss, where reply() writes a tool call as a message")
 
 
 PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (

@@ -1,4 +1,4 @@
-"""The parser of Harmony, the format of gpt-oss, in which a reply consists of several messages."""
+"""Parser for Harmony, the chat format of gpt-oss, in which a reply consists of several messages."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ HARMONY_GRAMMAR = Grammar(
 
 
 class HarmonyParser(ReplyParser):
-    """Parses replies of the form `header<|message|>content<|end|>`, repeated.
+    """Parses replies that consist of one or more messages `HEADER<|message|>CONTENT<|end|>`.
 
-    The header is the text from `<|start|>`, or from the end of the prompt, to `<|message|>`. It decides the kind of the
-    message: `<|channel|>analysis` is reasoning, `to=functions.f` a call, anything else text.
+    A header begins with `<|start|>` or at the end of the prompt. It determines the kind of its message:
+    `<|channel|>analysis` means reasoning, `to=functions.NAME` means a tool call, and any other header means text.
     """
 
-    _header: list[str] | None = None  # strings of the open header; None inside a message
+    _header: list[str] | None = None  # strings of the unfinished header; None while content is parsed
 
     def _begin_header(self) -> None:
         self._header, self._target = [], None
@@ -37,7 +37,7 @@ class HarmonyParser(ReplyParser):
     def prime(self, ids: Any) -> None:
         self._begin_header()
         ids = list(ids)
-        if ids:  # a prefill is text of the final answer
+        if ids:  # a prefill belongs to the text of the final answer
             self._header = None
         super().prime(ids)
 
@@ -81,10 +81,10 @@ class HarmonyParser(ReplyParser):
         self._push(name)
         return self._part
 
-    _between = False  # after `<|end|>`, before the next `<|start|>`
+    _between = False  # True after `<|end|>` and before the next `<|start|>`
 
     def _enter(self, header: str) -> None:
-        """Begin the content that the header announces: reasoning, a call, or text."""
+        """Begin the content after `header`, which determines whether it is reasoning, a tool call or text."""
         self._header = None
         recipient = re.search(r"to=(\S+)", header)
         channel = re.search(r"<\|channel\|>(\w+)", header)
@@ -101,5 +101,5 @@ class HarmonyParser(ReplyParser):
             self._release(self._buffer.close())
             return
         if self._block is _REASONING and self._target is None and not self._buffer.pending:
-            self._parts.append((Part.REASONING, []))  # the official template writes empty analyses too
+            self._parts.append((Part.REASONING, []))  # the official template writes empty reasoning too
         self._close(self._block)

@@ -1,7 +1,8 @@
-"""Kimi K2 Thinking, K2.5 and K2.6: `<|im_user|>user<|im_middle|>...<|im_end|>`, without white space between turns.
+"""The chat format of Kimi K2 Thinking, K2.5 and K2.6: `<|im_user|>user<|im_middle|>...<|im_end|>`.
 
-Presets: `kimi_k2`, `kimi_k25` and `kimi_k26`, the latter two with `_disable_thinking`, K2.6 with `_preserve_thinking`.
-Reasoning after the last finished reply without tool calls is kept; earlier reasoning is emptied.
+There is no white space between turns. Reasoning is kept after the last finished reply without tool calls; earlier
+reasoning blocks are written empty. Presets: `kimi_k2`, `kimi_k25`, `kimi_k25_disable_thinking`, `kimi_k26`,
+`kimi_k26_disable_thinking`, `kimi_k26_preserve_thinking`.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ _ROLE_TOKENS = {"user": "<|im_user|>", "assistant": "<|im_assistant|>"}
 @dataclass(frozen=True)
 class KimiOptions(base.Options):
     default_system: str | None = "You are Kimi, an AI assistant created by Moonshot AI."
-    """The system message for conversations without one; None adds none."""
+    """The system message for conversations that have none. With None, no system message is added."""
     primed: bool = False
-    """Prompts end with `<think>` or `<think></think>`, as since K2.5; if False, the model writes the tags itself."""
+    """If True, prompts end with `<think>` or `<think></think>`, as since K2.5. If False, the model writes the tags."""
     thinking: bool = True
-    """Primed prompts open a reasoning block; if False, they hold an empty one."""
+    """If True, primed prompts open a reasoning block. If False, they contain an empty one."""
     preserve_thinking: bool = False
-    """History keeps all reasoning."""
+    """If True, history keeps all reasoning."""
 
 
 class Kimi(base.Renderer):
-    """Writes every reply with a reasoning block, and calls by their ids."""
+    """Kimi's chat format. Every reply has a reasoning block, and tool calls are written with their ids."""
 
     family = "kimi"
     Options = KimiOptions
@@ -61,7 +62,7 @@ class Kimi(base.Renderer):
         return f"{_ROLE_TOKENS.get(role, '<|im_system|>')}{role}<|im_middle|>"
 
     def _named_header(self, message: ChatMessage) -> Pieces:
-        """Return a header with the message's name, if it has one, in place of the role."""
+        """Return the pieces of a message's header. If the message has a `name`, it replaces the name of the role."""
         if message.name is None:
             yield scaffold(self.header(message.role))
         else:
@@ -89,7 +90,7 @@ class Kimi(base.Renderer):
 
     def image(self, image: Image) -> Pieces:
         if not self.options.primed:
-            raise RenderError(f"{self.name} has no images; use kimi_k25 or later")
+            raise RenderError(f"the chat format {self.name} has no images; use kimi_k25 or later")
         from tinkerloop.images.chunks import image_chunk
         from tinkerloop.images.processors import KIMI_K25
 
@@ -125,7 +126,10 @@ class Kimi(base.Renderer):
         yield stop("<|im_end|>")
 
     def _last_answer(self, conversation: CheckedConversation) -> int:
-        """Return the last finished reply without tool calls; reasoning up to it is emptied. -1 if all is kept."""
+        """Return the index of the last finished reply without tool calls, up to which reasoning blocks are emptied.
+
+        Return -1 if all reasoning is kept.
+        """
         if self.options.preserve_thinking:
             return -1
         answers = (
@@ -137,18 +141,21 @@ class Kimi(base.Renderer):
 
     def call(self, call: ToolCall) -> Pieces:
         if call.id is None:
-            raise RenderError(f"Kimi writes calls by id; give this one an id like 'functions.{call.function.name}:0'")
+            raise RenderError(
+                f"the call of {call.function.name!r} has no id, which Kimi's chat format needs; set an id like "
+                f"'functions.{call.function.name}:0'"
+            )
         return write_named_call(call.id, "<|tool_call_argument_begin|>", call)
 
 
 def _answered_call_id(message: ChatMessage, index: int) -> str:
     if message.tool_call_id is None:
-        raise RenderError(f"messages[{index}]: a tool's result needs the 'tool_call_id' of the call that it answers")
+        raise RenderError(f"messages[{index}]: a tool result needs a 'tool_call_id', the id of the call it belongs to")
     return message.tool_call_id
 
 
 class KimiVision(Kimi):
-    """Kimi K2.5 and later, which also have images."""
+    """The chat format of Kimi K2.5 and later, which also has images."""
 
     family = "kimi_k25"
     control = (*Kimi.control, "<|media_begin|>", "<|media_content|>", "<|media_end|>")

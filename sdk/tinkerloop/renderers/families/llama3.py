@@ -1,7 +1,8 @@
-"""Llama 3.1 and later: `<|start_header_id|>role<|end_header_id|>\\n\\n...<|eot_id|>`, all text is trimmed.
+"""The chat format of Llama 3.1 and later: `<|start_header_id|>role<|end_header_id|>\\n\\n...<|eot_id|>`.
 
-The official template always writes a system message with two dates. `llama3` leaves it out, as Tinker does, because
-training prompts should not depend on the date; `Llama3Options(date="26 Jul 2024")` gives the official template.
+All text is trimmed. The official template always writes a system message with two dates. The preset `llama3` leaves the
+dates out, as Tinker does, because training prompts should not depend on the date. `Llama3Options(date="26 Jul 2024")`
+gives the same text as the official template.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from tinkerloop.renderers.tool_declarations import declare_for_text_calls
 @dataclass(frozen=True)
 class Llama3Options(base.Options):
     date: str | None = None
-    """Today's date for the official system preamble, such as `26 Jul 2024`; None leaves the preamble out."""
+    """The current date in the official system preamble, such as `26 Jul 2024`. With None, there is no preamble."""
 
 
 class Llama3(base.Renderer):
-    """Declares tools in the first user message; a reply is either text or one call, written as ordinary JSON text."""
+    """Llama 3's chat format. The first user message declares the tools. A reply is either text or one tool call.
+
+    A tool call is written as JSON in ordinary tokens.
+    """
 
     family = "llama3"
     Options = Llama3Options
@@ -48,7 +52,8 @@ class Llama3(base.Renderer):
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools and conversation.role(_first_turn(conversation)) != "user":
             raise RenderError(
-                "llama3 declares tools in a user's message, so a conversation with tools must begin with one"
+                "llama3 declares tools in the first user message, so a conversation with tools must begin with a user "
+                "message, after an optional system message"
             )
         yield scaffold("<|begin_of_text|>")
         if conversation.role(0) != "system":
@@ -76,7 +81,7 @@ class Llama3(base.Renderer):
         if conversation.tools and index == _first_turn(conversation):
             yield from declare_for_text_calls(conversation.tools)
         if message.role == "tool":
-            yield text(json.dumps(self.plain(message), ensure_ascii=False))  # as the official template quotes it
+            yield text(json.dumps(self.plain(message), ensure_ascii=False))  # quoted as in the official template
         else:
             yield from self.content(message)
         yield stop("<|eot_id|>")
@@ -85,7 +90,9 @@ class Llama3(base.Renderer):
         message = conversation[index]
         calls = message.tool_calls
         if message.reasoning or message.unparsed or len(calls) > 1 or (calls and message.content):
-            raise RenderError(f"messages[{index}]: a llama3 reply is either text or one tool call, without reasoning")
+            raise RenderError(
+                f"messages[{index}]: a llama3 reply must be either text or one tool call, and must have no reasoning"
+            )
         if calls:
             yield text(write_text_call(calls[0]), Part.TOOL_CALL)
         yield from self.content(message)

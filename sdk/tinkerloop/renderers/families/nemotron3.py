@@ -1,7 +1,8 @@
-"""Nemotron 3: ChatML with a system turn in every conversation, tools in XML, and `<think></think>` on every reply.
+"""Nemotron 3's chat format: ChatML with a system turn in every conversation, tools in XML, and reasoning blocks.
 
-Presets: `nemotron3` (Nano and Super) and `nemotron3_ultra` (Ultra, Lightning, Super VL), each with `_disable_thinking`
-and `_preserve_thinking`, and presets of lower effort (`nemotron3_low_thinking`, `nemotron3_ultra_medium_thinking`).
+Every reply has a reasoning block, which may be empty. Presets: `nemotron3` (Nano and Super) and `nemotron3_ultra`
+(Ultra, Lightning, Super VL); both also with the suffixes `_disable_thinking` and `_preserve_thinking`. Presets with
+lower effort: `nemotron3_low_thinking` and `nemotron3_ultra_medium_thinking`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from tinkerloop.renderers.tool_declarations import declare_for_xml_calls, xml_de
 @dataclass(frozen=True)
 class NemotronOptions(base.Options):
     thinking: bool = True
-    """Prompts open a reasoning block; if False, they hold an empty one."""
+    """If True, prompts open a reasoning block. If False, they contain an empty one."""
     preserve_thinking: bool = False
-    """Turns before the last user message keep their reasoning."""
+    """If True, replies before the last user message keep their reasoning."""
     effort: str | None = None
-    """The effort that the last user message asks for: `low` (Super), `efficient` (Ultra's medium); None: full."""
+    """The reasoning effort to request in the last user message: `low` (Super) or `efficient` (Ultra's medium effort).
+    None requests nothing, which means full effort."""
     tight: bool = False
-    """`</think>` has no newline before and after it, as in Ultra; if False, it has both."""
+    """If True, there is no newline before and after `</think>`, as in Ultra. If False, there is one on each side."""
 
 
 class Nemotron3(ChatML):
-    """Writes a reasoning block, perhaps empty, in every reply."""
+    """Nemotron 3's chat format. Every reply has a reasoning block, which may be empty."""
 
     family = "nemotron3"
     Options = NemotronOptions
@@ -86,7 +88,7 @@ class Nemotron3(ChatML):
         return message
 
     def _keeps_reasoning(self, conversation: CheckedConversation, index: int) -> bool:
-        """Return whether the turn is written with its reasoning."""
+        """Return whether turn `index` is written with its reasoning."""
         return self.options.preserve_thinking or index >= conversation.last_user
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
@@ -101,14 +103,14 @@ class Nemotron3(ChatML):
         around = "" if self.options.tight else "\n"
         has_calls = bool(message.tool_calls or message.unparsed)
         keeps_reasoning = self._keeps_reasoning(conversation, index)
-        if keeps_reasoning or not (has_calls and self.options.tight):  # Ultra's early turns with calls stay untrimmed
+        if keeps_reasoning or not (has_calls and self.options.tight):  # Ultra does not trim history turns with calls
             message = message.with_text(message.text.rstrip())
         if self.primer(conversation, index) == "<think>\n":
             yield text(message.reasoning or "", Part.REASONING)
             yield markup(around + "</think>", Part.REASONING)
             yield markup(around if message.content else "", Part.TEXT)
         elif message.reasoning and message.content and not has_calls:
-            yield markup(around, Part.TEXT)  # the template removes reasoning from history only up to the end of its tag
+            yield markup(around, Part.TEXT)  # in history, the template removes reasoning only up to `</think>`
         elif not keeps_reasoning and has_calls and not self.options.tight:
             message = message.with_text(message.text.lstrip())
         yield from self.content(message)

@@ -1,8 +1,8 @@
-"""Qwen3: reasoning in `<think>` blocks, tool calls as JSON in `<tool_call>` blocks.
+"""Qwen3's chat format: reasoning in `<think>` blocks, tool calls as JSON in `<tool_call>` blocks.
 
-Presets: `qwen3` (hybrid models, reasoning on), `qwen3_disable_thinking` (the same models, the prompt holding an empty
-reasoning block), `qwen3_thinking` and `qwen3_instruct` (the 2507 models, which reason always and never), `qwen3_vl`
-and `qwen3_vl_instruct` (the vision models).
+Presets: `qwen3` (hybrid models with reasoning), `qwen3_disable_thinking` (the same models; the prompt contains an empty
+reasoning block), `qwen3_thinking` (2507 models that always reason), `qwen3_instruct` (2507 models that never reason),
+`qwen3_vl` and `qwen3_vl_instruct` (vision models).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _PRIMERS = {"off": "<think>\n\n</think>\n\n", "always": "<think>\n"}
 @dataclass(frozen=True)
 class Qwen3Options(base.Options):
     thinking: Literal["on", "off", "always", "never"] = "on"
-    """`on`: the model decides; `off`: the prompt holds an empty reasoning block; `always`: the prompt opens one;
-    `never`: the model does not reason."""
+    """`on`: the model decides whether to reason. `off`: the prompt contains an empty reasoning block. `always`: the
+    prompt opens a reasoning block. `never`: the model does not reason, and the prompt has no reasoning block."""
 
     def __post_init__(self) -> None:
         self.check("thinking", "on", "off", "always", "never")
 
 
 class Qwen3(ChatML):
-    """Leaves out reasoning before the last user message, as the official template does."""
+    """Qwen3's chat format. Reasoning before the last user message is left out, as in the official template."""
 
     family = "qwen3"
     Options = Qwen3Options
@@ -82,7 +82,7 @@ class Qwen3(ChatML):
         yield stop("<|im_end|>")
 
     def _has_reasoning_block(self, conversation: CheckedConversation, index: int, primer: str, reasoning: str) -> bool:
-        """Return whether the turn is written with a reasoning block, perhaps an empty one."""
+        """Return whether turn `index` is written with a reasoning block, which may be empty."""
         if primer or self.options.thinking == "never":
             return bool(primer or reasoning)
         return 0 <= conversation.last_query < index and (conversation.is_final(index) or bool(reasoning))
@@ -92,7 +92,7 @@ class Qwen3(ChatML):
 
 
 class Qwen3VL(VisionChatML, Qwen3):
-    """Qwen3 with images in messages."""
+    """Qwen3's chat format with images."""
 
     family = "qwen3_vl"
 

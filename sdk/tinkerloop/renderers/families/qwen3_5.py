@@ -1,7 +1,8 @@
-"""Qwen3.5, 3.6 and 3.8: prompts open the reasoning block, tool calls are XML, all text is trimmed.
+"""The chat format of Qwen3.5, 3.6 and 3.8: prompts open a reasoning block, tool calls are XML, all text is trimmed.
 
-Presets: `qwen3_5` and `qwen3_8_<effort>_reasoning`, each with `_disable_thinking`; `qwen3_5_preserve_thinking`.
-Qwen3.8 keeps all reasoning in history and states the reasoning effort in the system message.
+Presets: `qwen3_5`, `qwen3_5_disable_thinking`, `qwen3_5_preserve_thinking`, `qwen3_8_xhigh_reasoning`,
+`qwen3_8_medium_reasoning`, `qwen3_8_low_reasoning`, `qwen3_8_disable_thinking`. Qwen3.8 keeps all reasoning in history
+and writes the reasoning effort in the system message.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ _EFFORTS = {
 @dataclass(frozen=True)
 class Qwen35Options(base.Options):
     thinking: bool = True
-    """Prompts open a reasoning block; if False, they hold an empty one."""
+    """If True, prompts open a reasoning block. If False, they contain an empty one."""
     preserve_thinking: bool = False
-    """Turns before the last user message keep their reasoning."""
+    """If True, replies before the last user message keep their reasoning."""
     json_scalars: bool = False
-    """Arguments are written `true` and `null`, as in Qwen3.6 and 3.8; if False, `True` and `None`, as in Qwen3.5."""
+    """If True, arguments are written as `true` and `null` (Qwen3.6, 3.8). If False, as `True` and `None` (Qwen3.5)."""
 
 
 class Qwen35(VisionChatML):
-    """Opens a reasoning block in prompts; writes the author's system text after the declarations of tools."""
+    """Qwen3.5's chat format. Prompts open a reasoning block. System text is written after the tool declarations."""
 
     family = "qwen3_5"
     Options = Qwen35Options
@@ -57,7 +58,7 @@ class Qwen35(VisionChatML):
         return declare_for_xml_calls(conversation.tools)
 
     def normalize(self, message: ChatMessage) -> ChatMessage:
-        """Trim the text, then extract inline reasoning; a space after its tag stays, as in the template."""
+        """Trim the text, then extract inline reasoning. Spaces after `</think>` stay, as in the official template."""
         message = extract_inline_reasoning(trim_content(message))
         if message.reasoning is not None:
             message = message._replace(reasoning=message.reasoning.strip())
@@ -73,7 +74,7 @@ class Qwen35(VisionChatML):
         yield from self.end
 
     def _keeps_reasoning_block(self, conversation: CheckedConversation, index: int) -> bool:
-        """Return whether the turn is written with its reasoning block, as it was sampled."""
+        """Return whether turn `index` is written with its reasoning block, as it was sampled."""
         return self.options.preserve_thinking or index > conversation.last_query
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
@@ -99,26 +100,29 @@ class Qwen35(VisionChatML):
 
 @dataclass(frozen=True)
 class Qwen38Options(Qwen35Options):
-    """The options of Qwen3.5, with the defaults of Qwen3.8, and the reasoning effort."""
+    """Options of Qwen3.8: the options of Qwen3.5 with other defaults, and the reasoning effort."""
 
     preserve_thinking: bool = True
     json_scalars: bool = True
     effort: Literal["xhigh", "medium", "low"] = "xhigh"
-    """The reasoning effort that the system message states; `medium` is stated by its absence."""
+    """The reasoning effort in the system message. For `medium`, no effort is written."""
 
     def __post_init__(self) -> None:
         self.check("effort", *_EFFORTS)
 
 
 class Qwen38(Qwen35):
-    """Qwen3.5 with the reasoning effort at the start of the system message."""
+    """Qwen3.8's chat format: as Qwen3.5's, with the reasoning effort at the start of the system message."""
 
     family = "qwen3_8"
     Options = Qwen38Options
 
     @property
     def has_extension_property(self) -> bool:
-        """False with reasoning on: an empty block has two newlines, one token in history but two when sampled."""
+        """False if prompts open a reasoning block or history loses reasoning, else True.
+
+        An empty reasoning block contains two newlines. They are one token in history, but two tokens when sampled.
+        """
         return self.options.preserve_thinking and not self.options.thinking
 
     def _effort(self) -> str:
@@ -129,7 +133,10 @@ class Qwen38(Qwen35):
             yield from self.system(conversation, None)
 
     def system(self, conversation: CheckedConversation, message: ChatMessage | None) -> Pieces:
-        """Return effort, declarations and the author's text, as far as given; no system message if none is given."""
+        """Return the pieces of the system message: effort, tool declarations and the text of `message`, if present.
+
+        If all three are absent, there is no system message.
+        """
         effort = self._effort()
         has_text = message is not None and bool(message.content)
         if not (effort or conversation.tools or has_text):
@@ -144,7 +151,7 @@ class Qwen38(Qwen35):
         yield from self.end
 
     def normalize(self, message: ChatMessage) -> ChatMessage:
-        """Trim text and reasoning; inline reasoning stays text, as in the official template."""
+        """Trim the text and the reasoning. Inline reasoning stays in the text, as in the official template."""
         reasoning = message.reasoning
         return trim_content(message._replace(reasoning=reasoning.strip() if reasoning else reasoning))
 

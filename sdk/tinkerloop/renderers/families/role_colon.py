@@ -1,7 +1,7 @@
-"""`role_colon`: `User: ...`, a blank line, `Assistant: ...`; for base models, which have no chat format.
+"""`role_colon`: a text format for base models, which have no chat format: `User: ...`, blank line, `Assistant: ...`.
 
-The format has no control tokens; a turn ends where the next user header begins. Text that looks like
-a role header is therefore refused: only in this format it could not be distinguished from a header.
+The format has no control tokens (such as `<|im_end|>`). A turn ends where the header of the next user turn begins. Text
+that looks like a role header raises an error, because this format could not distinguish it from a real header.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _HEADER = re.compile(r"\n\n(System|User|Assistant):")
 
 
 class RoleColon(base.Renderer):
-    """Writes every turn as `Role: text` and a blank line; header and text are encoded separately."""
+    """Text format for base models: every turn is `Role: text` and a blank line.
+
+    The header and the text of a turn are encoded separately.
+    """
 
     family = "role_colon"
     roles = frozenset({"system", "user", "assistant"})
@@ -34,7 +37,7 @@ class RoleColon(base.Renderer):
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools:
-            raise RenderError("role_colon cannot declare tools; use a chat format")
+            raise RenderError("role_colon cannot declare tools; remove the tools or use the renderer of a chat format")
         if bos := getattr(self.tokenizer, "bos_token", None):
             yield scaffold(bos)
 
@@ -43,7 +46,7 @@ class RoleColon(base.Renderer):
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         if conversation.role(index - 1) != "assistant" or conversation.role(index) != "user":
-            yield scaffold(self.header(conversation[index].role))  # otherwise the reply before it ends with this header
+            yield scaffold(self.header(conversation[index].role))  # else the reply before it ends with it
         yield SEAM
         yield from self._turn(conversation, index)
 
@@ -56,11 +59,15 @@ class RoleColon(base.Renderer):
     def _turn(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if message.reasoning or message.tool_calls or message.unparsed:
-            raise RenderError(f"messages[{index}]: role_colon writes text only, no reasoning and no tool calls")
+            raise RenderError(
+                f"messages[{index}]: role_colon has no reasoning and no tool calls; remove them or use the renderer of "
+                "a chat format"
+            )
         content = self.plain(message)
         if _HEADER.search(f" {content}\n\n"):
             raise RenderError(
-                f"messages[{index}]: the text holds a role header of role_colon ('\\n\\nUser:' or the like)"
+                f"messages[{index}]: the text contains a role header of role_colon, such as '\\n\\nUser:'; change the "
+                "text or use the renderer of a chat format"
             )
         yield text(" " + content, Part.TEXT)
         yield stop("\n\n")

@@ -1,1 +1,1 @@
-"""Parsing: sampled ids back to messages, whole or as a stream."""
+"""Parsing of sampled ids to messages, for complete replies and for streams."""

@@ -1,4 +1,4 @@
-"""`Grammar`: the blocks that replies of a format consist of, and the tokens or texts that end them."""
+"""`Grammar`: what a reply of a chat format can contain, i.e. blocks and fixed texts, and what ends a reply."""
 
 from __future__ import annotations
 
@@ -15,79 +15,79 @@ ReadText = Callable[[str, Sequence[ToolSpec]], ToolCall | None]
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a reply between two control tokens, with the fixed text that the format writes around its content.
+    """A part of a reply between two control tokens (such as `<think>`), and the fixed text around its content.
 
-    Qwen3's `<think>\\nhm\\n</think>\\n\\nYo` is `Block(Part.REASONING, "<think>", "</think>", head="\\n", foot="\\n",
-    gap="\\n\\n")` with content `hm`, then the text `Yo`.
+    For example, Qwen3's reasoning block is `Block(Part.REASONING, "<think>", "</think>", head="\\n", foot="\\n",
+    gap="\\n\\n")`. The reply `<think>\\nhm\\n</think>\\n\\nYo` has this block with content `hm`, then the text `Yo`.
     """
 
     part: Part
     open: str
     close: str
     head: str = ""
-    """Written after `open`."""
+    """Fixed text after `open`."""
     foot: str = ""
-    """Written before `close`."""
+    """Fixed text before `close`."""
     lead: str = ""
-    """Written before `open` if text precedes the block."""
+    """Fixed text before `open`, if text precedes the block."""
     between: str = ""
-    """Written before `open` if another block of the same part precedes it."""
+    """Fixed text before `open`, if another block of the same part precedes the block."""
     gap: str = ""
-    """Written after `close` if text follows."""
+    """Fixed text after `close`, if text follows the block."""
     trim: str = ""
-    """Characters that the format removes at both ends of the content, and at the start of the text after the block."""
+    """Characters to remove at both ends of the content, and at the start of the text after the block."""
     separators: tuple[str, ...] = ()
     """Control tokens that divide the content into fields."""
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """The blocks, ends and fixed texts that a reply of a family can have."""
+    """The blocks, the ends and the fixed texts that a reply of a chat format can have."""
 
     stops: tuple[str, ...]
     """Control tokens that end a reply."""
     blocks: tuple[Block, ...] = ()
     wrappers: tuple[str, ...] = ()
-    """Control tokens around a group of blocks; they are not part of the message."""
+    """Control tokens around a group of blocks. They are not part of the message."""
     eos: tuple[str, ...] = ()
-    """Control tokens that also end a reply, although the format does not write them."""
+    """Control tokens that also end a reply, although the format never writes them."""
     stop_texts: tuple[str, ...] = ()
-    """Ordinary text that ends a reply."""
+    """Ordinary texts that end a reply."""
     text_head: str = ""
-    """Ordinary text that begins a reply."""
+    """Fixed text at the start of a reply, in ordinary tokens."""
     text_foot: str = ""
-    """Ordinary text that precedes an end other than one of `stop_texts`."""
+    """Fixed text at the end of a reply, in ordinary tokens, unless one of `stop_texts` ends the reply."""
     read_call: ReadCall | None = None
-    """Reads the fields of a tool call's block."""
+    """Function that parses the fields of a tool call block."""
     read_text: ReadText | None = None
-    """Reads a whole reply as a tool call, in formats that write calls as ordinary JSON text."""
+    """Function that parses a whole reply as a tool call, for formats that write calls as ordinary JSON text."""
 
     @cached_property
     def control(self) -> frozenset[str]:
-        """Every control token that the parser reacts to."""
+        """All control tokens of blocks, wrappers and ends, i.e. those that the parser handles."""
         tags = {tag for b in self.blocks for tag in (b.open, b.close, *b.separators)}
         return frozenset(tags | {*self.stops, *self.eos, *self.wrappers})
 
     @cached_property
     def opening(self) -> dict[str, Block]:
-        """The blocks by the token that opens them."""
+        """Mapping from the control token that opens a block to the block."""
         return {block.open: block for block in self.blocks}
 
     @cached_property
     def closing(self) -> frozenset[str]:
-        """The tokens that close a block."""
+        """The control tokens that close a block."""
         return frozenset(block.close for block in self.blocks)
 
     @cached_property
     def ends(self) -> frozenset[str]:
-        """The tokens that end a reply."""
+        """The control tokens that end a reply: `stops` and `eos`."""
         return frozenset((*self.stops, *self.eos))
 
     @cached_property
     def lead(self) -> str:
-        """The longest `lead` of a block, which may turn out not to be text of the reply."""
+        """The longest `lead` of all blocks. It is text of the message only if no block follows."""
         return max((block.lead for block in self.blocks), key=len, default="")
 
     def block(self, part: Part) -> Block | None:
-        """Return the block of this part, None if the format has none."""
+        """Return the block for `part`, or None if the format has no such block."""
         return next((block for block in self.blocks if block.part is part), None)

@@ -1,4 +1,4 @@
-"""Results of parsing a reply: deltas while its ids are sampled, and at the end the whole reply as `Parsed`."""
+"""Results of parsing a reply: deltas while its ids are sampled, and a `Parsed` for the complete reply."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tinkerloop.renderers.pieces import Part
 
 
 class ParseTermination(StrEnum):
-    """How a sampled turn ended. True in a condition if it ended cleanly: by a stop sequence or an end-of-text token."""
+    """How a sampled reply ended. The value is truthy if a stop sequence or an end-of-text token ended the reply."""
 
     STOP_SEQUENCE = "stop_sequence"
     EOS = "eos"
     TRUNCATED = "truncated"
-    """The reply has no end: sampling reached its token limit."""
+    """The reply has no end, usually because sampling reached its token limit."""
     MALFORMED = "malformed"
-    """The reply ended inside a block, went on after its end, or has tags where the format has none."""
+    """The reply ended inside a block, continued after its end, or contains a control token in a wrong place."""
 
     @property
     def is_clean(self) -> bool:
@@ -35,13 +35,13 @@ class ParseTermination(StrEnum):
 
 @dataclass(frozen=True)
 class StreamingMessageHeader:
-    """The first delta of a reply."""
+    """The first delta of a reply, with the role of the message."""
 
     role: str
 
 
-# The next three are not frozen, because a frozen dataclass takes three times as long to make (300 ns) and a stream has
-# one for every token.
+# The next three classes are not frozen: creating a frozen dataclass takes three times as long (300 ns), and a stream
+# creates one object for every token.
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class StreamingThinkingDelta:
 
 @dataclass(slots=True)
 class StreamingToolCallDelta:
-    """Raw text of tool call number `index`, without the tags of the format."""
+    """A piece of the raw text of tool call number `index`, without the tags around the call."""
 
     text: str
     index: int
@@ -68,7 +68,7 @@ MessageDelta = StreamingMessageHeader | StreamingTextDelta | StreamingThinkingDe
 
 
 class ParsedSpan(NamedTuple):
-    """The sampled ids [start, stop), read as one part. The spans of a reply cover all of its ids."""
+    """The sampled ids `start` to `stop - 1`, parsed as one part. The spans of a reply cover all of its ids."""
 
     part: Part
     start: int
@@ -77,15 +77,15 @@ class ParsedSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class Parsed:
-    """A parsed reply. Unpacks as `message, termination`."""
+    """A parsed reply. It can be unpacked as `message, termination`."""
 
     message: Message
     termination: ParseTermination
     spans: tuple[ParsedSpan, ...]
     ids: tuple[int, ...]
-    """The ids as sampled."""
+    """The sampled ids, unchanged."""
     broke_off_in: Part | None = None
-    """The block that was open when the reply ended: reasoning or a tool call. None if no block was open."""
+    """The part of the block that was open when the reply ended: reasoning or tool call. None if no block was open."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.message, self.termination))

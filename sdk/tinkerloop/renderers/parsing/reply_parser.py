@@ -1,8 +1,8 @@
-"""`ReplyParser`: sampled ids to a message. One state machine parses whole replies and streams alike.
+"""`ReplyParser`: converts sampled ids to a message. The same state machine parses complete replies and streams.
 
-It looks at ids: only the id of a control token opens or closes a block or ends the turn, so a tag that the model wrote
-in ordinary text stays text. It never raises and never loses an id: a control token in the wrong place is kept as text,
-and outside of a block it makes the reply `MALFORMED`.
+The parser decides by ids: only the id of a control token (such as `<think>`) opens or closes a block or ends the reply.
+A tag that the model spelled with ordinary tokens stays text. The parser never raises and never drops an id. A control
+token in a wrong place is kept as text; outside a block, it also makes the reply `MALFORMED`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _Utf8 = codecs.getincrementaldecoder("utf-8")
 
 
 _TextTarget = tuple[list[str], Callable[[str, int], MessageDelta], int]
-"""The place that released text is added to: the strings of a message part or of a call's field, the class of the delta,
-and the index of that part or call."""
+"""The place to which released text is added: (the strings of a message part or of a field of a tool call, the class of
+the delta, the index of the message part or the tool call)."""
 
 
 class ReplyParser:
-    """Parses one reply: `prime` it with what the prompt holds of the reply, `feed` sampled ids, then `finish`."""
+    """Parses one reply. Call `prime` with the ids of the reply that the prompt contains, then `feed`, then `finish`."""
 
     def __init__(
         self, grammar: Grammar, token_texts: TokenTexts, *, role: str = "assistant", tools: Sequence[ToolSpec] = ()
@@ -47,9 +47,9 @@ class ReplyParser:
         self._grammar, self._token_texts, self._tools, self._role = grammar, token_texts, tools, role
         self._text_by_id = token_texts.__getitem__
         self._utf8 = _Utf8("replace")
-        self._cut = False  # the decoder holds an incomplete character
+        self._cut = False  # True while the decoder holds an incomplete UTF-8 sequence
         self._ids: list[int] = []
-        self._starts: list[tuple[Part, int]] = []  # first id of each span
+        self._starts: list[tuple[Part, int]] = []  # (part, index of the first id) of each span
         self._parts: list[tuple[Part, list[str]]] = []  # text and reasoning as strings, in order
         self._calls: list[ToolCall | UnparsedToolCall] = []
         self._fields: list[list[str]] = []  # strings of the fields of the open call
@@ -64,26 +64,29 @@ class ReplyParser:
             stop_texts=grammar.stop_texts,
             may_be_call=grammar.read_text is not None,
         )
-        self._target: _TextTarget | None = None  # of the buffer, once it has released text
-        self._settled: _TextTarget | None = None  # the same, while ordinary ids can only be more text for it
+        self._target: _TextTarget | None = None  # where the buffer's text goes; None before any was released
+        self._settled: _TextTarget | None = None  # the same while ordinary ids can only add text to it, else None
 
     def prime(self, ids: Iterable[int]) -> None:
-        """Take the ids that the prompt already holds of the reply. They belong to the message, but were not sampled."""
+        """Process the ids of the reply that the prompt already contains.
+
+        These ids belong to the message, but they were not sampled.
+        """
         ids = list(ids)
         for token_id in ids:
             name = self._token_texts.control.get(token_id)
             if name is None:
                 self._add_text_of([token_id])
             elif self._block is not None or name not in self._grammar.closing:
-                self._control(name)  # a prompt may close a block that it never opened; ignored
+                self._control(name)  # a token that closes a block is ignored if the prompt did not open the block
         if ids and self._block is None:
             self._buffer.expect_no_head()
 
     def feed(self, ids: Iterable[int]) -> list[MessageDelta]:
-        """Take sampled ids and return the deltas that are now certain."""
+        """Process sampled ids and return the deltas that cannot change any more."""
         if type(ids) is not list:
-            ids = list(map(index, ids))  # an array's elements must become Python integers
-        if self._settled is not None:  # a faster way for nearly all ids, with the same result
+            ids = list(map(index, ids))  # convert elements of an array to Python integers
+        if self._settled is not None:  # fast path for nearly all ids, with the same result
             try:
                 text = self._text_by_id(ids[0]) if len(ids) == 1 else "".join(map(self._text_by_id, ids))
             except KeyError:
@@ -113,7 +116,7 @@ class ReplyParser:
         return deltas
 
     def finish(self) -> tuple[list[MessageDelta], Parsed]:
-        """Return the remaining deltas, the last of which is the message, and the whole reply."""
+        """End the reply. Return the remaining deltas, the last of which is the message, and the parsed reply."""
         self._flush()
         if self._termination is None:
             self._close_all()
@@ -129,7 +132,11 @@ class ReplyParser:
         return deltas, Parsed(message, self._termination, spans, tuple(self._ids), self._broke_off_in)
 
     def _ordinary(self, ids: list[int], offset: int) -> None:
-        """Take ordinary ids, the first at `offset`; one by one if text can end the reply, however ids are fed."""
+        """Process ordinary ids, the first of which has the index `offset`.
+
+        If the format has stop texts, ids are processed one by one, so that the result does not depend on how many ids
+        each call of `feed` gets.
+        """
         if not self._grammar.stop_texts:
             self._span(self._part, offset)
             self._add_text_of(ids)
@@ -139,12 +146,12 @@ class ReplyParser:
             self._add_text_of([token_id])
 
     def _span(self, part: Part, start: int) -> None:
-        """Begin a span of this part at `start`, unless the last span has the same part."""
+        """Begin a span of `part` at the id with index `start`, unless the last span has the same part."""
         if not self._starts or self._starts[-1][0] is not part:
             self._starts.append((part, start))
 
     def _add_text_of(self, ids: list[int]) -> None:
-        """Add the text of ordinary ids; an incomplete character at the end waits for the next ids."""
+        """Add the text of ordinary ids. An incomplete UTF-8 sequence at the end is held until the next ids."""
         if not self._cut:
             try:
                 text = "".join(map(self._text_by_id, ids))
@@ -159,13 +166,13 @@ class ReplyParser:
 
     @property
     def _part(self) -> Part:
-        """The part that is being parsed."""
+        """The part of the message that is currently parsed."""
         if self._termination is not None:
             return Part.SCAFFOLD
         return self._block.part if self._block else _TEXT
 
     def _control(self, name: str) -> Part:
-        """Take a control token and return the part that it belongs to."""
+        """Process a control token and return the part that the token belongs to."""
         self._flush()
         block, part = self._block, self._part
         if self._termination is not None:
@@ -183,12 +190,12 @@ class ReplyParser:
             self._fields.append([])
             self._target = None
         elif block is not None or name not in self._grammar.wrappers:
-            self._malformed |= block is None  # a tag inside a block is text there; outside of blocks it is an error
+            self._malformed |= block is None  # inside a block the token is kept as text; outside it is an error
             self._push(name)
         return part
 
     def _flush(self) -> None:
-        """Add an incomplete character as U+FFFD, as other decoders do."""
+        """Add a held incomplete UTF-8 sequence as U+FFFD, as other decoders do."""
         if self._cut:
             rest = self._utf8.decode(b"", final=True)
             self._utf8.reset()
@@ -232,7 +239,7 @@ class ReplyParser:
         self._buffer, self._target = buffer, None
 
     def _close_all(self) -> bool:
-        """End the open block or text. Return whether it was a block."""
+        """End the open block, or the text if no block is open. Return whether a block was open."""
         block = self._block
         self._broke_off_in = block.part if block else None
         if block is None:
@@ -264,7 +271,7 @@ class ReplyParser:
                 return
 
     def _release(self, text: str) -> None:
-        """Add released text to the message, and to the deltas."""
+        """Add text that the buffer released to the message and to the deltas."""
         if not text:
             return
         if self._target is None:
@@ -274,7 +281,7 @@ class ReplyParser:
         self._deltas.append(delta(text, number))
 
     def _new_target(self) -> _TextTarget:
-        """Return the target of the text that follows: a new part for each reasoning block, one part for all text."""
+        """Return the target for the next text. Each reasoning block gets its own message part; text shares one part."""
         part = self._part
         if part is _TOOL_CALL:
             return self._fields[-1], StreamingToolCallDelta, len(self._calls)

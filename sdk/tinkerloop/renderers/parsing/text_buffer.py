@@ -1,19 +1,20 @@
-"""`TextBuffer`: decoded text on its way to a message, without the fixed text that a format writes around it."""
+"""`TextBuffer`: removes the fixed text that a chat format writes around content, while the content is decoded."""
 
 from __future__ import annotations
 
 
 class TextBuffer:
-    """Holds back the end of a text while it may still turn out to be removed, so that no delta is ever retracted.
+    """Buffers decoded text and holds back an end that may have to be removed, so that no delta is ever retracted.
 
-    With `hold="\\n"`, `push("Yo\\n")` returns `"Yo"`; then `push("!")` returns `"\\n!"`, or `close(suffix="\\n")` `""`.
+    For example, with `hold="\\n"`, `push("Yo\\n")` returns `"Yo"`. If more text follows, `push("!")` returns `"\\n!"`.
+    If the text ends here, `close(suffix="\\n")` returns `""`.
 
     Args:
-        drop: characters removed at the start of the text.
-        head: one exact beginning, removed if it is there.
-        hold: characters held back at the end.
-        stop_texts: texts that end the reply; their beginnings are held back at the end.
-        may_be_call: hold back a text that begins like a JSON object until its end.
+        drop: characters to remove at the start of the text.
+        head: a fixed text to remove at the start of the text, if it is there.
+        hold: characters to hold back at the end of the text until more text follows.
+        stop_texts: texts that end the reply. An end of the text that may be the start of one of them is held back.
+        may_be_call: if the text begins like a JSON object, hold it back completely until `close`.
     """
 
     def __init__(
@@ -26,11 +27,11 @@ class TextBuffer:
     ):
         self._drop, self._head, self._hold, self._stop_texts = drop, head, hold, stop_texts
         self._may_be_call = may_be_call
-        self._at_start = True  # no text has been released
+        self._at_start = True  # True until text is released
         self.pending = ""
 
     def push(self, text: str) -> str:
-        """Take text in and return the text that can be released."""
+        """Add text to the buffer and return the text that can be released."""
         if self.pending:
             text = self.pending + text
         if self._at_start:
@@ -55,17 +56,17 @@ class TextBuffer:
         return text[:released]
 
     def expect_no_head(self) -> None:
-        """Keep a beginning that equals `head`, because the prompt already holds the head."""
+        """Do not remove `head` from the text, because the prompt already contains it."""
         self._head = ""
 
     def close(self, suffix: str = "", trim: str = "") -> str:
-        """Return the rest, without trailing characters of `trim`, then without one exact `suffix`."""
+        """Return the held-back text without trailing characters in `trim`, and then without one `suffix`."""
         rest = self.pending.rstrip(trim) if trim else self.pending
         self.pending = ""
         return rest.removesuffix(suffix)
 
 
 def _overlap(text: str, stop_text: str) -> int:
-    """Return how many characters at the end of `text` are a beginning of `stop_text`."""
+    """Return the length of the longest end of `text` with which `stop_text` begins."""
     longest = min(len(stop_text), len(text))
     return next((n for n in range(longest, 0, -1) if text.endswith(stop_text[:n])), 0)

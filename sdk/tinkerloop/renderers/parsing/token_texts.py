@@ -1,4 +1,4 @@
-"""The text of each token id, for a parser."""
+"""`TokenTexts`: the text of each ordinary token id, for parsers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from tinkerloop.tokenizers.encoders import Encoder
 
 
 class TokenTexts(dict[int, str]):
-    """Ordinary token id -> text, decoded on first use.
+    """Mapping from ordinary token id to text. A text is decoded when it is first looked up.
 
-    Raises `KeyError` for control tokens of the grammar, whose names are in `control`, and for tokens that hold only a
-    part of a character, whose text depends on their neighbours.
+    A lookup raises `KeyError` for control tokens of the grammar (such as `<|im_end|>`); their names are in `control`.
+    It also raises `KeyError` for tokens that hold an incomplete UTF-8 sequence, because their text depends on the
+    neighbouring tokens.
     """
 
     def __init__(self, grammar: Grammar, encoder: Encoder, ids: Mapping[str, int]):
