@@ -319,7 +319,7 @@ def _check_arguments(name: str, arguments: str, index: int) -> None:
 
 
 def _write_arguments(name: str, arguments: Any, body: Mapping[str, Any], index: int) -> str:
-    """Return arguments that are not a plain string as JSON text. Absent and empty arguments become `{}`."""
+    """Write arguments as JSON text, for arguments that are not a plain `str` yet. Absent and empty ones become `{}`."""
     if arguments is None or arguments == "":
         others = sorted(str(key) for key in body if key not in _KEYS_OF_A_CALL and not _is_empty(body[key]))
         if others:  # arguments under another key, such as "parameters", would be lost

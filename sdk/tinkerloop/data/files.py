@@ -132,7 +132,10 @@ class FileSource:
 
 
 class OpenFiles:
-    """Iterator over the rows of several files, one file after another. Its `position` can be saved and opened again."""
+    """Iterator over the rows of several files, one file after another.
+
+    Its `position` can be saved. A later iterator that is created with it continues at the same row.
+    """
 
     def __init__(
         self, files: Sequence[str], parse: Callable[[RawRow], Any], file: int = 0, row: int = 0, offset: int = 0

@@ -78,7 +78,7 @@ def train_test_split(
     if not test_numbers:
         raise DataError(
             f"every group of equal rows is larger than the requested test set of {test_rows} rows",
-            remedy="remove duplicates, or pass a larger value of test",
+            remedy="remove duplicates, or pass a larger `test`",
         )
     chosen = set(test_numbers)
     return Subset(rows, [n for n in range(total) if n not in chosen]), Subset(rows, sorted(chosen))

@@ -90,10 +90,10 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """The end of a run: its step, its reason and the final metrics.
+    """Summary of a finished run: its last step, why it ended, and the final metrics.
 
     Attributes:
-        step: the boundary at which the run ended: exactly steps 0 to step - 1 were queued.
+        step: the number of the boundary at which the run ended. Exactly the steps from 0 to `step - 1` were queued.
         reason: "steps reached", "data exhausted", the reason of a `Stop`, "error", or "abandoned" if the caller left
             the iteration over the steps early.
         metrics: the newest value of every metric.

@@ -137,7 +137,7 @@ def resolve(value: Future[T]) -> T: ...
 @overload
 def resolve(value: T) -> T: ...
 def resolve(value: Any) -> Any:
-    """If `value` is a future, wait for its value and return it; otherwise return `value` itself.
+    """Wait for `value` if it is a future, and return its result; return any other `value` itself.
 
     The `create_*` methods of tinker return a client in older versions and a future of a client in newer ones.
     `resolve` returns the client in both cases.

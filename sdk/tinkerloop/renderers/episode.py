@@ -180,8 +180,8 @@ class Episode:
             rewritten = self._rewritten(after, index, [*self._unsettled, latest] if has_user else [latest])
         if rewritten is not None and self._on_rewrite == "refuse":
             raise EpisodeError(
-                f"the chat format {self.renderer.name} writes messages[{rewritten}] differently once these messages "
-                "follow; use on_rewrite='segment', or a format that keeps history unchanged"
+                f"with the new messages, the chat format {self.renderer.name} would write messages[{rewritten}] in "
+                "another way than it was sampled; use on_rewrite='segment', or a format that keeps history unchanged"
             )
         begins_segment = rewritten is not None
         rendered = self.renderer.assemble_prompt(after) if begins_segment else self._following(after, index)

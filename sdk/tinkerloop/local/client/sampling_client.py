@@ -122,7 +122,7 @@ class SamplingClient(AwaitableClient):
         The weights must be those of a saved checkpoint or of a base model.
 
         Raises:
-            NotImplementedError: the weights are a snapshot that was not saved.
+            NotImplementedError: the weights exist only in the memory of this process.
         """
         engine, sampler = self._engine, self._sampler
         if sampler.spec is not None and sampler.path is None:

@@ -90,7 +90,7 @@ class Kimi(base.Renderer):
 
     def image(self, image: Image) -> Pieces:
         if not self.options.primed:
-            raise RenderError(f"the chat format {self.name} has no images; use kimi_k25 or later")
+            raise RenderError(f"the chat format {self.name} does not support images; use kimi_k25 or later")
         from tinkerloop.images.chunks import image_chunk
         from tinkerloop.images.processors import KIMI_K25
 

@@ -60,7 +60,7 @@ class TextBuffer:
         self._head = ""
 
     def close(self, suffix: str = "", trim: str = "") -> str:
-        """Return the held-back text without trailing characters in `trim`, and then without one `suffix`."""
+        """Return the held-back text, after removing the characters of `trim` from its end and then `suffix` once."""
         rest = self.pending.rstrip(trim) if trim else self.pending
         self.pending = ""
         return rest.removesuffix(suffix)

@@ -2,13 +2,14 @@
 
 Rows (positions) are processed in chunks. A chunk consists of whole datums or of a part of one. For each chunk, the code
 computes the logits, the log-softmax and the loss's gradient with respect to the log-probabilities. From this it
-computes the gradients with respect to the logits, the hidden states and the adapter. So memory does not grow with
+computes the gradients with respect to the logits, the hidden states and the adapter. Memory therefore does not grow with
 positions x vocabulary.
 
-If the vocabulary is small, the logits of a chunk are kept for the backward pass. If it is large, chunks would have few
-rows, and each chunk would read the whole weight matrix. Therefore the vocabulary is split into tiles of columns, and
-every tile is computed twice: for log z (the log-sum of all exp(logits)) and for the gradient. An adapter is added to
-the weights of a tile ("folded") when the tile is used.
+If the vocabulary is small, the logits of a chunk are kept for the backward pass. With a large vocabulary, the same
+memory would hold the logits of only a few rows, and each such small chunk would read the whole weight matrix. To avoid
+this, a large vocabulary is split into tiles of columns. Every tile is computed twice: once for log z, which is
+log(sum(exp(logits))), and once for the gradient. An adapter is added to the weights of a tile ("folded") when the tile
+is used.
 """
 
 from __future__ import annotations
