@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from typing import Any
 
 import numpy as np
@@ -160,7 +160,7 @@ def test_rewritten_history_is_refused_or_begins_a_segment() -> None:
     ids = sample("qwen3", QUESTION, reply)
     refusing = renderer("qwen3").episode(QUESTION)
     refusing.add_sampled(ids)
-    with pytest.raises(EpisodeError, match=r"writes messages\[1\] differently"):
+    with pytest.raises(EpisodeError, match=r"would write messages\[1\] in another way"):
         refusing.add(ANSWER)
     splitting = renderer("qwen3").episode(QUESTION, on_rewrite="segment")
     splitting.add_sampled(ids)

@@ -56,7 +56,7 @@ for _ in range(3000):
         ({"role": "assistant", "content": "x", "tool_calls": [{"function": {}}]}, "function with a name"),
         ({"role": "assistant", "content": "\ud800"}, "not valid Unicode"),
         ({"role": "assistant", "content": "x", "reasoning_content": "a", "thinking": "b"}, "more than once"),
-        ({"role": "user", "content": [{"type": "image", "image": b"x"}]}, "has no images"),
+        ({"role": "user", "content": [{"type": "image", "image": b"x"}]}, "has no images|does not support images"),
         ({"role": "assistant", "content": "x", "reasoning_content": "\ud800"}, "not valid Unicode"),
         ({"role": "assistant", "content": "x", "unparsed_tool_calls": [{"raw_text": "\ud800"}]}, "not valid Unicode"),
         ({"role": "tool", "content": "x", "tool_call_id": "\ud800"}, "not valid Unicode"),

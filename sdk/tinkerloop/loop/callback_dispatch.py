@@ -141,7 +141,7 @@ class Dispatcher:
         return plan
 
     def end(self, step: int, summary: Any) -> list[Exception]:
-        """Call `on_end` of every started callback, in reverse order of their start. Return the exceptions of these calls."""
+        """Call `on_end` of every started callback, in reverse order of their start, and return what they raised."""
         failures: list[Exception] = []
         handlers = dict(self._handlers["on_end"])
         for name in reversed(self._started):

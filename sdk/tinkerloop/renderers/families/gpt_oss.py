@@ -143,7 +143,9 @@ class GptOss(base.Renderer):
         yield stop("<|return|>" if conversation.is_final(index) else "<|end|>")
 
     def call(self, call: ToolCall) -> Pieces:
-        raise NotImplementedError("call() is not available for gpt-oss, because its tool calls are separate messages: use reply()")
+        raise NotImplementedError(
+            "call() is not available for gpt-oss, because its tool calls are separate messages: use reply()"
+        )
 
 
 PRESETS: tuple[tuple[str, type[base.Renderer], base.Options], ...] = (

@@ -2,8 +2,8 @@
 
 Rows (positions) are processed in chunks. A chunk consists of whole datums or of a part of one. For each chunk, the code
 computes the logits, the log-softmax and the loss's gradient with respect to the log-probabilities. From this it
-computes the gradients with respect to the logits, the hidden states and the adapter. Memory therefore does not grow with
-positions x vocabulary.
+computes the gradients with respect to the logits, the hidden states and the adapter. Memory therefore does not grow
+with positions x vocabulary.
 
 If the vocabulary is small, the logits of a chunk are kept for the backward pass. With a large vocabulary, the same
 memory would hold the logits of only a few rows, and each such small chunk would read the whole weight matrix. To avoid
