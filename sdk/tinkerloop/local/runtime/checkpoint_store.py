@@ -7,6 +7,9 @@
         model.safetensors          instead of the two adapter files, if every weight was trained
         optimizer.safetensors      Adam's moments (training checkpoints only)
 
+A checkpoint is known by the folder in which it lies. A copied or renamed folder is a checkpoint of its own under the
+path of its new place, whatever path its record names, and everything is read from that place.
+
 A checkpoint is written to a temporary folder, flushed to the disk, and renamed to its final name. So readers never see
 an incomplete checkpoint. Only JSON and safetensors files are read, nothing is unpickled, and no path leads out of the
 root folder.
@@ -21,8 +24,9 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,8 @@ _BACKUP = ".previous-"
 """Prefix of the folder name that a checkpoint has while a new one replaces it."""
 _STALE = 86400
 """Age in seconds after which the folder of an unfinished save or deletion is removed."""
+_FORMAT = 1
+"""Version of the files' format that this code writes, and the only one that it reads."""
 _RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
     "checkpoint.json",
     "adapter_model.safetensors",
@@ -109,16 +115,17 @@ class CheckpointStore:
             _write_tensors(scratch, record, contents)
             size = sum(file.stat().st_size for file in scratch.iterdir())
             record = CheckpointInfo(**{**record.__dict__, "size_bytes": size})
-            _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+            _write_json(scratch / _RECORD, {**asdict(record), "format": _FORMAT})
             _swap(scratch, folder)
         return record
 
     def read(self, path: str) -> CheckpointInfo:
-        """Return the record of a checkpoint.
+        """Return the record of a checkpoint. Its `path` leads to the folder that was read.
 
         Raises:
             tinker.NotFoundError: the checkpoint does not exist or has expired.
             tinker.BadRequestError: `path` is not a valid tinker:// path.
+            tinker.RequestFailedError: (category server) the record is damaged, or of a format that is not known.
         """
         try:
             folder = self._folder(path)
@@ -132,25 +139,32 @@ class CheckpointStore:
             raise not_found(f"checkpoint {path} not found under {self.root}") from None
         if record.expired:
             raise not_found(f"checkpoint {path} expired at {record.expires_at}")
-        return record
+        return replace(record, path=_path_of_folder(path, record.path))
 
     def load_weights(self, path: str) -> dict[str, torch.Tensor]:
-        """Return the weights of a checkpoint, as a dict from each tensor's name in the file to the tensor."""
+        """Return the weights of a checkpoint, as a dict from each tensor's name in the file to the tensor.
+
+        Raises:
+            tinker.RequestFailedError: (category server) the file is missing or damaged.
+        """
         folder = self._folder(path)
-        return load_file(folder / (_FULL if (folder / _FULL).exists() else _ADAPTER))
+        return _load_tensors(folder / (_FULL if (folder / _FULL).exists() else _ADAPTER), path)
 
     def load_moments(self, path: str) -> dict[str, dict[str, torch.Tensor]]:
         """Return Adam's moments of a checkpoint: "exp_avg" and "exp_avg_sq", each a dict from tensor name to moment.
 
         Raises:
             tinker.NotFoundError: the checkpoint contains no moments. Training must not continue without them.
+            tinker.RequestFailedError: (category server) the file is damaged.
         """
         file = self._folder(path) / _OPTIMIZER
         if not file.exists():
             raise not_found(f"checkpoint {path} contains no optimizer state; load only its weights")
         moments: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
-        for name, tensor in load_file(file).items():
+        for name, tensor in _load_tensors(file, path).items():
             kind, _, tensor_name = name.partition(".")
+            if kind not in moments:
+                raise server_error(f"checkpoint {path} is damaged: {file} contains the unknown tensor {name!r}")
             moments[kind][tensor_name] = tensor
         return moments
 
@@ -176,7 +190,7 @@ class CheckpointStore:
         with self._writing(new_path) as scratch:
             shutil.copytree(self._folder(path), scratch, dirs_exist_ok=True)
             self.confirm(source)
-            _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+            _write_json(scratch / _RECORD, {**asdict(record), "format": _FORMAT})
             _swap(scratch, self._folder(new_path))
         return record
 
@@ -195,7 +209,7 @@ class CheckpointStore:
         """Replace fields of a checkpoint's record on disk. Return the new record."""
         record = CheckpointInfo(**{**self.read(path).__dict__, **changes})
         with self._writing(path) as scratch:
-            _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+            _write_json(scratch / _RECORD, {**asdict(record), "format": _FORMAT})
             self.confirm(record)
             os.replace(scratch / _RECORD, self._folder(path) / _RECORD)
         return record
@@ -292,15 +306,56 @@ def _read_record(file: Path) -> CheckpointInfo:
     """Read the record of a checkpoint from its checkpoint.json.
 
     Raises:
-        tinker.RequestFailedError: (category server) the file is damaged, or another program has written it.
+        tinker.RequestFailedError: (category server) the file is damaged, another program has written it, or it has a
+            format that this version does not know.
     """
-    text = file.read_text()
+    text = file.read_bytes()
     try:
         fields = json.loads(text)
-        fields.pop("format")
-        return CheckpointInfo(**{**fields, "lora": LoraSpec(**fields["lora"])})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        version = fields.pop("format")
+        if version == _FORMAT:
+            record = CheckpointInfo(**{**fields, "lora": LoraSpec(**fields["lora"])})
+            _check_record(record)
+            return record
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise server_error(f"{file} is not the record of a tinkerloop checkpoint, or is damaged: {error!r}") from error
+    raise server_error(
+        f"{file} has format {version!r}, but this version of tinkerloop reads only format {_FORMAT}; open the "
+        "checkpoint with the version that saved it"
+    )
+
+
+def _check_record(record: CheckpointInfo) -> None:
+    """Raise ValueError if a field has a wrong type, or a time has no time zone."""
+    _record_type().validate_json(json.dumps(asdict(record)), strict=True)
+    for moment in (record.time, record.expires_at):
+        if moment is not None and datetime.fromisoformat(moment).tzinfo is None:
+            raise ValueError(f"the time {moment!r} has no time zone")
+
+
+@cache
+def _record_type() -> TypeAdapter[CheckpointInfo]:
+    return TypeAdapter(CheckpointInfo)
+
+
+def _load_tensors(file: Path, path: str) -> dict[str, torch.Tensor]:
+    """Read a safetensors file of the checkpoint `path`."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise server_error(f"checkpoint {path} cannot be loaded: {file} is missing or damaged: {error}") from error
+
+
+def _path_of_folder(path: str, recorded: str) -> str:
+    """Return `path`, the path of a folder, with the run as `recorded` spells it, if that means the same folder.
+
+    The name of a run's folder does not say where its id has ":". A copied folder has the record of the original.
+    """
+    run, kind, name = parse_path(path)
+    with suppress(ValueError):
+        recorded_run = parse_path(recorded)[0]
+        run = recorded_run if _on_disk(recorded_run) == _on_disk(run) else run
+    return f"tinker://{run}/{kind}/{name}"
 
 
 def _backup(folder: Path) -> Path:
