@@ -168,9 +168,7 @@ def test_a_copied_sampler_checkpoint_samples_with_its_own_tensors(service, clien
 def test_damage_in_a_copied_folder_is_found_and_named(service, client, tmp_path, file):
     copy, folder = copied(tmp_path, client.save_state("a").result().path, "copy")
     (folder / file).write_bytes((folder / file).read_bytes()[:-8])
-    with pytest.raises(
-        tinker.RequestFailedError, match=f"{copy} cannot be loaded: .*copy/{file} is missing or damaged"
-    ):
+    with pytest.raises(tinker.RequestFailedError, match=f"{copy} cannot be loaded: .*copy/{file} is missing"):
         service.create_training_client_from_state_with_optimizer(copy)
 
 
