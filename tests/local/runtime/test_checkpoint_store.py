@@ -186,6 +186,83 @@ def test_a_copied_folder_is_listed_copied_and_deleted_under_its_own_path(service
     assert [(c.tinker_path, c.expires_at) for c in left] == [(original, None)]
 
 
+def stray(folder: Path, kind: str) -> None:
+    """Put something that is no checkpoint at `folder`."""
+    if kind == "file":
+        folder.write_text("notes")
+    elif kind == "link":
+        folder.symlink_to("/nowhere")
+    else:
+        folder.mkdir()
+        if kind == "record that is a folder":
+            (folder / "checkpoint.json").mkdir()
+        elif kind == "damaged record":
+            (folder / "checkpoint.json").write_bytes(b"\xff\xfe{")
+        elif kind == "deep record":
+            (folder / "checkpoint.json").write_text("[" * 100_000)
+
+
+STRAYS = ["file", "link", "folder", "record that is a folder", "damaged record", "deep record"]
+
+
+@pytest.mark.parametrize("kind", STRAYS)
+def test_what_is_no_checkpoint_is_named_once_and_stops_no_list_and_no_save(service, client, tmp_path, kind, caplog):
+    path = client.save_state("a").result().path
+    stray(folder_of(tmp_path, path).with_name("stray"), kind)
+    client.save_state("b").result()
+    rest = service.create_rest_client()
+    for _ in range(2):
+        assert len(rest.list_user_checkpoints().result().checkpoints) == 2
+    assert len(rest.list_checkpoints(client.model_id).result().checkpoints) == 2
+    assert rest.list_training_runs().result().cursor.total_count == 1
+    (message,) = [record.message for record in caplog.records if record.message.startswith("skipped")]
+    assert "weights/stray" in message
+
+
+@pytest.mark.parametrize("kind", STRAYS)
+def test_what_is_no_checkpoint_can_be_deleted(service, client, tmp_path, kind):
+    path = client.save_state("a").result().path
+    place = folder_of(tmp_path, path).with_name("stray")
+    stray(place, kind)
+    service.create_rest_client().delete_checkpoint(client.model_id, "weights/stray").result()
+    assert not place.is_symlink()
+    assert not place.exists()
+    assert not list(tmp_path.glob(".deleting-*"))
+
+
+def test_other_folders_under_the_root_are_not_named(service, client, tmp_path, caplog):
+    client.save_state("a").result()
+    (tmp_path / "experiment" / "plots" / "loss").mkdir(parents=True)
+    assert len(service.create_rest_client().list_user_checkpoints().result().checkpoints) == 1
+    assert not [record for record in caplog.records if record.message.startswith("skipped")]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_planted_link_is_not_followed_when_a_checkpoint_is_written(service, client, tmp_path, depth):
+    path = client.save_state("a").result().path
+    folder, elsewhere = folder_of(tmp_path, path), tmp_path / "elsewhere"
+    link = [folder.parent.parent, folder.parent, folder][depth]
+    link.rename(elsewhere)
+    link.symlink_to(elsewhere)
+    before = {file: file.stat().st_mtime_ns for file in elsewhere.rglob("*")}
+    with pytest.raises(tinker.RequestFailedError, match="is a symbolic link"):
+        client.save_state("a", overwrite=True).result()
+    with pytest.raises(tinker.RequestFailedError, match="is a symbolic link"):
+        service.create_rest_client().set_checkpoint_ttl_from_tinker_path(path, 3600).result()
+    assert {file: file.stat().st_mtime_ns for file in elsewhere.rglob("*")} == before
+
+
+def test_a_link_in_the_place_of_a_backup_is_removed_and_its_target_stays(client, tmp_path):
+    path = client.save_state("a").result().path
+    folder, elsewhere = folder_of(tmp_path, path), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("mine")
+    folder.with_name(".previous-a").symlink_to(elsewhere)
+    client.save_state("a", overwrite=True).result()
+    assert [file.name for file in folder.parent.iterdir()] == ["a"]
+    assert (elsewhere / "file").read_text() == "mine"
+
+
 def test_a_checkpoint_without_moments_changes_nothing_when_they_are_asked_for(service, client, tmp_path):
     client.apply(lambda s: s.weights.flat.fill_(1)).result()
     path = client.save_state("a").result().path

@@ -11,13 +11,15 @@ A checkpoint is known by the folder in which it lies. A copied or renamed folder
 path of its new place, whatever path its record names, and everything is read from that place.
 
 A checkpoint is written to a temporary folder, flushed to the disk, and renamed to its final name. So readers never see
-an incomplete checkpoint. Only JSON and safetensors files are read, nothing is unpickled, and no path leads out of the
-root folder.
+an incomplete checkpoint. Only JSON and safetensors files are read, nothing is unpickled, no path leads out of the
+root folder, and nothing below it is written through a symbolic link. A damaged checkpoint or a foreign file is named in
+the log and can be deleted; it stops neither a list nor a save.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -39,8 +41,10 @@ from safetensors.torch import load_file, save_file
 
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.request_errors import bad_request, conflict, not_found, server_error
-from tinkerloop.local.runtime.checkpoint_paths import parse_path
+from tinkerloop.local.runtime.checkpoint_paths import KINDS, parse_path
 from tinkerloop.local.runtime.peft_format import adapter_config
+
+logger = logging.getLogger(__name__)
 
 _BACKUP = ".previous-"
 """Prefix of the folder name that a checkpoint has while a new one replaces it."""
@@ -95,6 +99,8 @@ class CheckpointStore:
 
     def __init__(self, root: Path):
         self.root = root
+        self._named: set[str] = set()
+        """The skipped files that the log has named. Each is named once."""
 
     def save(self, record: CheckpointInfo, contents: CheckpointContents, *, overwrite: bool = False) -> CheckpointInfo:
         """Write a checkpoint atomically. Return its record, in which `size_bytes` is set.
@@ -104,6 +110,7 @@ class CheckpointStore:
             tinker.RequestFailedError: (category server) the checkpoint cannot be written.
         """
         run, _, name = parse_path(record.path)
+        self._check_links(record.path)
         self._sweep(run)
         folder = self._folder(record.path)
         if folder.exists() and not overwrite:
@@ -133,10 +140,12 @@ class CheckpointStore:
             raise bad_request(str(error)) from error
         try:
             record = _read_record(folder / _RECORD)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if (self._folder(path) / _RECORD).exists():  # A save replaced it during the read.
                 return self.read(path)
             raise not_found(f"checkpoint {path} not found under {self.root}") from None
+        except OSError as error:
+            raise server_error(f"checkpoint {path} cannot be read: {error}") from error
         if record.expired:
             raise not_found(f"checkpoint {path} expired at {record.expires_at}")
         return replace(record, path=_path_of_folder(path, record.path))
@@ -174,14 +183,31 @@ class CheckpointStore:
         return self._folder(path)
 
     def delete(self, path: str) -> None:
-        self.read(path)
-        self._remove(self._folder(path))
+        """Delete a checkpoint, or what lies in its place: a damaged checkpoint, a foreign file or folder, a link.
+
+        Raises:
+            tinker.NotFoundError: nothing is there, or the checkpoint has expired.
+            tinker.BadRequestError: `path` is not a valid tinker:// path.
+            tinker.RequestFailedError: (category server) the operating system refuses the deletion.
+        """
+        try:
+            self.read(path)
+        except tinker.RequestFailedError:
+            pass  # damaged
+        except tinker.NotFoundError:
+            folder = self._folder(path)
+            if (folder / _RECORD).exists() or not os.path.lexists(folder):
+                raise
+        try:
+            self._remove(self._folder(path))
+        except OSError as error:
+            raise server_error(f"cannot delete checkpoint {path} under {self.root}: {error}") from error
 
     def _remove(self, folder: Path) -> None:
-        shutil.rmtree(_backup(folder), ignore_errors=True)  # _folder would restore a backup as the checkpoint.
+        _discard(_backup(folder))  # _folder would restore a backup as the checkpoint.
         trash = self.root / f".deleting-{uuid.uuid4().hex}"
         os.replace(folder, trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        _discard(trash)
 
     def copy(self, path: str, new_path: str, *, expires_at: str | None) -> CheckpointInfo:
         """Copy a checkpoint to `new_path` and return the record of the copy. The copy expires at `expires_at`."""
@@ -217,14 +243,31 @@ class CheckpointStore:
     def records(self, run: str | None = None) -> Iterator[CheckpointInfo]:
         """Iterate over the unexpired checkpoints of the training run `run`, or of all runs, oldest first.
 
-        Other processes may save and delete checkpoints at the same time.
+        Other processes may save and delete checkpoints at the same time. What is damaged or no checkpoint is skipped
+        and named in the log.
         """
         folders = glob(f"{'*' if run is None else _on_disk(run)}/*/*", root_dir=self.root, include_hidden=True)
         records = []
         for name in {folder.replace(f"/{_BACKUP}", "/") for folder in folders}:
-            with suppress(tinker.NotFoundError, tinker.BadRequestError):  # just deleted, or not a checkpoint
+            try:
                 records.append(self.read(f"tinker://{name}"))
+            except tinker.TinkerError as error:
+                self._name_skipped(name, error)
         return iter(sorted(records, key=lambda record: record.time))
+
+    def _name_skipped(self, name: str, error: tinker.TinkerError) -> None:
+        """Log that `name` (RUN/KIND/NAME on the disk) is skipped, unless it has just been deleted or has expired."""
+        place = self.root / name
+        if isinstance(error, tinker.NotFoundError) and ((place / _RECORD).exists() or not os.path.lexists(place)):
+            return
+        if place.parent.name in KINDS and name not in self._named:
+            self._named.add(name)
+            logger.warning(
+                "skipped %s: it is not a checkpoint, or is damaged (%s); move it elsewhere, or delete it (a RestClient "
+                "does so with delete_checkpoint_from_tinker_path)",
+                place,
+                error,
+            )
 
     def run_folder(self, run: str) -> Path:
         """Return the folder of a training run's checkpoints. The folder may not exist yet."""
@@ -236,6 +279,7 @@ class CheckpointStore:
 
         OSError and SafetensorError become a RequestFailedError of category server.
         """
+        self._check_links(path)
         scratch = self.root / f".writing-{uuid.uuid4().hex}"
         try:
             scratch.mkdir(parents=True)
@@ -244,6 +288,21 @@ class CheckpointStore:
             raise server_error(f"cannot save checkpoint {path} under {self.root}: {error}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _check_links(self, path: str) -> None:
+        """Raise RequestFailedError (category server) if the folder of `path` or one above it is a symbolic link.
+
+        The root folder itself may be a link.
+        """
+        run, kind, name = parse_path(path)
+        place = self.root
+        for part in (_on_disk(run), kind, name):
+            place /= part
+            if place.is_symlink():
+                raise server_error(
+                    f"cannot save checkpoint {path}: {place} is a symbolic link, and no checkpoint is written through "
+                    "links; remove the link"
+                )
 
     def _sweep(self, run: str) -> None:
         """Remove the run's expired checkpoints, and the folders that killed saves and deletions left behind.
@@ -255,9 +314,9 @@ class CheckpointStore:
                 if _read_record(file).expired:
                     self._remove(file.parent)
         for leftover in [*self.root.glob(".writing-*"), *self.root.glob(".deleting-*")]:
-            with suppress(FileNotFoundError):  # the save or deletion has just finished
-                if time.time() - leftover.stat().st_mtime > _STALE:
-                    shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(OSError):  # the save or deletion has just finished
+                if time.time() - leftover.lstat().st_mtime > _STALE:
+                    _discard(leftover)
 
     def _folder(self, path: str) -> Path:
         run, kind, name = parse_path(path)
@@ -408,7 +467,7 @@ def _swap(new: Path, folder: Path) -> None:
     backup = _backup(folder)
     while new.exists():
         if folder.exists():
-            shutil.rmtree(backup, ignore_errors=True)
+            _discard(backup)
             os.replace(folder, backup)
         try:
             os.replace(new, folder)
@@ -417,4 +476,13 @@ def _swap(new: Path, folder: Path) -> None:
                 raise
             # A reader restored the backup, because it could not know that this save is still running. Try again.
     _flush(folder.parent)
-    shutil.rmtree(backup, ignore_errors=True)
+    _discard(backup)
+
+
+def _discard(place: Path) -> None:
+    """Remove a folder with its contents, or a file, or a link but not what it leads to. Errors are ignored."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            place.unlink()
