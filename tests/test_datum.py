@@ -227,6 +227,52 @@ def test_a_wrong_foreign_datum_is_refused(datum, loss_fn, says):
         check_datum(datum, loss_fn=loss_fn, vocab_size=VOCAB)
 
 
+def text(*tokens):
+    """A chunk that was not validated, as a script gets from `model_construct` or by changing a list in place."""
+    return tinker.EncodedTextChunk.model_construct(tokens=list(tokens))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "says"),
+    [
+        ([text(1, 2**70, 3)], r"model_input\[0\]: token ids must be int64.*chunk 0.*at 1.*got 1180591620717411303424"),
+        ([text(1), text(2, 2**64)], r"model_input\[1\]: token ids must be int64.*chunk 1.*at 1"),
+        ([text(1, 2.5, 3)], r"model_input\[0\]: token ids must be int64.*got 2.5"),
+        ([text(1.0, 2.0, 3.0)], r"model_input\[0\]: token ids must be int64.*got 1.0"),
+        ([text(1, None, 3)], r"model_input\[0\]: token ids must be int64.*got None"),
+        ([text(1, "2", 3)], r"model_input\[0\]: token ids must be int64.*got '2'"),
+        ([text([1], [2], [3])], r"model_input\[0\]: token ids must be int64.*got \[1\]"),
+        ([text([1], [2, 3], 3)], r"model_input: must be a rectangular array"),
+        ([text(True, False, True)], r"model_input\[0\]: token ids must be int64.*got True"),
+        (
+            [tinker.types.ImageChunk(data=b"x", format="png", expected_tokens=-2), text(1, 2, 3, 4, 5)],
+            r"model_input\[0\]: an image needs tokens.*got -2",
+        ),
+    ],
+)
+def test_values_that_are_no_token_ids_are_refused_by_both_functions(chunks, says):
+    datum = foreign()
+    datum.model_input.chunks[:] = chunks
+    with pytest.raises(DatumError, match=says):
+        check_datum(datum)
+    with pytest.raises(DatumError, match=says):
+        make_datum(datum.model_input, [0.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("name", ["target_tokens", "weights"])
+def test_a_sparse_input_with_wrong_indices_is_refused(name):
+    broken = tinker.TensorData([1], "int64", [3, 1], sparse_crow_indices=[0, 9, 1, 1], sparse_col_indices=[0])
+    with pytest.raises(DatumError, match=f"{name}: cannot be read as an array"):
+        check_datum(foreign(**{name: broken}))
+
+
+def test_what_is_no_datum_or_no_loss_is_refused():
+    with pytest.raises(DatumError, match=r"not a datum \(expected a tinker.Datum, got dict\)"):
+        check_datum({"model_input": [1, 2]})
+    with pytest.raises(DatumError, match="unknown loss"):
+        check_datum(foreign(), loss_fn=["cross_entropy"])
+
+
 def test_zero_weight_in_a_foreign_datum_is_an_error_unless_allowed():
     datum = foreign(weights=np.zeros(3, np.float32))
     with pytest.raises(ZeroWeightError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +220,8 @@ def check_datum(
         DatumError: the datum breaks another rule. The message gives the field, the index, the expected and the given
             value.
     """
+    if not isinstance(datum, tinker.Datum):
+        raise DatumError("not a datum", expected="a tinker.Datum", given=type(datum).__name__)
     _, tokens, is_text = _read_chunks(datum.model_input)
     check_positions(datum, tokens, is_text, loss_fn, vocab_size, allow_zero_weight)
 
@@ -244,7 +247,7 @@ def check_positions(
 
     inputs = datum.loss_fn_inputs
     if loss_fn != "custom":
-        if loss_fn not in LOSS_INPUTS:
+        if not isinstance(loss_fn, str) or loss_fn not in LOSS_INPUTS:
             raise DatumError(
                 "unknown loss function", field="loss_fn", expected=" | ".join([*LOSS_INPUTS, "custom"]), given=loss_fn
             )
@@ -258,7 +261,7 @@ def check_positions(
     elif "target_tokens" not in inputs:
         raise DatumError("a custom loss needs target_tokens", field="loss_fn_inputs", given=sorted(inputs))
 
-    target = inputs["target_tokens"].to_numpy()
+    target = _tensor("target_tokens", inputs["target_tokens"])
     if target.dtype != np.int64:
         raise DatumError("token ids have the wrong dtype", field="target_tokens", expected="int64", given=target.dtype)
     if target.ndim not in (1, 2) or len(target) != length or target.size == 0:
@@ -278,7 +281,7 @@ def check_positions(
             given=target.shape,
         )
     for name in LOSS_INPUTS[loss_fn][1:]:
-        values = inputs[name].to_numpy()
+        values = _tensor(name, inputs[name])
         if values.dtype != np.float32:
             raise DatumError("must be float32", field=name, expected="float32", given=values.dtype)
         if values.shape != target.shape:
@@ -322,21 +325,21 @@ def _read_chunks(
     chunks = list(model_input.chunks)
     check_chunks(chunks)
     if len(chunks) == 1 and isinstance(chunks[0], tinker.EncodedTextChunk):
-        return chunks, np.array(chunks[0].tokens, dtype=np.int64), None
+        return chunks, chunk_ids(chunks[0], 0), None
     length = sum(chunk.length for chunk in chunks)
     tokens, is_text = np.zeros(length, dtype=np.int64), np.zeros(length, dtype=bool)
     start = 0
-    for chunk in chunks:
+    for index, chunk in enumerate(chunks):
         stop = start + chunk.length
         if isinstance(chunk, tinker.EncodedTextChunk):
-            tokens[start:stop] = chunk.tokens
+            tokens[start:stop] = chunk_ids(chunk, index)
             is_text[start:stop] = True
         start = stop
     return chunks, tokens, None if is_text.all() else is_text
 
 
 def check_chunks(chunks: Sequence[ModelInputChunk]) -> None:
-    """Raise `DatumError` for a text chunk without tokens, or an image chunk whose `expected_tokens` is not set."""
+    """Raise `DatumError` for a text chunk without tokens, or an image chunk whose `expected_tokens` is not positive."""
     for index, chunk in enumerate(chunks):
         if isinstance(chunk, tinker.EncodedTextChunk):
             if not len(chunk.tokens):
@@ -349,6 +352,37 @@ def check_chunks(chunks: Sequence[ModelInputChunk]) -> None:
                 field="model_input",
                 index=index,
             )
+        elif getattr(chunk, "expected_tokens", 1) < 1:
+            raise DatumError("an image needs tokens", field="model_input", index=index, expected=1, given=chunk.length)
+
+
+def chunk_ids(chunk: tinker.EncodedTextChunk, index: int) -> NDArray[np.int64]:
+    """Return the ids of a text chunk. `index` is its place in the model input.
+
+    Raises:
+        DatumError: an id is not an integer, or is too large for int64.
+    """
+    ids = _array("model_input", chunk.tokens)
+    if ids.dtype.kind in "iu" and ids.ndim == 1:
+        return ids.astype(np.int64, copy=False)
+    for position, token in enumerate(chunk.tokens):
+        if not isinstance(token, Integral) or isinstance(token, bool) or not -(2**63) <= token < 2**63:
+            raise DatumError(
+                f"token ids must be int64 integers; chunk {index} has another value at {position}",
+                field="model_input",
+                index=index,
+                expected="integers",
+                given=repr(token)[:40],
+            )
+    return np.array([int(token) for token in chunk.tokens], np.int64)
+
+
+def _tensor(field: str, data: tinker.TensorData) -> NDArray[Any]:
+    """Return a loss input as an array."""
+    try:
+        return data.to_numpy()
+    except (ValueError, TypeError, OverflowError, RuntimeError, AssertionError) as error:
+        raise DatumError(f"cannot be read as an array: {error}", field=field) from error
 
 
 def _text_chunk(tokens: list[int]) -> tinker.EncodedTextChunk:

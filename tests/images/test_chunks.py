@@ -204,6 +204,64 @@ def test_a_damaged_png_is_refused():
         image_chunk(data, model=QWEN)
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def png_file(pixel_data: bytes | None, width=50, height=40, interlaced=0) -> bytes:
+    """An RGB PNG file with right checksums and an end, around any pixel data."""
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((8, 2, 0, 0, interlaced))
+    middle = b"" if pixel_data is None else png_chunk(b"IDAT", pixel_data)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + middle + png_chunk(b"IEND", b"")
+
+
+ROWS = (b"\0" + bytes(150)) * 40
+SCAN = b"\xff\xda"
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (png_file(None), "0 bytes, but the image needs 6040"),
+        (png_file(b""), "0 bytes, but the image needs 6040"),
+        (png_file(zlib.compress(ROWS[:-1])), "6039 bytes, but the image needs 6040"),
+        (png_file(zlib.compress(ROWS)[:20]), "truncated"),
+        (png_file(b"no data"), "cannot be decompressed"),
+        (png_file(zlib.compress(ROWS[:-151] + b"\x05" + bytes(150))), "unknown row filter 5"),
+        (png_file(zlib.compress(ROWS), interlaced=1), "but the image needs"),
+        (png_file(zlib.compress(ROWS), width=0), "not an image|empty"),
+    ],
+)
+def test_a_png_file_without_data_for_every_pixel_is_refused(data, problem):
+    with pytest.raises(ImageError, match=problem):
+        image_chunk(data, model=QWEN)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 9), (50, 40)])
+def test_a_complete_png_file_passes_interlaced_or_not(size):
+    width, height = size
+    plain = png_file(zlib.compress((b"\0" + bytes(3 * width)) * height), *size)
+    assert image_chunk(plain, processor=TINY_VL).data == plain
+    passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    rows = [
+        b"\0" + bytes(3 * len(range(x, width, dx)))
+        for x, y, dx, dy in passes
+        for _ in range(y, height, dy)
+        if x < width
+    ]
+    interlaced = png_file(zlib.compress(b"".join(rows)), *size, interlaced=1)
+    assert image_chunk(interlaced, processor=TINY_VL).data == interlaced
+    Image.open(io.BytesIO(interlaced)).load()
+
+
+def test_a_jpeg_file_without_a_scan_is_refused():
+    data = encoded(smooth_image(), "JPEG")
+    start = data.index(SCAN)
+    for cut in (data[:start], data[: start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")]):
+        with pytest.raises(ImageError, match="no pixel data"):
+            image_chunk(cut + b"\xff\xd9", model=QWEN)
+
+
 @pytest.mark.parametrize(
     "source, problem",
     [

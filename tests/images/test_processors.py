@@ -154,3 +154,40 @@ def test_kimi_states_its_processor_with_names_of_its_own(tmp_path):
     assert as_image_processor({"media_proc_cfg": config | {"in_patch_limit": 64}}).tokens(1000, 1000) == 16
     with pytest.raises(ImageError, match="fixed_output_tokens"):
         as_image_processor({"media_proc_cfg": config | {"fixed_output_tokens": 256}})
+
+
+QWEN_CONFIG = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "merge_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "Expecting value"),
+        ("{", "Expecting property name"),
+        ("[]", "expected a JSON object, got list"),
+        ("null", "expected a JSON object, got NoneType"),
+        ("\xff", "codec"),
+        ("[" * 100_000, "recursion"),
+        (json.dumps({"image_processor_type": "CLIPImageProcessor"}), "CLIPImageProcessor is not supported"),
+        (json.dumps({**QWEN_CONFIG, "size": 5}), "not iterable"),
+        (json.dumps({**QWEN_CONFIG, "patch_size": 0}), "patch_size of an image processor must be a number >= 1, got 0"),
+        (json.dumps({**QWEN_CONFIG, "patch_size": "14"}), "patch_size .* got '14'"),
+        (json.dumps({**QWEN_CONFIG, "merge_size": 1.5}), "merge_size .* must be an integer, got 1.5"),
+        (json.dumps({**QWEN_CONFIG, "temporal_patch_size": None}), "temporal_patch_size .* got None"),
+        (json.dumps({**QWEN_CONFIG, "max_pixels": -1}), "max_pixels .* got -1"),
+        (json.dumps({**QWEN_CONFIG, "image_std": [1, 0, 1]}), "std .* other than 0"),
+        (json.dumps({**QWEN_CONFIG, "image_mean": [0.5]}), "mean .* three finite numbers"),
+        (json.dumps({"media_proc_cfg": {"patch_size": 0}}), "patch_size .* got 0"),
+        (json.dumps({"media_proc_cfg": 3}), "attribute"),
+    ],
+)
+def test_a_broken_configuration_is_an_image_error_that_names_the_file(tmp_path, text, says):
+    (tmp_path / "preprocessor_config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ImageError, match=f"(?s)preprocessor_config.json.*{says}"):
+        get_image_processor(str(tmp_path))
+
+
+def test_a_processor_file_without_an_image_processor_is_refused(tmp_path):
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "X"}))
+    with pytest.raises(ImageError, match=r"processor_config.json.*'image_processor'"):
+        get_image_processor(str(tmp_path))

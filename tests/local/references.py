@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -46,6 +47,33 @@ def reference_loss(loss_fn: str, config: dict[str, float], lp: torch.Tensor, dat
     s = torch.exp((lp.detach() - q)[mask].mean())
     r = s * torch.exp(lp - lp.detach())
     return -torch.minimum(r * advantage, r.clamp(low, high) * advantage).sum()
+
+
+def reference_elements(
+    loss_fn: str, config: Mapping[str, float], lp: list[float], q: list[float], advantages: list[float]
+) -> tuple[list[float], list[float]]:
+    """Return the loss and dL/dlp of each position of one datum, case by case in Python's float64.
+
+    For gspo, every position is in the sequence's ratio.
+    """
+    losses, gradients = [], []
+    mean = sum(p - s for p, s in zip(lp, q, strict=True)) / len(lp)
+    for p, s, a in zip(lp, q, advantages, strict=True):
+        log_ratio = mean if loss_fn == "gspo" else p - s
+        ratio = math.exp(log_ratio) if log_ratio < 700 else math.inf
+        low, high = config.get("clip_low_threshold", 0.0), config.get("clip_high_threshold", math.inf)
+        clipped = min(max(ratio, low), high)
+        if a == 0:
+            losses.append(0.0)
+            gradients.append(0.0)
+        elif loss_fn == "cispo":
+            losses.append(-clipped * p * a)
+            gradients.append(-clipped * a)
+        else:
+            takes_bound = loss_fn != "importance_sampling" and clipped * a < ratio * a
+            losses.append(-(clipped if takes_bound else ratio) * a)
+            gradients.append(0.0 if takes_bound else -ratio * a)
+    return losses, gradients
 
 
 def reference_gradient(

@@ -60,6 +60,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "head_dim": 8,
     },
+    # Linear layers stored as (in, out): transformers' Conv1D.
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
     # A model with recurrent and attention layers. Its sequences cannot be packed.
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"],
@@ -72,9 +74,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
 """Mapping from architecture to additional configuration fields. Sliding windows are shorter than test sequences."""
 
 
+OTHER_CONFIGS: dict[str, dict[str, Any]] = {
+    "jetmoe": {"kv_channels": 8, "num_key_value_heads": 4, "num_local_experts": 4},  # experts that no adapter covers
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "do_layer_norm_before": True},  # no block named mlp
+}
+"""Like `CONFIGS`, for architectures of single tests."""
+
+
 def write_model(architecture: str, folder: Path) -> Path:
     """Write a random float32 model of `architecture`, with the tiny tokenizer, to a folder."""
-    config = AutoConfig.for_model(architecture, **{**_COMMON, **CONFIGS[architecture]})
+    config = AutoConfig.for_model(architecture, **{**_COMMON, **(CONFIGS | OTHER_CONFIGS)[architecture]})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -1,7 +1,7 @@
 """Images as chunks of a model input: opened, checked, converted if necessary, and counted in tokens.
 
 `image_chunk` returns a `tinker.types.ImageChunk` for any image. A PNG or JPEG file that needs no conversion is passed
-through byte for byte: its header is parsed and its end is checked, but it is not decoded. All other images are
+through byte for byte: it is checked (complete, with data for every pixel), but not decoded. All other images are
 converted, as the docstring of `image_chunk` describes.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import ImageError
+from tinkerloop.images.completeness import check_complete
 from tinkerloop.images.processors import ImageProcessor, as_image_processor, get_image_processor
 from tinkerloop.images.writing import PNG_SIGNATURE, QUALITIES, jpeg, png, write_within
 
@@ -96,7 +96,7 @@ def image_chunk(
     pil_image = _open(source) if isinstance(source, bytes) else source
     _check_pixels(pil_image.size, max_pixels)
     if isinstance(source, bytes) and len(source) <= max_bytes and _passes(pil_image, source):
-        _check_complete(source)
+        check_complete(source)
         data, size = source, pil_image.size
     else:
         if jpeg_quality is not None:
@@ -292,34 +292,6 @@ def _orientation(pil_image: Image.Image) -> int:
         return pil_image.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # for damaged EXIF data Pillow raises exceptions of many types
         raise ImageError(f"cannot read the EXIF data of the image: {error}") from error
-
-
-def _check_complete(data: bytes) -> None:
-    """Check that a PNG or JPEG file is complete, without decoding it. For PNG, also check the checksums.
-
-    Raises:
-        ImageError: the file is truncated, or a chunk of the PNG file has a wrong checksum.
-    """
-    if data.startswith(PNG_SIGNATURE):
-        position = len(PNG_SIGNATURE)
-        while position + 12 <= len(data):
-            end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-            if end > len(data):
-                break
-            if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-                raise ImageError(f"the PNG file is damaged: the chunk at byte {position} has a wrong checksum")
-            if data[position + 4 : position + 8] == b"IEND":
-                return
-            position = end
-        raise ImageError(f"the PNG file is truncated: no IEND chunk in its {len(data)} bytes")
-    position = 2
-    while (
-        position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != 0xDA
-    ):  # headers, up to the first scan
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        position += 1 if data[position + 1] == 0xFF else 2 + length
-    if data.find(b"\xff\xd9", position) < 0:
-        raise ImageError(f"the JPEG file is truncated: no end-of-image marker in its {len(data)} bytes")
 
 
 # ---- converting

@@ -11,11 +11,20 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tinkerloop.errors import ImageError
+
+
+def _check_colours(name: str, values: Any) -> None:
+    """Check the mean or the standard deviation of the three colour channels."""
+    numbers = isinstance(values, tuple) and len(values) == 3
+    numbers = numbers and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if not numbers or (name == "std" and 0 in values):
+        rule = "three finite numbers" + (" other than 0" if name == "std" else "")
+        raise ImageError(f"{name} of an image processor must be {rule}, got {values!r}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,16 @@ class ImageProcessor:
     """Values subtracted from the R, G and B channels, which are in [0, 1], before they are divided by `std`."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Values by which the R, G and B channels are divided, after `mean` is subtracted."""
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in ("mean", "std"):
+                _check_colours(entry.name, value)
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf:
+                raise ImageError(f"{entry.name} of an image processor must be a number >= 1, got {value!r}")
+            elif entry.type == "int" and value != int(value):
+                raise ImageError(f"{entry.name} of an image processor must be an integer, got {value!r}")
 
     @property
     def factor(self) -> int:
@@ -155,8 +174,7 @@ def get_image_processor(model_name: str) -> ImageProcessor:
     if folder.is_dir():
         for file, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
             if (folder / file).exists():
-                config = json.loads((folder / file).read_text())
-                return as_image_processor(config if key is None else config.get(key, {}))
+                return _from_file(folder / file, key)
         raise ImageError(
             f"the model {model_name} accepts no images: its folder contains neither preprocessor_config.json "
             "nor processor_config.json"
@@ -169,6 +187,21 @@ def get_image_processor(model_name: str) -> ImageProcessor:
         f"no image processor is known for model {model_name!r}; expected Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, "
         "Qwen3.6, Qwen3.8, Kimi-K2.5, Kimi-K2.6, tiny-vl, or a local folder with a preprocessor_config.json"
     )
+
+
+def _from_file(file: Path, key: str | None) -> ImageProcessor:
+    """Return the image processor whose configuration is in a JSON file, there in the entry `key` if one is given."""
+    try:
+        config = json.loads(file.read_bytes())
+        config = config if key is None else config[key]
+        if not isinstance(config, dict):
+            raise TypeError(f"expected a JSON object, got {type(config).__name__}")
+        return as_image_processor(config)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ImageError(
+            f"{file} is not the configuration of a supported image processor, or is damaged: {error}; restore the "
+            "file from the model's repository"
+        ) from error
 
 
 def as_image_processor(given: Any) -> ImageProcessor:

@@ -62,6 +62,7 @@ OPTIONS: dict[str, str] = {
     "create_custom_loss with tinker < 0.36": "old versions cannot trace losses; use `forward_backward_custom`",
     "get_sampler_handle() of an unsaved snapshot": "it exists only in this process; use `save_weights_for_sampler`",
     "architectures that the engine would run wrongly": "the engine's logits differ from those of transformers",
+    "LoRA on some kinds of layers": "no adapter covers them, so they would not be trained; use `rank=0`",
     "an output layer that is not linear": "the engine computes logits in chunks, from one weight matrix",
 }
 """Mapping from an argument, value or use to the reason why it is not supported."""

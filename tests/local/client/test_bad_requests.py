@@ -113,6 +113,21 @@ def test_bad_adam_parameters_fail_on_the_future_and_change_nothing(client, param
     assert client.apply(lambda s: s.weights.flat.equal(before)).result()
 
 
+@pytest.mark.parametrize("token", [2**70, 2.5, None, "1"])
+def test_ids_that_are_no_integers_fail_on_the_future_of_every_call(client, sampler, token):
+    odd = tinker.EncodedTextChunk.model_construct(tokens=[1, token, 3])
+    inputs = {"target_tokens": np.array([2, 3, 4]), "weights": np.ones(3, np.float32)}
+    datum = tinker.Datum(model_input=tinker.ModelInput.from_ints([1, 2, 3]), loss_fn_inputs=inputs)
+    datum.model_input.chunks[:] = [odd]
+    for future in (
+        client.forward_backward([datum], "cross_entropy"),
+        sampler.compute_logprobs(datum.model_input),
+        sampler.sample(datum.model_input, 1, tinker.SamplingParams(max_tokens=1)),
+    ):
+        with pytest.raises(tinker.RequestFailedError, match="token ids must be int64 integers"):
+            future.result()
+
+
 @pytest.mark.parametrize(
     "params", [{"max_tokens": 0}, {"max_tokens": 40000}, {"temperature": -1}, {"top_p": 0}, {"stop": [99999]}]
 )

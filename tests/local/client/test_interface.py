@@ -241,7 +241,11 @@ def test_every_unsupported_option_is_refused_by_name(service, client, datum, tok
     }
     monkeypatch.setitem(sys.modules, "tinker.lib.public_interfaces.custom_loss", None)
     monkeypatch.delattr("tinker.lib.public_interfaces.custom_loss", raising=False)
-    by_trial = {"architectures that the engine would run wrongly", "an output layer that is not linear"}
+    by_trial = {
+        "architectures that the engine would run wrongly",
+        "LoRA on some kinds of layers",
+        "an output layer that is not linear",
+    }
     assert calls.keys() | by_trial == unsupported.OPTIONS.keys()
     for option, refused in calls.items():
         for call in refused:

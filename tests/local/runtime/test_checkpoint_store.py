@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import tinker
 import torch
+from safetensors.torch import load_file, save_file
 
 from tinkerloop.local import RestClient
 
@@ -97,6 +99,168 @@ def test_a_damaged_record_is_named_and_does_not_stop_saving(service, client, tmp
     client.save_state("b").result()
     with pytest.raises(tinker.RequestFailedError, match="is not the record"):
         service.create_training_client_from_state(path)
+
+
+@pytest.mark.parametrize("version", [2, 99, "1", None])
+def test_a_checkpoint_of_another_format_is_refused_with_both_formats(service, client, tmp_path, version):
+    path = client.save_state("a").result().path
+    file = folder_of(tmp_path, path) / "checkpoint.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": version}))
+    with pytest.raises(tinker.RequestFailedError, match=f"has format {version!r}, but .* only format 1"):
+        service.create_training_client_from_state(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "3"}, {"time": "yesterday"}, {"expires_at": "2099-01-01T00:00:00"}, {"user_metadata": {"a": 1}}],
+)
+def test_a_record_whose_values_have_another_type_is_damaged(service, client, tmp_path, change):
+    path = client.save_state("a").result().path
+    file = folder_of(tmp_path, path) / "checkpoint.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(tinker.RequestFailedError, match="is not the record"):
+        service.create_training_client_from_state(path)
+
+
+def copied(root, path: str, name: str) -> tuple[str, Path]:
+    """Copy a checkpoint's folder beside it, as `cp -r` does. Return the copy's path and folder."""
+    folder = folder_of(root, path)
+    shutil.copytree(folder, folder.with_name(name))
+    return path.rsplit("/", 1)[0] + f"/{name}", folder.with_name(name)
+
+
+def scale_file(file: Path, factor: float) -> None:
+    save_file({name: tensor * factor for name, tensor in load_file(file).items()}, file)
+
+
+def test_a_copied_folder_is_a_checkpoint_with_its_own_tensors(service, client, tmp_path, datum, adam):
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-2))
+    original = client.save_state("a").result().path
+    copy, folder = copied(tmp_path, original, "copy")
+    scale_file(folder / "adapter_model.safetensors", 2)
+    scale_file(folder / "optimizer.safetensors", 3)
+
+    def tensors(path: str) -> list[torch.Tensor]:
+        opened = service.create_training_client_from_state_with_optimizer(path)
+        return opened.apply(lambda s: [s.weights.flat.clone(), s.exp_avg.clone()]).result()
+
+    for own, other, factor in zip(tensors(copy), tensors(original), (2, 3), strict=True):
+        assert other.abs().max() > 0
+        assert torch.equal(own, factor * other)
+
+
+def test_a_copied_sampler_checkpoint_samples_with_its_own_tensors(service, client, tmp_path, datum, adam, tokens):
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-1))
+    original = client.save_weights_for_sampler("a").result().path
+    copy, folder = copied(tmp_path, original, "copy")
+    scale_file(folder / "adapter_model.safetensors", 0)
+    prompt = tinker.ModelInput.from_ints(tokens(0, 8))
+
+    def scores(**source: str) -> list[float | None]:
+        return service.create_sampling_client(**source).compute_logprobs(prompt).result()
+
+    assert scores(model_path=copy) == scores(base_model="tiny") != scores(model_path=original)
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.safetensors"])
+def test_damage_in_a_copied_folder_is_found_and_named(service, client, tmp_path, file):
+    copy, folder = copied(tmp_path, client.save_state("a").result().path, "copy")
+    (folder / file).write_bytes((folder / file).read_bytes()[:-8])
+    with pytest.raises(tinker.RequestFailedError, match=f"{copy} cannot be loaded: .*copy/{file} is missing"):
+        service.create_training_client_from_state_with_optimizer(copy)
+
+
+def test_a_copied_folder_is_listed_copied_and_deleted_under_its_own_path(service, client, tmp_path):
+    original = client.save_state("a").result().path
+    copy, folder = copied(tmp_path, original, "copy")
+    rest = service.create_rest_client()
+    assert {c.tinker_path for c in rest.list_user_checkpoints().result().checkpoints} == {original, copy}
+    rest.set_checkpoint_ttl_from_tinker_path(copy, 3600).result()
+    scale_file(folder / "adapter_model.safetensors", 2)
+    again = folder_of(tmp_path, rest.copy_weights(copy).result())
+    assert (again / "adapter_model.safetensors").read_bytes() == (folder / "adapter_model.safetensors").read_bytes()
+    rest.delete_checkpoint_from_tinker_path(copy).result()
+    left = rest.list_checkpoints(client.model_id).result().checkpoints
+    assert [(c.tinker_path, c.expires_at) for c in left] == [(original, None)]
+
+
+def stray(folder: Path, kind: str) -> None:
+    """Put something that is no checkpoint at `folder`."""
+    if kind == "file":
+        folder.write_text("notes")
+    elif kind == "link":
+        folder.symlink_to("/nowhere")
+    else:
+        folder.mkdir()
+        if kind == "record that is a folder":
+            (folder / "checkpoint.json").mkdir()
+        elif kind == "damaged record":
+            (folder / "checkpoint.json").write_bytes(b"\xff\xfe{")
+        elif kind == "deep record":
+            (folder / "checkpoint.json").write_text("[" * 100_000)
+
+
+STRAYS = ["file", "link", "folder", "record that is a folder", "damaged record", "deep record"]
+
+
+@pytest.mark.parametrize("kind", STRAYS)
+def test_what_is_no_checkpoint_is_named_once_and_stops_no_list_and_no_save(service, client, tmp_path, kind, caplog):
+    path = client.save_state("a").result().path
+    stray(folder_of(tmp_path, path).with_name("stray"), kind)
+    client.save_state("b").result()
+    rest = service.create_rest_client()
+    for _ in range(2):
+        assert len(rest.list_user_checkpoints().result().checkpoints) == 2
+    assert len(rest.list_checkpoints(client.model_id).result().checkpoints) == 2
+    assert rest.list_training_runs().result().cursor.total_count == 1
+    (message,) = [record.message for record in caplog.records if record.message.startswith("skipped")]
+    assert "weights/stray" in message
+
+
+@pytest.mark.parametrize("kind", STRAYS)
+def test_what_is_no_checkpoint_can_be_deleted(service, client, tmp_path, kind):
+    path = client.save_state("a").result().path
+    place = folder_of(tmp_path, path).with_name("stray")
+    stray(place, kind)
+    service.create_rest_client().delete_checkpoint(client.model_id, "weights/stray").result()
+    assert not place.is_symlink()
+    assert not place.exists()
+    assert not list(tmp_path.glob(".deleting-*"))
+
+
+def test_other_folders_under_the_root_are_not_named(service, client, tmp_path, caplog):
+    client.save_state("a").result()
+    (tmp_path / "experiment" / "plots" / "loss").mkdir(parents=True)
+    assert len(service.create_rest_client().list_user_checkpoints().result().checkpoints) == 1
+    assert not [record for record in caplog.records if record.message.startswith("skipped")]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_planted_link_is_not_followed_when_a_checkpoint_is_written(service, client, tmp_path, depth):
+    path = client.save_state("a").result().path
+    folder, elsewhere = folder_of(tmp_path, path), tmp_path / "elsewhere"
+    link = [folder.parent.parent, folder.parent, folder][depth]
+    link.rename(elsewhere)
+    link.symlink_to(elsewhere)
+    before = {file: file.stat().st_mtime_ns for file in elsewhere.rglob("*")}
+    with pytest.raises(tinker.RequestFailedError, match="is a symbolic link"):
+        client.save_state("a", overwrite=True).result()
+    with pytest.raises(tinker.RequestFailedError, match="is a symbolic link"):
+        service.create_rest_client().set_checkpoint_ttl_from_tinker_path(path, 3600).result()
+    assert {file: file.stat().st_mtime_ns for file in elsewhere.rglob("*")} == before
+
+
+def test_a_link_in_the_place_of_a_backup_is_removed_and_its_target_stays(client, tmp_path):
+    path = client.save_state("a").result().path
+    folder, elsewhere = folder_of(tmp_path, path), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("mine")
+    folder.with_name(".previous-a").symlink_to(elsewhere)
+    client.save_state("a", overwrite=True).result()
+    assert [file.name for file in folder.parent.iterdir()] == ["a"]
+    assert (elsewhere / "file").read_text() == "mine"
 
 
 def test_a_checkpoint_without_moments_changes_nothing_when_they_are_asked_for(service, client, tmp_path):

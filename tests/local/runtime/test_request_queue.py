@@ -1,8 +1,13 @@
 """The worker thread of a request queue."""
 
+import asyncio
+import multiprocessing
 import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import pytest
+import tinker
 
 from tinkerloop.local.runtime.request_future import WORKER_THREADS
 from tinkerloop.local.runtime.request_queue import RequestQueue
@@ -41,3 +46,61 @@ def test_abandoned_requests_fail_also_beside_a_cancelled_one():
     released.set()
     leaving.join()
     assert worker.stop().done()
+
+
+def in_forked_child(function: Callable[[], object]) -> str:
+    """Call `function` in a forked child process. Return the error that it raised, as text."""
+
+    def run(end: Connection) -> None:
+        try:
+            end.send(repr(function()))
+        except BaseException as error:
+            end.send(f"{type(error).__name__}: {error}")
+
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=run, args=(there,))
+    child.start()
+    try:
+        assert here.poll(60), "the child hangs"
+        text = here.recv()
+        child.join(60)
+        assert child.exitcode == 0
+        return text
+    finally:
+        child.kill()
+
+
+def test_a_forked_child_gets_an_error_at_once_and_the_parent_goes_on(service, client, datum):
+    released = threading.Event()
+    pending = client.apply(lambda state: released.wait())
+    sampler = client.save_weights_and_get_sampling_client()
+    prompt = tinker.ModelInput.from_ints([1, 2])
+
+    async def wait() -> object:
+        return await pending
+
+    calls: list[Callable[[], object]] = [
+        lambda: client.forward([datum(0)], "cross_entropy"),
+        lambda: sampler.compute_logprobs(prompt),
+        lambda: service.create_lora_training_client("tiny", rank=4),
+        lambda: pending.result(),
+        lambda: asyncio.run(wait()),
+        lambda: service.close("success").result(),
+    ]
+    try:
+        for call in calls:
+            assert in_forked_child(call).startswith("RequestFailedError: this process")
+    finally:
+        released.set()
+    assert client.forward([datum(0)], "cross_entropy").result().metrics["loss:sum"] > 0
+    finished = client.apply(lambda state: 5)
+    assert finished.result() == 5
+    assert in_forked_child(finished.result) == "5"
+
+
+def test_an_engine_that_a_child_creates_works_there():
+    def compute() -> int:
+        return RequestQueue("child").submit(lambda: 7).result()
+
+    RequestQueue("parent").submit(lambda: 1).result()
+    assert in_forked_child(compute) == "7"

@@ -13,6 +13,7 @@ import tinker
 import torch
 from numpy.typing import NDArray
 
+from tinkerloop.datum import chunk_ids
 from tinkerloop.errors import DatumError
 from tinkerloop.images.chunks import image_chunk
 from tinkerloop.local.nn.vision import EncodedImage, Vision, image_tensors
@@ -71,18 +72,18 @@ def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> 
     """
     chunks = model_input.chunks
     if vision is None and len(chunks) == 1 and isinstance(chunks[0], tinker.EncodedTextChunk):
-        return Input(np.array(chunks[0].tokens, dtype=np.int64))
+        return Input(chunk_ids(chunks[0], 0).copy())
     tokens: list[int] = []
     images: list[EncodedImage] = []
     starts: list[int] = []
-    for chunk in chunks:
+    for index, chunk in enumerate(chunks):
         if isinstance(chunk, tinker.EncodedTextChunk):
             if vision is not None and not vision.reserved.isdisjoint(chunk.tokens):
                 raise DatumError(
                     "a text chunk contains the id of an image or video token; pass images as image chunks",
                     field="model_input",
                 )
-            tokens.extend(chunk.tokens)
+            tokens.extend(chunk_ids(chunk, index).tolist())
         elif isinstance(chunk, tinker.types.ImageChunk) and vision is not None:
             image = vision.read(chunk)
             images.append(image)

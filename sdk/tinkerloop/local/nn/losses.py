@@ -12,6 +12,10 @@ r = exp(lp - q), and sg(x) is x without its gradient.
     gspo                  ppo with r = s exp(lp - sg(lp)),                     low 0.8, high 1.2
                           s = exp(mean of sg(lp) - q over the datum's positions with sequence_ratio_mask != 0)
 
+A position with A = 0 adds exactly 0 to the loss and the gradient, whatever lp - q is; dro's quadratic term is the
+exception. At such a position q may be a fill value, such as Tinker's -99999. r may overflow where ppo and gspo use the
+clipped ratio.
+
 Clip thresholds are bounds on the ratio, not distances from 1. Formulas and defaults are from Tinker's documentation of
 its losses. The defaults of beta and of gspo's bounds are not published; they are this project's choice.
 """
@@ -31,6 +35,8 @@ from tinkerloop.local.unsupported import unsupported_error
 
 LossInputs = Mapping[str, torch.Tensor]
 LossConfig = Mapping[str, float]
+LARGEST_LOG_RATIO = 80.0
+"""The largest log-ratio in metrics: float32 overflows at 88.7."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,22 @@ def _cross_entropy(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> 
 
 
 def _importance_sampling(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
-    return -torch.exp(lp - inputs["logprobs"]) * inputs["advantages"]
+    log_ratio = (lp - inputs["logprobs"]).masked_fill(inputs["advantages"] == 0, 0.0)  # inf * 0 would be NaN
+    return -torch.exp(log_ratio) * inputs["advantages"]
 
 
-def _clipped(ratio: torch.Tensor, advantages: torch.Tensor, config: LossConfig) -> torch.Tensor:
-    clipped = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"])
-    return -torch.minimum(ratio * advantages, clipped * advantages)
+def _clipped(lp: torch.Tensor, ratio: torch.Tensor, advantages: torch.Tensor, config: LossConfig) -> torch.Tensor:
+    """Return -min(r A, clamp(r, low, high) A), given the value of r, whose derivative with respect to lp is r."""
+    ratio = ratio.detach()
+    bound = ratio.clamp(config["clip_low_threshold"], config["clip_high_threshold"]) * advantages
+    constant = (advantages == 0) | (bound < ratio * advantages)
+    # Not torch.minimum: where r overflows, the gradient of the side that is not taken would be 0 * inf.
+    ratio = ratio.masked_fill(constant, 0.0) * torch.exp(lp - lp.detach())
+    return -torch.where(constant, bound, ratio * advantages)
 
 
 def _ppo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
-    return _clipped(torch.exp(lp - inputs["logprobs"]), inputs["advantages"], config)
+    return _clipped(lp, torch.exp(lp - inputs["logprobs"]), inputs["advantages"], config)
 
 
 def _cispo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Tensor:
@@ -82,7 +94,7 @@ def _gspo(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> torch.Ten
     total = mask.new_zeros(count, lp.shape[1]).index_add_(0, segment, log_ratio)
     positions = mask.new_zeros(count, lp.shape[1]).index_add_(0, segment, mask)
     sequence_ratio = torch.exp(total / positions.clamp(min=1)).to(lp.dtype)[segment]
-    return _clipped(sequence_ratio * torch.exp(lp - lp.detach()), inputs["advantages"], config)
+    return _clipped(lp, sequence_ratio, inputs["advantages"], config)
 
 
 _PPO_BOUNDS = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
@@ -132,10 +144,12 @@ def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tupl
 def ppo_metrics(lp: torch.Tensor, inputs: LossInputs, config: LossConfig) -> dict[str, float]:
     """Return three sums over positions: of the ratio, of the clipped positions (1 for each), and of q - lp.
 
-    The caller divides them by the number of positions to get the metrics, which are means.
+    The caller divides them by the number of positions to get the metrics, which are means. A ratio that would overflow
+    counts as exp(LARGEST_LOG_RATIO), or as 1 where the advantage is 0.
     """
     log_ratio = lp - inputs["logprobs"]
-    ratio = torch.exp(log_ratio)
+    log_ratio = log_ratio.masked_fill((inputs["advantages"] == 0) & (log_ratio > LARGEST_LOG_RATIO), 0.0)
+    ratio = torch.exp(log_ratio.clamp(max=LARGEST_LOG_RATIO))
     clipped = (ratio < config["clip_low_threshold"]) | (ratio > config["clip_high_threshold"])
     return {
         "ppo_mean_ratio:mean": float(ratio.sum(dtype=torch.float64)),

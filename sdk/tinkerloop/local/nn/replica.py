@@ -16,17 +16,20 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tinkerloop.local.nn.inputs import PackedBatch
 from tinkerloop.local.nn.layers import attention
 from tinkerloop.local.nn.layers.decoder_layer import DecoderLayer
 from tinkerloop.local.nn.layers.experts import ExpertWeights
 from tinkerloop.local.nn.layers.head import Head
-from tinkerloop.local.nn.layers.lora import LoRALinear
+from tinkerloop.local.nn.layers.lora import LoRAConv1D, LoRALinear
 from tinkerloop.local.nn.vision import vision_parts
 from tinkerloop.local.unsupported import unsupported_error
 
 AdaptableLayer = LoRALinear | ExpertWeights
+ROUTERS = ("gate", "router", "shared_expert_gate")
+"""Names of the layers that choose experts. They are not adapted."""
 
 
 class Replica:
@@ -128,17 +131,17 @@ def _adaptable(module: PreTrainedModel) -> tuple[dict[str, AdaptableLayer], dict
     """Return the layers that can have an adapter by name, and their kinds by name, in the model's order.
 
     Linear layers are replaced by `LoRALinear` layers that share their weights. In a module named `experts`, every 3-D
-    parameter is taken for stacked experts.
+    parameter is taken for stacked experts. `uncovered` in coverage.py lists the layers that cannot have an adapter.
     """
     output, vision = module.get_output_embeddings(), vision_parts(module)
     layers: dict[str, AdaptableLayer] = {}
     kinds: dict[str, str] = {}
     for name, part in list(module.named_modules()):
-        if isinstance(part, nn.Linear):
+        if isinstance(part, nn.Linear) or (isinstance(part, Conv1D) and part is not output):
             kind = "unembed" if part is output else "vision" if name.startswith(vision) else _kind(name)
             if kind is None:
                 continue
-            wrapped = LoRALinear.wrap(part)
+            wrapped = LoRALinear.wrap(part) if isinstance(part, nn.Linear) else LoRAConv1D.wrap(part)
             module.set_submodule(name, wrapped)
             layers[name], kinds[name] = wrapped, kind
         elif name.rsplit(".", 1)[-1] == "experts":
@@ -156,7 +159,9 @@ def _last_layer(module: PreTrainedModel) -> tuple[DecoderLayer | None, tuple[str
     it has its usual name in transformers, `mlp`.
     """
     vision, names = vision_parts(module), [name for name, _ in module.named_modules()]
-    blocks = [name for name in names if re.fullmatch(r"(.*\.)?layers\.\d+\.mlp", name) and not name.startswith(vision)]
+    blocks = [
+        name for name in names if re.fullmatch(r"(.*\.)?(layers|h)\.\d+\.mlp", name) and not name.startswith(vision)
+    ]
     if not blocks:
         return None, ()
     name = blocks[-1].removesuffix(".mlp")
@@ -169,9 +174,11 @@ def _last_layer(module: PreTrainedModel) -> tuple[DecoderLayer | None, tuple[str
 def _kind(name: str) -> str | None:
     """Return the kind of a decoder block's linear layer, "attn" or "mlp"; None for a router, which gets no adapter."""
     leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("gate", "router", "shared_expert_gate"):
+    if leaf in ROUTERS:
         return None
-    if any(part in name for part in (".mlp.", "expert", "feed_forward", ".ffn.", "block_sparse_moe")):
+    if leaf in ("fc1", "fc2") or any(
+        part in name for part in (".mlp.", "expert", "feed_forward", ".ffn.", "block_sparse_moe")
+    ):
         return "mlp"
     return "attn"
 

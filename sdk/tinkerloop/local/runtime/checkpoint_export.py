@@ -78,7 +78,7 @@ def merge(base: Model, spec: LoraSpec, weights: Weights) -> None:
         adapter = layer.adapter
         assert adapter is not None
         if isinstance(layer, LoRALinear):
-            layer.weight.copy_(torch.addmm(layer.weight, adapter.b, adapter.a, alpha=adapter.scale))
+            layer.matrix.copy_(torch.addmm(layer.matrix, adapter.b, adapter.a, alpha=adapter.scale))
         else:
             assert isinstance(layer, ExpertWeights)
             assert layer.fold_buffer is not None

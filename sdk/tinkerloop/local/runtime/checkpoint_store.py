@@ -7,22 +7,28 @@
         model.safetensors          instead of the two adapter files, if every weight was trained
         optimizer.safetensors      Adam's moments (training checkpoints only)
 
+A checkpoint is known by the folder in which it lies. A copied or renamed folder is a checkpoint of its own under the
+path of its new place, whatever path its record names, and everything is read from that place.
+
 A checkpoint is written to a temporary folder, flushed to the disk, and renamed to its final name. So readers never see
-an incomplete checkpoint. Only JSON and safetensors files are read, nothing is unpickled, and no path leads out of the
-root folder.
+an incomplete checkpoint. Only JSON and safetensors files are read, nothing is unpickled, no path leads out of the
+root folder, and nothing below it is written through a symbolic link. A damaged checkpoint or a foreign file is named in
+the log and can be deleted; it stops neither a list nor a save.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -35,13 +41,17 @@ from safetensors.torch import load_file, save_file
 
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.request_errors import bad_request, conflict, not_found, server_error
-from tinkerloop.local.runtime.checkpoint_paths import parse_path
+from tinkerloop.local.runtime.checkpoint_paths import KINDS, parse_path
 from tinkerloop.local.runtime.peft_format import adapter_config
+
+logger = logging.getLogger(__name__)
 
 _BACKUP = ".previous-"
 """Prefix of the folder name that a checkpoint has while a new one replaces it."""
 _STALE = 86400
 """Age in seconds after which the folder of an unfinished save or deletion is removed."""
+_FORMAT = 1
+"""Version of the files' format that this code writes, and the only one that it reads."""
 _RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
     "checkpoint.json",
     "adapter_model.safetensors",
@@ -89,6 +99,8 @@ class CheckpointStore:
 
     def __init__(self, root: Path):
         self.root = root
+        self._named: set[str] = set()
+        """The skipped files that the log has named. Each is named once."""
 
     def save(self, record: CheckpointInfo, contents: CheckpointContents, *, overwrite: bool = False) -> CheckpointInfo:
         """Write a checkpoint atomically. Return its record, in which `size_bytes` is set.
@@ -98,6 +110,7 @@ class CheckpointStore:
             tinker.RequestFailedError: (category server) the checkpoint cannot be written.
         """
         run, _, name = parse_path(record.path)
+        self._check_links(record.path)
         self._sweep(run)
         folder = self._folder(record.path)
         if folder.exists() and not overwrite:
@@ -109,16 +122,17 @@ class CheckpointStore:
             _write_tensors(scratch, record, contents)
             size = sum(file.stat().st_size for file in scratch.iterdir())
             record = CheckpointInfo(**{**record.__dict__, "size_bytes": size})
-            _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+            _write_json(scratch / _RECORD, {**asdict(record), "format": _FORMAT})
             _swap(scratch, folder)
         return record
 
     def read(self, path: str) -> CheckpointInfo:
-        """Return the record of a checkpoint.
+        """Return the record of a checkpoint. Its `path` leads to the folder that was read.
 
         Raises:
             tinker.NotFoundError: the checkpoint does not exist or has expired.
             tinker.BadRequestError: `path` is not a valid tinker:// path.
+            tinker.RequestFailedError: (category server) the record is damaged, or of a format that is not known.
         """
         try:
             folder = self._folder(path)
@@ -126,31 +140,40 @@ class CheckpointStore:
             raise bad_request(str(error)) from error
         try:
             record = _read_record(folder / _RECORD)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if (self._folder(path) / _RECORD).exists():  # A save replaced it during the read.
                 return self.read(path)
             raise not_found(f"checkpoint {path} not found under {self.root}") from None
+        except OSError as error:
+            raise server_error(f"checkpoint {path} cannot be read: {error}") from error
         if record.expired:
             raise not_found(f"checkpoint {path} expired at {record.expires_at}")
-        return record
+        return replace(record, path=_path_of_folder(path, record.path))
 
     def load_weights(self, path: str) -> dict[str, torch.Tensor]:
-        """Return the weights of a checkpoint, as a dict from each tensor's name in the file to the tensor."""
+        """Return the weights of a checkpoint, as a dict from each tensor's name in the file to the tensor.
+
+        Raises:
+            tinker.RequestFailedError: (category server) the file is missing or damaged.
+        """
         folder = self._folder(path)
-        return load_file(folder / (_FULL if (folder / _FULL).exists() else _ADAPTER))
+        return _load_tensors(folder / (_FULL if (folder / _FULL).exists() else _ADAPTER), path)
 
     def load_moments(self, path: str) -> dict[str, dict[str, torch.Tensor]]:
         """Return Adam's moments of a checkpoint: "exp_avg" and "exp_avg_sq", each a dict from tensor name to moment.
 
         Raises:
             tinker.NotFoundError: the checkpoint contains no moments. Training must not continue without them.
+            tinker.RequestFailedError: (category server) the file is damaged.
         """
         file = self._folder(path) / _OPTIMIZER
         if not file.exists():
             raise not_found(f"checkpoint {path} contains no optimizer state; load only its weights")
         moments: dict[str, dict[str, torch.Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
-        for name, tensor in load_file(file).items():
+        for name, tensor in _load_tensors(file, path).items():
             kind, _, tensor_name = name.partition(".")
+            if kind not in moments:
+                raise server_error(f"checkpoint {path} is damaged: {file} contains the unknown tensor {name!r}")
             moments[kind][tensor_name] = tensor
         return moments
 
@@ -160,14 +183,31 @@ class CheckpointStore:
         return self._folder(path)
 
     def delete(self, path: str) -> None:
-        self.read(path)
-        self._remove(self._folder(path))
+        """Delete a checkpoint, or what lies in its place: a damaged checkpoint, a foreign file or folder, a link.
+
+        Raises:
+            tinker.NotFoundError: nothing is there, or the checkpoint has expired.
+            tinker.BadRequestError: `path` is not a valid tinker:// path.
+            tinker.RequestFailedError: (category server) the operating system refuses the deletion.
+        """
+        try:
+            self.read(path)
+        except tinker.RequestFailedError:
+            pass  # damaged
+        except tinker.NotFoundError:
+            folder = self._folder(path)
+            if (folder / _RECORD).exists() or not os.path.lexists(folder):
+                raise
+        try:
+            self._remove(self._folder(path))
+        except OSError as error:
+            raise server_error(f"cannot delete checkpoint {path} under {self.root}: {error}") from error
 
     def _remove(self, folder: Path) -> None:
-        shutil.rmtree(_backup(folder), ignore_errors=True)  # _folder would restore a backup as the checkpoint.
+        _discard(_backup(folder))  # _folder would restore a backup as the checkpoint.
         trash = self.root / f".deleting-{uuid.uuid4().hex}"
         os.replace(folder, trash)
-        shutil.rmtree(trash, ignore_errors=True)
+        _discard(trash)
 
     def copy(self, path: str, new_path: str, *, expires_at: str | None) -> CheckpointInfo:
         """Copy a checkpoint to `new_path` and return the record of the copy. The copy expires at `expires_at`."""
@@ -176,7 +216,7 @@ class CheckpointStore:
         with self._writing(new_path) as scratch:
             shutil.copytree(self._folder(path), scratch, dirs_exist_ok=True)
             self.confirm(source)
-            _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+            _write_json(scratch / _RECORD, {**asdict(record), "format": _FORMAT})
             _swap(scratch, self._folder(new_path))
         return record
 
@@ -195,7 +235,7 @@ class CheckpointStore:
         """Replace fields of a checkpoint's record on disk. Return the new record."""
         record = CheckpointInfo(**{**self.read(path).__dict__, **changes})
         with self._writing(path) as scratch:
-            _write_json(scratch / _RECORD, {**asdict(record), "format": 1})
+            _write_json(scratch / _RECORD, {**asdict(record), "format": _FORMAT})
             self.confirm(record)
             os.replace(scratch / _RECORD, self._folder(path) / _RECORD)
         return record
@@ -203,14 +243,31 @@ class CheckpointStore:
     def records(self, run: str | None = None) -> Iterator[CheckpointInfo]:
         """Iterate over the unexpired checkpoints of the training run `run`, or of all runs, oldest first.
 
-        Other processes may save and delete checkpoints at the same time.
+        Other processes may save and delete checkpoints at the same time. What is damaged or no checkpoint is skipped
+        and named in the log.
         """
         folders = glob(f"{'*' if run is None else _on_disk(run)}/*/*", root_dir=self.root, include_hidden=True)
         records = []
         for name in {folder.replace(f"/{_BACKUP}", "/") for folder in folders}:
-            with suppress(tinker.NotFoundError, tinker.BadRequestError):  # just deleted, or not a checkpoint
+            try:
                 records.append(self.read(f"tinker://{name}"))
+            except tinker.TinkerError as error:
+                self._name_skipped(name, error)
         return iter(sorted(records, key=lambda record: record.time))
+
+    def _name_skipped(self, name: str, error: tinker.TinkerError) -> None:
+        """Log that `name` (RUN/KIND/NAME on the disk) is skipped, unless it has just been deleted or has expired."""
+        place = self.root / name
+        if isinstance(error, tinker.NotFoundError) and ((place / _RECORD).exists() or not os.path.lexists(place)):
+            return
+        if place.parent.name in KINDS and name not in self._named:
+            self._named.add(name)
+            logger.warning(
+                "skipped %s: it is not a checkpoint, or is damaged (%s); move it elsewhere, or delete it (a RestClient "
+                "does so with delete_checkpoint_from_tinker_path)",
+                place,
+                error,
+            )
 
     def run_folder(self, run: str) -> Path:
         """Return the folder of a training run's checkpoints. The folder may not exist yet."""
@@ -222,6 +279,7 @@ class CheckpointStore:
 
         OSError and SafetensorError become a RequestFailedError of category server.
         """
+        self._check_links(path)
         scratch = self.root / f".writing-{uuid.uuid4().hex}"
         try:
             scratch.mkdir(parents=True)
@@ -230,6 +288,21 @@ class CheckpointStore:
             raise server_error(f"cannot save checkpoint {path} under {self.root}: {error}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _check_links(self, path: str) -> None:
+        """Raise RequestFailedError (category server) if the folder of `path` or one above it is a symbolic link.
+
+        The root folder itself may be a link.
+        """
+        run, kind, name = parse_path(path)
+        place = self.root
+        for part in (_on_disk(run), kind, name):
+            place /= part
+            if place.is_symlink():
+                raise server_error(
+                    f"cannot save checkpoint {path}: {place} is a symbolic link, and no checkpoint is written through "
+                    "links; remove the link"
+                )
 
     def _sweep(self, run: str) -> None:
         """Remove the run's expired checkpoints, and the folders that killed saves and deletions left behind.
@@ -241,9 +314,9 @@ class CheckpointStore:
                 if _read_record(file).expired:
                     self._remove(file.parent)
         for leftover in [*self.root.glob(".writing-*"), *self.root.glob(".deleting-*")]:
-            with suppress(FileNotFoundError):  # the save or deletion has just finished
-                if time.time() - leftover.stat().st_mtime > _STALE:
-                    shutil.rmtree(leftover, ignore_errors=True)
+            with suppress(OSError):  # the save or deletion has just finished
+                if time.time() - leftover.lstat().st_mtime > _STALE:
+                    _discard(leftover)
 
     def _folder(self, path: str) -> Path:
         run, kind, name = parse_path(path)
@@ -292,15 +365,56 @@ def _read_record(file: Path) -> CheckpointInfo:
     """Read the record of a checkpoint from its checkpoint.json.
 
     Raises:
-        tinker.RequestFailedError: (category server) the file is damaged, or another program has written it.
+        tinker.RequestFailedError: (category server) the file is damaged, another program has written it, or it has a
+            format that this version does not know.
     """
-    text = file.read_text()
+    text = file.read_bytes()
     try:
         fields = json.loads(text)
-        fields.pop("format")
-        return CheckpointInfo(**{**fields, "lora": LoraSpec(**fields["lora"])})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        version = fields.pop("format")
+        if version == _FORMAT:
+            record = CheckpointInfo(**{**fields, "lora": LoraSpec(**fields["lora"])})
+            _check_record(record)
+            return record
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise server_error(f"{file} is not the record of a tinkerloop checkpoint, or is damaged: {error!r}") from error
+    raise server_error(
+        f"{file} has format {version!r}, but this version of tinkerloop reads only format {_FORMAT}; open the "
+        "checkpoint with the version that saved it"
+    )
+
+
+def _check_record(record: CheckpointInfo) -> None:
+    """Raise ValueError if a field has a wrong type, or a time has no time zone."""
+    _record_type().validate_json(json.dumps(asdict(record)), strict=True)
+    for moment in (record.time, record.expires_at):
+        if moment is not None and datetime.fromisoformat(moment).tzinfo is None:
+            raise ValueError(f"the time {moment!r} has no time zone")
+
+
+@cache
+def _record_type() -> TypeAdapter[CheckpointInfo]:
+    return TypeAdapter(CheckpointInfo)
+
+
+def _load_tensors(file: Path, path: str) -> dict[str, torch.Tensor]:
+    """Read a safetensors file of the checkpoint `path`."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise server_error(f"checkpoint {path} cannot be loaded: {file} is missing or damaged: {error}") from error
+
+
+def _path_of_folder(path: str, recorded: str) -> str:
+    """Return `path`, the path of a folder, with the run as `recorded` spells it, if that means the same folder.
+
+    The name of a run's folder does not say where its id has ":". A copied folder has the record of the original.
+    """
+    run, kind, name = parse_path(path)
+    with suppress(ValueError):
+        recorded_run = parse_path(recorded)[0]
+        run = recorded_run if _on_disk(recorded_run) == _on_disk(run) else run
+    return f"tinker://{run}/{kind}/{name}"
 
 
 def _backup(folder: Path) -> Path:
@@ -353,7 +467,7 @@ def _swap(new: Path, folder: Path) -> None:
     backup = _backup(folder)
     while new.exists():
         if folder.exists():
-            shutil.rmtree(backup, ignore_errors=True)
+            _discard(backup)
             os.replace(folder, backup)
         try:
             os.replace(new, folder)
@@ -362,4 +476,13 @@ def _swap(new: Path, folder: Path) -> None:
                 raise
             # A reader restored the backup, because it could not know that this save is still running. Try again.
     _flush(folder.parent)
-    shutil.rmtree(backup, ignore_errors=True)
+    _discard(backup)
+
+
+def _discard(place: Path) -> None:
+    """Remove a folder with its contents, or a file, or a link but not what it leads to. Errors are ignored."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            place.unlink()

@@ -18,6 +18,7 @@ import torch
 
 from tinkerloop.clients import CustomLoss
 from tinkerloop.local.nn.adam import adam_step
+from tinkerloop.local.nn.coverage import check_coverage
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.nn.model import Model
 from tinkerloop.local.nn.model_loading import load_model
@@ -111,6 +112,7 @@ class Engine:
 
     def create_run(self, base_model: str, spec: LoraSpec, user_metadata: dict[str, str] | None = None) -> EngineRun:
         base = self.model(base_model, spec)
+        check_coverage(base, spec)
         state = TrainState(base.new_weights(spec), torch.float32 if spec.rank == 0 else torch.float64)
         run = EngineRun(f"{self.session}:train:{self.run_count}", base, spec, state, user_metadata)
         self.run_count += 1

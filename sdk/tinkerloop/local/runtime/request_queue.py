@@ -7,6 +7,7 @@ the same group are executed with it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -17,7 +18,7 @@ import tinker
 
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.local.request_errors import CallerError, server_error, user_error
-from tinkerloop.local.runtime.request_future import WORKER_THREADS, RequestFuture
+from tinkerloop.local.runtime.request_future import WORKER_THREADS, RequestFuture, check_process, failed
 
 
 @dataclass
@@ -44,6 +45,8 @@ class RequestQueue:
         self._jobs: deque[QueuedRequest] = deque()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._process: int | None = None
+        """The process in which the thread was started. A forked child has the queue, but not the thread."""
         self._stopped = False
         self._last = QueuedRequest(lambda: None)
         """Request that does nothing. `stop` queues it after all others, so its future marks the end."""
@@ -72,8 +75,13 @@ class RequestQueue:
     def stop(self) -> RequestFuture[None]:
         """Execute the queued requests, then end the thread. The returned future is done after the last request.
 
-        After this call, submitting a request raises RuntimeError.
+        After this call, submitting a request raises RuntimeError. In a forked child the future raises
+        RequestFailedError.
         """
+        try:
+            self._check_process()
+        except tinker.RequestFailedError as error:
+            return failed(error)
         with self._wake:
             if not self._stopped:
                 self._stopped = True
@@ -89,8 +97,10 @@ class RequestQueue:
 
         It is called when no client exists any more, when the user interrupts the program, and at interpreter exit. At
         exit it prevents that the daemon thread still runs torch code while torch shuts down, which would abort the
-        process.
+        process. In a forked child it does nothing.
         """
+        if self._process not in (None, os.getpid()):
+            return
         with self._wake:
             dropped: deque[QueuedRequest] = deque()
             if not self._stopped:
@@ -105,11 +115,17 @@ class RequestQueue:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
+    def _check_process(self) -> None:
+        if self._process is not None:  # before the lock, which the missing thread may hold for ever
+            check_process(self._process)
+
     def _put(self, job: QueuedRequest) -> RequestFuture:
+        self._check_process()
         with self._wake:
             if self._stopped:
                 raise RuntimeError("cannot submit a request: this ServiceClient is closed; create a new one")
             if self._thread is None:
+                self._process = os.getpid()
                 self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
                 self._thread.start()
             self._jobs.append(job)

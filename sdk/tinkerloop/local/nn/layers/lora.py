@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 MIN_ROWS = 16
 """The minimum number of rows in a product. For fewer, BLAS sums in another order, so rows of zeros are appended."""
@@ -143,6 +144,11 @@ class LoRALinear(nn.Linear):
         wrapped.weight, wrapped.bias = linear.weight, linear.bias
         return wrapped
 
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The matrix W (out, in): the weight, or a view of it if the layer stores it in another order."""
+        return self.weight
+
     def shapes(self, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the shapes of A and B for an adapter of this rank."""
         return (rank, self.in_features), (self.out_features, rank)
@@ -159,8 +165,8 @@ class LoRALinear(nn.Linear):
         folded = None
         if fold:
             if self.fold_buffer is None:
-                self.fold_buffer = torch.empty_like(self.weight, requires_grad=False)
-            folded = torch.addmm(self.weight.detach(), b, a, alpha=scale, out=self.fold_buffer)
+                self.fold_buffer = torch.empty_like(self.matrix, requires_grad=False)
+            folded = torch.addmm(self.matrix.detach(), b, a, alpha=scale, out=self.fold_buffer)
         grad_a, grad_b = gradients if gradients is not None else (None, None)
         rounded = a.detach().to(self.weight.dtype), b.to(self.weight.dtype)
         self.adapter = BoundAdapter(a.detach().requires_grad_(), b, rounded, scale, grad_a, grad_b, folded)
@@ -182,7 +188,7 @@ class LoRALinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.adapter is None:
-            return F.linear(input, self.weight, self.bias)
+            return F.linear(input, self.matrix, self.bias)
         y = _Adapted.apply(input.flatten(0, -2), self.adapter.a, self)
         assert y is not None
         return y.unflatten(0, input.shape[:-1])
@@ -197,7 +203,7 @@ class LoRALinear(nn.Linear):
             y, x_a = self.product(F.pad(x, (0, 0, 0, MIN_ROWS - rows)))
             return y[:rows], None if x_a is None else x_a[:rows]
         adapter = self.adapter
-        weight = self.weight if adapter is None or adapter.folded is None else adapter.folded
+        weight = self.matrix if adapter is None or adapter.folded is None else adapter.folded
         y = F.linear(x, weight, self.bias)
         if adapter is None or adapter.folded is not None:
             return y, None
@@ -248,7 +254,24 @@ class LoRALinear(nn.Linear):
             return None
         if adapter.folded is not None:
             return _multiply(grad_y, adapter.folded, onto)
-        return _multiply(grad_y, self.weight.detach(), onto).addmm_(grad_y_b, a, alpha=adapter.scale)
+        return _multiply(grad_y, self.matrix.detach(), onto).addmm_(grad_y_b, a, alpha=adapter.scale)
+
+
+class LoRAConv1D(LoRALinear):
+    """A frozen `Conv1D` of transformers (in GPT-2's blocks): a linear layer whose weight is stored as (in, out)."""
+
+    @classmethod
+    def wrap(cls, linear: Conv1D) -> LoRAConv1D:  # type: ignore[override]
+        """Make the same layer with the same weight and bias tensors."""
+        wrapped = cls.__new__(cls)
+        nn.Module.__init__(wrapped)
+        wrapped.in_features, wrapped.out_features = linear.weight.shape
+        wrapped.weight, wrapped.bias = linear.weight, linear.bias
+        return wrapped
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        return self.weight.T
 
 
 class _Adapted(torch.autograd.Function):
