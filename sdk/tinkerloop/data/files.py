@@ -274,7 +274,7 @@ def _read_array(path: str, row: int, offset: int) -> Iterator[tuple[int, int, An
         raise DataError(f"the file cannot be read: {error}", path=path) from error
     try:
         text = content.decode("utf-8-sig")
-        rows = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        rows = load_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"the file is not JSON: {error}", path=path, remedy="rename a file with one object per line to .jsonl"
@@ -332,6 +332,16 @@ def without_nulls(value: Any) -> Any:
 # Parsing of one line ---------------------------------------------------------------------------------------------
 
 
+def load_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: the text is not JSON, contains NaN or an infinity, or an object has a key twice.
+        RecursionError: the value is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+
+
 def _parse_line(line: bytes, path: str, number: int) -> Any:
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -340,7 +350,7 @@ def _parse_line(line: bytes, path: str, number: int) -> Any:
             f"the line is not UTF-8 at byte {error.start}", path=path, line=number, remedy="convert the file to UTF-8"
         ) from error
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        return load_json(text)
     except json.JSONDecodeError as error:
         cut = text.startswith("{") and not text.endswith(("}", "\n"))
         remedy = "the file seems to be cut off here" if cut else "write one JSON object per line"

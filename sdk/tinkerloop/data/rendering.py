@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -28,7 +28,7 @@ import numpy as np
 
 from tinkerloop._lazy import tinker
 from tinkerloop.data.adapters import get_adapter
-from tinkerloop.data.conversations import OnBad, Report, Skipped, is_hub_name, parse_conversation
+from tinkerloop.data.conversations import OnBad, Report, Skipped, check_ignore_keys, is_hub_name, parse_conversation
 from tinkerloop.data.datums import OnLong, TooLong, check_choices, render_conversation
 from tinkerloop.data.files import FileSource, PathLike, RawRow, find_files
 from tinkerloop.errors import DataError
@@ -93,13 +93,14 @@ def render_files(
     on_bad: OnBad = "error",
     on_long: OnLong = "error",
     workers: int = 0,
+    ignore_keys: Collection[str] = (),
 ) -> DatumStore:
     """Convert the text conversations of files to datums, and cache the datums on disk.
 
     If the cache already contains the result, it is opened instead.
 
     Args:
-        path, adapter: as for `load_conversations`.
+        path, adapter, ignore_keys: as for `load_conversations`.
         renderer, max_length, train_on_what, on_long: as for `conversation_datums`.
         on_bad: "error" raises at a conversation that cannot be read, rendered or trained on; "skip" leaves it out and
             counts it in the report.
@@ -125,7 +126,7 @@ def render_files(
             remedy="use load_conversations and conversation_datums, without a cache",
         )
     files = find_files(path)
-    job = _Job(renderer, max_length, str(train_on_what), adapter, on_long)
+    job = _Job(renderer, max_length, str(train_on_what), adapter, on_long, check_ignore_keys(ignore_keys))
     name = _entry_name(files, job, on_bad)
     entry = Path(cache) / name
     if not entry.exists():
@@ -165,6 +166,7 @@ class _Job:
     train_on_what: str
     adapter: str
     on_long: OnLong
+    ignore_keys: frozenset[str]
 
     def __call__(self, rows: Sequence[RawRow]) -> tuple[list[_Row], Counter[str]]:
         ignored: Counter[str] = Counter()
@@ -172,7 +174,7 @@ class _Job:
 
     def _one(self, raw: RawRow, ignored: Counter[str]) -> _Row:
         try:
-            conversation = parse_conversation(raw, get_adapter(self.adapter), ignored)
+            conversation = parse_conversation(raw, get_adapter(self.adapter), ignored, ignore_keys=self.ignore_keys)
             datum, truncated = render_conversation(
                 conversation, self.renderer, self.max_length, self.train_on_what, self.on_long
             )
@@ -264,6 +266,7 @@ def _entry_name(files: Sequence[str], job: _Job, on_bad: OnBad) -> str:
         job.adapter,
         job.on_long,
         on_bad,
+        sorted(job.ignore_keys),
     ]
     digest.update(json.dumps(options).encode())
     for file in files:

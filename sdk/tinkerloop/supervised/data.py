@@ -245,6 +245,9 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         default="truncate",
         doc='For a conversation over max_length: "truncate" cuts its end, "skip" leaves it out, "error" stops.',
     )
+    ignore_keys: tuple[str, ...] = chz.field(
+        default=(), doc="Keys of rows or messages that nothing reads and whose content may be lost."
+    )
     drop_last: bool = chz.field(default=False, doc="Leave out the last batch of an epoch if it is not full.")
 
     cache: str | None = chz.field(
@@ -282,13 +285,19 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
                 train_on_what=common.train_on_what,
                 adapter=self.adapter,
                 workers=self.workers,
+                ignore_keys=self.ignore_keys,
                 **options,  # type: ignore[arg-type]
             )
         if self.workers:
             raise DataError(
                 f"workers={self.workers} requires a cache to render into", remedy="set cache to a folder, or workers=0"
             )
-        conversations = load_conversations(self.file_path, on_bad=self.on_bad, adapter=self.adapter)  # type: ignore[arg-type]
+        conversations = load_conversations(
+            self.file_path,
+            on_bad=self.on_bad,  # type: ignore[arg-type]
+            adapter=self.adapter,
+            ignore_keys=self.ignore_keys,
+        )
         return conversation_datums(
             conversations,
             self.renderer,
