@@ -13,6 +13,7 @@ from tinkerloop.data import (
     JsonlFile,
     batches,
     check_messages,
+    find_files,
     load_conversations,
     stream,
     stream_conversations,
@@ -92,6 +93,52 @@ def test_folders_globs_and_lists_are_read_in_order(tmp_path):
     assert names(tmp_path) == ["a.jsonl.gz", "b.jsonl", "deep/c.jsonl"]
     assert names(str(tmp_path / "*.jsonl")) == ["b.jsonl"]
     assert names([tmp_path / "deep/c.jsonl", tmp_path / "b.jsonl"]) == ["deep/c.jsonl", "b.jsonl"]
+
+
+def names_found(path, folder):
+    return [name.removeprefix(f"{folder}/") for name in find_files(path)]
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.jsonl", "**"])
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints/a.jsonl", ".git/a.jsonl", "._a.jsonl", "__MACOSX/a.jsonl"])
+def test_hidden_files_are_no_data_unless_they_are_named(tmp_path, hidden, pattern):
+    for name in ("deep/a.jsonl", hidden):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name)
+    assert names_found(f"{tmp_path}/{pattern}", tmp_path) == ["deep/a.jsonl"]
+    assert names_found(f"{tmp_path}/{hidden}", tmp_path) == [hidden]
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.jsonl", "**/**/*.jsonl"])
+def test_linked_folders_and_files_are_read_once(tmp_path, pattern):
+    (tmp_path / "data/inner").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    for name in ("data/a.jsonl", "data/inner/b.jsonl", "other/c.jsonl"):
+        write(tmp_path / name)
+    for name, target in (
+        ("again", "data/inner"),
+        ("more", "other"),
+        ("z1", "data"),
+        ("z2", "data"),
+        ("x.jsonl", "data/a.jsonl"),
+    ):
+        (tmp_path / "data" / name).symlink_to(tmp_path / target)
+    found = names_found(f"{tmp_path}/data/{pattern}", tmp_path)
+    assert found == ["data/a.jsonl", "data/inner/b.jsonl", "data/more/c.jsonl"]
+
+
+def test_relative_patterns_are_found_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    write(tmp_path / "deep/a.jsonl")
+    assert find_files("**/*.jsonl") == find_files("deep/**") == find_files("d*/**/*.jsonl") == ["deep/a.jsonl"]
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path):
+    write(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "missing.jsonl")
+    with pytest.raises(DataError, match=r"b.jsonl: the link leads to no file"):
+        load_conversations(tmp_path)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):

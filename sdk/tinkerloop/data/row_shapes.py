@@ -18,42 +18,19 @@ from tinkerloop.data.files import load_json
 from tinkerloop.errors import DataError
 from tinkerloop.message_checks import MESSAGE_KEYS, is_empty
 
-BOOKKEEPING_KEYS = frozenset(
-    [
-        "created_at",
-        "date",
-        "hash",
-        "id",
-        "index",
-        "lang",
-        "language",
-        "message_id",
-        "model",
-        "num_tokens",
-        "parent_id",
-        "source",
-        "timestamp",
-        "token_count",
-        "turn_id",
-        "uuid",
-    ]
-)
+# fmt: off
+BOOKKEEPING_KEYS = frozenset({
+    "created_at", "date", "hash", "id", "index", "lang", "language", "message_id", "model", "num_tokens", "parent_id",
+    "source", "timestamp", "token_count", "turn_id", "uuid",
+})
 """Keys of a message that say where it comes from, not what it says. They are left out and counted."""
 
-UNREAD_COLUMNS = frozenset(
-    [
-        "audio",
-        "audios",
-        "available_tools",
-        "chat_template_kwargs",
-        "documents",
-        "kto_tag",
-        "tool_definitions",
-        "video",
-        "videos",
-    ]
-)
+UNREAD_COLUMNS = frozenset({
+    "audio", "audios", "available_tools", "chat_template_kwargs", "documents", "kto_tag", "tool_definitions", "video",
+    "videos",
+})
 """Keys of a row that contain part of a conversation, or change how it is trained, and that nothing reads."""
+# fmt: on
 
 _LOSS_FLAGS = ("loss", "train", "training")
 _SYSTEM_COLUMNS = ("system", "system_prompt")
