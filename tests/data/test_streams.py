@@ -116,10 +116,21 @@ def test_an_iterator_is_read_once_and_refuses_the_rest_with_the_way_out():
         (resumed.seek({**resumed.cursor, "position": 4, "first": 4}), next(resumed))
 
 
-def test_a_hugging_face_shuffle_buffer_is_refused():
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda shuffled, other: shuffled,
+        lambda shuffled, other: shuffled.map(lambda row: row),
+        lambda shuffled, other: datasets.interleave_datasets([shuffled, other]),
+        lambda shuffled, other: datasets.interleave_datasets([other, shuffled], probabilities=[0.5, 0.5], seed=3),
+        lambda shuffled, other: datasets.concatenate_datasets([other, shuffled]).filter(lambda row: True),
+    ],
+)
+def test_a_hugging_face_shuffle_buffer_is_refused(combine):
     table = datasets.Dataset.from_list([{"x": 1}]).to_iterable_dataset()
+    assert list(stream(combine(table, table), 1))
     with pytest.raises(DataError, match=r"cannot be resumed exactly; leave out dataset\.shuffle"):
-        stream(table.shuffle(seed=0, buffer_size=10), 1)
+        stream(combine(table.shuffle(seed=0, buffer_size=10), table), 1)
 
 
 @pytest.mark.parametrize("change", [{"shuffle": 1}, {"buffer_size": 5}, {"length": 9}, {"source": "other"}])
