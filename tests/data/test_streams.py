@@ -220,6 +220,26 @@ def test_a_mixture_keeps_its_proportions_and_resumes_exactly(weights, size, unti
     assert head + list(second) == whole
 
 
+@pytest.mark.parametrize("until", ["first", "all"])
+@pytest.mark.parametrize("size", [4, 5])
+def test_a_finished_mixture_is_extended_by_more_epochs(until, size):
+    def make(epochs):
+        parts = {name: batches([(name, i) for i in range(n)], 1, epochs=epochs) for name, n in (("a", 6), ("b", 10))}
+        return mix(parts, {"a": 1, "b": 1}, size, until=until)
+
+    first, longer = make(1), make(3)
+    rows = [row for batch in first for row in batch]
+    longer.seek(json.loads(json.dumps(first.cursor)))
+    rows += [row for batch in longer for row in batch]
+    at_once = [row for batch in make(3) for row in batch]
+    assert sorted(rows) == sorted(at_once)
+    if until == "first":
+        assert rows == at_once
+    again = make(1)
+    again.seek(first.cursor)
+    assert list(again) == []
+
+
 def test_mixing_refuses_what_it_cannot_weigh():
     part = batches([1], 1)
     for parts, weights in (({}, {}), ({"a": part}, {"b": 1}), ({"a": part}, {"a": 0}), ({"a": part}, {"a": -1})):
