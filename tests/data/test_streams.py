@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinkerloop.data import FileSource, batches, mix, prefetch, stream
+from tinkerloop.data import FileSource, batches, files, mix, prefetch, stream
 from tinkerloop.errors import DataError
 
 
@@ -133,14 +133,29 @@ def test_a_hugging_face_shuffle_buffer_is_refused(combine):
         stream(combine(table.shuffle(seed=0, buffer_size=10), table), 1)
 
 
-@pytest.mark.parametrize("change", [{"shuffle": 1}, {"buffer_size": 5}, {"length": 9}, {"source": "other"}])
+@pytest.mark.parametrize(
+    "change", [{"shuffle": 1}, {"buffer_size": 5}, {"length": 9}, {"batch_size": 3}, {"source": "other"}]
+)
 def test_a_cursor_of_another_stream_is_refused(tmp_path, change):
     here, other = jsonl(tmp_path / "a.jsonl", range(10)), jsonl(tmp_path / "b.jsonl", range(12))
-    arguments = {"shuffle": 0, "buffer_size": 4, "length": None}
-    cursor = stream(FileSource(here), 2, **arguments).cursor
+    arguments = {"batch_size": 2, "shuffle": 0, "buffer_size": 4, "length": None}
+    cursor = stream(FileSource(here), **arguments).cursor
     source = FileSource(other if change.pop("source", None) else here)
     with pytest.raises(DataError, match="other data"):
-        stream(source, 2, **{**arguments, **change}).seek(cursor)
+        stream(source, **{**arguments, **change}).seek(cursor)
+
+
+@pytest.mark.parametrize("block", [7, 1 << 16])
+def test_a_streamed_file_of_other_content_and_equal_size_is_refused(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(files, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(files, "_BLOCKS", 16)
+    path = jsonl(tmp_path / "a.jsonl", range(10, 20))
+    cursor = stream(FileSource(path), 2).cursor
+    stream(FileSource(path), 2).seek(cursor)
+    for changed in (11, 19):
+        jsonl(path, [*range(10, changed), 77, *range(changed + 1, 20)])
+        with pytest.raises(DataError, match="taken from other data: source was"):
+            stream(FileSource(path), 2).seek(cursor)
 
 
 def test_a_failed_batch_has_not_been_handed_out():
@@ -248,3 +263,5 @@ def test_mixing_refuses_what_it_cannot_weigh():
     cursor = mix({"a": part}, {"a": 1}, 2).cursor
     with pytest.raises(DataError, match="weights"):
         mix({"a": part}, {"a": 2}, 2).seek(cursor)
+    with pytest.raises(DataError, match="batch_size was 2 and is 3 now; resume with the batch size"):
+        mix({"a": part}, {"a": 1}, 3).seek(cursor)

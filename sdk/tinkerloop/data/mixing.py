@@ -153,7 +153,7 @@ class MixedBatches:
         return "; ".join(f"{self.weights[name] / total:.1%} {name} ({part})" for name, part in self.parts.items())
 
     def _identity(self) -> Cursor:
-        return {"kind": "mix", "weights": self.weights, "until": self.until}
+        return {"kind": "mix", "weights": self.weights, "batch_size": self.batch_size, "until": self.until}
 
     def _restart(self, drawn: int, taken: dict[str, int], ended: set[str]) -> None:
         self._drawn, self._taken, self._ended = drawn, taken, ended

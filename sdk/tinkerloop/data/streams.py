@@ -178,6 +178,7 @@ class StreamBatches:
         return {
             "kind": "stream",
             "source": self.source.fingerprint,
+            "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "buffer_size": None if self.shuffle is None else self.buffer_size,
             "length": self.length,
