@@ -68,6 +68,8 @@ class Report:
     skipped: list[Skipped] = field(default_factory=list)
     ignored_keys: Counter[str] = field(default_factory=Counter)
     """Mapping from message keys that were left out to the number of messages with the key."""
+    split: int = 0
+    """The number of conversations that became several datums, because the chat format rewrites history."""
 
     def skip(self, error: DataError) -> None:
         """Add the row at which `error` was raised to the skipped rows."""
@@ -75,7 +77,8 @@ class Report:
 
     def __str__(self) -> str:
         ignored = ", ".join(f"{key} ({count:,})" for key, count in self.ignored_keys.items())
-        return self._rows() + (f"; message keys ignored: {ignored}" if ignored else "")
+        split = f"; {self.split:,} split into several datums" if self.split else ""
+        return self._rows() + split + (f"; message keys ignored: {ignored}" if ignored else "")
 
     def _rows(self) -> str:
         total = self.used + len(self.skipped)

@@ -13,6 +13,7 @@ from tinkerloop.data import (
     MixedBatches,
     RowBatches,
     StreamBatches,
+    Subset,
     conversation_datums,
     conversation_to_datum,
     load_conversations,
@@ -245,6 +246,10 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         default="truncate",
         doc='For a conversation over max_length: "truncate" cuts its end, "skip" leaves it out, "error" stops.',
     )
+    split: str = chz.field(
+        default="auto",
+        doc='"auto" makes several datums of a conversation where the chat format rewrites history; "never" makes one.',
+    )
     ignore_keys: tuple[str, ...] = chz.field(
         default=(), doc="Keys of rows or messages that nothing reads and whose content may be lost."
     )
@@ -271,11 +276,17 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         print(f"{self.file_path}: {datums.report}{cut}", file=sys.stderr)
         if not self.test_size:
             return self._dataset(datums), None
-        train, test = train_test_split(datums, self.test_size, seed=self.shuffle_seed, key=_content)
+        # The datums of one conversation stay together, so that no test datum begins like one that is trained on.
+        contents: dict[int, str] = {}
+        for number, datum in zip(datums.conversation_numbers, datums, strict=True):
+            contents[number] = contents.get(number, "") + _content(datum)
+        groups = [contents[number] for number in datums.conversation_numbers]
+        parts = train_test_split(range(len(datums)), self.test_size, seed=self.shuffle_seed, key=groups.__getitem__)
+        train, test = (Subset(datums, list(part)) for part in parts)
         return self._dataset(train), self._dataset(test)
 
     def _datums(self) -> Any:
-        common, options = self.common_config, {"on_bad": self.on_bad, "on_long": self.on_long}
+        common, options = self.common_config, {"on_bad": self.on_bad, "on_long": self.on_long, "split": self.split}
         if self.cache is not None:
             return render_files(
                 self.file_path,
