@@ -4,7 +4,12 @@ from pathlib import Path
 import pytest
 
 from tinkerloop.errors import DataError
-from tinkerloop.supervised.data import FromConversationFileBuilder, InterleavedDataset, InterleavedDatasetBuilder
+from tinkerloop.supervised.data import (
+    FromConversationFileBuilder,
+    InterleavedDataset,
+    InterleavedDatasetBuilder,
+    SupervisedDatasetFromHFDataset,
+)
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDataset
 from tinkerloop.tokenizers import get_tokenizer
 
@@ -39,6 +44,20 @@ def test_a_mixture_resumes_in_a_later_epoch():
     resumed = mixture(a=3, b=1).batches(epochs=3)
     resumed.seek(json.loads(json.dumps(whole.cursor)))
     assert list(resumed) == list(whole) != []
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("epoch", [None, 0, 2])
+def test_there_is_no_batch_after_the_last_one(drop_last, epoch):
+    rows = SupervisedDatasetFromHFDataset(list(range(11)), 5, map_fn=lambda row: row, drop_last=drop_last)
+    if epoch is not None:
+        rows.set_epoch(epoch)
+    whole = [rows.get_batch(index) for index in range(len(rows))]
+    assert rows.get_batch(-1) == whole[-1]
+    assert len({row for batch in whole for row in batch}) == (10 if drop_last else 11)
+    for index in (len(rows), len(rows) + 1, -len(rows) - 1):
+        with pytest.raises(IndexError):
+            rows.get_batch(index)
 
 
 @pytest.mark.parametrize("weights", [{"a": 1}, {"a": 1, "b": 0}, {"a": 1, "b": 1, "c": 1}])

@@ -100,7 +100,14 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
         self._epoch = seed
 
     def get_batch(self, index: int) -> list[tinker.Datum]:
-        """Return batch `index` of the epoch that was selected with `set_epoch`."""
+        """Return batch `index` of the epoch that was selected with `set_epoch`.
+
+        A negative index counts from the last batch, as in a list.
+
+        Raises:
+            IndexError: there is no batch `index`.
+        """
+        index = range(len(self))[index]
         batches = self.batches(epochs=None, seed=None if self._epoch is None else 0)
         batches.seek({**batches.cursor, "epoch": self._epoch or 0, "row": index * self.batch_size})
         return next(batches)
