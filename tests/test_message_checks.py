@@ -61,7 +61,20 @@ CASES: dict[str, list[Any]] = {
     "a null under any key": [
         reply(name=None, weight=None, trainable=None, tool_calls=None, tools=None, reasoning=None)
     ],
-    "an unknown key with a value": [user("q", colour="red"), user("q", id=0)],
+    "a bookkeeping key (`id`, `timestamp`, `source`)": [user("q", id=0), user("q", timestamp="now", source="x")],
+    "any other unknown key with a value": [user("q", colour="red"), reply(score=0), user("q", images=["a.png"])],
+    "the flag `loss`, `train` or `training` of a reply": [reply(loss=False), reply(train=True), reply(training=0)],
+    "such a flag that is not true or false, or that trains another role": [
+        reply(loss=0.5),
+        reply(train="yes"),
+        reply(loss=True, train=False),
+        reply(loss=False, weight=2),
+        user("q", train=True),
+    ],
+    "a call under `function_call`, and a result of the role `function`": [
+        reply(function_call={"name": "f", "arguments": "{}"}),
+        [*reply(None, function_call={"name": "f"}), {"role": "function", "name": "f", "content": "x"}, REPLY],
+    ],
     'an unknown key with null, "", [] or {}': [user("q", refusal=None, audio="", annotations=[], extra={})],
     # roles
     "no role, or a role that is not a string": [[{"content": "q"}, REPLY], [{"role": 3, "content": "q"}, REPLY]],
@@ -85,6 +98,10 @@ CASES: dict[str, list[Any]] = {
     "a text or thinking part without its string": [
         user([{"type": "text"}]),
         reply([{"type": "thinking", "thinking": 3}]),
+    ],
+    "a part with the content of two kinds": [
+        user([{"type": "text", "text": "a", "image": IMAGE}]),
+        user([{"type": "image", "image": IMAGE, "text": "a"}]),
     ],
     "an image part without an image": [
         user([{"type": "image", "image": ""}]),

@@ -93,7 +93,7 @@ def read_tools(tools: Any) -> tuple[ToolSpec, ...]:
     Raises:
         MessageError: `tools` is not a list, or a declaration has the wrong shape.
     """
-    if _is_empty(tools):
+    if is_empty(tools):
         return ()
     if not _is_listlike(tools):
         raise MessageError(f"expected a list of tools, got {type(tools).__name__}")
@@ -129,7 +129,7 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
     if not isinstance(role, str):
         raise _fail(index, f"'role' must be a string, got {role!r}")
     if not MESSAGE_KEYS.issuperset(message):
-        unknown = sorted(str(key) for key in message if key not in MESSAGE_KEYS and not _is_empty(message[key]))
+        unknown = sorted(str(key) for key in message if key not in MESSAGE_KEYS and not is_empty(message[key]))
         if unknown:
             known = ", ".join(sorted(MESSAGE_KEYS))
             raise _fail(index, f"unknown keys {', '.join(unknown)}", f"remove them; known keys: {known}")
@@ -159,7 +159,7 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
     )  # fmt: skip
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
     """Return whether a value is null, "", [] or {}. Such a value counts as absent: tables have it in unused columns."""
     return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
 
@@ -170,7 +170,7 @@ def _is_listlike(value: Any) -> bool:
 
 def _list(message: Mapping[str, Any], key: str, index: int) -> Iterable[Any]:
     value: Any = message.get(key)
-    if _is_empty(value):
+    if is_empty(value):
         return ()
     if not _is_listlike(value):
         raise _fail(index, f"'{key}' must be a list, got {type(value).__name__}")
@@ -201,6 +201,8 @@ def _read_content(content: Any, index: int) -> tuple[tuple[str | Image, ...], li
         if not isinstance(kind, str) or kind not in _PART_KINDS:
             shown = repr(kind) if kind is not None else f"a {type(part).__name__} without a type"
             raise _fail(index, f"unknown content part {shown}", f'its "type" must be one of {", ".join(_PART_KINDS)}')
+        if len(part) > 2 and (others := [k for k in _PART_KINDS if k != kind and not is_empty(part.get(k))]):
+            raise _fail(index, f"a {kind} part also has {', '.join(others)}", "write one part for each")
         value: Any = part.get(kind)
         if kind in ("text", "thinking"):
             if not isinstance(value, str):
@@ -321,7 +323,7 @@ def _check_arguments(name: str, arguments: str, index: int) -> None:
 def _write_arguments(name: str, arguments: Any, body: Mapping[str, Any], index: int) -> str:
     """Write arguments as JSON text, for arguments that are not a plain `str` yet. Absent and empty ones become `{}`."""
     if arguments is None or arguments == "":
-        others = sorted(str(key) for key in body if key not in _KEYS_OF_A_CALL and not _is_empty(body[key]))
+        others = sorted(str(key) for key in body if key not in _KEYS_OF_A_CALL and not is_empty(body[key]))
         if others:  # arguments under another key, such as "parameters", would be lost
             raise _fail(index, f"the call of {name!r} needs 'arguments', got {', '.join(others)} instead", _CALL_SHAPE)
         return "{}"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinkerloop.data import Batches, batches, prefetch
+from tinkerloop.data import Batches, batches, prefetch, train_test_split
 from tinkerloop.errors import DataError
 
 
@@ -119,13 +119,15 @@ def test_endless_epochs_have_no_length_and_no_end():
 
 
 @pytest.mark.parametrize(
-    "other", [{"examples": range(11)}, {"shuffle": 1}, {"shuffle": None}], ids=["size", "seed", "order"]
+    "other",
+    [{"examples": range(11)}, {"shuffle": 1}, {"shuffle": None}, {"batch_size": 5}],
+    ids=["size", "seed", "order", "batch size"],
 )
 def test_a_cursor_of_other_data_is_refused(other):
     cursor = batches(range(10), 2, shuffle=0).cursor
-    arguments = {"examples": range(10), "shuffle": 0, **other}
+    arguments = {"examples": range(10), "batch_size": 2, "shuffle": 0, **other}
     with pytest.raises(DataError, match=r"taken from other data.*start a new run folder"):
-        batches(arguments["examples"], 2, shuffle=arguments["shuffle"]).seek(cursor)
+        batches(**arguments).seek(cursor)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,16 @@ def test_changed_content_of_the_same_size_is_refused_when_the_rows_have_a_finger
     cursor = batches(Rows([1, 2], "a"), 1).cursor
     with pytest.raises(DataError, match="fingerprint was 'a' and is 'b' now"):
         batches(Rows([1, 3], "b"), 1).seek(cursor)
+
+
+@pytest.mark.parametrize("view", [lambda rows: rows, lambda rows: train_test_split(rows, 1)[0]])
+def test_a_hugging_face_dataset_of_other_content_is_refused(view):
+    def make(last):
+        return batches(view(datasets.Dataset.from_list([{"x": i} for i in (1, 2, 3, last)])), 1)
+
+    make(4).seek(make(4).cursor)
+    with pytest.raises(DataError, match="taken from other data: fingerprint was"):
+        make(5).seek(make(4).cursor)
 
 
 def test_rows_are_mapped_one_to_one_or_one_to_many():

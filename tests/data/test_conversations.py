@@ -13,6 +13,7 @@ from tinkerloop.data import (
     JsonlFile,
     batches,
     check_messages,
+    find_files,
     load_conversations,
     stream,
     stream_conversations,
@@ -94,6 +95,52 @@ def test_folders_globs_and_lists_are_read_in_order(tmp_path):
     assert names([tmp_path / "deep/c.jsonl", tmp_path / "b.jsonl"]) == ["deep/c.jsonl", "b.jsonl"]
 
 
+def names_found(path, folder):
+    return [name.removeprefix(f"{folder}/") for name in find_files(path)]
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.jsonl", "**"])
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints/a.jsonl", ".git/a.jsonl", "._a.jsonl", "__MACOSX/a.jsonl"])
+def test_hidden_files_are_no_data_unless_they_are_named(tmp_path, hidden, pattern):
+    for name in ("deep/a.jsonl", hidden):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name)
+    assert names_found(f"{tmp_path}/{pattern}", tmp_path) == ["deep/a.jsonl"]
+    assert names_found(f"{tmp_path}/{hidden}", tmp_path) == [hidden]
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.jsonl", "**/**/*.jsonl"])
+def test_linked_folders_and_files_are_read_once(tmp_path, pattern):
+    (tmp_path / "data/inner").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    for name in ("data/a.jsonl", "data/inner/b.jsonl", "other/c.jsonl"):
+        write(tmp_path / name)
+    for name, target in (
+        ("again", "data/inner"),
+        ("more", "other"),
+        ("z1", "data"),
+        ("z2", "data"),
+        ("x.jsonl", "data/a.jsonl"),
+    ):
+        (tmp_path / "data" / name).symlink_to(tmp_path / target)
+    found = names_found(f"{tmp_path}/data/{pattern}", tmp_path)
+    assert found == ["data/a.jsonl", "data/inner/b.jsonl", "data/more/c.jsonl"]
+
+
+def test_relative_patterns_are_found_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    write(tmp_path / "deep/a.jsonl")
+    assert find_files("**/*.jsonl") == find_files("deep/**") == find_files("d*/**/*.jsonl") == ["deep/a.jsonl"]
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path):
+    write(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "missing.jsonl")
+    with pytest.raises(DataError, match=r"b.jsonl: the link leads to no file"):
+        load_conversations(tmp_path)
+
+
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + (json.dumps(ROWS[0]) + "\r\n\r\n").encode() * 2)
@@ -144,7 +191,11 @@ def test_system_prompts_and_inputs_of_other_rows_are_kept(tmp_path):
         ("sharegpt", {"conversations": [{"role": "user"}]}, 'a ShareGPT turn must have the keys "from" and "value"'),
         ("sharegpt", {"conversations": "hi"}, "must be a list of objects"),
         ("sharegpt", {"conversations": [{"from": "narrator", "value": "x"}]}, "unknown role 'narrator'"),
+        ("sharegpt", {"conversations": [{"from": "function_call", "value": "f("}]}, "a function_call must be JSON"),
         ("alpaca", {"instruction": "hi"}, "needs a key 'output'"),
+        ("alpaca", {"instruction": "a", "output": "b", "history": ["hi"]}, "must be a list of pairs"),
+        ("prompt_completion", {"prompt": "a", "completion": "b", "response": "c"}, "both 'completion' and 'response'"),
+        ("alpaca", {"instruction": "a", "output": "b", "messages": [USER]}, "has 'messages' beside the keys"),
     ],
 )
 def test_a_row_that_its_adapter_cannot_read_is_located(tmp_path, adapter, row, problem):
@@ -152,11 +203,102 @@ def test_a_row_that_its_adapter_cannot_read_is_located(tmp_path, adapter, row, p
         load_conversations(write(tmp_path / "a.jsonl", [row]), adapter=adapter)
 
 
-def test_message_keys_that_no_renderer_reads_are_left_out_and_counted(tmp_path):
-    rows = [{"messages": [{**USER, "id": 3, "refusal": None}, {**REPLY, "id": 4, "score": 1}]}]
+def test_bookkeeping_keys_of_messages_are_left_out_and_counted(tmp_path):
+    rows = [{"messages": [{**USER, "id": 3, "refusal": None}, {**REPLY, "id": 4, "source": "x"}]}]
     conversations = load_conversations(write(tmp_path / "a.jsonl", rows))
     assert conversations[0].messages == [USER, REPLY]
-    assert str(conversations.report) == "1 rows, all used; message keys ignored: id (2), score (1)"
+    assert str(conversations.report) == "1 rows, all used; message keys ignored: id (2), source (1)"
+
+
+@pytest.mark.parametrize("load", [load_conversations, lambda *a, **k: list(stream_conversations(*a, **k))])
+def test_a_key_that_nothing_reads_is_refused_unless_it_is_named(tmp_path, load):
+    path = write(tmp_path / "a.jsonl", [{"messages": [USER, {**REPLY, "score": 1}], "video": "a.mp4"}])
+    with pytest.raises(DataError, match=r"a.jsonl:1: .*'video', which nothing reads.*ignore_keys=\('video',\)"):
+        load(path)
+    with pytest.raises(DataError, match=r"messages\[1\]: nothing reads 'score'.*ignore_keys=\('score',\)"):
+        load(path, ignore_keys=["video"])
+    (conversation,) = load(path, ignore_keys=["video", "score"])
+    assert (conversation.messages, conversation.extra) == ([USER, REPLY], {"video": "a.mp4"})
+    with pytest.raises(DataError, match="a collection of names"):
+        load(path, ignore_keys="score")
+
+
+CALL = {"name": "add", "arguments": "{}"}
+IMAGE = {"type": "image", "image": "a.png"}
+PHOTO = {"role": "user", "content": "<image>What is <image>it?"}
+SEEN = {
+    "role": "user",
+    "content": [IMAGE, {"type": "text", "text": "What is "}, IMAGE, {"type": "text", "text": "it?"}],
+}
+PROMPT = {"role": "system", "content": "s"}
+
+# the row -> the messages and tools that are read from it
+PUBLIC_SHAPES = [
+    ({"messages": json.dumps([USER, REPLY]), "tools": json.dumps([TOOL])}, [USER, REPLY], [TOOL]),
+    ({"messages": [USER, REPLY], "tools": [json.dumps(TOOL)]}, [USER, REPLY], [TOOL]),
+    ({"messages": [USER, REPLY], "functions": [TOOL["function"]]}, [USER, REPLY], [TOOL["function"]]),
+    ({"messages": [PHOTO, REPLY], "images": ["a.png", "a.png"]}, [SEEN, REPLY], None),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}, REPLY], "image": "a.png"},
+        [{"role": "user", "content": [IMAGE]}, REPLY],
+        None,
+    ),
+    ({"messages": [PHOTO, REPLY]}, [PHOTO, REPLY], None),
+    ({"messages": [USER, REPLY], "images": [], "system": ""}, [USER, REPLY], None),
+    ({"messages": [USER, REPLY], "system": "s"}, [PROMPT, USER, REPLY], None),
+    ({"messages": [PROMPT, USER, REPLY], "system_prompt": "s"}, [PROMPT, USER, REPLY], None),
+    ({"messages": [USER, {**REPLY, "loss": False}, USER, {**REPLY, "loss": True}]},
+     [USER, {**REPLY, "weight": 0}, USER, REPLY], None),
+    (
+        {"messages": [USER, {**REPLY, "function_call": CALL}, {"role": "function", "name": "add", "content": "3"}]},
+        [USER, {**REPLY, "tool_calls": [{"function": CALL}]}, {"role": "tool", "name": "add", "content": "3"}],
+        None,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row, messages, tools", PUBLIC_SHAPES)
+def test_what_public_rows_write_beside_the_messages_is_read(tmp_path, row, messages, tools):
+    (conversation,) = load_conversations(write(tmp_path / "a.jsonl", [row]))
+    assert (conversation.messages, conversation.tools, conversation.extra) == (messages, tools, {})
+
+
+@pytest.mark.parametrize(
+    "row, problem",
+    [
+        ({"messages": [USER, REPLY], "images": ["a.png"]}, "1 under 'images', but its messages have 0 places"),
+        ({"messages": [PHOTO, REPLY], "images": ["a.png"]}, "but its messages have 2 places"),
+        ({"messages": [PHOTO, REPLY], "images": []}, "0 under 'images', but its messages have 2 places"),
+        ({"messages": [PHOTO, REPLY], "images": ["a"], "image": "a"}, "both 'image' and 'images'"),
+        ({"messages": [PROMPT, USER, REPLY], "system": "x"}, "begin with another system message"),
+        ({"messages": [USER, REPLY], "tools": [TOOL], "functions": [TOOL]}, "both 'tools' and 'functions'"),
+        ({"messages": [USER, {**REPLY, "function_call": CALL, "tool_calls": [CALL]}]}, "both tool_calls and"),
+        ({"messages": "[{"}, "messages is JSON text that cannot be read"),
+        ({"messages": [USER, REPLY], "audio": "a.wav"}, "nothing reads"),
+    ],
+)
+def test_a_row_that_would_lose_what_stands_beside_its_messages_is_refused(tmp_path, row, problem):
+    with pytest.raises(DataError, match=f"a.jsonl:1: .*{problem}"):
+        load_conversations(write(tmp_path / "a.jsonl", [row]))
+
+
+def test_sharegpt_calls_and_observations_become_calls_and_results(tmp_path):
+    called = [
+        {"from": "human", "value": "hi"},
+        {"from": "function_call", "value": json.dumps(CALL)},
+        {"from": "observation", "value": "3"},
+        {"from": "gpt", "value": "hello", "loss": False},
+    ]
+    rows = [{"conversations": called}, {"conversations": json.dumps(called)}]
+    reply = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    for conversation in load_conversations(write(tmp_path / "a.jsonl", rows), adapter="sharegpt"):
+        assert conversation.messages == [USER, reply, {"role": "tool", "content": "3"}, {**REPLY, "weight": 0}]
+
+
+def test_the_history_of_an_alpaca_row_comes_first(tmp_path):
+    rows = [{"instruction": "Add.", "output": "3", "history": [["hi", "hello"]]}]
+    (conversation,) = load_conversations(write(tmp_path / "a.jsonl", rows), adapter="alpaca")
+    assert [m["content"] for m in conversation.messages] == ["hi", "hello", "Add.", "3"]
 
 
 def test_the_messages_of_a_prompt_need_no_reply():

@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import datasets
@@ -36,6 +37,44 @@ def test_train_on_what_is_passed_on_and_all_assistant_messages_is_the_default(re
     both = conversation_to_datum(messages, renderer, None)
     last = conversation_to_datum(messages, renderer, None, TrainOnWhat.LAST_ASSISTANT_MESSAGE)
     assert len(trained(both)) > len(trained(last)) > 0
+
+
+TURNS = [USER, {**REPLY, "reasoning": "hm", "content": "one"}, USER, {**REPLY, "reasoning": "so", "content": "two"}]
+
+
+def test_every_reply_is_trained_after_its_own_prompt_where_history_is_rewritten(renderer):
+    datums = conversation_datums([conversation(USER, REPLY), conversation(*TURNS)], renderer)
+    assert datums.conversation_numbers == [0, 1, 1]
+    assert str(datums.report) == "2 rows, all used; 1 split into several datums"
+    for datum, replies in zip(datums[1:], (1, 3), strict=True):
+        prompt = renderer.build_generation_prompt(TURNS[:replies]).to_ints()
+        assert datum.model_input.to_ints()[: len(prompt)] == prompt
+        assert len(trained(datum)) == len(datum.loss_fn_inputs["weights"].tolist()) + 1 - len(prompt)
+
+
+def test_a_conversation_is_one_datum_where_history_is_kept_or_splitting_is_off(renderer):
+    keeps = get_renderer("qwen3_instruct", get_tokenizer("tiny"))
+    turns = [USER, {**REPLY, "content": "one"}, USER, {**REPLY, "content": "two"}]
+    (datum,) = conversation_datums([conversation(*turns)], keeps)
+    assert b"one" in bytes(t for t in trained(datum) if t < 256)
+    (datum,) = conversation_datums([conversation(*TURNS)], renderer, split="never")
+    assert b"one" in bytes(t for t in trained(datum) if t < 256)
+
+
+def test_a_single_datum_of_a_rewritten_history_is_warned_of(renderer):
+    with pytest.warns(UserWarning, match="qwen3 rewrites history.*use conversation_datums"):
+        conversation_to_datum(TURNS, renderer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        conversation_to_datum(TURNS, renderer, train_on_what="last_assistant_message")
+
+
+def test_a_split_datum_whose_reply_is_cut_away_is_left_out(renderer):
+    late = [*TURNS[:2], {**USER, "content": "x" * 100}, REPLY]
+    whole = conversation_datums([conversation(*late)], renderer)
+    cut = conversation_datums([conversation(*late)], renderer, 80, on_long="truncate")
+    assert (len(whole), len(cut), cut.truncated) == (2, 1, 1)
+    assert cut[0].model_input == whole[0].model_input
 
 
 def test_declared_tools_reach_the_renderer(renderer):
@@ -98,7 +137,7 @@ def test_no_datum_at_all_is_an_error_even_when_skipping(renderer):
 
 
 def test_a_misspelt_choice_is_refused(renderer):
-    for arguments in ({"on_long": "cut"}, {"on_bad": "ignore"}):
+    for arguments in ({"on_long": "cut"}, {"on_bad": "ignore"}, {"split": "always"}):
         with pytest.raises(DataError, match="must be one of"):
             conversation_datums([conversation(USER, REPLY)], renderer, **arguments)
 

@@ -42,6 +42,18 @@ def test_stored_datums_are_those_of_rendering_now(tmp_path, path, renderer, work
     assert str(stored.report) == str(now.report)
 
 
+def test_split_conversations_are_stored_as_rendered_now(tmp_path, renderer):
+    thinking = get_renderer("qwen3", get_tokenizer("tiny"))
+    turn = [USER, {"role": "assistant", "content": "a", "reasoning": "hm"}]
+    path = tmp_path / "turns.jsonl"
+    path.write_text("".join(json.dumps({"messages": turn * count}) + "\n" for count in (1, 3, 2)))
+    stored, now = render_files(path, thinking, cache=tmp_path), conversation_datums(load_conversations(path), thinking)
+    assert said(stored) == said(now)
+    assert stored.conversation_numbers == now.conversation_numbers == [0, 1, 1, 1, 2, 2]
+    assert str(stored.report) == str(now.report) == "3 rows, all used; 2 split into several datums"
+    assert len(render_files(path, thinking, cache=tmp_path, split="never")) == 3
+
+
 def test_a_second_run_and_a_second_epoch_render_nothing(tmp_path, path, renderer, monkeypatch):
     first = said(render_files(path, renderer, cache=tmp_path / "cache"))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinkerloop.data import FileSource, batches, mix, prefetch, stream
+from tinkerloop.data import FileSource, batches, files, mix, prefetch, stream
 from tinkerloop.errors import DataError
 
 
@@ -116,20 +116,46 @@ def test_an_iterator_is_read_once_and_refuses_the_rest_with_the_way_out():
         (resumed.seek({**resumed.cursor, "position": 4, "first": 4}), next(resumed))
 
 
-def test_a_hugging_face_shuffle_buffer_is_refused():
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda shuffled, other: shuffled,
+        lambda shuffled, other: shuffled.map(lambda row: row),
+        lambda shuffled, other: datasets.interleave_datasets([shuffled, other]),
+        lambda shuffled, other: datasets.interleave_datasets([other, shuffled], probabilities=[0.5, 0.5], seed=3),
+        lambda shuffled, other: datasets.concatenate_datasets([other, shuffled]).filter(lambda row: True),
+    ],
+)
+def test_a_hugging_face_shuffle_buffer_is_refused(combine):
     table = datasets.Dataset.from_list([{"x": 1}]).to_iterable_dataset()
+    assert list(stream(combine(table, table), 1))
     with pytest.raises(DataError, match=r"cannot be resumed exactly; leave out dataset\.shuffle"):
-        stream(table.shuffle(seed=0, buffer_size=10), 1)
+        stream(combine(table.shuffle(seed=0, buffer_size=10), table), 1)
 
 
-@pytest.mark.parametrize("change", [{"shuffle": 1}, {"buffer_size": 5}, {"length": 9}, {"source": "other"}])
+@pytest.mark.parametrize(
+    "change", [{"shuffle": 1}, {"buffer_size": 5}, {"length": 9}, {"batch_size": 3}, {"source": "other"}]
+)
 def test_a_cursor_of_another_stream_is_refused(tmp_path, change):
     here, other = jsonl(tmp_path / "a.jsonl", range(10)), jsonl(tmp_path / "b.jsonl", range(12))
-    arguments = {"shuffle": 0, "buffer_size": 4, "length": None}
-    cursor = stream(FileSource(here), 2, **arguments).cursor
+    arguments = {"batch_size": 2, "shuffle": 0, "buffer_size": 4, "length": None}
+    cursor = stream(FileSource(here), **arguments).cursor
     source = FileSource(other if change.pop("source", None) else here)
     with pytest.raises(DataError, match="other data"):
-        stream(source, 2, **{**arguments, **change}).seek(cursor)
+        stream(source, **{**arguments, **change}).seek(cursor)
+
+
+@pytest.mark.parametrize("block", [7, 1 << 16])
+def test_a_streamed_file_of_other_content_and_equal_size_is_refused(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(files, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(files, "_BLOCKS", 16)
+    path = jsonl(tmp_path / "a.jsonl", range(10, 20))
+    cursor = stream(FileSource(path), 2).cursor
+    stream(FileSource(path), 2).seek(cursor)
+    for changed in (11, 19):
+        jsonl(path, [*range(10, changed), 77, *range(changed + 1, 20)])
+        with pytest.raises(DataError, match="taken from other data: source was"):
+            stream(FileSource(path), 2).seek(cursor)
 
 
 def test_a_failed_batch_has_not_been_handed_out():
@@ -209,6 +235,26 @@ def test_a_mixture_keeps_its_proportions_and_resumes_exactly(weights, size, unti
     assert head + list(second) == whole
 
 
+@pytest.mark.parametrize("until", ["first", "all"])
+@pytest.mark.parametrize("size", [4, 5])
+def test_a_finished_mixture_is_extended_by_more_epochs(until, size):
+    def make(epochs):
+        parts = {name: batches([(name, i) for i in range(n)], 1, epochs=epochs) for name, n in (("a", 6), ("b", 10))}
+        return mix(parts, {"a": 1, "b": 1}, size, until=until)
+
+    first, longer = make(1), make(3)
+    rows = [row for batch in first for row in batch]
+    longer.seek(json.loads(json.dumps(first.cursor)))
+    rows += [row for batch in longer for row in batch]
+    at_once = [row for batch in make(3) for row in batch]
+    assert sorted(rows) == sorted(at_once)
+    if until == "first":
+        assert rows == at_once
+    again = make(1)
+    again.seek(first.cursor)
+    assert list(again) == []
+
+
 def test_mixing_refuses_what_it_cannot_weigh():
     part = batches([1], 1)
     for parts, weights in (({}, {}), ({"a": part}, {"b": 1}), ({"a": part}, {"a": 0}), ({"a": part}, {"a": -1})):
@@ -217,3 +263,5 @@ def test_mixing_refuses_what_it_cannot_weigh():
     cursor = mix({"a": part}, {"a": 1}, 2).cursor
     with pytest.raises(DataError, match="weights"):
         mix({"a": part}, {"a": 2}, 2).seek(cursor)
+    with pytest.raises(DataError, match="batch_size was 2 and is 3 now; resume with the batch size"):
+        mix({"a": part}, {"a": 1}, 3).seek(cursor)

@@ -4,8 +4,14 @@ from pathlib import Path
 import pytest
 
 from tinkerloop.errors import DataError
-from tinkerloop.supervised.data import FromConversationFileBuilder, InterleavedDataset, InterleavedDatasetBuilder
+from tinkerloop.supervised.data import (
+    FromConversationFileBuilder,
+    InterleavedDataset,
+    InterleavedDatasetBuilder,
+    SupervisedDatasetFromHFDataset,
+)
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDataset
+from tinkerloop.tokenizers import get_tokenizer
 
 
 class Numbers(SupervisedDataset):
@@ -40,6 +46,20 @@ def test_a_mixture_resumes_in_a_later_epoch():
     assert list(resumed) == list(whole) != []
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("epoch", [None, 0, 2])
+def test_there_is_no_batch_after_the_last_one(drop_last, epoch):
+    rows = SupervisedDatasetFromHFDataset(list(range(11)), 5, map_fn=lambda row: row, drop_last=drop_last)
+    if epoch is not None:
+        rows.set_epoch(epoch)
+    whole = [rows.get_batch(index) for index in range(len(rows))]
+    assert rows.get_batch(-1) == whole[-1]
+    assert len({row for batch in whole for row in batch}) == (10 if drop_last else 11)
+    for index in (len(rows), len(rows) + 1, -len(rows) - 1):
+        with pytest.raises(IndexError):
+            rows.get_batch(index)
+
+
 @pytest.mark.parametrize("weights", [{"a": 1}, {"a": 1, "b": 0}, {"a": 1, "b": 1, "c": 1}])
 def test_weights_that_do_not_fit_the_parts_are_refused(weights):
     with pytest.raises(DataError, match=r"every part needs a weight|must be positive"):
@@ -62,3 +82,23 @@ def test_the_test_data_of_mixed_files_is_tested_one_after_another(conversations_
     trained = {tuple(datum.model_input.to_ints()) for batch in train.batches() for datum in batch}
     tested = {tuple(datum.model_input.to_ints()) for batch in test.batches(seed=None) for datum in batch}
     assert (len(trained), len(tested), len(trained & tested)) == (21 + 7, 6, 0)
+
+
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_the_datums_of_one_conversation_are_not_divided_between_training_and_test(tmp_path, cache):
+    turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning": "hm"}]
+    rows = [[{"role": "user", "content": f"question {i}"}, *turn[1:], *turn * 2] for i in range(12)]
+    path = tmp_path / "turns.jsonl"
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    common = ChatDatasetBuilderCommonConfig(model_name_for_tokenizer="tiny", renderer_name="qwen3", batch_size=4)
+    build = FromConversationFileBuilder(
+        common_config=common, file_path=str(path), test_size=9, cache=cache and str(tmp_path / cache)
+    )
+
+    def questions(dataset):
+        decode = get_tokenizer("tiny").decode
+        texts = [decode(datum.model_input.to_ints()) for batch in dataset.batches() for datum in batch]
+        return [text.partition("question ")[2].partition("<")[0] for text in texts]
+
+    train, test = map(questions, build())
+    assert (len(train), len(test), set(train) & set(test)) == (27, 9, set())

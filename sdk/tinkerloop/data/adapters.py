@@ -13,10 +13,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tinkerloop.data.files import load_json
 from tinkerloop.errors import DataError
 
 Adapter = Callable[[dict[str, Any]], dict[str, Any]]
 """A function from a row to the same row with a key "messages"; it raises DataError if it cannot convert the row."""
+
+
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "observation": "tool",
+}
 
 
 def prompt_completion(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,20 +54,28 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a ShareGPT row to a row with `messages`.
 
     The row has a key `conversations` (or `conversation`): a list of turns
-    `{"from": "human" | "gpt" | "system" | "tool", "value": ...}`.
+    `{"from": "human" | "gpt" | "system" | "tool", "value": ...}`. As in LLaMA-Factory, a turn from "function_call" is
+    a reply that consists of tool calls, whose value is the JSON text `{"name": ..., "arguments": {...}}` or a list of
+    these; a turn from "observation" is the result of a tool.
 
     Raises:
-        DataError: the list of turns is missing, or a turn has no "from" or no "value".
+        DataError: the list of turns is missing, a turn has no "from" or no "value", or the value of a "function_call"
+            is not JSON.
     """
     turns = _one(row, "conversations", "conversation")
-    roles = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+    if isinstance(turns, str) and turns.lstrip().startswith("["):
+        turns = _read_json(turns, "conversations")
     messages = []
     for turn in _messages(turns, "conversations"):
         if "from" not in turn or "value" not in turn:
             raise DataError(f'a ShareGPT turn must have the keys "from" and "value", got only {sorted(turn)}')
         name = turn["from"]
         extra = {key: value for key, value in turn.items() if key not in ("from", "value")}
-        role = roles.get(name, name) if isinstance(name, str) else name
+        if name == "function_call":
+            calls = _calls(turn["value"])
+            messages.append({"role": "assistant", "content": "", "tool_calls": calls, **extra})
+            continue
+        role = _SHAREGPT_ROLES.get(name, name) if isinstance(name, str) else name
         messages.append({"role": role, "content": turn["value"], **extra})
     return _row(row, [*_system(row), *messages], "conversations", "conversation", "system")
 
@@ -65,16 +84,21 @@ def alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
     """Convert an Alpaca row, with `instruction` and `output`, to a row with `messages`.
 
     An optional `input` is appended to the instruction after a blank line. An optional `system` becomes the first
-    message.
+    message. An optional `history`, a list of pairs of an instruction and an output, becomes the messages before.
 
     Raises:
-        DataError: `instruction` or `output` is missing.
+        DataError: `instruction` or `output` is missing, or `history` is not a list of pairs.
     """
     instruction, output = _one(row, "instruction"), _one(row, "output")
     context = row.get("input") or ""
     user = f"{instruction}\n\n{context}" if context else instruction
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": output}]
-    return _row(row, [*_system(row), *messages], "instruction", "input", "output", "system")
+    messages = []
+    for turn in row.get("history") or []:
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise DataError(f"history must be a list of pairs [instruction, output], got {str(turn)[:80]}")
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    messages += [{"role": "user", "content": user}, {"role": "assistant", "content": output}]
+    return _row(row, [*_system(row), *messages], "instruction", "input", "output", "system", "history")
 
 
 ADAPTERS: dict[str, Adapter] = {
@@ -111,9 +135,11 @@ def suggest_adapter(row: Mapping[str, Any]) -> str | None:
 
 
 def _one(row: Mapping[str, Any], *names: str) -> Any:
-    for name in names:
-        if row.get(name) is not None:
-            return row[name]
+    given = [name for name in names if row.get(name) is not None]
+    if len(given) > 1:
+        raise DataError(f"the row has both {' and '.join(map(repr, given))}", remedy="keep one of them")
+    if given:
+        return row[given[0]]
     raise DataError(f"the row needs a key {' or '.join(map(repr, names))}, but has only {sorted(row)}")
 
 
@@ -123,9 +149,23 @@ def _messages(value: Any, name: str) -> list[dict[str, Any]]:
     return value
 
 
+def _calls(value: Any) -> list[Any]:
+    calls = _read_json(value, "a function_call") if isinstance(value, str) else value
+    return calls if isinstance(calls, list) else [calls]
+
+
+def _read_json(text: str, name: str) -> Any:
+    try:
+        return load_json(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} must be JSON, got {text[:80]!r}: {error}") from error
+
+
 def _system(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "system", "content": row["system"]}] if row.get("system") else []
 
 
 def _row(row: Mapping[str, Any], messages: list[dict[str, Any]], *used: str) -> dict[str, Any]:
+    if row.get("messages"):
+        raise DataError("the row has 'messages' beside the keys that the adapter converts", remedy="remove the adapter")
     return {**{key: value for key, value in row.items() if key not in used}, "messages": messages}

@@ -7,15 +7,15 @@ Reading can continue at any position, in O(1) time.
     ['d', 'c']
     >>> cursor = train.cursor  # the position after the last batch that was returned
     >>> cursor
-    {'kind': 'rows', 'rows': 4, 'shuffle': 0, 'epoch': 0, 'row': 2}
+    {'kind': 'rows', 'rows': 4, 'batch_size': 2, 'shuffle': 0, 'epoch': 0, 'row': 2}
     >>> rest = list(train)
     >>> train.seek(cursor)  # the same batches follow again
     >>> list(train) == rest
     True
 
-The cursor also identifies the data that it belongs to: by the number of rows, the random seed and, if the rows have
-one, their fingerprint. `seek` raises DataError for a cursor of other data. The cursor does not contain `epochs`, which
-is only a limit: to extend a finished run, pass a larger number of epochs.
+The cursor also identifies the data that it belongs to: by the number of rows, the batch size, the random seed and, if
+the rows have one, their fingerprint. `seek` raises DataError for a cursor of other data. The cursor does not contain
+`epochs`, which is only a limit: to extend a finished run, pass a larger number of epochs.
 """
 
 from __future__ import annotations
@@ -184,8 +184,10 @@ class RowBatches:
         return f"{self.rows} rows, {full} batches of {self.batch_size}{last}; {epochs}, {order}"
 
     def _identity(self) -> Cursor:
-        identity: Cursor = {"kind": "rows", "rows": self.rows, "shuffle": self.shuffle}
-        fingerprint = getattr(self.examples, "fingerprint", None)
+        identity: Cursor = {
+            "kind": "rows", "rows": self.rows, "batch_size": self.batch_size, "shuffle": self.shuffle
+        }  # fmt: skip
+        fingerprint = fingerprint_of(self.examples)
         return identity if fingerprint is None else {**identity, "fingerprint": fingerprint}
 
     def _fetch(self, numbers: list[int], epoch: int) -> list[Any]:
@@ -270,6 +272,12 @@ def check_batching(
         raise DataError("map_fn and flatmap_fn were both given", remedy="pass only one of them")
 
 
+def fingerprint_of(rows: Any) -> str | None:
+    """Return the hash by which rows are recognised, or None if they have none. A Hugging Face dataset has one."""
+    fingerprint = getattr(rows, "fingerprint", None)
+    return getattr(rows, "_fingerprint", None) if fingerprint is None else fingerprint
+
+
 def refuse_path(rows: Any) -> None:
     """Raise DataError if `rows` is a path. A string is a sequence too, so its characters would be used as rows."""
     if isinstance(rows, str | bytes | os.PathLike):
@@ -277,6 +285,14 @@ def refuse_path(rows: Any) -> None:
             f"expected rows to batch, but {rows!r} is a path",
             remedy="read it: load_conversations(path); for a stream, FileSource(path) or stream_conversations(path)",
         )
+
+
+_REMEDIES = {
+    "batch_size": "resume with the batch size of the run that saved the cursor, because the number of steps and the"
+    " learning rates follow from it",
+    "fingerprint": "resume with the data of the run that saved the cursor (the fingerprint of a Hugging Face dataset"
+    " also changes with a map_fn that it cannot hash: pass map(..., new_fingerprint=NAME))",
+}
 
 
 def check_cursor(cursor: Any, identity: Cursor, counters: Sequence[str]) -> list[int]:
@@ -298,7 +314,8 @@ def check_cursor(cursor: Any, identity: Cursor, counters: Sequence[str]) -> list
         if cursor.get(key) != here:
             raise DataError(
                 f"the cursor was taken from other data: {key} was {cursor.get(key)!r} and is {here!r} now",
-                remedy="resume with the data and the seed of the run that saved the cursor, or start a new run folder",
+                remedy=_REMEDIES.get(key, "resume with the data and the seed of the run that saved the cursor")
+                + ", or start a new run folder",
             )
     values = [cursor.get(name) for name in counters]
     for name, value in zip(counters, values, strict=True):

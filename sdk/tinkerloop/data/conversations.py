@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -21,8 +21,8 @@ from typing import Any, Literal
 from tinkerloop.data.adapters import Adapter, get_adapter, suggest_adapter
 from tinkerloop.data.files import FileSource, PathLike, RawRow, without_nulls
 from tinkerloop.data.row_checks import check_conversation
+from tinkerloop.data.row_shapes import read_row
 from tinkerloop.errors import DataError
-from tinkerloop.message_checks import MESSAGE_KEYS
 
 OnBad = Literal["error", "skip"]
 """What to do with a bad row: raise an error, or skip the row and count it."""
@@ -67,7 +67,9 @@ class Report:
     used: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     ignored_keys: Counter[str] = field(default_factory=Counter)
-    """Mapping from message keys that no renderer reads to the number of messages with the key."""
+    """Mapping from message keys that were left out to the number of messages with the key."""
+    split: int = 0
+    """The number of conversations that became several datums, because the chat format rewrites history."""
 
     def skip(self, error: DataError) -> None:
         """Add the row at which `error` was raised to the skipped rows."""
@@ -75,7 +77,8 @@ class Report:
 
     def __str__(self) -> str:
         ignored = ", ".join(f"{key} ({count:,})" for key, count in self.ignored_keys.items())
-        return self._rows() + (f"; message keys ignored: {ignored}" if ignored else "")
+        split = f"; {self.split:,} split into several datums" if self.split else ""
+        return self._rows() + split + (f"; message keys ignored: {ignored}" if ignored else "")
 
     def _rows(self) -> str:
         total = self.used + len(self.skipped)
@@ -122,6 +125,7 @@ def load_conversations(
     on_bad: OnBad = "error",
     adapter: str | Adapter = "messages",
     split: str = "train",
+    ignore_keys: Collection[str] = (),
 ) -> Conversations:
     """Load all conversations of files or of a Hugging Face dataset into memory, and check them.
 
@@ -130,6 +134,8 @@ def load_conversations(
         on_bad: "error" raises at the first bad row; "skip" leaves out bad rows and counts them in `.report`.
         adapter: a name in `ADAPTERS`, or a function that converts a row to `{"messages": ...}`.
         split: the split to load of a Hugging Face dataset, such as "train".
+        ignore_keys: keys of rows or of messages that nothing reads and whose content may be lost. Any other key that
+            could change the meaning of a row makes the row bad; `data/README.md` has the list.
 
     Returns:
         The conversations, with `.report`.
@@ -139,11 +145,11 @@ def load_conversations(
             row, the line and a remedy.
     """
     _check_choice("on_bad", on_bad, ("error", "skip"))
-    adapt = get_adapter(adapter)
+    adapt, ignore_keys = get_adapter(adapter), check_ignore_keys(ignore_keys)
     report, items = Report(), []
     for raw in _raw_rows(path, split):
         try:
-            items.append(parse_conversation(raw, adapt, report.ignored_keys))
+            items.append(parse_conversation(raw, adapt, report.ignored_keys, ignore_keys=ignore_keys))
         except DataError as error:
             if on_bad == "error":
                 raise
@@ -161,6 +167,7 @@ def stream_conversations(
     *,
     on_bad: OnBad = "error",
     adapter: str | Adapter = "messages",
+    ignore_keys: Collection[str] = (),
 ) -> ConversationSource:
     """Return a source for `stream` that reads and checks conversations one by one, without holding them in memory.
 
@@ -168,23 +175,32 @@ def stream_conversations(
         path: a file, a folder, a glob pattern, or a list of these.
         on_bad: "error" raises when a bad row is read; "skip" leaves it out and adds it to `.skipped`.
         adapter: a name in `ADAPTERS`, or a function that converts a row to `{"messages": ...}`.
+        ignore_keys: as for `load_conversations`.
 
     Raises:
         DataError: the file does not exist. While the source is read, also if a row is bad.
     """
-    return ConversationSource(path, on_bad=on_bad, adapter=adapter)
+    return ConversationSource(path, on_bad=on_bad, adapter=adapter, ignore_keys=ignore_keys)
 
 
 class ConversationSource(FileSource):
     """A source for `stream` that reads and checks conversations of files.
 
     `.skipped` lists the rows that were skipped so far; a row that is read in several epochs is listed once.
-    `.ignored_keys` counts the message keys that no renderer reads; a row that is read again is counted again.
+    `.ignored_keys` counts the message keys that were left out; a row that is read again is counted again.
     """
 
-    def __init__(self, path: Any, *, on_bad: OnBad = "error", adapter: str | Adapter = "messages"):
+    def __init__(
+        self,
+        path: Any,
+        *,
+        on_bad: OnBad = "error",
+        adapter: str | Adapter = "messages",
+        ignore_keys: Collection[str] = (),
+    ):
         _check_choice("on_bad", on_bad, ("error", "skip"))
         self._adapt, self._on_bad = get_adapter(adapter), on_bad
+        self._ignore_keys = check_ignore_keys(ignore_keys)
         self._skipped: dict[tuple[str, int], Skipped] = {}
         self.ignored_keys: Counter[str] = Counter()
         super().__init__(path, self._conversation)
@@ -199,7 +215,7 @@ class ConversationSource(FileSource):
 
     def _conversation(self, raw: RawRow) -> Conversation | None:
         try:
-            return parse_conversation(raw, self._adapt, self.ignored_keys)
+            return parse_conversation(raw, self._adapt, self.ignored_keys, ignore_keys=self._ignore_keys)
         except DataError as error:
             if self._on_bad == "error":
                 raise
@@ -208,14 +224,19 @@ class ConversationSource(FileSource):
 
 
 def parse_conversation(
-    raw: RawRow, adapter: Adapter = lambda row: row, ignored_keys: Counter[str] | None = None
+    raw: RawRow,
+    adapter: Adapter = lambda row: row,
+    ignored_keys: Counter[str] | None = None,
+    *,
+    ignore_keys: Collection[str] = (),
 ) -> Conversation:
     """Convert one row to a checked conversation.
 
     Args:
         raw: the row, with its file and line.
         adapter: a function that converts the row to `{"messages": ...}`.
-        ignored_keys: a counter that is updated with the message keys that no renderer reads; they are dropped.
+        ignored_keys: a counter that is updated with the message keys that were left out.
+        ignore_keys: keys of the row or of its messages to leave unread, which would otherwise be rejected.
 
     Raises:
         DataError: the row is not a conversation that can be trained on. The message gives its file and line.
@@ -225,36 +246,14 @@ def parse_conversation(
         adapted = adapter(row)
         if "messages" not in adapted:
             raise _no_messages(row)
-        known, unknown = _known_keys(adapted["messages"])
-        messages, tools = check_conversation(known, adapted.get("tools"))
+        adapted = read_row(adapted, ignore_keys, ignored_keys)
+        messages, tools = check_conversation(adapted["messages"], adapted.get("tools"))
     except DataError as error:
         if error.path is not None:
             raise
         raise DataError(error.problem, path=raw.path, line=raw.line, remedy=error.remedy) from error
-    if ignored_keys is not None:
-        ignored_keys.update(unknown)
     extra = {key: value for key, value in adapted.items() if key not in ("messages", "tools")}
     return Conversation(messages, tools, extra, raw.path, raw.line)
-
-
-def _known_keys(messages: Any) -> tuple[Any, list[str]]:
-    """Remove the message keys that no renderer reads.
-
-    Returns:
-        The messages without these keys, and a list of the removed keys whose value was not null.
-    """
-    if not isinstance(messages, list):
-        return messages, []
-    ignored: list[str] = []
-    kept = []
-    for message in messages:
-        # If there is no role, keep all keys: the error message about the missing role lists them.
-        has_role = isinstance(message, dict) and message.get("role") is not None
-        if has_role and not MESSAGE_KEYS.issuperset(message):
-            ignored += [key for key in message if key not in MESSAGE_KEYS and message[key] is not None]
-            message = {key: value for key, value in message.items() if key in MESSAGE_KEYS}
-        kept.append(message)
-    return kept, ignored
 
 
 def _raw_rows(path: Any, split: str) -> Iterator[RawRow]:
@@ -305,6 +304,15 @@ def _no_messages(row: dict[str, Any]) -> DataError:
     shape = 'expected a row like {"messages": [{"role": ..., "content": ...}, ...]}'
     remedy = f"its keys fit adapter={adapter!r}: pass it" if adapter else shape
     return DataError(f'the row has no key "messages", only {sorted(row)}', remedy=remedy)
+
+
+def check_ignore_keys(keys: Collection[str]) -> frozenset[str]:
+    """Return the keys as a set; raise DataError if `keys` is one string, whose characters would be used as keys."""
+    if isinstance(keys, str) or not all(isinstance(key, str) for key in keys):
+        raise DataError(
+            f"ignore_keys must be a collection of names, got {keys!r}", remedy='pass ignore_keys=("score",)'
+        )
+    return frozenset(keys)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

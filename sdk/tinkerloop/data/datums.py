@@ -16,7 +16,9 @@ The README of this folder shows the same example token by token.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop.data.conversations import Conversation, OnBad, Report
@@ -27,10 +29,13 @@ from tinkerloop.errors import DataError, DatumError, ImageError, RenderError, Ze
 if TYPE_CHECKING:
     import tinker
 
-    from tinkerloop.renderers import Renderer
+    from tinkerloop.renderers import Rendered, Renderer
 
 OnLong = Literal["error", "skip", "truncate"]
 """What to do with a conversation of more than `max_length` tokens: raise, skip and count it, or cut its end."""
+
+Split = Literal["auto", "never"]
+"""Whether a conversation may become several datums, if the chat format rewrites history."""
 
 
 class Datums(list["tinker.Datum"]):
@@ -39,6 +44,8 @@ class Datums(list["tinker.Datum"]):
     report: Report
     truncated: int = 0
     """The number of conversations that were cut to `max_length` tokens."""
+    conversation_numbers: list[int]
+    """The number of the conversation of each datum, counted from 0. Split conversations have several datums."""
     fingerprint: str = ""
     """A hash of all target tokens. It changes with the rows, the renderer or the tokenizer; `seek` then rejects an old
     cursor."""
@@ -58,6 +65,10 @@ def conversation_to_datum(
 ) -> tinker.Datum:
     """Convert one conversation to one datum.
 
+    If the chat format rewrites history, one datum cannot train several replies as they are sampled: the replies before
+    the last follow tokens with which no prompt ends. A warning tells this; `conversation_datums` splits such
+    conversations.
+
     A key whose value is null, at any depth of a message or a tool, is treated as absent. The reason is that in a table,
     such as a Hugging Face dataset, every row has every field. Tool arguments that contain a null must therefore be
     given as JSON text.
@@ -75,7 +86,16 @@ def conversation_to_datum(
         DatumError: the datum cannot be trained on, for example because all its weights are zero.
     """
     checked = check_conversation(without_nulls(_listed(messages)), without_nulls(_listed(tools)), train=False)
-    return _render(Conversation(*checked), renderer, train_on_what).to_datum(max_length=max_length)
+    conversation = Conversation(*checked)
+    (rendered,) = _render(conversation, renderer, train_on_what, "never")
+    if not renderer.has_extension_property and len(_render(conversation, renderer, train_on_what, "auto")) > 1:
+        warnings.warn(
+            f"the chat format {renderer.name} rewrites history, so replies before the last are trained after other "
+            "tokens than they are sampled after; use conversation_datums, which splits the conversation, or "
+            'train_on_what="last_assistant_message"',
+            stacklevel=2,
+        )
+    return rendered.to_datum(max_length=max_length)
 
 
 def _listed(rows: Any) -> Any:
@@ -91,9 +111,13 @@ def conversation_datums(
     train_on_what: Any = "all_assistant_messages",
     on_bad: OnBad = "error",
     on_long: OnLong = "error",
+    split: Split = "auto",
     report: Report | None = None,
 ) -> Datums:
     """Convert all conversations to datums before training, so that a bad one cannot stop a run in the middle.
+
+    A conversation becomes one datum. If the chat format rewrites history, for example because it leaves out earlier
+    reasoning, a conversation becomes one datum for each trained reply that cannot share a datum with the next.
 
     Args:
         conversations: checked conversations, such as the result of `load_conversations`.
@@ -104,6 +128,8 @@ def conversation_datums(
             out and counts it in the report.
         on_long: what to do with a conversation of more than `max_length` tokens. "error" raises; "skip" leaves it out
             and counts it in the report; "truncate" cuts its end.
+        split: "auto" splits as described above; "never" always gives one datum for a conversation, in which replies
+            before the last may follow other tokens than those after which they are sampled.
         report: the report of `load_conversations`; the report of the result includes its skipped rows.
 
     Returns:
@@ -114,18 +140,23 @@ def conversation_datums(
             remedy.
     """
     check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
+    check_choices(split=(split, ("auto", "never")))
     datums, report, digest = Datums(), _copied(report), hashlib.blake2b(digest_size=8)
+    datums.conversation_numbers, report.used = [], 0
     for conversation in conversations:
         try:
-            datum, truncated = render_conversation(conversation, renderer, max_length, train_on_what, on_long)
-            datums.append(datum)
+            made, truncated = render_conversation(conversation, renderer, max_length, train_on_what, on_long, split)
+            datums.extend(made)
+            datums.conversation_numbers += [report.used] * len(made)
             datums.truncated += truncated
-            digest.update(datum.loss_fn_inputs["target_tokens"].to_numpy().tobytes())
+            report.used += 1
+            report.split += len(made) > 1
+            for datum in made:
+                digest.update(datum.loss_fn_inputs["target_tokens"].to_numpy().tobytes())
         except DataError as error:
             if (on_long if isinstance(error, TooLong) else on_bad) == "error":
                 raise
             report.skip(error)
-    report.used = len(datums)
     datums.report, datums.fingerprint = report, digest.hexdigest()
     if not datums:
         raise DataError(f"no conversation could be converted to a datum: {report}")
@@ -133,26 +164,44 @@ def conversation_datums(
 
 
 def _copied(report: Report | None) -> Report:
-    return Report() if report is None else Report(0, list(report.skipped), report.ignored_keys.copy())
+    return Report() if report is None else replace(report, skipped=list(report.skipped), split=0)
 
 
 def render_conversation(
-    conversation: Conversation, renderer: Renderer, max_length: int | None, train_on_what: Any, on_long: OnLong
-) -> tuple[tinker.Datum, bool]:
-    """Convert one conversation to a datum.
+    conversation: Conversation,
+    renderer: Renderer,
+    max_length: int | None,
+    train_on_what: Any,
+    on_long: OnLong,
+    split: Split,
+) -> tuple[list[tinker.Datum], bool]:
+    """Convert one conversation to datums.
 
     Returns:
-        The datum, and True if its end was cut.
+        The datums, and True if the end of one was cut. A datum whose trained tokens are all cut away is left out,
+        unless it is the only one.
 
     Raises:
         DataError: the conversation cannot be rendered or trained on. The message gives its file and line.
         TooLong: the conversation has more than `max_length` tokens and `on_long` is not "truncate".
     """
-    rendered = _with_place(conversation, lambda: _render(conversation, renderer, train_on_what))
-    too_long = max_length is not None and len(rendered) > max_length
+    rendered = _with_place(conversation, lambda: _render(conversation, renderer, train_on_what, split))
+    longest = max(len(example) for example in rendered)
+    too_long = max_length is not None and longest > max_length
     if too_long and on_long != "truncate":
-        raise TooLong(len(rendered), max_length, conversation)
-    return _with_place(conversation, lambda: rendered.to_datum(max_length=max_length)), too_long
+        raise TooLong(longest, max_length, conversation)
+
+    def cut() -> list[tinker.Datum]:
+        datums: list[tinker.Datum] = []
+        for number, example in enumerate(rendered):
+            try:
+                datums.append(example.to_datum(max_length=max_length))
+            except ZeroWeightError as error:
+                if not _is_cut_away(error) or (number == len(rendered) - 1 and not datums):
+                    raise
+        return datums
+
+    return _with_place(conversation, cut), too_long
 
 
 def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
@@ -174,10 +223,11 @@ class TooLong(DataError):
         )
 
 
-def _render(conversation: Conversation, renderer: Renderer, train_on_what: Any) -> Any:
-    return renderer.build_supervised_example(
-        conversation.messages, train_on_what=train_on_what, tools=conversation.tools
-    )
+def _render(conversation: Conversation, renderer: Renderer, train_on_what: Any, split: Split) -> list[Rendered]:
+    options = {"train_on_what": train_on_what, "tools": conversation.tools}
+    if split == "auto" and not renderer.has_extension_property:
+        return renderer.build_supervised_examples(conversation.messages, **options)
+    return [renderer.build_supervised_example(conversation.messages, **options)]
 
 
 def _with_place(conversation: Conversation, make: Callable[[], Any]) -> Any:

@@ -15,8 +15,9 @@ import json
 import os
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,6 +61,9 @@ class RawRow:
 def find_files(path: PathLike | Sequence[PathLike]) -> list[str]:
     """Return the data files that a path matches.
 
+    A folder, and `**` in a pattern, leave out names that begin with a dot or with two underscores, as the package
+    `datasets` does. Linked folders are searched too. A folder or file that is reached in several ways is read once.
+
     Args:
         path: a file, a folder (subfolders are searched too), a glob pattern, or a list of these.
 
@@ -73,13 +77,14 @@ def find_files(path: PathLike | Sequence[PathLike]) -> list[str]:
         return [file for one in path for file in find_files(one)]
     path = os.path.expanduser(os.fspath(path))
     if os.path.isdir(path):
-        files = sorted(str(p) for p in Path(path).rglob("*") if p.is_file() and str(p).endswith(SUFFIXES))
+        names = (os.path.join(folder, name) for folder in _folders(path) for name in _visible(folder))
+        files = _once(name for name in names if name.endswith(SUFFIXES))
         if not files:
             raise DataError("no data file in this folder", path=path, remedy=f"known suffixes: {', '.join(SUFFIXES)}")
         return files
     if os.path.exists(path):
         files = [path]
-    elif files := sorted(f for f in glob.glob(path, recursive=True) if os.path.isfile(f)):
+    elif files := _once(_glob(path)):
         pass
     else:
         raise DataError("no such file", path=path, remedy=f"searched {os.getcwd()}{_did_you_mean(path)}")
@@ -87,6 +92,54 @@ def find_files(path: PathLike | Sequence[PathLike]) -> list[str]:
         if not file.endswith(SUFFIXES):
             raise DataError("unknown file suffix", path=file, remedy=f"known suffixes: {', '.join(SUFFIXES)}")
     return files
+
+
+def _glob(pattern: str) -> Iterator[str]:
+    """Yield the paths that a pattern matches. `glob.glob` would follow a link to its own folder 40 levels deep."""
+    parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    first = parts.index("**")
+    rest = os.sep.join(parts[first + 1 :]) or "*"
+    for root in glob.glob(os.sep.join(parts[:first]) + os.sep) if first else [""]:
+        for folder in _folders(root) if os.path.isdir(root or ".") else ():
+            yield from _glob(os.path.join(glob.escape(folder), rest))
+
+
+def _folders(root: str) -> Iterator[str]:
+    """Yield a folder and the folders in it, each once. A linked folder comes after those that are not linked."""
+    seen, folders, linked = set(), [root], []
+    while folders or linked:
+        folder = (folders or linked).pop()
+        real = os.path.realpath(folder or ".")
+        if real in seen:
+            continue
+        seen.add(real)
+        yield folder
+        for name in _visible(folder):
+            inner = os.path.join(folder, name)
+            if os.path.isdir(inner):
+                (linked if os.path.islink(inner) else folders).append(inner)
+
+
+def _visible(folder: str) -> list[str]:
+    """Return the sorted names in a folder that are not hidden, such as `.git`, `._a.jsonl` or `__MACOSX`."""
+    try:
+        return sorted(name for name in os.listdir(folder or ".") if not name.startswith((".", "__")))
+    except OSError as error:
+        raise DataError(f"the folder cannot be read: {error}", path=folder, remedy="check its permissions") from error
+
+
+def _once(paths: Iterable[str]) -> list[str]:
+    """Return the files among the paths, sorted by name, without further names of the same file."""
+    files: dict[str, str] = {}
+    for path in sorted(paths):
+        if os.path.islink(path) and not os.path.exists(path):
+            raise DataError("the link leads to no file", path=path, remedy="repair the link or remove it")
+        if os.path.isfile(path):
+            files.setdefault(os.path.realpath(path), path)
+    return list(files.values())
 
 
 def _did_you_mean(path: str) -> str:
@@ -117,11 +170,17 @@ class FileSource:
     def __repr__(self) -> str:
         return f"FileSource({len(self.files):,} files)"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """A hash of the names and sizes of the files. If a size has changed, the rows are taken to have changed."""
-        sizes = [(os.path.basename(file), os.path.getsize(file)) for file in self.files]
-        return hashlib.blake2b(json.dumps(sizes).encode(), digest_size=8).hexdigest()
+        """A hash of the names and the content of the files, computed once. `seek` rejects a cursor of other content.
+
+        Of a file of more than 1 GB, 16,384 blocks of 64 kB are hashed, spread evenly, so that a run starts soon.
+        """
+        digest = hashlib.blake2b(digest_size=8)
+        for file in self.files:
+            digest.update(json.dumps([os.path.basename(file), os.path.getsize(file)]).encode())
+            _hash_content(file, digest)
+        return digest.hexdigest()
 
     def open(self, position: Any = None) -> OpenFiles:
         """Return an iterator over the rows from `position` on. None means the first row."""
@@ -129,6 +188,22 @@ class FileSource:
 
     def __iter__(self) -> Iterator[Any]:
         return self.open()
+
+
+_BLOCK_BYTES, _BLOCKS = 1 << 16, 1 << 14
+
+
+def _hash_content(file: str, digest: Any) -> None:
+    """Add the content of a file to a hash, or evenly spread blocks of it if the file has more than 1 GB."""
+    blocks = -(-os.path.getsize(file) // _BLOCK_BYTES)
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            for number in range(min(blocks, _BLOCKS)):
+                if blocks > _BLOCKS:  # from the first block to the last
+                    opened.seek(number * (blocks - 1) // (_BLOCKS - 1) * _BLOCK_BYTES)
+                digest.update(opened.read(_BLOCK_BYTES))
+    except OSError as error:
+        raise DataError(f"the file cannot be read: {error}", path=file, remedy="check its permissions") from error
 
 
 class OpenFiles:
@@ -277,7 +352,7 @@ def _read_array(path: str, row: int, offset: int) -> Iterator[tuple[int, int, An
         raise DataError(f"the file cannot be read: {error}", path=path) from error
     try:
         text = content.decode("utf-8-sig")
-        rows = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        rows = load_json(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"the file is not JSON: {error}", path=path, remedy="rename a file with one object per line to .jsonl"
@@ -335,6 +410,16 @@ def without_nulls(value: Any) -> Any:
 # Parsing of one line ---------------------------------------------------------------------------------------------
 
 
+def load_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: the text is not JSON, contains NaN or an infinity, or an object has a key twice.
+        RecursionError: the value is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+
+
 def _parse_line(line: bytes, path: str, number: int) -> Any:
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -343,7 +428,7 @@ def _parse_line(line: bytes, path: str, number: int) -> Any:
             f"the line is not UTF-8 at byte {error.start}", path=path, line=number, remedy="convert the file to UTF-8"
         ) from error
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        return load_json(text)
     except json.JSONDecodeError as error:
         cut = text.startswith("{") and not text.endswith(("}", "\n"))
         remedy = "the file seems to be cut off here" if cut else "write one JSON object per line"

@@ -29,6 +29,7 @@ def mix(
         weights: a positive number for each part. The share of a part is its weight divided by the sum of all weights.
         batch_size: the number of draws in a batch.
         until: "first" ends when the first part has ended; "all" continues with the other parts until all have ended.
+            If a run is extended, with parts of more epochs, the parts that had ended are drawn again.
         length: the largest number of draws; None sets no limit. The last batch may have fewer rows.
 
     Returns:
@@ -78,7 +79,7 @@ class MixedBatches:
         try:
             batch = self._draw()
         except Exception:
-            self.seek(before)  # the batch that failed was not returned, so the position must not change
+            self._restore(before)  # the batch that failed was not returned, so the position must not change
             raise
         if not batch:
             raise StopIteration
@@ -110,10 +111,31 @@ class MixedBatches:
         }
 
     def seek(self, cursor: Any) -> None:
-        (drawn,) = check_cursor(cursor, self._identity(), ("drawn",))
+        check_cursor(cursor, self._identity(), ("drawn",))
+        self._restore(cursor)
+        # A part that had ended may have more rows now, because the run is extended by more epochs.
+        extended = {name for name in self._ended if self._has_more(name)}
+        if extended:
+            self._ended -= extended
+            if self.until == "all":
+                self._taken = dict.fromkeys(self._taken, 0)
+
+    def _restore(self, cursor: Cursor) -> None:
         for name, part in self.parts.items():
             part.seek(cursor["parts"][name])
-        self._restart(drawn, dict(cursor["taken"]), set(cursor["ended"]))
+        self._restart(cursor["drawn"], dict(cursor["taken"]), set(cursor["ended"]))
+
+    def _has_more(self, name: str) -> bool:
+        part = self.parts[name]
+        before = part.cursor
+        try:
+            next(part)
+        except StopIteration:
+            return False
+        except Exception:  # the row exists, but its batch cannot be created: the error is raised when it is drawn
+            return True
+        part.seek(before)
+        return True
 
     def __len__(self) -> int:
         """The number of batches, provided that no part ends earlier. Without `length`, TypeError is raised."""
@@ -131,15 +153,16 @@ class MixedBatches:
         return "; ".join(f"{self.weights[name] / total:.1%} {name} ({part})" for name, part in self.parts.items())
 
     def _identity(self) -> Cursor:
-        return {"kind": "mix", "weights": self.weights, "until": self.until}
+        return {"kind": "mix", "weights": self.weights, "batch_size": self.batch_size, "until": self.until}
 
     def _restart(self, drawn: int, taken: dict[str, int], ended: set[str]) -> None:
         self._drawn, self._taken, self._ended = drawn, taken, ended
 
     def _end(self, name: str) -> None:
         self._ended.add(name)
-        # Restart the counts at 0, so that the remaining parts are drawn in their own proportions from now on.
-        self._taken = dict.fromkeys(self._taken, 0)
+        if self.until == "all":
+            # Restart the counts at 0, so that the remaining parts are drawn in their own proportions from now on.
+            self._taken = dict.fromkeys(self._taken, 0)
 
     def _furthest_below_share(self) -> str | None:
         if self.until == "first" and self._ended:

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -28,15 +28,15 @@ import numpy as np
 
 from tinkerloop._lazy import tinker
 from tinkerloop.data.adapters import get_adapter
-from tinkerloop.data.conversations import OnBad, Report, Skipped, is_hub_name, parse_conversation
-from tinkerloop.data.datums import OnLong, TooLong, check_choices, render_conversation
+from tinkerloop.data.conversations import OnBad, Report, Skipped, check_ignore_keys, is_hub_name, parse_conversation
+from tinkerloop.data.datums import OnLong, Split, TooLong, check_choices, render_conversation
 from tinkerloop.data.files import FileSource, PathLike, RawRow, find_files
 from tinkerloop.errors import DataError
 
 if TYPE_CHECKING:
     from tinkerloop.renderers import Renderer
 
-_VERSION = 1  # version of the layout of the arrays; part of the name of every cache entry
+_VERSION = 2  # version of the layout of the arrays; part of the name of every cache entry
 _CHUNK = 256  # number of rows that are sent to a worker process at a time
 
 
@@ -52,9 +52,10 @@ class DatumStore(Sequence["tinker.Datum"]):
         self._tokens, self._weights, self._ends = (
             np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r")) for name in ("tokens", "weights", "ends")
         )
+        self.conversation_numbers: list[int] = np.load(self.folder / "conversations.npy").tolist()
         about = json.loads((self.folder / "about.json").read_text())
         skipped = [Skipped(**row) for row in about["skipped"]]
-        self.report = Report(len(self._ends), skipped, Counter(about["ignored_keys"]))
+        self.report = Report(about["used"], skipped, Counter(about["ignored_keys"]), about["split"])
         self.truncated: int = about["truncated"]
         self.fingerprint: str = about["fingerprint"]
 
@@ -93,14 +94,16 @@ def render_files(
     on_bad: OnBad = "error",
     on_long: OnLong = "error",
     workers: int = 0,
+    ignore_keys: Collection[str] = (),
+    split: Split = "auto",
 ) -> DatumStore:
     """Convert the text conversations of files to datums, and cache the datums on disk.
 
     If the cache already contains the result, it is opened instead.
 
     Args:
-        path, adapter: as for `load_conversations`.
-        renderer, max_length, train_on_what, on_long: as for `conversation_datums`.
+        path, adapter, ignore_keys: as for `load_conversations`.
+        renderer, max_length, train_on_what, on_long, split: as for `conversation_datums`.
         on_bad: "error" raises at a conversation that cannot be read, rendered or trained on; "skip" leaves it out and
             counts it in the report.
         cache: the folder of the cache. An entry for the same files, renderer and options is opened; otherwise a new
@@ -117,6 +120,7 @@ def render_files(
             cannot be cached. No cache entry is written then.
     """
     check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
+    check_choices(split=(split, ("auto", "never")))
     get_adapter(adapter)
     if is_hub_name(path):
         raise DataError(
@@ -125,7 +129,7 @@ def render_files(
             remedy="use load_conversations and conversation_datums, without a cache",
         )
     files = find_files(path)
-    job = _Job(renderer, max_length, str(train_on_what), adapter, on_long)
+    job = _Job(renderer, max_length, str(train_on_what), adapter, on_long, check_ignore_keys(ignore_keys), split)
     name = _entry_name(files, job, on_bad)
     entry = Path(cache) / name
     if not entry.exists():
@@ -144,7 +148,7 @@ def render_files(
 
 @dataclass(frozen=True)
 class _Row:
-    """The result of rendering one row: its token and weight arrays, or the problem with it."""
+    """The token and weight arrays of one datum of a row, or the problem with the row."""
 
     tokens: np.ndarray | None = None  # (N,) int32
     weights: np.ndarray | None = None  # (N,) float32
@@ -154,6 +158,7 @@ class _Row:
     path: str | None = None
     line: int | None = None
     too_long: bool = False
+    is_further: bool = False  # True for the second and later datums of one conversation
 
 
 @dataclass(frozen=True)
@@ -165,26 +170,32 @@ class _Job:
     train_on_what: str
     adapter: str
     on_long: OnLong
+    ignore_keys: frozenset[str]
+    split: Split
 
     def __call__(self, rows: Sequence[RawRow]) -> tuple[list[_Row], Counter[str]]:
         ignored: Counter[str] = Counter()
-        return [self._one(row, ignored) for row in rows], ignored
+        return [made for row in rows for made in self._one(row, ignored)], ignored
 
-    def _one(self, raw: RawRow, ignored: Counter[str]) -> _Row:
+    def _one(self, raw: RawRow, ignored: Counter[str]) -> list[_Row]:
         try:
-            conversation = parse_conversation(raw, get_adapter(self.adapter), ignored)
-            datum, truncated = render_conversation(
-                conversation, self.renderer, self.max_length, self.train_on_what, self.on_long
+            conversation = parse_conversation(raw, get_adapter(self.adapter), ignored, ignore_keys=self.ignore_keys)
+            datums, truncated = render_conversation(
+                conversation, self.renderer, self.max_length, self.train_on_what, self.on_long, self.split
             )
-            first, *others = datum.model_input.chunks
-            if others or not isinstance(first, tinker.EncodedTextChunk):
-                raise DataError("a conversation with images cannot be cached", path=raw.path, line=raw.line)
-        except DataError as error:  # send its fields: a DataError with keyword arguments cannot be unpickled
+            return [self._arrays(datum, raw, number, truncated) for number, datum in enumerate(datums)]
+        except DataError as error:  # send its fields, from which the error is created again
             where = (error.path if isinstance(error.path, str) else raw.path, error.line)
-            return _Row(None, None, False, error.problem, error.remedy, *where, isinstance(error, TooLong))
+            return [_Row(None, None, False, error.problem, error.remedy, *where, isinstance(error, TooLong))]
+
+    def _arrays(self, datum: tinker.Datum, raw: RawRow, number: int, truncated: bool) -> _Row:
+        first, *others = datum.model_input.chunks
+        if others or not isinstance(first, tinker.EncodedTextChunk):
+            raise DataError("a conversation with images cannot be cached", path=raw.path, line=raw.line)
         targets, weights = (datum.loss_fn_inputs[name].to_numpy() for name in ("target_tokens", "weights"))  # (N - 1,)
         tokens = np.concatenate(([first.tokens[0]], targets), dtype=np.int32)
-        return _Row(tokens, np.concatenate(([0], weights), dtype=np.float32), truncated)
+        weights = np.concatenate(([0], weights), dtype=np.float32)
+        return _Row(tokens, weights, truncated and not number, is_further=number > 0)
 
 
 _job: _Job | None = None
@@ -224,6 +235,7 @@ def _write(
     on_long: OnLong,
 ) -> None:
     report, truncated, ends = Report(), 0, [0]
+    conversations: list[int] = []  # the number of the conversation of each datum
     with open(folder / "tokens", "wb") as tokens, open(folder / "weights", "wb") as weights:
         for rows, ignored in rendered:
             report.ignored_keys += ignored
@@ -238,16 +250,21 @@ def _write(
                 weights.write(row.weights.tobytes())
                 ends.append(ends[-1] + len(row.tokens))
                 truncated += row.truncated
-    report.used = len(ends) - 1
+                report.used += not row.is_further
+                conversations.append(report.used - 1)
+    report.split = sum(count > 1 for count in Counter(conversations).values())
     if not report.used:
         raise DataError(f"no conversation could be converted to a datum: {report}")
     for array, kind in (("tokens", np.int32), ("weights", np.float32)):
         np.save(folder / f"{array}.npy", np.memmap(folder / array, dtype=kind, mode="r"))
         (folder / array).unlink()
     np.save(folder / "ends.npy", np.asarray(ends[1:], np.int64))
+    np.save(folder / "conversations.npy", np.asarray(conversations, np.int64))
     about = {
         "fingerprint": name,
         "truncated": truncated,
+        "used": report.used,
+        "split": report.split,
         "skipped": [asdict(row) for row in report.skipped],
         "ignored_keys": report.ignored_keys,
     }
@@ -264,6 +281,8 @@ def _entry_name(files: Sequence[str], job: _Job, on_bad: OnBad) -> str:
         job.adapter,
         job.on_long,
         on_bad,
+        sorted(job.ignore_keys),
+        job.split,
     ]
     digest.update(json.dumps(options).encode())
     for file in files:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tinkerloop.data.batches import fingerprint_of
 from tinkerloop.errors import DataError
 
 
@@ -20,7 +21,7 @@ class Subset(Sequence[Any]):
 
     def __init__(self, rows: Sequence[Any], numbers: Sequence[int]):
         self.rows, self.numbers = rows, list(numbers)
-        digest = hashlib.blake2b(repr((getattr(rows, "fingerprint", None), self.numbers)).encode(), digest_size=8)
+        digest = hashlib.blake2b(repr((fingerprint_of(rows), self.numbers)).encode(), digest_size=8)
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:

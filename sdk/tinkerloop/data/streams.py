@@ -178,6 +178,7 @@ class StreamBatches:
         return {
             "kind": "stream",
             "source": self.source.fingerprint,
+            "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "buffer_size": None if self.shuffle is None else self.buffer_size,
             "length": self.length,
@@ -325,14 +326,11 @@ class HFSource:
     fingerprint = None
 
     def __init__(self, dataset: Any):
-        examples = getattr(dataset, "_ex_iterable", None)
-        while examples is not None:
-            if type(examples).__name__.startswith("BufferShuffled"):
-                raise DataError(
-                    "this IterableDataset shuffles in its own buffer, so it cannot be resumed exactly",
-                    remedy="leave out dataset.shuffle(...) and pass shuffle=SEED and buffer_size=N to stream",
-                )
-            examples = getattr(examples, "ex_iterable", None)
+        if any(type(part).__name__.startswith("BufferShuffled") for part in _steps(dataset)):
+            raise DataError(
+                "this IterableDataset shuffles in its own buffer, so it cannot be resumed exactly",
+                remedy="leave out dataset.shuffle(...) and pass shuffle=SEED and buffer_size=N to stream",
+            )
         self._dataset = dataset
 
     def open(self, position: Any) -> OpenRows:
@@ -340,6 +338,17 @@ class HFSource:
         dataset.__dict__.update(self._dataset.__dict__)
         dataset.load_state_dict(copy.deepcopy(position))  # None means the first row
         return _HFRows(dataset)
+
+
+def _steps(dataset: Any) -> Iterator[Any]:
+    """Yield every processing step of an IterableDataset, also those of datasets that it combines."""
+    steps = [getattr(dataset, "_ex_iterable", None)]
+    while steps:
+        step = steps.pop()
+        yield step
+        for value in vars(step).values() if hasattr(step, "__dict__") else ():
+            values = value if isinstance(value, list | tuple) else [value]
+            steps += [inner for inner in values if type(inner).__name__.endswith("ExamplesIterable")]
 
 
 class _HFRows:

@@ -13,6 +13,7 @@ from tinkerloop.data import (
     MixedBatches,
     RowBatches,
     StreamBatches,
+    Subset,
     conversation_datums,
     conversation_to_datum,
     load_conversations,
@@ -99,7 +100,14 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
         self._epoch = seed
 
     def get_batch(self, index: int) -> list[tinker.Datum]:
-        """Return batch `index` of the epoch that was selected with `set_epoch`."""
+        """Return batch `index` of the epoch that was selected with `set_epoch`.
+
+        A negative index counts from the last batch, as in a list.
+
+        Raises:
+            IndexError: there is no batch `index`.
+        """
+        index = range(len(self))[index]
         batches = self.batches(epochs=None, seed=None if self._epoch is None else 0)
         batches.seek({**batches.cursor, "epoch": self._epoch or 0, "row": index * self.batch_size})
         return next(batches)
@@ -245,6 +253,13 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         default="truncate",
         doc='For a conversation over max_length: "truncate" cuts its end, "skip" leaves it out, "error" stops.',
     )
+    split: str = chz.field(
+        default="auto",
+        doc='"auto" makes several datums of a conversation where the chat format rewrites history; "never" makes one.',
+    )
+    ignore_keys: tuple[str, ...] = chz.field(
+        default=(), doc="Keys of rows or messages that nothing reads and whose content may be lost."
+    )
     drop_last: bool = chz.field(default=False, doc="Leave out the last batch of an epoch if it is not full.")
 
     cache: str | None = chz.field(
@@ -268,11 +283,17 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         print(f"{self.file_path}: {datums.report}{cut}", file=sys.stderr)
         if not self.test_size:
             return self._dataset(datums), None
-        train, test = train_test_split(datums, self.test_size, seed=self.shuffle_seed, key=_content)
+        # The datums of one conversation stay together, so that no test datum begins like one that is trained on.
+        contents: dict[int, str] = {}
+        for number, datum in zip(datums.conversation_numbers, datums, strict=True):
+            contents[number] = contents.get(number, "") + _content(datum)
+        groups = [contents[number] for number in datums.conversation_numbers]
+        parts = train_test_split(range(len(datums)), self.test_size, seed=self.shuffle_seed, key=groups.__getitem__)
+        train, test = (Subset(datums, list(part)) for part in parts)
         return self._dataset(train), self._dataset(test)
 
     def _datums(self) -> Any:
-        common, options = self.common_config, {"on_bad": self.on_bad, "on_long": self.on_long}
+        common, options = self.common_config, {"on_bad": self.on_bad, "on_long": self.on_long, "split": self.split}
         if self.cache is not None:
             return render_files(
                 self.file_path,
@@ -282,13 +303,19 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
                 train_on_what=common.train_on_what,
                 adapter=self.adapter,
                 workers=self.workers,
+                ignore_keys=self.ignore_keys,
                 **options,  # type: ignore[arg-type]
             )
         if self.workers:
             raise DataError(
                 f"workers={self.workers} requires a cache to render into", remedy="set cache to a folder, or workers=0"
             )
-        conversations = load_conversations(self.file_path, on_bad=self.on_bad, adapter=self.adapter)  # type: ignore[arg-type]
+        conversations = load_conversations(
+            self.file_path,
+            on_bad=self.on_bad,  # type: ignore[arg-type]
+            adapter=self.adapter,
+            ignore_keys=self.ignore_keys,
+        )
         return conversation_datums(
             conversations,
             self.renderer,
