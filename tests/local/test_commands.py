@@ -11,8 +11,10 @@ import tinker
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.local.tiny_models import write_model
 from tinkerloop.cli.chat import open_sampler, talk
 from tinkerloop.cli.main import main
+from tinkerloop.local.runtime.checkpoint_export import export_checkpoint
 from tinkerloop.loop import Checkpoints
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.renderers import get_renderer
@@ -49,6 +51,50 @@ def test_an_adapter_export_holds_pefts_two_files_and_nothing_is_overwritten(run_
     assert names == {"adapter_model.safetensors", "adapter_config.json"}
     assert main(command) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def prompt_logprobs(model, ids: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        lp = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    return lp.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+
+
+def test_an_adapter_of_tied_embeddings_is_exported_with_a_warning_that_pefts_merge_is_wrong(
+    service, datum, adam, tokens, tmp_path
+):
+    from peft import PeftModel
+
+    folder = write_model("qwen2", tmp_path / "base")
+    client = service.create_lora_training_client(str(folder), rank=4)
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-1))
+    (output,) = client.forward([datum(0)], "cross_entropy").result().loss_fn_outputs
+    path, expected, ids = client.save_state("a").result().path, output["logprobs"].to_numpy(), tokens(0, 13)
+    with pytest.warns(UserWarning, match=r"must not be merged with PEFT \(merge_and_unload\):.*--merged"):
+        export_checkpoint(tmp_path, path, tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    np.testing.assert_allclose(prompt_logprobs(adapted, ids), expected, atol=1e-4)
+    assert np.abs(prompt_logprobs(adapted.merge_and_unload(), ids) - expected).max() > 0.1  # what the warning is about
+    export_checkpoint(tmp_path, path, tmp_path / "merged", merged=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    np.testing.assert_allclose(prompt_logprobs(merged, ids), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("architecture", "unembed"), [("qwen3", True), ("qwen2", False)])
+def test_other_adapters_are_exported_without_a_warning(service, tmp_path, recwarn, architecture, unembed):
+    folder = write_model(architecture, tmp_path / "base")
+    client = service.create_lora_training_client(str(folder), rank=4, train_unembed=unembed)
+    export_checkpoint(tmp_path, client.save_state("a").result().path, tmp_path / "adapter")
+    assert not [warning for warning in recwarn if "PEFT" in str(warning.message)]
+
+
+def test_an_adapter_whose_base_model_is_gone_is_exported_with_a_warning(service, tmp_path):
+    folder = write_model("qwen3", tmp_path / "base")
+    path = service.create_lora_training_client(str(folder), rank=4).save_state("a").result().path
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.warns(UserWarning, match="if the output layer of .*base shares its weight"):
+        export_checkpoint(tmp_path, path, tmp_path / "adapter")
 
 
 def test_a_run_without_checkpoints_is_refused(tmp_path, capsys):

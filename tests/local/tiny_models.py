@@ -81,9 +81,9 @@ OTHER_CONFIGS: dict[str, dict[str, Any]] = {
 """Like `CONFIGS`, for architectures of single tests."""
 
 
-def write_model(architecture: str, folder: Path) -> Path:
-    """Write a random float32 model of `architecture`, with the tiny tokenizer, to a folder."""
-    config = AutoConfig.for_model(architecture, **{**_COMMON, **(CONFIGS | OTHER_CONFIGS)[architecture]})
+def write_model(architecture: str, folder: Path, **fields: Any) -> Path:
+    """Write a random model of `architecture` with the tiny tokenizer, in float32. `fields` are configuration fields."""
+    config = AutoConfig.for_model(architecture, **{**_COMMON, **(CONFIGS | OTHER_CONFIGS)[architecture], **fields})
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -73,3 +73,21 @@ def test_leaving_out_idle_positions_leaves_the_gradient(tmp_path, datum, adam, a
         assert run.model.replicas[0]._on_active
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4 * float(gradients[0].abs().max()))
+
+
+@pytest.mark.slow
+def test_trainer_and_sampler_agree_to_1e_4_on_a_model_of_30_layers(service, datum, adam, tokens, tmp_path):
+    folder = write_model("qwen3", tmp_path / "base", num_hidden_layers=30)
+    client = service.create_lora_training_client(str(folder), rank=4)
+    data = [datum(i, 20 + 10 * i) for i in range(3)]
+    client.forward_backward(data, "cross_entropy")
+    client.optim_step(adam(1e-3))
+    trained = [o["logprobs"].to_numpy() for o in client.forward(data, "cross_entropy").result().loss_fn_outputs]
+    sampler = client.save_weights_and_get_sampling_client()
+    for i, lp in enumerate(trained):
+        scored = sampler.compute_logprobs(tinker.ModelInput.from_ints(tokens(i, 21 + 10 * i))).result()[1:]
+        np.testing.assert_allclose(scored, lp, atol=1e-4, rtol=0)
+    prompt = tokens(0, 10)
+    (drawn,) = sample(sampler, prompt, 1, max_tokens=20, seed=0, stop=[])
+    scored = sampler.compute_logprobs(tinker.ModelInput.from_ints(prompt + drawn.tokens)).result()[-20:]
+    np.testing.assert_allclose(drawn.logprobs, scored, atol=1e-4, rtol=0)

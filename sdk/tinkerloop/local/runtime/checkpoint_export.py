@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from tinkerloop.errors import CheckpointError
 from tinkerloop.local.nn.layers.experts import ExpertWeights
 from tinkerloop.local.nn.layers.lora import LoRALinear, LoraSpec
 from tinkerloop.local.nn.model import Model
-from tinkerloop.local.nn.model_loading import load_model
+from tinkerloop.local.nn.model_loading import TINY_MODEL, TINY_VISION_MODEL, load_model
 from tinkerloop.local.nn.parameters import Weights
 from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 from tinkerloop.local.runtime.peft_format import tensor_names
@@ -26,6 +28,9 @@ def export_checkpoint(
 
     By default the folder contains an adapter, which `peft.PeftModel.from_pretrained(base, to)` loads. With `merged` it
     contains a transformers model in `dtype`, and its tokenizer.
+
+    An adapter of an output layer that shares its weight with the embedding computes the right numbers in PEFT as long
+    as it is not merged there; a UserWarning says so. `merged` gives the output layer a weight of its own.
 
     Raises:
         CheckpointError: `to` already exists, or the checkpoint has no adapter (rank 0) and `merged` is false.
@@ -42,6 +47,7 @@ def export_checkpoint(
                 f"cannot export {path} as an adapter: it contains all weights of a model; export it with merged=True "
                 "(--merged on the command line)"
             )
+        _warn_of_tied_embeddings(record.base_model, record.lora, path)
         to.mkdir(parents=True)
         for name in _ADAPTER_FILES:
             shutil.copyfile(store.folder(path) / name, to / name)
@@ -55,6 +61,26 @@ def export_checkpoint(
     merge(base, record.lora, weights)
     base.module.to(dtype).save_pretrained(to)  # type: ignore[operator]
     base.tokenizer.save_pretrained(to)
+
+
+def _warn_of_tied_embeddings(base_model: str, spec: LoraSpec, path: str) -> None:
+    """Warn if PEFT would merge the adapter of the output layer into the embedding, too."""
+    if not spec.train_unembed or base_model in (TINY_MODEL, TINY_VISION_MODEL):  # the built-in models tie no weights
+        return
+    try:
+        tied = AutoConfig.from_pretrained(base_model).get_text_config(decoder=True).tie_word_embeddings
+    except (OSError, ValueError):
+        tied = None  # the base model is not here
+    if tied is False:
+        return
+    condition = "" if tied else f", if the output layer of {base_model} shares its weight with the embedding"
+    warnings.warn(
+        f"the adapter of {path} must not be merged with PEFT (merge_and_unload){condition}: it adapts the output "
+        "layer, whose weight is also the embedding, and PEFT would change both, which gives wrong log-probabilities. "
+        "Load it without merging; or export a merged model (merged=True, --merged on the command line); or train with "
+        "train_unembed=False",
+        stacklevel=3,
+    )
 
 
 @torch.no_grad()
