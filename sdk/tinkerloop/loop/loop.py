@@ -97,7 +97,7 @@ class Loop:
                 "record=checkpoints.latest() and a client opened from this record, or use a new folder"
             )
         self._client, self._steps, self._checkpoints, self._record = client, steps, checkpoints, record
-        self._pipeline = Pipeline(client, ahead)
+        self._pipeline = Pipeline(client, ahead, run=None if checkpoints is None else checkpoints.run_id())
         self._batches = as_batches(batches, seekable=checkpoints is not None or record is not None)
         self._callbacks = Dispatcher(callbacks)
         self._sinks = Sinks(sinks)
@@ -295,7 +295,8 @@ class Loop:
                 "resume from the last record with a lower learning rate or grad_clip_norm, or inspect the batch"
             )
         states, metrics = self._callbacks.states(), dict(self._metrics)
-        record = Record(self._step, "", cursor, states, metrics, self._tokens, self._sinks.rows)
+        rows, run = self._sinks.rows, self._pipeline.run
+        record = Record(self._step, "", cursor, states, metrics, self._tokens, rows, run=run)
 
         def finish(values: list[Any]) -> Result:
             saved = saving.finish(values)
@@ -308,8 +309,7 @@ class Loop:
     def _write(self, record: Record) -> None:
         assert self._checkpoints is not None
         self._sinks.sync()
-        self._checkpoints.append(record)
-        self._notify_saved(record)
+        self._notify_saved(self._checkpoints.append(record))
 
     def _resumed(self, values: list[Any]) -> Result:
         assert self._record is not None

@@ -23,6 +23,7 @@ from typing import Any
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, TrainingClientLike
 from tinkerloop.errors import PlanError, TinkerloopError
+from tinkerloop.loop.checkpoints import new_run_id
 from tinkerloop.loop.events import EvalResult, StepResult
 from tinkerloop.loop.futures import Flow, Wait, iterate
 from tinkerloop.loop.plan import MicroBatch, Plan, mean_loss, normalized
@@ -83,12 +84,15 @@ class Pipeline:
     Args:
         client: the training client. Only the methods that the queued plans and saves need are called.
         ahead: how many further steps may be queued before the result of a step has arrived. 0 waits for each result.
+        run: the id of the run, with which the names of its checkpoints begin, as returned by `Checkpoints.run_id`;
+            None: a new random one.
     """
 
-    def __init__(self, client: TrainingClientLike, ahead: int = 1):
+    def __init__(self, client: TrainingClientLike, ahead: int = 1, *, run: str | None = None):
         if ahead < 0:
             raise PlanError(f"ahead must be >= 0, got {ahead}")
         self.client = client
+        self.run = new_run_id() if run is None else run
         self.ahead = ahead
         self._queue: deque[Queued] = deque()
 
@@ -121,9 +125,10 @@ class Pipeline:
         """Submit a save of boundary `step` to the service, and return it as `Queued` work.
 
         The work is not in the queue yet: pass it to `push` to have its result delivered. The checkpoint is named by the
-        step. It may overwrite a checkpoint of the same name, because a save of the same step has the same weights.
+        run and the step, so two runs on one client never overwrite each other's. It may overwrite a checkpoint of the
+        same name, because a save of the same step of the same run has the same weights.
         """
-        name = f"{step:06d}"
+        name = f"{self.run}-{step:06d}"
         futures: list[Future[Any]] = [self.client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True)]
         if sampler:
             futures.append(self.client.save_weights_for_sampler(name, ttl_seconds=ttl_seconds))
