@@ -28,6 +28,7 @@ from tinkerloop.loop import (
     Save,
     Stop,
     background,
+    open_training_client,
 )
 from tinkerloop.testing import OrderedService
 
@@ -37,6 +38,13 @@ OPTIM = tinker.AdamParams(learning_rate=0.1)
 def events(loop_operations):
     """Operations as short strings, results marked with an arrow."""
     return [f"<-{op[1][0]}" if op[0] == "result" else op[0] for op in loop_operations]
+
+
+def extend(service, batches, checkpoints, **options):
+    """A loop from the newest record on, or a new one."""
+    record = checkpoints.latest()
+    client = open_training_client(service, record)
+    return Loop(client, batches, checkpoints=checkpoints, record=record, **options)
 
 
 class Recorder(Callback):
@@ -553,7 +561,7 @@ def test_a_cursor_of_other_batches_is_refused(service, batches, tmp_path):
     client = service.create_lora_training_client()
     Loop(client, row_batches(batches[0], 2), steps=1, checkpoints=checkpoints).run()
     with pytest.raises(PlanError, match="resume with the same batches"):
-        Loop(client, batches, checkpoints=checkpoints, record=checkpoints.latest())
+        extend(service, batches, checkpoints, steps=2)
 
 
 def test_datums_that_nobody_batched_are_refused(service, batches):
@@ -622,9 +630,7 @@ def test_zero_steps_is_a_run(service, batches, tmp_path):
 def test_a_record_of_step_zero_can_be_resumed(service, batches, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     Loop(service.create_lora_training_client(), batches, steps=0, checkpoints=checkpoints).run()
-    record = checkpoints.latest()
-    loop = Loop(service.create_lora_training_client(), batches, steps=2, checkpoints=checkpoints, record=record)
-    assert loop.run().step == 2
+    assert extend(service, batches, checkpoints, steps=2).run().step == 2
 
 
 @dataclass
@@ -641,16 +647,7 @@ class Counting(Callback):
 
 
 def resumed(service, batches, tmp_path, *callbacks):
-    checkpoints = Checkpoints(tmp_path)
-    record = checkpoints.latest()
-    return Loop(
-        service.create_lora_training_client(),
-        batches,
-        steps=4,
-        callbacks=callbacks,
-        checkpoints=checkpoints,
-        record=record,
-    )
+    return extend(service, batches, Checkpoints(tmp_path), steps=4, callbacks=callbacks)
 
 
 def test_the_records_boundary_is_not_asked_again(service, batches, tmp_path):

@@ -11,9 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
-from tinkerloop.clients import LoraOptions, ServiceClientLike, TrainingClientLike
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.jsonl import append_line, cut, read_lines, write_lines
@@ -36,6 +35,7 @@ class Record:
         sampler_path: the `tinker://` path of the weights saved for sampling; None if they were not requested.
         run: the id of the run, with which the names of its checkpoints begin; None if it is not known.
         folder: the absolute path of the run folder when the record was written there; None if it is not known.
+        model: the model, as far as it is known: `base_model`, `rank`, and other options that it was created with.
     """
 
     step: int
@@ -48,6 +48,7 @@ class Record:
     sampler_path: str | None = None
     run: str | None = None
     folder: str | None = None
+    model: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -182,31 +183,3 @@ class Checkpoints:
 def new_run_id() -> str:
     """Return a new random id of a run: 8 hexadecimal digits."""
     return secrets.token_hex(4)
-
-
-def open_training_client(
-    service: ServiceClientLike, record: Record | None, **create: Unpack[LoraOptions]
-) -> TrainingClientLike:
-    """Open a training client with the weights and optimizer of a record, or a new one if `record` is None.
-
-    Args:
-        service: the service client, as returned by `tinkerloop.connect`.
-        record: the record to resume from; None for a new run.
-        create: arguments of `create_lora_training_client` for a new run, such as `base_model=` and `rank=`. They are
-            ignored if a record is given, because the checkpoint determines them.
-
-    Raises:
-        CheckpointError: the service no longer has the record's checkpoint.
-    """
-    from tinker import NotFoundError
-
-    if record is None:
-        options: Any = create  # the service raises if base_model is missing
-        return resolve(service.create_lora_training_client(**options))
-    try:
-        return resolve(service.create_training_client_from_state_with_optimizer(record.path))
-    except (NotFoundError, FileNotFoundError) as error:
-        raise CheckpointError(
-            f"the checkpoint of step {record.step} is gone: {record.path} was deleted or has expired. "
-            "Resume from an older record (see Checkpoints.records()), or start a new run in a new folder"
-        ) from error

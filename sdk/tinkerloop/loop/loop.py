@@ -40,6 +40,7 @@ from tinkerloop.loop.events import (
     Summary,
 )
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
+from tinkerloop.loop.opening import begin, model_of, refuse_another_client
 from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
 from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan
 from tinkerloop.loop.positioned_batches import as_batches
@@ -58,7 +59,8 @@ class Loop:
         sinks: functions `(step, row)` or `Sink` objects. Each receives every row of metrics.
         checkpoints: where records are written. If given, the run's last boundary is also recorded, except after a
             `Stop` with `save=False`.
-        record: the record to resume from. `client` must have been opened from it with `open_training_client`.
+        record: the record to resume from. `client` must have been opened from it with `open_training_client`, and not
+            used by another loop since.
         optim: the optimizer parameters of every plan. Callbacks may change them in `on_plan`.
         loss_fn: the name of the loss of every plan, or a custom loss. Callbacks may change it in `on_plan`.
         loss_fn_config: the options of a loss given by name. Callbacks may change them in `on_plan`.
@@ -68,7 +70,8 @@ class Loop:
 
     Raises:
         PlanError: the arguments contradict each other.
-        CheckpointError: `checkpoints` already has records, and no `record` to resume from is given.
+        CheckpointError: `checkpoints` already has records, and no `record` to resume from is given; or `client` was
+            not opened from `record`.
     """
 
     def __init__(
@@ -96,7 +99,10 @@ class Loop:
                 f"{checkpoints.file} holds a record of step {latest.step}: resume from it, with "
                 "record=checkpoints.latest() and a client opened from this record, or use a new folder"
             )
+        if record is not None:
+            refuse_another_client(client, record)
         self._client, self._steps, self._checkpoints, self._record = client, steps, checkpoints, record
+        self._model = None if checkpoints is None else model_of(client)
         self._pipeline = Pipeline(client, ahead, run=None if checkpoints is None else checkpoints.run_id())
         self._batches = as_batches(batches, seekable=checkpoints is not None or record is not None)
         self._callbacks = Dispatcher(callbacks)
@@ -165,6 +171,9 @@ class Loop:
                 "this loop is running or has already run, and cannot run twice: create a new Loop, with "
                 "record=checkpoints.latest() to resume"
             )
+        if self._record is not None:
+            refuse_another_client(self._client, self._record)
+        begin(self._client)
         self._begun = True
         error: BaseException | None = None
         reason = "error"
@@ -296,7 +305,7 @@ class Loop:
             )
         states, metrics = self._callbacks.states(), dict(self._metrics)
         rows, run = self._sinks.rows, self._pipeline.run
-        record = Record(self._step, "", cursor, states, metrics, self._tokens, rows, run=run)
+        record = Record(self._step, "", cursor, states, metrics, self._tokens, rows, run=run, model=self._model)
 
         def finish(values: list[Any]) -> Result:
             saved = saving.finish(values)
