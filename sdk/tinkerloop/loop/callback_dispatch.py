@@ -17,6 +17,7 @@ from tinkerloop.loop.callback import Callback, callback_name
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.events import Accumulate, Eval, Log, Request, Retain, Save, Stop
 from tinkerloop.loop.plan import Plan
+from tinkerloop.loop.remembered import Remembered
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ ALLOWED: Mapping[str, tuple[type, ...]] = {
 """Mapping from an event's name to the types of request that a callback may return there."""
 
 
+_used: Remembered[bool] = Remembered()  # callbacks that a loop has started
+
+
 class Dispatcher:
     """Call the callbacks of one run, and save and restore their state by callback name."""
 
@@ -40,6 +44,7 @@ class Dispatcher:
             if not isinstance(callback, Callback):
                 raise PlanError(f"each item of callbacks must be a tinkerloop.Callback object, got {callback!r}")
             name, state = callback_name(callback), callback.state
+            _refuse_used(name, callback)
             if name in self._callbacks:
                 raise PlanError(
                     f"two callbacks have the name {name!r}, but names must be unique: set `name` on one of them"
@@ -120,7 +125,10 @@ class Dispatcher:
         """
         asked: list[tuple[str, Request]] = []
         handlers = dict(self._handlers["on_start"])
-        for name in list(self._callbacks):
+        for name, callback in self._callbacks.items():
+            _refuse_used(name, callback)
+        for name, callback in list(self._callbacks.items()):
+            _used.set(callback, True)
             self._started.append(name)
             if name in handlers:
                 answer = self._call(name, "on_start", handlers[name], step, step, steps)
@@ -179,6 +187,14 @@ class Dispatcher:
             return if_dropped
         finally:
             self._seconds[name] += time.perf_counter() - began
+
+
+def _refuse_used(name: str, callback: Callback) -> None:
+    if _used.get(callback):
+        raise PlanError(
+            f"callback {name!r} was already used by another loop, and has the state of that run: create a new "
+            f"{type(callback).__name__} for each loop"
+        )
 
 
 def _saved(name: str, state: Any) -> dict[str, Any]:

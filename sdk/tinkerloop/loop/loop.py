@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss, TrainingClientLike
@@ -44,7 +44,10 @@ from tinkerloop.loop.opening import begin, model_of, refuse_another_client
 from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
 from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan
 from tinkerloop.loop.positioned_batches import as_batches
+from tinkerloop.loop.remembered import Remembered
 from tinkerloop.loop.sinks import Row, Sink, Sinks
+
+_loops: Remembered[int] = Remembered()  # batches -> how many loops have begun on them
 
 
 class Loop:
@@ -53,9 +56,10 @@ class Loop:
     Args:
         client: a training client of tinker or of the embedded engine, or any other `TrainingClientLike`.
         batches: `Batches`, or an iterable of lists of datums. A run with `checkpoints` or `record` needs `Batches` or a
-            list, because the position of a plain iterator cannot be saved.
+            list, because the position of a plain iterator cannot be saved. `Batches` that another loop has used are
+            taken only with a `record`, which sets their position.
         steps: the total number of optimizer steps, including those of the resumed run; None: train until the data ends.
-        callbacks: `Callback` objects, called in this order.
+        callbacks: `Callback` objects, called in this order. Each is used by one loop only.
         sinks: functions `(step, row)` or `Sink` objects. Each receives every row of metrics.
         checkpoints: where records are written. If given, the run's last boundary is also recorded, except after a
             `Stop` with `save=False`.
@@ -105,6 +109,9 @@ class Loop:
         self._model = None if checkpoints is None else model_of(client)
         self._pipeline = Pipeline(client, ahead, run=None if checkpoints is None else checkpoints.run_id())
         self._batches = as_batches(batches, seekable=checkpoints is not None or record is not None)
+        self._loops = _loops.get(self._batches) or 0
+        if self._loops and record is None:
+            self._refuse_used_batches()
         self._callbacks = Dispatcher(callbacks)
         self._sinks = Sinks(sinks)
         self._optim = optim or tinker.AdamParams()
@@ -173,7 +180,10 @@ class Loop:
             )
         if self._record is not None:
             refuse_another_client(self._client, self._record)
+        if (_loops.get(self._batches) or 0) != self._loops:
+            self._refuse_used_batches()
         begin(self._client)
+        _loops.set(self._batches, self._loops + 1)
         self._begun = True
         error: BaseException | None = None
         reason = "error"
@@ -229,6 +239,12 @@ class Loop:
             self._step, handled = step + 1, False
         yield from self._deliver(self._step)
         yield from self._settle()
+
+    def _refuse_used_batches(self) -> NoReturn:
+        raise PlanError(
+            f"another loop has used these batches, and they go on where it stopped, at {self._batches.cursor}: create "
+            "new batches for each loop; to go on there on purpose, call `seek` on the new ones with this cursor"
+        )
 
     @property
     def _complete(self) -> bool:
