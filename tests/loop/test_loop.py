@@ -398,13 +398,24 @@ def test_a_detached_evaluation_is_logged_with_its_own_step_before_the_end(servic
     assert (1, {"slow/score": 1.0}) in rows
 
 
+class Late(Future):
+    """Is never done by itself, but has a value for whoever waits for it."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def result(self, timeout=None):
+        return self.value
+
+
 def test_a_detached_evaluation_is_delivered_before_the_next_record(service, batches, tmp_path):
     seen = Recorder()
 
     class Slow(Callback):
         def on_boundary(self, boundary):
             if boundary.step == 1:
-                return Eval("slow", background(lambda: {"score": 1.0}), detached=True)
+                return Eval("slow", Late({"score": 1.0}), detached=True)
 
     checkpoints = Checkpoints(tmp_path)
     callbacks = [Slow(), seen, Checkpoint(every=2)]
@@ -437,6 +448,35 @@ def test_nothing_may_be_decided_by_a_detached_evaluation(service, batches):
 
     with pytest.raises(PlanError, match="detached evaluation 'slow'"):
         Loop(service.create_lora_training_client(), batches, steps=2, callbacks=[Slow()]).run()
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_detached_evaluation_is_logged_but_in_no_metrics_that_callbacks_see(service, batches, tmp_path, ready):
+    rows, seen, checkpoints = [], [], Checkpoints(tmp_path)
+
+    class Look(Callback):
+        def on_boundary(self, boundary):
+            seen.extend(boundary.metrics)
+
+    future = Future() if ready else Late({"score": 1.0})
+    if ready:
+        future.set_result({"score": 1.0})
+    callbacks = [Evaluate("slow", lambda client: future, every=1, detached=True), Look(), Checkpoint(every=2)]
+    client, sinks = service.create_lora_training_client(), [lambda step, row: rows.extend(row)]
+    loop = Loop(client, batches, steps=4, callbacks=callbacks, sinks=sinks, checkpoints=checkpoints)
+    summary = loop.run()
+    assert rows.count("slow/score") == 5
+    assert "slow/score" not in {*seen, *summary.metrics, *checkpoints.latest().metrics}
+
+
+def test_a_detached_evaluation_must_not_change_the_state_of_a_callback(service, batches):
+    class Counts(Counting):
+        def on_eval(self, result):
+            self.state.boundaries += 1
+
+    callbacks = [Evaluate("slow", lambda client: Late({"score": 1.0}), detached=True), Counts()]
+    with pytest.raises(PlanError, match=r"counts.on_eval changed its state for the detached EvalResult"):
+        Loop(service.create_lora_training_client(), batches, steps=1, callbacks=callbacks).run()
 
 
 def test_an_error_in_a_callback_says_where(service, batches):

@@ -32,7 +32,7 @@ class Evaluate(Callback):
         evaluator: `nll(...)`, `sampled(...)`, or any function from a training client to a future of metrics.
         every: the number of steps between evaluations; None: evaluate only at the start and at the end.
         at_start: if true, also evaluate before the first step of a new run.
-        at_end: if true, also evaluate at the last boundary of the run.
+        at_end: if true, also evaluate at the last boundary of the run, whatever ends it but an error.
         detached: if true, training does not wait for the result, which is delivered when it is ready. See `Eval`.
     """
 
@@ -51,10 +51,14 @@ class Evaluate(Callback):
         self.name = name
         self._evaluator, self._every, self._detached = evaluator, every, detached
         self._at_start, self._at_end = at_start, at_end
+        self._evaluated: int | None = None  # the newest boundary that was evaluated: it is once, also if asked twice
 
     def on_boundary(self, boundary: Boundary) -> Requests:
+        if boundary.step == self._evaluated:
+            return None
         periodic = self._every is not None and boundary.step > 0 and boundary.step % self._every == 0
         if periodic or (self._at_start and boundary.step == 0) or (self._at_end and boundary.final):
+            self._evaluated = boundary.step
             return Eval(self.name, self._evaluator(boundary.client), self._detached)
         return None
 

@@ -65,7 +65,10 @@ class Callback:
         return plan
 
     def on_boundary(self, boundary: Boundary) -> Requests:
-        """Handle a boundary, before the next step is queued. May queue work on `boundary.client`; must not block."""
+        """Handle a boundary, before the next step is queued. May queue work on `boundary.client`; must not block.
+
+        Called once more for the same boundary, with `boundary.final`, if the run is stopped there after the first call.
+        """
 
     def on_step(self, result: StepResult) -> Requests:
         """Handle the result of a step. Called once per step, in the order of the steps."""

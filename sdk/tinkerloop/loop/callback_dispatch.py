@@ -109,11 +109,22 @@ class Dispatcher:
 
     # --- events ---
 
-    def ask(self, event: str, step: int, *args: Any) -> list[tuple[str, Request]]:
-        """Call every callback that overrides `event`, in list order, and return (callback name, request) pairs."""
+    def ask(self, event: str, step: int, *args: Any, keep_states: bool = False) -> list[tuple[str, Request]]:
+        """Call every callback that overrides `event`, in list order, and return (callback name, request) pairs.
+
+        With `keep_states`, a callback must not change its state, because the call comes at a time that depends on
+        timing.
+        """
         asked: list[tuple[str, Request]] = []
         for name, handler in self._handlers[event]:
+            callback = self._callbacks.get(name)
+            before = _contents(callback) if keep_states else None
             answer = self._call(name, event, handler, step, *args)
+            if keep_states and _contents(callback) != before:
+                raise PlanError(
+                    f"{name}.{event} changed its state for the detached {args[0]!r}, whose time of arrival is not "
+                    "reproducible: do nothing but log a result that has `detached`, or evaluate with detached=False"
+                )
             if answer is not None:
                 asked += [(name, request) for request in _requests(name, event, answer)]
         return asked
@@ -195,6 +206,11 @@ def _refuse_used(name: str, callback: Callback) -> None:
             f"callback {name!r} was already used by another loop, and has the state of that run: create a new "
             f"{type(callback).__name__} for each loop"
         )
+
+
+def _contents(callback: Callback | None) -> str:
+    """Return the state of a callback as text, to be compared; a NaN, unlike in a comparison of values, is equal."""
+    return repr(callback and callback.state and asdict(callback.state))
 
 
 def _saved(name: str, state: Any) -> dict[str, Any]:

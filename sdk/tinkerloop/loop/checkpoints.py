@@ -29,7 +29,7 @@ class Record:
         path: the `tinker://` path of the saved weights and optimizer.
         cursor: the position in the data. After `batches.seek(cursor)`, the next batch is the first of step `step`.
         callbacks: the state of each callback, by callback name.
-        metrics: the newest value of every metric.
+        metrics: the newest value of every metric, except those of detached evaluations.
         tokens: the number of input positions in steps 0 to step - 1.
         rows: the number of rows of metrics logged before the record.
         sampler_path: the `tinker://` path of the weights saved for sampling; None if they were not requested.

@@ -222,14 +222,18 @@ class Loop:
             cursor = self._batches.cursor
             batches = self._fetch()
             # At boundary s, exactly steps 0 to s - 1 have been queued. Evaluations and saves are queued only here.
-            save = None if handled else self._ask_boundary(final=not batches)
+            saves = [] if handled else self._ask_boundary(final=not batches)
             # With ahead=0, the results of this boundary's evaluations are delivered here, so they can stop the run.
             yield from self._deliver(settled)
-            ending = not batches or self._stop is not None
+            ending, told = not batches or self._stop is not None, handled or not batches
+            if ending and not told:
+                saves += self._ask_boundary(final=True)
+                yield from self._deliver(settled)
+                told = True
             if ending and not handled and self._checkpoints and (self._stop is None or self._stop.save):
-                save = save or Save()
-            if save:
-                yield from self._save(save, cursor)
+                saves = saves or [Save()]
+            if saves:
+                yield from self._save(_combined(saves), cursor, told=told)
             elif handled and self._checkpoints:
                 # on_save ran after the record was written, so the record does not have its effects: call it again.
                 self._pipeline.push(Queued(step - 1, f"save at boundary {step}", (), self._resumed))
@@ -274,11 +278,11 @@ class Loop:
         plan = self._callbacks.plan(Plan(self._step, micro_batches, self._optim, self._normalize))
         self._tokens += self._pipeline.step(plan).tokens
 
-    def _ask_boundary(self, *, final: bool) -> Save | None:
-        """Call `on_boundary` of the callbacks, and queue the evaluations that they request.
+    def _ask_boundary(self, *, final: bool) -> list[Save]:
+        """Call `on_boundary` of the callbacks, queue the evaluations that they request, and return their saves.
 
-        Returns:
-            One `Save` that combines all saves that the callbacks request; None if they request none.
+        If the run is stopped at a boundary of which the callbacks do not know yet that it is the last, they are asked
+        once more, with `final`: what they do at the end of a run must be done at every end.
         """
         step = self._step
         boundary = Boundary(step, self._steps, final, self._client, self._tokens, dict(self._metrics))
@@ -292,17 +296,15 @@ class Loop:
                     )
                 saves.append(request)
             elif isinstance(request, Eval) and request.detached:
-                self._detached.append(submitted_eval(step, request.name, request.future, final=final))
+                queued = submitted_eval(step, request.name, request.future, final=final, detached=True)
+                self._detached.append(queued)
             elif isinstance(request, Eval):
                 self._pipeline.eval(step, request.name, request.future, final=final)
             else:
                 self._take(step, name, request)
-        if not saves:
-            return None
-        ttls = [save.ttl_seconds for save in saves if save.ttl_seconds is not None]
-        return Save(max(ttls) if len(ttls) == len(saves) else None, any(save.sampler for save in saves))
+        return saves
 
-    def _save(self, save: Save, cursor: Any) -> Flow[None]:
+    def _save(self, save: Save, cursor: Any, *, told: bool) -> Flow[None]:
         """Queue the save right after the last step, deliver all outstanding results, and prepare the record.
 
         The weights, the data position and the callback states of a record must all belong to the same boundary, so all
@@ -312,6 +314,10 @@ class Loop:
         saving = self._pipeline.submit_save(self._step, ttl_seconds=save.ttl_seconds, sampler=save.sampler)
         yield from self._deliver(self._step)
         yield from self._settle()
+        if self._stop and not told:
+            self._ask_boundary(final=True)  # this boundary is being saved: further requests to save it change nothing
+            yield from self._deliver(self._step)
+            yield from self._settle()
         if self._stop and not self._stop.save:
             return
         if not math.isfinite(self._metrics.get("loss", 0.0)):
@@ -380,7 +386,7 @@ class Loop:
     def _report(self, event: str, result: StepResult | EvalResult, metrics: Row, *, detached: bool = False) -> None:
         """Pass `result` to the callbacks, and log one row: `metrics` and the metrics that the callbacks add to them."""
         row = dict(metrics)
-        for name, request in self._callbacks.ask(event, result.step, result):
+        for name, request in self._callbacks.ask(event, result.step, result, keep_states=detached):
             if isinstance(request, Log):
                 if not row.keys().isdisjoint(request.metrics):
                     twice = sorted(row.keys() & request.metrics.keys())
@@ -396,7 +402,7 @@ class Loop:
                 )
             else:
                 self._take(result.step, name, request)
-        self._emit(result.step, row)
+        self._emit(result.step, row, detached=detached)
 
     def _take(self, step: int, name: str, request: Request) -> None:
         """Carry out a `Stop`, `Log` or `Accumulate`, whose handling does not depend on the event."""
@@ -412,13 +418,14 @@ class Loop:
                 )
             self._accumulate = request.batches
 
-    def _emit(self, step: int, row: Row) -> None:
+    def _emit(self, step: int, row: Row, *, detached: bool = False) -> None:
         if row:
             if "step" in row:
                 raise PlanError(
                     f"a metric of step {step} is named 'step', but this name is reserved for the step number: rename it"
                 )
-            self._metrics.update(row)
+            if not detached:  # callbacks decide from these metrics, and no decision may depend on timing
+                self._metrics.update(row)
             self._sinks.emit(step, row)
 
     def _lap(self) -> dict[str, float]:
@@ -426,3 +433,9 @@ class Loop:
         lap = {"total": now - self._delivered_at, **self._waited, **self._callbacks.lap()}
         self._delivered_at, self._waited = now, {"data": 0.0, "server": 0.0}
         return lap
+
+
+def _combined(saves: Sequence[Save]) -> Save:
+    """Return one save for all of `saves`: with the longest lifetime, and for sampling if one of them is."""
+    ttls = [save.ttl_seconds for save in saves if save.ttl_seconds is not None]
+    return Save(max(ttls) if len(ttls) == len(saves) else None, any(save.sampler for save in saves))

@@ -164,11 +164,11 @@ class Pipeline:
         return iterate(flow())
 
 
-def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = False) -> Queued:
+def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = False, detached: bool = False) -> Queued:
     """Return the `Queued` work of an evaluation of boundary `step` that has just been submitted."""
 
     def finish(values: list[Any]) -> EvalResult:
-        return EvalResult(step, name, values[0], final)
+        return EvalResult(step, name, values[0], final, detached)
 
     return Queued(step - 1, f"evaluation {name!r} at boundary {step}", (future,), finish)
 
