@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinkerloop.callbacks import Checkpoint, EarlyStop, LRSchedule, Preempt
+from tinkerloop.callbacks import Budget, Checkpoint, LRSchedule, Preempt
 from tinkerloop.data import batches as row_batches
 from tinkerloop.datum import make_datum
 from tinkerloop.errors import PlanError
@@ -15,7 +15,7 @@ def loop(service):
 
 
 @pytest.mark.parametrize(
-    "callback", [EarlyStop("test/nll"), Checkpoint(every_tokens=100), Preempt(), LRSchedule()], ids=repr
+    "callback", [Budget(tokens=9), Checkpoint(every_tokens=100), Preempt(), LRSchedule()], ids=repr
 )
 def test_a_callback_that_a_loop_has_used_is_refused(loop, batches, callback):
     options = {"checkpoints": None, "steps": 0, "callbacks": [callback]}
@@ -25,7 +25,7 @@ def test_a_callback_that_a_loop_has_used_is_refused(loop, batches, callback):
 
 
 def test_a_callback_of_two_loops_is_refused_by_the_one_that_runs_second(loop, batches):
-    callbacks = [EarlyStop("test/nll")]
+    callbacks = [Budget(tokens=9)]
     first, second = (loop(batches, steps=1, callbacks=callbacks) for _ in range(2))
     first.run()
     with pytest.raises(PlanError, match="already used by another loop"):

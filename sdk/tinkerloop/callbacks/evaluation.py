@@ -13,7 +13,7 @@ import numpy as np
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
-from tinkerloop.errors import PlanError, TinkerloopError
+from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
 from tinkerloop.loop.futures import Mapped, awaitable, background, is_done, resolve
@@ -52,6 +52,10 @@ class Evaluate(Callback):
         self._evaluator, self._every, self._detached = evaluator, every, detached
         self._at_start, self._at_end = at_start, at_end
         self._evaluated: int | None = None  # the newest boundary that was evaluated: it is once, also if asked twice
+
+    @property
+    def evaluations(self) -> Mapping[str, bool]:  # type: ignore[override]
+        return {self.name: self._detached}
 
     def on_boundary(self, boundary: Boundary) -> Requests:
         if boundary.step == self._evaluated:
@@ -158,17 +162,3 @@ class _All(Generic[T]):
 
     async def _gather(self) -> list[T]:
         return [await awaitable(future) for future in self._futures]
-
-
-def metric_of(result: EvalResult, metric: str) -> float | None:
-    """Return the value of `metric`, given as `<evaluation>/<name>`; None if `result` is of another evaluation.
-
-    Raises:
-        TinkerloopError: the evaluation has no such metric.
-    """
-    name, _, key = metric.rpartition("/")
-    if result.name != name:
-        return None
-    if key not in result.value:
-        raise TinkerloopError(f"evaluation {name!r} returned no metric {key!r}; its metrics are {sorted(result.value)}")
-    return float(result.value[key])

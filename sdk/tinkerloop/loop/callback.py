@@ -19,6 +19,8 @@ callback that reacts to results makes the same decisions in every run.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -51,6 +53,15 @@ class Callback:
 
     optional: bool = False
     """If true, an exception in the callback does not end the run: it is logged, and the callback is removed."""
+
+    evaluations: Mapping[str, bool] | None = None
+    """Mapping from the name of each evaluation that `on_boundary` may request to whether it is detached; None: unknown.
+
+    If every callback with an `on_boundary` declares them, a metric that nothing logs is found before the run starts.
+    """
+
+    decides_from: Mapping[str, bool] = MappingProxyType({})
+    """Mapping from each metric that the callback decides from to whether it must be one of an evaluation."""
 
     def on_start(self, step: int, steps: int | None) -> Requests:
         """Handle the start of the run. Called once, before any work is queued.

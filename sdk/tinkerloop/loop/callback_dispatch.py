@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from tinkerloop.errors import CheckpointError, PlanError
 from tinkerloop.loop.callback import Callback, callback_name
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.events import Accumulate, Eval, Log, Request, Retain, Save, Stop
+from tinkerloop.loop.metric_names import check_metrics
 from tinkerloop.loop.plan import Plan
 from tinkerloop.loop.remembered import Remembered
 
@@ -52,10 +53,16 @@ class Dispatcher:
             if state is not None and (not is_dataclass(state) or isinstance(state, type)):
                 raise PlanError(f"the state of callback {name!r} must be a dataclass instance or None, got {state!r}")
             self._callbacks[name] = callback
+        check_metrics(self._callbacks)
         self._unclaimed: dict[str, Mapping[str, Any]] = {}
         self._started: list[str] = []
         self._handlers = {event: self._overriding(event) for event in (*ALLOWED, "on_plan")}
         self._seconds: dict[str, float] = defaultdict(float)
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the callbacks of the run."""
+        return self._callbacks.keys()
 
     def lap(self) -> dict[str, float]:
         """Return the seconds spent in callbacks since the previous call of `lap`.

@@ -36,6 +36,7 @@ class Record:
         run: the id of the run, with which the names of its checkpoints begin; None if it is not known.
         folder: the absolute path of the run folder when the record was written there; None if it is not known.
         model: the model, as far as it is known: `base_model`, `rank`, and other options that it was created with.
+        saved_by: the names of the callbacks that asked for the record; empty if the loop saved it at its end.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Record:
     run: str | None = None
     folder: str | None = None
     model: Mapping[str, Any] | None = None
+    saved_by: Sequence[str] = ()
 
     def __repr__(self) -> str:
         return (

@@ -180,8 +180,9 @@ class Retain:
     """Request to delete old records and their checkpoints.
 
     Attributes:
-        keep: function that gets all records and returns the steps of the records to keep. The newest record is always
-            kept.
+        keep: function that gets the records that this callback asked for with a `Save` (all of them, if it asked for
+            none), and returns the steps of those to keep. A record that another callback asked for is kept as long as
+            that callback keeps it. The newest record is always kept.
     """
 
     keep: Callable[[Sequence[Record]], Collection[int]]

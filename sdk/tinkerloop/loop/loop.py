@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -45,6 +45,7 @@ from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submi
 from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan
 from tinkerloop.loop.positioned_batches import as_batches
 from tinkerloop.loop.remembered import Remembered
+from tinkerloop.loop.retention import Keep, kept_steps
 from tinkerloop.loop.sinks import Row, Sink, Sinks
 
 _loops: Remembered[int] = Remembered()  # batches -> how many loops have begun on them
@@ -231,9 +232,9 @@ class Loop:
                 yield from self._deliver(settled)
                 told = True
             if ending and not handled and self._checkpoints and (self._stop is None or self._stop.save):
-                saves = saves or [Save()]
+                saves = saves or [("", Save())]
             if saves:
-                yield from self._save(_combined(saves), cursor, told=told)
+                yield from self._save(saves, cursor, told=told)
             elif handled and self._checkpoints:
                 # on_save ran after the record was written, so the record does not have its effects: call it again.
                 self._pipeline.push(Queued(step - 1, f"save at boundary {step}", (), self._resumed))
@@ -278,15 +279,15 @@ class Loop:
         plan = self._callbacks.plan(Plan(self._step, micro_batches, self._optim, self._normalize))
         self._tokens += self._pipeline.step(plan).tokens
 
-    def _ask_boundary(self, *, final: bool) -> list[Save]:
-        """Call `on_boundary` of the callbacks, queue the evaluations that they request, and return their saves.
+    def _ask_boundary(self, *, final: bool) -> list[tuple[str, Save]]:
+        """Call `on_boundary` of the callbacks, queue the evaluations, and return (callback name, save) pairs.
 
         If the run is stopped at a boundary of which the callbacks do not know yet that it is the last, they are asked
         once more, with `final`: what they do at the end of a run must be done at every end.
         """
         step = self._step
         boundary = Boundary(step, self._steps, final, self._client, self._tokens, dict(self._metrics))
-        saves: list[Save] = []
+        saves: list[tuple[str, Save]] = []
         for name, request in self._callbacks.ask("on_boundary", step, boundary):
             if isinstance(request, Save):
                 if self._checkpoints is None:
@@ -294,7 +295,7 @@ class Loop:
                         f"callback {name!r} requested a Save, but the loop has no checkpoints: "
                         "pass checkpoints=Checkpoints(folder)"
                     )
-                saves.append(request)
+                saves.append((name, request))
             elif isinstance(request, Eval) and request.detached:
                 queued = submitted_eval(step, request.name, request.future, final=final, detached=True)
                 self._detached.append(queued)
@@ -304,18 +305,19 @@ class Loop:
                 self._take(step, name, request)
         return saves
 
-    def _save(self, save: Save, cursor: Any, *, told: bool) -> Flow[None]:
+    def _save(self, saves: list[tuple[str, Save]], cursor: Any, *, told: bool) -> Flow[None]:
         """Queue the save right after the last step, deliver all outstanding results, and prepare the record.
 
         The weights, the data position and the callback states of a record must all belong to the same boundary, so all
         results must be delivered first. Waiting costs little, because the service saves meanwhile. The record is
         written when the result of the save is delivered.
         """
+        save = _combined([save for _, save in saves])
         saving = self._pipeline.submit_save(self._step, ttl_seconds=save.ttl_seconds, sampler=save.sampler)
         yield from self._deliver(self._step)
         yield from self._settle()
         if self._stop and not told:
-            self._ask_boundary(final=True)  # this boundary is being saved: further requests to save it change nothing
+            saves += self._ask_boundary(final=True)  # too late to change how this boundary is saved
             yield from self._deliver(self._step)
             yield from self._settle()
         if self._stop and not self._stop.save:
@@ -328,6 +330,7 @@ class Loop:
         states, metrics = self._callbacks.states(), dict(self._metrics)
         rows, run = self._sinks.rows, self._pipeline.run
         record = Record(self._step, "", cursor, states, metrics, self._tokens, rows, run=run, model=self._model)
+        record = replace(record, saved_by=sorted({name for name, _ in saves if name}))
 
         def finish(values: list[Any]) -> Result:
             saved = saving.finish(values)
@@ -349,15 +352,14 @@ class Loop:
 
     def _notify_saved(self, record: Record) -> None:
         assert self._checkpoints is not None
+        keeps: dict[str, Keep] = {}
         for name, request in self._callbacks.ask("on_save", record.step, record):
             if isinstance(request, Retain):
-                try:
-                    self._checkpoints.retain(request.keep)
-                except Exception as error:
-                    error.add_note(f"in the Retain returned by {name}.on_save at step {record.step}")
-                    raise
+                keeps[name] = _noted(request.keep, f"in the Retain returned by {name}.on_save at step {record.step}")
             else:
                 self._take(record.step, name, request)
+        if keeps:
+            self._checkpoints.retain(lambda records: kept_steps(records, keeps, self._callbacks.names))
 
     # --- the result clock ---
 
@@ -433,6 +435,19 @@ class Loop:
         lap = {"total": now - self._delivered_at, **self._waited, **self._callbacks.lap()}
         self._delivered_at, self._waited = now, {"data": 0.0, "server": 0.0}
         return lap
+
+
+def _noted(keep: Keep, note: str) -> Keep:
+    """Return a function that does what `keep` does, and adds `note` to its errors."""
+
+    def noted(records: Sequence[Record]) -> Collection[int]:
+        try:
+            return keep(records)
+        except Exception as error:
+            error.add_note(note)
+            raise
+
+    return noted
 
 
 def _combined(saves: Sequence[Save]) -> Save:
