@@ -48,6 +48,11 @@ class Evaluate(Callback):
     ):
         if every is not None and every < 1:
             raise PlanError(f"every must be >= 1, got {every}")
+        if not callable(evaluator):
+            raise PlanError(
+                f"an evaluator must be a function from a training client to a future of metrics, got a "
+                f"{type(evaluator).__name__}: for the loss of held-out datums, pass nll(datums)"
+            )
         self.name = name
         self._evaluator, self._every, self._detached = evaluator, every, detached
         self._at_start, self._at_end = at_start, at_end

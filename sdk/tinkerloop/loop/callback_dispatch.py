@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from tinkerloop.errors import CheckpointError, PlanError
+from tinkerloop.errors import CheckpointError, PlanError, TinkerloopError
 from tinkerloop.loop.callback import Callback, callback_name
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.events import Accumulate, Eval, Log, Request, Retain, Save, Stop
-from tinkerloop.loop.metric_names import check_metrics
+from tinkerloop.loop.metric_names import check_metrics, did_you_mean
 from tinkerloop.loop.plan import Plan
 from tinkerloop.loop.remembered import Remembered
 
@@ -45,6 +45,7 @@ class Dispatcher:
             if not isinstance(callback, Callback):
                 raise PlanError(f"each item of callbacks must be a tinkerloop.Callback object, got {callback!r}")
             name, state = callback_name(callback), callback.state
+            _refuse_unknown_events(name, callback)
             _refuse_used(name, callback)
             if name in self._callbacks:
                 raise PlanError(
@@ -166,16 +167,19 @@ class Dispatcher:
             plan = changed
         return plan
 
-    def end(self, step: int, summary: Any) -> list[Exception]:
-        """Call `on_end` of every started callback, the last started first, and return the exceptions they raised."""
-        failures: list[Exception] = []
+    def end(self, step: int, summary: Any) -> list[BaseException]:
+        """Call `on_end` of every started callback, the last started first, and return the exceptions they raised.
+
+        Not even a KeyboardInterrupt in one of them skips the others.
+        """
+        failures: list[BaseException] = []
         handlers = dict(self._handlers["on_end"])
         for name in reversed(self._started):
             if name not in handlers:
                 continue
             try:
                 _requests(name, "on_end", self._call(name, "on_end", handlers[name], step, summary))
-            except Exception as error:
+            except BaseException as error:
                 failures.append(error)
         return failures
 
@@ -191,10 +195,7 @@ class Dispatcher:
     ) -> Any:
         began = time.perf_counter()
         try:
-            answer = handler(*args)
-            return (
-                list(answer) if isinstance(answer, Iterator) else answer
-            )  # runs the body, if `handler` is a generator function
+            return _answer(handler, f"{name}.{event}", *args)
         except Exception as error:
             if not self._callbacks[name].optional:
                 error.add_note(f"in {name}.{event} at step {step}")
@@ -205,6 +206,29 @@ class Dispatcher:
             return if_dropped
         finally:
             self._seconds[name] += time.perf_counter() - began
+
+
+def _answer(handler: Callable[..., Any], what: str, *args: Any) -> Any:
+    """Call `handler`, also the body of a generator function. A StopIteration would look like the end of the loop."""
+    try:
+        answer = handler(*args)
+        return list(answer) if isinstance(answer, Iterator) else answer
+    except StopIteration as error:
+        raise TinkerloopError(
+            f"StopIteration was raised in {what}, probably by next() on an iterator that has ended: "
+            "give next() a default"
+        ) from error
+
+
+def _refuse_unknown_events(name: str, callback: Callback) -> None:
+    events = (*ALLOWED, "on_plan")
+    for unknown in sorted(set(dir(callback)) - set(events)):
+        if unknown.startswith("on_") and callable(getattr(callback, unknown)):
+            raise PlanError(
+                f"callback {name!r} has a method {unknown!r}, which is no event of the loop and would never be called"
+                f"{did_you_mean(unknown, events)} (the events are {', '.join(events)}; rename a method that is not "
+                "meant to be one)"
+            )
 
 
 def _refuse_used(name: str, callback: Callback) -> None:

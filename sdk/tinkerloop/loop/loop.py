@@ -42,7 +42,7 @@ from tinkerloop.loop.events import (
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
 from tinkerloop.loop.opening import begin, model_of, refuse_another_client
 from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
-from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan
+from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan, check_loss_name
 from tinkerloop.loop.positioned_batches import as_batches
 from tinkerloop.loop.remembered import Remembered
 from tinkerloop.loop.retention import Keep, kept_steps
@@ -97,6 +97,7 @@ class Loop:
     ):
         if steps is not None and steps < 0:
             raise PlanError(f"steps must be >= 0, got {steps}")
+        check_loss_name(loss_fn)
         if normalize not in NORMALIZE:
             raise PlanError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}")
         if record is None and checkpoints is not None and (latest := checkpoints.latest()):
@@ -210,7 +211,7 @@ class Loop:
             for failure in failures[error is None :]:
                 (error or failures[0]).add_note(f"then, while ending: {failure!r}")
             if failures and error is None:
-                raise failures[0]
+                raise next((one for one in failures if not isinstance(one, Exception)), failures[0])
 
     def _train(self) -> Flow[None]:
         # The callbacks handled the record's boundary before the record was written, so on_boundary is not called again.
@@ -296,6 +297,12 @@ class Loop:
                         "pass checkpoints=Checkpoints(folder)"
                     )
                 saves.append((name, request))
+            elif isinstance(request, Eval) and not hasattr(request.future, "result"):
+                kind = type(request.future).__name__
+                raise PlanError(
+                    f"callback {name!r} requested the evaluation {request.name!r} with a {kind} "
+                    "as its future: an evaluator returns a future of metrics, such as that of background(function)"
+                )
             elif isinstance(request, Eval) and request.detached:
                 queued = submitted_eval(step, request.name, request.future, final=final, detached=True)
                 self._detached.append(queued)

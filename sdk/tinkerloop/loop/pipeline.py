@@ -14,6 +14,7 @@ so can a hand-written training loop:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinkerloop._lazy import tinker
-from tinkerloop.clients import Future, TrainingClientLike
+from tinkerloop.clients import CustomLoss, Future, TrainingClientLike
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.loop.checkpoints import new_run_id
 from tinkerloop.loop.events import EvalResult, StepResult
 from tinkerloop.loop.futures import Flow, Wait, iterate
-from tinkerloop.loop.plan import MicroBatch, Plan, mean_loss, normalized
+from tinkerloop.loop.plan import MicroBatch, Plan, check_loss_name, mean_loss, normalized
 
 
 @dataclass(frozen=True)
@@ -176,13 +177,30 @@ def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = F
 def _submit(client: TrainingClientLike, micro_batch: MicroBatch) -> Future[tinker.ForwardBackwardOutput]:
     datums, loss_fn, config = list(micro_batch.datums), micro_batch.loss_fn, micro_batch.config
     if isinstance(loss_fn, str):
+        check_loss_name(loss_fn)
         name: Any = loss_fn  # unchecked: the valid names depend on the service and on the version of tinker
         return client.forward_backward(datums, name, dict(config) if config else None)
     if config:
         raise PlanError(
             f"a custom loss must have config=None, got {dict(config)}: put its options into the loss function instead"
         )
-    return client.forward_backward_custom(datums, loss_fn)
+    return client.forward_backward_custom(datums, _checked(loss_fn))
+
+
+def _checked(loss_fn: CustomLoss) -> CustomLoss:
+    """Return a function that does what `loss_fn` does, and checks that it returns a loss and metrics."""
+
+    @functools.wraps(loss_fn)
+    def checked(datums: list[tinker.Datum], logprobs: list[Any]) -> Any:
+        answer: Any = loss_fn(datums, logprobs)
+        if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping):
+            return answer
+        raise PlanError(
+            f"a custom loss must return (scalar loss, dict of metrics), got a {type(answer).__name__}: return "
+            "(loss, {}) if it has no metrics"
+        )
+
+    return checked
 
 
 RESERVED = ("loss", "learning_rate", "tokens")
