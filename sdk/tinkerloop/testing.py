@@ -75,22 +75,27 @@ class OrderedService:
     operations: list[Operation] = field(default_factory=list)
     checkpoints: dict[str, UnigramState] = field(default_factory=dict)
     """Mapping from `tinker://` path to saved training state."""
-    clients: int = 0
-    """The number of training clients opened so far."""
+    models: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Mapping from the id of each training client opened so far to its base model and rank."""
 
-    def create_lora_training_client(self, base_model: str = "unigram", **options: Any) -> OrderedClient:
-        """Open a training client with a new model. The other options of the real method are accepted and ignored."""
+    def create_lora_training_client(
+        self, base_model: str = "unigram", *, rank: int = 32, **options: Any
+    ) -> OrderedClient:
+        """Open a training client with a new model.
+
+        `base_model` and `rank` are only reported by `get_info`; the other options of the real method are ignored.
+        """
         zeros = np.zeros(self.vocab_size)
-        return self._client(UnigramState(zeros, zeros, zeros))
+        return self._client(UnigramState(zeros, zeros, zeros), (base_model, rank))
 
     def create_training_client_from_state_with_optimizer(self, path: str, **options: Any) -> OrderedClient:
         """Open a training client with saved weights and the saved optimizer state."""
-        return self._client(self.checkpoint(path))
+        return self._client(self.checkpoint(path), self._model_at(path))
 
     def create_training_client_from_state(self, path: str, **options: Any) -> OrderedClient:
         """Open a training client with saved weights and a new optimizer state."""
         zeros = np.zeros(self.vocab_size)
-        return self._client(UnigramState(self.checkpoint(path).logits, zeros, zeros))
+        return self._client(UnigramState(self.checkpoint(path).logits, zeros, zeros), self._model_at(path))
 
     def create_sampling_client(
         self, model_path: str | None = None, base_model: str | None = None, **options: Any
@@ -121,9 +126,13 @@ class OrderedService:
     def __exit__(self, *error: object) -> None:
         self.close("success")
 
-    def _client(self, state: UnigramState) -> OrderedClient:
-        self.clients += 1
-        return OrderedClient(self, f"ordered:train:{self.clients - 1}", state)
+    def _client(self, state: UnigramState, model: tuple[str, int]) -> OrderedClient:
+        model_id = f"ordered:train:{len(self.models)}"
+        self.models[model_id] = model
+        return OrderedClient(self, model_id, state)
+
+    def _model_at(self, path: str) -> tuple[str, int]:
+        return self.models[path.split("/")[2]]
 
     def checkpoint(self, path: str) -> UnigramState:
         """Return the training state saved at `path`.
@@ -281,9 +290,12 @@ class OrderedClient:
         return self._service.create_sampling_client(model_path)
 
     def get_info(self) -> tinker.types.GetInfoResponse:
-        """Return the name of the base model, "unigram", and the id of the training run."""
-        data = tinker.types.ModelData(model_name="unigram")
-        return tinker.types.GetInfoResponse(model_data=data, model_id=self.model_id, model_name="unigram")
+        """Return the base model and the rank that the model was created with, and the id of the training run."""
+        base_model, rank = self._service.models[self.model_id]
+        data = tinker.types.ModelData(model_name=base_model)
+        return tinker.types.GetInfoResponse(
+            model_data=data, model_id=self.model_id, model_name=base_model, is_lora=rank > 0, lora_rank=rank
+        )
 
     def get_tokenizer(self) -> Any:
         """Raise NotImplementedError, because the unigram model has no tokenizer."""

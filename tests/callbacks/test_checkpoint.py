@@ -4,7 +4,7 @@ import pytest
 
 from tinkerloop.callbacks import Best, Checkpoint, Evaluate, nll
 from tinkerloop.errors import PlanError
-from tinkerloop.loop import Checkpoints, Loop, Save
+from tinkerloop.loop import Callback, Checkpoints, Loop, Retain, Save
 
 
 def due(callback, boundary, steps, tokens=0, final=None):
@@ -96,3 +96,45 @@ def test_what_has_expired_need_not_be_deleted(service, batches, tmp_path):
 def test_contradictions_are_refused(options, says):
     with pytest.raises(PlanError, match=says):
         Checkpoint(**options)
+
+
+def test_while_no_record_has_the_metric_all_are_kept_with_a_warning(service, batches, tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    callbacks = [Checkpoint(every=1, keep_last=1, keep_best=Best("los"))]
+    Loop(service.create_lora_training_client(), batches, callbacks=callbacks, checkpoints=checkpoints).run()
+    assert [record.step for record in checkpoints.records()] == [1, 2, 3, 4, 5, 6]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "no metric 'los'" in message
+    assert "did you mean 'loss'" in message
+
+
+def test_the_best_by_a_detached_evaluation_are_refused(service, batches):
+    callbacks = [Evaluate("slow", nll(batches[0]), detached=True), Checkpoint(keep_last=1, keep_best=Best("slow/nll"))]
+    with pytest.raises(PlanError, match="a metric of a detached evaluation"):
+        Loop(service.create_lora_training_client(), batches, callbacks=callbacks)
+
+
+class Rolling(Checkpoint):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("sparse", "kept"), [(Checkpoint(3), [3, 5, 6]), (Checkpoint(2, keep_last=2), [4, 5, 6])], ids=["all", "two"]
+)
+def test_two_checkpoint_callbacks_keep_the_union_of_what_each_keeps(service, batches, tmp_path, sparse, kept):
+    checkpoints = Checkpoints(tmp_path)
+    callbacks = [sparse, Rolling(1, keep_last=2)]
+    Loop(service.create_lora_training_client(), batches, callbacks=callbacks, checkpoints=checkpoints).run()
+    assert [record.step for record in checkpoints.records()] == kept
+
+
+def test_a_callback_that_saves_nothing_may_delete_what_others_saved(service, batches, tmp_path):
+    class Newest(Callback):
+        def on_save(self, record):
+            return Retain(lambda records: [])
+
+    checkpoints = Checkpoints(tmp_path)
+    Loop(
+        service.create_lora_training_client(), batches, callbacks=[Checkpoint(1), Newest()], checkpoints=checkpoints
+    ).run()
+    assert [record.step for record in checkpoints.records()] == [6]

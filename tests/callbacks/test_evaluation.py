@@ -7,9 +7,9 @@ import pytest
 import tinker
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
-from tinkerloop.callbacks import Evaluate, nll, sampled, together
+from tinkerloop.callbacks import Checkpoint, Evaluate, nll, sampled, together
 from tinkerloop.errors import PlanError
-from tinkerloop.loop import Eval, Log, Loop
+from tinkerloop.loop import Callback, Checkpoints, Eval, Log, Loop, Stop
 
 
 def asked(callback, boundary, steps, final=None):
@@ -138,3 +138,47 @@ def test_evaluators_together_cannot_return_the_same_metric(service, batches):
     evaluator = together(nll(batches[0]), nll(batches[1]))
     with pytest.raises(PlanError, match="different metrics"):
         evaluator(service.create_lora_training_client()).result()
+
+
+class StopAt(Callback):
+    """Stops at boundary 3, at the event that it is made for."""
+
+    def __init__(self, event):
+        self.event = event
+
+    def on_boundary(self, boundary):
+        return Stop("far enough") if self.event == "boundary" and boundary.step >= 3 else None
+
+    def on_step(self, result):
+        return Stop("far enough") if self.event == "step" and result.step == 2 else None
+
+    def on_eval(self, result):
+        return Stop("far enough") if self.event == "eval" and result.step == 3 else None
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+@pytest.mark.parametrize("save_every", [None, 3, 4])
+@pytest.mark.parametrize("event", ["boundary", "step", "eval"])
+def test_it_evaluates_the_last_boundary_whatever_stops_the_run(service, batches, tmp_path, event, save_every, ahead):
+    rows, checkpoints = [], Checkpoints(tmp_path)
+    callbacks = [
+        Evaluate("test", nll(batches[0]), every=3),
+        Evaluate("last", nll(batches[0]), at_start=False),
+        StopAt(event),
+        Checkpoint(every=save_every),
+    ]
+    sinks = [lambda step, row: rows.extend((step, name) for name in row if name.endswith("/nll"))]
+    client = service.create_lora_training_client()
+    summary = Loop(client, batches, callbacks=callbacks, sinks=sinks, checkpoints=checkpoints, ahead=ahead).run()
+    assert summary.reason == "far enough"
+    assert [step for step, name in rows if name == "last/nll"] == [summary.step]
+    assert [step for step, name in rows if name == "test/nll"] == sorted({0, 3, summary.step})
+    assert checkpoints.latest().step == summary.step
+    assert "last/nll" in checkpoints.latest().metrics
+
+
+def test_a_stopped_run_is_saved_at_the_end_as_its_checkpoint_callback_asks(service, batches, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    callbacks = [StopAt("boundary"), Checkpoint(sampler=True)]
+    Loop(service.create_lora_training_client(), batches, callbacks=callbacks, checkpoints=checkpoints).run()
+    assert checkpoints.latest().sampler_path is not None

@@ -1,10 +1,11 @@
 import math
+from concurrent.futures import Future
 
 import pytest
 
-from tinkerloop.callbacks import Budget, EarlyStop, StopOnNonFinite
+from tinkerloop.callbacks import Budget, EarlyStop, Evaluate, StopOnNonFinite
 from tinkerloop.errors import NonFiniteError, PlanError, TinkerloopError
-from tinkerloop.loop import Loop, Stop
+from tinkerloop.loop import Callback, Eval, EvalResult, Loop, Stop
 
 
 def feed(callback, eval_result, values):
@@ -90,3 +91,56 @@ def test_a_time_budget_counts_what_earlier_parts_spent(step_result):
 def test_a_budget_needs_a_limit():
     with pytest.raises(PlanError, match="tokens= or seconds="):
         Budget()
+
+
+class Ready(Future):
+    def __init__(self, **metrics):
+        super().__init__()
+        self.set_result(metrics)
+
+
+def constant(client):
+    return Ready(**{"math/acc": 0.5})
+
+
+def test_early_stop_reads_a_metric_with_a_slash_in_its_name(service, batches):
+    callbacks = [Evaluate("test", constant, every=1), EarlyStop("test/math/acc", patience=2, mode="max")]
+    summary = Loop(service.create_lora_training_client(), batches, callbacks=callbacks, ahead=0).run()
+    assert summary.reason == "test/math/acc has not improved on 0.5 since step 0"
+
+
+def test_a_metric_with_a_slash_may_be_of_an_evaluation_with_a_longer_name():
+    callback = EarlyStop("test/math/acc", patience=1)
+    assert callback.on_eval(EvalResult(0, "test", {"nll": 1.0})) is None
+    assert callback.on_eval(EvalResult(0, "test/math", {"acc": 1.0})) is None
+    assert isinstance(callback.on_eval(EvalResult(1, "test/math", {"acc": 1.0})), Stop)
+
+
+@pytest.mark.parametrize(
+    ("metric", "detached", "says"),
+    [
+        ("tets/acc", False, r"nothing logs it: the evaluations of this run are \['test'\].*did you mean 'test/acc'"),
+        ("acc", False, "nothing logs it"),
+        ("test/acc", True, "a metric of a detached evaluation"),
+    ],
+)
+def test_a_metric_that_cannot_decide_is_refused_before_the_run(service, batches, metric, detached, says):
+    callbacks = [Evaluate("test", constant, detached=detached), EarlyStop(metric)]
+    with pytest.raises(PlanError, match=says):
+        Loop(service.create_lora_training_client(), batches, callbacks=callbacks)
+    assert service.operations == []
+
+
+def test_the_evaluations_of_other_callbacks_need_not_be_known_before_the_run(service, batches):
+    class Mine(Callback):
+        def on_boundary(self, boundary):
+            return Eval("mine", Ready(x=1.0))
+
+    loop = Loop(service.create_lora_training_client(), batches, callbacks=[Mine(), EarlyStop("mine/x", patience=1)])
+    assert loop.run().stopped_early
+
+
+def test_a_metric_that_nothing_logged_is_an_error_at_the_end(service, batches):
+    callbacks = [Evaluate("test", constant), EarlyStop("test/math/acx")]
+    with pytest.raises(TinkerloopError, match=r"never stopped early.*did you mean 'test/math/acc'"):
+        Loop(service.create_lora_training_client(), batches, steps=1, callbacks=callbacks).run()

@@ -12,8 +12,15 @@ import pytest
 import tinkerloop
 from tinkerloop.callbacks import Checkpoint, Evaluate, nll
 from tinkerloop.errors import CheckpointError, RunLockedError
-from tinkerloop.loop import Checkpoints, Jsonl, Loop, Run, Sink, open_training_client
+from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, Run, Sink, open_training_client
 from tinkerloop.testing import OrderedService
+
+
+class LongRows(Callback):
+    """Makes metrics.jsonl the largest file of the run folder, also under a long path: records name the folder."""
+
+    def on_step(self, result):
+        return Log({"x" * 1000: 0.0})
 
 
 def run(service, batches, folder, steps=6, sinks=()):
@@ -24,7 +31,7 @@ def run(service, batches, folder, steps=6, sinks=()):
         client,
         batches,
         steps=steps,
-        callbacks=[Checkpoint(every=2), Evaluate("test", nll(batches[0]), every=2)],
+        callbacks=[Checkpoint(every=2), Evaluate("test", nll(batches[0]), every=2), LongRows()],
         checkpoints=checkpoints,
         record=record,
         sinks=[Jsonl(folder / "metrics.jsonl"), *sinks],

@@ -28,6 +28,7 @@ from tinkerloop.loop import (
     Save,
     Stop,
     background,
+    open_training_client,
 )
 from tinkerloop.testing import OrderedService
 
@@ -37,6 +38,13 @@ OPTIM = tinker.AdamParams(learning_rate=0.1)
 def events(loop_operations):
     """Operations as short strings, results marked with an arrow."""
     return [f"<-{op[1][0]}" if op[0] == "result" else op[0] for op in loop_operations]
+
+
+def extend(service, batches, checkpoints, **options):
+    """A loop from the newest record on, or a new one."""
+    record = checkpoints.latest()
+    client = open_training_client(service, record)
+    return Loop(client, batches, checkpoints=checkpoints, record=record, **options)
 
 
 class Recorder(Callback):
@@ -105,7 +113,7 @@ def by_hand(client, batches, checkpoints):
     """The same run without Loop: Pipeline, Plan and Checkpoints."""
     from tinkerloop.loop import Record
 
-    pipeline, evaluate, saving = Pipeline(client, ahead=1), nll(batches[0]), None
+    pipeline, evaluate, saving = Pipeline(client, run=checkpoints.run_id()), nll(batches[0]), None
     pending = list(batches)
     for step in range(5):
         for _ in pipeline.before(step):
@@ -127,7 +135,8 @@ def by_hand(client, batches, checkpoints):
         pipeline.step(Plan(step, tuple(parts), OPTIM))
 
 
-def test_run_arun_steps_and_a_script_by_hand_perform_the_same_operations(batches, tmp_path):
+def test_run_arun_steps_and_a_script_by_hand_perform_the_same_operations(batches, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinkerloop.loop.checkpoints.new_run_id", lambda: "0123abcd")
     logs = []
     for kind in ("run", "arun", "steps", "asteps", "hand"):
         service = OrderedService(20)
@@ -159,7 +168,7 @@ def test_a_save_sits_right_behind_its_step(service, batches, tmp_path):
     client = service.create_lora_training_client()
     Loop(client, batches, steps=5, callbacks=[Checkpoint(every=2)], checkpoints=Checkpoints(tmp_path), ahead=2).run()
     submitted = [op for op in service.operations if op[0] != "result"]
-    at = submitted.index(("save_state", "000002"))
+    (at,) = [i for i, op in enumerate(submitted) if op[0] == "save_state" and op[1].endswith("-000002")]
     assert [op[0] for op in submitted[:at]].count("optim_step") == 2
 
 
@@ -389,13 +398,24 @@ def test_a_detached_evaluation_is_logged_with_its_own_step_before_the_end(servic
     assert (1, {"slow/score": 1.0}) in rows
 
 
+class Late(Future):
+    """Is never done by itself, but has a value for whoever waits for it."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def result(self, timeout=None):
+        return self.value
+
+
 def test_a_detached_evaluation_is_delivered_before_the_next_record(service, batches, tmp_path):
     seen = Recorder()
 
     class Slow(Callback):
         def on_boundary(self, boundary):
             if boundary.step == 1:
-                return Eval("slow", background(lambda: {"score": 1.0}), detached=True)
+                return Eval("slow", Late({"score": 1.0}), detached=True)
 
     checkpoints = Checkpoints(tmp_path)
     callbacks = [Slow(), seen, Checkpoint(every=2)]
@@ -428,6 +448,35 @@ def test_nothing_may_be_decided_by_a_detached_evaluation(service, batches):
 
     with pytest.raises(PlanError, match="detached evaluation 'slow'"):
         Loop(service.create_lora_training_client(), batches, steps=2, callbacks=[Slow()]).run()
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_detached_evaluation_is_logged_but_in_no_metrics_that_callbacks_see(service, batches, tmp_path, ready):
+    rows, seen, checkpoints = [], [], Checkpoints(tmp_path)
+
+    class Look(Callback):
+        def on_boundary(self, boundary):
+            seen.extend(boundary.metrics)
+
+    future = Future() if ready else Late({"score": 1.0})
+    if ready:
+        future.set_result({"score": 1.0})
+    callbacks = [Evaluate("slow", lambda client: future, every=1, detached=True), Look(), Checkpoint(every=2)]
+    client, sinks = service.create_lora_training_client(), [lambda step, row: rows.extend(row)]
+    loop = Loop(client, batches, steps=4, callbacks=callbacks, sinks=sinks, checkpoints=checkpoints)
+    summary = loop.run()
+    assert rows.count("slow/score") == 5
+    assert "slow/score" not in {*seen, *summary.metrics, *checkpoints.latest().metrics}
+
+
+def test_a_detached_evaluation_must_not_change_the_state_of_a_callback(service, batches):
+    class Counts(Counting):
+        def on_eval(self, result):
+            self.state.boundaries += 1
+
+    callbacks = [Evaluate("slow", lambda client: Late({"score": 1.0}), detached=True), Counts()]
+    with pytest.raises(PlanError, match=r"counts.on_eval changed its state for the detached EvalResult"):
+        Loop(service.create_lora_training_client(), batches, steps=1, callbacks=callbacks).run()
 
 
 def test_an_error_in_a_callback_says_where(service, batches):
@@ -552,7 +601,7 @@ def test_a_cursor_of_other_batches_is_refused(service, batches, tmp_path):
     client = service.create_lora_training_client()
     Loop(client, row_batches(batches[0], 2), steps=1, checkpoints=checkpoints).run()
     with pytest.raises(PlanError, match="resume with the same batches"):
-        Loop(client, batches, checkpoints=checkpoints, record=checkpoints.latest())
+        extend(service, batches, checkpoints, steps=2)
 
 
 def test_datums_that_nobody_batched_are_refused(service, batches):
@@ -621,9 +670,7 @@ def test_zero_steps_is_a_run(service, batches, tmp_path):
 def test_a_record_of_step_zero_can_be_resumed(service, batches, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     Loop(service.create_lora_training_client(), batches, steps=0, checkpoints=checkpoints).run()
-    record = checkpoints.latest()
-    loop = Loop(service.create_lora_training_client(), batches, steps=2, checkpoints=checkpoints, record=record)
-    assert loop.run().step == 2
+    assert extend(service, batches, checkpoints, steps=2).run().step == 2
 
 
 @dataclass
@@ -640,16 +687,7 @@ class Counting(Callback):
 
 
 def resumed(service, batches, tmp_path, *callbacks):
-    checkpoints = Checkpoints(tmp_path)
-    record = checkpoints.latest()
-    return Loop(
-        service.create_lora_training_client(),
-        batches,
-        steps=4,
-        callbacks=callbacks,
-        checkpoints=checkpoints,
-        record=record,
-    )
+    return extend(service, batches, Checkpoints(tmp_path), steps=4, callbacks=callbacks)
 
 
 def test_the_records_boundary_is_not_asked_again(service, batches, tmp_path):

@@ -93,9 +93,10 @@ def train(folder, service, batches, case, kill_at=None):
 
 
 def outcome(folder, summary, client):
-    """All that must not depend on interruptions: every bit of it but the saved states' paths."""
+    """All that must not depend on interruptions: every bit of it but where the run and its states are saved."""
     state = client.state
-    records = [asdict(record) | {"path": ""} for record in Checkpoints(folder).records()]
+    own = {"path": "", "run": "", "folder": ""}
+    records = [asdict(record) | own for record in Checkpoints(folder).records()]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     weights = [array.tobytes() for array in (state.logits, state.first, state.second)]
     return {"weights": weights, "records": records, "rows": rows, "summary": summary, "updates": state.updates}

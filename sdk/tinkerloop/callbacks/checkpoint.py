@@ -5,15 +5,20 @@ A boundary is the point between two optimizer steps. A record is a line of `chec
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.events import Boundary, Requests, Retain, Save
+from tinkerloop.loop.metric_names import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,9 @@ class _State:
 class Checkpoint(Callback):
     """Save a checkpoint at regular intervals and at the last boundary of the run, and delete old records.
 
+    Of several `Checkpoint` callbacks, each deletes only records that it saved itself, and a record that two of them
+    saved is kept as long as one of them keeps it.
+
     The checkpoint of a deleted record is deleted only if `Run` or `Checkpoints` was created with `delete`; otherwise it
     stays on the service.
 
@@ -54,6 +62,8 @@ class Checkpoint(Callback):
         ttl_seconds: how long the service keeps each checkpoint; None: until it is deleted.
         sampler: if true, weights for sampling are also saved, from which a sampling client can be opened.
     """
+
+    evaluations = MappingProxyType({})
 
     def __init__(
         self,
@@ -82,7 +92,12 @@ class Checkpoint(Callback):
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
         self._save = Save(ttl_seconds, sampler)
         self._saved_at = time.monotonic()
+        self._warned = False
         self.state = _State()
+
+    @property
+    def decides_from(self) -> Mapping[str, bool]:  # type: ignore[override]
+        return {self._keep_best.metric: False} if self._keep_best else {}
 
     def on_start(self, step: int, steps: int | None) -> Requests:
         self._saved_at = time.monotonic()
@@ -95,13 +110,25 @@ class Checkpoint(Callback):
         return self._save
 
     def on_save(self, record: Record) -> Requests:
+        best = self._keep_best
+        if best and best.metric not in record.metrics and not self._warned:
+            self._warned = True
+            logger.warning(
+                "keep_best: the record of step %d has no metric %r, and all records are kept until one has it; its "
+                "metrics are %s%s",
+                record.step,
+                best.metric,
+                sorted(record.metrics),
+                did_you_mean(best.metric, record.metrics),
+            )
         return None if self._keep_last is None else Retain(self.keep)
 
     def keep(self, records: Sequence[Record]) -> set[int]:
         """Return the steps of the records to keep: the newest, the multiples of `keep_every`, and the best.
 
         Of two records with the same value, the older one is kept. A record without the metric, or with NaN, is never
-        among the best. The result depends only on the records, not on where a run was interrupted.
+        among the best; as long as no record has the metric, all are kept. The result depends only on the records, not
+        on where a run was interrupted.
         """
         steps = [record.step for record in records]
         kept = set(steps if self._keep_last is None else steps[-self._keep_last :])
@@ -109,6 +136,8 @@ class Checkpoint(Callback):
             kept |= {step for step in steps if step % self._keep_every == 0}
         if best := self._keep_best:
             sign = 1 if best.mode == "min" else -1
+            if not any(best.metric in record.metrics for record in records):
+                return set(steps)
             measured = [record for record in records if not math.isnan(record.metrics.get(best.metric, math.nan))]
             measured.sort(key=lambda record: sign * record.metrics[best.metric])
             kept |= {record.step for record in measured[: best.keep]}

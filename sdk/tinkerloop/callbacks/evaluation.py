@@ -13,7 +13,7 @@ import numpy as np
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
-from tinkerloop.errors import PlanError, TinkerloopError
+from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
 from tinkerloop.loop.futures import Mapped, awaitable, background, is_done, resolve
@@ -32,7 +32,7 @@ class Evaluate(Callback):
         evaluator: `nll(...)`, `sampled(...)`, or any function from a training client to a future of metrics.
         every: the number of steps between evaluations; None: evaluate only at the start and at the end.
         at_start: if true, also evaluate before the first step of a new run.
-        at_end: if true, also evaluate at the last boundary of the run.
+        at_end: if true, also evaluate at the last boundary of the run, whatever ends it but an error.
         detached: if true, training does not wait for the result, which is delivered when it is ready. See `Eval`.
     """
 
@@ -48,13 +48,26 @@ class Evaluate(Callback):
     ):
         if every is not None and every < 1:
             raise PlanError(f"every must be >= 1, got {every}")
+        if not callable(evaluator):
+            raise PlanError(
+                f"an evaluator must be a function from a training client to a future of metrics, got a "
+                f"{type(evaluator).__name__}: for the loss of held-out datums, pass nll(datums)"
+            )
         self.name = name
         self._evaluator, self._every, self._detached = evaluator, every, detached
         self._at_start, self._at_end = at_start, at_end
+        self._evaluated: int | None = None  # the newest boundary that was evaluated: it is once, also if asked twice
+
+    @property
+    def evaluations(self) -> Mapping[str, bool]:  # type: ignore[override]
+        return {self.name: self._detached}
 
     def on_boundary(self, boundary: Boundary) -> Requests:
+        if boundary.step == self._evaluated:
+            return None
         periodic = self._every is not None and boundary.step > 0 and boundary.step % self._every == 0
         if periodic or (self._at_start and boundary.step == 0) or (self._at_end and boundary.final):
+            self._evaluated = boundary.step
             return Eval(self.name, self._evaluator(boundary.client), self._detached)
         return None
 
@@ -154,17 +167,3 @@ class _All(Generic[T]):
 
     async def _gather(self) -> list[T]:
         return [await awaitable(future) for future in self._futures]
-
-
-def metric_of(result: EvalResult, metric: str) -> float | None:
-    """Return the value of `metric`, given as `<evaluation>/<name>`; None if `result` is of another evaluation.
-
-    Raises:
-        TinkerloopError: the evaluation has no such metric.
-    """
-    name, _, key = metric.rpartition("/")
-    if result.name != name:
-        return None
-    if key not in result.value:
-        raise TinkerloopError(f"evaluation {name!r} returned no metric {key!r}; its metrics are {sorted(result.value)}")
-    return float(result.value[key])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Sequence
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 from tinkerloop.errors import PlanError
@@ -23,6 +23,8 @@ class Preempt(Callback):
     Args:
         signals: the signals to handle.
     """
+
+    evaluations = MappingProxyType({})
 
     def __init__(self, signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT)):
         self._signals = tuple(signals)

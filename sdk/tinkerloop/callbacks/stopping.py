@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tinkerloop.callbacks.evaluation import metric_of
-from tinkerloop.errors import NonFiniteError, PlanError
+from tinkerloop.errors import NonFiniteError, PlanError, TinkerloopError
 from tinkerloop.loop.callback import Callback
-from tinkerloop.loop.events import EvalResult, Requests, StepResult, Stop
+from tinkerloop.loop.events import EvalResult, Requests, StepResult, Stop, Summary
+from tinkerloop.loop.metric_names import did_you_mean, metric_of
 
 
 @dataclass
@@ -27,7 +27,8 @@ class EarlyStop(Callback):
     `patience`.
 
     Args:
-        metric: the metric, as `<evaluation>/<metric>`, such as "test/nll".
+        metric: the metric as it is logged, `<evaluation>/<metric>`, such as "test/nll" or "test/math/accuracy". The
+            evaluation must not be detached.
         patience: the number of evaluations in a row without improvement after which the run stops.
         mode: "min" if lower values are better, "max" if higher values are better.
         min_delta: a change counts as an improvement only if it is larger than this.
@@ -42,20 +43,41 @@ class EarlyStop(Callback):
         self._metric, self._patience, self._min_delta = metric, patience, min_delta
         self._sign = 1.0 if mode == "min" else -1.0
         self.state = _Patience()
+        self._missed: list[str] = []
+
+    @property
+    def decides_from(self) -> Mapping[str, bool]:  # type: ignore[override]
+        return {self._metric: True}
 
     def on_start(self, step: int, steps: int | None) -> Requests:
         return self._decide()
 
     def on_eval(self, result: EvalResult) -> Requests:
-        value = metric_of(result, self._metric)
-        if value is None:
+        key = metric_of(result.name, self._metric)
+        if key is None or result.detached:
             return None
+        if key not in result.value:
+            self._missed = [f"{result.name}/{name}" for name in result.value]
+            if "/" in key:  # it may be a metric of an evaluation with a longer name
+                return None
+            raise TinkerloopError(
+                f"evaluation {result.name!r} returned no metric {key!r}; its metrics are {sorted(result.value)}"
+                f"{did_you_mean(key, result.value)}"
+            )
+        value = float(result.value[key])
         best = self.state.best
         if best is None or math.isnan(best) or self._sign * (best - value) > self._min_delta:
             self.state = _Patience(value, result.step, 0)
         else:
             self.state.bad += 1
         return self._decide()
+
+    def on_end(self, summary: Summary) -> None:
+        if self.state.best is None and self._missed and summary.error is None:
+            raise TinkerloopError(
+                f"no evaluation has returned the metric {self._metric!r}, so the run was never stopped early: the "
+                f"metrics are {sorted(self._missed)}{did_you_mean(self._metric, self._missed)}"
+            )
 
     def _decide(self) -> Requests:
         if self.state.bad < self._patience:

@@ -2,7 +2,7 @@
 
 from tinkerloop.data.batches import Batches
 from tinkerloop.loop.callback import Callback
-from tinkerloop.loop.checkpoints import Checkpoints, Record, open_training_client
+from tinkerloop.loop.checkpoints import Checkpoints, Record
 from tinkerloop.loop.events import (
     Accumulate,
     Boundary,
@@ -17,6 +17,7 @@ from tinkerloop.loop.events import (
 )
 from tinkerloop.loop.futures import background, resolve
 from tinkerloop.loop.loop import Loop
+from tinkerloop.loop.opening import mark_opened, open_training_client
 from tinkerloop.loop.pipeline import Pipeline, SaveResult
 from tinkerloop.loop.plan import MicroBatch, Plan
 from tinkerloop.loop.run_folder import Run
@@ -50,6 +51,7 @@ __all__ = [
     "TensorBoard",
     "WandB",
     "background",
+    "mark_opened",
     "open_training_client",
     "resolve",
 ]

@@ -19,6 +19,8 @@ callback that reacts to results makes the same decisions in every run.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +54,15 @@ class Callback:
     optional: bool = False
     """If true, an exception in the callback does not end the run: it is logged, and the callback is removed."""
 
+    evaluations: Mapping[str, bool] | None = None
+    """Mapping from the name of each evaluation that `on_boundary` may request to whether it is detached; None: unknown.
+
+    If every callback with an `on_boundary` declares them, a metric that nothing logs is found before the run starts.
+    """
+
+    decides_from: Mapping[str, bool] = MappingProxyType({})
+    """Mapping from each metric that the callback decides from to whether it must be one of an evaluation."""
+
     def on_start(self, step: int, steps: int | None) -> Requests:
         """Handle the start of the run. Called once, before any work is queued.
 
@@ -65,7 +76,10 @@ class Callback:
         return plan
 
     def on_boundary(self, boundary: Boundary) -> Requests:
-        """Handle a boundary, before the next step is queued. May queue work on `boundary.client`; must not block."""
+        """Handle a boundary, before the next step is queued. May queue work on `boundary.client`; must not block.
+
+        Called once more for the same boundary, with `boundary.final`, if the run is stopped there after the first call.
+        """
 
     def on_step(self, result: StepResult) -> Requests:
         """Handle the result of a step. Called once per step, in the order of the steps."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from tinkerloop.errors import CheckpointError, PlanError
+from tinkerloop.errors import CheckpointError, PlanError, TinkerloopError
 from tinkerloop.loop.callback import Callback, callback_name
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.events import Accumulate, Eval, Log, Request, Retain, Save, Stop
+from tinkerloop.loop.metric_names import check_metrics, did_you_mean
 from tinkerloop.loop.plan import Plan
+from tinkerloop.loop.remembered import Remembered
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ ALLOWED: Mapping[str, tuple[type, ...]] = {
 """Mapping from an event's name to the types of request that a callback may return there."""
 
 
+_used: Remembered[bool] = Remembered()  # callbacks that a loop has started
+
+
 class Dispatcher:
     """Call the callbacks of one run, and save and restore their state by callback name."""
 
@@ -40,6 +45,8 @@ class Dispatcher:
             if not isinstance(callback, Callback):
                 raise PlanError(f"each item of callbacks must be a tinkerloop.Callback object, got {callback!r}")
             name, state = callback_name(callback), callback.state
+            _refuse_unknown_events(name, callback)
+            _refuse_used(name, callback)
             if name in self._callbacks:
                 raise PlanError(
                     f"two callbacks have the name {name!r}, but names must be unique: set `name` on one of them"
@@ -47,10 +54,16 @@ class Dispatcher:
             if state is not None and (not is_dataclass(state) or isinstance(state, type)):
                 raise PlanError(f"the state of callback {name!r} must be a dataclass instance or None, got {state!r}")
             self._callbacks[name] = callback
+        check_metrics(self._callbacks)
         self._unclaimed: dict[str, Mapping[str, Any]] = {}
         self._started: list[str] = []
         self._handlers = {event: self._overriding(event) for event in (*ALLOWED, "on_plan")}
         self._seconds: dict[str, float] = defaultdict(float)
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of the callbacks of the run."""
+        return self._callbacks.keys()
 
     def lap(self) -> dict[str, float]:
         """Return the seconds spent in callbacks since the previous call of `lap`.
@@ -104,11 +117,22 @@ class Dispatcher:
 
     # --- events ---
 
-    def ask(self, event: str, step: int, *args: Any) -> list[tuple[str, Request]]:
-        """Call every callback that overrides `event`, in list order, and return (callback name, request) pairs."""
+    def ask(self, event: str, step: int, *args: Any, keep_states: bool = False) -> list[tuple[str, Request]]:
+        """Call every callback that overrides `event`, in list order, and return (callback name, request) pairs.
+
+        With `keep_states`, a callback must not change its state, because the call comes at a time that depends on
+        timing.
+        """
         asked: list[tuple[str, Request]] = []
         for name, handler in self._handlers[event]:
+            callback = self._callbacks.get(name)
+            before = _contents(callback) if keep_states else None
             answer = self._call(name, event, handler, step, *args)
+            if keep_states and _contents(callback) != before:
+                raise PlanError(
+                    f"{name}.{event} changed its state for the detached {args[0]!r}, whose time of arrival is not "
+                    "reproducible: do nothing but log a result that has `detached`, or evaluate with detached=False"
+                )
             if answer is not None:
                 asked += [(name, request) for request in _requests(name, event, answer)]
         return asked
@@ -120,7 +144,10 @@ class Dispatcher:
         """
         asked: list[tuple[str, Request]] = []
         handlers = dict(self._handlers["on_start"])
-        for name in list(self._callbacks):
+        for name, callback in self._callbacks.items():
+            _refuse_used(name, callback)
+        for name, callback in list(self._callbacks.items()):
+            _used.set(callback, True)
             self._started.append(name)
             if name in handlers:
                 answer = self._call(name, "on_start", handlers[name], step, step, steps)
@@ -140,16 +167,19 @@ class Dispatcher:
             plan = changed
         return plan
 
-    def end(self, step: int, summary: Any) -> list[Exception]:
-        """Call `on_end` of every started callback, in reverse order of their start, and return what they raised."""
-        failures: list[Exception] = []
+    def end(self, step: int, summary: Any) -> list[BaseException]:
+        """Call `on_end` of every started callback, in reverse order of their start, and return what they raised.
+
+        Not even a KeyboardInterrupt in one of them skips the others.
+        """
+        failures: list[BaseException] = []
         handlers = dict(self._handlers["on_end"])
         for name in reversed(self._started):
             if name not in handlers:
                 continue
             try:
                 _requests(name, "on_end", self._call(name, "on_end", handlers[name], step, summary))
-            except Exception as error:
+            except BaseException as error:
                 failures.append(error)
         return failures
 
@@ -165,10 +195,7 @@ class Dispatcher:
     ) -> Any:
         began = time.perf_counter()
         try:
-            answer = handler(*args)
-            return (
-                list(answer) if isinstance(answer, Iterator) else answer
-            )  # runs the body, if `handler` is a generator function
+            return _answer(handler, f"{name}.{event}", *args)
         except Exception as error:
             if not self._callbacks[name].optional:
                 error.add_note(f"in {name}.{event} at step {step}")
@@ -179,6 +206,42 @@ class Dispatcher:
             return if_dropped
         finally:
             self._seconds[name] += time.perf_counter() - began
+
+
+def _answer(handler: Callable[..., Any], what: str, *args: Any) -> Any:
+    """Call `handler`, also the body of a generator function. A StopIteration would look like the end of the loop."""
+    try:
+        answer = handler(*args)
+        return list(answer) if isinstance(answer, Iterator) else answer
+    except StopIteration as error:
+        raise TinkerloopError(
+            f"StopIteration was raised in {what}, probably by next() on an iterator that has ended: "
+            "give next() a default"
+        ) from error
+
+
+def _refuse_unknown_events(name: str, callback: Callback) -> None:
+    events = (*ALLOWED, "on_plan")
+    for unknown in sorted(set(dir(callback)) - set(events)):
+        if unknown.startswith("on_") and callable(getattr(callback, unknown)):
+            raise PlanError(
+                f"callback {name!r} has a method {unknown!r}, which is no event of the loop and would never be called"
+                f"{did_you_mean(unknown, events)} (the events are {', '.join(events)}; rename a method that is not "
+                "meant to be one)"
+            )
+
+
+def _refuse_used(name: str, callback: Callback) -> None:
+    if _used.get(callback):
+        raise PlanError(
+            f"callback {name!r} was already used by another loop, and has the state of that run: create a new "
+            f"{type(callback).__name__} for each loop"
+        )
+
+
+def _contents(callback: Callback | None) -> str:
+    """Return the state of a callback as text, to be compared; a NaN, unlike in a comparison of values, is equal."""
+    return repr(callback and callback.state and asdict(callback.state))
 
 
 def _saved(name: str, state: Any) -> dict[str, Any]:

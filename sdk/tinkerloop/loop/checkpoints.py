@@ -5,16 +5,19 @@ A record contains all that is needed to resume the run from one boundary, the po
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
-from tinkerloop.clients import LoraOptions, ServiceClientLike, TrainingClientLike
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.jsonl import append_line, cut, read_lines, write_lines
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,14 @@ class Record:
         path: the `tinker://` path of the saved weights and optimizer.
         cursor: the position in the data. After `batches.seek(cursor)`, the next batch is the first of step `step`.
         callbacks: the state of each callback, by callback name.
-        metrics: the newest value of every metric.
+        metrics: the newest value of every metric, except those of detached evaluations.
         tokens: the number of input positions in steps 0 to step - 1.
         rows: the number of rows of metrics logged before the record.
         sampler_path: the `tinker://` path of the weights saved for sampling; None if they were not requested.
+        run: the id of the run, with which the names of its checkpoints begin; None if it is not known.
+        folder: the absolute path of the run folder when the record was written there; None if it is not known.
+        model: the model, as far as it is known: `base_model`, `rank`, and other options that it was created with.
+        saved_by: the names of the callbacks that asked for the record; empty if the loop saved it at its end.
     """
 
     step: int
@@ -40,6 +47,10 @@ class Record:
     tokens: int = 0
     rows: int = 0
     sampler_path: str | None = None
+    run: str | None = None
+    folder: str | None = None
+    model: Mapping[str, Any] | None = None
+    saved_by: Sequence[str] = ()
 
     def __repr__(self) -> str:
         return (
@@ -62,6 +73,29 @@ class Checkpoints:
         self.folder = Path(folder)
         self.file = self.folder / "checkpoints.jsonl"
         self._delete = delete
+
+    def run_id(self) -> str:
+        """Return the id of the run in this folder, with which the names of its checkpoints begin.
+
+        It is the id in the newest record that was written in this folder; without such a record, a new random one. So
+        a copied or moved run folder goes on under an id of its own.
+        """
+        records = self.records()
+        ids = [record.run for record in records if record.run and self._is_own(record)]
+        if ids:
+            return ids[-1]
+        if records and records[-1].folder:
+            logger.warning(
+                "the run folder %s was copied or moved from %s: it continues as another run, which never deletes the "
+                "checkpoints of the records from there",
+                self.folder,
+                records[-1].folder,
+            )
+        return new_run_id()
+
+    def _is_own(self, record: Record) -> bool:
+        """Return true if the record was written in this folder, and not in one that this folder is a copy of."""
+        return record.folder == str(self.folder.resolve())
 
     def records(self) -> list[Record]:
         """Return all records, oldest first.
@@ -95,8 +129,11 @@ class Checkpoints:
                 return record
         raise CheckpointError(f"{self.file} has no record of step {step}, only of {[r.step for r in self.records()]}")
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Record) -> Record:
         """Append a record to the file and flush it to disk.
+
+        Returns:
+            The record as written, with the path of this folder.
 
         Raises:
             CheckpointError: the file already has a record of this step or a later one.
@@ -108,7 +145,9 @@ class Checkpoints:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         cut(self.file)
+        record = replace(record, folder=str(self.folder.resolve()))
         append_line(self.file, asdict(record))
+        return record
 
     def rewind(self, step: int) -> None:
         """Delete all records after step `step`. The whole file is first copied to `checkpoints.jsonl.bak`."""
@@ -122,7 +161,8 @@ class Checkpoints:
         """Delete old records and their checkpoints. The newest record is always kept.
 
         Records are deleted before their checkpoints. A crash in between leaves an unused checkpoint, but never a record
-        whose checkpoint is gone. A checkpoint that has expired counts as deleted.
+        whose checkpoint is gone. A checkpoint that has expired counts as deleted. The checkpoint of a record that was
+        written in another folder, of which this one is a copy, stays: the records there still need it.
 
         Args:
             keep: function that gets all records and returns the steps of the records to keep.
@@ -135,36 +175,13 @@ class Checkpoints:
         if not dropped:
             return
         write_lines(self.file, [asdict(record) for record in records if record.step in steps])
-        for record in dropped:
+        for record in filter(self._is_own, dropped):
             for path in filter(None, (record.path, record.sampler_path)):
                 if self._delete is not None:
                     with suppress(NotFoundError, FileNotFoundError):
                         resolve(self._delete(path))
 
 
-def open_training_client(
-    service: ServiceClientLike, record: Record | None, **create: Unpack[LoraOptions]
-) -> TrainingClientLike:
-    """Open a training client with the weights and optimizer of a record, or a new one if `record` is None.
-
-    Args:
-        service: the service client, as returned by `tinkerloop.connect`.
-        record: the record to resume from; None for a new run.
-        create: arguments of `create_lora_training_client` for a new run, such as `base_model=` and `rank=`. They are
-            ignored if a record is given, because the checkpoint determines them.
-
-    Raises:
-        CheckpointError: the service no longer has the record's checkpoint.
-    """
-    from tinker import NotFoundError
-
-    if record is None:
-        options: Any = create  # the service raises if base_model is missing
-        return resolve(service.create_lora_training_client(**options))
-    try:
-        return resolve(service.create_training_client_from_state_with_optimizer(record.path))
-    except (NotFoundError, FileNotFoundError) as error:
-        raise CheckpointError(
-            f"the checkpoint of step {record.step} is gone: {record.path} was deleted or has expired. "
-            "Resume from an older record (see Checkpoints.records()), or start a new run in a new folder"
-        ) from error
+def new_run_id() -> str:
+    """Return a new random id of a run: 8 hexadecimal digits."""
+    return secrets.token_hex(4)

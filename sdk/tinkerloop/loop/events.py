@@ -25,10 +25,12 @@ class Boundary:
     Attributes:
         step: the number of the boundary, which is the number of the next step.
         steps: the boundary at which the run ends; None: at the end of the data.
-        final: true at the last boundary: no step is queued after it.
+        final: true at the last boundary: no step is queued after it. If a `Stop` comes when `on_boundary` was already
+            called for this boundary, it is called once more, with `final`.
         client: the training client, on which a callback can queue more work, such as an evaluation.
         tokens: the number of input positions in steps 0 to step - 1.
-        metrics: the newest delivered value of every metric, which may be up to `ahead` steps old.
+        metrics: the newest delivered value of every metric, which may be up to `ahead` steps old. Without those of
+            detached evaluations, which would depend on timing.
     """
 
     step: int
@@ -79,13 +81,16 @@ class EvalResult:
         step: the boundary whose weights were evaluated.
         name: the name of the evaluation.
         value: what the evaluation returned, usually a dict of metrics.
-        final: true if the evaluation was requested at the last boundary of the run.
+        final: true if the evaluation was requested at the last boundary of the run, when this was known.
+        detached: true if the result arrives at a time that is not reproducible. `on_eval` may only log it, and must not
+            change `state`.
     """
 
     step: int
     name: str
     value: Any
     final: bool = False
+    detached: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Summary:
         step: the number of the boundary at which the run ended. Exactly the steps from 0 to `step - 1` were queued.
         reason: "steps reached", "data exhausted", the reason of a `Stop`, "error", or "abandoned" if the caller left
             the iteration over the steps early.
-        metrics: the newest value of every metric.
+        metrics: the newest value of every metric, except those of detached evaluations, which are only logged.
         error: the error that ended the run, or None.
     """
 
@@ -146,7 +151,8 @@ class Eval:
         future: the future of the result, usually a dict of metrics.
         detached: if false, the result is delivered in queue order. If true, training does not wait for the result.
             Detached results are delivered when they are ready, in the order of submission; at the latest before the
-            next record is written or the run ends. `on_eval` may only log them, so that no decision depends on timing.
+            next record is written or the run ends. `on_eval` may only log them, and they are in no `metrics` but the
+            rows of the sinks, so that no decision depends on timing.
     """
 
     name: str
@@ -174,8 +180,9 @@ class Retain:
     """Request to delete old records and their checkpoints.
 
     Attributes:
-        keep: function that gets all records and returns the steps of the records to keep. The newest record is always
-            kept.
+        keep: function that gets the records that this callback asked for with a `Save` (all of them, if it asked for
+            none), and returns the steps of those to keep. A record that another callback asked for is kept as long as
+            that callback keeps it. The newest record is always kept.
     """
 
     keep: Callable[[Sequence[Record]], Collection[int]]

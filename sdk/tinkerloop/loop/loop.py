@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss, TrainingClientLike
@@ -40,10 +40,15 @@ from tinkerloop.loop.events import (
     Summary,
 )
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
+from tinkerloop.loop.opening import begin, model_of, refuse_another_client
 from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
-from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan
+from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan, check_loss_name
 from tinkerloop.loop.positioned_batches import as_batches
+from tinkerloop.loop.remembered import Remembered
+from tinkerloop.loop.retention import Keep, kept_steps
 from tinkerloop.loop.sinks import Row, Sink, Sinks
+
+_loops: Remembered[int] = Remembered()  # batches -> how many loops have begun on them
 
 
 class Loop:
@@ -52,13 +57,15 @@ class Loop:
     Args:
         client: a training client of tinker or of the embedded engine, or any other `TrainingClientLike`.
         batches: `Batches`, or an iterable of lists of datums. A run with `checkpoints` or `record` needs `Batches` or a
-            list, because the position of a plain iterator cannot be saved.
+            list, because the position of a plain iterator cannot be saved. `Batches` that another loop has used are
+            taken only with a `record`, which sets their position.
         steps: the total number of optimizer steps, including those of the resumed run; None: train until the data ends.
-        callbacks: `Callback` objects, called in this order.
+        callbacks: `Callback` objects, called in this order. Each is used by one loop only.
         sinks: functions `(step, row)` or `Sink` objects. Each receives every row of metrics.
         checkpoints: where records are written. If given, the run's last boundary is also recorded, except after a
             `Stop` with `save=False`.
-        record: the record to resume from. `client` must have been opened from it with `open_training_client`.
+        record: the record to resume from. `client` must have been opened from it with `open_training_client`, and not
+            used by another loop since.
         optim: the optimizer parameters of every plan. Callbacks may change them in `on_plan`.
         loss_fn: the name of the loss of every plan, or a custom loss. Callbacks may change it in `on_plan`.
         loss_fn_config: the options of a loss given by name. Callbacks may change them in `on_plan`.
@@ -68,7 +75,8 @@ class Loop:
 
     Raises:
         PlanError: the arguments contradict each other.
-        CheckpointError: `checkpoints` already has records, and no `record` to resume from is given.
+        CheckpointError: `checkpoints` already has records, and no `record` to resume from is given; or `client` was
+            not opened from `record`.
     """
 
     def __init__(
@@ -89,6 +97,7 @@ class Loop:
     ):
         if steps is not None and steps < 0:
             raise PlanError(f"steps must be >= 0, got {steps}")
+        check_loss_name(loss_fn)
         if normalize not in NORMALIZE:
             raise PlanError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}")
         if record is None and checkpoints is not None and (latest := checkpoints.latest()):
@@ -96,9 +105,15 @@ class Loop:
                 f"{checkpoints.file} holds a record of step {latest.step}: resume from it, with "
                 "record=checkpoints.latest() and a client opened from this record, or use a new folder"
             )
+        if record is not None:
+            refuse_another_client(client, record)
         self._client, self._steps, self._checkpoints, self._record = client, steps, checkpoints, record
-        self._pipeline = Pipeline(client, ahead)
+        self._model = None if checkpoints is None else model_of(client)
+        self._pipeline = Pipeline(client, ahead, run=None if checkpoints is None else checkpoints.run_id())
         self._batches = as_batches(batches, seekable=checkpoints is not None or record is not None)
+        self._loops = _loops.get(self._batches) or 0
+        if self._loops and record is None:
+            self._refuse_used_batches()
         self._callbacks = Dispatcher(callbacks)
         self._sinks = Sinks(sinks)
         self._optim = optim or tinker.AdamParams()
@@ -165,6 +180,12 @@ class Loop:
                 "this loop is running or has already run, and cannot run twice: create a new Loop, with "
                 "record=checkpoints.latest() to resume"
             )
+        if self._record is not None:
+            refuse_another_client(self._client, self._record)
+        if (_loops.get(self._batches) or 0) != self._loops:
+            self._refuse_used_batches()
+        begin(self._client)
+        _loops.set(self._batches, self._loops + 1)
         self._begun = True
         error: BaseException | None = None
         reason = "error"
@@ -190,7 +211,7 @@ class Loop:
             for failure in failures[error is None :]:
                 (error or failures[0]).add_note(f"then, while ending: {failure!r}")
             if failures and error is None:
-                raise failures[0]
+                raise next((one for one in failures if not isinstance(one, Exception)), failures[0])
 
     def _train(self) -> Flow[None]:
         # The callbacks handled the record's boundary before the record was written, so on_boundary is not called again.
@@ -203,14 +224,18 @@ class Loop:
             cursor = self._batches.cursor
             batches = self._fetch()
             # At boundary s, exactly steps 0 to s - 1 have been queued. Evaluations and saves are queued only here.
-            save = None if handled else self._ask_boundary(final=not batches)
+            saves = [] if handled else self._ask_boundary(final=not batches)
             # With ahead=0, the results of this boundary's evaluations are delivered here, so they can stop the run.
             yield from self._deliver(settled)
-            ending = not batches or self._stop is not None
+            ending, told = not batches or self._stop is not None, handled or not batches
+            if ending and not told:
+                saves += self._ask_boundary(final=True)
+                yield from self._deliver(settled)
+                told = True
             if ending and not handled and self._checkpoints and (self._stop is None or self._stop.save):
-                save = save or Save()
-            if save:
-                yield from self._save(save, cursor)
+                saves = saves or [("", Save())]
+            if saves:
+                yield from self._save(saves, cursor, told=told)
             elif handled and self._checkpoints:
                 # on_save ran after the record was written, so the record does not have its effects: call it again.
                 self._pipeline.push(Queued(step - 1, f"save at boundary {step}", (), self._resumed))
@@ -220,6 +245,12 @@ class Loop:
             self._step, handled = step + 1, False
         yield from self._deliver(self._step)
         yield from self._settle()
+
+    def _refuse_used_batches(self) -> NoReturn:
+        raise PlanError(
+            f"another loop has used these batches, and they go on where it stopped, at {self._batches.cursor}: create "
+            "new batches for each loop; to go on there on purpose, call `seek` on the new ones with this cursor"
+        )
 
     @property
     def _complete(self) -> bool:
@@ -249,15 +280,15 @@ class Loop:
         plan = self._callbacks.plan(Plan(self._step, micro_batches, self._optim, self._normalize))
         self._tokens += self._pipeline.step(plan).tokens
 
-    def _ask_boundary(self, *, final: bool) -> Save | None:
-        """Call `on_boundary` of the callbacks, and queue the evaluations that they request.
+    def _ask_boundary(self, *, final: bool) -> list[tuple[str, Save]]:
+        """Call `on_boundary` of the callbacks, queue the evaluations, and return (callback name, save) pairs.
 
-        Returns:
-            One `Save` that combines all saves that the callbacks request; None if they request none.
+        If the run is stopped at a boundary of which the callbacks do not know yet that it is the last, they are asked
+        once more, with `final`: what they do at the end of a run must be done at every end.
         """
         step = self._step
         boundary = Boundary(step, self._steps, final, self._client, self._tokens, dict(self._metrics))
-        saves: list[Save] = []
+        saves: list[tuple[str, Save]] = []
         for name, request in self._callbacks.ask("on_boundary", step, boundary):
             if isinstance(request, Save):
                 if self._checkpoints is None:
@@ -265,28 +296,37 @@ class Loop:
                         f"callback {name!r} requested a Save, but the loop has no checkpoints: "
                         "pass checkpoints=Checkpoints(folder)"
                     )
-                saves.append(request)
+                saves.append((name, request))
+            elif isinstance(request, Eval) and not hasattr(request.future, "result"):
+                kind = type(request.future).__name__
+                raise PlanError(
+                    f"callback {name!r} requested the evaluation {request.name!r} with a {kind} "
+                    "as its future: an evaluator returns a future of metrics, such as that of background(function)"
+                )
             elif isinstance(request, Eval) and request.detached:
-                self._detached.append(submitted_eval(step, request.name, request.future, final=final))
+                queued = submitted_eval(step, request.name, request.future, final=final, detached=True)
+                self._detached.append(queued)
             elif isinstance(request, Eval):
                 self._pipeline.eval(step, request.name, request.future, final=final)
             else:
                 self._take(step, name, request)
-        if not saves:
-            return None
-        ttls = [save.ttl_seconds for save in saves if save.ttl_seconds is not None]
-        return Save(max(ttls) if len(ttls) == len(saves) else None, any(save.sampler for save in saves))
+        return saves
 
-    def _save(self, save: Save, cursor: Any) -> Flow[None]:
+    def _save(self, saves: list[tuple[str, Save]], cursor: Any, *, told: bool) -> Flow[None]:
         """Queue the save right after the last step, deliver all outstanding results, and prepare the record.
 
         The weights, the data position and the callback states of a record must all belong to the same boundary, so all
         results must be delivered first. Waiting costs little, because the service saves meanwhile. The record is
         written when the result of the save is delivered.
         """
+        save = _combined([save for _, save in saves])
         saving = self._pipeline.submit_save(self._step, ttl_seconds=save.ttl_seconds, sampler=save.sampler)
         yield from self._deliver(self._step)
         yield from self._settle()
+        if self._stop and not told:
+            saves += self._ask_boundary(final=True)  # too late to change how this boundary is saved
+            yield from self._deliver(self._step)
+            yield from self._settle()
         if self._stop and not self._stop.save:
             return
         if not math.isfinite(self._metrics.get("loss", 0.0)):
@@ -295,7 +335,9 @@ class Loop:
                 "resume from the last record with a lower learning rate or grad_clip_norm, or inspect the batch"
             )
         states, metrics = self._callbacks.states(), dict(self._metrics)
-        record = Record(self._step, "", cursor, states, metrics, self._tokens, self._sinks.rows)
+        rows, run = self._sinks.rows, self._pipeline.run
+        record = Record(self._step, "", cursor, states, metrics, self._tokens, rows, run=run, model=self._model)
+        record = replace(record, saved_by=sorted({name for name, _ in saves if name}))
 
         def finish(values: list[Any]) -> Result:
             saved = saving.finish(values)
@@ -308,8 +350,7 @@ class Loop:
     def _write(self, record: Record) -> None:
         assert self._checkpoints is not None
         self._sinks.sync()
-        self._checkpoints.append(record)
-        self._notify_saved(record)
+        self._notify_saved(self._checkpoints.append(record))
 
     def _resumed(self, values: list[Any]) -> Result:
         assert self._record is not None
@@ -318,15 +359,14 @@ class Loop:
 
     def _notify_saved(self, record: Record) -> None:
         assert self._checkpoints is not None
+        keeps: dict[str, Keep] = {}
         for name, request in self._callbacks.ask("on_save", record.step, record):
             if isinstance(request, Retain):
-                try:
-                    self._checkpoints.retain(request.keep)
-                except Exception as error:
-                    error.add_note(f"in the Retain returned by {name}.on_save at step {record.step}")
-                    raise
+                keeps[name] = _noted(request.keep, f"in the Retain returned by {name}.on_save at step {record.step}")
             else:
                 self._take(record.step, name, request)
+        if keeps:
+            self._checkpoints.retain(lambda records: kept_steps(records, keeps, self._callbacks.names))
 
     # --- the result clock ---
 
@@ -355,7 +395,7 @@ class Loop:
     def _report(self, event: str, result: StepResult | EvalResult, metrics: Row, *, detached: bool = False) -> None:
         """Pass `result` to the callbacks, and log one row: `metrics` and the metrics that the callbacks add to them."""
         row = dict(metrics)
-        for name, request in self._callbacks.ask(event, result.step, result):
+        for name, request in self._callbacks.ask(event, result.step, result, keep_states=detached):
             if isinstance(request, Log):
                 if not row.keys().isdisjoint(request.metrics):
                     twice = sorted(row.keys() & request.metrics.keys())
@@ -371,7 +411,7 @@ class Loop:
                 )
             else:
                 self._take(result.step, name, request)
-        self._emit(result.step, row)
+        self._emit(result.step, row, detached=detached)
 
     def _take(self, step: int, name: str, request: Request) -> None:
         """Carry out a `Stop`, `Log` or `Accumulate`, whose handling does not depend on the event."""
@@ -387,13 +427,14 @@ class Loop:
                 )
             self._accumulate = request.batches
 
-    def _emit(self, step: int, row: Row) -> None:
+    def _emit(self, step: int, row: Row, *, detached: bool = False) -> None:
         if row:
             if "step" in row:
                 raise PlanError(
                     f"a metric of step {step} is named 'step', but this name is reserved for the step number: rename it"
                 )
-            self._metrics.update(row)
+            if not detached:  # callbacks decide from these metrics, and no decision may depend on timing
+                self._metrics.update(row)
             self._sinks.emit(step, row)
 
     def _lap(self) -> dict[str, float]:
@@ -401,3 +442,22 @@ class Loop:
         lap = {"total": now - self._delivered_at, **self._waited, **self._callbacks.lap()}
         self._delivered_at, self._waited = now, {"data": 0.0, "server": 0.0}
         return lap
+
+
+def _noted(keep: Keep, note: str) -> Keep:
+    """Return a function that does what `keep` does, and adds `note` to its errors."""
+
+    def noted(records: Sequence[Record]) -> Collection[int]:
+        try:
+            return keep(records)
+        except Exception as error:
+            error.add_note(note)
+            raise
+
+    return noted
+
+
+def _combined(saves: Sequence[Save]) -> Save:
+    """Return one save for all of `saves`: with the longest lifetime, and for sampling if one of them is."""
+    ttls = [save.ttl_seconds for save in saves if save.ttl_seconds is not None]
+    return Save(max(ttls) if len(ttls) == len(saves) else None, any(save.sampler for save in saves))

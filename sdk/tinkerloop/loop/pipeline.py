@@ -14,6 +14,7 @@ so can a hand-written training loop:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinkerloop._lazy import tinker
-from tinkerloop.clients import Future, TrainingClientLike
+from tinkerloop.clients import CustomLoss, Future, TrainingClientLike
 from tinkerloop.errors import PlanError, TinkerloopError
+from tinkerloop.loop.checkpoints import new_run_id
 from tinkerloop.loop.events import EvalResult, StepResult
 from tinkerloop.loop.futures import Flow, Wait, iterate
-from tinkerloop.loop.plan import MicroBatch, Plan, mean_loss, normalized
+from tinkerloop.loop.plan import MicroBatch, Plan, check_loss_name, mean_loss, normalized
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,15 @@ class Pipeline:
     Args:
         client: the training client. Only the methods that the queued plans and saves need are called.
         ahead: how many further steps may be queued before the result of a step has arrived. 0 waits for each result.
+        run: the id of the run, with which the names of its checkpoints begin, as returned by `Checkpoints.run_id`;
+            None: a new random one.
     """
 
-    def __init__(self, client: TrainingClientLike, ahead: int = 1):
+    def __init__(self, client: TrainingClientLike, ahead: int = 1, *, run: str | None = None):
         if ahead < 0:
             raise PlanError(f"ahead must be >= 0, got {ahead}")
         self.client = client
+        self.run = new_run_id() if run is None else run
         self.ahead = ahead
         self._queue: deque[Queued] = deque()
 
@@ -121,9 +126,10 @@ class Pipeline:
         """Submit a save of boundary `step` to the service, and return it as `Queued` work.
 
         The work is not in the queue yet: pass it to `push` to have its result delivered. The checkpoint is named by the
-        step. It may overwrite a checkpoint of the same name, because a save of the same step has the same weights.
+        run and the step, so two runs on one client never overwrite each other's. It may overwrite a checkpoint of the
+        same name, because a save of the same step of the same run has the same weights.
         """
-        name = f"{step:06d}"
+        name = f"{self.run}-{step:06d}"
         futures: list[Future[Any]] = [self.client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True)]
         if sampler:
             futures.append(self.client.save_weights_for_sampler(name, ttl_seconds=ttl_seconds))
@@ -159,11 +165,11 @@ class Pipeline:
         return iterate(flow())
 
 
-def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = False) -> Queued:
+def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = False, detached: bool = False) -> Queued:
     """Return the `Queued` work of an evaluation of boundary `step` that has just been submitted."""
 
     def finish(values: list[Any]) -> EvalResult:
-        return EvalResult(step, name, values[0], final)
+        return EvalResult(step, name, values[0], final, detached)
 
     return Queued(step - 1, f"evaluation {name!r} at boundary {step}", (future,), finish)
 
@@ -171,13 +177,30 @@ def submitted_eval(step: int, name: str, future: Future[Any], *, final: bool = F
 def _submit(client: TrainingClientLike, micro_batch: MicroBatch) -> Future[tinker.ForwardBackwardOutput]:
     datums, loss_fn, config = list(micro_batch.datums), micro_batch.loss_fn, micro_batch.config
     if isinstance(loss_fn, str):
+        check_loss_name(loss_fn)
         name: Any = loss_fn  # unchecked: the valid names depend on the service and on the version of tinker
         return client.forward_backward(datums, name, dict(config) if config else None)
     if config:
         raise PlanError(
             f"a custom loss must have config=None, got {dict(config)}: put its options into the loss function instead"
         )
-    return client.forward_backward_custom(datums, loss_fn)
+    return client.forward_backward_custom(datums, _checked(loss_fn))
+
+
+def _checked(loss_fn: CustomLoss) -> CustomLoss:
+    """Return a function that does what `loss_fn` does, and checks that it returns a loss and metrics."""
+
+    @functools.wraps(loss_fn)
+    def checked(datums: list[tinker.Datum], logprobs: list[Any]) -> Any:
+        answer: Any = loss_fn(datums, logprobs)
+        if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping):
+            return answer
+        raise PlanError(
+            f"a custom loss must return (scalar loss, dict of metrics), got a {type(answer).__name__}: return "
+            "(loss, {}) if it has no metrics"
+        )
+
+    return checked
 
 
 RESERVED = ("loss", "learning_rate", "tokens")

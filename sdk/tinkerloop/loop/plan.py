@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import numpy as np
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss
-from tinkerloop.datum import scale_weights
+from tinkerloop.datum import LOSS_INPUTS, scale_weights
 from tinkerloop.errors import PlanError
 
 Normalize = Literal["token", "example", "none"]
@@ -171,6 +172,18 @@ def mean_loss(plan: Plan, loss_sum: float) -> float:
         return loss_sum
     total = sum(_weight_sum(datum) for datum in plan.datums)
     return loss_sum / total if total > 0 else loss_sum
+
+
+def check_loss_name(loss_fn: str | CustomLoss) -> None:
+    """Refuse the misspelt name of a built-in loss. Any other name is left to the service, which may know more losses.
+
+    Raises:
+        PlanError: the name is unknown and similar to a known one.
+    """
+    if isinstance(loss_fn, str) and loss_fn not in LOSS_INPUTS:
+        close = get_close_matches(loss_fn, LOSS_INPUTS, n=1)
+        if close:
+            raise PlanError(f"unknown loss {loss_fn!r}; did you mean {close[0]!r}? Known are {', '.join(LOSS_INPUTS)}")
 
 
 def _refuse_unless_positive(plan: Plan, total: float, what: str) -> None:

@@ -1,0 +1,122 @@
+"""Training clients and the records that they were opened from.
+
+A record has the model that it is of. A client is opened only for the model that is asked for, and a loop resumes a
+record only with a client that was opened from this record and not used by a loop since.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar, Unpack
+
+from tinkerloop.clients import LoraOptions, ServiceClientLike, TrainingClientLike
+from tinkerloop.errors import CheckpointError
+from tinkerloop.loop.checkpoints import Record
+from tinkerloop.loop.futures import resolve
+from tinkerloop.loop.remembered import Remembered
+
+logger = logging.getLogger(__name__)
+
+ClientT = TypeVar("ClientT", bound=TrainingClientLike)
+_RECORDED = ("base_model", "rank", "seed", "train_mlp", "train_attn", "train_unembed")
+_opened: Remembered[str] = Remembered()  # client -> path of the record that it was opened from, until a loop begins
+_models: Remembered[Mapping[str, Any]] = Remembered()  # client -> its model, as asked for
+
+
+def open_training_client(
+    service: ServiceClientLike, record: Record | None, **create: Unpack[LoraOptions]
+) -> TrainingClientLike:
+    """Open a training client with the weights and optimizer of a record, or a new one if `record` is None.
+
+    Args:
+        service: the service client, as returned by `tinkerloop.connect`.
+        record: the record to resume from; None for a new run.
+        create: arguments of `create_lora_training_client` for a new run, such as `base_model=` and `rank=`. With a
+            record, whose checkpoint determines them, they may be left out, and must otherwise be the record's. Only
+            another `seed`, which has no effect on a trained adapter, is no more than warned of.
+
+    Raises:
+        CheckpointError: the service no longer has the record's checkpoint, or the record is of another model.
+    """
+    from tinker import NotFoundError
+
+    options: Any = create  # the service raises if base_model is missing
+    asked = {name: value for name, value in options.items() if name in _RECORDED}
+    if record is None:
+        client = resolve(service.create_lora_training_client(**options))
+        _models.set(client, {**_described(client), **asked})
+        return client
+    _refuse_another_model(record, asked)
+    try:
+        client = resolve(service.create_training_client_from_state_with_optimizer(record.path))
+    except (NotFoundError, FileNotFoundError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {record.step} is gone: {record.path} was deleted or has expired. "
+            "Resume from an older record (see Checkpoints.records()), or start a new run in a new folder"
+        ) from error
+    return mark_opened(client, record)
+
+
+def mark_opened(client: ClientT, record: Record) -> ClientT:
+    """Declare that `client` was just opened from `record`, weights and optimizer, and return it.
+
+    Only a script that opens the client of a resumed run by hand needs it; `open_training_client` calls it.
+    """
+    _opened.set(client, record.path)
+    _models.set(client, {**_described(client), **(record.model or {})})
+    return client
+
+
+def refuse_another_client(client: TrainingClientLike, record: Record) -> None:
+    """Check that `client` was opened from `record`, and that no loop has begun on it since.
+
+    Raises:
+        CheckpointError: it was not.
+    """
+    opened_from = _opened.get(client)
+    if opened_from == record.path:
+        return
+    what = f"was opened from {opened_from}" if opened_from else "was not opened from it, or a loop has already used it"
+    raise CheckpointError(
+        f"the loop resumes the record of step {record.step} ({record.path}), but its client {what}: pass the client "
+        "that open_training_client(service, record) returns. If you opened it from this record by hand, with the "
+        "optimizer, say so: mark_opened(client, record), from tinkerloop.loop"
+    )
+
+
+def begin(client: TrainingClientLike) -> None:
+    """Note that a loop trains on `client` from now on, so its weights are no longer those of a record."""
+    _opened.forget(client)
+
+
+def model_of(client: TrainingClientLike) -> Mapping[str, Any]:
+    """Return the model of `client`, as far as it is known: `base_model`, `rank`, and what it was created with."""
+    return _models.get(client) or _described(client)
+
+
+def _described(client: TrainingClientLike) -> dict[str, Any]:
+    """Return what the client itself says about its model; nothing if it does not say."""
+    if not hasattr(client, "get_info"):
+        return {}
+    info = client.get_info()
+    model = {"base_model": info.model_data.model_name, "rank": info.lora_rank}
+    return {name: value for name, value in model.items() if value is not None}
+
+
+def _refuse_another_model(record: Record, asked: Mapping[str, Any]) -> None:
+    then = record.model or {}
+    changed = {name: value for name, value in asked.items() if name in then and then[name] != value}
+    if "seed" in changed:
+        logger.warning(
+            "the run was started with seed=%r and is resumed with seed=%r: the new seed has no effect on the adapter, "
+            "whose weights come from the record",
+            then["seed"],
+            changed.pop("seed"),
+        )
+    if changed:
+        differences = "; ".join(f"{name} was {then[name]!r}, asked is {value!r}" for name, value in changed.items())
+        raise CheckpointError(
+            f"the record of step {record.step} is of another model: {differences}. Ask for the model of the record, or "
+            "start a new run in a new folder"
+        )
