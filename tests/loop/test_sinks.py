@@ -79,6 +79,17 @@ def test_jsonl_on_resume_drops_the_rows_behind_the_record(service, batches, tmp_
     assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").open()] == [0, 1, 2, 3, 4]
 
 
+def test_a_new_run_keeps_the_rows_of_each_earlier_run_in_a_file_of_its_own(service, batches, tmp_path, caplog):
+    for steps in (3, 2, 1):
+        Loop(service.create_lora_training_client(), batches[:steps], sinks=[Jsonl(tmp_path / "m.jsonl")]).run()
+    assert [len((tmp_path / name).read_text().splitlines()) for name in ("m.jsonl.1", "m.jsonl.2", "m.jsonl")] == [
+        3,
+        2,
+        1,
+    ]
+    assert f"renamed to {tmp_path / 'm.jsonl.1'}" in caplog.text
+
+
 def test_console_prints_the_metrics_asked_for(service, batches, tmp_path):
     out = io.StringIO()
     train(service, batches, tmp_path, 2, Console(only=("loss",), file=out))

@@ -53,6 +53,14 @@ def cut(path: Path, lines: int | None = None) -> int:
     return kept
 
 
+def set_aside(path: Path) -> Path:
+    """Rename the file to the first free name of `NAME.1`, `NAME.2` and so on, and return the new path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append `row` as one line and flush it to disk. On an error, restore the file's previous length and raise."""
     end = path.stat().st_size if path.exists() else 0

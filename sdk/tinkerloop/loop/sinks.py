@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tinkerloop.errors import CheckpointError
-from tinkerloop.loop.jsonl import cut, encode
+from tinkerloop.loop.jsonl import cut, encode, set_aside
 
 Row = Mapping[str, float]
 
@@ -107,7 +107,8 @@ class Jsonl(Sink):
     """Sink that writes one JSON object per line to a file, such as `{"step": 3, "loss": 0.5, ...}`.
 
     Each row is written immediately, and all rows are flushed to disk before a record is written. A resumed run removes
-    the rows that were written after its record, so the file never contains a row twice.
+    the rows that were written after its record, so the file never contains a row twice. A new run on an existing file
+    begins a new one: it renames the old file to `NAME.1`, or to the next free number, and logs a warning.
     """
 
     def __init__(self, path: str | Path):
@@ -115,6 +116,11 @@ class Jsonl(Sink):
 
     def open(self, rows: int, step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not rows and self.path.exists() and self.path.stat().st_size:
+            aside = set_aside(self.path)
+            logger.warning(
+                "%s has rows of an earlier run, which is not resumed: it was renamed to %s", self.path, aside
+            )
         kept = cut(self.path, rows)
         if kept < rows:
             raise CheckpointError(
