@@ -107,6 +107,31 @@ def test_tensorboard_holds_every_step_once_after_a_resume(service, batches, tmp_
     assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4]
 
 
+class Scores(Callback):
+    """Logs a score at each boundary, as an evaluation would."""
+
+    def on_boundary(self, boundary):
+        return Log({"score": float(boundary.step)})
+
+
+@pytest.mark.parametrize("stops", [(2, 4, 6), (4, 4, 6)], ids=["each resumed once", "the same record resumed twice"])
+def test_tensorboard_keeps_what_was_logged_at_the_records_boundary(service, batches, tmp_path, stops):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    checkpoints = Checkpoints(tmp_path)
+    for steps in stops:
+        record = checkpoints.latest()
+        client = open_training_client(service, record)
+        sinks = [TensorBoard(tmp_path / "tb")]
+        Loop(
+            client, batches, steps=steps, checkpoints=checkpoints, record=record, sinks=sinks, callbacks=[Scores()]
+        ).run()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("score")] == [(step, step) for step in range(7)]
+
+
 def test_wandb_resumes_the_same_run(service, batches, tmp_path):
     pytest.importorskip("wandb")
     for steps in (2, 4):

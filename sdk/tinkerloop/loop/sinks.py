@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tinkerloop.errors import CheckpointError
-from tinkerloop.loop.jsonl import cut, encode, set_aside
+from tinkerloop.loop.jsonl import append_line, cut, encode, read_lines, set_aside, write_lines
 
 Row = Mapping[str, float]
 
@@ -162,28 +162,45 @@ class Console(Sink):
 class TensorBoard(Sink):
     """Sink that writes TensorBoard event files to `folder` (extra: `tinkerloop-sdk[tensorboard]`).
 
-    A resumed run replaces the rows that were written after its record.
+    A resumed run replaces the rows that were written after its record. TensorBoard can only remove all rows from a step
+    on, and the evaluations at the record's boundary have the same step as the rows of the next training step. So the
+    rows of the newest step are also saved in `boundaries.jsonl` before each record, and written again on a resume.
     """
 
     optional = True
 
     def __init__(self, folder: str | Path):
-        self._folder = str(folder)
+        self._folder = Path(folder)
+        self._boundaries = self._folder / "boundaries.jsonl"
 
     def open(self, rows: int, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(self._folder, purge_step=step if rows else None)
+        saved = [line for line in read_lines(self._boundaries) if line["rows"] <= rows]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_lines(self._boundaries, saved)
+        self._writer = SummaryWriter(str(self._folder), purge_step=step if rows else None)
+        self._rows, self._newest = rows, (step, {})
+        if saved and (saved[-1]["rows"], saved[-1]["step"]) == (rows, step):
+            self._write(step, saved[-1]["values"])
 
     def __call__(self, step: int, row: Row) -> None:
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, step)
+        self._rows += 1
+        self._write(step, row)
 
     def sync(self) -> None:
         self._writer.flush()
+        step, values = self._newest
+        append_line(self._boundaries, {"rows": self._rows, "step": step, "values": values})
 
     def close(self, failed: bool) -> None:
         self._writer.close()
+
+    def _write(self, step: int, row: Row) -> None:
+        if step >= self._newest[0]:
+            self._newest = (step, {**(self._newest[1] if step == self._newest[0] else {}), **row})
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
 
 
 class WandB(Sink):
