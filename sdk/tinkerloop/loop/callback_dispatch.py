@@ -16,6 +16,7 @@ from tinkerloop.errors import CheckpointError, PlanError
 from tinkerloop.loop.callback import Callback, callback_name
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.events import Accumulate, Eval, Log, Request, Retain, Save, Stop
+from tinkerloop.loop.jsonl import NON_FINITE
 from tinkerloop.loop.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,8 @@ def _saved(name: str, state: Any) -> dict[str, Any]:
             raise CheckpointError(
                 f"the state of callback {name!r} cannot be saved: {field.name} is {value!r}"
                 f"{'' if field.init else ', a field with init=False'}. Its fields must be init fields and have "
-                "JSON-serializable values: numbers, strings, booleans, None, lists, or dicts with strings as keys"
+                "JSON-serializable values: numbers, strings (but not {', '.join(NON_FINITE)}, which stand for numbers), "
+                "booleans, None, lists, or dicts with strings as keys"
             )
     return asdict(state)
 
@@ -200,7 +202,7 @@ def _is_json(value: Any) -> bool:
         return all(map(_is_json, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_is_json, value.values()))
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or (isinstance(value, bool | int | float | str) and value not in NON_FINITE)
 
 
 def _requests(name: str, event: str, answer: Any) -> list[Request]:

@@ -20,7 +20,7 @@ from tinkerloop._version import __version__
 from tinkerloop.errors import CheckpointError, RunLockedError
 from tinkerloop.loop.checkpoints import Checkpoints
 from tinkerloop.loop.events import Summary
-from tinkerloop.loop.jsonl import append_line, cut, write_atomic
+from tinkerloop.loop.jsonl import append_line, cut, without_non_finite, write_atomic
 from tinkerloop.loop.sinks import Jsonl
 
 _PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
@@ -37,6 +37,8 @@ class Run:
         metrics.jsonl      one row per step, evaluation or `Log`, written by the sink `run.metrics`
         checkpoints.jsonl  one line per record, written by `run.checkpoints`
         summary.json       how the latest training ended; absent while it runs and after a kill
+
+    NaN and the infinities, which JSON cannot write, are the strings "NaN", "Infinity" and "-Infinity" in all of them.
 
         with Run("runs/one", config={"steps": 100}) as run:
             record = run.checkpoints.latest()
@@ -61,7 +63,7 @@ class Run:
         delete: Callable[[str], object] | None = None,
     ):
         self.folder = Path(folder)
-        self.config = json.loads(json.dumps(dict(config or {}), default=str))
+        self.config = without_non_finite(json.loads(json.dumps(dict(config or {}), default=str)))
         self.checkpoints = Checkpoints(self.folder, delete)
         self.metrics = Jsonl(self.folder / "metrics.jsonl")
 
@@ -133,7 +135,7 @@ class Run:
         os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def _write(self, name: str, value: Any) -> None:
-        write_atomic(self.folder / name, json.dumps(value, indent=2, default=str).encode() + b"\n")
+        write_atomic(self.folder / name, json.dumps(without_non_finite(value), indent=2, default=str).encode() + b"\n")
 
 
 def environment() -> dict[str, Any]:
