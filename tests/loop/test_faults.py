@@ -224,11 +224,55 @@ def test_a_config_may_hold_a_path(tmp_path):
 
 def test_a_folder_that_could_not_be_entered_is_not_left_locked(tmp_path):
     (tmp_path / "starts.jsonl").mkdir()
-    with pytest.raises(IsADirectoryError), Run(tmp_path):
+    first = Run(tmp_path)  # kept, because a lock that is collected is released
+    with pytest.raises(IsADirectoryError), first:
         pass
     (tmp_path / "starts.jsonl").rmdir()
     with Run(tmp_path):
         pass
+
+
+def test_a_folder_whose_lock_could_not_be_written_is_not_left_locked(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    first = Run(tmp_path)  # kept, because a lock that is collected is released
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"), first:
+            pass
+    with Run(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["lock.holder", "config.json", "config.json.tmp", "environment.json.tmp"])
+def test_a_planted_link_is_replaced_and_what_it_points_to_is_left_alone(tmp_path, name):
+    (tmp_path / "mine").write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).symlink_to(tmp_path / "mine")
+    with Run(folder, {"steps": 4}):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert json.loads((folder / "config.json").read_text()) == {"steps": 4}
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine")
+    with (
+        pytest.raises(CheckpointError, match=r"lock is a symbolic link to .*mine: expected a regular file"),
+        Run(tmp_path),
+    ):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_no_module_of_the_package_needs_unix():
+    """Windows has no `fcntl`; an import of it at the top of a module would end `import tinkerloop` there."""
+    hidden = "import sys; sys.modules['fcntl'] = None; import tinkerloop.loop; print(tinkerloop.loop.Run.__name__)"
+    answer = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=True)
+    assert answer.stdout == "Run\n"
 
 
 def test_a_failed_run_leaves_its_error_in_the_summary(tmp_path):

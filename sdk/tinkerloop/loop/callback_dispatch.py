@@ -190,8 +190,8 @@ def _saved(name: str, state: Any) -> dict[str, Any]:
             raise CheckpointError(
                 f"the state of callback {name!r} cannot be saved: {field.name} is {value!r}"
                 f"{'' if field.init else ', a field with init=False'}. Its fields must be init fields and have "
-                "JSON-serializable values: numbers, strings (but not {', '.join(NON_FINITE)}, which stand for numbers), "
-                "booleans, None, lists, or dicts with strings as keys"
+                f"JSON-serializable values: numbers, strings other than {', '.join(NON_FINITE)} (which stand for "
+                "numbers), booleans, None, lists, or dicts with strings as keys"
             )
     return asdict(state)
 

@@ -87,13 +87,19 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace the content of the file, atomically and durably: a reader sees either the old or the new content."""
+    """Replace the content of the file, atomically and durably: a reader sees either the old or the new content.
+
+    A symbolic link at `path`, or at the temporary file beside it, is replaced and never followed.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)  # left by a kill, or a link that somebody planted
+    with temporary.open("xb") as file:  # "x" follows no link
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    if os.name == "nt":  # Windows cannot open a folder to flush it
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -15,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tinkerloop._version import __version__
 from tinkerloop.errors import CheckpointError, RunLockedError
@@ -36,6 +37,7 @@ class Run:
         starts.jsonl       one line per start, with its configuration and environment
         metrics.jsonl      one row per step, evaluation or `Log`, written by the sink `run.metrics`
         checkpoints.jsonl  one line per record, written by `run.checkpoints`
+        lock, lock.holder  the lock, and the process that holds it
         summary.json       how the latest training ended; absent while it runs and after a kill
 
     NaN and the infinities, which JSON cannot write, are the strings "NaN", "Infinity" and "-Infinity" in all of them.
@@ -51,7 +53,7 @@ class Run:
         delete: function that deletes the checkpoint at a `tinker://` path, as for `Checkpoints`.
 
     Raises:
-        CheckpointError: when the `with` block is entered and `folder` is a file.
+        CheckpointError: when the `with` block is entered and `folder` is a file, or its `lock` is a symbolic link.
         RunLockedError: when the `with` block is entered and another process has the folder open.
     """
 
@@ -66,6 +68,7 @@ class Run:
         self.config = without_non_finite(json.loads(json.dumps(dict(config or {}), default=str)))
         self.checkpoints = Checkpoints(self.folder, delete)
         self.metrics = Jsonl(self.folder / "metrics.jsonl")
+        self._held = FileLock(self.folder / "lock", timeout=0, mode=0o644, thread_local=False)
 
     def __enter__(self) -> Run:
         if self.folder.exists() and not self.folder.is_dir():
@@ -73,9 +76,11 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         try:
+            holder = f"process {os.getpid()} on {socket.gethostname()}"
+            write_atomic(self._holder, holder.encode())
             self._start()
         except BaseException:
-            os.close(self._descriptor)  # __exit__ is not called when __enter__ raises
+            self._held.release()  # __exit__ is not called when __enter__ raises
             raise
         return self
 
@@ -113,26 +118,33 @@ class Run:
             ):  # nothing was trained: the old summary is still valid
                 write_atomic(self._summary, self._ended)
         finally:
-            os.close(self._descriptor)  # this releases the lock, as the end of the process would
+            self._held.release()
 
     @property
     def _summary(self) -> Path:
         return self.folder / "summary.json"
 
+    @property
+    def _holder(self) -> Path:
+        return self.folder / "lock.holder"  # Windows lets no other process read a locked file
+
     def _lock(self) -> None:
         path = self.folder / "lock"
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{path} is a symbolic link to {os.readlink(path)}: expected a regular file; remove the link, which "
+                "tinkerloop did not create"
+            )
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(self._descriptor, 200).decode(errors="replace").strip() or "unknown"
-            os.close(self._descriptor)
+            self._held.acquire()
+        except Timeout:
+            holder = "unknown"
+            if self._holder.is_file():
+                holder = self._holder.read_bytes()[:200].decode(errors="replace").strip() or holder
             raise RunLockedError(
                 f"the run folder {self.folder} is in use by another process ({holder}): wait until it ends, stop it, "
                 "or use another folder"
             ) from None
-        os.truncate(self._descriptor, 0)
-        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def _write(self, name: str, value: Any) -> None:
         write_atomic(self.folder / name, json.dumps(without_non_finite(value), indent=2, default=str).encode() + b"\n")
