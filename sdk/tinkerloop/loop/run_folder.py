@@ -23,6 +23,7 @@ from tinkerloop.loop.checkpoints import Checkpoints
 from tinkerloop.loop.events import Summary
 from tinkerloop.loop.jsonl import append_line, cut, without_non_finite, write_atomic
 from tinkerloop.loop.sinks import Jsonl
+from tinkerloop.redaction import redacted, redacted_arguments
 
 _PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
@@ -50,6 +51,7 @@ class Run:
     Args:
         folder: the path of the folder. It is created if it does not exist.
         config: the configuration to write. Values that are not JSON-serializable, such as paths, are written as `str`.
+            Passwords, keys and tokens, known by their name or their place in a URL, are written as `***`.
         delete: function that deletes the checkpoint at a `tinker://` path, as for `Checkpoints`.
 
     Raises:
@@ -65,7 +67,7 @@ class Run:
         delete: Callable[[str], object] | None = None,
     ):
         self.folder = Path(folder)
-        self.config = without_non_finite(json.loads(json.dumps(dict(config or {}), default=str)))
+        self.config = redacted(without_non_finite(json.loads(json.dumps(dict(config or {}), default=str))))
         self.checkpoints = Checkpoints(self.folder, delete)
         self.metrics = Jsonl(self.folder / "metrics.jsonl")
         self._held = FileLock(self.folder / "lock", timeout=0, mode=0o644, thread_local=False)
@@ -100,7 +102,7 @@ class Run:
             {
                 "step": summary.step,
                 "reason": summary.reason,
-                "error": None if summary.error is None else repr(summary.error),
+                "error": None if summary.error is None else redacted(repr(summary.error)),
                 "metrics": dict(summary.metrics),
                 "ended": _now(),
             },
@@ -162,7 +164,7 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     return {
         "started": _now(),
-        "command": sys.argv,
+        "command": redacted_arguments(sys.argv),
         "revision": _revision(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
