@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import re
 
 import pytest
 
 import tinkerloop
+from tinkerloop.cli.chat import write
 from tinkerloop.cli.main import COMMANDS, main
+from tinkerloop.renderers.parsing.parsed import StreamingTextDelta, StreamingThinkingDelta
 
 ROW = {"messages": [{"role": "user", "content": "naïve <b>?"}, {"role": "assistant", "content": "yes", "weight": 0.5}]}
 
@@ -114,6 +117,25 @@ def test_a_file_that_cannot_be_rendered_is_named_with_its_line(tmp_path, capsys)
     path.write_text(json.dumps(ROW) + "\n{oops\n")
     assert main(["inspect", str(path)]) == 2
     assert f"{path}:2" in capsys.readouterr().err
+
+
+HOSTILE = "a\x1b]52;c;eA==\x07\x1b[2J\x9b\r\u202eb"
+UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
+
+
+def test_a_file_name_sends_nothing_to_the_terminal(tmp_path, capsys) -> None:
+    assert main(["inspect", str(tmp_path / f"{HOSTILE}.jsonl")]) == 2
+    assert main(["export", f"{tmp_path}/{HOSTILE}", "--to", "x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("a␛]52;c;eA==␇␛[2J") == 2
+    assert not UNSAFE.search(captured.err + captured.out)
+
+
+@pytest.mark.parametrize("delta", [StreamingTextDelta, StreamingThinkingDelta])
+def test_a_reply_sends_nothing_to_the_terminal(delta) -> None:
+    out = io.StringIO()
+    write(delta(HOSTILE + "\n\tc"), out)
+    assert out.getvalue() == "a␛]52;c;eA==␇␛[2J[U+009B]␍[U+202E]b\n\tc"
 
 
 def test_help_names_the_commands_and_an_unknown_one_is_refused(capsys) -> None:

@@ -11,6 +11,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.clients import ServiceClientLike
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.redaction import redacted
+from tinkerloop.terminal import printable
 
 
 def connect(service: str | None = None, *, root: str | Path | None = None) -> ServiceClientLike:
@@ -38,5 +39,5 @@ def connect(service: str | None = None, *, root: str | Path | None = None) -> Se
         )
     address: dict[str, Any] = {} if service == "tinker" else {"base_url": service}
     client = tinker.ServiceClient(**address)
-    print(f"service: Tinker{'' if service == 'tinker' else f' at {redacted(service)}'}", file=sys.stderr)
+    print(f"service: Tinker{'' if service == 'tinker' else f' at {printable(redacted(service))}'}", file=sys.stderr)
     return client

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -299,6 +300,12 @@ def holder(tmp_path):
 
 def test_a_second_process_on_the_folder_is_refused(tmp_path, holder):
     with pytest.raises(RunLockedError, match=f"process {holder.pid}"), Run(tmp_path):
+        pass
+
+
+def test_a_lock_file_sends_no_escape_sequence_to_the_terminal(tmp_path, holder):
+    (tmp_path / "lock.holder").write_text("me\x1b[2J\n\x9b")
+    with pytest.raises(RunLockedError, match=re.escape("(me␛[2J⏎[U+009B])")), Run(tmp_path):
         pass
 
 

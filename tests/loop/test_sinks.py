@@ -96,6 +96,11 @@ def test_console_prints_the_metrics_asked_for(service, batches, tmp_path):
     assert out.getvalue().splitlines()[0].split("  ")[1] == "loss 2.99573"
 
 
+def test_console_sends_no_escape_sequence_of_a_name_to_the_terminal(capsys):
+    Console()(3, {"\x1b[2J\nloss": 0.5})
+    assert capsys.readouterr().err == "step 3  ␛[2J⏎loss 0.5\n"
+
+
 def test_tensorboard_holds_every_step_once_after_a_resume(service, batches, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

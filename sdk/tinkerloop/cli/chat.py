@@ -18,6 +18,7 @@ from tinkerloop.cli.run_checkpoint import checkpoint_of
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import Renderer, get_renderer
 from tinkerloop.renderers.parsing.parsed import StreamingTextDelta, StreamingThinkingDelta
+from tinkerloop.terminal import printable
 
 if TYPE_CHECKING:
     from tinkerloop.local import SamplingClient
@@ -115,8 +116,8 @@ def talk(
 
 
 def write(delta: object, out: TextIO) -> None:
-    """Print a piece of a reply's text or reasoning."""
+    """Print a piece of a reply's text or reasoning. Control characters are shown as symbols."""
     if isinstance(delta, StreamingTextDelta):
-        print(delta.text, end="", file=out, flush=True)
+        print(printable(delta.text), end="", file=out, flush=True)
     elif isinstance(delta, StreamingThinkingDelta):
-        print(delta.thinking, end="", file=out, flush=True)
+        print(printable(delta.thinking), end="", file=out, flush=True)

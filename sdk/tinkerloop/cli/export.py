@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from tinkerloop.cli.run_checkpoint import checkpoint_of
+from tinkerloop.terminal import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,5 +25,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     root, path = checkpoint_of(arguments.path, arguments.root)
     export_checkpoint(root, path, arguments.to, merged=arguments.merged)
-    print(f"{path}: {'merged model' if arguments.merged else 'adapter'} written to {arguments.to}")
+    print(f"{path}: {'merged model' if arguments.merged else 'adapter'} written to {printable(arguments.to)}")
     return 0

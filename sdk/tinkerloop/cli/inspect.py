@@ -23,6 +23,7 @@ from tinkerloop.errors import DataError, ImageError, RenderError, TinkerloopErro
 from tinkerloop.images.chunks import image_size, open_image
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import Part, Rendered, Renderer, TrainOnWhat, get_renderer
+from tinkerloop.terminal import printable
 from tinkerloop.tokenizers import get_tokenizer
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.html.write_text(written, encoding="utf-8")
         except OSError as error:
             raise TinkerloopError(f"cannot write the page {arguments.html}: {error.strerror}") from error
-        print(f"{len(shown)} conversations written to {arguments.html}")
+        print(f"{len(shown)} conversations written to {printable(arguments.html)}")
     else:
         _print(shown)
     return 0
@@ -187,20 +188,12 @@ def uncoloured(tokens: list[Token]) -> str:
     return "".join(written)
 
 
-_DIRECTION = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_VISIBLE = {
-    **{code: chr(0x2400 + code) for code in range(0x20)},
-    **{code: f"[U+{code:04X}]" for code in (*range(0x80, 0xA0), 0x2028, 0x2029, *_DIRECTION)},
-    0x7F: "␡",
-    ord("\t"): "␉\t",
-    ord("\n"): "⏎\n",
-}
-"""Invisible characters, and those that change how others are shown -> the text shown in their place."""
+_LINE_ENDS = {"\t": "␉\t", "\n": "⏎\n"}
 
 
 def visible(text: str) -> str:
     """Return text in which line ends and control characters are visible."""
-    return text.translate(_VISIBLE)
+    return printable(text).translate(str.maketrans(_LINE_ENDS))
 
 
 THUMBNAIL = 160

@@ -24,6 +24,7 @@ from tinkerloop.loop.events import Summary
 from tinkerloop.loop.jsonl import append_line, cut, without_non_finite, write_atomic
 from tinkerloop.loop.sinks import Jsonl
 from tinkerloop.redaction import redacted, redacted_arguments
+from tinkerloop.terminal import one_line
 
 _PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
@@ -142,7 +143,7 @@ class Run:
         except Timeout:
             holder = "unknown"
             if self._holder.is_file():
-                holder = self._holder.read_bytes()[:200].decode(errors="replace").strip() or holder
+                holder = one_line(self._holder.read_bytes()[:200].decode(errors="replace").strip()) or holder
             raise RunLockedError(
                 f"the run folder {self.folder} is in use by another process ({holder}): wait until it ends, stop it, "
                 "or use another folder"

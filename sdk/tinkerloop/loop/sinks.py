@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.jsonl import append_line, cut, encode, read_lines, set_aside, write_lines
+from tinkerloop.terminal import one_line
 
 Row = Mapping[str, float]
 
@@ -155,7 +156,7 @@ class Console(Sink):
     def __call__(self, step: int, row: Row) -> None:
         shown = row if self._only is None else {name: row[name] for name in self._only if name in row}
         if shown:
-            numbers = "  ".join(f"{name} {value:.6g}" for name, value in shown.items())
+            numbers = "  ".join(f"{one_line(name)} {value:.6g}" for name, value in shown.items())
             print(f"step {step}  {numbers}", file=self._out or sys.stderr)
 
 

@@ -22,6 +22,7 @@ from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.schedules import Schedule, constant, cosine, linear, warmup
 from tinkerloop.supervised.evaluators import EvaluatorBuilder, NLLEvaluator, as_evaluator
 from tinkerloop.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
+from tinkerloop.terminal import one_line
 
 
 @chz.chz
@@ -142,7 +143,7 @@ async def main(config: Config) -> Summary:
     train_data, test_data = _build(config.dataset_builder)
     batches = as_dataset(train_data).batches(epochs=config.num_epochs, batch_size=config.batch_size, seed=config.seed)
     steps = _steps(config, batches)
-    print(f"training data: {batches}; {'unknown' if steps is None else steps} steps", file=sys.stderr)
+    print(f"training data: {one_line(batches)}; {'unknown' if steps is None else steps} steps", file=sys.stderr)
 
     with Run(config.log_path, config=_described(config)) as run:
         record = run.checkpoints.latest()
