@@ -1,5 +1,6 @@
 import asyncio
 import importlib
+import io
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 import tinkerloop
 from tinkerloop import Callback, Log
+from tinkerloop.cli import chat
+from tinkerloop.cli.main import main as cli
 from tinkerloop.data import batches, conversation_datums, load_conversations
 from tinkerloop.errors import DataError, PlanError
 from tinkerloop.local import ServiceClient
@@ -163,6 +166,23 @@ def test_training_starts_from_given_weights(make):
     path = tinkerloop.Checkpoints("run").latest().path
     run(make(log_path="more", max_steps=1, load_checkpoint_path=path))
     assert rows("more")[0]["test/nll"] == pytest.approx(rows("run")[-1]["test/nll"], rel=1e-6)
+
+
+def test_a_run_can_be_exported_and_chatted_with(make, tmp_path, capsys, monkeypatch):
+    run(make(max_steps=1, service=ServiceClient(root=tmp_path / "elsewhere")))
+    assert cli(["export", "run", "--to", "adapter"]) == 0
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    chosen = []
+    monkeypatch.setattr(chat, "get_renderer", lambda name, *_: chosen.append(name) or get_renderer(name, *_))
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\n"))
+    assert cli(["chat", "run", "--max-tokens", "2"]) == 0
+    assert "assistant: " in capsys.readouterr().out
+    assert chosen == ["qwen3_instruct"]
+
+
+def test_a_run_of_the_default_root_can_be_exported(make, tmp_path):
+    run(make(max_steps=1))
+    assert cli(["export", "run", "--to", "adapter"]) == 0
 
 
 def test_bad_data_ends_a_run_before_it_starts(make):

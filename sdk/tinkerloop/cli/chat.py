@@ -7,14 +7,13 @@ new one.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from tinkerloop._lazy import tinker
-from tinkerloop.cli.run_checkpoint import checkpoint_of
+from tinkerloop.cli.run_checkpoint import checkpoint_of, naming_root, run_config
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import Renderer, get_renderer
 from tinkerloop.renderers.parsing.parsed import StreamingTextDelta, StreamingThinkingDelta
@@ -70,15 +69,16 @@ def open_sampler(place: str, root: Path | None) -> SamplingClient:
         return ServiceClient(root=root).create_sampling_client(base_model=place)
     root, path = checkpoint_of(place, root)
     service = ServiceClient(root=root)
-    if "/sampler_weights/" in path:
-        return service.create_sampling_client(path)
-    return service.create_training_client_from_state(path).save_weights_and_get_sampling_client()
+    with naming_root(root):
+        if "/sampler_weights/" in path:
+            return service.create_sampling_client(path)
+        return service.create_training_client_from_state(path).save_weights_and_get_sampling_client()
 
 
 def run_renderer(place: str) -> str | None:
-    """Return the renderer named in the config.json of a run folder, or None."""
-    file = Path(place) / "config.json"
-    return json.loads(file.read_text()).get("renderer") if file.is_file() else None
+    """Return the renderer that the config.json of a run folder names as `renderer_name` or `renderer`, or None."""
+    config = run_config(place)
+    return config.get("renderer_name") or config.get("renderer")
 
 
 def talk(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import chz
 
@@ -118,7 +120,7 @@ class Config:
 
     @chz.validate
     def _one_renderer(self) -> None:
-        used = getattr(getattr(self.dataset_builder, "common_config", None), "renderer_name", None)
+        used = _used_renderer(self)
         if used and self.renderer_name and used != self.renderer_name:
             raise PlanError(f"renderer_name is {self.renderer_name!r}, but the dataset builder uses {used!r}")
 
@@ -145,11 +147,12 @@ async def main(config: Config) -> Summary:
     steps = _steps(config, batches)
     print(f"training data: {one_line(batches)}; {'unknown' if steps is None else steps} steps", file=sys.stderr)
 
-    with Run(config.log_path, config=_described(config)) as run:
+    service = config.service
+    if service is None or isinstance(service, str):
+        service = connect(service or config.base_url)
+
+    with Run(config.log_path, config=_described(config) | _origin(config, service)) as run:
         record = run.checkpoints.latest()
-        service = config.service
-        if service is None or isinstance(service, str):
-            service = connect(service or config.base_url)
         client = _open_client(config, service, record)
         loop = Loop(
             client,
@@ -213,6 +216,17 @@ def _described(value: Any) -> Any:
     if chz.is_chz(value):
         return {name: _described(getattr(value, name)) for name in chz.chz_fields(value)}
     return value if isinstance(value, str | int | float | None) else repr(value)
+
+
+def _origin(config: Config, service: Any) -> dict[str, Any]:
+    """Return what `tinkerloop chat` and `tinkerloop export` need: the renderer, and the embedded engine's folder."""
+    url = service.get_console_url() if hasattr(service, "get_console_url") else ""
+    root = url2pathname(urlsplit(url).path) if url.startswith("file://") else None
+    return {"renderer_name": _used_renderer(config) or config.renderer_name, "checkpoint_root": root}
+
+
+def _used_renderer(config: Config) -> str | None:
+    return getattr(getattr(config.dataset_builder, "common_config", None), "renderer_name", None)
 
 
 def _steps(config: Config, batches: Batches) -> int | None:
