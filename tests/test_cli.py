@@ -138,6 +138,40 @@ def test_a_reply_sends_nothing_to_the_terminal(delta) -> None:
     assert out.getvalue() == "a␛]52;c;eA==␇␛[2J[U+009B]␍[U+202E]b\n\tc"
 
 
+@pytest.fixture
+def file_with_bad_rows(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    rows = ["{oops", json.dumps({"messages": [{"role": "wizard", "content": "x"}]}), json.dumps(ROW)]
+    path.write_text("".join(row + "\n" for row in rows))
+    return path
+
+
+def test_bad_rows_are_marked_and_the_others_are_shown(file_with_bad_rows, capsys) -> None:
+    assert main(["inspect", str(file_with_bad_rows)]) == 2
+    captured = capsys.readouterr()
+    assert [line.split("bad.jsonl")[1][:3] for line in captured.out.splitlines() if "✗" in line] == [":1:", ":2:"]
+    assert f"{file_with_bad_rows}:3  " in captured.out
+    assert "2 of 3 rows cannot be used" in captured.err
+
+
+def test_a_page_shows_bad_rows_too(file_with_bad_rows, tmp_path) -> None:
+    assert main(["inspect", str(file_with_bad_rows), "--html", str(tmp_path / "page.html")]) == 2
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("✗") == 2
+    assert 'class="trained"' in page
+
+
+def test_bad_rows_count_towards_the_limit(file_with_bad_rows, capsys) -> None:
+    assert main(["inspect", str(file_with_bad_rows), "--limit", "2"]) == 2
+    assert "bad.jsonl:3" not in capsys.readouterr().out
+
+
+def test_a_file_without_rows_is_refused(tmp_path, capsys) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    assert main(["inspect", str(tmp_path / "empty.jsonl")]) == 2
+    assert "the file has no rows" in capsys.readouterr().err
+
+
 def test_help_names_the_commands_and_an_unknown_one_is_refused(capsys) -> None:
     for arguments in ([], ["--help"]):
         with pytest.raises(SystemExit) as end:
