@@ -12,6 +12,7 @@
   x NonFiniteError (also ArithmeticError)   a loss or a metric became NaN or infinite
   x CheckpointError                         a record that cannot be written, read or resumed
   x RunLockedError                          another process is working in this run folder
+  x MissingPackageError (also ModuleNotFoundError)  an optional package that is not installed
 
 Messages say what was given, what is expected and what to do. Errors of the service pass through unchanged,
 with a note that says where in the loop they surfaced.
@@ -86,3 +87,7 @@ class CheckpointError(TinkerloopError):
 
 class RunLockedError(TinkerloopError):
     """Another process is working in this run folder."""
+
+
+class MissingPackageError(TinkerloopError, ModuleNotFoundError):
+    """An optional package is not installed: names the extra of `tinkerloop-sdk` that brings it."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tinkerloop.errors import CheckpointError
+from tinkerloop.extras import needs_extra
 from tinkerloop.loop.jsonl import append_line, cut, encode, read_lines, set_aside, write_lines
 from tinkerloop.terminal import one_line
 
@@ -175,7 +176,8 @@ class TensorBoard(Sink):
         self._boundaries = self._folder / "boundaries.jsonl"
 
     def open(self, rows: int, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        with needs_extra("tensorboard,local", "the sink TensorBoard"):
+            from torch.utils.tensorboard import SummaryWriter
 
         saved = [line for line in read_lines(self._boundaries) if line["rows"] <= rows]
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +223,8 @@ class WandB(Sink):
         self._folder, self._settings = Path(folder), settings
 
     def open(self, rows: int, step: int) -> None:
-        import wandb  # pyright: ignore[reportMissingImports]
+        with needs_extra("wandb", "the sink WandB"):
+            import wandb  # pyright: ignore[reportMissingImports]
 
         id_file = self._folder / "wandb_run_id"
         run_id = id_file.read_text() if id_file.exists() else uuid.uuid4().hex
@@ -256,7 +259,8 @@ class MLflow(Sink):
         self._folder, self._experiment, self._uri = Path(folder), experiment, tracking_uri
 
     def open(self, rows: int, step: int) -> None:
-        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+        with needs_extra("mlflow", "the sink MLflow"):
+            from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         self._client = MlflowClient(tracking_uri=self._uri)
         id_file = self._folder / "mlflow_run_id"
