@@ -182,6 +182,22 @@ def test_an_instruction_is_distilled_into_the_weights():
     assert 0 <= after <= 1
 
 
+def test_a_cut_reply_of_the_teacher_is_not_trained_as_complete(renderer):
+    whole = conversation_to_datum([{"role": "user", "content": "ba"}, {"role": "assistant", "content": "BA"}], renderer)
+    stop = renderer.get_stop_sequences()[0]
+    assert inputs(prompt_distillation.distilled_datum(renderer, "ba", [66, 65, stop])) == inputs(whole)
+    cut = inputs(prompt_distillation.distilled_datum(renderer, "ba", [66, 65]))
+    assert cut["target_tokens"][-2:] == [66, 65]
+    assert cut["weights"] == inputs(whole)["weights"][:-1]
+
+
+def test_the_teachers_cut_replies_are_counted(capsys):
+    prompt_distillation.main(
+        prompt_distillation.Config(model="tiny", texts=4, test_texts=2, steps=1, batch_size=2, max_tokens=1)
+    )
+    assert "6 of 6 replies were cut at 1 tokens" in capsys.readouterr().out
+
+
 def test_a_sweep_ranks_learning_rates_and_resumes(capsys):
     config = sweep.Config(
         learning_rates=(1e-6, 1e-2), model_name="tiny", batch_size=4, test_size=4, max_steps=3, folder="sweep"
