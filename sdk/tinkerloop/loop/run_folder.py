@@ -21,7 +21,7 @@ from tinkerloop._version import __version__
 from tinkerloop.errors import CheckpointError, RunLockedError
 from tinkerloop.loop.checkpoints import Checkpoints
 from tinkerloop.loop.events import Summary
-from tinkerloop.loop.jsonl import append_line, cut, without_non_finite, write_atomic
+from tinkerloop.loop.jsonl import append_line, cut, read_lines, without_non_finite, write_atomic
 from tinkerloop.loop.sinks import Jsonl
 from tinkerloop.redaction import redacted, redacted_arguments
 from tinkerloop.terminal import one_line
@@ -89,6 +89,9 @@ class Run:
 
     def _start(self) -> None:
         started = environment()
+        then = last_config(self.folder)
+        if then is not None and self.checkpoints.file.exists():
+            _print_changes(changed_options(then, self.config))
         self._ended = self._summary.read_bytes() if self._summary.exists() else None
         self._summary.unlink(missing_ok=True)
         self._write("config.json", self.config)
@@ -151,6 +154,42 @@ class Run:
 
     def _write(self, name: str, value: Any) -> None:
         write_atomic(self.folder / name, json.dumps(without_non_finite(value), indent=2, default=str).encode() + b"\n")
+
+
+def last_config(folder: str | Path) -> dict[str, Any] | None:
+    """Return the configuration of the latest start of the run in `folder`; None if there was no start."""
+    config = None
+    for start in read_lines(Path(folder) / "starts.jsonl"):
+        config = start.get("config")
+    return without_non_finite(config)
+
+
+def changed_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (option, value then, value now) for each option that differs. Nested options are joined with dots.
+
+    >>> changed_options({"steps": 10, "data": {"file": "a"}}, {"steps": 20, "data": {"file": "a"}, "seed": 0})
+    [('steps', 10, 20), ('seed', None, 0)]
+    """
+    before, after = _flat(then), _flat(now)
+    options = list(dict.fromkeys([*before, *after]))
+    return [(name, before.get(name), after.get(name)) for name in options if before.get(name) != after.get(name)]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _print_changes(changes: list[tuple[str, Any, Any]]) -> None:
+    if not changes:
+        return
+    rows = [("option", "then", "now"), *(tuple(map(one_line, row)) for row in changes)]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    print("the run is resumed with other options than at its last start:", file=sys.stderr)
+    for option, then, now in rows:
+        print(f"  {option:<{widths[0]}}  {then:<{widths[1]}}  {now}", file=sys.stderr)
 
 
 def environment() -> dict[str, Any]:
