@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -119,6 +120,9 @@ class Run:
             if error is not None:
                 latest = self.checkpoints.latest()
                 self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
+                where = f"resumed at step {latest.step}, from {latest.path}" if latest else "started anew"
+                command = one_line(shlex.join(redacted_arguments(sys.orig_argv)))
+                print(f"the run in {one_line(self.folder)} failed; it is {where}, by: {command}", file=sys.stderr)
             elif (
                 self._ended is not None and not self._summary.exists()
             ):  # nothing was trained: the old summary is still valid
