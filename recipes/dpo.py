@@ -27,6 +27,7 @@ from tinkerloop import Callback, Loop, Plan
 from tinkerloop.callbacks import LRSchedule
 from tinkerloop.clients import TrainingClientLike
 from tinkerloop.data import batches, conversation_to_datum
+from tinkerloop.errors import PlanError
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Renderer
 
@@ -70,26 +71,42 @@ def log_likelihoods(client: TrainingClientLike, datums: list[tinker.Datum]) -> n
 
 
 class PreferenceLoss(Callback):
-    """Sets the DPO loss for each step. Datums 2i and 2i + 1 hold the better and the worse reply of a pair."""
+    """Sets the DPO loss for each step. Datums 2i and 2i + 1 hold the better and the worse reply of a pair.
+
+    The losses of a step's micro-batches are summed, so each is divided by the number of pairs in the whole step. A step
+    may therefore be split in any way that leaves pairs together.
+    """
 
     def __init__(self, reference: dict[tuple[int, ...], float], beta: float):
         self.reference, self.beta = reference, beta
 
     def on_plan(self, plan: Plan) -> Plan:
-        before = [self.reference[key(datum)] for datum in plan.datums]
+        for one in plan.micro_batches:
+            refuse_broken_pairs(len(one.datums))
+        pairs = len(plan.datums) // 2
 
         def dpo(datums: list[tinker.Datum], logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
             import torch
 
+            refuse_broken_pairs(len(datums))  # a later callback may have split the step
+            before = [self.reference[key(datum)] for datum in datums]
             weights = [torch.tensor(datum.loss_fn_inputs["weights"].tolist()) for datum in datums]
             now = torch.stack([w @ lp for w, lp in zip(weights, logprobs, strict=True)])  # (2n,)
             gain = now - torch.tensor(before)  # log-likelihood minus that of the reference model
             margin = self.beta * (gain[0::2] - gain[1::2])  # (n,)
-            loss = -torch.nn.functional.logsigmoid(margin).mean()
+            loss = -torch.nn.functional.logsigmoid(margin).sum() / pairs
             moved = margin.detach()
             return loss, {"preferred": float((moved > 0).float().mean()), "margin": float(moved.mean())}
 
         return plan.with_micro_batches(replace(one, loss_fn=dpo) for one in plan.micro_batches)
+
+
+def refuse_broken_pairs(count: int) -> None:
+    if count % 2:
+        raise PlanError(
+            f"a micro-batch has {count} datums, but a preference loss needs whole pairs: split with an even "
+            "GradientAccumulation(micro_batch=...), and not by tokens"
+        )
 
 
 def preferred(client: TrainingClientLike, pairs: list[tuple[tinker.Datum, tinker.Datum]]) -> float:

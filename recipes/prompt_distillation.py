@@ -23,7 +23,7 @@ import tinker
 import tinkerloop
 from recipes.arithmetic import reply_text
 from tinkerloop.callbacks import LRSchedule
-from tinkerloop.data import batches, conversation_to_datum
+from tinkerloop.data import batches
 from tinkerloop.loop import Loop
 from tinkerloop.loop.schedules import linear, warmup
 from tinkerloop.renderers import Renderer
@@ -39,6 +39,7 @@ class Config:
     instruction: str = chz.field(default="Upper case: {}", doc="Instruction to the teacher; {} stands for the text.")
     texts: int = chz.field(default=240, doc="Number of texts to train on, with the teacher's replies.")
     test_texts: int = chz.field(default=40, doc="Number of texts held out for evaluation.")
+    max_tokens: int = chz.field(default=64, doc="Largest number of tokens in a reply; a longer one is cut there.")
     steps: int = chz.field(default=150, doc="Number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Texts per step.")
     learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
@@ -54,12 +55,18 @@ def make_texts(seed: int, count: int) -> list[str]:
     return list(texts)
 
 
-def replies(sampler: Any, renderer: Renderer, prompts: Sequence[str]) -> list[str]:
-    """Return the model's greedy reply to each prompt."""
-    params = tinker.SamplingParams(max_tokens=24, temperature=0.0, stop=renderer.get_stop_sequences())
+def replies(sampler: Any, renderer: Renderer, prompts: Sequence[str], max_tokens: int) -> list[Any]:
+    """Return the model's greedy reply to each prompt, as the sampled sequence with its stop reason."""
+    params = tinker.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.get_stop_sequences())
     model_inputs = [renderer.build_generation_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
     futures = [sampler.sample(prompt, 1, params) for prompt in model_inputs]
-    return [reply_text(renderer, future.result().sequences[0].tokens) for future in futures]
+    return [future.result().sequences[0] for future in futures]
+
+
+def distilled_datum(renderer: Renderer, text: str, sampled: Sequence[int]) -> tinker.Datum:
+    """Train the sampled tokens after the text alone: the stop token only where the teacher has sampled it."""
+    prompt = renderer.build_generation_prompt([{"role": "user", "content": text}]).to_ints()
+    return tinkerloop.make_datum([*prompt, *sampled], [0] * len(prompt) + [1] * len(sampled))
 
 
 def main(config: Config) -> tuple[float, float]:
@@ -67,20 +74,20 @@ def main(config: Config) -> tuple[float, float]:
     renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
     texts = make_texts(config.seed, config.texts + config.test_texts)
     teacher = service.create_sampling_client(base_model=config.model)
-    teacher_replies = replies(teacher, renderer, [config.instruction.format(text) for text in texts])
-    print(f"the teacher: {config.instruction.format(texts[0])!r} -> {teacher_replies[0]!r}")
+    questions = [config.instruction.format(text) for text in texts]
+    teacher_replies = replies(teacher, renderer, questions, config.max_tokens)
+    print(f"the teacher: {questions[0]!r} -> {reply_text(renderer, teacher_replies[0].tokens)!r}")
+    cut = sum(reply.stop_reason == "length" for reply in teacher_replies)
+    if cut:
+        print(f"{cut} of {len(texts)} replies were cut at {config.max_tokens} tokens; they are trained without an end")
 
-    datums = [
-        conversation_to_datum([{"role": "user", "content": text}, {"role": "assistant", "content": reply}], renderer)
-        for text, reply in zip(texts, teacher_replies, strict=True)
-        if reply.strip()
-    ]
+    datums = [distilled_datum(renderer, text, one.tokens) for text, one in zip(texts, teacher_replies, strict=True)]
     train = datums[: -config.test_texts]
     unseen, expected = texts[-config.test_texts :], teacher_replies[-config.test_texts :]
 
     def agreement(sampler: Any) -> float:
-        student_replies = replies(sampler, renderer, unseen)
-        return sum(a == b for a, b in zip(student_replies, expected, strict=True)) / len(unseen)
+        student_replies = replies(sampler, renderer, unseen, config.max_tokens)
+        return sum(a.tokens == b.tokens for a, b in zip(student_replies, expected, strict=True)) / len(unseen)
 
     before = agreement(teacher)
     client = service.create_lora_training_client(config.model, rank=32, seed=config.seed)

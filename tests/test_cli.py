@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import re
 
 import pytest
 
 import tinkerloop
+from tinkerloop.cli.chat import write
 from tinkerloop.cli.main import COMMANDS, main
+from tinkerloop.renderers.parsing.parsed import StreamingTextDelta, StreamingThinkingDelta
 
 ROW = {"messages": [{"role": "user", "content": "naïve <b>?"}, {"role": "assistant", "content": "yes", "weight": 0.5}]}
 
@@ -114,6 +117,59 @@ def test_a_file_that_cannot_be_rendered_is_named_with_its_line(tmp_path, capsys)
     path.write_text(json.dumps(ROW) + "\n{oops\n")
     assert main(["inspect", str(path)]) == 2
     assert f"{path}:2" in capsys.readouterr().err
+
+
+HOSTILE = "a\x1b]52;c;eA==\x07\x1b[2J\x9b\r\u202eb"
+UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
+
+
+def test_a_file_name_sends_nothing_to_the_terminal(tmp_path, capsys) -> None:
+    assert main(["inspect", str(tmp_path / f"{HOSTILE}.jsonl")]) == 2
+    assert main(["export", f"{tmp_path}/{HOSTILE}", "--to", "x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("a␛]52;c;eA==␇␛[2J") == 2
+    assert not UNSAFE.search(captured.err + captured.out)
+
+
+@pytest.mark.parametrize("delta", [StreamingTextDelta, StreamingThinkingDelta])
+def test_a_reply_sends_nothing_to_the_terminal(delta) -> None:
+    out = io.StringIO()
+    write(delta(HOSTILE + "\n\tc"), out)
+    assert out.getvalue() == "a␛]52;c;eA==␇␛[2J[U+009B]␍[U+202E]b\n\tc"
+
+
+@pytest.fixture
+def file_with_bad_rows(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    rows = ["{oops", json.dumps({"messages": [{"role": "wizard", "content": "x"}]}), json.dumps(ROW)]
+    path.write_text("".join(row + "\n" for row in rows))
+    return path
+
+
+def test_bad_rows_are_marked_and_the_others_are_shown(file_with_bad_rows, capsys) -> None:
+    assert main(["inspect", str(file_with_bad_rows)]) == 2
+    captured = capsys.readouterr()
+    assert [line.split("bad.jsonl")[1][:3] for line in captured.out.splitlines() if "✗" in line] == [":1:", ":2:"]
+    assert f"{file_with_bad_rows}:3  " in captured.out
+    assert "2 of 3 rows cannot be used" in captured.err
+
+
+def test_a_page_shows_bad_rows_too(file_with_bad_rows, tmp_path) -> None:
+    assert main(["inspect", str(file_with_bad_rows), "--html", str(tmp_path / "page.html")]) == 2
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("✗") == 2
+    assert 'class="trained"' in page
+
+
+def test_bad_rows_count_towards_the_limit(file_with_bad_rows, capsys) -> None:
+    assert main(["inspect", str(file_with_bad_rows), "--limit", "2"]) == 2
+    assert "bad.jsonl:3" not in capsys.readouterr().out
+
+
+def test_a_file_without_rows_is_refused(tmp_path, capsys) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    assert main(["inspect", str(tmp_path / "empty.jsonl")]) == 2
+    assert "the file has no rows" in capsys.readouterr().err
 
 
 def test_help_names_the_commands_and_an_unknown_one_is_refused(capsys) -> None:

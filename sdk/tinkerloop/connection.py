@@ -10,6 +10,8 @@ from typing import Any
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import ServiceClientLike
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.redaction import redacted
+from tinkerloop.terminal import printable
 
 
 def connect(service: str | None = None, *, root: str | Path | None = None) -> ServiceClientLike:
@@ -33,9 +35,9 @@ def connect(service: str | None = None, *, root: str | Path | None = None) -> Se
         return ServiceClient(root=root)
     if service != "tinker" and not service.startswith(("http://", "https://")):
         raise TinkerloopError(
-            f'unknown service {service!r}; expected "local", "tinker", or a URL that begins with http:// or https://'
+            f'unknown service {redacted(service)!r}; expected "local", "tinker", or a URL that begins with http:// or https://'
         )
     address: dict[str, Any] = {} if service == "tinker" else {"base_url": service}
     client = tinker.ServiceClient(**address)
-    print(f"service: Tinker{'' if service == 'tinker' else f' at {service}'}", file=sys.stderr)
+    print(f"service: Tinker{'' if service == 'tinker' else f' at {printable(redacted(service))}'}", file=sys.stderr)
     return client

@@ -12,6 +12,7 @@
   x NonFiniteError (also ArithmeticError)   a loss or a metric became NaN or infinite
   x CheckpointError                         a checkpoint that cannot be written, read or resumed from
   x RunLockedError                          another process is working in this run folder
+  x MissingPackageError (also ModuleNotFoundError)  an optional package that is not installed
 
 An error message gives what is wrong, what was given, what is expected and what to do. Errors of the service are
 passed on unchanged, with a note on where in the loop they occurred.
@@ -99,3 +100,7 @@ class CheckpointError(TinkerloopError):
 
 class RunLockedError(TinkerloopError):
     """Error for a run folder in which another process is already working."""
+
+
+class MissingPackageError(TinkerloopError, ModuleNotFoundError):
+    """Error for an optional package that is not installed. The message names the extra of `tinkerloop-sdk`."""

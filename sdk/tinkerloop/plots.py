@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tinkerloop.extras import needs_extra
 from tinkerloop.loop.jsonl import read_lines
 
 
@@ -17,7 +18,8 @@ def plot_metrics(metrics: str | Path, file: str | Path, panels: Sequence[Sequenc
         panels: the names of the metrics in each panel, such as `[["loss", "test/nll"], ["test/exact_match"]]`. A metric
             without values is skipped.
     """
-    from matplotlib.figure import Figure
+    with needs_extra("plots", "a plot"):
+        from matplotlib.figure import Figure
 
     rows = list(read_lines(Path(metrics)))
     figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
@@ -35,7 +37,8 @@ def plot_metrics(metrics: str | Path, file: str | Path, panels: Sequence[Sequenc
 
 def plot_schedule(schedule: Callable[[int], float], steps: int, file: str | Path) -> None:
     """Plot `schedule` over steps 0 to steps - 1, and save it to `file` (`.png` or `.svg`, for example)."""
-    from matplotlib.figure import Figure
+    with needs_extra("plots", "a plot"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()

@@ -45,6 +45,15 @@ def test_of_an_evaluation_it_prints_the_numbers(eval_result):
     assert out.getvalue() == "step      3  test/score 1.0000\n"
 
 
+def test_it_sends_no_escape_sequence_of_a_name_to_the_terminal(eval_result):
+    out = io.StringIO()
+    progress = Progress(file=out)
+    progress.on_start(0, None)
+    progress.on_eval(eval_result(3, **{"\x1b[2Jscore\n": 1}))
+    progress.on_end(Summary(8, "\x1b[2J", {}))
+    assert out.getvalue() == "step      3  test/␛[2Jscore⏎ 1.0000\nended at step 8: ␛[2J\n"
+
+
 class Sleepy(Callback):
     def on_step(self, result):
         time.sleep(0.01)

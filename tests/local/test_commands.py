@@ -102,6 +102,14 @@ def test_a_run_without_checkpoints_is_refused(tmp_path, capsys):
     assert "has no checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["chat"], ["export", "--to", "adapter"]], ids=["chat", "export"])
+def test_checkpoints_in_another_folder_are_asked_for_by_root(run_folder, capsys, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (run_folder / "service").unlink()
+    assert main([*command, str(run_folder)]) == 2
+    assert "as --root, if it is not" in capsys.readouterr().err
+
+
 def test_chat_streams_replies_and_keeps_the_conversation(run_folder):
     sampler = open_sampler(str(run_folder), None)
     renderer = get_renderer("qwen3", sampler.get_tokenizer())

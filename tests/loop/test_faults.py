@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -231,17 +232,79 @@ def test_a_config_may_hold_a_path(tmp_path):
 
 def test_a_folder_that_could_not_be_entered_is_not_left_locked(tmp_path):
     (tmp_path / "starts.jsonl").mkdir()
-    with pytest.raises(IsADirectoryError), Run(tmp_path):
+    first = Run(tmp_path)  # kept, because a lock that is collected is released
+    with pytest.raises(IsADirectoryError), first:
         pass
     (tmp_path / "starts.jsonl").rmdir()
     with Run(tmp_path):
         pass
 
 
+def test_a_folder_whose_lock_could_not_be_written_is_not_left_locked(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    first = Run(tmp_path)  # kept, because a lock that is collected is released
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"), first:
+            pass
+    with Run(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["lock.holder", "config.json", "config.json.tmp", "environment.json.tmp"])
+def test_a_planted_link_is_replaced_and_what_it_points_to_is_left_alone(tmp_path, name):
+    (tmp_path / "mine").write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).symlink_to(tmp_path / "mine")
+    with Run(folder, {"steps": 4}):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert json.loads((folder / "config.json").read_text()) == {"steps": 4}
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "lock").symlink_to(tmp_path / "mine")
+    with (
+        pytest.raises(CheckpointError, match=r"lock is a symbolic link to .*mine: expected a regular file"),
+        Run(tmp_path),
+    ):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_no_module_of_the_package_needs_unix():
+    """Windows has no `fcntl`; an import of it at the top of a module would end `import tinkerloop` there."""
+    hidden = "import sys; sys.modules['fcntl'] = None; import tinkerloop.loop; print(tinkerloop.loop.Run.__name__)"
+    answer = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=True)
+    assert answer.stdout == "Run\n"
+
+
 def test_a_failed_run_leaves_its_error_in_the_summary(tmp_path):
     with pytest.raises(RuntimeError), Run(tmp_path):
         raise RuntimeError("out of luck")
     assert "out of luck" in json.loads((tmp_path / "summary.json").read_text())["error"]
+
+
+def test_a_failed_run_says_which_record_and_which_command_resume_it(service, batches, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "train", "name=a b", "api_key=s3cr3t"])
+
+    with Run(tmp_path) as one:
+        Loop(service.create_lora_training_client(), batches, steps=2, checkpoints=one.checkpoints).run()
+    path = one.checkpoints.latest().path
+    with pytest.raises(RuntimeError), Run(tmp_path):
+        raise RuntimeError("out of luck")
+    assert f"it is resumed at step 2, from {path}, by: python -m train 'name=a b' " in (said := capsys.readouterr().err)
+    assert "s3cr3t" not in said
+
+
+def test_a_failed_run_without_a_record_says_that_it_starts_anew(tmp_path, capsys):
+    with pytest.raises(RuntimeError), Run(tmp_path):
+        raise RuntimeError("out of luck")
+    assert "it is started anew, by: " in capsys.readouterr().err
 
 
 HOLD = (
@@ -262,6 +325,12 @@ def holder(tmp_path):
 
 def test_a_second_process_on_the_folder_is_refused(tmp_path, holder):
     with pytest.raises(RunLockedError, match=f"process {holder.pid}"), Run(tmp_path):
+        pass
+
+
+def test_a_lock_file_sends_no_escape_sequence_to_the_terminal(tmp_path, holder):
+    (tmp_path / "lock.holder").write_text("me\x1b[2J\n\x9b")
+    with pytest.raises(RunLockedError, match=re.escape("(me␛[2J⏎[U+009B])")), Run(tmp_path):
         pass
 
 

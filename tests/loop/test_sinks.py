@@ -79,10 +79,26 @@ def test_jsonl_on_resume_drops_the_rows_behind_the_record(service, batches, tmp_
     assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").open()] == [0, 1, 2, 3, 4]
 
 
+def test_a_new_run_keeps_the_rows_of_each_earlier_run_in_a_file_of_its_own(service, batches, tmp_path, caplog):
+    for steps in (3, 2, 1):
+        Loop(service.create_lora_training_client(), batches[:steps], sinks=[Jsonl(tmp_path / "m.jsonl")]).run()
+    assert [len((tmp_path / name).read_text().splitlines()) for name in ("m.jsonl.1", "m.jsonl.2", "m.jsonl")] == [
+        3,
+        2,
+        1,
+    ]
+    assert f"renamed to {tmp_path / 'm.jsonl.1'}" in caplog.text
+
+
 def test_console_prints_the_metrics_asked_for(service, batches, tmp_path):
     out = io.StringIO()
     train(service, batches, tmp_path, 2, Console(only=("loss",), file=out))
     assert out.getvalue().splitlines()[0].split("  ")[1] == "loss 2.99573"
+
+
+def test_console_sends_no_escape_sequence_of_a_name_to_the_terminal(capsys):
+    Console()(3, {"\x1b[2J\nloss": 0.5})
+    assert capsys.readouterr().err == "step 3  ␛[2J⏎loss 0.5\n"
 
 
 def test_tensorboard_holds_every_step_once_after_a_resume(service, batches, tmp_path):
@@ -94,6 +110,31 @@ def test_tensorboard_holds_every_step_once_after_a_resume(service, batches, tmp_
     events = EventAccumulator(str(tmp_path / "tb"))
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4]
+
+
+class Scores(Callback):
+    """Logs a score at each boundary, as an evaluation would."""
+
+    def on_boundary(self, boundary):
+        return Log({"score": float(boundary.step)})
+
+
+@pytest.mark.parametrize("stops", [(2, 4, 6), (4, 4, 6)], ids=["each resumed once", "the same record resumed twice"])
+def test_tensorboard_keeps_what_was_logged_at_the_records_boundary(service, batches, tmp_path, stops):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    checkpoints = Checkpoints(tmp_path)
+    for steps in stops:
+        record = checkpoints.latest()
+        client = open_training_client(service, record)
+        sinks = [TensorBoard(tmp_path / "tb")]
+        Loop(
+            client, batches, steps=steps, checkpoints=checkpoints, record=record, sinks=sinks, callbacks=[Scores()]
+        ).run()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("score")] == [(step, step) for step in range(7)]
 
 
 def test_wandb_resumes_the_same_run(service, batches, tmp_path):

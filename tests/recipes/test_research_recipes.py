@@ -5,6 +5,7 @@ import pytest
 import tinker
 import torch
 
+import tinkerloop
 from recipes import (
     arithmetic,
     custom_callback,
@@ -16,7 +17,10 @@ from recipes import (
     rl_arithmetic,
     sweep,
 )
-from tinkerloop.data import conversation_to_datum
+from tinkerloop.callbacks import GradientAccumulation
+from tinkerloop.data import batches, conversation_to_datum
+from tinkerloop.errors import PlanError
+from tinkerloop.loop import Loop
 from tinkerloop.renderers import get_renderer
 from tinkerloop.tokenizers import get_tokenizer
 
@@ -129,6 +133,40 @@ def test_pairs_differ_in_the_reply_alone(renderer):
     assert better.model_input.length == worse.model_input.length
 
 
+@pytest.fixture(scope="module")
+def reference_of_pairs(renderer):
+    pairs = dpo.make_pairs(renderer, 0, 4)
+    client = tinkerloop.connect("local").create_lora_training_client("tiny", rank=4, seed=0)
+    datums = [datum for pair in pairs for datum in pair]
+    return pairs, dict(zip(map(dpo.key, datums), dpo.log_likelihoods(client, datums).tolist(), strict=True))
+
+
+def preference_step(pairs, reference, batch_size, *accumulation, last=False):
+    """Return the loss, the metrics and the gradient norm of one step over the pairs."""
+    client = tinkerloop.connect("local").create_lora_training_client("tiny", rank=4, seed=0)
+    callbacks = [dpo.PreferenceLoss(reference, 1.0), *accumulation]
+    rows = batches(pairs, batch_size, flatmap_fn=list)
+    loop = Loop(client, rows, steps=1, callbacks=callbacks if last else callbacks[::-1], normalize="none")
+    (result,) = loop.steps()
+    return [result.loss, *(result.metrics[name] for name in ("preferred", "margin", "unclipped_grad_l2:mean"))]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["split before the loss is set", "split after it"])
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation"),
+    [(2, GradientAccumulation(2)), (1, GradientAccumulation(4)), (4, GradientAccumulation(micro_batch=2))],
+)
+def test_a_preference_step_does_not_depend_on_its_split(reference_of_pairs, batch_size, accumulation, last):
+    whole = preference_step(*reference_of_pairs, 4)
+    assert preference_step(*reference_of_pairs, batch_size, accumulation, last=last) == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["split before the loss is set", "split after it"])
+def test_a_split_that_parts_a_pair_is_refused(reference_of_pairs, last):
+    with pytest.raises(PlanError, match="needs whole pairs"):
+        preference_step(*reference_of_pairs, 4, GradientAccumulation(micro_batch=3), last=last)
+
+
 def test_preferences_are_learned():
     before, after = dpo.main(
         dpo.Config(model="tiny", pairs=8, test_pairs=8, steps=8, batch_size=8, learning_rate=5e-3, beta=1.0)
@@ -142,6 +180,22 @@ def test_an_instruction_is_distilled_into_the_weights():
     )
     assert 0 <= before <= 1
     assert 0 <= after <= 1
+
+
+def test_a_cut_reply_of_the_teacher_is_not_trained_as_complete(renderer):
+    whole = conversation_to_datum([{"role": "user", "content": "ba"}, {"role": "assistant", "content": "BA"}], renderer)
+    stop = renderer.get_stop_sequences()[0]
+    assert inputs(prompt_distillation.distilled_datum(renderer, "ba", [66, 65, stop])) == inputs(whole)
+    cut = inputs(prompt_distillation.distilled_datum(renderer, "ba", [66, 65]))
+    assert cut["target_tokens"][-2:] == [66, 65]
+    assert cut["weights"] == inputs(whole)["weights"][:-1]
+
+
+def test_the_teachers_cut_replies_are_counted(capsys):
+    prompt_distillation.main(
+        prompt_distillation.Config(model="tiny", texts=4, test_texts=2, steps=1, batch_size=2, max_tokens=1)
+    )
+    assert "6 of 6 replies were cut at 1 tokens" in capsys.readouterr().out
 
 
 def test_a_sweep_ranks_learning_rates_and_resumes(capsys):

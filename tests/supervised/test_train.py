@@ -1,5 +1,6 @@
 import asyncio
 import importlib
+import io
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 
 import tinkerloop
 from tinkerloop import Callback, Log
+from tinkerloop.cli import chat
+from tinkerloop.cli.main import main as cli
 from tinkerloop.data import batches, conversation_datums, load_conversations
-from tinkerloop.errors import DataError, PlanError
+from tinkerloop.errors import CheckpointError, DataError, PlanError
 from tinkerloop.local import ServiceClient
 from tinkerloop.loop.schedules import constant
 from tinkerloop.renderers import get_renderer
@@ -163,6 +166,63 @@ def test_training_starts_from_given_weights(make):
     path = tinkerloop.Checkpoints("run").latest().path
     run(make(log_path="more", max_steps=1, load_checkpoint_path=path))
     assert rows("more")[0]["test/nll"] == pytest.approx(rows("run")[-1]["test/nll"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "then", "now"), [("model_name", "tiny", "tiny-vl"), ("lora_rank", 4, 8), ("seed", 0, 1)]
+)
+def test_a_run_is_not_resumed_as_another_one(make, option, then, now):
+    run(make(max_steps=1))
+    config = Path("run/config.json").read_bytes()
+    with pytest.raises(CheckpointError, match=f"started with {option}={then!r}, got {now!r}"):
+        run(make(max_steps=2, **{option: now}))
+    assert Path("run/config.json").read_bytes() == config
+
+
+@pytest.mark.parametrize(("option", "then", "now"), [("model_name", "tiny", "tiny-vl"), ("lora_rank", 4, 8)])
+def test_a_checkpoint_of_another_model_or_rank_is_refused(make, option, then, now):
+    run(make(max_steps=1))
+    path = tinkerloop.Checkpoints("run").latest().path
+    with pytest.raises(CheckpointError, match=f"has {option}={then!r}, got {now!r}"):
+        run(make(log_path="more", load_checkpoint_path=path, **{option: now}))
+
+
+def test_a_resumed_run_prints_what_differs_from_its_last_start(make, capsys):
+    run(make(max_steps=1, lr_schedule="constant"))
+    assert "other options" not in capsys.readouterr().err
+    run(make(max_steps=2, lr_schedule="constant", eval_every=5))
+    table = capsys.readouterr().err.partition("last start:\n")[2].splitlines()
+    assert [line.split() for line in table[:3]] == [
+        ["option", "then", "now"],
+        ["max_steps", "1", "2"],
+        ["eval_every", "10", "5"],
+    ]
+
+
+@pytest.mark.parametrize("option", [{"weight_decay": 0.5}, {"grad_clip_norm": 1e-3}], ids=str)
+def test_an_option_of_the_optimizer_changes_the_update(make, option):
+    options = {"max_steps": 3, "lr_schedule": "constant", "learning_rate": 1e-2, "adam_eps": 1.0}
+    run(make(log_path="plain", **options))
+    run(make(log_path="changed", **options, **option))
+    assert steps("changed")[0]["loss"] == steps("plain")[0]["loss"]
+    assert steps("changed")[-1]["loss"] != steps("plain")[-1]["loss"]
+
+
+def test_a_run_can_be_exported_and_chatted_with(make, tmp_path, capsys, monkeypatch):
+    run(make(max_steps=1, service=ServiceClient(root=tmp_path / "elsewhere")))
+    assert cli(["export", "run", "--to", "adapter"]) == 0
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    chosen = []
+    monkeypatch.setattr(chat, "get_renderer", lambda name, *_: chosen.append(name) or get_renderer(name, *_))
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\n"))
+    assert cli(["chat", "run", "--max-tokens", "2"]) == 0
+    assert "assistant: " in capsys.readouterr().out
+    assert chosen == ["qwen3_instruct"]
+
+
+def test_a_run_of_the_default_root_can_be_exported(make, tmp_path):
+    run(make(max_steps=1))
+    assert cli(["export", "run", "--to", "adapter"]) == 0
 
 
 def test_bad_data_ends_a_run_before_it_starts(make):

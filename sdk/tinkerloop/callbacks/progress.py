@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import EvalResult, Requests, StepResult, Summary
+from tinkerloop.terminal import one_line
 
 
 class Progress(Callback):
@@ -48,11 +49,13 @@ class Progress(Callback):
     def on_eval(self, result: EvalResult) -> Requests:
         if isinstance(result.value, dict):
             numbers = {metric: value for metric, value in result.value.items() if isinstance(value, int | float)}
-            text = "  ".join(f"{result.name}/{metric} {value:.4f}" for metric, value in numbers.items())
+            text = "  ".join(
+                f"{one_line(result.name)}/{one_line(metric)} {value:.4f}" for metric, value in numbers.items()
+            )
             self._console.print(f"step {result.step:>6}  {text}")
 
     def on_end(self, summary: Summary) -> None:
         if self._bar:
             self._bar.stop()
             self._bar = None
-        self._console.print(f"ended at step {summary.step}: {summary.reason}")
+        self._console.print(f"ended at step {summary.step}: {one_line(summary.reason)}")

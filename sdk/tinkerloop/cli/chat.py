@@ -7,17 +7,17 @@ conversation.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from tinkerloop._lazy import tinker
-from tinkerloop.cli.run_checkpoint import checkpoint_of
+from tinkerloop.cli.run_checkpoint import checkpoint_of, naming_root, run_config
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import Renderer, get_renderer
 from tinkerloop.renderers.parsing.parsed import StreamingTextDelta, StreamingThinkingDelta
+from tinkerloop.terminal import printable
 
 if TYPE_CHECKING:
     from tinkerloop.local import SamplingClient
@@ -74,15 +74,16 @@ def open_sampler(place: str, root: Path | None) -> SamplingClient:
         return ServiceClient(root=root).create_sampling_client(base_model=place)
     root, path = checkpoint_of(place, root)
     service = ServiceClient(root=root)
-    if "/sampler_weights/" in path:
-        return service.create_sampling_client(path)
-    return service.create_training_client_from_state(path).save_weights_and_get_sampling_client()
+    with naming_root(root):
+        if "/sampler_weights/" in path:
+            return service.create_sampling_client(path)
+        return service.create_training_client_from_state(path).save_weights_and_get_sampling_client()
 
 
 def run_renderer(place: str) -> str | None:
-    """Return the name of the renderer in the config.json of a run folder, or None if there is none."""
-    file = Path(place) / "config.json"
-    return json.loads(file.read_text()).get("renderer") if file.is_file() else None
+    """Return the renderer that the config.json of a run folder names as `renderer_name` or `renderer`, or None."""
+    config = run_config(place)
+    return config.get("renderer_name") or config.get("renderer")
 
 
 def talk(
@@ -123,8 +124,11 @@ def talk(
 
 
 def write(delta: object, out: TextIO) -> None:
-    """Print a streamed piece of a reply: of its text or of its reasoning. Other deltas print nothing."""
+    """Print a streamed piece of a reply: of its text or of its reasoning. Other deltas print nothing.
+
+    Control characters are shown as symbols.
+    """
     if isinstance(delta, StreamingTextDelta):
-        print(delta.text, end="", file=out, flush=True)
+        print(printable(delta.text), end="", file=out, flush=True)
     elif isinstance(delta, StreamingThinkingDelta):
-        print(delta.thinking, end="", file=out, flush=True)
+        print(printable(delta.thinking), end="", file=out, flush=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tinkerloop.cli.run_checkpoint import checkpoint_of
+from tinkerloop.cli.run_checkpoint import checkpoint_of, naming_root
+from tinkerloop.terminal import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tinkerloop.local.runtime.checkpoint_export import export_checkpoint
 
     root, path = checkpoint_of(arguments.path, arguments.root)
-    export_checkpoint(root, path, arguments.to, merged=arguments.merged)
-    print(f"{path}: {'merged model' if arguments.merged else 'adapter'} written to {arguments.to}")
+    with naming_root(root):
+        export_checkpoint(root, path, arguments.to, merged=arguments.merged)
+    print(f"{path}: {'merged model' if arguments.merged else 'adapter'} written to {printable(arguments.to)}")
     return 0

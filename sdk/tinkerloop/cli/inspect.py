@@ -4,6 +4,9 @@ In a terminal, trained tokens are green, tokens that the chat format adds are di
 Every second token is underlined. Line ends are shown as ⏎. Control characters, which could change the terminal, are
 shown as symbols. Without colours (in a pipe, a file, or with NO_COLOR), trained text is between ⟦ and ⟧, and ✂ precedes
 truncated text. With --html, the tokens are written as an HTML page that needs no other files.
+
+A row that cannot be used is shown as ✗ with the reason, and the rows after it are still shown. The exit status is then
+2.
 """
 
 from __future__ import annotations
@@ -12,17 +15,21 @@ import argparse
 import base64
 import html
 import io
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinkerloop.data import load_conversations
+from tinkerloop.data import FileSource
+from tinkerloop.data.conversations import parse_conversation
 from tinkerloop.errors import DataError, ImageError, RenderError, TinkerloopError
 from tinkerloop.images.chunks import image_size, open_image
 from tinkerloop.model_info import get_recommended_renderer_name
+from tinkerloop.redaction import redacted
 from tinkerloop.renderers import Part, Rendered, Renderer, TrainOnWhat, get_renderer
+from tinkerloop.terminal import printable
 from tinkerloop.tokenizers import get_tokenizer
 
 if TYPE_CHECKING:
@@ -133,18 +140,25 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.renderer or get_recommended_renderer_name(arguments.model)
     renderer = get_renderer(name, tokenizer, model_name=arguments.model)
     shown: list[tuple[str, list[Token]]] = []
-    for conversation in load_conversations(arguments.file):
+    bad: list[str] = []
+    for row in FileSource(arguments.file, lambda raw: raw):
         if arguments.limit and len(shown) >= arguments.limit:
             break
-        place = f"{conversation.path}:{conversation.line}"
+        place = f"{row.path}:{row.line}"
         try:
+            conversation = parse_conversation(row)
             example = renderer.build_supervised_example(
                 conversation.messages, arguments.train_on, tools=conversation.tools, allow_zero_weight=True
             )
-        except (RenderError, ImageError) as error:
-            raise DataError(str(error), path=conversation.path, line=conversation.line) from None
-        tokens = tokens_of(renderer, example, arguments.max_length)
-        shown.append((f"{place}  {summary(tokens)}", tokens))
+            tokens = tokens_of(renderer, example, arguments.max_length)
+        except (DataError, RenderError, ImageError) as error:
+            problem = str(error)
+            bad.append(problem if problem.startswith(place) else f"{place}: {problem}")
+            shown.append((f"✗ {bad[-1]}", []))
+        else:
+            shown.append((f"{place}  {summary(tokens)}", tokens))
+    if not shown:
+        raise DataError("there is nothing to show: the file has no rows", path=arguments.file)
     if arguments.html:
         written = page(f"{arguments.file.name} as {name}", shown)
         try:
@@ -153,10 +167,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise TinkerloopError(
                 f"cannot write the page {arguments.html}: {error.strerror}; pass another file to --html"
             ) from error
-        print(f"{len(shown)} conversations written to {arguments.html}")
+        print(f"{len(shown)} conversations written to {printable(arguments.html)}")
     else:
         _print(shown)
-    return 0
+    if bad:
+        first = printable(redacted(bad[0]))
+        print(f"tinkerloop inspect: {len(bad)} of {len(shown)} rows cannot be used; {first}", file=sys.stderr)
+    return 2 if bad else 0
 
 
 def _print(shown: list[tuple[str, list[Token]]]) -> None:
@@ -165,7 +182,7 @@ def _print(shown: list[tuple[str, list[Token]]]) -> None:
 
     console = Console(highlight=False)
     for title, tokens in shown:
-        console.print(Text(visible(title), style="bold"), soft_wrap=True)
+        console.print(Text(visible(title), style="bold" if tokens else "bold red"), soft_wrap=True)
         if console.color_system is None or console.no_color:
             console.print(Text(uncoloured(tokens)), soft_wrap=True)
             console.print()
@@ -191,23 +208,12 @@ def uncoloured(tokens: list[Token]) -> str:
     return "".join(written)
 
 
-_DIRECTION = (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_VISIBLE = {
-    **{code: chr(0x2400 + code) for code in range(0x20)},
-    **{code: f"[U+{code:04X}]" for code in (*range(0x80, 0xA0), 0x2028, 0x2029, *_DIRECTION)},
-    0x7F: "␡",
-    ord("\t"): "␉\t",
-    ord("\n"): "⏎\n",
-}
-"""Mapping from the code of a character to the text that is shown instead of it.
-
-It contains invisible characters, and characters that change how other characters are displayed.
-"""
+_LINE_ENDS = {"\t": "␉\t", "\n": "⏎\n"}
 
 
 def visible(text: str) -> str:
     """Return the text with line ends and control characters replaced by visible symbols."""
-    return text.translate(_VISIBLE)
+    return printable(text).translate(str.maketrans(_LINE_ENDS))
 
 
 THUMBNAIL = 160

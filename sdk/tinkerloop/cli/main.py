@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from tinkerloop._lazy import tinker
 from tinkerloop._version import __version__
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.redaction import redacted
+from tinkerloop.terminal import printable
 
 COMMANDS = {
     "chat": "tinkerloop.cli.chat",
@@ -53,5 +55,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return module.run(arguments)
     except (TinkerloopError, tinker.TinkerError, OSError) as error:
-        print(f"tinkerloop {arguments.command}: {error}", file=sys.stderr)
+        print(f"tinkerloop {arguments.command}: {printable(redacted(str(error)))}", file=sys.stderr)
         return 2

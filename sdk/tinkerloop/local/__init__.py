@@ -16,9 +16,12 @@ The package has three subpackages. Each imports only from those listed below it.
     nn/         the model, LoRA, attention, losses, Adam, generation
 """
 
-from tinkerloop.local.client.rest_client import RestClient
-from tinkerloop.local.client.sampling_client import SamplingClient
-from tinkerloop.local.client.service_client import ServiceClient
-from tinkerloop.local.client.training_client import TrainingClient
+from tinkerloop.extras import needs_extra
+
+with needs_extra("local", "the embedded engine"):
+    from tinkerloop.local.client.rest_client import RestClient
+    from tinkerloop.local.client.sampling_client import SamplingClient
+    from tinkerloop.local.client.service_client import ServiceClient
+    from tinkerloop.local.client.training_client import TrainingClient
 
 __all__ = ["RestClient", "SamplingClient", "ServiceClient", "TrainingClient"]

@@ -16,6 +16,7 @@ from tinkerloop.errors import CheckpointError, PlanError, TinkerloopError
 from tinkerloop.loop.callback import Callback, callback_name
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.events import Accumulate, Eval, Log, Request, Retain, Save, Stop
+from tinkerloop.loop.jsonl import NON_FINITE
 from tinkerloop.loop.metric_names import check_metrics, did_you_mean
 from tinkerloop.loop.plan import Plan
 from tinkerloop.loop.remembered import Remembered
@@ -252,7 +253,8 @@ def _saved(name: str, state: Any) -> dict[str, Any]:
             raise CheckpointError(
                 f"the state of callback {name!r} cannot be saved: {field.name} is {value!r}"
                 f"{'' if field.init else ', a field with init=False'}. Its fields must be init fields and have "
-                "JSON-serializable values: numbers, strings, booleans, None, lists, or dicts with strings as keys"
+                f"JSON-serializable values: numbers, strings other than {', '.join(NON_FINITE)} (which stand for "
+                "numbers), booleans, None, lists, or dicts with strings as keys"
             )
     return asdict(state)
 
@@ -263,7 +265,7 @@ def _is_json(value: Any) -> bool:
         return all(map(_is_json, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_is_json, value.values()))
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or (isinstance(value, bool | int | float | str) and value not in NON_FINITE)
 
 
 def _requests(name: str, event: str, answer: Any) -> list[Request]:

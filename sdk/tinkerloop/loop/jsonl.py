@@ -2,11 +2,15 @@
 
 A line is complete once its newline is written. Text after the last newline is an interrupted append: `read_lines`
 ignores it, and `cut`, which is called before appending, removes it.
+
+JSON has no NaN and no infinities. They are written as the strings "NaN", "Infinity" and "-Infinity" (the convention of
+Protocol Buffers), which `float` and `Number` of other languages accept, and `read_lines` returns them as numbers.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +35,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 value = json.loads(line)
             except ValueError:
                 value = None
+            if any(mark in line for mark in _MARKS):
+                value = _with_numbers(value)
             if not isinstance(value, dict):
                 raise CheckpointError(
                     f"{path}:{number}: not a JSON object: {line[:80]!r}; repair the line, or move the file"
@@ -53,6 +59,14 @@ def cut(path: Path, lines: int | None = None) -> int:
     return kept
 
 
+def set_aside(path: Path) -> Path:
+    """Rename the file to the first free name of `NAME.1`, `NAME.2` and so on, and return the new path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append `row` as one line and flush it to disk. On an error, restore the file's previous length and raise."""
     end = path.stat().st_size if path.exists() else 0
@@ -73,13 +87,19 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace the content of the file, atomically and durably: a reader sees either the old or the new content."""
+    """Replace the content of the file, atomically and durably: a reader sees either the old or the new content.
+
+    A symbolic link at `path`, or at the temporary file beside it, is replaced and never followed.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    temporary.unlink(missing_ok=True)  # left by a kill, or a link that somebody planted
+    with temporary.open("xb") as file:  # "x" follows no link
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    if os.name == "nt":  # Windows cannot open a folder to flush it
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -89,7 +109,33 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def encode(row: Mapping[str, Any]) -> bytes:
     """Encode `row` as one line of JSON, in UTF-8, with a newline at the end."""
-    return (_ENCODER.encode(row) + "\n").encode()
+    try:
+        line = _ENCODER.encode(row)
+    except ValueError:  # a number that JSON cannot write; looking for one in every row would take longer
+        line = _ENCODER.encode(without_non_finite(row))
+    return (line + "\n").encode()
+
+
+def without_non_finite(value: Any) -> Any:
+    """Return `value`, with "NaN", "Infinity" or "-Infinity" in place of each number that JSON cannot write."""
+    if isinstance(value, Mapping):
+        return {without_non_finite(key): without_non_finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_non_finite(one) for one in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _with_numbers(value: Any) -> Any:
+    """Return `value`, with the number in place of each "NaN", "Infinity" and "-Infinity"."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(one) for one in value]
+    return float(value) if isinstance(value, str) and value in NON_FINITE else value
 
 
 def _number(value: Any) -> Any:
@@ -101,4 +147,7 @@ def _number(value: Any) -> Any:
     )
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, default=_number)
+NON_FINITE = ("NaN", "Infinity", "-Infinity")
+"""The strings that stand for numbers which JSON cannot write."""
+_MARKS = tuple(f'"{name}"'.encode() for name in NON_FINITE)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_number)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -16,12 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from tinkerloop._version import __version__
 from tinkerloop.errors import CheckpointError, RunLockedError
 from tinkerloop.loop.checkpoints import Checkpoints
 from tinkerloop.loop.events import Summary
-from tinkerloop.loop.jsonl import append_line, cut, write_atomic
+from tinkerloop.loop.jsonl import append_line, cut, read_lines, without_non_finite, write_atomic
 from tinkerloop.loop.sinks import Jsonl
+from tinkerloop.redaction import redacted, redacted_arguments
+from tinkerloop.terminal import one_line
 
 _PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
@@ -36,7 +40,10 @@ class Run:
         starts.jsonl       one line per start, with its configuration and environment
         metrics.jsonl      one row per step, evaluation or `Log`, written by the sink `run.metrics`
         checkpoints.jsonl  one line per record, written by `run.checkpoints`
+        lock, lock.holder  the lock, and the process that holds it
         summary.json       how the latest training ended; absent while it runs and after a kill
+
+    NaN and the infinities, which JSON cannot write, are the strings "NaN", "Infinity" and "-Infinity" in all of them.
 
         with Run("runs/one", config={"steps": 100}) as run:
             record = run.checkpoints.latest()
@@ -46,10 +53,11 @@ class Run:
     Args:
         folder: the path of the folder. It is created if it does not exist.
         config: the configuration to write. Values that are not JSON-serializable, such as paths, are written as `str`.
+            Passwords, keys and tokens, known by their name or their place in a URL, are written as `***`.
         delete: function that deletes the checkpoint at a `tinker://` path, as for `Checkpoints`.
 
     Raises:
-        CheckpointError: when the `with` block is entered and `folder` is a file.
+        CheckpointError: when the `with` block is entered and `folder` is a file, or its `lock` is a symbolic link.
         RunLockedError: when the `with` block is entered and another process has the folder open.
     """
 
@@ -61,9 +69,10 @@ class Run:
         delete: Callable[[str], object] | None = None,
     ):
         self.folder = Path(folder)
-        self.config = json.loads(json.dumps(dict(config or {}), default=str))
+        self.config = redacted(without_non_finite(json.loads(json.dumps(dict(config or {}), default=str))))
         self.checkpoints = Checkpoints(self.folder, delete)
         self.metrics = Jsonl(self.folder / "metrics.jsonl")
+        self._held = FileLock(self.folder / "lock", timeout=0, mode=0o644, thread_local=False)
 
     def __enter__(self) -> Run:
         if self.folder.exists() and not self.folder.is_dir():
@@ -71,14 +80,19 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         try:
+            holder = f"process {os.getpid()} on {socket.gethostname()}"
+            write_atomic(self._holder, holder.encode())
             self._start()
         except BaseException:
-            os.close(self._descriptor)  # __exit__ is not called when __enter__ raises
+            self._held.release()  # __exit__ is not called when __enter__ raises
             raise
         return self
 
     def _start(self) -> None:
         started = environment()
+        then = last_config(self.folder)
+        if then is not None and self.checkpoints.file.exists():
+            _print_changes(changed_options(then, self.config))
         self._ended = self._summary.read_bytes() if self._summary.exists() else None
         self._summary.unlink(missing_ok=True)
         self._write("config.json", self.config)
@@ -93,7 +107,7 @@ class Run:
             {
                 "step": summary.step,
                 "reason": summary.reason,
-                "error": None if summary.error is None else repr(summary.error),
+                "error": None if summary.error is None else redacted(repr(summary.error)),
                 "metrics": dict(summary.metrics),
                 "ended": _now(),
             },
@@ -106,34 +120,80 @@ class Run:
             if error is not None:
                 latest = self.checkpoints.latest()
                 self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
+                where = f"resumed at step {latest.step}, from {latest.path}" if latest else "started anew"
+                command = one_line(shlex.join(redacted_arguments(sys.orig_argv)))
+                print(f"the run in {one_line(self.folder)} failed; it is {where}, by: {command}", file=sys.stderr)
             elif (
                 self._ended is not None and not self._summary.exists()
             ):  # nothing was trained: the old summary is still valid
                 write_atomic(self._summary, self._ended)
         finally:
-            os.close(self._descriptor)  # this releases the lock, as the end of the process would
+            self._held.release()
 
     @property
     def _summary(self) -> Path:
         return self.folder / "summary.json"
 
+    @property
+    def _holder(self) -> Path:
+        return self.folder / "lock.holder"  # Windows lets no other process read a locked file
+
     def _lock(self) -> None:
         path = self.folder / "lock"
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{path} is a symbolic link to {os.readlink(path)}: expected a regular file; remove the link, which "
+                "tinkerloop did not create"
+            )
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(self._descriptor, 200).decode(errors="replace").strip() or "unknown"
-            os.close(self._descriptor)
+            self._held.acquire()
+        except Timeout:
+            holder = "unknown"
+            if self._holder.is_file():
+                holder = one_line(self._holder.read_bytes()[:200].decode(errors="replace").strip()) or holder
             raise RunLockedError(
                 f"the run folder {self.folder} is in use by another process ({holder}): wait until it ends, stop it, "
                 "or use another folder"
             ) from None
-        os.truncate(self._descriptor, 0)
-        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def _write(self, name: str, value: Any) -> None:
-        write_atomic(self.folder / name, json.dumps(value, indent=2, default=str).encode() + b"\n")
+        write_atomic(self.folder / name, json.dumps(without_non_finite(value), indent=2, default=str).encode() + b"\n")
+
+
+def last_config(folder: str | Path) -> dict[str, Any] | None:
+    """Return the configuration of the latest start of the run in `folder`; None if there was no start."""
+    config = None
+    for start in read_lines(Path(folder) / "starts.jsonl"):
+        config = start.get("config")
+    return without_non_finite(config)
+
+
+def changed_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (option, value then, value now) for each option that differs. Nested options are joined with dots.
+
+    >>> changed_options({"steps": 10, "data": {"file": "a"}}, {"steps": 20, "data": {"file": "a"}, "seed": 0})
+    [('steps', 10, 20), ('seed', None, 0)]
+    """
+    before, after = _flat(then), _flat(now)
+    options = list(dict.fromkeys([*before, *after]))
+    return [(name, before.get(name), after.get(name)) for name in options if before.get(name) != after.get(name)]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _print_changes(changes: list[tuple[str, Any, Any]]) -> None:
+    if not changes:
+        return
+    rows = [("option", "then", "now"), *(tuple(map(one_line, row)) for row in changes)]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    print("the run is resumed with other options than at its last start:", file=sys.stderr)
+    for option, then, now in rows:
+        print(f"  {option:<{widths[0]}}  {then:<{widths[1]}}  {now}", file=sys.stderr)
 
 
 def environment() -> dict[str, Any]:
@@ -148,7 +208,7 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     return {
         "started": _now(),
-        "command": sys.argv,
+        "command": redacted_arguments(sys.argv),
         "revision": _revision(),
         "host": socket.gethostname(),
         "platform": platform.platform(),

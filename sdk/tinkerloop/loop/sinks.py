@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tinkerloop.errors import CheckpointError
-from tinkerloop.loop.jsonl import cut, encode
+from tinkerloop.extras import needs_extra
+from tinkerloop.loop.jsonl import append_line, cut, encode, read_lines, set_aside, write_lines
+from tinkerloop.terminal import one_line
 
 Row = Mapping[str, float]
 
@@ -107,7 +109,8 @@ class Jsonl(Sink):
     """Sink that writes one JSON object per line to a file, such as `{"step": 3, "loss": 0.5, ...}`.
 
     Each row is written immediately, and all rows are flushed to disk before a record is written. A resumed run removes
-    the rows that were written after its record, so the file never contains a row twice.
+    the rows that were written after its record, so the file never contains a row twice. A new run on an existing file
+    begins a new one: it renames the old file to `NAME.1`, or to the next free number, and logs a warning.
     """
 
     def __init__(self, path: str | Path):
@@ -115,6 +118,11 @@ class Jsonl(Sink):
 
     def open(self, rows: int, step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not rows and self.path.exists() and self.path.stat().st_size:
+            aside = set_aside(self.path)
+            logger.warning(
+                "%s has rows of an earlier run, which is not resumed: it was renamed to %s", self.path, aside
+            )
         kept = cut(self.path, rows)
         if kept < rows:
             raise CheckpointError(
@@ -149,35 +157,53 @@ class Console(Sink):
     def __call__(self, step: int, row: Row) -> None:
         shown = row if self._only is None else {name: row[name] for name in self._only if name in row}
         if shown:
-            numbers = "  ".join(f"{name} {value:.6g}" for name, value in shown.items())
+            numbers = "  ".join(f"{one_line(name)} {value:.6g}" for name, value in shown.items())
             print(f"step {step}  {numbers}", file=self._out or sys.stderr)
 
 
 class TensorBoard(Sink):
     """Sink that writes TensorBoard event files to `folder` (extra: `tinkerloop-sdk[tensorboard]`).
 
-    A resumed run replaces the rows that were written after its record.
+    A resumed run replaces the rows that were written after its record. TensorBoard can only remove all rows from a step
+    on, and the evaluations at the record's boundary have the same step as the rows of the next training step. So the
+    rows of the newest step are also saved in `boundaries.jsonl` before each record, and written again on a resume.
     """
 
     optional = True
 
     def __init__(self, folder: str | Path):
-        self._folder = str(folder)
+        self._folder = Path(folder)
+        self._boundaries = self._folder / "boundaries.jsonl"
 
     def open(self, rows: int, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        with needs_extra("tensorboard,local", "the sink TensorBoard"):
+            from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(self._folder, purge_step=step if rows else None)
+        saved = [line for line in read_lines(self._boundaries) if line["rows"] <= rows]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_lines(self._boundaries, saved)
+        self._writer = SummaryWriter(str(self._folder), purge_step=step if rows else None)
+        self._rows, self._newest = rows, (step, {})
+        if saved and (saved[-1]["rows"], saved[-1]["step"]) == (rows, step):
+            self._write(step, saved[-1]["values"])
 
     def __call__(self, step: int, row: Row) -> None:
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, step)
+        self._rows += 1
+        self._write(step, row)
 
     def sync(self) -> None:
         self._writer.flush()
+        step, values = self._newest
+        append_line(self._boundaries, {"rows": self._rows, "step": step, "values": values})
 
     def close(self, failed: bool) -> None:
         self._writer.close()
+
+    def _write(self, step: int, row: Row) -> None:
+        if step >= self._newest[0]:
+            self._newest = (step, {**(self._newest[1] if step == self._newest[0] else {}), **row})
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, step)
 
 
 class WandB(Sink):
@@ -197,7 +223,8 @@ class WandB(Sink):
         self._folder, self._settings = Path(folder), settings
 
     def open(self, rows: int, step: int) -> None:
-        import wandb  # pyright: ignore[reportMissingImports]
+        with needs_extra("wandb", "the sink WandB"):
+            import wandb  # pyright: ignore[reportMissingImports]
 
         id_file = self._folder / "wandb_run_id"
         run_id = id_file.read_text() if id_file.exists() else uuid.uuid4().hex
@@ -232,7 +259,8 @@ class MLflow(Sink):
         self._folder, self._experiment, self._uri = Path(folder), experiment, tracking_uri
 
     def open(self, rows: int, step: int) -> None:
-        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+        with needs_extra("mlflow", "the sink MLflow"):
+            from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         self._client = MlflowClient(tracking_uri=self._uri)
         id_file = self._folder / "mlflow_run_id"

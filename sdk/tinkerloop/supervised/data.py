@@ -25,6 +25,7 @@ from tinkerloop.data import (
 from tinkerloop.data.mixing import check_weights
 from tinkerloop.errors import DataError
 from tinkerloop.supervised.types import ChatDatasetBuilder, SupervisedDataset, SupervisedDatasetBuilder
+from tinkerloop.terminal import printable
 
 if TYPE_CHECKING:
     import tinker
@@ -280,7 +281,7 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         """
         datums = self._datums()
         cut = f"; {datums.truncated:,} cut to {self.common_config.max_length} tokens" if datums.truncated else ""
-        print(f"{self.file_path}: {datums.report}{cut}", file=sys.stderr)
+        print(f"{printable(self.file_path)}: {printable(datums.report)}{cut}", file=sys.stderr)
         if not self.test_size:
             return self._dataset(datums), None
         # The datums of one conversation stay together, so that no test datum begins like one that is trained on.

@@ -7,9 +7,12 @@ which takes few lines.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import chz
 
@@ -17,12 +20,14 @@ from tinkerloop._lazy import tinker
 from tinkerloop.callbacks import Checkpoint, Evaluate, GradientAccumulation, LRSchedule, Progress, StopOnNonFinite
 from tinkerloop.connection import connect
 from tinkerloop.data import Batches, prefetch
-from tinkerloop.errors import DataError, PlanError
-from tinkerloop.loop import Callback, Loop, Record, Run, Summary, WandB, open_training_client
+from tinkerloop.errors import CheckpointError, DataError, PlanError
+from tinkerloop.loop import Callback, Checkpoints, Loop, Record, Run, Summary, WandB, open_training_client
 from tinkerloop.loop.futures import resolve
+from tinkerloop.loop.run_folder import last_config
 from tinkerloop.loop.schedules import Schedule, constant, cosine, linear, warmup
 from tinkerloop.supervised.evaluators import EvaluatorBuilder, NLLEvaluator, as_evaluator
 from tinkerloop.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
+from tinkerloop.terminal import one_line
 
 
 @chz.chz
@@ -119,7 +124,7 @@ class Config:
 
     @chz.validate
     def _one_renderer(self) -> None:
-        used = getattr(getattr(self.dataset_builder, "common_config", None), "renderer_name", None)
+        used = _used_renderer(self)
         if used and self.renderer_name and used != self.renderer_name:
             raise PlanError(
                 f"renderer_name is {self.renderer_name!r}, but the dataset builder uses {used!r}; "
@@ -142,18 +147,21 @@ async def main(config: Config) -> Summary:
     Raises:
         DataError: the data cannot be trained on. All three errors are raised before training starts.
         PlanError: values of the configuration contradict each other.
-        CheckpointError: the run in `config.log_path` cannot be resumed.
+        CheckpointError: the run in `config.log_path` cannot be resumed, or it or `load_checkpoint_path` has another
+            model, rank or seed.
     """
     train_data, test_data = _build(config.dataset_builder)
     batches = as_dataset(train_data).batches(epochs=config.num_epochs, batch_size=config.batch_size, seed=config.seed)
     steps = _steps(config, batches)
-    print(f"training data: {batches}; {'unknown' if steps is None else steps} steps", file=sys.stderr)
+    print(f"training data: {one_line(batches)}; {'unknown' if steps is None else steps} steps", file=sys.stderr)
 
-    with Run(config.log_path, config=_described(config)) as run:
+    service = config.service
+    if service is None or isinstance(service, str):
+        service = connect(service or config.base_url)
+
+    _refuse_another_run(config)
+    with Run(config.log_path, config=_described(config) | _origin(config, service)) as run:
         record = run.checkpoints.latest()
-        service = config.service
-        if service is None or isinstance(service, str):
-            service = connect(service or config.base_url)
         client = _open_client(config, service, record)
         loop = Loop(
             client,
@@ -219,6 +227,17 @@ def _described(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else repr(value)
 
 
+def _origin(config: Config, service: Any) -> dict[str, Any]:
+    """Return what `tinkerloop chat` and `tinkerloop export` need: the renderer, and the embedded engine's folder."""
+    url = service.get_console_url() if hasattr(service, "get_console_url") else ""
+    root = url2pathname(urlsplit(url).path) if url.startswith("file://") else None
+    return {"renderer_name": _used_renderer(config) or config.renderer_name, "checkpoint_root": root}
+
+
+def _used_renderer(config: Config) -> str | None:
+    return getattr(getattr(config.dataset_builder, "common_config", None), "renderer_name", None)
+
+
 def _steps(config: Config, batches: Batches) -> int | None:
     try:
         count = -(-len(batches) // config.gradient_accumulation_steps)  # type: ignore[arg-type]
@@ -229,8 +248,47 @@ def _steps(config: Config, batches: Batches) -> int | None:
 
 def _open_client(config: Config, service: Any, record: Record | None) -> Any:
     if record is None and config.load_checkpoint_path:
-        return resolve(service.create_training_client_from_state(config.load_checkpoint_path))
-    return open_training_client(service, record, base_model=config.model_name, rank=config.lora_rank, seed=config.seed)
+        client = resolve(service.create_training_client_from_state(config.load_checkpoint_path))
+        _refuse_another_adapter(config, client, config.load_checkpoint_path)
+        return client
+    client = open_training_client(
+        service, record, base_model=config.model_name, rank=config.lora_rank, seed=config.seed
+    )
+    if record is not None:
+        _refuse_another_adapter(config, client, record.path)
+    return client
+
+
+def _refuse_another_run(config: Config) -> None:
+    """Refuse to resume a run that was started with another model, rank or seed, before its files are changed."""
+    then = last_config(config.log_path)
+    if then is None or Checkpoints(config.log_path).latest() is None:
+        return
+    for name in ("model_name", "lora_rank", "seed"):
+        if name in then and not _is_same(then[name], getattr(config, name)):
+            raise CheckpointError(
+                f"the run in {config.log_path} was started with {name}={then[name]!r}, got {getattr(config, name)!r}: "
+                "resume it with the same value, or set log_path to a new folder"
+            )
+
+
+def _refuse_another_adapter(config: Config, client: Any, path: str) -> None:
+    info = client.get_info()
+    expected = {"model_name": info.model_data.model_name, "lora_rank": info.lora_rank}
+    for name, value in expected.items():
+        if value is not None and not _is_same(value, getattr(config, name)):
+            raise CheckpointError(
+                f"the checkpoint {path} has {name}={value!r}, got {getattr(config, name)!r}: set {name}={value!r}"
+            )
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Compare two values; two model names are also the same if they are the same folder, or differ in a suffix `:x`."""
+    if one == other or not (isinstance(one, str) and isinstance(other, str)):
+        return one == other
+    if os.path.isdir(one) and os.path.isdir(other):
+        return os.path.samefile(one, other)
+    return one.partition(":")[0] == other.partition(":")[0]
 
 
 def _optim(config: Config) -> tinker.AdamParams:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.extras import needs_extra
 from tinkerloop.tokenizers.tiktoken_file import RANKS_FILE, tokenizer_from_ranks
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
 
     Raises:
         TinkerloopError: the tokenizer cannot be loaded.
+        MissingPackageError: transformers is not installed.
     """
     name = str(name)
     if name in ("tiny", "tiny-vl"):
-        from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
-
+        with needs_extra("local", "a tokenizer"):
+            from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
         return tiny_tokenizer()
-    from transformers import AutoTokenizer
+    with needs_extra("local", "a tokenizer"):
+        from transformers import AutoTokenizer
 
     folder = Path(name)
     is_folder = folder.is_dir()

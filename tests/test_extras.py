@@ -1,0 +1,46 @@
+"""A package that is not installed is an error that names the extra."""
+
+import subprocess
+import sys
+
+import pytest
+
+import tinkerloop
+from tinkerloop.errors import MissingPackageError
+from tinkerloop.extras import needs_extra
+from tinkerloop.loop import MLflow, TensorBoard, WandB
+from tinkerloop.plots import plot_schedule
+
+USES = {
+    "mlflow": (lambda folder: MLflow(folder).open(0, 0), "mlflow"),
+    "wandb": (lambda folder: WandB(folder).open(0, 0), "wandb"),
+    "matplotlib": (lambda folder: plot_schedule(float, 3, folder / "a.png"), "plots"),
+    "tensorboard": (lambda folder: TensorBoard(folder).open(0, 0), "tensorboard,local"),
+    "transformers": (lambda folder: tinkerloop.get_tokenizer(folder), "local"),
+}
+
+
+@pytest.mark.parametrize("package", USES)
+def test_the_extra_of_a_missing_package_is_named(package, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package or name.startswith("torch.utils.t")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    use, extra = USES[package]
+    with pytest.raises(MissingPackageError) as missing:
+        use(tmp_path)
+    assert f"pip install 'tinkerloop-sdk[{extra}]'" in str(missing.value)
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers", "safetensors"])
+def test_the_embedded_engine_names_its_extra(package):
+    program = f"import sys; sys.modules[{package!r}] = None; import tinkerloop; tinkerloop.connect('local')"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    last = answer.stderr.strip().splitlines()[-1]
+    assert f"the embedded engine needs the package {package}" in last
+    assert "pip install 'tinkerloop-sdk[local]'" in last
+
+
+def test_a_missing_module_of_the_package_itself_is_not_blamed_on_an_extra():
+    with pytest.raises(ModuleNotFoundError) as missing, needs_extra("local", "this"):
+        import tinkerloop.no_such_module  # noqa: F401  # pyright: ignore
+    assert not isinstance(missing.value, MissingPackageError)
