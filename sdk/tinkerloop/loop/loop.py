@@ -221,7 +221,7 @@ class Loop:
             # Before step s is queued, exactly the results of the steps up to s - 1 - ahead have been delivered.
             yield from self._deliver(settled)
             # A resumed run must not skip the next batch, so the cursor is read before that batch.
-            cursor = self._batches.cursor
+            cursor = None if self._checkpoints is None else self._batches.cursor
             batches = self._fetch()
             # At boundary s, exactly steps 0 to s - 1 have been queued. Evaluations and saves are queued only here.
             saves = [] if handled else self._ask_boundary(final=not batches)
