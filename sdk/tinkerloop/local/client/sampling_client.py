@@ -210,10 +210,11 @@ def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tu
         return model.end_tokens, ()
     if isinstance(stop, str):
         stop = [stop]
-    odd = [item for item in stop if isinstance(item, bool) or not isinstance(item, Integral | str)]
-    if odd:
+    wrong = [item for item in stop if isinstance(item, bool) or not isinstance(item, Integral | str)]
+    if wrong:
         raise user_error(
-            f"SamplingParams.stop must contain token ids (int) and strings only, got {type(odd[0]).__name__}: {odd[0]!r}"
+            "SamplingParams.stop must contain only token ids (int) and strings, "
+            f"got {type(wrong[0]).__name__} {wrong[0]!r}"
         )
     ids = frozenset(int(item) for item in stop if isinstance(item, Integral))
     strings = tuple(item for item in stop if isinstance(item, str))
