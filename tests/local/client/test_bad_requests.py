@@ -113,6 +113,28 @@ def test_bad_adam_parameters_fail_on_the_future_and_change_nothing(client, param
     assert client.apply(lambda s: s.weights.flat.equal(before)).result()
 
 
+@pytest.mark.parametrize("odd", [1.5, None, b"x", [1], True])
+def test_a_stop_that_is_neither_an_id_nor_a_string_is_refused(sampler, odd):
+    params = tinker.SamplingParams(max_tokens=1)
+    object.__setattr__(params, "stop", [3, odd])  # past the type's own check, as an unvalidated object is
+    with pytest.raises(tinker.RequestFailedError, match=f"got {type(odd).__name__}"):
+        sampler.sample(tinker.ModelInput.from_ints([1]), 1, params).result()
+
+
+def test_the_limit_of_the_top_k_in_the_error_is_the_vocabulary_where_that_is_smaller(sampler, monkeypatch):
+    monkeypatch.setattr(sampler._sampler.model, "vocab_size", 7)
+    params = tinker.SamplingParams(max_tokens=1)
+    with pytest.raises(tinker.RequestFailedError, match="from 0 to 7, got 8"):
+        sampler.sample(tinker.ModelInput.from_ints([1]), 1, params, topk_sample_logprobs=8).result()
+
+
+def test_an_optimizer_of_another_type_is_named(service):
+    with pytest.raises(TypeError, match="AdamOptimizerConfig or None, got AdamParams"):
+        service.create_lora_training_client("tiny", rank=4, optimizer=tinker.AdamParams())
+    with pytest.raises(NotImplementedError, match="Dimuon"):
+        service.create_lora_training_client("tiny", rank=4, optimizer=tinker.DimuonOptimizerConfig(version=1))
+
+
 @pytest.mark.parametrize("token", [2**70, 2.5, None, "1"])
 def test_ids_that_are_no_integers_fail_on_the_future_of_every_call(client, sampler, token):
     odd = tinker.EncodedTextChunk.model_construct(tokens=[1, token, 3])

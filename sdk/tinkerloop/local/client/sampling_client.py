@@ -59,7 +59,8 @@ class SamplingClient(AwaitableClient):
 
         The returned tokens include the stop token. With `stop=None` sampling stops at the model's end-of-sequence
         tokens. A given `stop` replaces these; with `stop=[]` only `max_tokens` ends a continuation. Log-probabilities
-        are those of the full distribution at temperature 1, without top-k and top-p.
+        are those of the full distribution at temperature 1, without top-k and top-p. `prompt_logprobs_last_n` shortens
+        the log-probabilities and the top k of the prompt, but not those of `target_prompt_logprobs`.
         """
         refuse_option(prompt_alt_tokens_k > 0, "prompt_alt_tokens_k > 0")
         _check_last(prompt_logprobs_last_n)
@@ -68,9 +69,10 @@ class SamplingClient(AwaitableClient):
         try:
             tokens = self._read(prompt)
             targets = _read_targets(target_prompt_logprobs, len(tokens), self._sampler.model.vocab_size)
+            most = min(MAX_TOPK, self._sampler.model.vocab_size)
             for name, k in (("prompt", topk_prompt_logprobs), ("sample", topk_sample_logprobs)):
-                if not isinstance(k, Integral) or not 0 <= k <= min(MAX_TOPK, self._sampler.model.vocab_size):
-                    raise user_error(f"topk_{name}_logprobs must be an integer from 0 to {MAX_TOPK}, got {k!r}")
+                if not isinstance(k, Integral) or not 0 <= k <= most:
+                    raise user_error(f"topk_{name}_logprobs must be an integer from 0 to {most}, got {k!r}")
             request = self._request(tokens, num_samples, sampling_params, topk_sample_logprobs)
         except (tinker.TinkerError, NotImplementedError) as error:
             return failed(error)
@@ -208,7 +210,13 @@ def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tu
         return model.end_tokens, ()
     if isinstance(stop, str):
         stop = [stop]
-    ids = frozenset(item for item in stop if isinstance(item, int))
+    odd = [item for item in stop if isinstance(item, bool) or not isinstance(item, Integral | str)]
+    if odd:
+        raise user_error(
+            "SamplingParams.stop must contain only token ids (int) and strings, "
+            f"got {type(odd[0]).__name__}: {odd[0]!r}"
+        )
+    ids = frozenset(int(item) for item in stop if isinstance(item, Integral))
     strings = tuple(item for item in stop if isinstance(item, str))
     wrong = sorted(token for token in ids if not 0 <= token < model.vocab_size)
     if wrong:

@@ -239,5 +239,6 @@ class ServiceClient:
 
 
 def _check_optimizer(config: Any) -> None:
-    wrong = config is not None and not isinstance(config, tinker.AdamOptimizerConfig)
-    refuse_option(wrong, "DimuonParams, DimuonOptimizerConfig")
+    refuse_option(isinstance(config, tinker.DimuonOptimizerConfig), "DimuonParams, DimuonOptimizerConfig")
+    if config is not None and not isinstance(config, tinker.AdamOptimizerConfig):
+        raise TypeError(f"optimizer must be a tinker.AdamOptimizerConfig or None, got {type(config).__name__}")
