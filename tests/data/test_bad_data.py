@@ -118,6 +118,11 @@ ROWS = {
         row(USER, call(arguments="[1]")),
         "the arguments of 'f' must be a JSON object, got list; keep",
     ),
+    "arguments nested 3000 deep": (
+        row(USER, call(arguments='{"a":' * 3000 + "1" + "}" * 3000)),
+        "the arguments of 'f' are not JSON: maximum recursion",
+    ),
+    "a weight of 401 digits": (row(USER, {**REPLY, "weight": 10**400}), "must be a finite number, got 10{39}\\.\\.\\."),
     "an answer to no call": (
         row(USER, call(id="a"), {"role": "tool", "content": "1", "tool_call_id": "b"}, REPLY),
         "no earlier message has the tool call 'b'",
