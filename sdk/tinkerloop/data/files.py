@@ -40,6 +40,8 @@ class RawRow:
     line: int
     raw: Any
     """The bytes of the line. In parquet files and JSON arrays, the value of the row."""
+    is_in_file: bool = True
+    """False if `path` is the name of a Hugging Face dataset, so that no image can be in its folder."""
 
     def parse(self) -> dict[str, Any]:
         """Return the row as a dictionary.
