@@ -152,7 +152,9 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
     if weight is None:
         weight = 1.0
     elif isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) <= _LARGEST_WEIGHT:
-        raise _fail(index, f"'weight' must be a finite number, got {weight!r}")
+        shown = repr(weight)
+        shown = shown if len(shown) <= 40 else f"{shown[:40]}..."
+        raise _fail(index, f"'weight' must be a finite number, got {shown}")
     return ChatMessage(
         role, parts, reasoning, read_calls, unparsed, _string(message, "tool_call_id", index),
         _string(message, "name", index), trainable, float(weight),

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tinkerloop.data import batches, load_conversations, stream, stream_conversations
+from tinkerloop.data import JsonlFile, batches, files, load_conversations, stream, stream_conversations
 from tinkerloop.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
@@ -118,6 +118,11 @@ ROWS = {
         row(USER, call(arguments="[1]")),
         "the arguments of 'f' must be a JSON object, got list; keep",
     ),
+    "arguments nested 3000 deep": (
+        row(USER, call(arguments='{"a":' * 3000 + "1" + "}" * 3000)),
+        "the arguments of 'f' are not JSON: maximum recursion",
+    ),
+    "a weight of 401 digits": (row(USER, {**REPLY, "weight": 10**400}), "must be a finite number, got 10{39}\\.\\.\\."),
     "an answer to no call": (
         row(USER, call(id="a"), {"role": "tool", "content": "1", "tool_call_id": "b"}, REPLY),
         "no earlier message has the tool call 'b'",
@@ -261,6 +266,19 @@ def test_a_folder_without_data_says_what_would_be_data(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(DataError, match=r"no data file in this folder; known suffixes: \.jsonl"):
         load_conversations(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_line_that_would_fill_the_memory_is_refused_with_a_remedy(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", len(GOOD) + 1)
+    lines = f"{GOOD}\n{GOOD[:-1]}  }}\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
+    for read in (load_conversations, lambda path: list(stream(stream_conversations(path), 1))):
+        with pytest.raises(DataError, match=rf"{name}:2: the line has more than {len(GOOD) + 1} bytes.*MAX_LINE_BYTES"):
+            read(tmp_path / name)
+    if name == "a.jsonl":
+        with pytest.raises(DataError, match="the line has more than"):
+            JsonlFile(tmp_path / name)
 
 
 def test_a_misspelt_choice_is_refused(tmp_path):

@@ -260,7 +260,8 @@ PUBLIC_SHAPES = [
 @pytest.mark.parametrize("row, messages, tools", PUBLIC_SHAPES)
 def test_what_public_rows_write_beside_the_messages_is_read(tmp_path, row, messages, tools):
     (conversation,) = load_conversations(write(tmp_path / "a.jsonl", [row]))
-    assert (conversation.messages, conversation.tools, conversation.extra) == (messages, tools, {})
+    read = json.loads(json.dumps(conversation.messages).replace(f"{tmp_path}/", ""))  # without the folder of images
+    assert (read, conversation.tools, conversation.extra) == (messages, tools, {})
 
 
 @pytest.mark.parametrize(

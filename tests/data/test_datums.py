@@ -1,10 +1,13 @@
+import pickle
 import warnings
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 
 from tinkerloop.data import Conversation, check_messages, conversation_datums, conversation_to_datum, load_conversations
+from tinkerloop.data.datums import TooLong
 from tinkerloop.errors import DataError, RenderError
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
@@ -113,6 +116,19 @@ def test_a_conversation_over_max_length_is_an_error_a_counted_skip_or_shortened(
     datums = conversation_datums([short, long], renderer, 60, on_long="truncate")
     assert [datum.model_input.length for datum in datums][1] == 59
     assert datums.truncated == 1
+
+
+def test_the_error_for_a_long_conversation_survives_pickling():
+    error = TooLong(3, 2, conversation(USER, REPLY, line=7))
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.line, again.remedy) == (TooLong, str(error), 7, error.remedy)
+
+
+def test_an_image_may_be_an_array():
+    pixels = {"type": "image", "image": np.zeros((64, 64, 3), np.uint8)}
+    ours = get_renderer("qwen3_vl_instruct", get_tokenizer("tiny"))
+    datum = conversation_to_datum([{"role": "user", "content": [pixels]}, REPLY], ours)
+    assert [chunk.type for chunk in datum.model_input.chunks] == ["encoded_text", "image", "encoded_text"]
 
 
 def test_a_conversation_whose_replies_are_cut_away_is_named(renderer):

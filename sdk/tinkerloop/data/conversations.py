@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from tinkerloop.data.adapters import Adapter, get_adapter, suggest_adapter
 from tinkerloop.data.files import FileSource, PathLike, RawRow, without_nulls
+from tinkerloop.data.image_paths import resolve_images
 from tinkerloop.data.row_checks import check_conversation
 from tinkerloop.data.row_shapes import read_row
 from tinkerloop.errors import DataError
@@ -126,6 +127,7 @@ def load_conversations(
     adapter: str | Adapter = "messages",
     split: str = "train",
     ignore_keys: Collection[str] = (),
+    image_root: PathLike | None = None,
 ) -> Conversations:
     """Load all conversations of files or of a Hugging Face dataset into memory, and check them.
 
@@ -136,6 +138,8 @@ def load_conversations(
         split: the split to load of a Hugging Face dataset, such as "train".
         ignore_keys: keys of rows or of messages that nothing reads and whose content may be lost. Any other key that
             could change the meaning of a row makes the row bad; `data/README.md` has the list.
+        image_root: the folder that contains the images whose paths are in the rows, by default the folder of the data
+            file. A path that leads out of it makes the row bad; "anywhere" accepts every path.
 
     Returns:
         The conversations, with `.report`.
@@ -149,7 +153,9 @@ def load_conversations(
     report, items = Report(), []
     for raw in _raw_rows(path, split):
         try:
-            items.append(parse_conversation(raw, adapt, report.ignored_keys, ignore_keys=ignore_keys))
+            items.append(
+                parse_conversation(raw, adapt, report.ignored_keys, ignore_keys=ignore_keys, image_root=image_root)
+            )
         except DataError as error:
             if on_bad == "error":
                 raise
@@ -168,6 +174,7 @@ def stream_conversations(
     on_bad: OnBad = "error",
     adapter: str | Adapter = "messages",
     ignore_keys: Collection[str] = (),
+    image_root: PathLike | None = None,
 ) -> ConversationSource:
     """Return a source for `stream` that reads and checks conversations one by one, without holding them in memory.
 
@@ -175,12 +182,12 @@ def stream_conversations(
         path: a file, a folder, a glob pattern, or a list of these.
         on_bad: "error" raises when a bad row is read; "skip" leaves it out and adds it to `.skipped`.
         adapter: a name in `ADAPTERS`, or a function that converts a row to `{"messages": ...}`.
-        ignore_keys: as for `load_conversations`.
+        ignore_keys, image_root: as for `load_conversations`.
 
     Raises:
         DataError: the file does not exist. While the source is read, also if a row is bad.
     """
-    return ConversationSource(path, on_bad=on_bad, adapter=adapter, ignore_keys=ignore_keys)
+    return ConversationSource(path, on_bad=on_bad, adapter=adapter, ignore_keys=ignore_keys, image_root=image_root)
 
 
 class ConversationSource(FileSource):
@@ -197,10 +204,12 @@ class ConversationSource(FileSource):
         on_bad: OnBad = "error",
         adapter: str | Adapter = "messages",
         ignore_keys: Collection[str] = (),
+        image_root: PathLike | None = None,
     ):
         _check_choice("on_bad", on_bad, ("error", "skip"))
         self._adapt, self._on_bad = get_adapter(adapter), on_bad
         self._ignore_keys = check_ignore_keys(ignore_keys)
+        self._image_root = image_root
         self._skipped: dict[tuple[str, int], Skipped] = {}
         self.ignored_keys: Counter[str] = Counter()
         super().__init__(path, self._conversation)
@@ -215,7 +224,9 @@ class ConversationSource(FileSource):
 
     def _conversation(self, raw: RawRow) -> Conversation | None:
         try:
-            return parse_conversation(raw, self._adapt, self.ignored_keys, ignore_keys=self._ignore_keys)
+            return parse_conversation(
+                raw, self._adapt, self.ignored_keys, ignore_keys=self._ignore_keys, image_root=self._image_root
+            )
         except DataError as error:
             if self._on_bad == "error":
                 raise
@@ -229,6 +240,7 @@ def parse_conversation(
     ignored_keys: Counter[str] | None = None,
     *,
     ignore_keys: Collection[str] = (),
+    image_root: PathLike | None = None,
 ) -> Conversation:
     """Convert one row to a checked conversation.
 
@@ -237,6 +249,7 @@ def parse_conversation(
         adapter: a function that converts the row to `{"messages": ...}`.
         ignored_keys: a counter that is updated with the message keys that were left out.
         ignore_keys: keys of the row or of its messages to leave unread, which would otherwise be rejected.
+        image_root: as for `load_conversations`.
 
     Raises:
         DataError: the row is not a conversation that can be trained on. The message gives its file and line.
@@ -248,6 +261,8 @@ def parse_conversation(
             raise _no_messages(row)
         adapted = read_row(adapted, ignore_keys, ignored_keys)
         messages, tools = check_conversation(adapted["messages"], adapted.get("tools"))
+        folder = os.path.dirname(raw.path) if raw.is_in_file else None
+        messages = resolve_images(messages, folder, image_root)
     except DataError as error:
         if error.path is not None:
             raise
@@ -296,7 +311,7 @@ def _hub_rows(name: str, split: str) -> Iterator[RawRow]:
             remedy=f"searched {os.getcwd()} and the Hugging Face hub; correct the path or the name",
         ) from error
     for number, row in enumerate(rows, start=1):  # type: ignore[arg-type]
-        yield RawRow(f"{name}[{split}]", number, without_nulls(row))
+        yield RawRow(f"{name}[{split}]", number, without_nulls(row), is_in_file=False)
 
 
 def _no_messages(row: dict[str, Any]) -> DataError:

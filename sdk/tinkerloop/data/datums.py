@@ -15,6 +15,7 @@ The README of this folder shows the same example token by token.
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -221,6 +222,9 @@ class TooLong(DataError):
             line=conversation.line,
             remedy='raise max_length, or pass on_long="truncate" or on_long="skip"',
         )
+
+    def __reduce__(self) -> Any:  # pickle would call __init__ with the text of the error
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 def _render(conversation: Conversation, renderer: Renderer, train_on_what: Any, split: Split) -> list[Rendered]:

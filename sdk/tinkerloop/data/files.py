@@ -26,6 +26,9 @@ from tinkerloop.errors import DataError
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
 """The suffixes of data files; a file with another suffix is rejected."""
 
+MAX_LINE_BYTES = 1 << 28
+"""The largest line that is read, 256 MB."""
+
 PathLike = str | os.PathLike[str]
 
 
@@ -40,6 +43,8 @@ class RawRow:
     line: int
     raw: Any
     """The bytes of the line. In parquet files and JSON arrays, the value of the row."""
+    is_in_file: bool = True
+    """False if `path` is the name of a Hugging Face dataset, so that no image can be in its folder."""
 
     def parse(self) -> dict[str, Any]:
         """Return the row as a dictionary.
@@ -271,7 +276,7 @@ class JsonlFile(Sequence[Any]):
         self._offsets, self._lines = array("q"), array("q")
         digest, offset = hashlib.blake2b(digest_size=8), 0
         with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(_lines(file, self.path), start=1):
                 digest.update(line)
                 if not line.isspace():
                     self._offsets.append(offset)
@@ -311,8 +316,8 @@ def _read_lines(path: str, row: int, offset: int) -> Iterator[tuple[int, int, by
             if plain:
                 file.seek(offset)
             else:
-                next(itertools.islice(file, row, row), None)  # read the first `row` lines and drop them
-            for number, line in enumerate(file, start=row + 1):
+                next(itertools.islice(_lines(file, path), row, row), None)  # read the first `row` lines and drop them
+            for number, line in enumerate(_lines(file, path, row), start=row + 1):
                 offset += len(line)
                 if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise DataError("the file is UTF-16", path=path, remedy="convert it to UTF-8")
@@ -324,6 +329,19 @@ def _read_lines(path: str, row: int, offset: int) -> Iterator[tuple[int, int, by
         raise DataError(
             f"the file cannot be read: {error}", path=path, remedy="check that the file is complete"
         ) from error
+
+
+def _lines(file: IO[bytes], path: str, row: int = 0) -> Iterator[bytes]:
+    """Yield the lines of a file. A small compressed file may contain a line that does not fit into memory."""
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=row + 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(
+                f"the line has more than {MAX_LINE_BYTES:,} bytes",
+                path=path,
+                line=number,
+                remedy="check that it is data; to read it, raise tinkerloop.data.files.MAX_LINE_BYTES",
+            )
+        yield line
 
 
 def _open(path: str) -> IO[bytes]:

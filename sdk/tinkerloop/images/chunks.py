@@ -165,11 +165,23 @@ def _read(image: Any, fetch: Fetch | None) -> bytes | Image.Image:
     )
 
 
+def is_path(text: str) -> bool:
+    """Return whether a string is read as the path of an image, and not as a data URI or a URL."""
+    return _scheme(text) != "data" and not _is_url(text)
+
+
+def _scheme(text: str) -> str:
+    return text.split(":", 1)[0].lower() if ":" in text[:16] else ""
+
+
+def _is_url(text: str) -> bool:
+    return "://" in text[:16] or _scheme(text) in ("http", "https", "file", "ftp")
+
+
 def _read_string(text: str, fetch: Fetch | None) -> bytes:
-    scheme = text.split(":", 1)[0].lower() if ":" in text[:16] else ""
-    if scheme == "data":
+    if _scheme(text) == "data":
         return _read_data_uri(text)
-    if "://" in text[:16] or scheme in ("http", "https", "file", "ftp"):
+    if _is_url(text):
         if fetch is None:
             raise ImageError(
                 f"the image {text[:80]!r} is a URL, which is not fetched by default; pass the file's path or bytes, "
@@ -193,7 +205,11 @@ def _read_data_uri(uri: str) -> bytes:
 
 def _read_file(path: str) -> bytes:
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a device or a named pipe may never end
+            raise ImageError(f"cannot read the image {path[:200]!r}: not a regular file")
         return Path(path).read_bytes()
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot read the image {path[:200]!r}: {error}") from error
 

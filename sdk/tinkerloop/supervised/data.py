@@ -261,6 +261,9 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
     ignore_keys: tuple[str, ...] = chz.field(
         default=(), doc="Keys of rows or messages that nothing reads and whose content may be lost."
     )
+    image_root: str | None = chz.field(
+        default=None, doc='Folder of the images; None means that of the data file, "anywhere" accepts every path.'
+    )
     drop_last: bool = chz.field(default=False, doc="Leave out the last batch of an epoch if it is not full.")
 
     cache: str | None = chz.field(
@@ -316,6 +319,7 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
             on_bad=self.on_bad,  # type: ignore[arg-type]
             adapter=self.adapter,
             ignore_keys=self.ignore_keys,
+            image_root=self.image_root,
         )
         return conversation_datums(
             conversations,
