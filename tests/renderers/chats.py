@@ -103,7 +103,8 @@ def everyones_tokenizer() -> PreTrainedTokenizerFast:
 
 @functools.cache
 def renderer(name: str) -> Renderer:
-    return get_renderer(name, everyones_tokenizer())
+    """Return a renderer that trains tags in the text of replies as ordinary text, so that tests can quote tags."""
+    return get_renderer(name, everyones_tokenizer(), tags_in_replies="text")
 
 
 def decode(tokens: list[int], tokenizer: Any = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -78,6 +79,11 @@ class Format:
     def disables_reasoning(self) -> bool:
         """True if every prompt of this format rules reasoning out, e.g. with an empty `<think></think>` block."""
         return False
+
+    @property
+    def reply_tags(self) -> Sequence[str]:
+        """The control tokens that can be inside a reply, such as `<tool_call>`. `tags_in_replies` concerns them."""
+        return self.grammar.tags
 
     def rules_out_reasoning(self, conversation: CheckedConversation, index: int) -> bool:
         """Return whether the prompt for reply `index` rules reasoning out."""

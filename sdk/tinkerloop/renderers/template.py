@@ -116,6 +116,11 @@ class Template(base.Renderer):
             )
         return Grammar((end,), tuple(blocks), read_call=read_json_call)
 
+    @property
+    def reply_tags(self) -> Sequence[str]:
+        """All control tokens that the template names, because most templates have blocks that the grammar does not."""
+        return [token for token in self.control if token in self._source and token not in self.grammar.stops]
+
     def _end_of(self, tail: str) -> str | None:
         """Return the first control token in the text after a reply, or None if the text has none.
 
