@@ -29,6 +29,7 @@ from tinkerloop.renderers.parsing.token_texts import TokenTexts
 from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, scaffold, text
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.train_on_what import TokenWeights, TrainOnWhat, token_weights
+from tinkerloop.renderers.written_check import check_all_is_written
 from tinkerloop.tokenizers.encoders import Encoder, encoder_of
 
 if TYPE_CHECKING:
@@ -99,6 +100,16 @@ class RendererCore(Format):
             turn = self._assistant_turn if message.role == "assistant" else self.message
             pieces += zip(repeat(i), turn(conversation, i))
         return pieces
+
+    def check_written(
+        self, conversation: CheckedConversation, pieces: Iterable[tuple[int, Piece]], first: int = 0
+    ) -> None:
+        """Check that `pieces` contain every part of the messages from index `first` on, and every declared tool.
+
+        Raises:
+            RenderError: a part is missing, and `leaves_out` does not give a reason.
+        """
+        check_all_is_written(conversation, pieces, format_name=self.name, leaves_out=self.leaves_out, first=first)
 
     def _assistant_turn(self, conversation: CheckedConversation, index: int) -> Pieces:
         seam = (SEAM,) if conversation.is_final(index) else ()
@@ -171,6 +182,7 @@ class RendererCore(Format):
                 `tags_in_replies`).
         """
         pieces = self.pieces(conversation)
+        self.check_written(conversation, pieces)
         if self.tags_in_replies == "refuse":
             self._refuse_tags(conversation, pieces, weights)
         while pieces and pieces[-1][1].part is Part.SCAFFOLD and not pieces[-1][1].text.strip():
@@ -239,6 +251,7 @@ class RendererCore(Format):
 
     def _prompt(self, conversation: CheckedConversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
         pieces, index = self.pieces(conversation), len(conversation)
+        self.check_written(conversation, pieces)
         if role == "assistant":
             pieces += zip(repeat(index), self.opening(conversation, index))
         elif role in self.roles:

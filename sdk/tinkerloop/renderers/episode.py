@@ -242,6 +242,7 @@ class Episode:
         end = len(conversation)
         for i in range(index + 1, end):
             pieces += zip(repeat(i), renderer.message(conversation, i))
+        renderer.check_written(conversation, pieces, index + 1)
         pieces += zip(repeat(end), renderer.opening(conversation, end))
         return renderer.assemble(pieces)
 

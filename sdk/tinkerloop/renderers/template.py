@@ -273,6 +273,9 @@ class Template(base.Renderer):
 
     # ---- what `RendererCore` calls
 
+    def check_written(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing, because `_check_nothing_is_lost` compares the conversation with the template's placeholders."""
+
     def pieces(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
         pieces = self._aligned(conversation)
         if conversation.prompting:

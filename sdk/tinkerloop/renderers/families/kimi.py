@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolCall
 from tinkerloop.renderers import base
+from tinkerloop.renderers.format import REASONING_OF_HISTORY
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, scaffold, stop, text
 from tinkerloop.renderers.tool_calls import read_numbered_call, write_named_call
@@ -39,6 +40,7 @@ class Kimi(base.Renderer):
 
     family = "kimi"
     Options = KimiOptions
+    leaves_out = REASONING_OF_HISTORY
     control = ("<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>")
 
     @property
