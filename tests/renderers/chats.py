@@ -238,9 +238,12 @@ def template_of(path: str) -> str:
     return file.read_text()
 
 
-def official(template: str, messages: list[dict[str, Any]], tools: Any = None, **kwargs: Any) -> str:
+def official(
+    template: str, messages: list[dict[str, Any]], tools: Any = None, *, sort_tools: bool = False, **kwargs: Any
+) -> str:
     """Return the text that transformers renders with the official chat template."""
     wrapped = [{"type": "function", "function": tool} for tool in tools] if tools else None
+    wrapped = json.loads(json.dumps(wrapped, sort_keys=True)) if sort_tools else wrapped
     return everyones_tokenizer().apply_chat_template(
         messages, tools=wrapped, chat_template=template, tokenize=False, **kwargs
     )

@@ -264,9 +264,14 @@ def read_numbered_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) ->
     call = read_named_call(fields, tools)
     if isinstance(call, UnparsedToolCall):
         return call
-    name = re.fullmatch(r"(?:functions\.)?(.+?)(?::\d+)?", call.function.name)
-    assert name is not None, "any non-empty name matches"
-    return ToolCall(ToolCall.FunctionBody(name[1], call.function.arguments), id=call.function.name)
+    return ToolCall(
+        ToolCall.FunctionBody(name_in_id(call.function.name), call.function.arguments), id=call.function.name
+    )
+
+
+def name_in_id(call_id: str) -> str:
+    """Return the name of the function in the id of a Kimi call: `functions.NAME:NUMBER` -> `NAME`."""
+    return re.sub(r":\d+$", "", call_id.removeprefix("functions.")) or call_id
 
 
 # ---- JSON that is the whole text of a reply: Llama 3
