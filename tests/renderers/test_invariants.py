@@ -595,6 +595,17 @@ def test_text_that_spells_a_tag_is_text_after_parsing_too(name, bad, data):
     assert "tool_calls" not in read
 
 
+@every_format
+def test_a_prefix_with_tools_and_no_system_prompt_equals_the_argument(name):
+    if not takes_tools(name):
+        return
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    prefix = renderer(name).create_conversation_prefix_with_tools(TOOLS)
+    assert prompt(name, [*prefix, messages[0]]) == prompt(name, messages[:1], tools=TOOLS)
+    for mode in ("last_assistant_message", "all_messages"):
+        assert supervised(name, [*prefix, *messages], mode) == supervised(name, messages, mode, tools=TOOLS)
+
+
 BEGINNINGS = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[BOS]", "[gMASK]", "<sop>")
 
 

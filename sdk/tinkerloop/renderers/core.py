@@ -284,7 +284,7 @@ class RendererCore(Format):
             raise RenderError(
                 f"messages[{i}]: the chat format {self.name} has no role {role!r}; expected one of {known}"
             )
-        if not conversation.messages and not prompting:
+        if not conversation.messages and not conversation.tools and not prompting:
             raise RenderError("expected at least one message, got an empty list")
         return conversation
 
