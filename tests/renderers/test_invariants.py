@@ -218,6 +218,38 @@ def test_declared_arguments_come_back_exactly(name, arguments):
     assert json.loads(message["tool_calls"][0].function.arguments) == arguments
 
 
+SCHEMAS_OF_STRINGS = [
+    ({"type": ["string", "null"]}, "12345"),
+    ({"type": ["string", "null"]}, None),
+    ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "true"),
+    ({"oneOf": [{"type": "string"}, {"type": "boolean"}]}, "true"),
+    ({"enum": ["1", "2"]}, "1"),
+    ({"enum": [1, 2]}, 1),
+    ({"const": "true"}, "true"),
+    ({"const": True}, True),
+    ({"$ref": "#/$defs/S"}, "42"),
+    ({"allOf": [{"$ref": "#/$defs/S"}]}, "42"),
+    ({"type": "integer"}, 3),
+    ({"anyOf": [{"type": "array", "items": {}}, {"type": "null"}]}, [1]),
+    ({}, 3),
+    ({"$ref": "#/$defs/Itself"}, 3),
+]
+
+
+@pytest.mark.parametrize(("schema", "value"), SCHEMAS_OF_STRINGS)
+@pytest.mark.parametrize("name", ["qwen3_5", "nemotron3", "glm5_3_max_reasoning"])
+def test_an_argument_keeps_the_type_that_its_schema_allows(name, schema, value):
+    defs = {"S": {"type": "string", "enum": ["42"]}, "Itself": {"$ref": "#/$defs/Itself"}}
+    tools = [{"name": "f", "parameters": {"type": "object", "properties": {"x": schema}, "$defs": defs}}]
+    call = {"function": {"name": "f", "arguments": {"x": value}}}
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    example = supervised(name, messages, tools=tools)
+    sampled = [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
+    message = renderer(name).parse_response(sampled, tools=tools, messages=messages[:1]).message
+    assert json.loads(message["tool_calls"][0].function.arguments) == {"x": value}
+    assert type(json.loads(message["tool_calls"][0].function.arguments)["x"]) is type(value)
+
+
 @every_format
 @SOME
 @given(data=st.data())
