@@ -58,7 +58,8 @@ def read_conversation(
     Args:
         messages: dictionaries in the shape of the Tinker Cookbook or OpenAI's API. They are not modified.
         tools: tool declarations, bare or wrapped as in OpenAI's `{"type": "function", "function": ...}`. Alternatively,
-            a system message at the start holds them under `tools`.
+            a system message at the start holds them under `tools`. If its content is empty, it only declares the
+            tools: the conversation then has no system message, and its messages are counted without it.
         prompting: True if a reply is to be sampled after the messages.
         normalize: function that is applied to each checked message.
 
@@ -81,6 +82,8 @@ def read_conversation(
         if len(carried) > 1 or carried[0][0] != 0 or checked[0].role != "system":
             raise _fail(carried[-1][0], "'tools' is allowed only on a system message at the start")
         tools = carried[0][1]
+        if not checked[0].content:
+            checked = checked[1:]  # the message only declares the tools, so it is no system message
     return CheckedConversation(checked, read_tools(tools), prompting)
 
 

@@ -103,7 +103,8 @@ def everyones_tokenizer() -> PreTrainedTokenizerFast:
 
 @functools.cache
 def renderer(name: str) -> Renderer:
-    return get_renderer(name, everyones_tokenizer())
+    """Return a renderer that trains tags in the text of replies as ordinary text, so that tests can quote tags."""
+    return get_renderer(name, everyones_tokenizer(), tags_in_replies="text")
 
 
 def decode(tokens: list[int], tokenizer: Any = None) -> str:
@@ -237,9 +238,12 @@ def template_of(path: str) -> str:
     return file.read_text()
 
 
-def official(template: str, messages: list[dict[str, Any]], tools: Any = None, **kwargs: Any) -> str:
+def official(
+    template: str, messages: list[dict[str, Any]], tools: Any = None, *, sort_tools: bool = False, **kwargs: Any
+) -> str:
     """Return the text that transformers renders with the official chat template."""
     wrapped = [{"type": "function", "function": tool} for tool in tools] if tools else None
+    wrapped = json.loads(json.dumps(wrapped, sort_keys=True)) if sort_tools else wrapped
     return everyones_tokenizer().apply_chat_template(
         messages, tools=wrapped, chat_template=template, tokenize=False, **kwargs
     )

@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.renderers.chats import CONTROL, MODELS, TOOLS, everyones_tokenizer, nfc, official, template_of
-from tests.renderers.test_parity import CASES, Case, differs, fitted
+from tests.renderers.chats import CONTROL, MODELS, TOOLS, everyones_tokenizer, nfc
+from tests.renderers.test_parity import CASES, Case, differs, fitted, render_officially
 from tinkerloop.tokenizers import get_tokenizer
 from tinkerloop.tokenizers.encoders import byte_of_character
 
@@ -81,7 +81,7 @@ def suited(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]] |
 
 def golden(case: Case) -> list[dict[str, Any]]:
     """Return the conversations, each with the texts that the template gives for the last reply and for its prompt."""
-    template, rows = template_of(case.template), []
+    rows = []
     tokenizer = get_tokenizer(MODELS / case.tokenizer) if case.tokenizer else everyones_tokenizer()
     for title, chat in CHATS.items():
         messages = suited(case, chat)
@@ -89,11 +89,11 @@ def golden(case: Case) -> list[dict[str, Any]]:
             continue
         ours, theirs = fitted(case, messages)
         tools = TOOLS if "tools" in title and case.tools else None
-        prompt = official(template, theirs[:-1], tools, add_generation_prompt=True, **case.variables)
+        prompt = render_officially(case, theirs[:-1], tools, prompting=True)
         prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
         row = {"chat": title, "messages": ours, "tools": tools, "prompt": prompt, "prompt_ids": prompt_ids}
         if not differs(case, ours):
-            document = official(template, theirs, tools, add_generation_prompt=False, **case.variables)
+            document = render_officially(case, theirs, tools, prompting=False)
             row["reply"] = document.removesuffix(case.ends_with).removeprefix(prompt)
             assert document.startswith(prompt)
             row["reply_ids"] = tokenizer.encode(row["reply"], add_special_tokens=False)

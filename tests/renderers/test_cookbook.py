@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.renderers.chats import everyones_tokenizer, renderer
+from tests.renderers.chats import decode, everyones_tokenizer, renderer
 from tests.renderers.test_differences import rows
 from tinkerloop.renderers import TrainOnWhat
 
@@ -78,6 +78,10 @@ DIFFERENCES: dict[str, Callable[[str, str, TrainOnWhat], bool]] = {
 }
 
 
+TOOL = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
+OF_TOOLS = "each tool is declared wrapped"
+
+
 def test_every_row_of_the_table_tells_of_a_difference_here() -> None:
     claimed = [
         difference for _, difference in rows("## Where tokens or weights differ from the Tinker Cookbook's, and why")
@@ -85,7 +89,18 @@ def test_every_row_of_the_table_tells_of_a_difference_here() -> None:
     for says, tells in DIFFERENCES.items():
         assert len([row for row in claimed if says in row]) == 1, says
         assert any(tells(name, title, mode) for name in NAMES for title in CHATS for mode in TrainOnWhat), says
-    assert len(claimed) == len(DIFFERENCES)
+    assert len([row for row in claimed if OF_TOOLS in row]) == 1
+    assert len(claimed) == len(DIFFERENCES) + 1
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_instruct", "qwen3_5", "kimi_k2", "nemotron3"])
+def test_tools_are_declared_as_by_the_cookbook_but_for_what_the_table_says(name: str) -> None:
+    user = [{"role": "user", "content": "q"}]
+    theirs = cookbook.get_renderer(name, everyones_tokenizer())
+    wanted = theirs.build_generation_prompt([*theirs.create_conversation_prefix_with_tools([TOOL]), *user])
+    ours = renderer(name)
+    declared = ours.build_generation_prompt([*ours.create_conversation_prefix_with_tools([TOOL]), *user])
+    assert (decode(declared.to_ints()) != decode(wanted.to_ints())) is (name == "qwen3_5")
 
 
 @pytest.mark.parametrize("mode", list(TrainOnWhat))

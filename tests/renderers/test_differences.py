@@ -74,6 +74,10 @@ ROWS = [
         "<|im_end|><|im_end|><|im_assistant|>assistant<|im_middle|><think></think>a<|im_end|>", SAME,
     ),
     Difference(
+        "all", "spells a tag of the format", "qwen3_instruct", [USER, REPLY | {"content": "<tool_call>"}],
+        None, "assistant\n<tool_call><|im_end|>\n",
+    ),
+    Difference(
         "all with a separator between turns", "without the separator", "qwen3_instruct", [USER, REPLY],
         "\na<|im_end|>", "\na<|im_end|>\n",
     ),

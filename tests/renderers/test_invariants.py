@@ -218,6 +218,38 @@ def test_declared_arguments_come_back_exactly(name, arguments):
     assert json.loads(message["tool_calls"][0].function.arguments) == arguments
 
 
+SCHEMAS_OF_STRINGS = [
+    ({"type": ["string", "null"]}, "12345"),
+    ({"type": ["string", "null"]}, None),
+    ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "true"),
+    ({"oneOf": [{"type": "string"}, {"type": "boolean"}]}, "true"),
+    ({"enum": ["1", "2"]}, "1"),
+    ({"enum": [1, 2]}, 1),
+    ({"const": "true"}, "true"),
+    ({"const": True}, True),
+    ({"$ref": "#/$defs/S"}, "42"),
+    ({"allOf": [{"$ref": "#/$defs/S"}]}, "42"),
+    ({"type": "integer"}, 3),
+    ({"anyOf": [{"type": "array", "items": {}}, {"type": "null"}]}, [1]),
+    ({}, 3),
+    ({"$ref": "#/$defs/Itself"}, 3),
+]
+
+
+@pytest.mark.parametrize(("schema", "value"), SCHEMAS_OF_STRINGS)
+@pytest.mark.parametrize("name", ["qwen3_5", "nemotron3", "glm5_3_max_reasoning"])
+def test_an_argument_keeps_the_type_that_its_schema_allows(name, schema, value):
+    defs = {"S": {"type": "string", "enum": ["42"]}, "Itself": {"$ref": "#/$defs/Itself"}}
+    tools = [{"name": "f", "parameters": {"type": "object", "properties": {"x": schema}, "$defs": defs}}]
+    call = {"function": {"name": "f", "arguments": {"x": value}}}
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    example = supervised(name, messages, tools=tools)
+    sampled = [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
+    message = renderer(name).parse_response(sampled, tools=tools, messages=messages[:1]).message
+    assert json.loads(message["tool_calls"][0].function.arguments) == {"x": value}
+    assert type(json.loads(message["tool_calls"][0].function.arguments)["x"]) is type(value)
+
+
 @every_format
 @SOME
 @given(data=st.data())
@@ -593,6 +625,17 @@ def test_text_that_spells_a_tag_is_text_after_parsing_too(name, bad, data):
     assert read["content"] == nfc(messages[1]["content"])
     assert read.get("reasoning_content") == messages[1].get("reasoning_content")
     assert "tool_calls" not in read
+
+
+@every_format
+def test_a_prefix_with_tools_and_no_system_prompt_equals_the_argument(name):
+    if not takes_tools(name):
+        return
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    prefix = renderer(name).create_conversation_prefix_with_tools(TOOLS)
+    assert prompt(name, [*prefix, messages[0]]) == prompt(name, messages[:1], tools=TOOLS)
+    for mode in ("last_assistant_message", "all_messages"):
+        assert supervised(name, [*prefix, *messages], mode) == supervised(name, messages, mode, tools=TOOLS)
 
 
 BEGINNINGS = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[BOS]", "[gMASK]", "<sop>")

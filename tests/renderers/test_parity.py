@@ -33,6 +33,7 @@ from tests.renderers.chats import (
 from tinkerloop.renderers import Options, get_renderer
 from tinkerloop.renderers.families.gpt_oss import GptOssOptions
 from tinkerloop.renderers.families.llama3 import Llama3Options
+from tinkerloop.renderers.kimi_declarations import typescript_declarations
 from tinkerloop.tokenizers import get_tokenizer
 
 Messages = list[dict[str, Any]]
@@ -132,6 +133,21 @@ CASES = [
 ]
 
 
+def render_officially(case: Case, messages: Messages, tools: Any, *, prompting: bool) -> str:
+    """Return the text that the publisher's `apply_chat_template` gives.
+
+    Kimi's tokenizer class sorts the keys of the tools. Since K2.5, it also passes the tools as TypeScript;
+    `test_kimi_declarations` checks this text.
+    """
+    variables = case.variables
+    if case.name.startswith("kimi") and tools:
+        variables = variables | ({} if case.name == "kimi_k2" else {"tools_ts_str": typescript_declarations(tools)})
+    template = template_of(case.template)
+    return official(
+        template, messages, tools, sort_tools=case.name.startswith("kimi"), add_generation_prompt=prompting, **variables
+    )
+
+
 def last_answer(messages: Messages) -> int:
     """Return the index of the last reply without tool calls before the trained reply; -1 if there is none."""
     answers = (i for i, m in enumerate(messages[:-1]) if m["role"] == "assistant" and "tool_calls" not in m)
@@ -181,7 +197,7 @@ def check(case: Case, tokenizer: Any, data: st.DataObject) -> None:
         messages.pop()
     tools = TOOLS if declare and case.tools else None
     ours, theirs = fitted(case, messages)
-    wanted = official(template_of(case.template), theirs, tools, add_generation_prompt=prompting, **case.variables)
+    wanted = render_officially(case, theirs, tools, prompting=prompting)
     renderer = get_renderer(case.name, tokenizer, options=case.options)
     if prompting:
         tokens = renderer.build_generation_prompt(ours, tools=tools).to_ints()
@@ -216,14 +232,14 @@ def test_tokens_equal_the_official_template(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.tools], ids=str)
 def test_declarations_of_tools_equal_the_official_template(case: Case) -> None:
-    template = template_of(case.template)
+    template_of(case.template)  # skips the test if the template is absent
     renderer = get_renderer(case.name, everyones_tokenizer(), options=case.options)
     messages = [{"role": "user", "content": "q"}]
 
     @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(tools=st.lists(DECLARATIONS, min_size=1, max_size=2))
     def test(tools: list[dict[str, Any]]) -> None:
-        wanted = official(template, messages, tools, add_generation_prompt=True, **case.variables)
+        wanted = render_officially(case, messages, tools, prompting=True)
         assert renderer.decode(renderer.build_generation_prompt(messages, tools=tools).to_ints()) == nfc(wanted)
 
     test()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.renderers.chats import everyones_tokenizer, renderer
+from tests.renderers.chats import NAMES, everyones_tokenizer, renderer
 from tinkerloop.errors import RenderError, UnknownRendererError
 from tinkerloop.renderers import (
     Renderer,
@@ -222,6 +223,50 @@ def test_what_openais_shape_cannot_hold_is_refused_or_keeps_its_name() -> None:
     sent = ours.to_openai_message(broken)
     assert sent["unparsed_tool_calls"] == [{"raw_text": "{", "error": "cut"}]
     assert ours.from_openai_message(sent) == broken
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if renderer(name).reply_tags])
+def test_a_trained_reply_that_spells_a_tag_is_refused_unless_ordinary_text_is_chosen(name: str) -> None:
+    ours, lenient = get_renderer(name, everyones_tokenizer()), renderer(name)
+    for tag in ours.reply_tags:
+        reply = {"role": "assistant", "content": f"a {tag}{tag} b"}  # one `</think>` alone is extracted
+        with pytest.raises(RenderError, match=rf"messages\[1\].*spells '{re.escape(tag)}'.*tags_in_replies='text'"):
+            ours.build_supervised_example([USER, reply])
+        example = lenient.build_supervised_example([USER, reply])
+        ordinary = lenient.build_supervised_example([USER, {"role": "assistant", "content": "a b"}])
+        added = everyones_tokenizer().added_tokens_decoder
+        assert [t for t in example.tokens if t in added] == [t for t in ordinary.tokens if t in added]
+
+
+def test_a_tag_may_be_quoted_wherever_it_is_not_trained() -> None:
+    ours, quoting = get_renderer("qwen3_instruct", everyones_tokenizer()), "write <tool_call> or <think>"
+    reply = {"role": "assistant", "content": "a"}
+    history = [
+        {"role": "system", "content": quoting},
+        {"role": "user", "content": quoting},
+        {"role": "assistant", "content": quoting, "tool_calls": CALLS},
+        {"role": "tool", "content": quoting, "tool_call_id": "functions.f:0"},
+    ]
+    ours.build_generation_prompt(history)
+    ours.build_supervised_example([*history, reply], "all_user_and_system_messages")
+    ours.build_supervised_example([*history, reply])
+    with pytest.raises(RenderError, match=r"messages\[2\]: the text of this reply spells"):
+        ours.build_supervised_example([*history, reply], "all_assistant_messages")
+    thinking = reply | {"reasoning_content": "</think>"}
+    with pytest.raises(RenderError, match=r"messages\[1\]: the reasoning of this reply spells '</think>'"):
+        ours.build_supervised_example([USER, thinking])
+    ours.build_supervised_example([USER, thinking], part_weights={"reasoning": 0})
+
+
+def test_the_choice_for_tags_is_known_and_reaches_registered_renderers() -> None:
+    with pytest.raises(RenderError, match="must be 'refuse' or 'text', got 'lift'"):
+        get_renderer("qwen3", everyones_tokenizer(), tags_in_replies="lift")  # type: ignore[arg-type]
+    register_renderer("mine", lambda tokenizer, image_processor: Qwen3(tokenizer))
+    try:
+        assert get_renderer("mine", everyones_tokenizer(), tags_in_replies="text").tags_in_replies == "text"
+        assert get_renderer("mine", everyones_tokenizer()).tags_in_replies == "refuse"
+    finally:
+        unregister_renderer("mine")
 
 
 def test_an_unknown_name_gets_the_nearest_ones() -> None:

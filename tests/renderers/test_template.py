@@ -61,6 +61,23 @@ def test_a_reply_that_history_rewrites_is_not_trained_in_one_example_but_in_seve
 
 
 @pytest.mark.parametrize(
+    "last", [{"role": "assistant", "content": "b", "weight": 0}, {"role": "assistant", "content": ""}]
+)
+def test_a_reply_whose_stop_token_comes_after_another_message_is_not_trained(last) -> None:
+    """As in gpt-oss's template, only the last message ends with the stop token; earlier ones end with another token."""
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+        "{{ '<|im_end|>' if loop.last and m.role == 'assistant' else '<|endoftext|>' }}{% endfor %}"
+    )
+    ours = with_template(source + PROMPT)
+    messages = [USER, {"role": "assistant", "content": "a"}, {"role": "user", "content": ""}, last]
+    with pytest.raises(RenderError, match=r"messages\[1\].*as it would be sampled.*build_supervised_examples"):
+        ours.build_supervised_example(messages, "all_assistant_messages")
+    (example, *_) = ours.build_supervised_examples(messages, "all_assistant_messages")
+    assert decode([t for t, w in zip(example.tokens, example.weights, strict=True) if w]) == "a<|im_end|>"
+
+
+@pytest.mark.parametrize(
     ("source", "content"),
     [
         (CHATML.replace("m.content +", "m.content | upper +") + PROMPT, "shout"),

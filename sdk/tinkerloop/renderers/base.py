@@ -58,7 +58,10 @@ class Renderer(RendererCore):
     def create_conversation_prefix_with_tools(
         self, tools: Sequence[ToolSpec], system_prompt: str = ""
     ) -> list[Message]:
-        """Return a list of one system message that declares `tools`, to put at the start of a conversation."""
+        """Return a list of one system message that declares `tools`, to put at the start of a conversation.
+
+        Without a system prompt, the conversation gets the same tokens as with the argument `tools`.
+        """
         return [Message(role="system", content=system_prompt, tools=list(tools))]
 
     def to_openai_message(self, message: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, repeat
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import RenderError, ZeroWeightError
@@ -29,10 +29,18 @@ from tinkerloop.renderers.parsing.token_texts import TokenTexts
 from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, scaffold, text
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.train_on_what import TokenWeights, TrainOnWhat, token_weights
+from tinkerloop.renderers.written_check import check_all_is_written
 from tinkerloop.tokenizers.encoders import Encoder, encoder_of
 
 if TYPE_CHECKING:
     from tinkerloop.tokenizers.loading import Tokenizer
+
+
+def check_tags_in_replies(choice: object) -> Literal["refuse", "text"]:
+    """Return the choice, or raise `RenderError` if there is no such choice."""
+    if choice not in ("refuse", "text"):
+        raise RenderError(f"tags_in_replies must be 'refuse' or 'text', got {choice!r}")
+    return cast("Literal['refuse', 'text']", choice)
 
 
 class RendererCore(Format):
@@ -46,9 +54,12 @@ class RendererCore(Format):
         model_name: the name of the model, used only to find the image processor.
         max_length: the default `max_length` of `Rendered.to_datum`.
         encoder: encodes text. By default, the fastest encoder that gives the same ids as the tokenizer.
+        tags_in_replies: what to do with a trained reply whose text or reasoning spells a tag of the format, such as
+            `<tool_call>`. The tag in the text would be encoded as ordinary text. A model that means the tag samples its
+            control token instead. `"refuse"` raises an error. `"text"` trains the ordinary text.
 
     Raises:
-        RenderError: the tokenizer lacks a control token of the format.
+        RenderError: the tokenizer lacks a control token of the format, or `tags_in_replies` is unknown.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class RendererCore(Format):
         model_name: str | None = None,
         max_length: int | None = None,
         encoder: Encoder | None = None,
+        tags_in_replies: Literal["refuse", "text"] = "refuse",
     ):
         self.tokenizer = tokenizer
         self._encoder = encoder_of(tokenizer) if encoder is None else encoder
@@ -69,6 +81,7 @@ class RendererCore(Format):
         self.image_processor = image_processor
         self.model_name = model_name
         self.max_length = max_length
+        self.tags_in_replies: Literal["refuse", "text"] = check_tags_in_replies(tags_in_replies)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -87,6 +100,16 @@ class RendererCore(Format):
             turn = self._assistant_turn if message.role == "assistant" else self.message
             pieces += zip(repeat(i), turn(conversation, i))
         return pieces
+
+    def check_written(
+        self, conversation: CheckedConversation, pieces: Iterable[tuple[int, Piece]], first: int = 0
+    ) -> None:
+        """Check that `pieces` contain every part of the messages from index `first` on, and every declared tool.
+
+        Raises:
+            RenderError: a part is missing, and `leaves_out` does not give a reason.
+        """
+        check_all_is_written(conversation, pieces, format_name=self.name, leaves_out=self.leaves_out, first=first)
 
     def _assistant_turn(self, conversation: CheckedConversation, index: int) -> Pieces:
         seam = (SEAM,) if conversation.is_final(index) else ()
@@ -154,10 +177,14 @@ class RendererCore(Format):
             encode: function to use instead of the encoder's `encode`, e.g. an `EncodeCache`.
 
         Raises:
-            RenderError: the format cannot express the conversation, or reasoning carries weight although every prompt
-                of the format rules reasoning out.
+            RenderError: the format cannot express the conversation; reasoning carries weight although every prompt of
+                the format rules reasoning out; or the text of a trained reply spells a tag of the format (see
+                `tags_in_replies`).
         """
         pieces = self.pieces(conversation)
+        self.check_written(conversation, pieces)
+        if self.tags_in_replies == "refuse":
+            self._refuse_tags(conversation, pieces, weights)
         while pieces and pieces[-1][1].part is Part.SCAFFOLD and not pieces[-1][1].text.strip():
             pieces.pop()  # remove the separator before the next turn: examples end with the last turn's stop token
         example = self._assembler.assemble(pieces, weights, self.max_length, encode)
@@ -166,6 +193,27 @@ class RendererCore(Format):
                 if weight and part is Part.REASONING:
                     raise self.reasoning_refused(message)
         return example
+
+    def _refuse_tags(
+        self, conversation: CheckedConversation, pieces: Iterable[tuple[int, Piece]], weights: TokenWeights
+    ) -> None:
+        """Raise if the text or the reasoning of a trained reply spells a tag of the format, such as `<think>`.
+
+        Only replies that carry weight are checked. Everything else may quote tags: it is not trained, and in a prompt
+        a quotation is ordinary text, too.
+        """
+        tags = self.reply_tags
+        for message, piece in pieces:
+            if piece.trusted or piece.part not in _PARTS_WITHOUT_TAGS or conversation.role(message) != "assistant":
+                continue
+            tag = next((tag for tag in tags if tag in piece.text), None)
+            if tag is not None and weights.of_message[message] and weights.of_part[piece.part]:
+                raise RenderError(
+                    f"messages[{message}]: the {piece.part.name.lower()} of this reply spells {tag!r}, which would be "
+                    "trained as ordinary text, although a model samples it as a control token; pass tool calls under "
+                    "'tool_calls' and reasoning under 'reasoning_content', or train the ordinary text with "
+                    "get_renderer(..., tags_in_replies='text')"
+                )
 
     def assemble(self, pieces: Iterable[tuple[int, Piece]]) -> Rendered:
         """Convert (message index, piece) pairs to tokens with weight 0."""
@@ -203,6 +251,7 @@ class RendererCore(Format):
 
     def _prompt(self, conversation: CheckedConversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
         pieces, index = self.pieces(conversation), len(conversation)
+        self.check_written(conversation, pieces)
         if role == "assistant":
             pieces += zip(repeat(index), self.opening(conversation, index))
         elif role in self.roles:
@@ -235,7 +284,7 @@ class RendererCore(Format):
             raise RenderError(
                 f"messages[{i}]: the chat format {self.name} has no role {role!r}; expected one of {known}"
             )
-        if not conversation.messages and not prompting:
+        if not conversation.messages and not conversation.tools and not prompting:
             raise RenderError("expected at least one message, got an empty list")
         return conversation
 
@@ -342,6 +391,8 @@ class RendererCore(Format):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.options})"
 
+
+_PARTS_WITHOUT_TAGS = (Part.TEXT, Part.REASONING)
 
 _ANY_QUESTION = ({"role": "user", "content": ""},)
 """The conversation that a parsed reply is assumed to follow if the caller passes no messages."""

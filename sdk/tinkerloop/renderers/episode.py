@@ -133,7 +133,7 @@ class Episode:
         parser.feed(ids)
         self._parsed = parsed = parser.finish()[1]
         segment = self.segments[-1]
-        turn, spans = len(self.messages), parsed.spans
+        turn, spans = len(self._conversation), parsed.spans
         starts = [span.start for span in spans]
         labels = [(turn, span.part) for span in spans]
         segment.append(ids, starts, labels, [1.0] * len(spans), id_logprobs)
@@ -242,6 +242,7 @@ class Episode:
         end = len(conversation)
         for i in range(index + 1, end):
             pieces += zip(repeat(i), renderer.message(conversation, i))
+        renderer.check_written(conversation, pieces, index + 1)
         pieces += zip(repeat(end), renderer.opening(conversation, end))
         return renderer.assemble(pieces)
 

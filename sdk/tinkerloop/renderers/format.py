@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,14 @@ from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, scaffold, t
 
 if TYPE_CHECKING:
     from tinkerloop.tokenizers.loading import Tokenizer
+
+
+REASONING_OF_HISTORY = {"reasoning": "the official template leaves out the reasoning of earlier replies"}
+LEFT_OUT_BY_TEMPLATES = REASONING_OF_HISTORY | {
+    "name": "the official template does not write names",
+    "tool_call_id": "results follow in the order of the calls",
+}
+"""The value of `Format.leaves_out` for most official templates."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,13 @@ class Format:
     """Control tokens of the format (such as `<|im_end|>`) that are not in its grammar."""
     roles: ClassVar[frozenset[str]] = frozenset({"system", "user", "assistant", "tool"})
     supports_streaming: ClassVar[bool] = True
+    leaves_out: ClassVar[Mapping[str, str]] = {}
+    """The parts of messages that the format leaves out on purpose, each with the reason.
+
+    The keys are `name`, `tool_call_id`, and `reasoning` and `text` of replies before the last message. If any other
+    part is not in the pieces, rendering raises an error. Leave out `tool_call_id` only if results are identified by
+    their order; results in another order then raise an error.
+    """
     reasoning_remedy: ClassVar[str] = "remove it from the message, or use a renderer that does not disable reasoning"
     """Advice at the end of the error message for a reply with reasoning whose prompt rules reasoning out."""
 
@@ -78,6 +94,11 @@ class Format:
     def disables_reasoning(self) -> bool:
         """True if every prompt of this format rules reasoning out, e.g. with an empty `<think></think>` block."""
         return False
+
+    @property
+    def reply_tags(self) -> Sequence[str]:
+        """The control tokens that can be inside a reply, such as `<tool_call>`. `tags_in_replies` concerns them."""
+        return self.grammar.tags
 
     def rules_out_reasoning(self, conversation: CheckedConversation, index: int) -> bool:
         """Return whether the prompt for reply `index` rules reasoning out."""

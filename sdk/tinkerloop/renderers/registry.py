@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop.errors import RenderError, UnknownRendererError
 from tinkerloop.renderers.base import Renderer
+from tinkerloop.renderers.core import check_tags_in_replies
 from tinkerloop.renderers.format import Options
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def get_renderer(
     max_length: int | None = None,
     *,
     options: Options | None = None,
+    tags_in_replies: Literal["refuse", "text"] | None = None,
 ) -> Renderer:
     """Return the renderer called `name`, e.g. `get_renderer("qwen3", get_tokenizer("Qwen/Qwen3-8B"))`.
 
@@ -63,6 +65,8 @@ def get_renderer(
         model_name: the name of the model, used only to find the image processor.
         max_length: the default `max_length` of `Rendered.to_datum`.
         options: used instead of the preset options of `name`. Must have the `Options` type of the renderer's class.
+        tags_in_replies: what to do with a trained reply whose text spells a tag of the format, such as `<tool_call>`:
+            `"refuse"` raises an error and is the default; `"text"` trains the tag as ordinary text.
 
     Raises:
         UnknownRendererError: no renderer has this name. The message suggests similar names.
@@ -85,6 +89,8 @@ def get_renderer(
             raise RenderError(f"the factory of renderer {name!r} must return a Renderer, but it returned {renderer!r}")
         renderer.name, renderer.model_name = name, model_name
         renderer.max_length = max_length if max_length is not None else renderer.max_length
+        if tags_in_replies is not None:
+            renderer.tags_in_replies = check_tags_in_replies(tags_in_replies)
         return renderer
     preset = presets().get(_ALIASES.get(name, name))
     if preset is None and name.startswith(_ABSENT):
@@ -109,6 +115,7 @@ def get_renderer(
         image_processor=image_processor,
         model_name=model_name,
         max_length=max_length,
+        tags_in_replies="refuse" if tags_in_replies is None else tags_in_replies,
     )
 
 

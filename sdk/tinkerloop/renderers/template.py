@@ -4,7 +4,8 @@ The template is run on a copy of the conversation in which every string is a pla
 placeholders is the format's own text. Then the placeholders are replaced by the strings, which are encoded as ordinary
 text. The result must equal the template's output for the real strings. If the two differ, because the template
 inspected a string or changed it in an unknown way, a `RenderError` is raised; nothing is guessed. A reply can be
-trained only if the template's own prompt for this reply is a prefix of the rendered conversation.
+trained only if the template's own prompt for this reply is a prefix of the rendered conversation, and if the text up to
+the reply's stop token belongs to no other message.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -114,6 +115,11 @@ class Template(base.Renderer):
                 "that ends a reply with one of the tokenizer's added tokens"
             )
         return Grammar((end,), tuple(blocks), read_call=read_json_call)
+
+    @property
+    def reply_tags(self) -> Sequence[str]:
+        """All control tokens that the template names, because most templates have blocks that the grammar does not."""
+        return [token for token in self.control if token in self._source and token not in self.grammar.stops]
 
     def _end_of(self, tail: str) -> str | None:
         """Return the first control token in the text after a reply, or None if the text has none.
@@ -267,13 +273,36 @@ class Template(base.Renderer):
 
     # ---- what `RendererCore` calls
 
+    def check_written(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing, because `_check_nothing_is_lost` compares the conversation with the template's placeholders."""
+
     def pieces(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
         pieces = self._aligned(conversation)
         if conversation.prompting:
             return pieces
         replies = [i for i, m in enumerate(conversation.messages) if m.role == "assistant"]
         starts = {self._start(conversation, pieces, i): i for i in replies}
-        return list(self._divided(conversation, pieces, {start: i for start, i in starts.items() if start is not None}))
+        known = {start: i for start, i in starts.items() if start is not None}
+        alone = {start: i for start, i in known.items() if self._is_alone(pieces, start, i, known)}
+        return list(self._divided(conversation, pieces, alone))
+
+    def _is_alone(self, pieces: list[tuple[int, Piece]], start: int, reply: int, starts: Iterable[int]) -> bool:
+        """Return whether no other message begins between the first character of a reply and its stop token.
+
+        If a template ends earlier replies in another way than the last one, the next stop token belongs to a later
+        message. The text up to this token was not sampled.
+        """
+        position = 0
+        for message, piece in pieces:
+            end = position + len(piece.text)
+            if end > start and piece.trusted:
+                stop_at = piece.text.find(self.grammar.stops[0], max(0, start - position))
+                if stop_at >= 0:
+                    return not any(start < other <= position + stop_at for other in starts)
+            elif end > start and message != reply:
+                return False
+            position = end
+        return not any(start < other for other in starts)
 
     def _start(self, conversation: CheckedConversation, pieces: list[tuple[int, Piece]], index: int) -> int | None:
         """Return the position of the first character of reply `index` in the text of `pieces`.
@@ -326,7 +355,7 @@ class Template(base.Renderer):
 
         Raises:
             RenderError: a reply carries weight, but the template's prompt for this reply is not a prefix of the
-                rendered conversation.
+                rendered conversation, or another message begins before the reply's stop token.
         """
         example = super().example(conversation, weights, encode)
         stops = {message for message, part in example.span_table.labels if part is Part.STOP}
@@ -335,8 +364,9 @@ class Template(base.Renderer):
                 continue  # the end of other turns is unknown, so only their text can carry weight
             if weight and i not in stops:
                 raise RenderError(
-                    f"messages[{i}]: this reply cannot be trained, because the template's prompt for it is not a "
-                    "prefix of the rendered conversation; train only the last message, or use build_supervised_examples"
+                    f"messages[{i}]: this reply cannot be trained here, because the template does not write it between "
+                    "its prompt and its stop token, as it would be sampled; train only the last message, or use "
+                    "build_supervised_examples"
                 )
         return example
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinkerloop.errors import RenderError
@@ -84,27 +84,38 @@ def _write_arguments(arguments: dict[str, Any]) -> str:
     return json.dumps(arguments) if _SURROGATE.search(written) else written
 
 
-def _declared_types(name: str, tools: Sequence[ToolSpec]) -> dict[str, Any]:
-    """Return a dictionary from the parameters of tool `name` to their declared types; empty without such a tool."""
+def _declared_schemas(name: str, tools: Sequence[ToolSpec]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the parameters of tool `name`, and their properties; both empty without such a tool."""
     for tool in tools:
-        properties = (tool.get("parameters") or {}).get("properties")
-        if tool["name"] == name and isinstance(properties, dict):
-            return {k: v.get("type") for k, v in properties.items() if isinstance(v, dict)}
-    return {}
+        parameters = tool.get("parameters") or {}
+        properties = parameters.get("properties")
+        if tool["name"] == name and isinstance(properties, Mapping):
+            return parameters, properties
+    return {}, {}
 
 
 _PYTHON_LITERALS: dict[str, Any] = {"True": True, "False": False, "None": None}
 
 
-def _read_value(written: str, declared_type: Any = None, *, python: bool = False) -> Any:
+def _read_value(written: str, schema: Any, root: Mapping[str, Any], *, python: bool = False) -> Any:
     """Convert an argument that is written without quotes to a value: `3` -> 3, `[1]` -> [1], `abc` -> "abc".
 
+    Without a schema, the text determines the type. With a schema, the value is the text itself if the schema allows
+    this string but not the other value, and also if it allows both, except for null.
+
     Args:
-        declared_type: if this is `"string"`, the text is returned unchanged; otherwise the text determines the type.
+        schema: the declared JSON schema of the argument.
+        root: the schema of all parameters, to which a `$ref` refers.
         python: also convert Python's `True`, `False` and `None`.
     """
-    if declared_type == "string":
-        return written
+    value = _value_of(written, python=python)
+    if isinstance(value, str) or (value is None and _allows(schema, value, root)):
+        return value
+    is_declared = isinstance(schema, Mapping) and not _allows(schema, object(), root)
+    return written if is_declared and _allows(schema, written, root) else value
+
+
+def _value_of(written: str, *, python: bool) -> Any:
     if python and written in _PYTHON_LITERALS:
         return _PYTHON_LITERALS[written]
     try:
@@ -112,6 +123,49 @@ def _read_value(written: str, declared_type: Any = None, *, python: bool = False
     except (ValueError, RecursionError):
         return written
     return written if isinstance(value, str) else value
+
+
+_JSON_TYPES: dict[str, Any] = {
+    "string": str, "number": (int, float), "integer": int, "boolean": bool, "null": type(None), "array": list,
+    "object": dict,
+}  # fmt: skip
+
+
+def _allows(schema: Any, value: Any, root: Mapping[str, Any], depth: int = 0) -> bool:
+    """Return whether a schema allows a value, by its `type`, `enum`, `const`, `anyOf`, `oneOf`, `allOf` and `$ref`.
+
+    An unknown or circular reference allows everything, and so does a schema without these keys. Any other object as
+    `value` stands for a value of no JSON type: it is allowed only by a schema that restricts nothing.
+    """
+    if not isinstance(schema, Mapping) or depth > 20:
+        return True
+    if isinstance(reference := schema.get("$ref"), str):
+        target: Any = root
+        for key in reference.removeprefix("#").split("/")[1:]:
+            target = target.get(key) if isinstance(target, Mapping) else None
+        return _allows(target, value, root, depth + 1)
+    if "const" in schema and not _is_equal(schema["const"], value):
+        return False
+    if isinstance(allowed := schema.get("enum"), list) and not any(_is_equal(one, value) for one in allowed):
+        return False
+    kinds = schema.get("type")
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if isinstance(kinds, list) and kinds and not any(_has_type(value, kind) for kind in kinds):
+        return schema.get("nullable") is True and value is None
+    return all(
+        combine(_allows(variant, value, root, depth + 1) for variant in schema[key])
+        for key, combine in (("anyOf", any), ("oneOf", any), ("allOf", all))
+        if isinstance(schema.get(key), list) and schema[key]
+    )
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and one == other
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    is_number = kind in ("number", "integer")
+    return isinstance(value, _JSON_TYPES.get(kind, ())) and not (is_number and isinstance(value, bool))
 
 
 # ---- JSON in tags: Qwen3
@@ -194,13 +248,13 @@ def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Tool
     call = re.fullmatch(r"\s*<function=([^>\n]+)>\n(.*)</function>\s*", body, re.DOTALL)
     if call is None:
         return UnparsedToolCall(body, "expected <function=NAME> ... </function>")
-    types = _declared_types(call[1], tools)
+    root, schemas = _declared_schemas(call[1], tools)
     arguments: dict[str, Any] = {}
     position = 0
     for parameter in _XML_PARAMETER.finditer(call[2]):
         if call[2][position : parameter.start()].strip():
             break
-        arguments[parameter[1]] = _read_value(parameter[2], types.get(parameter[1]), python=True)
+        arguments[parameter[1]] = _read_value(parameter[2], schemas.get(parameter[1]), root, python=True)
         position = parameter.end()
     if call[2][position:].strip():
         return UnparsedToolCall(body, f"not a parameter: {call[2][position:].strip()[:80]!r}")
@@ -234,8 +288,8 @@ def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> To
     inside, between = fields[1::2], [field.strip() for field in fields[2::2]]
     if not name or len(inside) % 2 or any(between) or len(inside) != len(between):
         return UnparsedToolCall("".join(fields), "expected a name and pairs of keys and values")
-    types = _declared_types(name, tools)
-    arguments = {k: _read_value(v, types.get(k)) for k, v in zip(inside[::2], inside[1::2], strict=True)}
+    root, schemas = _declared_schemas(name, tools)
+    arguments = {k: _read_value(v, schemas.get(k), root) for k, v in zip(inside[::2], inside[1::2], strict=True)}
     return ToolCall(ToolCall.FunctionBody(name, _write_arguments(arguments)))
 
 
@@ -264,9 +318,14 @@ def read_numbered_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) ->
     call = read_named_call(fields, tools)
     if isinstance(call, UnparsedToolCall):
         return call
-    name = re.fullmatch(r"(?:functions\.)?(.+?)(?::\d+)?", call.function.name)
-    assert name is not None, "any non-empty name matches"
-    return ToolCall(ToolCall.FunctionBody(name[1], call.function.arguments), id=call.function.name)
+    return ToolCall(
+        ToolCall.FunctionBody(name_in_id(call.function.name), call.function.arguments), id=call.function.name
+    )
+
+
+def name_in_id(call_id: str) -> str:
+    """Return the name of the function in the id of a Kimi call: `functions.NAME:NUMBER` -> `NAME`."""
+    return re.sub(r":\d+$", "", call_id.removeprefix("functions.")) or call_id
 
 
 # ---- JSON that is the whole text of a reply: Llama 3

@@ -116,7 +116,7 @@ def declare_for_keyed_calls(tools: Sequence[ToolSpec]) -> Pieces:
     return _declare("\n" + _FUNCTION_SIGNATURES, declarations, _KEYED_CALLS)
 
 
-# ---- calls between control tokens: DeepSeek, Kimi
+# ---- calls between control tokens: DeepSeek (Kimi: `kimi_declarations`)
 
 _NAMED_CALLS = (
     "IMPORTANT: ALWAYS adhere to this exact format for tool use:\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
@@ -135,12 +135,6 @@ def declare_for_named_calls(tools: Sequence[ToolSpec]) -> Pieces:
         for tool in tools
     ]
     return _declare("## Tools\nYou have access to the following tools:\n\n", declarations, _NAMED_CALLS)
-
-
-def declare_for_numbered_calls(tools: Sequence[ToolSpec]) -> Pieces:
-    """Declare tools as one JSON array without spaces. Kimi's calls are `functions.NAME:NUMBER` and JSON arguments."""
-    declarations = list(map(openai_declaration, tools))
-    return _declare("", [json.dumps(declarations, ensure_ascii=False, separators=(",", ":"))])
 
 
 # ---- calls as ordinary text: Llama 3

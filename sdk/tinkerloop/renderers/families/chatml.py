@@ -6,12 +6,14 @@ from typing import ClassVar
 
 from tinkerloop.messages import ChatMessage, CheckedConversation, Image
 from tinkerloop.renderers import base
+from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, stop
 
 
 class ChatML(base.Renderer):
     """ChatML. The system message declares the tools, and consecutive tool results share one user turn."""
 
+    leaves_out = LEFT_OUT_BY_TEMPLATES
     control = ("<|im_start|>", "<tool_response>", "</tool_response>")
     end: ClassVar[tuple[Piece, ...]] = (stop("<|im_end|>"), scaffold("\n"))
     """The pieces that end a turn: the stop token and the separator before the next turn."""

@@ -13,6 +13,7 @@ from itertools import repeat
 
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
+from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
 from tinkerloop.renderers.normalization import extract_inline_reasoning
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, scaffold, stop, text
@@ -34,6 +35,7 @@ class DeepSeekV3(base.Renderer):
 
     family = "deepseekv3"
     Options = DeepSeekOptions
+    leaves_out = LEFT_OUT_BY_TEMPLATES
     reasoning_remedy = "use 'deepseekv3_thinking', or remove the reasoning if the reply follows a tool result"
     control = (
         "<｜begin▁of▁sentence｜>",

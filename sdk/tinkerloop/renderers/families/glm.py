@@ -12,6 +12,7 @@ from typing import Literal
 
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
+from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
 from tinkerloop.renderers.normalization import extract_inline_reasoning, trim_content
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, markup, scaffold, stop, text
@@ -44,6 +45,7 @@ class Glm(base.Renderer):
 
     family = "glm5_3"
     Options = GlmOptions
+    leaves_out = LEFT_OUT_BY_TEMPLATES
     control = ("[gMASK]", "<sop>", "<|system|>", "<|assistant|>", "<tool_response>", "</tool_response>")
 
     @property

@@ -16,6 +16,7 @@ from tinkerloop.errors import RenderError
 from tinkerloop.messages import CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.harmony import HARMONY_GRAMMAR, HarmonyParser
+from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.pieces import Part, Pieces, markup, scaffold, stop, text
@@ -39,6 +40,9 @@ class GptOss(base.Renderer):
 
     family = "gpt_oss"
     Options = GptOssOptions
+    leaves_out = LEFT_OUT_BY_TEMPLATES | {
+        "text": "the official template drops text beside a call once an answer follows"
+    }
     roles = frozenset({"system", "developer", "user", "assistant", "tool"})
 
     def make_grammar(self) -> Grammar:

@@ -7,15 +7,17 @@ reasoning blocks are written empty. Presets: `kimi_k2`, `kimi_k25`, `kimi_k25_di
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinkerloop.errors import RenderError
-from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolCall
+from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolCall, ToolSpec
 from tinkerloop.renderers import base
+from tinkerloop.renderers.format import REASONING_OF_HISTORY
+from tinkerloop.renderers.kimi_declarations import sorted_json_declarations, typescript_declarations
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, scaffold, stop, text
-from tinkerloop.renderers.tool_calls import read_numbered_call, write_named_call
-from tinkerloop.renderers.tool_declarations import declare_for_numbered_calls
+from tinkerloop.renderers.tool_calls import name_in_id, read_numbered_call, write_named_call
 
 _REASONING = Block(Part.REASONING, "<think>", "</think>")
 _CALL = Block(Part.TOOL_CALL, "<|tool_call_begin|>", "<|tool_call_end|>", separators=("<|tool_call_argument_begin|>",))
@@ -39,6 +41,8 @@ class Kimi(base.Renderer):
 
     family = "kimi"
     Options = KimiOptions
+    version = 2
+    leaves_out = REASONING_OF_HISTORY
     control = ("<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>")
 
     @property
@@ -58,6 +62,10 @@ class Kimi(base.Renderer):
             read_call=read_numbered_call,
         )
 
+    def declarations(self, tools: Sequence[ToolSpec]) -> str:
+        """Return the text that declares the tools. Calls are `functions.NAME:NUMBER` and JSON arguments."""
+        return sorted_json_declarations(tools)
+
     def header(self, role: str) -> str:
         return f"{_ROLE_TOKENS.get(role, '<|im_system|>')}{role}<|im_middle|>"
 
@@ -73,7 +81,7 @@ class Kimi(base.Renderer):
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         if conversation.tools:
             yield scaffold("<|im_system|>tool_declare<|im_middle|>")
-            yield from declare_for_numbered_calls(conversation.tools)
+            yield text(self.declarations(conversation.tools), Part.SCAFFOLD)
             yield scaffold("<|im_end|>")
         if self.options.default_system is not None and conversation.role(0) != "system":
             yield scaffold(f"{self.header('system')}{self.options.default_system}<|im_end|>")
@@ -140,10 +148,11 @@ class Kimi(base.Renderer):
         return max(answers, default=-1)
 
     def call(self, call: ToolCall) -> Pieces:
-        if call.id is None:
+        if call.id is None or name_in_id(call.id) != call.function.name:
             raise RenderError(
-                f"the call of {call.function.name!r} has no id, which Kimi's chat format needs; set an id like "
-                f"'functions.{call.function.name}:0'"
+                f"the call of {call.function.name!r} has the id {call.id!r}. Kimi's chat format writes only the id, so "
+                f"it must name the function; set an id like 'functions.{call.function.name}:0', and the same id as the "
+                "'tool_call_id' of the result"
             )
         return write_named_call(call.id, "<|tool_call_argument_begin|>", call)
 
@@ -159,6 +168,9 @@ class KimiVision(Kimi):
 
     family = "kimi_k25"
     control = (*Kimi.control, "<|media_begin|>", "<|media_content|>", "<|media_end|>")
+
+    def declarations(self, tools: Sequence[ToolSpec]) -> str:
+        return typescript_declarations(tools)
 
 
 _K25 = KimiOptions(default_system=None, primed=True)

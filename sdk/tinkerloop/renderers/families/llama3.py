@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation
 from tinkerloop.renderers import base
+from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
 from tinkerloop.renderers.normalization import trim_content
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, scaffold, stop, text
@@ -34,6 +35,7 @@ class Llama3(base.Renderer):
 
     family = "llama3"
     Options = Llama3Options
+    leaves_out = LEFT_OUT_BY_TEMPLATES
     control = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
 
     @property

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers import base
+from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import SEAM, Part, Pieces, scaffold, stop, text
 
@@ -25,6 +26,7 @@ class RoleColon(base.Renderer):
     """
 
     family = "role_colon"
+    leaves_out = LEFT_OUT_BY_TEMPLATES
     roles = frozenset({"system", "user", "assistant"})
 
     @property

@@ -69,6 +69,11 @@ class Grammar:
         return frozenset(tags | {*self.stops, *self.eos, *self.wrappers})
 
     @cached_property
+    def tags(self) -> tuple[str, ...]:
+        """All control tokens of blocks and wrappers, i.e. those inside a reply."""
+        return tuple(sorted(self.control - self.ends))
+
+    @cached_property
     def opening(self) -> dict[str, Block]:
         """Mapping from the control token that opens a block to the block."""
         return {block.open: block for block in self.blocks}

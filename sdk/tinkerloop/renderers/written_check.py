@@ -1,0 +1,141 @@
+"""Check that a chat format writes everything that a conversation contains.
+
+A chat format is a class with methods that return pieces. A method that forgets a part of a message, such as reasoning
+or a tool call, would lose this part silently. Therefore the pieces are compared with the conversation: every part must
+be in them. `Format.leaves_out` names the few parts that a format leaves out on purpose, each with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tinkerloop.errors import RenderError
+from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolCall
+from tinkerloop.renderers.pieces import Part, Piece
+
+
+def check_all_is_written(
+    conversation: CheckedConversation,
+    pieces: Iterable[tuple[int, Piece]],
+    *,
+    format_name: str,
+    leaves_out: Mapping[str, str],
+    first: int = 0,
+) -> None:
+    """Check that the pieces contain every part of the messages and every declared tool.
+
+    Args:
+        pieces: (message index, piece) pairs.
+        leaves_out: the parts that the format leaves out on purpose.
+        first: the index of the first message to check. Declared tools are checked only if it is 0.
+
+    Raises:
+        RenderError: a part is not in the pieces, or tool results whose ids are left out are not in the order of their
+            calls.
+    """
+    of_message: dict[int, list[Piece]] = defaultdict(list)
+    for index, piece in pieces:
+        of_message[index].append(piece)
+    for i in range(first, len(conversation)):
+        is_earlier_reply = conversation.role(i) == "assistant" and (
+            conversation.prompting or not conversation.is_final(i)
+        )
+        allowed = leaves_out if is_earlier_reply else leaves_out.keys() - {"reasoning", "text"}
+        for lost in _lost_parts(conversation[i], of_message[i], allowed):
+            raise RenderError(
+                f"messages[{i}]: the chat format {format_name} does not write its {lost}, which would be lost; remove "
+                "it, use another format, or write it in the methods of the format"
+            )
+    if "tool_call_id" in leaves_out:
+        _check_order_of_results(conversation, format_name)
+    if conversation.tools and not first:
+        written = "".join(piece.text for group in of_message.values() for piece in group if piece.part is Part.SCAFFOLD)
+        for tool in conversation.tools:
+            if not _is_in(tool["name"], written):
+                raise RenderError(
+                    f"the chat format {format_name} does not declare the tool {tool['name']!r}, which would be lost; "
+                    "remove the tools, use another format, or declare them in `preamble`"
+                )
+
+
+def _lost_parts(message: ChatMessage, pieces: Sequence[Piece], allowed: Any) -> Iterator[str]:
+    """Yield the names of the parts of a message that are not in its pieces."""
+    if any(piece.text is part for part in message.content for piece in pieces) and len(message.content) == 1:
+        written = ""  # fast path for nearly all messages
+    else:
+        written = "".join(piece.text for piece in pieces)
+        if "text" not in allowed and not all(_is_in(part.strip(), written) for part in _texts(message)):
+            yield "text"
+        images = sum(isinstance(part, Image) for part in message.content)
+        if sum(piece.image is not None for piece in pieces) != images:
+            yield "images"
+    if message.reasoning and "reasoning" not in allowed:
+        reasoning = "".join(piece.text for piece in pieces if piece.part is Part.REASONING)
+        if message.reasoning.strip() not in reasoning:
+            yield "reasoning"
+    if message.tool_calls or message.unparsed:
+        calls = "".join(piece.text for piece in pieces if piece.part is Part.TOOL_CALL)
+        names = [call.function.name for call in message.tool_calls]
+        if not all(calls.count(name) >= names.count(name) for name in names):
+            yield "tool calls"
+        if not all(_has_arguments(call, calls) for call in message.tool_calls):
+            yield "arguments of a tool call"
+        if not all(call.raw_text.strip() in calls for call in message.unparsed):
+            yield "unparsed tool calls"
+    for key in ("name", "tool_call_id"):
+        value = getattr(message, key)
+        if value and key not in allowed and not _is_in(value, written or "".join(piece.text for piece in pieces)):
+            yield f"{key!r}"
+
+
+def _texts(message: ChatMessage) -> Iterator[str]:
+    return (part for part in message.content if isinstance(part, str))
+
+
+def _has_arguments(call: ToolCall, written: str) -> bool:
+    """Return whether the arguments are in the text, as they are or with each key and value written separately."""
+    return call.function.arguments in written or all(
+        _is_in(value, written) for value in _values(json.loads(call.function.arguments))
+    )
+
+
+def _values(value: Any) -> Iterator[str]:
+    """Yield all keys and all values without parts, as text."""
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield key
+            yield from _values(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _values(inside)
+    elif isinstance(value, str):
+        yield value
+    elif not isinstance(value, (bool, type(None))):  # formats spell these as `true` or `True`
+        yield json.dumps(value)
+
+
+def _is_in(value: str, written: str) -> bool:
+    """Return whether a text is in another one, as it is or escaped as in JSON."""
+    return (
+        value in written or json.dumps(value, ensure_ascii=False)[1:-1] in written or json.dumps(value)[1:-1] in written
+    )
+
+
+def _check_order_of_results(conversation: CheckedConversation, format_name: str) -> None:
+    """Raise if the results of several calls are not in the order of the calls."""
+    ids: list[str | None] = []
+    last = -1
+    for i, message in enumerate(conversation.messages):
+        if message.role == "assistant":
+            ids, last = [call.id for call in message.tool_calls], -1
+        elif message.role == "tool" and message.tool_call_id in ids and ids.count(message.tool_call_id) == 1:
+            place = ids.index(message.tool_call_id)
+            if place < last:
+                raise RenderError(
+                    f"messages[{i}]: this tool result is not in the order of the calls. The chat format {format_name} "
+                    "writes no ids, so the result would answer another call; sort the results by their calls"
+                )
+            last = place
