@@ -15,7 +15,9 @@ def loop(service):
 
 
 @pytest.mark.parametrize(
-    "callback", [Budget(tokens=9), Checkpoint(every_tokens=100), Preempt(), LRSchedule()], ids=repr
+    "callback",
+    [Budget(tokens=9), Checkpoint(every_tokens=100), Preempt(), LRSchedule()],
+    ids=lambda callback: type(callback).__name__,
 )
 def test_a_callback_that_a_loop_has_used_is_refused(loop, batches, callback):
     options = {"checkpoints": None, "steps": 0, "callbacks": [callback]}
