@@ -17,9 +17,9 @@ from tinkerloop.loop.events import (
 )
 from tinkerloop.loop.futures import background, resolve
 from tinkerloop.loop.loop import Loop
-from tinkerloop.loop.opening import mark_opened, open_training_client
 from tinkerloop.loop.pipeline import Pipeline, SaveResult
 from tinkerloop.loop.plan import MicroBatch, Plan
+from tinkerloop.loop.resume import mark_opened, open_training_client
 from tinkerloop.loop.run_folder import Run
 from tinkerloop.loop.sinks import Console, Jsonl, MLflow, Sink, TensorBoard, WandB
 

@@ -19,7 +19,7 @@ from tinkerloop.loop.events import Accumulate, Eval, Log, Request, Retain, Save,
 from tinkerloop.loop.jsonl import NON_FINITE
 from tinkerloop.loop.metric_names import check_metrics, did_you_mean
 from tinkerloop.loop.plan import Plan
-from tinkerloop.loop.remembered import Remembered
+from tinkerloop.loop.weak_identity_map import WeakIdentityMap
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ ALLOWED: Mapping[str, tuple[type, ...]] = {
 """Mapping from an event's name to the types of request that a callback may return there."""
 
 
-_used: Remembered[bool] = Remembered()  # callbacks that a loop has started
+_used: WeakIdentityMap[bool] = WeakIdentityMap()  # callbacks that a loop has started
 
 
 class Dispatcher:

@@ -40,15 +40,15 @@ from tinkerloop.loop.events import (
     Summary,
 )
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
-from tinkerloop.loop.opening import begin, model_of, refuse_another_client
 from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
 from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan, check_loss_name
 from tinkerloop.loop.positioned_batches import as_batches
-from tinkerloop.loop.remembered import Remembered
+from tinkerloop.loop.resume import begin, model_of, refuse_another_client
 from tinkerloop.loop.retention import Keep, kept_steps
 from tinkerloop.loop.sinks import Row, Sink, Sinks
+from tinkerloop.loop.weak_identity_map import WeakIdentityMap
 
-_loops: Remembered[int] = Remembered()  # batches -> how many loops have begun on them
+_loops: WeakIdentityMap[int] = WeakIdentityMap()  # batches -> how many loops have begun on them
 
 
 class Loop:

@@ -1,4 +1,4 @@
-"""`Remembered`, which holds what is known about objects that belong to the user, such as clients and callbacks."""
+"""A weak map from objects to values by identity, for what is known about the user's clients and callbacks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Remembered(Generic[T]):
-    """A value for each object, found by the identity of the object.
+class WeakIdentityMap(Generic[T]):
+    """Map from objects to values. Objects are compared by identity, so they need no `__hash__`.
 
-    The entry of an object ends with the object; only one that cannot be weakly referenced is kept alive.
+    An entry is removed when its object is deleted. An object that does not support weak references is kept alive.
     """
 
     def __init__(self) -> None:
         self._values: dict[int, tuple[Callable[[], object], T]] = {}
 
     def set(self, owner: object, value: T) -> None:
-        """Remember `value` for `owner`."""
+        """Set the value of `owner`."""
         key = id(owner)
         try:
             alive: Callable[[], object] = weakref.ref(owner, lambda _: self._values.pop(key, None))

@@ -1,7 +1,7 @@
-"""Training clients and the records that they were opened from.
+"""Opening a training client from a record, and the check that a loop resumes with such a client.
 
-A record has the model that it is of. A client is opened only for the model that is asked for, and a loop resumes a
-record only with a client that was opened from this record and not used by a loop since.
+A record names its model, so a client cannot be opened from it as another model. A loop resumes a record only with a
+client that was opened from this record and that no loop has used since.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from tinkerloop.clients import LoraOptions, ServiceClientLike, TrainingClientLik
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.futures import resolve
-from tinkerloop.loop.remembered import Remembered
+from tinkerloop.loop.weak_identity_map import WeakIdentityMap
 
 logger = logging.getLogger(__name__)
 
 ClientT = TypeVar("ClientT", bound=TrainingClientLike)
 _RECORDED = ("base_model", "rank", "seed", "train_mlp", "train_attn", "train_unembed")
-_opened: Remembered[str] = Remembered()  # client -> path of the record that it was opened from, until a loop begins
-_models: Remembered[Mapping[str, Any]] = Remembered()  # client -> its model, as asked for
+_opened: WeakIdentityMap[str] = (
+    WeakIdentityMap()
+)  # client -> path of the record that it was opened from, until a loop begins
+_models: WeakIdentityMap[Mapping[str, Any]] = WeakIdentityMap()  # client -> its model, as asked for
 
 
 def open_training_client(
@@ -33,11 +35,11 @@ def open_training_client(
         service: the service client, as returned by `tinkerloop.connect`.
         record: the record to resume from; None for a new run.
         create: arguments of `create_lora_training_client` for a new run, such as `base_model=` and `rank=`. With a
-            record, whose checkpoint determines them, they may be left out, and must otherwise be the record's. Only
-            another `seed`, which has no effect on a trained adapter, is no more than warned of.
+            record they may be left out; if given, they must have the record's values. Another `seed` only gives a
+            warning, because it has no effect on an adapter that is loaded.
 
     Raises:
-        CheckpointError: the service no longer has the record's checkpoint, or the record is of another model.
+        CheckpointError: the service no longer has the checkpoint of the record, or `create` names another model.
     """
     from tinker import NotFoundError
 
@@ -59,9 +61,9 @@ def open_training_client(
 
 
 def mark_opened(client: ClientT, record: Record) -> ClientT:
-    """Declare that `client` was just opened from `record`, weights and optimizer, and return it.
+    """Declare that `client` was just opened from `record`, with its weights and optimizer. Return `client`.
 
-    Only a script that opens the client of a resumed run by hand needs it; `open_training_client` calls it.
+    `open_training_client` calls it. Call it yourself only for a client that you opened by other means.
     """
     _opened.set(client, record.path)
     _models.set(client, {**_described(client), **(record.model or {})})
@@ -86,17 +88,17 @@ def refuse_another_client(client: TrainingClientLike, record: Record) -> None:
 
 
 def begin(client: TrainingClientLike) -> None:
-    """Note that a loop trains on `client` from now on, so its weights are no longer those of a record."""
+    """Note that a loop begins to train `client`, so that its weights are no longer those of a record."""
     _opened.forget(client)
 
 
 def model_of(client: TrainingClientLike) -> Mapping[str, Any]:
-    """Return the model of `client`, as far as it is known: `base_model`, `rank`, and what it was created with."""
+    """Return the known properties of the client's model: `base_model`, `rank`, and the arguments that created it."""
     return _models.get(client) or _described(client)
 
 
 def _described(client: TrainingClientLike) -> dict[str, Any]:
-    """Return what the client itself says about its model; nothing if it does not say."""
+    """Return base model and rank as `client.get_info()` gives them; an empty dict if the client has no `get_info`."""
     if not hasattr(client, "get_info"):
         return {}
     info = client.get_info()
