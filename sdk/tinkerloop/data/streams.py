@@ -91,7 +91,7 @@ def stream(
 
 
 class StreamBatches:
-    """Iterator over batches of rows that are read one after another from a source, returned by `stream`."""
+    """The iterator that `stream` returns: batches of rows, which are read one after another from a source."""
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def check_tags_in_replies(choice: object) -> Literal["refuse", "text"]:
-    """Return the choice, or raise `RenderError` if there is no such choice."""
+    """Return `choice` if it is a value that the option `tags_in_replies` allows; otherwise raise `RenderError`."""
     if choice not in ("refuse", "text"):
         raise RenderError(f"tags_in_replies must be 'refuse' or 'text', got {choice!r}")
     return cast("Literal['refuse', 'text']", choice)

@@ -80,13 +80,14 @@ class Format:
 
     @property
     def has_extension_property(self) -> bool:
-        """True if a conversation's tokens begin with the tokens of the same conversation cut after any earlier reply.
+        """True if the conversation up to any earlier reply is rendered to a prefix of the whole conversation's tokens.
 
         It is assumed that tool results follow a reply with tool calls, and that a user message follows any other reply.
         (If a system message follows instead, some formats omit the stop token; others move the message to the front.)
 
-        For formats whose header ends with a newline, it is also assumed that no reply begins with a newline. Official
-        templates are encoded as one string, so the two newlines may become one token in history.
+        For formats whose header ends with a newline, it is also assumed that no reply begins with a newline. The whole
+        output of an official template is encoded as one string, in which the header's newline and the reply's first
+        newline may become one token.
         """
         return False
 

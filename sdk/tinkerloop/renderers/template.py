@@ -1,11 +1,13 @@
-"""`template`: renders with any Hugging Face `chat_template`, and verifies weights and safety for each conversation.
+"""`template`: renders with any Hugging Face `chat_template`.
+
+For each conversation it checks which tokens can be trained, and that no text of a message becomes a control token.
 
 The template is run on a copy of the conversation in which every string is a placeholder. The text around the
 placeholders is the format's own text. Then the placeholders are replaced by the strings, which are encoded as ordinary
 text. The result must equal the template's output for the real strings. If the two differ, because the template
 inspected a string or changed it in an unknown way, a `RenderError` is raised; nothing is guessed. A reply can be
-trained only if the template's own prompt for this reply is a prefix of the rendered conversation, and if the text up to
-the reply's stop token belongs to no other message.
+trained only if two things hold: the template's own prompt for this reply is a prefix of the rendered conversation, and
+the text from the end of this prompt to the reply's stop token belongs to this reply alone.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from tinkerloop.renderers.pieces import Part, Pieces, markup, text
 
 
 def _reject_number(spelling: str) -> Any:
-    raise ValueError(f"{spelling} is not a JSON number, which must be finite")
+    raise ValueError(f"{spelling} is not allowed: JSON numbers must be finite")
 
 
 def _finite_float(spelling: str) -> float:

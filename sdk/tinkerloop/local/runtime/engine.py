@@ -277,7 +277,7 @@ class Engine:
     def _forward_backward_or_nothing(
         self, run: EngineRun, datums: Sequence[DatumArrays], work: ForwardBackward
     ) -> tinker.ForwardBackwardOutput:
-        """Execute `work` and add its gradient to the run's gradient. If `work` fails, that gradient is unchanged."""
+        """Execute `work` and add its gradient to the run's gradient. If `work` fails, the run's is unchanged."""
         try:
             output = self._forward_backward(run, datums, work)
         except BaseException:
