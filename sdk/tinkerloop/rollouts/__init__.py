@@ -1,0 +1,1 @@
+"""Rollouts: what reinforcement learning and distillation sample, train on and log."""
