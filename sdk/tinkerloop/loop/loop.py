@@ -324,7 +324,9 @@ class Loop:
         yield from self._deliver(self._step)
         yield from self._settle()
         if self._stop and not told:
-            saves += self._ask_boundary(final=True)  # too late to change how this boundary is saved
+            saves += self._ask_boundary(final=True)
+            if _combined([save for _, save in saves]).sampler and not save.sampler:
+                saving = self._pipeline.submit_sampler_save(saving, save.ttl_seconds)  # the weights are still the same
             yield from self._deliver(self._step)
             yield from self._settle()
         if self._stop and not self._stop.save:
