@@ -8,29 +8,17 @@ call that it cannot parse becomes an `UnparsedToolCall`.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinkerloop.errors import RenderError
+from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.pieces import Part, Pieces, markup, text
 
 # ---- names, arguments and values
 
-
-def _reject_number(spelling: str) -> Any:
-    raise ValueError(f"{spelling} is not allowed: JSON numbers must be finite")
-
-
-def _finite_float(spelling: str) -> float:
-    number = float(spelling)
-    return number if math.isfinite(number) else _reject_number(spelling)
-
-
-_read_json = json.JSONDecoder(parse_constant=_reject_number, parse_float=_finite_float).decode
-"""Decode strict JSON. NaN and infinities raise an error, because strict JSON cannot express them."""
 
 _PLAIN_NAME = re.compile(r"[^\s\"'\\<>{}]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -57,7 +45,7 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
         RenderError: the arguments are not a JSON object.
     """
     try:
-        arguments = _read_json(call.function.arguments)
+        arguments = STRICT_JSON.decode(call.function.arguments)
         if "\\u" in call.function.arguments:  # JSON can escape an unpaired surrogate, which is not valid Unicode
             json.dumps(arguments, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -70,7 +58,7 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
 def is_object(text: str) -> bool:
     """Return whether a text is a JSON object."""
     try:
-        return isinstance(_read_json(text), dict)
+        return isinstance(STRICT_JSON.decode(text), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -119,7 +107,7 @@ def _value_of(written: str, *, python: bool) -> Any:
     if python and written in _PYTHON_LITERALS:
         return _PYTHON_LITERALS[written]
     try:
-        value = _read_json(written)
+        value = STRICT_JSON.decode(written)
     except (ValueError, RecursionError):
         return written
     return written if isinstance(value, str) else value
@@ -189,7 +177,7 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
     if written and is_object(written[2]):
         return ToolCall(ToolCall.FunctionBody(written[1], written[2]))
     try:
-        call = _read_json(body)
+        call = STRICT_JSON.decode(body)
     except (ValueError, RecursionError) as error:
         return UnparsedToolCall(body, f"not JSON: {error}")
     name = call.get("name") if isinstance(call, dict) else None
