@@ -2,7 +2,8 @@
 
 The module `tool_declarations` has a function for each form that asks the model for it. A writer returns text, or pieces
 if control tokens (such as `<arg_key>`) divide the call into fields. A reader takes these fields. It never raises: a
-call that it cannot parse becomes an `UnparsedToolCall`.
+call that it cannot parse becomes an `UnparsedToolCall`. Calls that are ordinary text of a reply, in Llama 3, are in
+`text_calls`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def is_object(text: str) -> bool:
         return False
 
 
-def _write_arguments(arguments: dict[str, Any]) -> str:
+def write_arguments(arguments: dict[str, Any]) -> str:
     """Return arguments as JSON text. If they contain an unpaired surrogate, all non-ASCII characters are escaped.
 
     A model can write an unpaired surrogate as an escape in JSON, but it is not valid Unicode.
@@ -191,7 +192,7 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
         return ToolCall(ToolCall.FunctionBody(name, arguments))
     if not isinstance(arguments, dict):
         return UnparsedToolCall(body, "'arguments' is not an object")
-    return ToolCall(ToolCall.FunctionBody(name, _write_arguments(arguments)))
+    return ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments)))
 
 
 # ---- XML in tags: Qwen3.5, Nemotron 3
@@ -246,7 +247,7 @@ def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Tool
         position = parameter.end()
     if call[2][position:].strip():
         return UnparsedToolCall(body, f"not a parameter: {call[2][position:].strip()[:80]!r}")
-    return ToolCall(ToolCall.FunctionBody(call[1], _write_arguments(arguments)))
+    return ToolCall(ToolCall.FunctionBody(call[1], write_arguments(arguments)))
 
 
 # ---- keys and values in tags that are control tokens: GLM
@@ -278,7 +279,7 @@ def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> To
         return UnparsedToolCall("".join(fields), "expected a name and pairs of keys and values")
     root, schemas = _declared_schemas(name, tools)
     arguments = {k: _read_value(v, schemas.get(k), root) for k, v in zip(inside[::2], inside[1::2], strict=True)}
-    return ToolCall(ToolCall.FunctionBody(name, _write_arguments(arguments)))
+    return ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments)))
 
 
 # ---- a name and JSON, divided by a control token: DeepSeek, Kimi
@@ -314,24 +315,6 @@ def read_numbered_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) ->
 def name_in_id(call_id: str) -> str:
     """Return the name of the function in the id of a Kimi call: `functions.NAME:NUMBER` -> `NAME`."""
     return re.sub(r":\d+$", "", call_id.removeprefix("functions.")) or call_id
-
-
-# ---- JSON that is the whole text of a reply: Llama 3
-
-
-def write_text_call(call: ToolCall) -> str:
-    """Return the call as `{"name": "NAME", "parameters": {...}}`, with the spaces that `json.dumps` writes."""
-    parameters = json.dumps(arguments_of(call), ensure_ascii=False)
-    return f'{{"name": "{checked_name(call.function.name)}", "parameters": {parameters}}}'
-
-
-_TEXT_CALL = re.compile(r'\s*\{"name": "([^"\\]+)", "parameters": (\{.*\})\}\s*', re.DOTALL)
-
-
-def read_text_call(reply: str, tools: Sequence[ToolSpec] = ()) -> ToolCall | None:
-    """Parse a whole reply as a call that `write_text_call` wrote. Return None if the reply is ordinary text."""
-    call = _TEXT_CALL.fullmatch(reply)
-    return ToolCall(ToolCall.FunctionBody(call[1], call[2])) if call and is_object(call[2]) else None
 
 
 # ---- a message to a function: gpt-oss, whose headers `families.gpt_oss` writes and `families.harmony` reads

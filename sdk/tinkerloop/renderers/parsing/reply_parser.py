@@ -60,9 +60,9 @@ class ReplyParser:
         self._deltas: list[MessageDelta] = [StreamingMessageHeader(role)]
         self._buffer = TextBuffer(
             head=grammar.text_head,
-            hold=grammar.lead,
+            hold=" \t\r\n" if grammar.find_call else grammar.lead,
             stop_texts=grammar.stop_texts,
-            may_be_call=grammar.read_text is not None,
+            find_call=grammar.find_call,
         )
         self._target: _TextTarget | None = None  # where the buffer's text goes; None before any was released
         self._settled: _TextTarget | None = None  # the same while ordinary ids can only add text to it, else None
@@ -243,13 +243,7 @@ class ReplyParser:
         block = self._block
         self._broke_off_in = block.part if block else None
         if block is None:
-            rest = self._buffer.close(suffix=self._grammar.text_foot)
-            call = self._grammar.read_text(rest, self._tools) if self._grammar.read_text and not self._parts else None
-            if call is None:
-                self._release(rest)
-            else:
-                self._deltas.append(StreamingToolCallDelta(rest, 0))
-                self._calls.append(call)
+            self._end_text(self._buffer.close(suffix=self._grammar.text_foot))
         elif block.part is _TOOL_CALL:
             raw = block.open + "".join("".join(pieces) for pieces in self._fields)
             self._calls.append(UnparsedToolCall(raw, "the call was not finished"))
@@ -257,6 +251,19 @@ class ReplyParser:
             self._release(self._buffer.close(trim=block.trim))
         self._block = None
         return block is not None
+
+    def _end_text(self, rest: str) -> None:
+        """Add the held-back end of the text, which may contain calls."""
+        if self._grammar.read_text is None:
+            self._release(rest)
+            return
+        for raw, call in self._grammar.read_text(rest, self._tools, follows_text=bool(self._parts)):
+            if call is None:
+                self._release(raw)
+                continue
+            if raw:
+                self._deltas.append(StreamingToolCallDelta(raw, len(self._calls)))
+            self._calls.append(call)
 
     def _push(self, text: str) -> None:
         if self._termination is not None:
