@@ -323,6 +323,9 @@ def name_in_id(call_id: str) -> str:
 def read_harmony_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
     """Parse a gpt-oss message to `functions.NAME`. The fields are the recipient and the text of the message."""
     recipient, arguments = fields
+    name = recipient.removeprefix("functions.")
+    if not name:
+        return UnparsedToolCall(arguments, "the header of the message does not name one function")
     if not is_object(arguments):
         return UnparsedToolCall(f"{recipient} {arguments}", "the arguments are not a JSON object")
-    return ToolCall(ToolCall.FunctionBody(recipient.removeprefix("functions."), arguments))
+    return ToolCall(ToolCall.FunctionBody(name, arguments))
