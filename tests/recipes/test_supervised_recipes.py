@@ -52,9 +52,10 @@ def test_a_recipe_trains_tests_and_resumes_where_it_stood(name):
 
 def test_the_blueprint_trains_with_overrides_from_the_command_line():
     config = blueprint.build_config_blueprint().make_from_argv(
-        ["model_name=tiny", "log_path=run", "max_steps=2", "batch_size=4", "--eval_every=0"], allow_hyphens=True
+        ["model_name=tiny", "log_path=run", "max_steps=2", "batch_size=4", "--dataset_builder.test_size=8"],
+        allow_hyphens=True,
     )
-    assert (config.lr_schedule, config.eval_every) == ("cosine", 0)
+    assert (config.lr_schedule, config.dataset_builder.test_size) == ("cosine", 8)
     blueprint.main(config)
     assert len(losses("run")) == 2
 

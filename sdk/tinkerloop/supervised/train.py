@@ -37,7 +37,8 @@ class Config:
     model_name: str = chz.field(doc="Base model: a name that the service supports, or a local folder.")
     log_path: str = chz.field(doc="Folder of the run, for config.json, metrics.jsonl and checkpoints.jsonl.")
     dataset_builder: SupervisedDatasetBuilder | Callable[[], Any] = chz.field(
-        doc="Function without arguments that returns (training data, test data or None)."
+        munger=lambda _, builder: builder() if isinstance(builder, type) else builder,  # as the command line gives it
+        doc="Function without arguments that returns (training data, test data or None).",
     )
     recipe_name: str | None = chz.field(default=None, doc="Kind of run, written to config.json.")
     renderer_name: str | None = chz.field(

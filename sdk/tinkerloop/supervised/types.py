@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -87,9 +88,24 @@ class _IndexedBatches(RowBatches):
         return [datum for number in numbers for datum in self._dataset.get_batch(number)]
 
 
+class _BuilderSignature:
+    """The signature of a builder object, without names that only the module of its class can resolve.
+
+    When a Blueprint holds a builder object and a value for one of its fields, chz evaluates the return annotation of
+    the object, outside the module of its class. With this signature chz reports the contradiction instead.
+    """
+
+    def __get__(self, builder: Any, cls: type) -> inspect.Signature:
+        if builder is None:  # the class has the signature of its fields
+            raise AttributeError("__signature__")
+        return inspect.Signature(return_annotation=tuple)
+
+
 @chz.chz
 class SupervisedDatasetBuilder:
     """The base class of dataset builders. Calling a builder returns (training data, test data or None)."""
+
+    __signature__ = _BuilderSignature()
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         raise NotImplementedError
