@@ -7,17 +7,17 @@
 
 A Blueprint is a configuration whose values are set by a function, which may compute and check them first. The command
 line can override any value. For the values of the dataset builder, `beta_to_blueprint_values` replaces the builder by
-its class and its fields: chz can change these, but not an object. `make_from_argv` returns the final configuration.
+its class and its fields: chz can change these, but not an object.
 
 What you should see: test/nll falls from 4.5 to below 0.1. This takes a minute or two on one core.
 """
 
 import asyncio
 import os
-import sys
 
 import chz
 
+from recipes.command_line import run_from_command_line
 from tinkerloop.renderers import TrainOnWhat
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder
@@ -58,11 +58,5 @@ def main(config: train.Config) -> None:
     asyncio.run(train.main(config))
 
 
-@chz.blueprint.exit_on_entrypoint_error
-def config_of_the_command_line() -> train.Config:
-    """Return the configuration from the command line. With --help or an unknown option, print a message and exit."""
-    return build_config_blueprint().make_from_argv(sys.argv[1:], allow_hyphens=True)
-
-
 if __name__ == "__main__":
-    main(config_of_the_command_line())
+    run_from_command_line(main, build_config_blueprint())

@@ -22,6 +22,7 @@ import numpy as np
 import tinker
 
 import tinkerloop
+from recipes.command_line import run_from_command_line
 from tinkerloop.callbacks import (
     Checkpoint,
     Evaluate,
@@ -168,4 +169,4 @@ def show(
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -12,6 +12,7 @@ import asyncio
 
 import chz
 
+from recipes.command_line import run_from_command_line
 from tinkerloop.renderers import TrainOnWhat
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder
@@ -67,4 +68,4 @@ def main(cli_config: CLIConfig) -> None:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

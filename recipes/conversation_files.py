@@ -17,6 +17,7 @@ import asyncio
 
 import chz
 
+from recipes.command_line import run_from_command_line
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder, InterleavedDatasetBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDatasetBuilder
@@ -87,4 +88,4 @@ def main(cli_config: CLIConfig) -> None:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -20,6 +20,7 @@ from pathlib import Path
 import chz
 
 import tinkerloop
+from recipes.command_line import run_from_command_line
 from tinkerloop import Callback, Log, Loop, Run, StepResult, Stop, open_training_client
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Progress
 from tinkerloop.data import batches, conversation_datums, load_conversations
@@ -114,4 +115,4 @@ def main(config: Config) -> tinkerloop.Summary:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -18,6 +18,7 @@ import chz
 import tinker
 
 import tinkerloop
+from recipes.command_line import run_from_command_line
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.supervised import train
 from tinkerloop.supervised.types import SupervisedDataset
@@ -82,4 +83,4 @@ def main(config: CustomDatasetConfig) -> None:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -23,6 +23,7 @@ import numpy as np
 import tinker
 
 import tinkerloop
+from recipes.command_line import run_from_command_line
 from tinkerloop import Callback, Loop, Plan
 from tinkerloop.callbacks import LRSchedule
 from tinkerloop.clients import TrainingClientLike
@@ -147,4 +148,4 @@ def main(config: Config) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

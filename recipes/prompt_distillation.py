@@ -22,6 +22,7 @@ import tinker
 
 import tinkerloop
 from recipes.arithmetic import reply_text
+from recipes.command_line import run_from_command_line
 from tinkerloop.callbacks import LRSchedule
 from tinkerloop.data import batches
 from tinkerloop.loop import Loop
@@ -104,4 +105,4 @@ def main(config: Config) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

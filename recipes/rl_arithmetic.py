@@ -24,6 +24,7 @@ import tinker
 
 import tinkerloop
 from recipes.arithmetic import accuracy, draw, is_right, question, reply_text, stop_at, supervised_start
+from recipes.command_line import run_from_command_line
 from tinkerloop.callbacks import LRSchedule
 from tinkerloop.loop import Loop
 from tinkerloop.loop.schedules import constant, warmup
@@ -121,4 +122,4 @@ def main(config: Config) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -20,6 +20,7 @@ import chz
 import datasets
 import tinker
 
+from recipes.command_line import run_from_command_line
 from tinkerloop.data.datums import conversation_to_datum
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import StreamingSupervisedDatasetFromHFDataset
@@ -95,4 +96,4 @@ def main(cli_config: CLIConfig) -> None:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

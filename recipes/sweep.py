@@ -16,6 +16,7 @@ import asyncio
 
 import chz
 
+from recipes.command_line import run_from_command_line
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
@@ -85,4 +86,4 @@ def main(config: Config) -> dict[float, float]:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -130,7 +130,7 @@ class ChatDatasetBuilderCommonConfig:
 class ChatDatasetBuilder(SupervisedDatasetBuilder):
     """The base class of builders that render conversations. A subclass defines `__call__` and uses `self.renderer`."""
 
-    common_config: ChatDatasetBuilderCommonConfig
+    common_config: ChatDatasetBuilderCommonConfig = chz.field(doc="Options that all builders of chat datasets share.")
 
     @cached_property
     def tokenizer(self) -> Any:
