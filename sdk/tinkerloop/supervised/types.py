@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import chz
 
 from tinkerloop.data import Batches, RowBatches
-from tinkerloop.errors import DataError
+from tinkerloop.datum import check_datum
+from tinkerloop.errors import DataError, DatumError
 from tinkerloop.renderers import Renderer, TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
 
@@ -49,6 +50,7 @@ class SupervisedDataset:
             seed: the random seed for the order of the data, in datasets that shuffle; None keeps the order.
 
         Raises:
+            DatumError: a datum that `__iter__` yields has inputs of different lengths, or breaks another rule.
             DataError: there is no batch size; or `batch_size` is given, but `get_batch` sets the size of a batch; or
                 the subclass defines neither `get_batch` nor `__iter__`.
         """
@@ -71,7 +73,15 @@ class SupervisedDataset:
                 f"the dataset class {type(self).__name__} yields single datums, and there is no batch size",
                 remedy="add an attribute batch_size to the class, or set batch_size in train.Config",
             )
-        return RowBatches(list(self), size, epochs=epochs, shuffle=seed)
+        datums = list(self)
+        for number, datum in enumerate(datums):
+            loss_fn = "cross_entropy" if "weights" in datum.loss_fn_inputs else "custom"
+            try:
+                check_datum(datum, loss_fn=loss_fn, allow_zero_weight=True)
+            except DatumError as error:
+                error.add_note(f"in datum {number} of the dataset class {type(self).__name__}")
+                raise
+        return RowBatches(datums, size, epochs=epochs, shuffle=seed)
 
 
 class _IndexedBatches(RowBatches):
