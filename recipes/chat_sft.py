@@ -23,6 +23,7 @@ import tinker
 
 import tinkerloop
 from recipes.command_line import run_from_command_line
+from recipes.model_defaults import BASE, learning_rate_field, renderer_field
 from tinkerloop.callbacks import (
     Checkpoint,
     Evaluate,
@@ -40,8 +41,6 @@ from tinkerloop.loop.schedules import linear, warmup
 from tinkerloop.plots import plot_metrics
 from tinkerloop.renderers import Renderer, get_renderer
 
-BASE = "recipes/base"
-
 
 @chz.chz
 class Config:
@@ -54,17 +53,15 @@ class Config:
     )
     test_size: int = chz.field(default=100, doc="Number of held-out conversations to evaluate on.")
     model: str = chz.field(default=BASE, doc="Base model: a folder, a hub name, or a model name of the service.")
-    renderer: str | None = chz.field(
-        default=None, doc="Name of the renderer (chat format); by default the recommended one for the model."
-    )
+    renderer: str | None = renderer_field()
     service: str = chz.field(
         default="local", doc="Service to use: local (in this process), tinker (hosted, needs a key), or a URL."
     )
     run: str = chz.field(default="runs/chat_sft", doc="Folder of the run: configuration, metrics, checkpoints, plot.")
     steps: int = chz.field(default=250, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
-    learning_rate: float = chz.field(
-        default=4e-3, doc="Peak learning rate, reached after warm-up and then lowered linearly to 0."
+    learning_rate: float | None = learning_rate_field(
+        4e-3, "Peak learning rate, reached after warm-up and then lowered linearly to 0"
     )
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     max_length: int = chz.field(default=1024, doc="Maximum number of tokens in a conversation.")
@@ -105,10 +102,7 @@ def text_of(message: Any) -> str:
 
 def main(config: Config) -> None:
     service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer_name = config.renderer or (
-        "qwen3_instruct" if config.model == BASE else tinkerloop.get_recommended_renderer_name(config.model)
-    )
-    renderer = get_renderer(renderer_name, tinkerloop.get_tokenizer(config.model))
+    renderer = get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
 
     # All data is read and checked before training starts.
     train, test = read(config)

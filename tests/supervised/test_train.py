@@ -297,3 +297,9 @@ def test_the_loop_can_be_used_with_any_data_set_directly(make):
     whole = list(train_data.batches(epochs=2, seed=3))
     assert [len(batch) for batch in whole] == [4, 4, 4, 4, 4] * 2
     assert isinstance(train_data.batches(), type(batches([1], 1)))
+
+
+def test_the_learning_rate_none_is_the_recommended_one_of_the_model(make):
+    assert make(model_name="Qwen/Qwen3-8B", learning_rate=None).learning_rate == pytest.approx(4.73e-4, rel=1e-3)
+    with pytest.raises(PlanError, match="set learning_rate"):
+        make(model_name="openai/gpt-oss-20b", learning_rate=None)
