@@ -68,6 +68,10 @@ class Config:
     on_bad: Literal["error", "skip"] = chz.field(
         default="error", doc="error: stop at a bad or too long row; skip: skip and count such rows."
     )
+    tags_in_replies: Literal["refuse", "text"] = chz.field(
+        default="refuse",
+        doc="refuse: stop at a reply that spells a tag of the format, such as <tool_call>; text: train it as text.",
+    )
     eval_every: int = chz.field(default=50, doc="Evaluate every this many steps.")
     save_every: int = chz.field(default=50, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for adapter initialisation and data order.")
@@ -102,7 +106,8 @@ def text_of(message: Any) -> str:
 
 def main(config: Config) -> None:
     service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer = get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    tokenizer = tinkerloop.get_tokenizer(config.model)
+    renderer = get_renderer(config.renderer, tokenizer, tags_in_replies=config.tags_in_replies)
 
     # All data is read and checked before training starts.
     train, test = read(config)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import chz
 
+from tinkerloop._lazy import tinker
 from tinkerloop.data import Batches, RowBatches
 from tinkerloop.datum import check_datum
 from tinkerloop.errors import DataError, DatumError
 from tinkerloop.renderers import Renderer, TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
-
-if TYPE_CHECKING:
-    import tinker
 
 
 class SupervisedDataset:
@@ -75,12 +73,12 @@ class SupervisedDataset:
             )
         datums = list(self)
         for number, datum in enumerate(datums):
-            loss_fn = "cross_entropy" if "weights" in datum.loss_fn_inputs else "custom"
-            try:
-                check_datum(datum, loss_fn=loss_fn, allow_zero_weight=True)
-            except DatumError as error:
-                error.add_note(f"in datum {number} of the dataset class {type(self).__name__}")
-                raise
+            if isinstance(datum, tinker.Datum) and "weights" in datum.loss_fn_inputs:
+                try:
+                    check_datum(datum, allow_zero_weight=True)
+                except DatumError as error:
+                    error.add_note(f"in datum {number} of the dataset class {type(self).__name__}")
+                    raise
         return RowBatches(datums, size, epochs=epochs, shuffle=seed)
 
 
@@ -134,6 +132,11 @@ class ChatDatasetBuilderCommonConfig:
     train_on_what: TrainOnWhat = chz.field(
         default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, doc="Messages whose tokens are trained; see TrainOnWhat."
     )
+    tags_in_replies: Literal["refuse", "text"] | None = chz.field(
+        default=None,
+        doc='For a trained reply whose text spells a tag of the format, such as <tool_call>: "refuse" stops, "text" '
+        "trains ordinary text. None keeps the choice of the renderer, which refuses by default.",
+    )
 
 
 @chz.chz
@@ -151,4 +154,9 @@ class ChatDatasetBuilder(SupervisedDatasetBuilder):
     def renderer(self) -> Renderer:
         """The renderer of the chat format `common_config.renderer_name`."""
         common = self.common_config
-        return get_renderer(common.renderer_name, self.tokenizer, model_name=common.model_name_for_tokenizer)
+        return get_renderer(
+            common.renderer_name,
+            self.tokenizer,
+            model_name=common.model_name_for_tokenizer,
+            tags_in_replies=common.tags_in_replies,
+        )
