@@ -73,7 +73,7 @@ class SupervisedDataset:
             )
         datums = list(self)
         for number, datum in enumerate(datums):
-            if isinstance(datum, tinker.Datum) and "weights" in datum.loss_fn_inputs:
+            if isinstance(datum, tinker.Datum) and datum.loss_fn_inputs.keys() == {"target_tokens", "weights"}:
                 try:
                     check_datum(datum, allow_zero_weight=True)
                 except DatumError as error:
