@@ -323,3 +323,9 @@ def test_checkpoints_can_be_saved_by_tokens(make):
     run(make(save_every=0, save_every_tokens=1, max_steps=3))
     saved = [json.loads(line)["step"] for line in Path("run/checkpoints.jsonl").read_text().splitlines()]
     assert saved == [1, 2, 3]
+
+
+def test_the_learning_rate_none_is_the_recommended_one_of_the_model(make):
+    assert make(model_name="Qwen/Qwen3-8B", learning_rate=None).learning_rate == pytest.approx(4.73e-4, rel=1e-3)
+    with pytest.raises(PlanError, match="set learning_rate"):
+        make(model_name="openai/gpt-oss-20b", learning_rate=None)

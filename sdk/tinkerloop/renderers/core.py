@@ -217,7 +217,7 @@ class RendererCore(Format):
                     f"messages[{message}]: the {piece.part.name.lower()} of this reply spells {tag!r}, which would be "
                     "trained as ordinary text, although a model samples it as a control token; pass tool calls under "
                     "'tool_calls' and reasoning under 'reasoning_content', or train the ordinary text with "
-                    "get_renderer(..., tags_in_replies='text')"
+                    "get_renderer(..., tags_in_replies='text'), or with this option of the data set or the recipe"
                 )
 
     def assemble(self, pieces: Iterable[tuple[int, Piece]]) -> Rendered:

@@ -21,6 +21,7 @@ from tinkerloop.callbacks import Checkpoint, Evaluate, GradientAccumulation, LRS
 from tinkerloop.connection import connect
 from tinkerloop.data import Batches, prefetch
 from tinkerloop.errors import CheckpointError, DataError, PlanError
+from tinkerloop.hyperparams import recommended_learning_rate
 from tinkerloop.loop import Callback, Checkpoints, Loop, Record, Run, Summary, WandB, open_training_client
 from tinkerloop.loop.checkpoints import saved_paths
 from tinkerloop.loop.futures import resolve
@@ -38,7 +39,8 @@ class Config:
     model_name: str = chz.field(doc="Base model: a name that the service supports, or a local folder.")
     log_path: str = chz.field(doc="Folder of the run, for config.json, metrics.jsonl and checkpoints.jsonl.")
     dataset_builder: SupervisedDatasetBuilder | Callable[[], Any] = chz.field(
-        doc="Function without arguments that returns (training data, test data or None)."
+        munger=lambda _, builder: builder() if isinstance(builder, type) else builder,  # as the command line gives it
+        doc="Function without arguments that returns (training data, test data or None).",
     )
     recipe_name: str | None = chz.field(default=None, doc="Kind of run, written to config.json.")
     renderer_name: str | None = chz.field(
@@ -46,7 +48,13 @@ class Config:
         doc="Chat format, only written to config.json; if given, it must equal that of the dataset builder.",
     )
 
-    learning_rate: float = chz.field(default=2e-4, doc="Highest learning rate of the schedule.")
+    learning_rate: float | None = chz.field(
+        default=2e-4,
+        munger=lambda config, rate: (
+            recommended_learning_rate(config.model_name, config.lora_rank) if rate is None else rate
+        ),
+        doc="Highest learning rate of the schedule; None uses the recommended one for the model and the rank.",
+    )
     lr_schedule: str | Schedule = chz.field(
         default="linear", doc='"linear" or "cosine" decay to 0, "constant", or a function from step to learning rate.'
     )
@@ -215,7 +223,7 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
     if callable(config.lr_schedule):
         return warmup(config.warmup_steps, config.lr_schedule)
     if config.lr_schedule == "constant":
-        return warmup(config.warmup_steps, constant(config.learning_rate))
+        return warmup(config.warmup_steps, constant(_learning_rate(config)))
     shapes: dict[str, Callable[[float, float, int], Schedule]] = {"linear": linear, "cosine": cosine}
     if config.lr_schedule not in shapes:
         raise PlanError(f'lr_schedule must be "linear", "cosine", "constant" or a function, got {config.lr_schedule!r}')
@@ -225,7 +233,12 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
             'set max_steps, or lr_schedule="constant"'
         )
     decay = max(steps - config.warmup_steps, 1)
-    return warmup(config.warmup_steps, shapes[config.lr_schedule](config.learning_rate, 0.0, decay))
+    return warmup(config.warmup_steps, shapes[config.lr_schedule](_learning_rate(config), 0.0, decay))
+
+
+def _learning_rate(config: Config) -> float:
+    assert config.learning_rate is not None  # the configuration has replaced None
+    return config.learning_rate
 
 
 def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:
@@ -325,7 +338,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 def _optim(config: Config) -> tinker.AdamParams:
     return tinker.AdamParams(
-        learning_rate=config.learning_rate,
+        learning_rate=_learning_rate(config),
         beta1=config.adam_beta1,
         beta2=config.adam_beta2,
         eps=config.adam_eps,
