@@ -1,13 +1,15 @@
 # make sft    fine-tune a small chat model and print its replies (the main recipe)
 # make test   run the tests
 # make check  lint, check the format and the types
-# Each creates the environment in .venv on the first call and reuses it afterwards.
+# make matrix test with older versions of the dependencies, in environments of their own
+# make dist   build the wheel and the sdist, check them and try the wheel in environments of its own
+# The first three create the environment in .venv on the first call and reuse it afterwards.
 
 VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 
-.PHONY: sft test check clean
+.PHONY: sft test check matrix dist clean
 
 sft: $(VENV)/.ready
 	$(PY) -m recipes.chat_sft $(ARGS)
@@ -25,6 +27,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+matrix:
+	$(PYTHON) .ci/matrix $(ARGS)
+
+dist:
+	PYTHON=$(PYTHON) .ci/dist
 
 clean:
 	rm -rf $(VENV) build dist

@@ -387,7 +387,13 @@ def chunk_ids(chunk: tinker.EncodedTextChunk, index: int) -> NDArray[np.int64]:
 def _tensor(field: str, data: tinker.TensorData) -> NDArray[Any]:
     """Return a loss input as an array."""
     try:
-        return data.to_numpy()
+        if data.sparse_crow_indices is None:
+            return data.to_numpy()
+        import torch
+
+        # tinker < 0.30.4 does not check the indices, and a wrong one then ends the process.
+        with torch.sparse.check_sparse_tensor_invariants():
+            return data.to_numpy()
     except (ValueError, TypeError, OverflowError, RuntimeError, AssertionError) as error:
         raise DatumError(f"cannot be read as an array: {error}", field=field) from error
 

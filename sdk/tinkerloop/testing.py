@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
+from tinkerloop.client_versions import has_field
 from tinkerloop.clients import CustomLoss
 from tinkerloop.datum import check_datum
 from tinkerloop.errors import TinkerloopError
@@ -374,7 +375,7 @@ class OrderedSampler:
             sequences.append(
                 tinker.SampledSequence(
                     stop_reason="length",
-                    sequence_id=str(index),
+                    **({"sequence_id": str(index)} if has_field(tinker.SampledSequence, "sequence_id") else {}),
                     tokens_np=tokens.astype(np.int32),
                     logprobs_np=logprobs[tokens].astype(np.float32),
                 )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
+from tinkerloop.client_versions import has_field
+
 Class = TypeVar("Class", bound=type)
 
 _BOOKKEEPING = "sessions, projects, accounts and billing belong to the hosted service"
@@ -60,6 +62,9 @@ OPTIONS: dict[str, str] = {
     "weights_access_token": "local checkpoints need no token",
     "ServiceClient(base_url=...), (api_key=...)": "the engine runs in this process; use `tinkerloop.connect` for a URL",
     "create_custom_loss with tinker < 0.36": "old versions cannot trace losses; use `forward_backward_custom`",
+    "topk_sample_logprobs with tinker < 0.29": "the result of an old version has no field for it; upgrade tinker",
+    "target_prompt_logprobs with tinker < 0.30": "the result of an old version has no field for it; upgrade tinker",
+    "user_metadata of a checkpoint with tinker < 0.26": "an old version cannot list it; upgrade tinker",
     "get_sampler_handle() of an unsaved snapshot": "it exists only in this process; use `save_weights_for_sampler`",
     "architectures that the engine would run wrongly": "the engine's logits differ from those of transformers",
     "LoRA on some kinds of layers": "no adapter covers them, so they would not be trained; use `rank=0`",
@@ -79,6 +84,11 @@ def refuse_option(given: bool, option: str) -> None:
     """Raise a NotImplementedError that names `option` (a key of `OPTIONS`) if `given` is true."""
     if given:
         raise unsupported_error(option)
+
+
+def refuse_without_field(given: bool, cls: type, field: str, option: str) -> None:
+    """Like `refuse_option`, if the installed version of the type `cls` of `tinker` does not have `field`."""
+    refuse_option(given and not has_field(cls, field), option)
 
 
 def refuse(cls: Class) -> Class:

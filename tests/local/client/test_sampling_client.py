@@ -9,6 +9,7 @@ import pytest
 import tinker
 
 from tests.local.sampling import sample
+from tinkerloop.client_versions import has_field
 from tinkerloop.local import ServiceClient, TrainingClient
 from tinkerloop.local.nn.layers.head import CHUNK_ELEMENTS
 
@@ -87,6 +88,9 @@ def test_concurrent_calls_give_what_single_calls_give(sampler, tokens):
     assert asyncio.run(together()) == alone
 
 
+@pytest.mark.skipif(
+    not has_field(tinker.SampleResponse, "target_prompt_logprobs"), reason="tinker < 0.30 has no field for the result"
+)
 def test_prompt_scores_of_every_kind_agree(sampler, tokens):
     ids = tokens(0, 6)
     prompt = tinker.ModelInput.from_ints(ids)

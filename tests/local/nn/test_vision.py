@@ -14,8 +14,6 @@ import tinker
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextModel
 
 from tinkerloop.datum import make_datum
 from tinkerloop.images import image_chunk
@@ -34,6 +32,12 @@ def image(name: str, seed: int = 0) -> tinker.types.ImageChunk:
     width, height = SHAPES[name]
     pixels = np.random.default_rng([seed, width]).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return image_chunk(pixels, model="tiny-vl")
+
+
+def their_processor(**options):
+    """Return the image processor of transformers that needs only PIL; skip the test if it does not exist."""
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    return module.Qwen2VLImageProcessorPil(**options)
 
 
 def words(seed: int, length: int) -> tinker.EncodedTextChunk:
@@ -75,7 +79,7 @@ def processed(chunks) -> dict[str, torch.Tensor]:
     images = [c for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
     if not images:
         return {}
-    processor = Qwen2VLImageProcessorPil(
+    processor = their_processor(
         patch_size=16, size={"shortest_edge": 4096, "longest_edge": 262144}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     found = processor.preprocess([Image.open(io.BytesIO(c.data)) for c in images], return_tensors="pt")
@@ -117,7 +121,7 @@ def sampler(shared):
 @pytest.mark.parametrize("size", [(64, 64), (101, 37), (300, 200), (10, 700)])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_patches_are_those_of_transformers_to_the_bit(processor, size, mode):
-    theirs = Qwen2VLImageProcessorPil(
+    theirs = their_processor(
         patch_size=processor.patch_size,
         size={"shortest_edge": processor.min_pixels, "longest_edge": processor.max_pixels},
         image_mean=list(processor.mean),
@@ -325,7 +329,7 @@ def folder(tmp_path_factory):
     config = tiny_vl_config({"num_hidden_layers": 3}, {"depth": 3, "deepstack_visual_indexes": [0, 2]})
     tiny_vl_model(1, config).save_pretrained(where)
     tiny_tokenizer().save_pretrained(where)
-    Qwen2VLImageProcessorPil(
+    their_processor(
         patch_size=16, size={"shortest_edge": 4096, "longest_edge": 262144}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(where)
     return where
@@ -499,13 +503,14 @@ def test_sequences_that_cannot_be_packed_run_alone_and_the_log_says_so(tmp_path,
 
 def test_an_architecture_that_gives_wrong_numbers_either_way_is_refused_by_name(tmp_path, monkeypatch):
     """A model that shifts the positions it receives gives wrong results only in the engine's forward passes."""
+    modeling = pytest.importorskip("transformers.models.qwen3_5.modeling_qwen3_5")
     where = write_model("qwen3_5", tmp_path)
-    forward = Qwen3_5TextModel.forward
+    forward = modeling.Qwen3_5TextModel.forward
 
     def moved(self, *args, position_ids=None, **kwargs):
         return forward(self, *args, position_ids=None if position_ids is None else 3 * position_ids, **kwargs)
 
-    monkeypatch.setattr(Qwen3_5TextModel, "forward", moved)
+    monkeypatch.setattr(modeling.Qwen3_5TextModel, "forward", moved)
     with pytest.raises(NotImplementedError, match=r"run wrongly.*Qwen3_5ForConditionalGeneration.*one by one"):
         load_model(where, torch.device("cpu"), torch.float32)
 

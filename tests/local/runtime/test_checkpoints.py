@@ -10,7 +10,10 @@ from contextlib import contextmanager
 import pytest
 import tinker
 
+from tinkerloop.client_versions import has_field
 
+
+@pytest.mark.skipif(not has_field(tinker.Checkpoint, "user_metadata"), reason="tinker < 0.26 cannot list metadata")
 def test_names_are_unique_unless_overwritten_and_kinds_do_not_collide(service, client, datum, adam):
     client.save_state("a", user_metadata={"k": "v"}).result()
     with pytest.raises(tinker.ConflictError):

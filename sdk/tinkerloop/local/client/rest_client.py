@@ -216,6 +216,6 @@ def _checkpoint(record: CheckpointInfo) -> tinker.types.Checkpoint:
         tinker_path=record.path,
         size_bytes=record.size_bytes,
         public=False,
-        user_metadata=record.user_metadata,
+        **({} if record.user_metadata is None else {"user_metadata": record.user_metadata}),
         expires_at=None if record.expires_at is None else datetime.fromisoformat(record.expires_at),
     )

@@ -30,7 +30,7 @@ from tinkerloop.local.runtime.engine import Engine, Sampler
 from tinkerloop.local.runtime.request_future import RequestFuture, failed
 from tinkerloop.local.runtime.request_reading import read_prompt
 from tinkerloop.local.runtime.sampling_requests import PromptScores, SampleCall, answer_calls
-from tinkerloop.local.unsupported import refuse, refuse_option, unsupported_error
+from tinkerloop.local.unsupported import refuse, refuse_option, refuse_without_field, unsupported_error
 
 MAX_TOPK = 20
 """The largest number of alternative tokens that Tinker reports for one position."""
@@ -63,6 +63,10 @@ class SamplingClient(AwaitableClient):
         the log-probabilities and the top k of the prompt, but not those of `target_prompt_logprobs`.
         """
         refuse_option(prompt_alt_tokens_k > 0, "prompt_alt_tokens_k > 0")
+        option = "topk_sample_logprobs with tinker < 0.29"
+        refuse_without_field(topk_sample_logprobs != 0, tinker.SampledSequence, "topk_logprobs_np", option)
+        option = "target_prompt_logprobs with tinker < 0.30"
+        refuse_without_field(target_prompt_logprobs is not None, SampleResponse, "target_prompt_logprobs", option)
         _check_last(prompt_logprobs_last_n)
         if prompt_logprobs_last_n is not None and not include_prompt_logprobs:
             raise ValueError("prompt_logprobs_last_n was given without include_prompt_logprobs=True; pass both")

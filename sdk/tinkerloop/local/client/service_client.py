@@ -239,6 +239,7 @@ class ServiceClient:
 
 
 def _check_optimizer(config: Any) -> None:
-    refuse_option(isinstance(config, tinker.DimuonOptimizerConfig), "DimuonParams, DimuonOptimizerConfig")
-    if config is not None and not isinstance(config, tinker.AdamOptimizerConfig):
+    dimuon, adam = (getattr(tinker, f"{name}OptimizerConfig", ()) for name in ("Dimuon", "Adam"))  # tinker >= 0.29
+    refuse_option(isinstance(config, dimuon), "DimuonParams, DimuonOptimizerConfig")
+    if config is not None and not isinstance(config, adam):
         raise TypeError(f"optimizer must be a tinker.AdamOptimizerConfig or None, got {type(config).__name__}")

@@ -23,7 +23,7 @@ from tinkerloop.local.runtime.engine import Engine, EngineRun, Sampler
 from tinkerloop.local.runtime.forward_backward import ForwardBackward
 from tinkerloop.local.runtime.request_future import RequestFuture, failed
 from tinkerloop.local.runtime.request_reading import DatumArrays, read_datum
-from tinkerloop.local.unsupported import refuse, refuse_option
+from tinkerloop.local.unsupported import refuse, refuse_option, refuse_without_field
 
 LossFnConfig = Mapping[str, float | str] | None
 
@@ -57,7 +57,7 @@ class TrainingClient(AwaitableClient):
         if optim_params is not None and adam_params is not None:
             raise ValueError("both optim_params and adam_params were given; they mean the same, so pass only one")
         params = optim_params if optim_params is not None else adam_params
-        refuse_option(isinstance(params, tinker.DimuonParams), "DimuonParams, DimuonOptimizerConfig")
+        refuse_option(isinstance(params, getattr(tinker, "DimuonParams", ())), "DimuonParams, DimuonOptimizerConfig")
         if not isinstance(params, tinker.AdamParams):
             raise TypeError(
                 f"Expected AdamParams or OptimParamsBase, got {type(params).__name__}; pass tinker.AdamParams(...)"
@@ -171,6 +171,8 @@ class TrainingClient(AwaitableClient):
         overwrite: bool,
         user_metadata: dict[str, str] | None,
     ) -> RequestFuture[Any]:
+        option = "user_metadata of a checkpoint with tinker < 0.26"
+        refuse_without_field(user_metadata is not None, tinker.Checkpoint, "user_metadata", option)
         try:
             metadata = metadata_of(user_metadata)  # A copy, because the caller may change the dict later.
         except tinker.BadRequestError as error:

@@ -40,7 +40,9 @@ class Replica:
     """
 
     def __init__(self, module: PreTrainedModel):
-        self.module, self.trunk = module, cast(nn.Module, module.base_model)
+        self.module = module
+        # In transformers 4, the base_model of Gemma 3 for text is the whole model with its output layer.
+        self.trunk = cast(nn.Module, module.base_model if module.base_model is not module else module.model)
         self.layers, self.kinds = _adaptable(module)
         output = module.get_output_embeddings()
         if not isinstance(output, LoRALinear):

@@ -36,7 +36,9 @@ def tiny_vl_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | 
         "pad_token_id": ids["<|endoftext|>"],
         "bos_token_id": None,
         # head_dim / 2 = 8 frequencies, divided among time, height and width
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 2, 2]},
+        "rope_theta": 10_000.0,
+        # Under this name, transformers 4 and 5 both read it.
+        "rope_scaling": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 2, 2]},
     }
     text_fields |= text or {}
     vision_fields = {

@@ -11,14 +11,21 @@ import numpy as np
 import tinker
 from numpy.typing import NDArray
 from tinker.types import SampledSequence, SampleResponse
-from tinker.types.topk_logprobs import TopkLogprobs
 
+from tinkerloop.client_versions import has_field
 from tinkerloop.local.nn.generation import generate, score_prompt
 from tinkerloop.local.nn.inputs import Input
 from tinkerloop.local.nn.model import Model
 from tinkerloop.local.nn.token_sampling import Continuation, SampleRequest
 from tinkerloop.local.request_errors import CallerError
 from tinkerloop.local.runtime.engine import Sampler
+
+try:
+    from tinker.types.topk_logprobs import TopkLogprobs
+except ModuleNotFoundError:  # tinker < 0.29
+    from tinker.types.topk_prompt_logprobs import (  # pyright: ignore[reportMissingImports]
+        TopkPromptLogprobs as TopkLogprobs,
+    )
 
 TOPK_FILL = (0, -99999.0)
 """The pair (token id, log-probability) that Tinker reports among the top k where a position has no value."""
@@ -98,7 +105,7 @@ def _response(model: Model, call: SampleCall, sequences: Sequence[Continuation] 
         sequences=[_sampled(sequence) for sequence in sequences],
         prompt_logprobs_np=prompt_logprobs if scores.logprobs else None,
         topk_prompt_logprobs_np=topk,
-        target_prompt_logprobs=targets,
+        **({} if targets is None else {"target_prompt_logprobs": targets}),
     )
 
 
@@ -135,17 +142,18 @@ def _prompt_scores(
 
 
 def _sampled(sequence: Continuation) -> SampledSequence:
-    topk = None
+    newer: dict[str, Any] = {}  # fields that tinker 0.25 does not have
+    if has_field(SampledSequence, "sequence_id"):
+        newer["sequence_id"] = secrets.token_hex(8)
     if sequence.request.topk:
-        topk = TopkLogprobs(
+        newer["topk_logprobs_np"] = TopkLogprobs(
             token_ids=np.array([ids for ids, _ in sequence.topk], np.int32),
             logprobs=np.array([values for _, values in sequence.topk], np.float32),
         )
     assert sequence.stop_reason in ("stop", "length")
     return SampledSequence(
         stop_reason=sequence.stop_reason,
-        sequence_id=secrets.token_hex(8),
         tokens_np=np.array(sequence.tokens, np.int32),
         logprobs_np=np.array(sequence.logprobs, np.float32),
-        topk_logprobs_np=topk,
+        **newer,
     )
