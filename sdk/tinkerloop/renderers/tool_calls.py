@@ -29,7 +29,7 @@ def _finite_float(spelling: str) -> float:
     return number if math.isfinite(number) else _reject_number(spelling)
 
 
-_read_json = json.JSONDecoder(parse_constant=_reject_number, parse_float=_finite_float).decode
+read_json_value = json.JSONDecoder(parse_constant=_reject_number, parse_float=_finite_float).decode
 """Decode strict JSON. NaN and infinities raise an error, because strict JSON cannot express them."""
 
 _PLAIN_NAME = re.compile(r"[^\s\"'\\<>{}]+")
@@ -57,7 +57,7 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
         RenderError: the arguments are not a JSON object.
     """
     try:
-        arguments = _read_json(call.function.arguments)
+        arguments = read_json_value(call.function.arguments)
         if "\\u" in call.function.arguments:  # JSON can escape an unpaired surrogate, which is not valid Unicode
             json.dumps(arguments, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -70,12 +70,12 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
 def is_object(text: str) -> bool:
     """Return whether a text is a JSON object."""
     try:
-        return isinstance(_read_json(text), dict)
+        return isinstance(read_json_value(text), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _write_arguments(arguments: dict[str, Any]) -> str:
+def write_arguments(arguments: dict[str, Any]) -> str:
     """Return arguments as JSON text. If they contain an unpaired surrogate, all non-ASCII characters are escaped.
 
     A model can write an unpaired surrogate as an escape in JSON, but it is not valid Unicode.
@@ -84,7 +84,7 @@ def _write_arguments(arguments: dict[str, Any]) -> str:
     return json.dumps(arguments) if _SURROGATE.search(written) else written
 
 
-def _declared_schemas(name: str, tools: Sequence[ToolSpec]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def declared_schemas(name: str, tools: Sequence[ToolSpec]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the parameters of tool `name`, and their properties; both empty without such a tool."""
     for tool in tools:
         parameters = tool.get("parameters") or {}
@@ -97,7 +97,7 @@ def _declared_schemas(name: str, tools: Sequence[ToolSpec]) -> tuple[Mapping[str
 _PYTHON_LITERALS: dict[str, Any] = {"True": True, "False": False, "None": None}
 
 
-def _read_value(written: str, schema: Any, root: Mapping[str, Any], *, python: bool = False) -> Any:
+def read_value(written: str, schema: Any, root: Mapping[str, Any], *, python: bool = False) -> Any:
     """Convert an argument that is written without quotes to a value: `3` -> 3, `[1]` -> [1], `abc` -> "abc".
 
     Without a schema, the text determines the type. With a schema, the value is the text itself if the schema allows
@@ -119,7 +119,7 @@ def _value_of(written: str, *, python: bool) -> Any:
     if python and written in _PYTHON_LITERALS:
         return _PYTHON_LITERALS[written]
     try:
-        value = _read_json(written)
+        value = read_json_value(written)
     except (ValueError, RecursionError):
         return written
     return written if isinstance(value, str) else value
@@ -189,7 +189,7 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
     if written and is_object(written[2]):
         return ToolCall(ToolCall.FunctionBody(written[1], written[2]))
     try:
-        call = _read_json(body)
+        call = read_json_value(body)
     except (ValueError, RecursionError) as error:
         return UnparsedToolCall(body, f"not JSON: {error}")
     name = call.get("name") if isinstance(call, dict) else None
@@ -203,7 +203,7 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
         return ToolCall(ToolCall.FunctionBody(name, arguments))
     if not isinstance(arguments, dict):
         return UnparsedToolCall(body, "'arguments' is not an object")
-    return ToolCall(ToolCall.FunctionBody(name, _write_arguments(arguments)))
+    return ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments)))
 
 
 # ---- XML in tags: Qwen3.5, Nemotron 3
@@ -248,17 +248,17 @@ def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Tool
     call = re.fullmatch(r"\s*<function=([^>\n]+)>\n(.*)</function>\s*", body, re.DOTALL)
     if call is None:
         return UnparsedToolCall(body, "expected <function=NAME> ... </function>")
-    root, schemas = _declared_schemas(call[1], tools)
+    root, schemas = declared_schemas(call[1], tools)
     arguments: dict[str, Any] = {}
     position = 0
     for parameter in _XML_PARAMETER.finditer(call[2]):
         if call[2][position : parameter.start()].strip():
             break
-        arguments[parameter[1]] = _read_value(parameter[2], schemas.get(parameter[1]), root, python=True)
+        arguments[parameter[1]] = read_value(parameter[2], schemas.get(parameter[1]), root, python=True)
         position = parameter.end()
     if call[2][position:].strip():
         return UnparsedToolCall(body, f"not a parameter: {call[2][position:].strip()[:80]!r}")
-    return ToolCall(ToolCall.FunctionBody(call[1], _write_arguments(arguments)))
+    return ToolCall(ToolCall.FunctionBody(call[1], write_arguments(arguments)))
 
 
 # ---- keys and values in tags that are control tokens: GLM
@@ -288,9 +288,9 @@ def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> To
     inside, between = fields[1::2], [field.strip() for field in fields[2::2]]
     if not name or len(inside) % 2 or any(between) or len(inside) != len(between):
         return UnparsedToolCall("".join(fields), "expected a name and pairs of keys and values")
-    root, schemas = _declared_schemas(name, tools)
-    arguments = {k: _read_value(v, schemas.get(k), root) for k, v in zip(inside[::2], inside[1::2], strict=True)}
-    return ToolCall(ToolCall.FunctionBody(name, _write_arguments(arguments)))
+    root, schemas = declared_schemas(name, tools)
+    arguments = {k: read_value(v, schemas.get(k), root) for k, v in zip(inside[::2], inside[1::2], strict=True)}
+    return ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments)))
 
 
 # ---- a name and JSON, divided by a control token: DeepSeek, Kimi

@@ -9,8 +9,9 @@ from functools import cached_property
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.pieces import Part
 
-ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], ToolCall | UnparsedToolCall]
-ReadText = Callable[[str, Sequence[ToolSpec]], ToolCall | None]
+CallsRead = ToolCall | UnparsedToolCall | Sequence[ToolCall | UnparsedToolCall]
+ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], CallsRead]
+ReadText = Callable[[str, Sequence[ToolSpec]], CallsRead | None]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Block:
     part: Part
     open: str
     close: str
+    """The control token that closes the block. If it is `""`, the stop token of the reply closes it."""
     head: str = ""
     """Fixed text after `open`."""
     foot: str = ""
@@ -58,14 +60,16 @@ class Grammar:
     text_foot: str = ""
     """Fixed text at the end of a reply, in ordinary tokens, unless one of `stop_texts` ends the reply."""
     read_call: ReadCall | None = None
-    """Function that parses the fields of a tool call block."""
+    """Function that parses the fields of a tool call block to one call or several."""
     read_text: ReadText | None = None
-    """Function that parses a whole reply as a tool call, for formats that write calls as ordinary JSON text."""
+    """Function that parses a whole reply as tool calls, for formats that write calls as ordinary text."""
+    text_call_starts: str = "{"
+    """The first characters that such a call can have."""
 
     @cached_property
     def control(self) -> frozenset[str]:
         """All control tokens of blocks, wrappers and ends, i.e. those that the parser handles."""
-        tags = {tag for b in self.blocks for tag in (b.open, b.close, *b.separators)}
+        tags = {tag for b in self.blocks for tag in (b.open, b.close, *b.separators) if tag}
         return frozenset(tags | {*self.stops, *self.eos, *self.wrappers})
 
     @cached_property
@@ -81,7 +85,7 @@ class Grammar:
     @cached_property
     def closing(self) -> frozenset[str]:
         """The control tokens that close a block."""
-        return frozenset(block.close for block in self.blocks)
+        return frozenset(block.close for block in self.blocks if block.close)
 
     @cached_property
     def ends(self) -> frozenset[str]:

@@ -13,7 +13,7 @@ from functools import partial
 from operator import index
 
 from tinkerloop.messages import Content, Message, TextPart, ThinkingPart, ToolCall, ToolSpec, UnparsedToolCall
-from tinkerloop.renderers.parsing.grammar import Block, Grammar
+from tinkerloop.renderers.parsing.grammar import Block, CallsRead, Grammar
 from tinkerloop.renderers.parsing.parsed import (
     MessageDelta,
     Parsed,
@@ -62,7 +62,7 @@ class ReplyParser:
             head=grammar.text_head,
             hold=grammar.lead,
             stop_texts=grammar.stop_texts,
-            may_be_call=grammar.read_text is not None,
+            call_starts=grammar.text_call_starts if grammar.read_text else "",
         )
         self._target: _TextTarget | None = None  # where the buffer's text goes; None before any was released
         self._settled: _TextTarget | None = None  # the same while ordinary ids can only add text to it, else None
@@ -178,6 +178,8 @@ class ReplyParser:
         if self._termination is not None:
             self._malformed = True
         elif name in self._grammar.ends:
+            if block is not None and not block.close:
+                self._close(block)
             self._malformed |= self._close_all()
             self._termination = ParseTermination.STOP_SEQUENCE if name in self._grammar.stops else ParseTermination.EOS
             return _STOP
@@ -203,7 +205,9 @@ class ReplyParser:
             self._push(rest)
 
     def _open(self, block: Block) -> None:
-        self._release(self._buffer.close(suffix=block.between if self._calls else block.lead))
+        before = block.between if self._calls else block.lead
+        is_after_text = self._buffer.pending.endswith(before)
+        self._release(self._buffer.close(suffix=before if is_after_text else before.lstrip()))
         self._block = block
         if block.part is _TOOL_CALL:
             self._fields = [[]]
@@ -218,10 +222,10 @@ class ReplyParser:
             assert self._grammar.read_call is not None, "a grammar with tool calls reads them"
             fields[0] = fields[0].removeprefix(block.head)
             fields[-1] = fields[-1].removesuffix(block.foot)
-            call = self._grammar.read_call(fields, self._tools)
-            if isinstance(call, UnparsedToolCall):
-                call = UnparsedToolCall(block.open + call.raw_text + block.close, call.error)
-            self._calls.append(call)
+            for call in _several(self._grammar.read_call(fields, self._tools)):
+                if isinstance(call, UnparsedToolCall):
+                    call = UnparsedToolCall(block.open + call.raw_text + block.close, call.error)
+                self._calls.append(call)
         else:
             self._release(self._buffer.close(suffix=block.foot, trim=block.trim))
         self._block = None
@@ -249,7 +253,7 @@ class ReplyParser:
                 self._release(rest)
             else:
                 self._deltas.append(StreamingToolCallDelta(rest, 0))
-                self._calls.append(call)
+                self._calls += _several(call)
         elif block.part is _TOOL_CALL:
             raw = block.open + "".join("".join(pieces) for pieces in self._fields)
             self._calls.append(UnparsedToolCall(raw, "the call was not finished"))
@@ -307,3 +311,7 @@ class ReplyParser:
         if unparsed:
             message["unparsed_tool_calls"] = unparsed
         return message
+
+
+def _several(calls: CallsRead) -> list[ToolCall | UnparsedToolCall]:
+    return [calls] if isinstance(calls, (ToolCall, UnparsedToolCall)) else list(calls)

@@ -14,7 +14,8 @@ class TextBuffer:
         head: a fixed text to remove at the start of the text, if it is there.
         hold: characters to hold back at the end of the text until more text follows.
         stop_texts: texts that end the reply. An end of the text that may be the start of one of them is held back.
-        may_be_call: if the text begins like a JSON object, hold it back completely until `close`.
+        call_starts: if the text begins with one of these characters, hold it back completely until `close`, because it
+            may be a tool call.
     """
 
     def __init__(
@@ -23,10 +24,10 @@ class TextBuffer:
         head: str = "",
         hold: str = "",
         stop_texts: tuple[str, ...] = (),
-        may_be_call: bool = False,
+        call_starts: str = "",
     ):
         self._drop, self._head, self._hold, self._stop_texts = drop, head, hold, stop_texts
-        self._may_be_call = may_be_call
+        self._call_starts = call_starts
         self._at_start = True  # True until text is released
         self.pending = ""
 
@@ -41,7 +42,7 @@ class TextBuffer:
             text, self._head = text.removeprefix(self._head), ""
             if self._drop:
                 text = text.lstrip(self._drop)
-            if self._may_be_call and text.lstrip()[:1] in ("", "{"):
+            if self._call_starts and text.lstrip()[:1] in ("", *self._call_starts):
                 self.pending = text
                 return ""
             self._at_start = not text
