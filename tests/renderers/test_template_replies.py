@@ -90,6 +90,11 @@ def test_a_lost_tool_is_named_and_no_message_is() -> None:
     assert "messages[" not in str(raised.value)
 
 
+def test_a_control_token_of_unknown_origin_is_refused() -> None:
+    with pytest.raises(RenderError, match=r"computes a text that spells the control token '<\|im_end\|>'"):
+        with_template(CHATML.replace("'<|im_end|>\\n'", "'{}'.format('<|im_end|>')"))
+
+
 # ---- stop tokens
 
 
