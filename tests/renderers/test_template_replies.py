@@ -137,7 +137,7 @@ def test_a_template_without_any_end_writes_prompts_but_trains_nothing() -> None:
 def test_a_result_without_text_is_not_trained_with_the_call_before_it() -> None:
     """The result names the function of the call, so no text of the result's own message is between call and stop."""
     source = template(
-        "{% if m.role == 'tool' %}{{ '<|start|>response:' + messages[loop.index0 - 1].tool_calls[0].function.name }}"
+        "{% if m.role == 'tool' %}{{ 'response:' + messages[loop.index0 - 1].tool_calls[0].function.name }}"
         "{{ m.content }}{% elif m.role == 'user' %}{{ m.content }}{{ '<|im_end|>' }}{% else %}{{ '<|im_start|>' }}"
         "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
         "{% if not m.tool_calls %}{{ '<|im_end|>' }}{% endif %}{% endif %}",
@@ -145,8 +145,8 @@ def test_a_result_without_text_is_not_trained_with_the_call_before_it() -> None:
     )
     ours = with_template(source)
     messages = [USER, CALLING, {**RESULT, "content": ""}, {"role": "user", "content": ""}]
-    texts = trained(ours, messages, tools=TOOLS)
-    assert [("response" in text, text.endswith("<|start|>")) for text in texts] == [(False, True)]
+    with pytest.raises(RenderError, match="cannot be trained"):
+        trained(ours, messages, tools=TOOLS)
 
 
 # ---- reasoning
