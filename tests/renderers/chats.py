@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,16 @@ A_TEMPLATE = """\
 
 @functools.cache
 def everyones_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer with all control tokens, and with the merges that can join adjacent texts."""
-    return tokenizer_with(CONTROL)
+    """Return a tokenizer with all control tokens in `CONTROL`."""
+    return tokenizer_with(CONTROL, A_TEMPLATE, eos_token="<|endoftext|>")
 
 
-def tokenizer_with(control: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer like that of `everyones_tokenizer`, with the control tokens `control` only."""
+def tokenizer_with(control: Iterable[str], chat_template: Any = A_TEMPLATE, **special: str) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer with these control tokens, and with the merges that can join adjacent texts.
+
+    Args:
+        special: tokens by the names of transformers, such as `eos_token`.
+    """
     from tinkerloop.tokenizers.tiny_tokenizer import _byte_characters
 
     characters = _byte_characters()
@@ -100,10 +104,7 @@ def tokenizer_with(control: Sequence[str]) -> PreTrainedTokenizerFast:
     for i, token in enumerate(control):
         core.add_tokens([AddedToken(token, normalized=False, special=bool(i % 2))])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token="<|endoftext|>",
-        chat_template=A_TEMPLATE,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=core, chat_template=chat_template, clean_up_tokenization_spaces=False, **special
     )
 
 

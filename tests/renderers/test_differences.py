@@ -21,6 +21,7 @@ from tinkerloop.errors import RenderError
 from tinkerloop.renderers import Options, get_renderer
 from tinkerloop.renderers.families.gpt_oss import GptOssOptions
 from tinkerloop.renderers.families.llama3 import Llama3Options
+from tinkerloop.renderers.template import TemplateOptions
 
 README = Path(renderers.__file__).parent / "README.md"
 CASE = {case.name: case for case in CASES}
@@ -45,6 +46,11 @@ KIMI_ANSWERED = (
     "<|tool_calls_section_end|><|im_end|><|im_system|>tool<|im_middle|>## Return of functions.f:0\nr<|im_end|>"
     "<|im_assistant|>assistant<|im_middle|><think></think>a<|im_end|>"
 )
+ENDS_WITH_ROLES = (
+    "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|assistant|>' }}{{ m.content }}{% endfor %}"
+    "{{ '<|assistant|>' if add_generation_prompt }}"
+)
+"""A template as in GLM 4.5 to 5.2, in which no token ends the last reply."""
 SAME = "the same text in other tokens"
 
 
@@ -204,6 +210,10 @@ ROWS = [
     Difference(
         "role_colon", "text that looks like a role header", "role_colon",
         [{"role": "user", "content": "x\n\nUser: y"}, REPLY], None, None,
+    ),
+    Difference(
+        "template", "an example whose last message is a reply", "template", [USER, REPLY],
+        "<|user|>q<|assistant|>a<|user|>", None, options=TemplateOptions(ENDS_WITH_ROLES),
     ),
     Difference("role_colon", "tools raise an error", "role_colon", [USER, REPLY], None, None, tools=True),
 ]  # fmt: skip

@@ -2,21 +2,21 @@
 
 For each conversation it checks which tokens can be trained, and that no text of a message becomes a control token.
 
-The template is run on a copy of the conversation in which every string is a placeholder. The text around the
-placeholders is the format's own text. Then the placeholders are replaced by the strings, which are encoded as ordinary
-text. The result must equal the template's output for the real strings. If the two differ, because the template
-inspected a string or changed it in an unknown way, a `RenderError` is raised; nothing is guessed. A reply can be
-trained only if two things hold: the template's own prompt for this reply is a prefix of the rendered conversation, and
-the text from the end of this prompt to the reply's stop token belongs to this reply alone.
+The template is run twice: on the conversation, and on a copy in which each string is a `MarkedText`, which records
+where each character of the result comes from. The two results must be equal. Only the template's literals can become
+control tokens (such as `<|im_end|>`); the strings of messages are encoded as ordinary text, and each of them must be
+written completely. Otherwise a `RenderError` is raised; nothing is guessed. A reply can be trained only if two things
+hold: the template's own prompt for this reply is a prefix of the rendered conversation, and the text from the end of
+this prompt to the reply's stop token belongs to this reply alone.
 """
 
 from __future__ import annotations
 
 import functools
-import json
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -25,32 +25,22 @@ from tinkerloop.message_checks import read_conversation
 from tinkerloop.messages import CheckedConversation, Image, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.assembly import Encode
-from tinkerloop.renderers.families.qwen3 import JSON_CALL
-from tinkerloop.renderers.parsing.grammar import Block, Grammar
+from tinkerloop.renderers.families.harmony import HarmonyParser
+from tinkerloop.renderers.marked_text import OWN, MarkedRun, Slot, from_slot, own_strings, runs_of
+from tinkerloop.renderers.parsing.grammar import Grammar
+from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, markup, scaffold, stop, text
 from tinkerloop.renderers.rendered import Rendered
-from tinkerloop.renderers.template_compiler import compile_template
-from tinkerloop.renderers.tool_calls import arguments_of, is_object, read_json_call
-from tinkerloop.renderers.tool_declarations import openai_declaration
+from tinkerloop.renderers.template_compiler import CompiledTemplate, compile_template
+from tinkerloop.renderers.template_grammar import learn_grammar
+from tinkerloop.renderers.template_limits import limited
+from tinkerloop.renderers.tool_calls import arguments_of, is_object, name_in_id
 from tinkerloop.renderers.train_on_what import TokenWeights
+from tinkerloop.renderers.written_check import check_order_of_results
 
-_PLACEHOLDER = re.compile("\ue000(\\d+)\ue001")
-_KNOWN_CHANGES: tuple[Callable[[str], str], ...] = (
-    lambda s: s,
-    str.strip,
-    lambda s: s.lstrip("\n"),
-    lambda s: s.strip("\n"),
-    str.lstrip,
-    str.rstrip,
-    lambda s: json.dumps(s, ensure_ascii=False)[1:-1],
-    lambda s: json.dumps(s)[1:-1],
-)
-"""The changes to strings that templates are known to make, most frequent first."""
-
-_DEPENDS_ON_STRINGS = (
-    "the template writes different text depending on the content of a string, so this conversation cannot be rendered "
-    "safely; use the renderer for this model family"
-)
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""The names under which chat templates read reasoning; transformers passes it under all of them, too."""
+_UNKNOWN = Slot("", -1, Part.SCAFFOLD)
 
 
 @dataclass(frozen=True)
@@ -58,20 +48,12 @@ class TemplateOptions(base.Options):
     """Options of the renderer `template`: the chat template and its variables."""
 
     chat_template: str | None = None
-    """A chat template to use instead of the tokenizer's."""
+    """A chat template to use instead of the tokenizer's, or the name of one of the tokenizer's templates. Without it, a
+    tokenizer with several templates uses `tool_use` (if it exists) for conversations with tools, else `default`."""
     variables: tuple[tuple[str, Any], ...] = ()
     """Variables passed to the template in addition to messages and tools, e.g. `(("enable_thinking", False),)`."""
     today: date | None = None
     """The date that the template gets as the current date. With None, the template uses its default."""
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """A string of the conversation, with the index of its message (-1 for a tool declaration) and its part."""
-
-    value: str
-    message: int
-    part: Part
 
 
 class Template(base.Renderer):
@@ -81,197 +63,224 @@ class Template(base.Renderer):
     Options = TemplateOptions
 
     def _prepare(self) -> None:
-        source = self.options.chat_template
-        source = getattr(self.tokenizer, "chat_template", None) if source is None else source
-        if not isinstance(source, str):
-            raise RenderError("the tokenizer has no chat_template; pass one as TemplateOptions(chat_template=...)")
-        self._template = compile_template(source)
+        self._sources = self._named_sources()
+        self._templates = {name: compile_template(source) for name, source in self._sources.items()}
         added = [str(token) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()]
         self.control = tuple(token for token in added if token.strip())
-        self._source = source
         super()._prepare()
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        state.pop("_template")
+        for derived in ("_templates", "_learned", "_primer"):
+            state.pop(derived, None)
         return state
 
+    def _named_sources(self) -> dict[str, str]:
+        """Return the templates that can be needed, by name, as transformers chooses them.
+
+        The option `chat_template` is a template or the name of one. Without it, a tokenizer with several templates
+        uses `tool_use` for conversations with tools, if it has one, and `default` for all others.
+        """
+        chosen = self.options.chat_template
+        known = getattr(self.tokenizer, "chat_template", None)
+        if isinstance(known, (list, tuple)):  # the form in `tokenizer_config.json`
+            known = {one["name"]: one["template"] for one in known}
+        if isinstance(known, Mapping):
+            if chosen is not None:
+                return {"default": known.get(chosen, chosen)}
+            if "default" not in known:
+                raise RenderError(
+                    f"the tokenizer has several chat templates and none is called 'default': {sorted(known)}; choose "
+                    "one with TemplateOptions(chat_template=NAME)"
+                )
+            return {name: known[name] for name in ("default", "tool_use") if name in known}
+        source = known if chosen is None else chosen
+        if not isinstance(source, str):
+            raise RenderError("the tokenizer has no chat_template; pass one as TemplateOptions(chat_template=...)")
+        return {"default": source}
+
+    def _compiled(self, conversation: CheckedConversation) -> CompiledTemplate:
+        name = "tool_use" if conversation.tools and "tool_use" in self._templates else "default"
+        return self._templates[name]
+
     def make_grammar(self) -> Grammar:
-        used = {token for token in self.control if token in self._source}
-        blocks = []
-        if {"<think>", "</think>"} <= used:
-            blocks.append(Block(Part.REASONING, "<think>", "</think>", trim="\n"))
-        if {JSON_CALL.open, JSON_CALL.close} <= used:
-            blocks.append(JSON_CALL)
-        probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-        written, _, _ = self._write_both(read_conversation(probe))
-        if "\ue001" not in written:
-            raise RenderError(
-                "the template does not write the text of messages whose content is a string; use the renderer for this "
-                "model family"
-            )
-        end = self._end_of(written[written.rindex("\ue001") + 1 :])
-        if end is None:
-            raise RenderError(
-                "the template ends a reply without a control token, so a model could not learn to stop; use a template "
-                "that ends a reply with one of the tokenizer's added tokens"
-            )
-        return Grammar((end,), tuple(blocks), read_call=read_json_call)
+        def write(messages: Any, tools: Any = None, prompting: bool = False) -> list[tuple[int, Piece]]:
+            return self._aligned(read_conversation(messages, tools, prompting=prompting))
+
+        eos = getattr(self.tokenizer, "eos_token", None)
+        self._learned = learn_grammar(write, self.control, "".join(self._sources.values()), eos)
+        return self._learned.grammar
+
+    def make_parser(self, conversation: CheckedConversation) -> ReplyParser:
+        parser = HarmonyParser if self._learned.is_harmony else ReplyParser
+        return parser(self.grammar, self._token_texts, tools=conversation.tools)
 
     @property
     def reply_tags(self) -> Sequence[str]:
         """All control tokens that the template names, because most templates have blocks that the grammar does not."""
-        return [token for token in self.control if token in self._source and token not in self.grammar.stops]
-
-    def _end_of(self, tail: str) -> str | None:
-        """Return the first control token in the text after a reply, or None if the text has none.
-
-        If several tokens begin at the same place, return the longest.
-        """
-        ends = [(tail.index(token), -len(token), token) for token in self.control if token in tail]
-        return min(ends)[2] if ends else None
+        source = "".join(self._sources.values())
+        return [token for token in self.control if token in source and token not in self.grammar.stops]
 
     # ---- running the template
 
-    def _write_both(self, conversation: CheckedConversation) -> tuple[str, str, list[_Slot]]:
-        """Render a conversation twice, once with placeholders for its strings.
+    def _write(self, conversation: CheckedConversation) -> tuple[MarkedRun, ...]:
+        """Return the template's text for a conversation, as runs of characters with one origin.
 
-        The placeholder of a string is the number of its slot between two private-use characters: `"\\ue0000\\ue001"`.
-
-        Returns:
-            The text with placeholders, the text with the real strings, and the slots in the order of their numbers.
+        Most templates expect the arguments of calls as dictionaries, some as JSON text. If the template fails with
+        dictionaries, it gets text.
         """
-        slots: dict[_Slot, int] = {}  # equal strings share a placeholder, because templates compare strings
+        try:
+            return self._write_with(conversation, _arguments)
+        except RenderError:
+            if not any(message.tool_calls for message in conversation.messages):
+                raise
+            return self._write_with(conversation, lambda call: call.function.arguments)
 
-        def hide(value: Any, message: int, part: Part) -> Any:
+    def _write_with(
+        self, conversation: CheckedConversation, arguments: Callable[[ToolCall], Any]
+    ) -> tuple[MarkedRun, ...]:
+        source = self._compiled(conversation)
+        slots: list[Slot] = []
+
+        def mark(value: Any, message: int, part: Part, required: bool = False, named_in: Any = None) -> Any:
             if isinstance(value, str):
-                if "\ue000" in value:
-                    raise RenderError(
-                        "a text contains the character U+E000, which the renderer 'template' needs for placeholders; "
-                        "remove this character"
-                    )
-                number = slots.setdefault(_Slot(value, message, part), len(slots))
-                return f"\ue000{number}\ue001" if value else ""
+                origin = runs_of(named_in)[0].origin if named_in else None
+                slots.append(Slot(value, message, part, required, origin))
+                return from_slot(slots[-1])
             if isinstance(value, Mapping):
-                return {hide(k, message, part): hide(v, message, part) for k, v in value.items()}
+                return {mark(k, message, part, required): mark(v, message, part, required) for k, v in value.items()}
             if isinstance(value, (list, tuple)):
-                return [hide(v, message, part) for v in value]
+                return [mark(v, message, part, required) for v in value]
             return value
 
-        def keep(value: Any, message: int, part: Part) -> Any:
-            return value
+        inputs = self._inputs(conversation, mark, arguments)
+        items = len(conversation) + len(conversation.tools) + sum(len(m.tool_calls) for m in conversation.messages)
+        with limited(items, sum(len(slot.value) for slot in slots)):
+            marked = self._run(source.marked, own_strings(inputs))
+            written = self._run(source.plain, self._inputs(conversation, _keep, arguments))
+        if str.__ne__(written, marked):
+            raise RenderError(
+                "the template writes another text when the origins of its strings are followed, so control tokens "
+                "could not be told from text; use the renderer for this model family"
+            )
+        runs = runs_of(marked)
+        self._check_unknown(runs)
+        self._check_nothing_is_lost(conversation, slots, runs)
+        return runs
 
-        return self._write(conversation, hide), self._write(conversation, keep), list(slots)
+    @staticmethod
+    def _run(template: Any, inputs: Mapping[str, Any]) -> Any:
+        try:
+            return template.render(**inputs)
+        except RenderError:
+            raise
+        except RecursionError as error:
+            raise RenderError(
+                "the chat template does not end: it calls itself more often than Python's limit of nested calls; use "
+                "another template"
+            ) from error
+        except Exception as error:  # a template can raise any exception, on purpose or by mistake
+            raise RenderError(f"the chat template raises an error for this conversation: {error}") from error
 
-    def _write(self, conversation: CheckedConversation, show: Callable[[Any, int, Part], Any]) -> str:
-        """Return the template's text for a conversation in which `show(string, message, part)` replaces each string."""
+    def _inputs(
+        self, conversation: CheckedConversation, show: Callable[..., Any], arguments: Callable[[ToolCall], Any]
+    ) -> dict[str, Any]:
+        """Return the variables of the template. Each string of the conversation is `show(string, message, part)`."""
         messages = []
         for i, m in enumerate(conversation.messages):
             if any(isinstance(part, Image) for part in m.content):
                 raise RenderError(
                     f"messages[{i}]: the renderer 'template' has no images; use the renderer for this model family"
                 )
-            message: dict[str, Any] = {"role": m.role, "content": show(m.text, i, Part.TEXT)}
-            if m.reasoning is not None:
-                message["reasoning_content"] = show(m.reasoning, i, Part.REASONING)
             if m.unparsed:
                 raise RenderError(
                     f"messages[{i}]: the renderer 'template' cannot write an unparsed tool call; remove the call"
                 )
+            message: dict[str, Any] = {"role": m.role, "content": show(m.text, i, Part.TEXT, True)}
+            if m.reasoning is not None:
+                reasoning = show(m.reasoning, i, Part.REASONING, conversation.is_final(i))
+                message |= dict.fromkeys(_REASONING_FIELDS, reasoning)
             if m.tool_calls:
-                message["tool_calls"] = [
-                    {
-                        "type": "function",
-                        "id": show(call.id, i, Part.TOOL_CALL),
-                        "function": {
-                            "name": show(call.function.name, i, Part.TOOL_CALL),
-                            "arguments": show(_arguments(call), i, Part.TOOL_CALL),
-                        },
-                    }
-                    for call in m.tool_calls
-                ]
+                message["tool_calls"] = [self._shown_call(call, i, show, arguments) for call in m.tool_calls]
             for key in ("tool_call_id", "name"):
                 if getattr(m, key) is not None:
                     message[key] = show(getattr(m, key), i, Part.SCAFFOLD)
             messages.append(message)
         tools = [
-            _shown_declaration(openai_declaration(t), lambda value: show(value, -1, Part.SCAFFOLD))
-            for t in conversation.tools
+            {"type": "function", "function": {k: show(v, -1, Part.SCAFFOLD, k == "name") for k, v in tool.items()}}
+            for tool in conversation.tools
         ]
-        special = {
-            k: str(v) for k, v in getattr(self.tokenizer, "special_tokens_map", {}).items() if isinstance(v, str)
-        }
-        variables = special | dict(self.options.variables)
+        special = getattr(self.tokenizer, "special_tokens_map", {})
+        variables = {k: str(v) for k, v in special.items() if isinstance(v, str)} | dict(self.options.variables)
         if self.options.today is not None:
             variables["strftime_now"] = self.options.today.strftime
-        try:
-            return self._template.render(
-                messages=messages, tools=tools or None, add_generation_prompt=conversation.prompting, **variables
-            )
-        except RenderError:
-            raise
-        except Exception as error:  # a template can raise any exception, on purpose or by mistake
-            raise RenderError(f"the chat template raises an error for this conversation: {error}") from error
-
-    def _aligned(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
-        """Return the rendered conversation as pieces: the template's own text is trusted, the strings are not."""
-        hidden, real, slots = self._write_both(conversation)
-        self._check_nothing_is_lost(conversation, {slots[int(i)] for i in _PLACEHOLDER.findall(hidden)})
-        pieces: list[tuple[int, Piece]] = []
-        position = 0
-        texts = _PLACEHOLDER.split(hidden)  # text, slot, text, slot, ..., text
-        for i, own in enumerate(texts):
-            if i % 2 == 0:
-                if not real.startswith(own, position):
-                    raise RenderError(_DEPENDS_ON_STRINGS)
-                pieces.append((-1, scaffold(own)))
-                position += len(own)
-                continue
-            slot = slots[int(own)]
-            following = texts[i + 1] + ("\ue000" if i + 2 < len(texts) else "")
-            spelled = self._spelling(slot.value, real, position, following)
-            if spelled is None:
-                raise RenderError(
-                    f"messages[{slot.message}]: the template changes the text {slot.value[:60]!r} in an unknown way; "
-                    "use the renderer for this model family"
-                )
-            pieces.append((slot.message, text(spelled, slot.part)))
-            position += len(spelled)
-        if position != len(real):
-            raise RenderError(_DEPENDS_ON_STRINGS)
-        return pieces
-
-    def _check_nothing_is_lost(self, conversation: CheckedConversation, written: set[_Slot]) -> None:
-        """Raise if the template leaves out a part of the conversation other than reasoning in history."""
-        if conversation.tools and not any(slot.message < 0 for slot in written):
-            raise RenderError(
-                "the template does not write tools, so the declared tools would be lost; remove the tools or use the "
-                "renderer for this model family"
-            )
-        written_parts = {(slot.message, slot.part) for slot in written}
-        for i, message in enumerate(conversation.messages):
-            reasoning = message.reasoning if conversation.is_final(i) else None
-            parts = ((Part.TEXT, message.text), (Part.REASONING, reasoning), (Part.TOOL_CALL, message.tool_calls))
-            for part, content in parts:
-                if content and (i, part) not in written_parts:
-                    raise RenderError(
-                        f"messages[{i}]: the template leaves out its {part.name.lower()}; remove this part or use the "
-                        "renderer for this model family"
-                    )
+        return variables | {
+            "messages": messages, "tools": tools or None, "add_generation_prompt": conversation.prompting
+        }  # fmt: skip
 
     @staticmethod
-    def _spelling(value: str, real: str, position: int, following: str) -> str | None:
-        """Return the form in which `real` has `value` at `position`, or None if it was changed in an unknown way.
+    def _shown_call(call: ToolCall, i: int, show: Callable[..., Any], arguments: Callable[[ToolCall], Any]) -> Any:
+        name, call_id = call.function.name, show(call.id, i, Part.TOOL_CALL)
+        is_named = call.id is not None and call.id.startswith("functions.") and name_in_id(call.id) == name
+        function = {
+            "name": show(name, i, Part.TOOL_CALL, True, call_id if is_named else None),
+            "arguments": show(arguments(call), i, Part.TOOL_CALL, True),
+        }
+        return {"type": "function", "id": call_id, "function": function}
 
-        `following` is the format's text after the value. It ends with U+E000 if another string comes next.
+    def _aligned(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
+        """Return the rendered conversation as pieces: the template's own text is trusted, all other text is not."""
+        pieces: list[tuple[int, Piece]] = []
+        for is_own, group in itertools.groupby(self._write(conversation), lambda run: run.origin is OWN):
+            if is_own:
+                pieces.append((-1, scaffold("".join(run.text for run in group))))
+                continue
+            for run in group:
+                origin = run.origin or _UNKNOWN
+                pieces.append((origin.message, text(run.text, origin.part)))
+        return pieces
+
+    def _check_unknown(self, runs: Sequence[MarkedRun]) -> None:
+        """Raise if text of unknown origin spells a control token, which may be the template's own or a message's."""
+        for run in runs:
+            token = next((t for t in self.control if run.origin is None and t in run.text), None)
+            if token is not None:
+                raise RenderError(
+                    f"the template computes a text that spells the control token {token!r}, so it is unknown whether "
+                    "the template or a message wrote it; use the renderer for this model family"
+                )
+
+    def _check_nothing_is_lost(
+        self, conversation: CheckedConversation, slots: Sequence[Slot], runs: Sequence[MarkedRun]
+    ) -> None:
+        """Raise if the template leaves out or changes a part of the conversation.
+
+        White space at both ends may be left out, and reasoning in history as a whole.
         """
-        for change in _KNOWN_CHANGES:
-            spelled = change(value)
-            rest = following.removesuffix("\ue000")
-            ends = following.endswith("\ue000") or position + len(spelled) + len(rest) == len(real)
-            if ends and real.startswith(spelled + rest, position):
-                return spelled
-        return None
+        written: dict[Slot, list[MarkedRun]] = {}
+        for run in runs:
+            if run.origin is not None:
+                written.setdefault(run.origin, []).append(run)
+        for slot in slots:
+            if not slot.value.strip() or (slot not in written and not slot.required) or slot.named_in in written:
+                continue
+            missing = _missing_text(slot, written.get(slot, ()))
+            if missing is None:
+                continue
+            if slot.message < 0:
+                if slot.required:
+                    raise RenderError(
+                        f"the template does not write tools completely: {slot.value[:60]!r} would be lost; remove the "
+                        "tools or use the renderer for this model family"
+                    )
+                continue  # templates write parts of a JSON schema, in many forms
+            raise RenderError(
+                f"messages[{slot.message}]: the template changes or leaves out {missing[:60]!r} of its "
+                f"{slot.part.name.lower()}; remove this part or use the renderer for this model family"
+            )
+        if any(conversation.role(slot.message) == "tool" and slot.part is Part.SCAFFOLD for slot in written):
+            return  # the results have ids or names
+        check_order_of_results(conversation, self.name)
 
     # ---- what `RendererCore` calls
 
@@ -282,29 +291,71 @@ class Template(base.Renderer):
         pieces = self._aligned(conversation)
         if conversation.prompting:
             return pieces
+        pieces = self._with_stop(conversation, pieces)
         replies = [i for i, m in enumerate(conversation.messages) if m.role == "assistant"]
         starts = {self._start(conversation, pieces, i): i for i in replies}
         known = {start: i for start, i in starts.items() if start is not None}
-        alone = {start: i for start, i in known.items() if self._is_alone(pieces, start, i, known)}
+        alone = {start: i for start, i in known.items() if self._is_alone(conversation, pieces, start, i, known)}
         return list(self._divided(conversation, pieces, alone))
 
-    def _is_alone(self, pieces: list[tuple[int, Piece]], start: int, reply: int, starts: Iterable[int]) -> bool:
-        """Return whether no other message begins between the first character of a reply and its stop token.
+    def _with_stop(self, conversation: CheckedConversation, pieces: list[tuple[int, Piece]]) -> list[tuple[int, Piece]]:
+        """Add the stop token of the last reply, if the template writes it only as the start of the next turn."""
+        last = conversation.messages[-1] if conversation.messages else None
+        if last is None or last.role != "assistant":
+            return pieces
+        token = self._learned.unwritten_stops.get(bool(last.tool_calls))
+        return pieces if token is None else [*pieces, (-1, scaffold(token))]
+
+    def _is_alone(
+        self,
+        conversation: CheckedConversation,
+        pieces: list[tuple[int, Piece]],
+        start: int,
+        reply: int,
+        starts: Iterable[int],
+    ) -> bool:
+        """Return whether the text from the first character of a reply to its stop token belongs to this reply alone.
 
         If a template ends earlier replies in another way than the last one, the next stop token belongs to a later
-        message. The text up to this token was not sampled.
+        message. The text up to this token was not sampled. Therefore no other reply and no text of another message may
+        be in between, and the same text must end the reply if the conversation ends with this reply.
         """
+        stop_at = self._end(pieces, start)
+        if stop_at is None or any(start < other <= stop_at for other in starts):
+            return False
         position = 0
         for message, piece in pieces:
-            end = position + len(piece.text)
-            if end > start and piece.trusted:
-                stop_at = piece.text.find(self.grammar.stops[0], max(0, start - position))
-                if stop_at >= 0:
-                    return not any(start < other <= position + stop_at for other in starts)
-            elif end > start and message != reply:
+            inside = position < stop_at and position + len(piece.text) > start
+            if inside and not piece.trusted and message not in (reply, -1):
                 return False
-            position = end
-        return not any(start < other for other in starts)
+            position += len(piece.text)
+        if conversation.is_final(reply):
+            return True
+        alone = replace(conversation, messages=conversation.messages[: reply + 1])
+        try:
+            last = self._with_stop(alone, self._aligned(alone))
+        except RenderError:
+            return False
+        begin = self._start(alone, last, reply)
+        end = None if begin is None else self._end(last, begin)
+        return end is not None and _text_of(last)[begin:end].endswith(_text_of(pieces)[start:stop_at])
+
+    def _end(self, pieces: list[tuple[int, Piece]], start: int) -> int | None:
+        """Return the position after the first stop token that the template writes at or after `start`."""
+        position = 0
+        for _, piece in pieces:
+            if piece.trusted and position + len(piece.text) > start:
+                first = max(0, start - position)
+                found = self._stop_pattern.search(piece.text, first)
+                if found:
+                    return position + found.end()
+            position += len(piece.text)
+        return None
+
+    @functools.cached_property
+    def _stop_pattern(self) -> re.Pattern[str]:
+        stops = sorted(self.grammar.stops, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, stops)))
 
     def _start(self, conversation: CheckedConversation, pieces: list[tuple[int, Piece]], index: int) -> int | None:
         """Return the position of the first character of reply `index` in the text of `pieces`.
@@ -312,8 +363,7 @@ class Template(base.Renderer):
         Return None if the prompt for the reply is not a prefix of this text.
         """
         prompting = CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
-        prompt = "".join(piece.text for _, piece in self._aligned(prompting))
-        whole = "".join(piece.text for _, piece in pieces)
+        prompt, whole = _text_of(self._aligned(prompting)), _text_of(pieces)
         return len(prompt) if whole.startswith(prompt) else None
 
     def _divided(
@@ -339,13 +389,14 @@ class Template(base.Renderer):
                     # Strings of a reply whose start is unknown carry no weight; `example` raises if it is trained.
                     owner = index if reply is None else reply
                     has_known_start = conversation.role(index) != "assistant" or reply is not None
-                    yield owner, piece._replace(text=part, part=piece.part if has_known_start else Part.SCAFFOLD)
+                    own_part = Part.TEXT if reply is not None and index < 0 else piece.part  # e.g. a number in a call
+                    yield owner, piece._replace(text=part, part=own_part if has_known_start else Part.SCAFFOLD)
                 else:
-                    before, stop_token, after = part.partition(self.grammar.stops[0])
-                    yield reply, markup(before, Part.TEXT)
-                    if stop_token:
-                        yield reply, stop(stop_token)
-                        yield reply, scaffold(after)
+                    end = self._stop_pattern.search(part)
+                    yield reply, markup(part[: end.start()] if end else part, Part.TEXT)
+                    if end:
+                        yield reply, stop(end[0])
+                        yield reply, scaffold(part[end.end() :])
                         reply = None
                 if not piece.text:
                     break
@@ -367,29 +418,56 @@ class Template(base.Renderer):
             if weight and i not in stops:
                 raise RenderError(
                     f"messages[{i}]: this reply cannot be trained here, because the template does not write it between "
-                    "its prompt and its stop token, as it would be sampled; train only the last message, or use "
-                    "build_supervised_examples"
+                    f"its prompt and its stop token, as it would be sampled{self._difference(conversation, i)}; train "
+                    "only the last message, or use build_supervised_examples"
                 )
         return example
+
+    def _difference(self, conversation: CheckedConversation, index: int) -> str:
+        """Return how the prompt for reply `index` and the rendered conversation differ, for the error message."""
+        prompting = CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
+        prompt, whole = _text_of(self._aligned(prompting)), _text_of(self._aligned(conversation))
+        pairs = enumerate(zip(prompt, whole, strict=False))
+        same = next((i for i, (one, other) in pairs if one != other), min(len(prompt), len(whole)))
+        if same == len(prompt):
+            return ""
+        remedy = ". Set a variable of the template, such as enable_thinking" if conversation.is_final(index) else ""
+        return (
+            f" (the prompt continues with {prompt[same : same + 40]!r}, the conversation with "
+            f"{whole[same : same + 40]!r}{remedy})"
+        )
 
     def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
         return ()  # `pieces` already contains the opening
 
     @functools.cached_property
     def _primer(self) -> str:
-        prompting = read_conversation([{"role": "user", "content": "q"}], prompting=True)
-        prompt = "".join(piece.text for _, piece in self._aligned(prompting))
-        start = prompt.rfind("<think>")
-        return prompt[start:] if start >= 0 and self.grammar.block(Part.REASONING) else ""
+        return self._primer_of(read_conversation([{"role": "user", "content": "q"}], prompting=True))
+
+    def _primer_of(self, conversation: CheckedConversation) -> str:
+        """Return the end of the prompt from the token that opens reasoning, if the prompt begins the reply with it."""
+        block = self.grammar.block(Part.REASONING)
+        if block is None or self._learned.is_harmony:
+            return ""
+        own = itertools.takewhile(lambda pair: pair[1].trusted, reversed(self._aligned(conversation)))
+        ending = "".join(reversed([piece.text for _, piece in own]))
+        start = ending.rfind(block.open)
+        return ending[start:] if start >= 0 else ""
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
-        return self._primer
+        if conversation.last_user == len(conversation) - 1 or index != len(conversation):
+            return self._primer
+        return self._primer_of(conversation)
 
     def episode(self, *args: Any, **kwargs: Any) -> Any:
         raise RenderError(
             "the renderer 'template' cannot append to a conversation, so it has no episodes; use the renderer for this "
             "model family"
         )
+
+
+def _text_of(pieces: Iterable[tuple[int, Piece]]) -> str:
+    return "".join(piece.text for _, piece in pieces)
 
 
 def _arguments(call: ToolCall) -> Any:
@@ -400,27 +478,18 @@ def _arguments(call: ToolCall) -> Any:
     return arguments_of(call) if is_object(call.function.arguments) else call.function.arguments
 
 
-_SCHEMA_WORDS = frozenset(
-    """
-    type function name description strict parameters properties required title default examples enum const format
-    nullable items prefixItems additionalProperties anyOf oneOf allOf not pattern minimum maximum minLength maxLength
-    minItems maxItems uniqueItems return returns response $ref $defs definitions
-    string number integer boolean array object null
-    """.split()  # noqa: SIM905
-)
-"""Words of tool declarations that get no placeholder, because templates look them up or compare strings with them."""
+def _keep(value: Any, *_: Any) -> Any:
+    return value
 
 
-def _shown_declaration(value: Any, show: Callable[[Any], Any]) -> Any:
-    """Return a tool declaration in which `show` has replaced all strings except the words in `_SCHEMA_WORDS`.
-
-    Names of properties are replaced too.
-    """
-    if isinstance(value, Mapping):
-        return {_shown_declaration(k, show): _shown_declaration(v, show) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_shown_declaration(v, show) for v in value]
-    return value if isinstance(value, str) and value in _SCHEMA_WORDS else show(value)
+def _missing_text(slot: Slot, runs: Iterable[MarkedRun]) -> str | None:
+    """Return the first part of a slot's string that is in none of its runs, or None if all of it was written."""
+    end = len(slot.value) - len(slot.value.lstrip())
+    for run in sorted(runs, key=lambda run: run.start):
+        if run.start > end:
+            return slot.value[end : run.start]
+        end = max(end, run.stop)
+    return slot.value[end:] if slot.value[end:].strip() else None
 
 
 PRESETS: Sequence[tuple[str, type[base.Renderer], base.Options]] = (("template", Template, TemplateOptions()),)

@@ -73,7 +73,7 @@ def write_arguments(arguments: dict[str, Any]) -> str:
     return json.dumps(arguments) if _SURROGATE.search(written) else written
 
 
-def _declared_schemas(name: str, tools: Sequence[ToolSpec]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def declared_schemas(name: str, tools: Sequence[ToolSpec]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the parameters of tool `name`, and their properties; both empty without such a tool."""
     for tool in tools:
         parameters = tool.get("parameters") or {}
@@ -86,7 +86,7 @@ def _declared_schemas(name: str, tools: Sequence[ToolSpec]) -> tuple[Mapping[str
 _PYTHON_LITERALS: dict[str, Any] = {"True": True, "False": False, "None": None}
 
 
-def _read_value(written: str, schema: Any, root: Mapping[str, Any], *, python: bool = False) -> Any:
+def read_value(written: str, schema: Any, root: Mapping[str, Any], *, python: bool = False) -> Any:
     """Convert an argument that is written without quotes to a value: `3` -> 3, `[1]` -> [1], `abc` -> "abc".
 
     Without a schema, the text determines the type. With a schema, the value is the text itself if the schema allows
@@ -237,13 +237,13 @@ def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Tool
     call = re.fullmatch(r"\s*<function=([^>\n]+)>\n(.*)</function>\s*", body, re.DOTALL)
     if call is None:
         return UnparsedToolCall(body, "expected <function=NAME> ... </function>")
-    root, schemas = _declared_schemas(call[1], tools)
+    root, schemas = declared_schemas(call[1], tools)
     arguments: dict[str, Any] = {}
     position = 0
     for parameter in _XML_PARAMETER.finditer(call[2]):
         if call[2][position : parameter.start()].strip():
             break
-        arguments[parameter[1]] = _read_value(parameter[2], schemas.get(parameter[1]), root, python=True)
+        arguments[parameter[1]] = read_value(parameter[2], schemas.get(parameter[1]), root, python=True)
         position = parameter.end()
     if call[2][position:].strip():
         return UnparsedToolCall(body, f"not a parameter: {call[2][position:].strip()[:80]!r}")
@@ -277,8 +277,8 @@ def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> To
     inside, between = fields[1::2], [field.strip() for field in fields[2::2]]
     if not name or len(inside) % 2 or any(between) or len(inside) != len(between):
         return UnparsedToolCall("".join(fields), "expected a name and pairs of keys and values")
-    root, schemas = _declared_schemas(name, tools)
-    arguments = {k: _read_value(v, schemas.get(k), root) for k, v in zip(inside[::2], inside[1::2], strict=True)}
+    root, schemas = declared_schemas(name, tools)
+    arguments = {k: read_value(v, schemas.get(k), root) for k, v in zip(inside[::2], inside[1::2], strict=True)}
     return ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments)))
 
 

@@ -50,7 +50,7 @@ def check_all_is_written(
                 "it, use another format, or write it in the methods of the format"
             )
     if "tool_call_id" in leaves_out:
-        _check_order_of_results(conversation, format_name)
+        check_order_of_results(conversation, format_name)
     if conversation.tools and not first:
         written = "".join(piece.text for group in of_message.values() for piece in group if piece.part is Part.SCAFFOLD)
         for tool in conversation.tools:
@@ -124,7 +124,7 @@ def _is_in(value: str, written: str) -> bool:
     )
 
 
-def _check_order_of_results(conversation: CheckedConversation, format_name: str) -> None:
+def check_order_of_results(conversation: CheckedConversation, format_name: str) -> None:
     """Raise if the results of several calls are not in the order of the calls."""
     ids: list[str | None] = []
     last = -1

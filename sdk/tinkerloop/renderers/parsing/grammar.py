@@ -10,7 +10,8 @@ from typing import Protocol
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.pieces import Part
 
-ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], ToolCall | UnparsedToolCall]
+CallsRead = ToolCall | UnparsedToolCall | Sequence[ToolCall | UnparsedToolCall]
+ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], CallsRead]
 
 
 class ReadText(Protocol):
@@ -32,6 +33,7 @@ class Block:
     part: Part
     open: str
     close: str
+    """The control token that closes the block. If it is `""`, the stop token of the reply closes it."""
     head: str = ""
     """Fixed text after `open`."""
     foot: str = ""
@@ -66,7 +68,7 @@ class Grammar:
     text_foot: str = ""
     """Fixed text at the end of a reply, in ordinary tokens, unless one of `stop_texts` ends the reply."""
     read_call: ReadCall | None = None
-    """Function that parses the fields of a tool call block."""
+    """Function that parses the fields of a tool call block to one call or several."""
     read_text: ReadText | None = None
     """Function that reads the calls in the text from `find_call` on, for formats that write calls as ordinary text."""
     find_call: Callable[[str], int] | None = None
@@ -75,7 +77,7 @@ class Grammar:
     @cached_property
     def control(self) -> frozenset[str]:
         """All control tokens of blocks, wrappers and ends, i.e. those that the parser handles."""
-        tags = {tag for b in self.blocks for tag in (b.open, b.close, *b.separators)}
+        tags = {tag for b in self.blocks for tag in (b.open, b.close, *b.separators) if tag}
         return frozenset(tags | {*self.stops, *self.eos, *self.wrappers})
 
     @cached_property
@@ -91,7 +93,7 @@ class Grammar:
     @cached_property
     def closing(self) -> frozenset[str]:
         """The control tokens that close a block."""
-        return frozenset(block.close for block in self.blocks)
+        return frozenset(block.close for block in self.blocks if block.close)
 
     @cached_property
     def ends(self) -> frozenset[str]:

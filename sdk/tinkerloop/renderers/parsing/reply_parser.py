@@ -13,7 +13,7 @@ from functools import partial
 from operator import index
 
 from tinkerloop.messages import Content, Message, TextPart, ThinkingPart, ToolCall, ToolSpec, UnparsedToolCall
-from tinkerloop.renderers.parsing.grammar import Block, Grammar
+from tinkerloop.renderers.parsing.grammar import Block, CallsRead, Grammar
 from tinkerloop.renderers.parsing.parsed import (
     MessageDelta,
     Parsed,
@@ -182,6 +182,8 @@ class ReplyParser:
         if self._termination is not None:
             self._malformed = True
         elif name in self._grammar.ends:
+            if block is not None and not block.close:
+                self._close(block)
             self._malformed |= self._close_all()
             self._termination = ParseTermination.STOP_SEQUENCE if name in self._grammar.stops else ParseTermination.EOS
             return _STOP
@@ -207,7 +209,9 @@ class ReplyParser:
             self._push(rest)
 
     def _open(self, block: Block) -> None:
-        self._release(self._buffer.close(suffix=block.between if self._calls else block.lead))
+        before = block.between if self._calls else block.lead
+        is_after_text = self._buffer.pending.endswith(before)
+        self._release(self._buffer.close(suffix=before if is_after_text else before.lstrip()))
         self._block = block
         if block.part is _TOOL_CALL:
             self._fields, self._call_start = [[]], self._position
@@ -222,10 +226,10 @@ class ReplyParser:
             assert self._grammar.read_call is not None, "a grammar with tool calls reads them"
             fields[0] = fields[0].removeprefix(block.head)
             fields[-1] = fields[-1].removesuffix(block.foot)
-            call = self._grammar.read_call(fields, self._tools)
-            if isinstance(call, UnparsedToolCall):
-                call = UnparsedToolCall(self._sampled_call(self._position + 1), call.error)
-            self._calls.append(call)
+            for call in _several(self._grammar.read_call(fields, self._tools)):
+                if isinstance(call, UnparsedToolCall):
+                    call = UnparsedToolCall(self._sampled_call(self._position + 1), call.error)
+                self._calls.append(call)
         else:
             self._release(self._buffer.close(suffix=block.foot, trim=block.trim))
         self._block = None
@@ -321,3 +325,7 @@ class ReplyParser:
         if unparsed:
             message["unparsed_tool_calls"] = unparsed
         return message
+
+
+def _several(calls: CallsRead) -> list[ToolCall | UnparsedToolCall]:
+    return [calls] if isinstance(calls, (ToolCall, UnparsedToolCall)) else list(calls)
