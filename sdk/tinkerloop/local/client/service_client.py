@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import tinker
@@ -17,14 +16,12 @@ from tinkerloop.local.client.training_client import TrainingClient
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.nn.model_loading import TINY_MODEL
 from tinkerloop.local.request_errors import bad_request
-from tinkerloop.local.runtime.checkpoint_store import CheckpointStore, default_root, metadata_of
+from tinkerloop.local.runtime.checkpoint_store import metadata_of
 from tinkerloop.local.runtime.custom_loss import loss_handles
-from tinkerloop.local.runtime.engine import Engine
+from tinkerloop.local.runtime.engine import Engine, open_engine
 from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse, refuse_option
 
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
-"""Mapping from device type to the default `token_budget` of `ServiceClient`."""
 CloseStatus = Literal["success", "errored", "interrupted"]
 
 
@@ -70,25 +67,12 @@ class ServiceClient:
     ):
         remote = (base_url, api_key, default_headers_overrides) != (None, None, None)
         refuse_option(remote, "ServiceClient(base_url=...), (api_key=...)")
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device)
-        if dtype is None:
-            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        elif isinstance(dtype, str):
-            dtype = getattr(torch, dtype, dtype)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a floating-point torch dtype or its name, got {dtype!r}")
-        if token_budget is None:
-            token_budget = TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
-        if not isinstance(token_budget, int) or token_budget < 1:
-            raise ValueError(f"token_budget must be an integer >= 1, got {token_budget!r}")
         self._user_metadata = metadata_of(user_metadata)
         self._train_vision = train_vision
-        self._engine = Engine(
-            store=CheckpointStore(default_root() if root is None else Path(root).expanduser().absolute()),
-            device=device,
-            dtype=dtype,
+        self._engine = open_engine(
+            root,
+            device,
+            dtype,
             token_budget=token_budget,
             skip_zero_weight=skip_zero_weight,
             gradient_checkpointing=gradient_checkpointing,
