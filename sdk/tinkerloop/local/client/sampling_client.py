@@ -234,7 +234,7 @@ def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tu
 def _read_targets(data: tinker.TensorData | None, length: int, vocab_size: int) -> NDArray[np.int64] | None:
     if data is None:
         return None
-    targets = data.to_numpy()
+    targets = data.to_numpy(pad_value=-1)
     if targets.dtype != np.int64 or targets.ndim != 2 or len(targets) != length - 1:
         raise ValueError(
             "target_prompt_logprobs must have dtype int64 and one row for each prompt token after the first: "

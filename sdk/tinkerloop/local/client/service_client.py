@@ -96,13 +96,8 @@ class ServiceClient:
         `base_model` is "tiny" or "tiny-vl" (built in), a folder or a hub name. `seed=None` means seed 0, so equal calls
         give equal results.
         """
-        assert train_mlp or train_attn or train_unembed, (
-            "nothing to train: at least one of train_mlp, train_attn and train_unembed must be true"
-        )
-        _check_optimizer(optimizer)
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise bad_request(f"rank must be a positive integer, or 0 to train every weight; got {rank!r}")
-        spec = LoraSpec(rank, seed or 0, train_mlp, train_attn, train_unembed, self._train_vision)
+        check_optimizer(optimizer)
+        spec = new_lora_spec(rank, seed, train_mlp, train_attn, train_unembed, self._train_vision)
         metadata = self._merged(user_metadata)
         return self._train(lambda engine: engine.create_run(base_model, spec, metadata))
 
@@ -116,7 +111,7 @@ class ServiceClient:
     ) -> TrainingClient:
         """Return a client that starts from the weights of a checkpoint, with a new optimizer state."""
         refuse_option(weights_access_token is not None, "weights_access_token")
-        _check_optimizer(optimizer)
+        check_optimizer(optimizer)
         metadata = self._merged(user_metadata)
         return self._train(lambda engine: engine.create_run_from(path, base_model, False, metadata))
 
@@ -222,7 +217,30 @@ class ServiceClient:
         ]
 
 
-def _check_optimizer(config: Any) -> None:
+def new_lora_spec(
+    rank: int,
+    seed: int | None = None,
+    train_mlp: bool = True,
+    train_attn: bool = True,
+    train_unembed: bool = True,
+    train_vision: bool = False,
+) -> LoraSpec:
+    """Return the options of a new adapter.
+
+    Raises:
+        AssertionError: nothing would be trained.
+        tinker.BadRequestError: `rank` is not valid.
+    """
+    assert train_mlp or train_attn or train_unembed, (
+        "nothing to train: at least one of train_mlp, train_attn and train_unembed must be true"
+    )
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+        raise bad_request(f"rank must be a positive integer, or 0 to train every weight; got {rank!r}")
+    return LoraSpec(rank, seed or 0, train_mlp, train_attn, train_unembed, train_vision)
+
+
+def check_optimizer(config: Any) -> None:
+    """Raise an error if a training client cannot be created with this optimizer."""
     refuse_option(isinstance(config, tinker.DimuonOptimizerConfig), "DimuonParams, DimuonOptimizerConfig")
     if config is not None and not isinstance(config, tinker.AdamOptimizerConfig):
         raise TypeError(f"optimizer must be a tinker.AdamOptimizerConfig or None, got {type(config).__name__}")
