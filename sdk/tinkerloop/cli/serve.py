@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--token",
         help='The key that every user must have; it begins with "tml-". It is needed on any address that other '
-        f"machines can reach. The default is the environment variable {TOKEN_VARIABLE}: other users of this machine can "
-        "read the arguments of a command, but not its environment.",
+        f"machines can reach. The default is the environment variable {TOKEN_VARIABLE}: other users of this machine "
+        "can read the arguments of a command, but not its environment.",
     )
     parser.add_argument("--max-sessions", type=int, default=64, help="The largest number of sessions (default: 64).")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """The ids of models, samplers and requests.
 
-An id is made from what the client sends, so that a repeated request has the id of the first one. The client computes the
-id of a model itself, from its session and a counter.
+An id is made from what the client sends, so that a repeated request has the id of the first one. The client computes
+the id of a model itself, from its session and a counter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The order of one model's requests.
 
-The client numbers the requests of a model 1, 2, 3, ... and expects them to be executed in this order. They may arrive in
-another order: the client sends the parts of a large request at once, the first part last.
+The client numbers the requests of a model 1, 2, 3, ... and expects them to be executed in this order. They may arrive
+in another order: the client sends the parts of a large request at once, the first part last.
 """
 
 from __future__ import annotations

@@ -117,8 +117,7 @@ def _prepared(options: ServerOptions) -> Iterator[tuple[_Server, socket.socket]]
     """Open the socket and create the server."""
     check_token(options.host, options.token)
     with ExitStack() as stack:
-        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        listening = stack.enter_context(socket.create_server((options.host, options.port), family=family, backlog=2048))
+        listening = stack.enter_context(_listen(options.host, options.port))
         tokenizer = write_built_in_tokenizer(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         engine = open_engine(options.root, options.device, options.dtype, folders=dict(options.models))
         stack.callback(engine.queue.abandon)
@@ -136,6 +135,16 @@ def _prepared(options: ServerOptions) -> Iterator[tuple[_Server, socket.socket]]
             timeout_graceful_shutdown=10,
         )
         yield _Server(config, service), listening
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on the address.
+
+    Its protocol is given as TCP: only then does asyncio send small packets at once (TCP_NODELAY), not 40 ms later.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, port), family=family, backlog=2048)
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=listening.detach())
 
 
 def _url(listening: socket.socket) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -327,7 +326,7 @@ class TinkerService:
         start: Callable[[Body, EngineRun], RequestFuture],
         encode: Callable[[Any], Answer],
     ) -> str:
-        """Queue a request of a model. Its body is checked when its turn comes, so that a bad body fails in its place."""
+        """Queue a request of a model. Its body is checked when its turn comes, so a bad body fails in its place."""
         owner, number = body.get("model_id"), body.get("seq_id")
         if not isinstance(owner, str) or not isinstance(number, int):
             raise bad_request(f"{kind.__name__} needs model_id (a string) and seq_id (an integer)")
@@ -377,12 +376,13 @@ def _gone(owner: str) -> str:
     """Return the error for a model or a sampler that the server does not have (any more)."""
     if ":sample:" in owner:
         return (
-            f"this server has no sampler {owner}: its session has ended, the server was started again, or newer samplers "
-            "have replaced it; create a new sampling client"
+            f"this server has no sampler {owner}: its session has ended, the server was started again, or newer "
+            "samplers have replaced it; create a new sampling client"
         )
     return (
-        f"this server has no model {owner}: its session has ended, or the server was started again. Checkpoints are kept: "
-        "continue from your newest record, with create_training_client_from_state_with_optimizer of a new ServiceClient"
+        f"this server has no model {owner}: its session has ended, or the server was started again. Its checkpoints "
+        "are kept: resume from your newest record, with create_training_client_from_state_with_optimizer of a new "
+        "ServiceClient"
     )
 
 
