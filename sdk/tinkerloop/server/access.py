@@ -75,13 +75,13 @@ async def read_body(request: Request, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
+        if size <= limit:
+            parts.append(part)
         size += len(part)
-        parts.append(part if size <= limit else b"")
-        if size > limit and len(parts) > 1:
-            parts = [b"".join(parts)[:1024]]
+    body = b"".join(parts)
     if size > limit:
-        raise BodyTooLargeError(limit, b"".join(parts))
-    return b"".join(parts)
+        raise BodyTooLargeError(limit, body[:1024])
+    return body
 
 
 class AccessControl:

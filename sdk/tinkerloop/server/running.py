@@ -7,6 +7,7 @@ answers are sent, and then the server ends. A second signal ends it at once.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -56,18 +57,22 @@ def run_server(options: ServerOptions, on_ready: Callable[[str], None]) -> None:
         engine = server.service.engine
         for name in options.models:
             engine.queue.submit(lambda name=name: engine.model(name)).result()
-        on_ready(_url(listening))
+        gc.freeze()  # what lives as long as the process is not searched for garbage, neither now nor at the exit
+        server.on_ready = lambda: on_ready(_url(listening))
         asyncio.run(server.serve(sockets=[listening]))
 
 
 @contextmanager
 def background_server(options: ServerOptions) -> Iterator[str]:
     """Serve on another thread during the `with` block. The value is the server's URL."""
+    ready = threading.Event()
     with _prepared(options) as (server, listening):
         thread = threading.Thread(
             target=lambda: asyncio.run(server.serve(sockets=[listening])), name="tinkerloop-server", daemon=True
         )
+        server.on_ready = ready.set
         thread.start()
+        ready.wait()
         try:
             yield _url(listening)
         finally:
@@ -81,18 +86,18 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: TinkerService):
         super().__init__(config)
         self.service = service
+        self.on_ready: Callable[[], object] = lambda: None
+        """Called when the server accepts requests and handles signals."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Task[None] | None = None
-        self._begun = threading.Event()
 
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._begun.set()
-        await super().serve(sockets)
+        await super().startup(sockets)
+        self.on_ready()
 
     def stop(self) -> None:
         """Stop the server. It may be called on any thread, and in a signal handler."""
-        self._begun.wait()
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._begin_stop)
 
