@@ -124,7 +124,8 @@ class Engine:
             raise bad_request(f"base_model must be a str, the name of a model or of a folder; got {name!r}")
         if self.folders is not None and name not in self.folders:
             raise bad_request(
-                f"this server has no base model {name!r}; it has {', '.join(map(repr, self.folders)) or 'none'}"
+                f"this server has no base model {name!r}; it has {', '.join(map(repr, self.folders)) or 'none'}. Start "
+                "it with --model NAME=FOLDER to add a model"
             )
         dtype = torch.float32 if spec is not None and spec.rank == 0 else self.dtype
         if (name, dtype) not in self.models:
