@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse_option
 from tinkerloop.server import request_ids
 from tinkerloop.server.answers import Answer, Answers, failure, json_answer
-from tinkerloop.server.protobuf import ForwardBackwardCall, encode_output, encode_samples
+from tinkerloop.server.protobuf import MAX_ELEMENTS, ForwardBackwardCall, encode_output, encode_samples
 from tinkerloop.server.sessions import HostedModel, HostedSampler, Limits, Session, Sessions
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -399,7 +400,9 @@ def _sample(client: SamplingClient, request: SampleRequest) -> RequestFuture:
     refuse_option(bool(getattr(request, "record_stability_info", False)), "record_stability_info=True")
     if request.base_model is not None or request.model_path is not None:
         raise bad_request("asample takes the weights from sampling_session_id; omit base_model and model_path")
-    targets = request.target_prompt_logprobs
+    targets = getattr(request, "target_prompt_logprobs", None)
+    if targets is not None and math.prod(targets.shape or ()) > MAX_ELEMENTS:
+        raise bad_request(f"target_prompt_logprobs has the shape {targets.shape}, more than {MAX_ELEMENTS} elements")
     return client.sample(
         request.prompt,
         request.num_samples,
