@@ -133,7 +133,7 @@ def test_a_request_that_is_too_large_fails_in_its_place(tmp_path, datum):
             assert raw.post("create_session", content=b" " * 20_000).status_code == 413
 
 
-def test_malformed_bodies_are_refused_and_disturb_nobody(raw, client, datum):
+def test_malformed_bodies_are_rejected_and_disturb_nobody(raw, client, datum):
     model = raw.model()
     tensor = messages.Tensor(dtype=messages.DTYPE_FLOAT32, dense=b"\0" * 4)
     sparse = messages.SparseCsr(values=b"", crow_indices=b"\0" * 8, col_indices=b"")

@@ -25,7 +25,7 @@ from tinkerloop.terminal import printable
 logger = logging.getLogger(__name__)
 
 KEY_PREFIX = "tml-"
-"""The client refuses keys with another beginning."""
+"""The client rejects keys with another beginning."""
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _OPEN_PATHS = ("/healthz", "/api/v1/healthz")
 
@@ -50,7 +50,7 @@ def check_token(host: str, token: str | None) -> None:
     """Check that a server at the address `host` is protected by a token that the client can send.
 
     Raises:
-        TinkerloopError: there is no token although other machines can reach the server, or the client refuses it.
+        TinkerloopError: there is no token although other machines can reach the server, or the client rejects it.
     """
     if token is None and not is_loopback(host):
         raise TinkerloopError(
@@ -59,7 +59,7 @@ def check_token(host: str, token: str | None) -> None:
         )
     if token is not None and (not token.startswith(KEY_PREFIX) or len(token) < len(KEY_PREFIX) + 8):
         raise TinkerloopError(
-            f"the token must begin with {KEY_PREFIX!r}, because the tinker client refuses other keys, and have at "
+            f"the token must begin with {KEY_PREFIX!r}, because the tinker client rejects other keys, and have at "
             "least 8 more characters"
         )
 

@@ -44,10 +44,10 @@ def checkpoint_routes(service: TinkerService, body_of: Callable[[Request], Await
                 _path(request), body.get("ttl_seconds")
             ),
         ),
-        route("POST", f"{checkpoint}/publish", _refuse("publish_checkpoint_from_tinker_path")),
-        route("DELETE", f"{checkpoint}/publish", _refuse("unpublish_checkpoint_from_tinker_path")),
-        route("GET", f"{checkpoint}/external_weights_urls", _refuse("get_external_weights_urls")),
-        route("GET", f"{checkpoint}/archive", _refuse("get_checkpoint_archive_url")),
+        route("POST", f"{checkpoint}/publish", _unsupported("publish_checkpoint_from_tinker_path")),
+        route("DELETE", f"{checkpoint}/publish", _unsupported("unpublish_checkpoint_from_tinker_path")),
+        route("GET", f"{checkpoint}/external_weights_urls", _unsupported("get_external_weights_urls")),
+        route("GET", f"{checkpoint}/archive", _unsupported("get_checkpoint_archive_url")),
         route("POST", "weights_info", lambda rest, _, body: rest.get_weights_info_by_tinker_path(_field(body))),
         route("POST", "copy_weights", _copy),
     ]
@@ -59,7 +59,7 @@ def _copy(rest: RestClient, request: Request, body: dict[str, Any]) -> Any:
     return rest.copy_weights(call.source_path, ttl_seconds=call.ttl_seconds, weights_access_token=token)
 
 
-def _refuse(method: str) -> Call:
+def _unsupported(method: str) -> Call:
     def call(rest: RestClient, request: Request, body: dict[str, Any]) -> Any:
         raise NotImplementedError(f"the server does not support {method}: {METHODS[f'RestClient.{method}']}")
 

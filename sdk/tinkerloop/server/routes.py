@@ -103,7 +103,7 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
         except BodyTooLargeError as error:
             if (head := read_head(error.beginning)) is None:
                 raise
-            return JSONResponse({"request_id": service.refuse(*head, str(error))})
+            return JSONResponse({"request_id": service.reject(*head, str(error))})
         large = len(body) > _LARGE_BODY
         call = await run_in_threadpool(read_forward_backward, body) if large else read_forward_backward(body)
         return JSONResponse({"request_id": service.forward_backward(call)})
@@ -112,7 +112,7 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
         body = await body_of(request)
         reason = f"the server does not support save_weights_external: {METHODS['TrainingClient.save_weights_external']}"
         model_id, number = str(body.get("model_id")), int(body.get("seq_id", 0))
-        return JSONResponse({"request_id": service.refuse(model_id, number, reason)})
+        return JSONResponse({"request_id": service.reject(model_id, number, reason)})
 
     async def sample(request: Request) -> Response:
         request_id, sequence_ids = service.sample(await body_of(request))

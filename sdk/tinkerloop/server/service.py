@@ -137,7 +137,7 @@ class TinkerService:
 
         return self._queue(call.model_id, call.number, start, encode_output)
 
-    def refuse(self, model_id: str, number: int, reason: str) -> str:
+    def reject(self, model_id: str, number: int, reason: str) -> str:
         """Fail a request of a model in its place."""
 
         def start(run: EngineRun) -> RequestFuture:
