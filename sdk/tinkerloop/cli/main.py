@@ -22,6 +22,8 @@ COMMANDS = {
     "chat": "tinkerloop.cli.chat",
     "export": "tinkerloop.cli.export",
     "inspect": "tinkerloop.cli.inspect",
+    "run": "tinkerloop.cli.run_script",
+    "serve": "tinkerloop.cli.serve",
 }
 """Mapping from the name of a command to its module."""
 

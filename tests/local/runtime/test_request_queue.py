@@ -48,6 +48,27 @@ def test_abandoned_requests_fail_also_beside_a_cancelled_one():
     assert worker.stop().done()
 
 
+def test_lanes_take_turns_and_each_keeps_its_order():
+    queue, released, done = RequestQueue("test"), threading.Event(), []
+    queue.submit(released.wait)
+    for lane, count in (("busy", 4), ("other", 2), ("third", 1)):
+        for number in range(count):
+            queue.submit(lambda name=f"{lane} {number}": done.append(name), lane)
+    released.set()
+    queue.stop().result()
+    assert done == ["busy 0", "other 0", "third 0", "busy 1", "other 1", "busy 2", "busy 3"]
+
+
+def test_a_group_is_executed_together_within_its_lane_only():
+    queue, released = RequestQueue("test"), threading.Event()
+    queue.submit(released.wait)
+    calls = [
+        queue.submit_grouped("weights", n, lambda together: [list(together)] * len(together), n % 2) for n in range(5)
+    ]
+    released.set()
+    assert [call.result() for call in calls] == [[0, 2, 4], [1, 3], [0, 2, 4], [1, 3], [0, 2, 4]]
+
+
 def in_forked_child(function: Callable[[], object]) -> str:
     """Call `function` in a forked child process. Return the error that it raised, as text."""
 

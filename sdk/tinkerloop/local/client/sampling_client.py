@@ -194,7 +194,7 @@ class SamplingClient(AwaitableClient):
             _ = engine  # This reference keeps the engine alive until it has answered, even if all clients are deleted.
             return answer_calls(sampler, calls)
 
-        return engine.queue.submit_grouped(id(sampler), call, answer)
+        return engine.queue.submit_grouped(id(sampler), call, answer, sampler.lane)
 
 
 @functools.cache
@@ -238,7 +238,7 @@ def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tu
 def _read_targets(data: tinker.TensorData | None, length: int, vocab_size: int) -> NDArray[np.int64] | None:
     if data is None:
         return None
-    targets = data.to_numpy()
+    targets = data.to_numpy(pad_value=-1)
     if targets.dtype != np.int64 or targets.ndim != 2 or len(targets) != length - 1:
         raise ValueError(
             "target_prompt_logprobs must have dtype int64 and one row for each prompt token after the first: "

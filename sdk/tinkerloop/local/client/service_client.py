@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import tinker
@@ -17,14 +16,12 @@ from tinkerloop.local.client.training_client import TrainingClient
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.nn.model_loading import TINY_MODEL
 from tinkerloop.local.request_errors import bad_request
-from tinkerloop.local.runtime.checkpoint_store import CheckpointStore, default_root, metadata_of
+from tinkerloop.local.runtime.checkpoint_store import metadata_of
 from tinkerloop.local.runtime.custom_loss import loss_handles
-from tinkerloop.local.runtime.engine import Engine
+from tinkerloop.local.runtime.engine import Engine, open_engine
 from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse, refuse_option
 
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
-"""Mapping from device type to the default `token_budget` of `ServiceClient`."""
 CloseStatus = Literal["success", "errored", "interrupted"]
 
 
@@ -70,25 +67,12 @@ class ServiceClient:
     ):
         remote = (base_url, api_key, default_headers_overrides) != (None, None, None)
         refuse_option(remote, "ServiceClient(base_url=...), (api_key=...)")
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device)
-        if dtype is None:
-            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        elif isinstance(dtype, str):
-            dtype = getattr(torch, dtype, dtype)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"dtype must be a floating-point torch dtype or its name, got {dtype!r}")
-        if token_budget is None:
-            token_budget = TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
-        if not isinstance(token_budget, int) or token_budget < 1:
-            raise ValueError(f"token_budget must be an integer >= 1, got {token_budget!r}")
         self._user_metadata = metadata_of(user_metadata)
         self._train_vision = train_vision
-        self._engine = Engine(
-            store=CheckpointStore(default_root() if root is None else Path(root).expanduser().absolute()),
-            device=device,
-            dtype=dtype,
+        self._engine = open_engine(
+            root,
+            device,
+            dtype,
             token_budget=token_budget,
             skip_zero_weight=skip_zero_weight,
             gradient_checkpointing=gradient_checkpointing,
@@ -112,13 +96,8 @@ class ServiceClient:
         `base_model` is "tiny" or "tiny-vl" (built in), a folder or a hub name. `seed=None` means seed 0, so equal calls
         give equal results.
         """
-        assert train_mlp or train_attn or train_unembed, (
-            "nothing to train: at least one of train_mlp, train_attn and train_unembed must be true"
-        )
-        _check_optimizer(optimizer)
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-            raise bad_request(f"rank must be a positive integer, or 0 to train every weight; got {rank!r}")
-        spec = LoraSpec(rank, seed or 0, train_mlp, train_attn, train_unembed, self._train_vision)
+        check_optimizer(optimizer)
+        spec = new_lora_spec(rank, seed, train_mlp, train_attn, train_unembed, self._train_vision)
         metadata = self._merged(user_metadata)
         return self._train(lambda engine: engine.create_run(base_model, spec, metadata))
 
@@ -132,7 +111,7 @@ class ServiceClient:
     ) -> TrainingClient:
         """Return a client that starts from the weights of a checkpoint, with a new optimizer state."""
         refuse_option(weights_access_token is not None, "weights_access_token")
-        _check_optimizer(optimizer)
+        check_optimizer(optimizer)
         metadata = self._merged(user_metadata)
         return self._train(lambda engine: engine.create_run_from(path, base_model, False, metadata))
 
@@ -238,7 +217,30 @@ class ServiceClient:
         ]
 
 
-def _check_optimizer(config: Any) -> None:
+def new_lora_spec(
+    rank: int,
+    seed: int | None = None,
+    train_mlp: bool = True,
+    train_attn: bool = True,
+    train_unembed: bool = True,
+    train_vision: bool = False,
+) -> LoraSpec:
+    """Return the options of a new adapter.
+
+    Raises:
+        AssertionError: nothing would be trained.
+        tinker.BadRequestError: `rank` is not valid.
+    """
+    assert train_mlp or train_attn or train_unembed, (
+        "nothing to train: at least one of train_mlp, train_attn and train_unembed must be true"
+    )
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+        raise bad_request(f"rank must be a positive integer, or 0 to train every weight; got {rank!r}")
+    return LoraSpec(rank, seed or 0, train_mlp, train_attn, train_unembed, train_vision)
+
+
+def check_optimizer(config: Any) -> None:
+    """Raise an error if a training client cannot be created with this optimizer."""
     dimuon, adam = (getattr(tinker, f"{name}OptimizerConfig", ()) for name in ("Dimuon", "Adam"))  # tinker >= 0.29
     refuse_option(isinstance(config, dimuon), "DimuonParams, DimuonOptimizerConfig")
     if config is not None and not isinstance(config, adam):

@@ -201,7 +201,7 @@ class TrainingClient(AwaitableClient):
         """
         refuse_option(kind != "snapshot", "kind='inflight'")
         refuse_option(record_stability_info, "record_stability_info=True")
-        sampler = Sampler(self._run.model, self._run.spec)
+        sampler = Sampler(self._run.model, self._run.spec, lane=self._run.lane)
         sampler.snapshot_future = self._submit(lambda engine, run: engine.snapshot(run, sampler))
         return SamplingClient(self._engine, sampler)
 
@@ -261,4 +261,4 @@ class TrainingClient(AwaitableClient):
 
     def _submit(self, operation: Callable[[Engine, EngineRun], Any]) -> RequestFuture:
         engine, run = self._engine, self._run
-        return engine.queue.submit(lambda: operation(engine, run))
+        return engine.queue.submit(lambda: operation(engine, run), run.lane)

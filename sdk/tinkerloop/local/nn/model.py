@@ -31,6 +31,7 @@ class Model:
         module: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         gradient_checkpointing: bool | None = None,
+        folder: str | None = None,
     ):
         assert isinstance(module, PreTrainedModel)
         attention.register()
@@ -45,7 +46,7 @@ class Model:
         config = module.config.get_text_config()
         self.vocab_size: int = config.vocab_size
         self.max_length: int = config.max_position_embeddings
-        self.vision = vision_of(name, module)
+        self.vision = vision_of(folder or name, module)
         self.device, self.dtype = first.head.layer.weight.device, first.head.layer.weight.dtype
         weights = sum(layer.weight.numel() * 4 for layer in self.layers.values())
         self.fold = self.dtype == torch.float32 and weights <= FOLD_LIMIT

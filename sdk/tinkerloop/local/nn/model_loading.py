@@ -29,7 +29,11 @@ TINY_MODEL, TINY_VISION_MODEL = "tiny", "tiny-vl"
 
 
 def load_model(
-    name: str, device: torch.device, dtype: torch.dtype, gradient_checkpointing: bool | None = None
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    gradient_checkpointing: bool | None = None,
+    folder: str | None = None,
 ) -> Model:
     """Load a base model and check that the engine computes correct logits with it.
 
@@ -38,13 +42,14 @@ def load_model(
     Args:
         name: a built-in model, or a folder or hub name of a causal or image-text model of transformers.
         gradient_checkpointing: True: always recompute activations. False: never. None: decide by available memory.
+        folder: where to load the model from, if `name` does not say it.
 
     Raises:
         tinker.BadRequestError: the model cannot be loaded.
         NotImplementedError: the check found that the engine would compute wrong logits.
     """
-    module, tokenizer = _read(name, dtype)
-    model = Model(name, module.to(device), tokenizer, gradient_checkpointing)
+    module, tokenizer = _read(folder or name, dtype)
+    model = Model(name, module.to(device), tokenizer, gradient_checkpointing, folder)
     model.packs = packs(model)
     return model
 

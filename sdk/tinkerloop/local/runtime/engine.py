@@ -5,12 +5,14 @@ Every method that takes an `EngineRun` or a `Sampler` runs on the queue's thread
 
 from __future__ import annotations
 
+import os
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import tinker
@@ -26,7 +28,13 @@ from tinkerloop.local.nn.parameters import TrainState, Weights
 from tinkerloop.local.request_errors import CallerError, bad_request, user_error
 from tinkerloop.local.runtime.allocator import keep_freed_memory
 from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind, parse_path
-from tinkerloop.local.runtime.checkpoint_store import CheckpointContents, CheckpointInfo, CheckpointStore, expiry
+from tinkerloop.local.runtime.checkpoint_store import (
+    CheckpointContents,
+    CheckpointInfo,
+    CheckpointStore,
+    default_root,
+    expiry,
+)
 from tinkerloop.local.runtime.custom_loss import custom_weights
 from tinkerloop.local.runtime.forward_backward import ForwardBackward, run_forward_backward
 from tinkerloop.local.runtime.peft_format import adapted_modules, tensor_names
@@ -34,6 +42,9 @@ from tinkerloop.local.runtime.replica_threads import replica_count
 from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.runtime.request_queue import RequestQueue
 from tinkerloop.local.runtime.request_reading import DatumArrays
+
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
+"""Mapping from device type to the default `token_budget` of `ServiceClient`."""
 
 
 @dataclass
@@ -45,6 +56,8 @@ class EngineRun:
     spec: LoraSpec
     state: TrainState
     user_metadata: dict[str, str] | None = None
+    lane: Hashable = None
+    """Lane of the run's requests in the queue."""
     requests: int = 0
     """Number of executed requests. load_state is only allowed while it is 0."""
     poisoned: bool = False
@@ -76,11 +89,13 @@ class Sampler:
     path: str | None = None
     snapshot_future: RequestFuture | None = None
     """Future of the request that sets `weights` to a snapshot. None for weights of a checkpoint or a base model."""
+    lane: Hashable = None
+    """Lane of the sampler's requests in the queue."""
 
 
 @dataclass(eq=False)
 class Engine:
-    """Loaded models, checkpoint store, request queue and options of one ServiceClient."""
+    """Loaded models, checkpoint store, request queue and options of one ServiceClient, or of a server."""
 
     store: CheckpointStore
     device: torch.device
@@ -88,6 +103,8 @@ class Engine:
     token_budget: int = 2048
     skip_zero_weight: bool = False
     gradient_checkpointing: bool | None = None
+    folders: Mapping[str, str] | None = None
+    """The only base models that can be opened: a mapping from name to folder. None: any name, folder or hub name."""
     queue: RequestQueue = field(default_factory=lambda: RequestQueue("tinkerloop-engine"))
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
     run_count: int = 0
@@ -105,21 +122,43 @@ class Engine:
         """
         if not isinstance(name, str):
             raise bad_request(f"base_model must be a str, the name of a model or of a folder; got {name!r}")
+        if self.folders is not None and name not in self.folders:
+            raise bad_request(
+                f"this server has no base model {name!r}; it has {', '.join(map(repr, self.folders)) or 'none'}. Start "
+                "it with --model NAME=FOLDER to add a model"
+            )
         dtype = torch.float32 if spec is not None and spec.rank == 0 else self.dtype
         if (name, dtype) not in self.models:
-            self.models[name, dtype] = load_model(name, self.device, dtype, self.gradient_checkpointing)
+            folder = None if self.folders is None else self.folders[name]
+            self.models[name, dtype] = load_model(name, self.device, dtype, self.gradient_checkpointing, folder)
         return self.models[name, dtype]
 
-    def create_run(self, base_model: str, spec: LoraSpec, user_metadata: dict[str, str] | None = None) -> EngineRun:
+    def create_run(
+        self,
+        base_model: str,
+        spec: LoraSpec,
+        user_metadata: dict[str, str] | None = None,
+        *,
+        run_id: str | None = None,
+        lane: Hashable = None,
+    ) -> EngineRun:
+        """Return a new run. By default its id is made from the engine's session and a counter."""
         base = self.model(base_model, spec)
         check_coverage(base, spec)
         state = TrainState(base.new_weights(spec), torch.float32 if spec.rank == 0 else torch.float64)
-        run = EngineRun(f"{self.session}:train:{self.run_count}", base, spec, state, user_metadata)
+        run = EngineRun(run_id or f"{self.session}:train:{self.run_count}", base, spec, state, user_metadata, lane=lane)
         self.run_count += 1
         return run
 
     def create_run_from(
-        self, path: str, base_model: str | None, optimizer: bool, user_metadata: dict[str, str] | None
+        self,
+        path: str,
+        base_model: str | None,
+        optimizer: bool,
+        user_metadata: dict[str, str] | None,
+        *,
+        run_id: str | None = None,
+        lane: Hashable = None,
     ) -> EngineRun:
         """Return a new run that starts with the weights of a training checkpoint.
 
@@ -131,7 +170,7 @@ class Engine:
                 f"base_model={base_model!r} does not match {path}: the checkpoint was trained on "
                 f"{record.base_model!r}; pass this name or omit base_model"
             )
-        run = self.create_run(record.base_model, record.lora, user_metadata)
+        run = self.create_run(record.base_model, record.lora, user_metadata, run_id=run_id, lane=lane)
         self._load(run, record, optimizer)
         return run
 
@@ -214,11 +253,11 @@ class Engine:
         run.begin()
         sampler.weights = run.state.weights.snapshot()
 
-    def create_sampler(self, path: str | None, base_model: str | None) -> Sampler:
+    def create_sampler(self, path: str | None, base_model: str | None, lane: Hashable = None) -> Sampler:
         if path is None:
             assert base_model is not None
-            return Sampler(self.model(base_model))
-        record = self.store.read(path)
+            return Sampler(self.model(base_model), lane=lane)
+        record = self._named(self.store.read(path))
         if parse_path(path)[1] != "sampler_weights":
             raise bad_request(
                 f"{path} must point to a sampler weights checkpoint: it is a training checkpoint, "
@@ -232,7 +271,7 @@ class Engine:
         base = self.model(record.base_model, record.lora)
         weights = base.new_weights(record.lora)
         self._fill_weights(base, weights, record)
-        return Sampler(base, record.lora, weights, path)
+        return Sampler(base, record.lora, weights, path, lane=lane)
 
     def apply(self, run: EngineRun, function: Callable[[TrainState], Any]) -> Any:
         """Return `function(run.state)`. Later requests use the weights, gradients and moments as `function` left them.
@@ -304,8 +343,18 @@ class Engine:
         run.model.bind(run.spec, run.state.weights, gradients)
         return run_forward_backward(run.model, datums, work, replicas)
 
+    def _named(self, record: CheckpointInfo) -> CheckpointInfo:
+        """Return `record`, with the name in `folders` instead of a folder that has a name there.
+
+        So a server can open a checkpoint that a program trained from the folder itself.
+        """
+        for name, folder in (self.folders or {}).items():
+            if folder == record.base_model:
+                return replace(record, base_model=name)
+        return record
+
     def _training_record(self, path: str) -> CheckpointInfo:
-        record = self.store.read(path)
+        record = self._named(self.store.read(path))
         if parse_path(path)[1] != "weights":
             raise bad_request(
                 f"cannot continue training from {path}: it is a sampler checkpoint; "
@@ -328,6 +377,36 @@ class Engine:
             _fill(layout.views(state.exp_avg_sq), moments["exp_avg_sq"], record.path)
             state.step = record.step
         self.store.confirm(record)
+
+
+def open_engine(
+    root: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    token_budget: int | None = None,
+    **options: Any,
+) -> Engine:
+    """Return an engine with these options, or with the defaults that `ServiceClient` documents.
+
+    Raises:
+        ValueError: `dtype` or `token_budget` is not valid.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    elif isinstance(dtype, str):
+        dtype = getattr(torch, dtype, dtype)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point torch dtype or its name, got {dtype!r}")
+    if token_budget is None:
+        token_budget = TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
+    if not isinstance(token_budget, int) or token_budget < 1:
+        raise ValueError(f"token_budget must be an integer >= 1, got {token_budget!r}")
+    store = CheckpointStore(default_root() if root is None else Path(root).expanduser().absolute())
+    return Engine(store, device, dtype, token_budget, **options)
 
 
 def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:

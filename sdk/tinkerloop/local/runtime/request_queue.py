@@ -3,13 +3,16 @@
 All code that uses the model runs on this thread, so the model needs no lock. Requests that may be executed together
 (samples from the same weights) have an equal `group`. When a request of a group is executed, all waiting requests of
 the same group are executed with it.
+
+The requests of one lane are executed in the order of submission. The lanes take turns, so that a user with many queued
+requests does not delay another user by more than one request. In one process all requests are in the lane None.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,46 +34,52 @@ class QueuedRequest:
     run: Callable[..., Any]
     group: Hashable = None
     payload: Any = None
+    lane: Hashable = None
     future: RequestFuture = field(default_factory=RequestFuture)
 
 
 class RequestQueue:
-    """FIFO queue of requests, with the thread that executes them.
+    """Queue of requests, first in, first out for each lane, with the thread that executes them.
 
     The thread starts at the first request and ends after `stop` or `abandon`.
     """
 
     def __init__(self, name: str):
         self._name = name
-        self._jobs: deque[QueuedRequest] = deque()
+        self._lanes: OrderedDict[Hashable, deque[QueuedRequest]] = OrderedDict()
+        """The waiting requests of each lane that has any. The lane at the front has the next turn."""
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._process: int | None = None
         """The process in which the thread was started. A forked child has the queue, but not the thread."""
         self._stopped = False
-        self._last = QueuedRequest(lambda: None)
-        """Request that does nothing. `stop` queues it after all others, so its future marks the end."""
-        self._last.future.set_running_or_notify_cancel()
+        self._ended: RequestFuture[None] = RequestFuture()
+        """Done after the last request."""
+        self._ended.set_running_or_notify_cancel()
 
-    def submit(self, run: Callable[[], Any]) -> RequestFuture:
-        """Queue a call of `run()` and return its future.
+    def submit(self, run: Callable[[], Any], lane: Hashable = None) -> RequestFuture:
+        """Queue a call of `run()` in `lane` and return its future.
 
         The call is executed even if nobody waits for the future. It cannot be cancelled, because later requests depend
         on it.
         """
-        job = QueuedRequest(run)
+        job = QueuedRequest(run, lane=lane)
         job.future.set_running_or_notify_cancel()
         return self._put(job)
 
     def submit_grouped(
-        self, group: Hashable, payload: Any, run_group: Callable[[Sequence[Any]], list]
+        self,
+        group: Hashable,
+        payload: Any,
+        run_group: Callable[[Sequence[Any]], list],
+        lane: Hashable = None,
     ) -> RequestFuture:
-        """Queue `payload` and return its future.
+        """Queue `payload` in `lane` and return its future.
 
-        `run_group` is called with this payload and all waiting payloads of the same `group`. It returns a result or an
-        exception for each.
+        `run_group` is called with this payload and all payloads of the same `group` that wait in the lane. It returns a
+        result or an exception for each.
         """
-        return self._put(QueuedRequest(run_group, group, payload))
+        return self._put(QueuedRequest(run_group, group, payload, lane))
 
     def stop(self) -> RequestFuture[None]:
         """Execute the queued requests, then end the thread. The returned future is done after the last request.
@@ -86,11 +95,9 @@ class RequestQueue:
             if not self._stopped:
                 self._stopped = True
                 if self._thread is None:
-                    self._last.future.set_result(None)
-                else:
-                    self._jobs.append(self._last)
+                    self._ended.set_result(None)
                 self._wake.notify()
-        return self._last.future
+        return self._ended
 
     def abandon(self) -> None:
         """Drop the queued requests and wait for the thread to end. If `stop` was called before, only wait.
@@ -102,11 +109,12 @@ class RequestQueue:
         if self._process not in (None, os.getpid()):
             return
         with self._wake:
-            dropped: deque[QueuedRequest] = deque()
+            dropped: list[QueuedRequest] = []
             if not self._stopped:
                 self._stopped = True
-                dropped, self._jobs = self._jobs, dropped
-                self._last.future.set_result(None)
+                dropped = [job for lane in self._lanes.values() for job in lane]
+                self._lanes.clear()
+                self._ended.set_result(None)
             self._wake.notify()
             thread = self._thread
         for job in dropped:
@@ -128,7 +136,7 @@ class RequestQueue:
                 self._process = os.getpid()
                 self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
                 self._thread.start()
-            self._jobs.append(job)
+            self._lanes.setdefault(job.lane, deque()).append(job)
             self._wake.notify()
         return job.future
 
@@ -142,26 +150,25 @@ class RequestQueue:
                 else:
                     _execute_group(jobs)
                 del jobs  # A request may be the last reference to the engine; do not keep it while waiting.
+            if not self._ended.done():
+                self._ended.set_result(None)
         finally:
             WORKER_THREADS.discard(ident)  # a later thread may get the same identifier
 
     def _take(self) -> list[QueuedRequest] | None:
         with self._wake:
-            while not self._jobs:
+            while not self._lanes:
                 if self._stopped:
                     return None
                 self._wake.wait()
-            first = self._jobs.popleft()
-            if first.group is None:
-                return [first]
-        return [first, *self._take_group(first.group)]
-
-    def _take_group(self, group: Hashable) -> list[QueuedRequest]:
-        with self._wake:
-            waiting = [job for job in self._jobs if job.group == group]
-            if waiting:
-                self._jobs = deque(job for job in self._jobs if job.group != group)
-        return waiting
+            name, lane = self._lanes.popitem(last=False)
+            taken = [lane.popleft()]
+            if taken[0].group is not None:
+                taken += [job for job in lane if job.group == taken[0].group]
+                lane = deque(job for job in lane if job.group != taken[0].group)
+            if lane:
+                self._lanes[name] = lane  # at the end: the other lanes have their turns first
+        return taken
 
 
 def _execute(job: QueuedRequest) -> None:

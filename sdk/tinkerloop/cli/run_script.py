@@ -1,0 +1,93 @@
+"""Run a Tinker script on this machine, unchanged: with a server of the embedded engine for the life of the script.
+
+    tinkerloop run --model Qwen/Qwen3-0.6B=models/qwen script.py --its --options
+    tinkerloop run --model Qwen/Qwen3-0.6B=models/qwen -m package.module --its --options
+
+The script runs in a process of its own, with TINKER_BASE_URL and TINKER_API_KEY set. Its tokenizers are loaded from the
+folders of --model. The exit status is that of the script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tinkerloop.cli.hub_names import environment_of
+from tinkerloop.cli.serve import add_engine_arguments
+from tinkerloop.redaction import redacted_arguments
+from tinkerloop.terminal import printable
+
+API_KEY = "tml-local"
+"""The key that the script has. The server accepts any; a key of the hosted service is never sent to it."""
+_SITE = Path(__file__).parent / "script_site"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_engine_arguments(parser)
+    parser.add_argument(
+        "-m", dest="as_module", action="store_true", help="SCRIPT is the name of a module, as in `python -m`."
+    )
+    parser.add_argument("script", metavar="SCRIPT", help="The script, or with -m the module.")
+    parser.add_argument("script_arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="The script's arguments.")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tinkerloop.local.runtime.checkpoint_store import default_root
+    from tinkerloop.server.base_models import BUILT_IN, read_models, write_built_in_tokenizer
+    from tinkerloop.server.running import ServerOptions, background_server
+
+    models = read_models([*arguments.model, *(name for name in BUILT_IN if name not in arguments.model)])
+    options = ServerOptions(models, root=arguments.root, device=arguments.device, dtype=arguments.dtype)
+    command = [*(["-m"] if arguments.as_module else []), arguments.script, *arguments.script_arguments]
+    with tempfile.TemporaryDirectory() as folder, background_server(options) as url:
+        built_in = str(write_built_in_tokenizer(Path(folder)))
+        folders = {name: built_in if place in BUILT_IN else place for name, place in models.items()}
+        print(
+            f"tinkerloop run: {printable(shlex.join(redacted_arguments(command)))} uses the embedded engine at {url} "
+            f"(models: {', '.join(models)}; checkpoints: {arguments.root or default_root()})",
+            file=sys.stderr,
+            flush=True,
+        )
+        return run_command([sys.executable, *command], {**os.environ, **script_environment(url, folders)})
+
+
+def script_environment(url: str, folders: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables with which a script uses the server at `url`.
+
+    `folders` maps the names of models to the folders with their tokenizers.
+    """
+    path = os.pathsep.join(filter(None, [str(_SITE), os.environ.get("PYTHONPATH", "")]))
+    return {"TINKER_BASE_URL": url, "TINKER_API_KEY": API_KEY, "PYTHONPATH": path, **environment_of(folders)}
+
+
+def run_command(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command, pass signals on to it, and return its exit status: 128 + n if signal n ended it."""
+    with subprocess.Popen(command, env=dict(environment)) as process, _passing_signals_to(process):
+        status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+@contextmanager
+def _passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Send the signals that this process gets to `process`. Ctrl-C in a terminal reaches both without our help."""
+
+    def send(number: int, frame: object) -> None:
+        if number != signal.SIGINT or not os.isatty(0):
+            process.send_signal(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, send) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

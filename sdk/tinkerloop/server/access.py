@@ -1,0 +1,143 @@
+"""Who may use the server, and the log of requests.
+
+Without a token the server listens on the loopback address only. A web page in the user's browser could reach it there,
+so a request needs the header X-API-Key, which a page cannot send to another origin, and the name of this machine.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tinkerloop.errors import TinkerloopError
+from tinkerloop.redaction import redacted
+from tinkerloop.terminal import printable
+
+logger = logging.getLogger(__name__)
+
+KEY_PREFIX = "tml-"
+"""The client rejects keys with another beginning."""
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+_OPEN_PATHS = ("/healthz", "/api/v1/healthz")
+
+
+class BodyTooLargeError(TinkerloopError):
+    """Error for a request body that is larger than the server accepts. `beginning` is its first part."""
+
+    def __init__(self, limit: int, beginning: bytes):
+        self.beginning = beginning
+        super().__init__(f"the body of the request has more than {limit} bytes, the largest size of this server")
+
+
+def is_loopback(host: str) -> bool:
+    """Return true if only this machine can reach the address `host`."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_token(host: str, token: str | None) -> None:
+    """Check that a server at the address `host` is protected by a token that the client can send.
+
+    Raises:
+        TinkerloopError: there is no token although other machines can reach the server, or the client rejects it.
+    """
+    if token is None and not is_loopback(host):
+        raise TinkerloopError(
+            f"--host {host} can be reached from other machines, so a token is needed: pass --token {KEY_PREFIX}..., "
+            "and give it to the users as their TINKER_API_KEY"
+        )
+    if token is not None and (not token.startswith(KEY_PREFIX) or len(token) < len(KEY_PREFIX) + 8):
+        raise TinkerloopError(
+            f"the token must begin with {KEY_PREFIX!r}, because the tinker client rejects other keys, and have at "
+            "least 8 more characters"
+        )
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read the body of a request, of at most `limit` bytes.
+
+    A larger body is read to its end and dropped: a client that cannot send it all would try again.
+
+    Raises:
+        BodyTooLargeError: the body is larger.
+    """
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        if size <= limit:
+            parts.append(part)
+        size += len(part)
+    body = b"".join(parts)
+    if size > limit:
+        raise BodyTooLargeError(limit, body[:1024])
+    return body
+
+
+class AccessControl:
+    """ASGI application that lets permitted requests through to `app`, and logs each request.
+
+    Args:
+        token: the key that every request must have; None: any key.
+        hosts: the host names by which the server may be addressed; None: any name.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None, hosts: Sequence[str] | None):
+        self._app, self._token, self._hosts = app, token, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), 0
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            problem = None if scope["path"] in _OPEN_PATHS else self._problem(Headers(scope=scope))
+            if problem is None:
+                await self._app(scope, receive, watch)
+            else:
+                await _reject(watch, problem)
+        finally:
+            milliseconds = 1000 * (time.monotonic() - begun)
+            logger.info("%s", _line(scope, status, milliseconds))
+
+    def _problem(self, headers: Headers) -> str | None:
+        """Return why the request is not permitted; None if it is."""
+        host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+        if self._hosts is not None and host not in self._hosts:
+            return f"the server must be addressed as {' or '.join(self._hosts)}"
+        key = headers.get("x-api-key")
+        if key is None:
+            return "the header X-API-Key is missing"
+        if self._token is not None and not hmac.compare_digest(key.encode(), self._token.encode()):
+            return "the key in X-API-Key is not the token of this server; set TINKER_API_KEY to it"
+        return None
+
+
+async def _reject(send: Send, problem: str) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 401, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"detail": problem}).encode()})
+
+
+def _line(scope: Scope, status: int, milliseconds: float) -> str:
+    client: Any = scope.get("client")
+    query = scope["query_string"].decode("latin-1")
+    path = redacted(f"{scope['path']}?{query}" if query else scope["path"])
+    address = client[0] if client else "-"
+    return f"{address} {scope['method']} {printable(path)} {status or '-'} {milliseconds:.0f}ms"

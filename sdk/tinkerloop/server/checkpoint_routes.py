@@ -1,0 +1,90 @@
+"""The paths for checkpoints and training runs, which are read from the disk. They need no session."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from tinker.types import CopyWeightsRequest
+
+from tinkerloop.local import RestClient
+from tinkerloop.local.request_errors import bad_request
+from tinkerloop.local.unsupported import METHODS
+from tinkerloop.server.service import TinkerService
+
+Call = Callable[[RestClient, Request, dict[str, Any]], Any]
+
+
+def checkpoint_routes(service: TinkerService, body_of: Callable[[Request], Awaitable[dict[str, Any]]]) -> list[Route]:
+    """Return the routes. `body_of` reads the JSON body of a request."""
+
+    def route(method: str, path: str, call: Call) -> Route:
+        async def handle(request: Request) -> Response:
+            body = await body_of(request)
+            result = await run_in_threadpool(lambda: call(service.rest_client(), request, body).result())
+            return JSONResponse({} if result is None else _json(result))
+
+        return Route(f"/api/v1/{path}", handle, methods=[method])
+
+    run, checkpoint = "training_runs/{run}", "training_runs/{run}/checkpoints/{kind}/{name}"
+    return [
+        route("GET", "training_runs", lambda rest, request, _: rest.list_training_runs(**_page(request, 20))),
+        route("GET", run, lambda rest, request, _: rest.get_training_run(request.path_params["run"])),
+        route("GET", f"{run}/checkpoints", lambda rest, request, _: rest.list_checkpoints(request.path_params["run"])),
+        route("GET", "checkpoints", lambda rest, request, _: rest.list_user_checkpoints(**_page(request, 100))),
+        route("DELETE", checkpoint, lambda rest, request, _: rest.delete_checkpoint_from_tinker_path(_path(request))),
+        route(
+            "PUT",
+            f"{checkpoint}/ttl",
+            lambda rest, request, body: rest.set_checkpoint_ttl_from_tinker_path(
+                _path(request), body.get("ttl_seconds")
+            ),
+        ),
+        route("POST", f"{checkpoint}/publish", _unsupported("publish_checkpoint_from_tinker_path")),
+        route("DELETE", f"{checkpoint}/publish", _unsupported("unpublish_checkpoint_from_tinker_path")),
+        route("GET", f"{checkpoint}/external_weights_urls", _unsupported("get_external_weights_urls")),
+        route("GET", f"{checkpoint}/archive", _unsupported("get_checkpoint_archive_url")),
+        route("POST", "weights_info", lambda rest, _, body: rest.get_weights_info_by_tinker_path(_field(body))),
+        route("POST", "copy_weights", _copy),
+    ]
+
+
+def _copy(rest: RestClient, request: Request, body: dict[str, Any]) -> Any:
+    call = CopyWeightsRequest.model_validate(body)
+    token = call.weights_access_token or request.headers.get("x-tinker-weights-access-token")
+    return rest.copy_weights(call.source_path, ttl_seconds=call.ttl_seconds, weights_access_token=token)
+
+
+def _unsupported(method: str) -> Call:
+    def call(rest: RestClient, request: Request, body: dict[str, Any]) -> Any:
+        raise NotImplementedError(f"the server does not support {method}: {METHODS[f'RestClient.{method}']}")
+
+    return call
+
+
+def _field(body: dict[str, Any]) -> str:
+    if not isinstance(body.get("tinker_path"), str):
+        raise bad_request("weights_info needs tinker_path, a string")
+    return body["tinker_path"]
+
+
+def _path(request: Request) -> str:
+    return "tinker://{run}/{kind}/{name}".format(**request.path_params)
+
+
+def _page(request: Request, limit: int) -> dict[str, int]:
+    try:
+        query = request.query_params
+        return {"limit": int(query.get("limit", limit)), "offset": int(query.get("offset", 0))}
+    except ValueError as error:
+        raise bad_request(f"limit and offset must be integers: {error}") from error
+
+
+def _json(result: Any) -> dict[str, Any]:
+    if isinstance(result, str):  # of copy_weights
+        return {"tinker_path": result}
+    return result.model_dump(mode="json", exclude_none=True)

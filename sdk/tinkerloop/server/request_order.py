@@ -1,0 +1,58 @@
+"""The order of one model's requests.
+
+The client numbers the requests of a model 1, 2, 3, ... and expects them to be executed in this order. They may arrive
+in another order: the client sends the parts of a large request at once, the first part last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+GAP_SECONDS = 300.0
+"""Seconds for which a request waits for one with a smaller number. The client stops retrying after this time."""
+
+
+class RequestOrder:
+    """Requests of one model, which are started in the order of their numbers. Nothing starts before `begin`."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._held: dict[int, tuple[float, Callable[[], None], Callable[[str], None]]] = {}
+
+    def begin(self) -> None:
+        """Start the requests from number 1 on."""
+        self._next = 1
+        self._start_ready()
+
+    def is_new(self, number: int) -> bool:
+        """Return true if no request with this number has arrived."""
+        return number >= max(self._next, 1) and number not in self._held
+
+    def arrive(self, number: int, start: Callable[[], None], fail: Callable[[str], None]) -> None:
+        """Call `start` when all requests with smaller numbers have been started, or `fail` if that cannot happen."""
+        self._held[number] = (time.monotonic(), start, fail)
+        self._start_ready()
+
+    def give_up(self, now: float) -> None:
+        """Fail the waiting requests if one of them has waited too long at the time `now` (of `time.monotonic`).
+
+        The number that is missing belongs to a request that the client has given up. Later requests are executed.
+        """
+        if self._held and self._next and now - min(arrived for arrived, _, _ in self._held.values()) > GAP_SECONDS:
+            missing, self._next = self._next, max(self._held) + 1
+            self.fail_waiting(
+                f"request {missing} of this model never arrived, so the requests after it were not executed"
+            )
+
+    def fail_waiting(self, reason: str) -> None:
+        """Fail all waiting requests."""
+        held, self._held = self._held, {}
+        for number in sorted(held):
+            held[number][2](reason)
+
+    def _start_ready(self) -> None:
+        while self._next and self._next in self._held:
+            _, start, _ = self._held.pop(self._next)
+            self._next += 1
+            start()

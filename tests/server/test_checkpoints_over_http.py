@@ -1,0 +1,145 @@
+"""Checkpoints over HTTP: saving, opening, listing, deleting; a restart of the server; paths that lead nowhere."""
+
+from __future__ import annotations
+
+import pytest
+import tinker
+
+from tinkerloop.local import ServiceClient
+from tinkerloop.server.running import ServerOptions, background_server
+
+ADAM = tinker.AdamParams(learning_rate=1e-2)
+
+
+def losses(client, datum, steps: int) -> list[float]:
+    found = []
+    for step in range(steps):
+        output = client.forward_backward([datum(step)], "cross_entropy")
+        client.optim_step(ADAM)
+        found.append(output.result().metrics["loss:sum"])
+    return found
+
+
+def test_training_goes_on_from_a_checkpoint_with_its_optimizer_state(service, client, datum):
+    losses(client, datum, 3)
+    path = client.save_state("three").result().path
+    assert path == f"tinker://{client.model_id}/weights/three"
+    resumed = service.create_training_client_from_state_with_optimizer(path).result()
+    assert resumed.model_id != client.model_id
+    fresh = service.create_training_client_from_state(path).result()
+    uninterrupted = losses(client, datum, 3)
+    assert losses(resumed, datum, 3) == uninterrupted
+    assert losses(fresh, datum, 3) != uninterrupted
+
+
+def test_a_checkpoint_is_loaded_into_a_model_that_has_done_nothing(service, client, datum):
+    losses(client, datum, 2)
+    path = client.save_state("two").result().path
+    loaded = service.create_lora_training_client("tiny", rank=8).result()
+    loaded.load_state_with_optimizer(path).result()
+    assert losses(loaded, datum, 2) == losses(client, datum, 2)
+    with pytest.raises(tinker.RequestFailedError, match="not permitted with seq_id"):
+        loaded.load_state(path).result()
+
+
+def test_a_server_opens_what_was_trained_in_process_and_the_reverse(service, root, client, datum):
+    with ServiceClient(root=root, device="cpu") as here:
+        local = here.create_lora_training_client("tiny", rank=8, seed=1)
+        losses(local, datum, 2)
+        opened = service.create_training_client_from_state_with_optimizer(
+            local.save_state("here").result().path
+        ).result()
+        assert losses(opened, datum, 2) == losses(local, datum, 2)
+        back = here.create_training_client_from_state_with_optimizer(opened.save_state("there").result().path)
+        assert losses(back, datum, 2) == losses(opened, datum, 2)
+
+
+def test_rest_lists_describes_and_deletes_checkpoints(service, client):
+    rest = service.create_rest_client()
+    path = client.save_state("a", user_metadata={"note": "first"}).result().path
+    client.save_weights_for_sampler("b", ttl_seconds=3600).result()
+    listed = rest.list_checkpoints(client.model_id).result().checkpoints
+    assert [(c.checkpoint_id, c.checkpoint_type) for c in listed] == [
+        ("weights/a", "training"),
+        ("sampler_weights/b", "sampler"),
+    ]
+    assert listed[0].user_metadata == {"note": "first"}
+    assert listed[1].expires_at is not None
+    assert path in [c.tinker_path for c in rest.list_user_checkpoints().result().checkpoints]
+    assert rest.get_training_run(client.model_id).result().lora_rank == 8
+    assert client.model_id in [run.training_run_id for run in rest.list_training_runs().result().training_runs]
+    assert rest.get_weights_info_by_tinker_path(path).result().base_model == "tiny"
+    rest.set_checkpoint_ttl_from_tinker_path(path, 7200).result()
+    assert rest.list_checkpoints(client.model_id).result().checkpoints[0].expires_at is not None
+    copied = rest.copy_weights(path, "any-project").result()
+    assert rest.get_weights_info_by_tinker_path(copied).result().lora_rank == 8
+    rest.delete_checkpoint_from_tinker_path(path).result()
+    with pytest.raises(tinker.NotFoundError):
+        rest.delete_checkpoint_from_tinker_path(path).result()
+    with pytest.raises(tinker.BadRequestError, match="no public address"):
+        rest.publish_checkpoint_from_tinker_path(f"tinker://{client.model_id}/sampler_weights/b").result()
+
+
+def test_rest_shows_sessions_with_their_models_and_samplers(service, client):
+    rest = service.create_rest_client()
+    sampler = service.create_sampling_client(base_model="tiny").result()
+    session = client.model_id.partition(":")[0]
+    assert session in rest.list_sessions().result().sessions
+    found = rest.get_session(session).result()
+    assert found.training_run_ids == [client.model_id]
+    assert rest.get_sampler(found.sampler_ids[0]).result().base_model == sampler.get_base_model()
+
+
+def test_capabilities_are_the_models_of_the_server(service):
+    models = service.create_rest_client().get_server_capabilities().result().supported_models
+    assert [model.model_name for model in models] == ["tiny", "tiny-vl"]
+
+
+def test_the_tokenizer_is_found_on_the_same_machine(client):
+    tokenizer = client.get_tokenizer()
+    assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
+
+
+def test_after_a_restart_checkpoints_are_there_and_a_lost_model_says_how_to_resume(tmp_path, datum):
+    options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu")
+    with background_server(options) as url:
+        client = (
+            tinker.ServiceClient(base_url=url, api_key="tml-key").create_lora_training_client("tiny", rank=4).result()
+        )
+        first = losses(client, datum, 2)
+        path = client.save_state("kept").result().path
+    again = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu", port=int(url.rpartition(":")[2]))
+    with background_server(again):
+        with pytest.raises(tinker.RequestFailedError, match="resume from your newest record"):
+            client.forward_backward([datum(1)], "cross_entropy").result()
+        service = tinker.ServiceClient(base_url=url, api_key="tml-key")
+        resumed = service.create_training_client_from_state_with_optimizer(path).result()
+        assert losses(resumed, datum, 2)[0] < first[0]
+
+
+@pytest.mark.parametrize("name", ["..", "../../escaped", "a/b", "", "x" * 300, ".hidden"])
+def test_a_name_that_is_no_name_of_a_checkpoint_fails(client, root, name):
+    with pytest.raises(tinker.RequestFailedError, match="Invalid tinker path"):
+        client.save_state(name).result()
+    assert not (root.parent / "escaped").exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "training_runs/..%2F..%2Fetc/checkpoints/weights/passwd",
+        "training_runs/%2e%2e/checkpoints/weights/x",
+        "training_runs/a/checkpoints/weights/%2e%2e",
+        "training_runs/a/checkpoints/..%2F../x",
+    ],
+)
+def test_paths_do_not_lead_out_of_the_root(raw, path):
+    assert raw.delete(path).status_code in (400, 404)
+
+
+def test_no_folder_but_those_of_the_models_can_be_opened(service, tmp_path):
+    for name in ("/etc", str(tmp_path), "Qwen/Qwen3-0.6B", "tiny/../tiny"):
+        with pytest.raises(tinker.RequestFailedError, match="has no base model"):
+            service.create_lora_training_client(name).result()
+        with pytest.raises(tinker.BadRequestError, match="has no base model"):
+            service.create_sampling_client(base_model=name).result()

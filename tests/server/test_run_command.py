@@ -1,0 +1,102 @@
+"""The command `tinkerloop run`: an unchanged script trains on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tinkerloop.cli.run_script import run_command, script_environment
+from tinkerloop.server.base_models import write_built_in_tokenizer
+
+SCRIPT = """
+import os, sys
+import tinker
+
+service = tinker.ServiceClient()
+client = service.create_lora_training_client(base_model="Org/Model-1B", rank=4).result()
+tokenizer = client.get_tokenizer()
+tokens = tokenizer.encode(sys.argv[1])
+datum = tinker.Datum(
+    model_input=tinker.ModelInput.from_ints(tokens[:-1]),
+    loss_fn_inputs={"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)},
+)
+client.forward_backward([datum], "cross_entropy").result()
+client.optim_step(tinker.AdamParams(learning_rate=1e-3)).result()
+sampler = client.save_weights_and_get_sampling_client().result()
+print(tokenizer.decode(tokens), sampler.get_base_model(), sampler.get_tokenizer().decode(tokens))
+print(client.save_state("end").result().path)
+service.close("success").result()
+sys.exit(7)
+"""
+
+
+def write_model(folder: Path) -> None:
+    """Write the built-in model to a folder, as transformers does."""
+    from tinkerloop.local.nn.tiny_model import tiny_model
+
+    tiny_model().save_pretrained(folder)
+    write_built_in_tokenizer(folder)
+
+
+@pytest.mark.slow
+def test_an_unchanged_script_trains_with_a_hub_name_that_stands_for_a_folder(tmp_path):
+    write_model(tmp_path / "model")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "tinkerloop.cli", "run", "--root", str(tmp_path / "root")]
+    command += ["--model", f"Org/Model-1B={tmp_path / 'model'}", str(tmp_path / "script.py"), "--a text-"]
+    environment = {**os.environ, "TINKER_API_KEY": "tml-the-key-of-the-hosted-service", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 7, done.stderr
+    first, path = done.stdout.splitlines()
+    assert first == "--a text- Org/Model-1B --a text-"
+    assert (tmp_path / "root" / path.removeprefix("tinker://").replace(":", "_") / "checkpoint.json").exists()
+    assert "uses the embedded engine at http://127.0.0.1:" in done.stderr.splitlines()[0]
+
+
+def in_script(code: str, **folders: str) -> str:
+    environment = {**os.environ, **script_environment("http://127.0.0.1:1", folders)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_script_has_the_url_and_a_key_that_is_no_secret(monkeypatch):
+    monkeypatch.setenv("TINKER_API_KEY", "tml-secret")
+    code = "import os; print(os.environ['TINKER_BASE_URL'], os.environ['TINKER_API_KEY'])"
+    assert in_script(code) == "http://127.0.0.1:1 tml-local"
+
+
+def test_processes_of_the_script_find_the_tokenizer_too(tmp_path):
+    folder = str(write_built_in_tokenizer(tmp_path / "tokenizer"))
+    load = "from transformers import AutoTokenizer; print(len(AutoTokenizer.from_pretrained('Org/Model', fast=True)))"
+    code = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {load!r}]))"
+    assert in_script(code, **{"Org/Model": folder}) == in_script(load, **{"Org/Model": folder})
+
+
+def test_a_sitecustomize_of_the_user_still_runs(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import builtins\nbuiltins.customised = True")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert in_script("print(customised)") == "True"
+
+
+@pytest.mark.parametrize("code, status", [("raise SystemExit(3)", 3), ("1 / 0", 1)])
+def test_the_exit_status_is_that_of_the_script(code, status, capfd):
+    assert run_command([sys.executable, "-c", code], os.environ) == status
+
+
+def test_a_script_that_a_signal_ends_has_its_status():
+    assert run_command([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], os.environ) == 128 + 9
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="the test sends a signal with sh")
+def test_a_signal_is_passed_on_to_the_script():
+    code = "import signal, os, time\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(5))\n"
+    code += f"os.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(600)"
+    assert run_command([sys.executable, "-c", code], os.environ) == 5
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

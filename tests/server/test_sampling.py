@@ -1,0 +1,94 @@
+"""The unmodified tinker client samples over HTTP."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tinker
+import torch
+
+from tinkerloop.local import ServiceClient
+
+PROMPT = tinker.ModelInput.from_ints([72, 101, 108, 108, 111])
+
+
+@pytest.fixture
+def sampler(service: tinker.ServiceClient) -> tinker.SamplingClient:
+    return service.create_sampling_client(base_model="tiny").result()
+
+
+@pytest.fixture
+def sampler_in_process(tmp_path):
+    with ServiceClient(root=tmp_path, device="cpu") as service:
+        yield service.create_sampling_client(base_model="tiny")
+
+
+def test_samples_with_a_seed_are_those_of_the_engine(sampler, sampler_in_process):
+    params = tinker.SamplingParams(max_tokens=8, seed=5, temperature=0.8, top_k=50, top_p=0.9)
+    ours, theirs = (s.sample(PROMPT, 3, params).result().sequences for s in (sampler, sampler_in_process))
+    assert [s.tokens for s in ours] == [s.tokens for s in theirs]
+    assert [s.logprobs for s in ours] == [s.logprobs for s in theirs]
+    assert len({s.sequence_id for s in ours}) == 3
+
+
+@pytest.mark.parametrize("stop", [[], [10], "e", ["x", "e"]])
+def test_stop_tokens_and_stop_strings_end_a_sample(sampler, sampler_in_process, stop):
+    params = tinker.SamplingParams(max_tokens=20, seed=1, stop=stop)
+    ours, theirs = (s.sample(PROMPT, 4, params).result().sequences for s in (sampler, sampler_in_process))
+    assert [(s.tokens, s.stop_reason) for s in ours] == [(s.tokens, s.stop_reason) for s in theirs]
+
+
+def test_logprobs_of_the_prompt_and_the_most_likely_tokens_arrive(sampler, sampler_in_process):
+    params = tinker.SamplingParams(max_tokens=2, seed=1)
+    targets = tinker.TensorData.from_torch_sparse(torch.tensor([[7] + [-1] * 9] * 2 + [[-1] * 10] * 2), pad_value=-1)
+    options = {"include_prompt_logprobs": True, "topk_prompt_logprobs": 3, "topk_sample_logprobs": 2}
+    ours, theirs = (
+        s.sample(PROMPT, 1, params, target_prompt_logprobs=targets, **options).result()
+        for s in (sampler, sampler_in_process)
+    )
+    assert ours.prompt_logprobs == theirs.prompt_logprobs
+    assert ours.prompt_logprobs[0] is None
+    assert ours.topk_prompt_logprobs == theirs.topk_prompt_logprobs
+    assert ours.sequences[0].topk_logprobs == theirs.sequences[0].topk_logprobs
+    expected = np.zeros((4, 10), np.float32)  # only the listed cells have a value
+    expected[:2, 0] = theirs.target_prompt_logprobs.to_numpy()[:2, 0]
+    np.testing.assert_array_equal(ours.target_prompt_logprobs.to_numpy(), expected)
+
+
+def test_compute_logprobs_is_that_of_the_engine(sampler, sampler_in_process):
+    assert sampler.compute_logprobs(PROMPT).result() == sampler_in_process.compute_logprobs(PROMPT).result()
+
+
+def test_a_snapshot_keeps_its_weights_while_training_goes_on(client, datum):
+    before = client.save_weights_and_get_sampling_client().result()
+    first = before.compute_logprobs(PROMPT).result()
+    for step in range(2):
+        client.forward_backward([datum(step)], "cross_entropy")
+        client.optim_step(tinker.AdamParams(learning_rate=0.1)).result()
+    after = client.save_weights_and_get_sampling_client().result()
+    assert before.compute_logprobs(PROMPT).result() == first
+    assert after.compute_logprobs(PROMPT).result() != first
+    assert after.get_base_model() == "tiny"
+
+
+def test_a_saved_checkpoint_can_be_sampled_from(service, client, datum):
+    client.forward_backward([datum(1)], "cross_entropy")
+    client.optim_step(tinker.AdamParams(learning_rate=0.1))
+    path = client.save_weights_for_sampler("trained").result().path
+    sampler = service.create_sampling_client(model_path=path).result()
+    snapshot = client.save_weights_and_get_sampling_client().result()
+    assert sampler.compute_logprobs(PROMPT).result() == snapshot.compute_logprobs(PROMPT).result()
+
+
+def test_a_session_has_at_most_so_many_samplers_and_the_least_recently_used_one_goes(tmp_path):
+    from tinkerloop.server.running import ServerOptions, background_server
+    from tinkerloop.server.sessions import Limits
+
+    options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu", limits=Limits(samplers=2))
+    with background_server(options) as url, tinker.ServiceClient(base_url=url, api_key="tml-key") as service:
+        samplers = [service.create_sampling_client(base_model="tiny").result() for _ in range(2)]
+        samplers[0].compute_logprobs(PROMPT).result()
+        service.create_sampling_client(base_model="tiny").result()
+        samplers[0].compute_logprobs(PROMPT).result()
+        with pytest.raises(tinker.RequestFailedError, match="newer samplers have replaced it"):
+            samplers[1].compute_logprobs(PROMPT).result()

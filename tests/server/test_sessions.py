@@ -1,0 +1,142 @@
+"""Sessions that end, answers that are forgotten, and requests that never arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import tinker
+import torch
+
+from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
+from tinkerloop.local.runtime.engine import Engine
+from tinkerloop.server.answers import KEEP_FETCHED, KEEP_UNFETCHED
+from tinkerloop.server.request_order import GAP_SECONDS
+from tinkerloop.server.service import TinkerService
+from tinkerloop.server.sessions import Limits
+
+STEP = {"learning_rate": 1e-3}
+
+
+@asynccontextmanager
+async def running(tmp_path, **limits: Any) -> AsyncIterator[TinkerService]:
+    engine = Engine(CheckpointStore(tmp_path), torch.device("cpu"), torch.float32, folders={"tiny": "tiny"})
+    service = TinkerService(engine, Limits(**limits))
+    yield service
+    await service.stop()
+
+
+async def answer(service: TinkerService, request_id: str) -> str:
+    found = await service.fetch(request_id, 60)
+    assert found is not None
+    return found.body.decode()
+
+
+async def new_model(service: TinkerService, session: str, number: int = 0) -> str:
+    body = {"session_id": session, "model_seq_id": number, "base_model": "tiny", "lora_config": {"rank": 4}}
+    name = service.create_model(body)
+    return (await answer(service, name)) and name.removesuffix(":0")
+
+
+def step(service: TinkerService, model: str, number: int) -> str:
+    return service.optim_step({"model_id": model, "seq_id": number, "adam_params": STEP})
+
+
+def test_a_silent_session_ends_and_frees_its_models(tmp_path):
+    async def go() -> None:
+        async with running(tmp_path, models=1) as service:
+            silent, alive = service.create_session({}), service.create_session({})
+            model = await new_model(service, silent)
+            assert "its limit" in await answer(service, service.create_model(body_of(alive)))
+            service.sessions.get(silent).seen -= 10_000
+            service.sweep(time.monotonic())
+            assert [session.id for session in service.sessions] == [alive]
+            assert "resume from your newest record" in await answer(service, step(service, model, 1))
+            assert "model_id" in await answer(service, service.create_model(body_of(alive, 1)))
+
+    def body_of(session: str, number: int = 0) -> dict[str, Any]:
+        return {"session_id": session, "model_seq_id": number, "base_model": "tiny", "lora_config": {"rank": 4}}
+
+    asyncio.run(go())
+
+
+def test_what_waits_for_an_earlier_request_fails_when_the_session_ends(tmp_path):
+    async def go() -> None:
+        async with running(tmp_path) as service:
+            session = service.create_session({})
+            model = await new_model(service, session)
+            early = step(service, model, 2)
+            service.sessions.close(session)
+            assert "the session has ended" in await answer(service, early)
+
+    asyncio.run(go())
+
+
+def test_a_request_that_never_arrives_fails_those_after_it_and_the_model_goes_on(tmp_path):
+    async def go() -> None:
+        async with running(tmp_path) as service:
+            model = await new_model(service, service.create_session({}))
+            early = step(service, model, 3)
+            service.sweep(time.monotonic() + GAP_SECONDS - 10)
+            assert await service.fetch(early, 0) is None
+            for session in service.sessions:
+                session.seen = time.monotonic() + GAP_SECONDS
+            service.sweep(time.monotonic() + GAP_SECONDS + 10)
+            assert "request 1 of this model never arrived" in await answer(service, early)
+            assert "metrics" in await answer(service, step(service, model, 4))
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("fetched, seconds", [(True, KEEP_FETCHED), (False, KEEP_UNFETCHED)])
+def test_an_answer_is_kept_for_some_minutes(tmp_path, fetched, seconds):
+    async def go() -> None:
+        async with running(tmp_path) as service:
+            model = await new_model(service, service.create_session({}))
+            name = step(service, model, 1)
+            while name in service.answers and await service.fetch(f"{model}:0", 0) and not finished(service, name):
+                await asyncio.sleep(0.01)
+            if fetched:
+                await answer(service, name)
+            service.answers.forget(time.monotonic() + seconds - 10)
+            assert name in service.answers
+            service.answers.forget(time.monotonic() + seconds + 10)
+            assert name not in service.answers
+            assert step(service, model, 1) == name  # not executed again
+            assert "no longer kept" in await answer(service, name)
+
+    def finished(service: TinkerService, name: str) -> bool:
+        return service.answers._entries[name].answer.done()
+
+    asyncio.run(go())
+
+
+def test_closing_the_client_ends_the_session(url):
+    service = tinker.ServiceClient(base_url=url, api_key="tml-key")
+    client = service.create_lora_training_client("tiny", rank=4).result()
+    session = client.model_id.partition(":")[0]
+    rest = tinker.RestClient(base_url=url, api_key="tml-key")
+    assert session in rest.list_sessions().result().sessions
+    service.close("success").result()
+    assert session not in rest.list_sessions().result().sessions
+
+
+def test_a_heartbeat_of_an_ended_session_says_so(raw):
+    session = raw.ask("create_session", tags=[], user_metadata=None, sdk_version="1")["session_id"]
+    assert raw.post("session_heartbeat", json={"session_id": session}).status_code == 200
+    raw.post(f"sessions/{session}/finish", json={"reason": {"type": "success"}})
+    assert raw.post("session_heartbeat", json={"session_id": session}).status_code == 410
+
+
+def test_a_server_accepts_so_many_sessions(tmp_path):
+    async def go() -> None:
+        async with running(tmp_path, sessions=1) as service:
+            service.create_session({})
+            with pytest.raises(tinker.BadRequestError, match="its limit"):
+                service.create_session({})
+
+    asyncio.run(go())
