@@ -22,6 +22,8 @@ COMMANDS = {
     "chat": "tinkerloop.cli.chat",
     "export": "tinkerloop.cli.export",
     "inspect": "tinkerloop.cli.inspect",
+    "report": "tinkerloop.cli.report",
+    "runs": "tinkerloop.cli.runs",
 }
 """Mapping from the name of a command to its module."""
 
