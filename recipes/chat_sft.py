@@ -31,6 +31,7 @@ from tinkerloop.callbacks import (
     Preempt,
     Progress,
     StopOnNonFinite,
+    Timing,
     nll,
     sampled,
     together,
@@ -40,6 +41,9 @@ from tinkerloop.loop import Loop, Run, open_training_client, resolve
 from tinkerloop.loop.schedules import linear, warmup
 from tinkerloop.plots import plot_metrics
 from tinkerloop.renderers import Renderer, get_renderer
+from tinkerloop.report import write_report
+
+SHOWN = 20  # replies of each evaluation that are kept for the page of the run
 
 
 @chz.chz
@@ -118,11 +122,15 @@ def main(config: Config) -> None:
     questions = [one for one in test if one.messages[-1]["role"] == "assistant"]
     longest = max(int(np.count_nonzero(one.loss_fn_inputs["weights"].to_numpy())) for one in held_out) + 8
 
-    def exact_match(sampler: Any) -> dict[str, float]:
+    def exact_match(sampler: Any) -> dict[str, Any]:
         replies = reply_to(sampler, renderer, questions, longest)
         expected = [text_of(one.messages[-1]).strip() for one in questions]
-        right = sum(reply.strip() == wanted for reply, wanted in zip(replies, expected, strict=True))
-        return {"exact_match": right / len(questions)}
+        right = [reply.strip() == wanted for reply, wanted in zip(replies, expected, strict=True)]
+        shown = [
+            {"messages": one.messages[:-1], "reply": reply, "reference": wanted, "score": float(correct)}
+            for one, reply, wanted, correct in list(zip(questions, replies, expected, right, strict=True))[:SHOWN]
+        ]
+        return {"exact_match": sum(right) / len(questions), "samples": shown}
 
     delete = service.create_rest_client().delete_checkpoint_from_tinker_path  # deletes old checkpoints
     with Run(config.run, config=chz.asdict(config), delete=delete) as run:
@@ -131,6 +139,10 @@ def main(config: Config) -> None:
             print(f"{config.run} is complete: {record.step} steps. To train further, set steps= to a larger number.")
             return
         print(f"resuming at step {record.step}" if record else f"starting in {config.run}")
+        run.describe(
+            training_data=f"{config.file}: {datums.report}", held_out_data=str(held_out.report), renderer=renderer.name
+        )
+        evaluator = together(nll(held_out), sampled(exact_match))
         client = open_training_client(service, record, base_model=config.model, rank=config.lora_rank, seed=config.seed)
         loop = Loop(
             client,
@@ -138,11 +150,12 @@ def main(config: Config) -> None:
             steps=config.steps,
             callbacks=[
                 LRSchedule(warmup(10, linear(config.learning_rate, 0.0, max(config.steps - 10, 1)))),
-                Evaluate("test", together(nll(held_out), sampled(exact_match)), every=config.eval_every),
+                Evaluate("test", evaluator, every=config.eval_every, samples=run.folder / "samples.jsonl"),
                 Checkpoint(every=config.save_every, keep_last=3),
                 StopOnNonFinite(),
                 Preempt(),
                 Progress(),
+                Timing(file=run.folder / "timings.jsonl"),
             ],
             sinks=[run.metrics],
             checkpoints=run.checkpoints,
@@ -151,9 +164,10 @@ def main(config: Config) -> None:
         summary = loop.run()
         run.finish(summary)
         show(config, service, client, renderer, questions[:3], longest)
+        report = write_report(run.folder)
         plot_metrics(run.metrics.path, run.folder / "metrics.png", [["loss", "test/nll"], ["test/exact_match"]])
         print(f"exact match on {len(questions)} unseen prompts: {summary.metrics['test/exact_match']:.1%}")
-        print(f"metrics, checkpoints and plot are in {run.folder}")
+        print(f"metrics, checkpoints and plot are in {run.folder}; the page of the run is {report}")
 
 
 def show(

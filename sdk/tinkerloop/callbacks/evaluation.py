@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
 from tinkerloop.loop.futures import Mapped, awaitable, background, is_done, resolve
+from tinkerloop.loop.jsonl import append_line, read_lines, write_lines
 
 T = TypeVar("T")
 Metrics = Mapping[str, float]
@@ -34,6 +36,9 @@ class Evaluate(Callback):
         at_start: if true, also evaluate before the first step of a new run.
         at_end: if true, also evaluate at the last boundary of the run, whatever ends it but an error.
         detached: if true, training does not wait for the result, which is delivered when it is ready. See `Eval`.
+        samples: a file to which sample replies are appended as JSON lines. The evaluator returns them beside its
+            metrics, as `"samples"`: a list of dicts with `messages` (the prompt), `reply`, and what is known of
+            `reference`, `score` and `termination`. The page of a run reads `samples.jsonl` in its folder.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Evaluate(Callback):
         at_start: bool = True,
         at_end: bool = True,
         detached: bool = False,
+        samples: str | Path | None = None,
     ):
         if every is not None and every < 1:
             raise PlanError(f"every must be >= 1, got {every}")
@@ -56,11 +62,18 @@ class Evaluate(Callback):
         self.name = name
         self._evaluator, self._every, self._detached = evaluator, every, detached
         self._at_start, self._at_end = at_start, at_end
+        self._samples = None if samples is None else Path(samples)
         self._evaluated: int | None = None  # the newest boundary that was evaluated: it is once, also if asked twice
 
     @property
     def evaluations(self) -> Mapping[str, bool]:  # type: ignore[override]
         return {self.name: self._detached}
+
+    def on_start(self, step: int, steps: int | None) -> Requests:
+        if self._samples is not None and self._samples.exists():
+            rows = read_lines(self._samples)  # those of an earlier run, or of boundaries that come again, are removed
+            kept = [row for row in rows if row["name"] != self.name or (step > 0 and row["step"] <= step)]
+            write_lines(self._samples, kept)
 
     def on_boundary(self, boundary: Boundary) -> Requests:
         if boundary.step == self._evaluated:
@@ -73,7 +86,16 @@ class Evaluate(Callback):
 
     def on_eval(self, result: EvalResult) -> Requests:
         if result.name == self.name:
-            return Log({f"{self.name}/{metric}": float(value) for metric, value in result.value.items()})
+            metrics = dict(result.value)
+            samples = metrics.pop("samples", ())
+            if samples and self._samples is None:
+                raise PlanError(
+                    f"the evaluator of {self.name!r} returned samples, but Evaluate has no file for them: pass "
+                    'samples=run.folder / "samples.jsonl"'
+                )
+            for sample in samples:
+                append_line(Path(self._samples or ""), {"step": result.step, "name": self.name, **sample})
+            return Log({f"{self.name}/{metric}": float(value) for metric, value in metrics.items()})
         return None
 
 

@@ -22,7 +22,9 @@ COMMANDS = {
     "chat": "tinkerloop.cli.chat",
     "export": "tinkerloop.cli.export",
     "inspect": "tinkerloop.cli.inspect",
+    "report": "tinkerloop.cli.report",
     "run": "tinkerloop.cli.run_script",
+    "runs": "tinkerloop.cli.runs",
     "serve": "tinkerloop.cli.serve",
 }
 """Mapping from the name of a command to its module."""

@@ -38,6 +38,7 @@ class Record:
         folder: the absolute path of the run folder when the record was written there; None if it is not known.
         model: the model, as far as it is known: `base_model`, `rank`, and other options that it was created with.
         saved_by: the names of the callbacks that asked for the record; empty if the loop saved it at its end.
+        trained_tokens: the number of positions with a weight in steps 0 to step - 1.
     """
 
     step: int
@@ -52,6 +53,7 @@ class Record:
     folder: str | None = None
     model: Mapping[str, Any] | None = None
     saved_by: Sequence[str] = ()
+    trained_tokens: int = 0
 
     def __repr__(self) -> str:
         return (

@@ -40,7 +40,7 @@ from tinkerloop.loop.events import (
     Summary,
 )
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
-from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
+from tinkerloop.loop.pipeline import TOKEN_TOTALS, Pipeline, Queued, Result, SaveResult, submitted_eval
 from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan, check_loss_name
 from tinkerloop.loop.positioned_batches import as_batches, with_sources
 from tinkerloop.loop.resume import begin, model_of, refuse_another_client
@@ -123,6 +123,7 @@ class Loop:
 
         self._step = record.step if record else 0
         self._tokens = record.tokens if record else 0
+        self._delivered_tokens = (record.tokens, record.trained_tokens) if record else (0, 0)
         self._metrics = dict(record.metrics) if record else {}
         if record:
             self._batches.seek(record.cursor)
@@ -340,8 +341,9 @@ class Loop:
             )
         states, metrics = self._callbacks.states(), dict(self._metrics)
         rows, run = self._sinks.rows, self._pipeline.run
-        record = Record(self._step, "", cursor, states, metrics, self._tokens, rows, run=run, model=self._model)
-        record = replace(record, saved_by=sorted({name for name, _ in saves if name}))
+        tokens, trained = self._delivered_tokens  # of all steps so far, because their results were delivered
+        record = Record(self._step, "", cursor, states, metrics, tokens, rows, run=run, model=self._model)
+        record = replace(record, saved_by=sorted({name for name, _ in saves if name}), trained_tokens=trained)
 
         def finish(values: list[Any]) -> Result:
             saved = saving.finish(values)
@@ -381,13 +383,19 @@ class Loop:
             result = yield from queued.answer()
             self._waited["server"] += time.perf_counter() - began
             if isinstance(result, StepResult):
-                result = replace(result, timings=self._lap())
+                result = replace(result, timings=self._lap(), metrics={**result.metrics, **self._totals(result.plan)})
                 self._report("on_step", result, result.metrics)
                 yield result
             elif isinstance(result, EvalResult):
                 self._report("on_eval", result, {})
         if self._detached:
             yield from self._settle(wait=False)
+
+    def _totals(self, plan: Plan) -> dict[str, float]:
+        """Count the tokens of a step that was delivered, and return the totals of the run up to it."""
+        tokens, trained = self._delivered_tokens
+        self._delivered_tokens = tokens + plan.tokens, trained + plan.trained_tokens
+        return dict(zip(TOKEN_TOTALS, self._delivered_tokens, strict=True))
 
     def _settle(self, *, wait: bool = True) -> Flow[None]:
         """Deliver results of detached evaluations, in submission order: with `wait` all, otherwise finished ones."""

@@ -216,7 +216,9 @@ def _checked(loss_fn: CustomLoss) -> CustomLoss:
     return checked
 
 
-RESERVED = ("loss", "learning_rate", "tokens")
+TOKEN_TOTALS = ("tokens/total", "tokens/trained")
+"""Names of the metrics with the numbers of positions in all steps so far: of the inputs, and of those with a weight."""
+RESERVED = ("loss", "learning_rate", "tokens", *TOKEN_TOTALS)
 """Names of the metrics that the loop adds to every step, which no other metric may have."""
 
 

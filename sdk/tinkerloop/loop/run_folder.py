@@ -37,7 +37,8 @@ class Run:
 
         config.json        the configuration of the latest start
         environment.json   time, command, code revision, host, Python and package versions of the latest start
-        starts.jsonl       one line per start, with its configuration and environment
+        starts.jsonl       one line per start, with its configuration, environment and step
+        facts.json         facts about the data and the model, written by `run.describe`
         metrics.jsonl      one row per step, evaluation or `Log`, written by the sink `run.metrics`
         checkpoints.jsonl  one line per record, written by `run.checkpoints`
         lock, lock.holder  the lock, and the process that holds it
@@ -98,7 +99,17 @@ class Run:
         self._write("config.json", self.config)
         self._write("environment.json", started)
         cut(self.folder / "starts.jsonl")
+        latest = self.checkpoints.latest()
+        started["step"] = latest.step if latest else 0
         append_line(self.folder / "starts.jsonl", {"config": self.config, **started})
+
+    def describe(self, **facts: Any) -> None:
+        """Write facts about the data and the model to facts.json, for people who read the page of the run.
+
+        For example `run.describe(data=str(conversations.report), renderer=renderer.name)`. Values that are not
+        JSON-serializable are written as `str`.
+        """
+        self._write("facts.json", redacted(facts))
 
     def finish(self, summary: Summary) -> None:
         """Write `summary`, which `Loop.run` returns, to summary.json."""
@@ -174,15 +185,16 @@ def changed_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tup
     >>> changed_options({"steps": 10, "data": {"file": "a"}}, {"steps": 20, "data": {"file": "a"}, "seed": 0})
     [('steps', 10, 20), ('seed', None, 0)]
     """
-    before, after = _flat(then), _flat(now)
+    before, after = flat_options(then), flat_options(now)
     options = list(dict.fromkeys([*before, *after]))
     return [(name, before.get(name), after.get(name)) for name in options if before.get(name) != after.get(name)]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the options of a configuration without nesting: the names of nested options are joined with dots."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= flat_options(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
 
@@ -208,7 +220,7 @@ def environment() -> dict[str, Any]:
             versions[package] = None
     return {
         "started": _now(),
-        "command": redacted_arguments(sys.argv),
+        "command": redacted_arguments(sys.orig_argv),
         "revision": _revision(),
         "host": socket.gethostname(),
         "platform": platform.platform(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -17,7 +18,15 @@ from urllib.request import url2pathname
 import chz
 
 from tinkerloop._lazy import tinker
-from tinkerloop.callbacks import Checkpoint, Evaluate, GradientAccumulation, LRSchedule, Progress, StopOnNonFinite
+from tinkerloop.callbacks import (
+    Checkpoint,
+    Evaluate,
+    GradientAccumulation,
+    LRSchedule,
+    Progress,
+    StopOnNonFinite,
+    Timing,
+)
 from tinkerloop.connection import connect
 from tinkerloop.data import Batches, prefetch
 from tinkerloop.errors import CheckpointError, DataError, PlanError
@@ -27,6 +36,7 @@ from tinkerloop.loop.checkpoints import saved_paths
 from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.run_folder import last_config
 from tinkerloop.loop.schedules import Schedule, constant, cosine, linear, warmup
+from tinkerloop.report import write_report
 from tinkerloop.supervised.evaluators import EvaluatorBuilder, NLLEvaluator, as_evaluator
 from tinkerloop.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 from tinkerloop.terminal import one_line
@@ -202,6 +212,7 @@ async def main(config: Config) -> Summary:
         )
         summary = await loop.arun()
         run.finish(summary)
+        print(f"the page of the run is {one_line(write_report(run.folder))}", file=sys.stderr)
     return summary
 
 
@@ -353,6 +364,7 @@ def _callbacks(config: Config, steps: int | None, test_data: Any) -> list[Callba
         GradientAccumulation(config.gradient_accumulation_steps),
         StopOnNonFinite(),
         Progress(),
+        Timing(file=Path(config.log_path) / "timings.jsonl"),
         Checkpoint(
             config.save_every or None,
             every_tokens=config.save_every_tokens or None,

@@ -1,0 +1,35 @@
+"""Write the page of a run: curves, samples, checkpoints and what was run, in one HTML file.
+
+With `--watch`, the page is served to this machine only, and renewed while the run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tinkerloop.report import read_run, write_report
+from tinkerloop.report.watching import watch
+from tinkerloop.terminal import one_line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="Run folder.")
+    parser.add_argument("--out", type=Path, help="File to write. Default: report.html in the run folder.")
+    parser.add_argument("--watch", action="store_true", help="Serve the page on 127.0.0.1 until you press Ctrl-C.")
+    parser.add_argument("--port", type=int, default=0, help="Port for --watch. Default: any free port.")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if not arguments.watch:
+        print(one_line(write_report(arguments.run, arguments.out)))
+        return 0
+    read_run(arguments.run)  # an error now, and not in the browser
+    with watch(arguments.run, arguments.port) as server:
+        print(f"http://127.0.0.1:{server.server_port}/ shows the run; press Ctrl-C to end", file=sys.stderr)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return 0
+    return 0

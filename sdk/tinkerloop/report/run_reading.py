@@ -1,0 +1,177 @@
+"""Read what a run folder tells about a run: a folder of tinkerloop, or the metrics of the Tinker Cookbook.
+
+Reading changes nothing in the folder, so it can be done while the run trains.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tinkerloop.errors import CheckpointError
+from tinkerloop.loop.jsonl import read_lines
+
+_FILES = ("metrics.jsonl", "checkpoints.jsonl", "starts.jsonl", "config.json", "summary.json")
+
+
+@dataclass(frozen=True)
+class Series:
+    """The values of one metric over steps; steps do not decrease.
+
+    Attributes:
+        steps: the step of each value.
+        values: the values; they may be NaN or infinite.
+    """
+
+    steps: Sequence[int]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The contents of a run folder. What is not there is empty.
+
+    Attributes:
+        folder: the run folder.
+        config: the configuration of the newest start.
+        environment: time, command, code revision, host and package versions of the newest start.
+        starts: the lines of `starts.jsonl`: one per start, oldest first.
+        summary: how the newest training ended; None while it runs, and after a kill.
+        records: the lines of `checkpoints.jsonl`, oldest first.
+        series: the values of each metric, by its name.
+        timings: the lines of `timings.jsonl`: how long each step took, in the order in which they were trained.
+        samples: the lines of `samples.jsonl`: replies that an evaluation has sampled.
+        facts: what the program said of its data and model, in `facts.json`.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    starts: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any] | None
+    records: Sequence[Mapping[str, Any]]
+    series: Mapping[str, Series]
+    timings: Sequence[Mapping[str, Any]]
+    samples: Sequence[Mapping[str, Any]]
+    facts: Mapping[str, Any]
+
+    @cached_property
+    def step(self) -> int:
+        """The number of steps whose results are known."""
+        steps = [series.steps[-1] + 1 for name, series in self.series.items() if name in _STEP_METRICS]
+        return max([*steps, *(int(record.get("step", record.get("batch", 0))) for record in self.records)], default=0)
+
+    @cached_property
+    def state(self) -> str:
+        """How the run ended: the reason in its summary; "running"; "interrupted" after a kill; "unknown"."""
+        if self.summary is not None:
+            return str(self.summary.get("reason", "unknown"))
+        if not self.starts:
+            return "unknown"
+        return "running" if _is_running(self.folder) else "interrupted"
+
+    @cached_property
+    def last(self) -> Mapping[str, float]:
+        """The newest value of every metric."""
+        return {name: series.values[-1] for name, series in self.series.items()}
+
+    @cached_property
+    def seconds(self) -> float | None:
+        """The seconds that all steps took together, those of earlier starts included; None if they are not known."""
+        return sum(row.get("total", 0.0) for row in self.timings) if self.timings else None
+
+    @cached_property
+    def resumed_at(self) -> Sequence[int]:
+        """The step at which each start but the first went on."""
+        return [int(start["step"]) for start in self.starts[1:] if "step" in start]
+
+
+_STEP_METRICS = ("loss", "train_mean_nll", "learning_rate")
+
+
+def is_run(folder: Path) -> bool:
+    """Return true if `folder` has a file that a run writes."""
+    return (folder / "metrics.jsonl").is_file() or (folder / "starts.jsonl").is_file()
+
+
+def read_run(folder: str | Path) -> RunData:
+    """Read a run folder.
+
+    Raises:
+        CheckpointError: there is no run in the folder, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise CheckpointError(f"{folder} is not a run folder: expected one with {_FILES[0]} or {_FILES[2]}")
+    timings = list(read_lines(folder / "timings.jsonl"))
+    lines = {name: list(read_lines(folder / name)) for name in ("starts.jsonl", "checkpoints.jsonl", "samples.jsonl")}
+    return RunData(
+        folder=folder,
+        config=_json(folder / "config.json") or {},
+        environment=_json(folder / "environment.json") or {},
+        starts=lines["starts.jsonl"],
+        summary=_json(folder / "summary.json"),
+        records=lines["checkpoints.jsonl"],
+        series=_series(folder / "metrics.jsonl") | _times(timings),
+        timings=timings,
+        samples=lines["samples.jsonl"],
+        facts=_json(folder / "facts.json") or {},
+    )
+
+
+def _series(file: Path) -> dict[str, Series]:
+    columns: dict[str, tuple[list[int], list[float]]] = {}
+    for number, row in enumerate(read_lines(file)):
+        step = row.get("step", number)  # a row without a step has the number of its line
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                steps, values = columns.setdefault(name, ([], []))
+                steps.append(int(step))
+                values.append(float(value))
+    return {name: Series(*column) for name, column in columns.items()}
+
+
+def _times(timings: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
+    """Return the curves `time/<part>`. Of a step that was trained again after a kill, the newest time is taken."""
+    newest = {int(row["step"]): row for row in timings}
+    steps = sorted(newest)
+    parts = [name for name in (timings[0] if timings else {}) if name != "step"]
+    return {f"time/{part}": Series(steps, [float(newest[step].get(part, 0.0)) for step in steps]) for part in parts}
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} is not a JSON object; repair it, or move it away")
+    return value
+
+
+def _is_running(folder: Path) -> bool:
+    """Return true if the process that `lock.holder` names runs on this machine, or cannot be seen from it."""
+    holder = folder / "lock.holder"
+    match = (
+        re.fullmatch(r"process (\d+) on (.*)", holder.read_text(errors="replace").strip()) if holder.is_file() else None
+    )
+    if match is None:
+        return False
+    if match[2] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,117 @@
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.report.conftest import REPLIES
+from tinkerloop.errors import CheckpointError
+from tinkerloop.report import write_report
+
+
+def data_of(text):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_a_page_has_the_curves_of_all_metrics(run_folder):
+    charts = data_of(write_report(run_folder).read_text())["charts"]
+    curves = {curve["name"]: curve for chart in charts for curve in chart["curves"]}
+    assert curves["loss"]["steps"] == list(range(8))
+    assert curves["test/exact_match"]["steps"] == [0, 2, 4, 6, 8]
+    assert {"learning_rate", "tokens/total", "tokens/trained", "time/total", "time/server"} <= curves.keys()
+    assert charts[0]["title"] == "Loss"
+
+
+def test_a_resume_is_marked_at_its_step(run_folder):
+    text = write_report(run_folder).read_text()
+    assert data_of(text)["resumes"] == [4]
+    assert "steps: 4 → 8" in text
+
+
+def test_a_page_tells_totals_checkpoints_data_and_the_command(run_folder):
+    text = write_report(run_folder).read_text()
+    assert "<b>48</b><span>tokens</span>" in text  # 8 steps of one datum with 6 positions, 3 of them with a weight
+    assert "<b>24</b><span>trained tokens</span>" in text
+    assert "Checkpoints that are kept (4)" in text
+    assert "20 rows, all used" in text
+    assert "To go on: <code>" in text
+
+
+def test_texts_of_models_are_text_in_the_page(run_folder):
+    text = write_report(run_folder).read_text()
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "<script>alert" not in text
+    assert "<b>bold</b>" not in text
+    assert "\x1b" not in text
+
+
+def test_names_of_metrics_cannot_end_the_script_that_holds_them(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, "</script><script>alert(1)": 1.0}) + "\n")
+    text = write_report(tmp_path).read_text()
+    assert "<script>alert" not in text
+    assert data_of(text)["charts"][0]["curves"][0]["name"] == "</script><script>alert(1)"
+
+
+def test_the_page_of_ten_thousand_steps_is_small_and_keeps_peaks(tmp_path):
+    names = ["loss", "learning_rate", "tokens", "unclipped_grad_l2:mean", "time/total", "reward/mean"]
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for step in range(10_000):
+            row = {"step": step, **dict.fromkeys(names, step * 0.123456789)}
+            if step == 4321:
+                row["loss"] = 1e6
+            if step == 5000:
+                row["reward/mean"] = "NaN"
+            file.write(json.dumps(row) + "\n")
+    page = write_report(tmp_path)
+    curves = {curve["name"]: curve for chart in data_of(page.read_text())["charts"] for curve in chart["curves"]}
+    assert page.stat().st_size < 1_500_000
+    assert curves["loss"]["values"][curves["loss"]["steps"].index(4321)] == 1e6
+    assert curves["reward/mean"]["values"][curves["reward/mean"]["steps"].index(5000)] is None
+    assert curves["reward/mean"]["non_finite"] == 1
+
+
+def test_rollouts_are_shown_from_the_best_to_the_worst_of_a_batch(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": 1.0}\n')
+    with (tmp_path / "rollouts.jsonl").open("w") as file:
+        for batch in range(9):
+            trajectories = [
+                {
+                    "segments": [],
+                    "turns": [{"reward": reward, "termination": "stop_sequence", "metrics": {}}],
+                    "messages": [{"role": "user", "content": f"question {batch}"}],
+                    "end": "done",
+                    "boundary": batch,
+                    "seed": 0,
+                }
+                for reward in (0.0, 1.0, 0.5)
+            ]
+            file.write(json.dumps({"batch": batch, "slot": 0, "trajectories": trajectories, "failures": []}) + "\n")
+    text = write_report(tmp_path).read_text()
+    shown = re.findall(r"<summary>batch (\d) · (\w+) · reward (\S+) · ended: done", text)
+    assert [batch for batch, kind, _ in shown if kind == "best"] == ["0", "2", "5", "8"]
+    assert {kind: reward for _, kind, reward in shown} == {"best": "1", "worst": "0", "random": "0.5"}
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        write_report(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_browser_draws_every_chart_without_an_error(run_folder, tmp_path):
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    page = write_report(run_folder)
+    charts = len(data_of(page.read_text())["charts"])
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    done = subprocess.run(
+        [browser, *flags.split(), f"--user-data-dir={tmp_path / 'browser'}", "--enable-logging=stderr",
+         "--virtual-time-budget=3000", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert f'data-charts="{charts}"' in done.stdout
+    assert done.stdout.count("<canvas") == charts
+    assert "CONSOLE" not in done.stderr
+    assert REPLIES[2][0].replace("&", "&amp;") in done.stdout
