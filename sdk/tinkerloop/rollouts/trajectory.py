@@ -7,6 +7,7 @@ read. Each line of `rollouts.jsonl` is one `Group`: the trajectories of one task
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
+from tinkerloop.errors import RolloutError
 from tinkerloop.renderers import ParseTermination
+from tinkerloop.renderers.openai_messages import to_openai_message
+from tinkerloop.renderers.rendered import model_input
 
 
 class End(StrEnum):
@@ -27,7 +31,10 @@ class End(StrEnum):
     MAX_TURNS = "max_turns"
     """The limit on the number of turns was reached."""
     MAX_TOKENS = "max_tokens"
-    """The limit on the number of tokens was reached: a reply was cut, or no token was left for the next one."""
+    """The limit on the number of tokens was reached: a reply was cut, or no token was left for the next one.
+
+    This is also the end of an episode whose environment returned `done` for a reply that was cut.
+    """
     BROKEN_REPLY = "broken_reply"
     """The last reply broke off inside a block, or continued after its end, so no message could follow it."""
 
@@ -50,6 +57,9 @@ class TrajectorySegment:
         logprobs: the log-probabilities of the sampled tokens under the weights that sampled them, in order.
         reference_logprobs: those of the same tokens under a reference model or a teacher; None if there is none.
         images: the images in order, each as (position of its first token, chunk).
+
+    Raises:
+        RolloutError: there is not one finite log-probability for each sampled token.
     """
 
     tokens: tuple[int, ...]
@@ -57,6 +67,21 @@ class TrajectorySegment:
     logprobs: tuple[float, ...]
     reference_logprobs: tuple[float, ...] | None = None
     images: tuple[tuple[int, tinker.types.ImageChunk], ...] = ()
+
+    def __post_init__(self) -> None:
+        count = sum(stop - start for start, stop, _ in self.sampled)
+        for name in ("logprobs", "reference_logprobs"):
+            values: tuple[float, ...] | None = getattr(self, name)
+            if values is not None and not (len(values) == count and math.isfinite(math.fsum(values))):
+                raise RolloutError(
+                    f"{name} must be {count} finite numbers, one for each sampled token, got {len(values)} "
+                    f"of which {sum(map(math.isfinite, values))} are finite"
+                )
+
+    @property
+    def model_input(self) -> tinker.ModelInput:
+        """All tokens and images, as a prompt."""
+        return model_input(list(self.tokens), self.images)
 
     @property
     def turn_index(self) -> NDArray[np.int32]:
@@ -89,7 +114,7 @@ class Trajectory:
     Attributes:
         segments: the token sequences; usually one.
         turns: the turns in order; at least one.
-        messages: the whole conversation as JSON-serializable messages, in which images are replaced by a placeholder.
+        messages: the whole conversation as messages that `readable_message` returned.
         end: why the episode ended.
         boundary: the boundary whose weights sampled it: exactly steps 0 to `boundary - 1` had been applied.
         seed: the random seed of its samples.
@@ -179,6 +204,24 @@ class Group:
         """Return the group that `to_json` returned as `value`."""
         trajectories = tuple(map(Trajectory.from_json, value["trajectories"]))
         return cls(value["batch"], value["slot"], trajectories, tuple(value["failures"]))
+
+
+IMAGE_PLACEHOLDER = "data:,image"
+"""The URL of every image in a readable message. The images themselves are in the segments of the trajectory."""
+
+
+def readable_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message in the shape of OpenAI's API, with a placeholder for each image.
+
+    Raises:
+        RenderError: the message has the wrong shape.
+    """
+    content = message.get("content")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        image = {"type": "image_url", "image_url": {"url": IMAGE_PLACEHOLDER}}
+        parts = [image if part["type"] in ("image", "image_url") else part for part in content]
+        message = {**message, "content": parts}
+    return to_openai_message(message)
 
 
 def _segment_to_json(segment: TrajectorySegment) -> dict[str, Any]:
