@@ -139,6 +139,12 @@ class Trajectory:
         """The number of sampled tokens in all segments."""
         return sum(len(segment.logprobs) for segment in self.segments)
 
+    @property
+    def sampled_turns(self) -> NDArray[np.int32]:
+        """The turn of each of the S sampled tokens of all segments, in order, (S,) int32."""
+        turns = [segment.turn_index for segment in self.segments]
+        return np.concatenate([one[one >= 0] for one in turns])
+
     def to_json(self) -> dict[str, Any]:
         """Return the trajectory as JSON-serializable values, from which `from_json` creates an equal one."""
         return {
@@ -178,12 +184,14 @@ class Group:
         trajectories: its trajectories; none if the group was dropped because an environment failed.
         failures: the errors of environments in this group, as text: those after which an episode was repeated, and the
             one that dropped the group.
+        task: the number of the task in the sequence of tasks.
     """
 
     batch: int
     slot: int
     trajectories: tuple[Trajectory, ...]
     failures: tuple[str, ...] = ()
+    task: int = 0
 
     @property
     def rewards(self) -> NDArray[np.float64]:
@@ -195,6 +203,7 @@ class Group:
         return {
             "batch": self.batch,
             "slot": self.slot,
+            "task": self.task,
             "trajectories": [trajectory.to_json() for trajectory in self.trajectories],
             "failures": list(self.failures),
         }
@@ -203,7 +212,7 @@ class Group:
     def from_json(cls, value: Mapping[str, Any]) -> Group:
         """Return the group that `to_json` returned as `value`."""
         trajectories = tuple(map(Trajectory.from_json, value["trajectories"]))
-        return cls(value["batch"], value["slot"], trajectories, tuple(value["failures"]))
+        return cls(value["batch"], value["slot"], trajectories, tuple(value["failures"]), value["task"])
 
 
 IMAGE_PLACEHOLDER = "data:,image"
@@ -250,8 +259,8 @@ def _segment_from_json(value: Mapping[str, Any]) -> TrajectorySegment:
     return TrajectorySegment(
         tokens=tuple(value["tokens"]),
         sampled=tuple(SampledSpan(*span) for span in value["sampled"]),
-        logprobs=tuple(value["logprobs"]),
-        reference_logprobs=None if reference is None else tuple(reference),
+        logprobs=tuple(map(float, value["logprobs"])),  # float, because a file has "-Infinity" as text
+        reference_logprobs=None if reference is None else tuple(map(float, reference)),
         images=tuple(
             (
                 image["position"],
