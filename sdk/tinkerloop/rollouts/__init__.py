@@ -12,11 +12,12 @@ from tinkerloop.rollouts.advantages import (
     standardized,
 )
 from tinkerloop.rollouts.curriculum import Curriculum, Shuffled, WeightedParts
+from tinkerloop.rollouts.delivered import Delivered
 from tinkerloop.rollouts.environments import Environment, Outcome, Start, one_turn
 from tinkerloop.rollouts.episodes import FailurePolicy, Limits, run_episode, run_group
 from tinkerloop.rollouts.policy_datum import group_datums, policy_datum, policy_datums
 from tinkerloop.rollouts.rollout_log import read_rollouts
-from tinkerloop.rollouts.rollouts import Delivered, Rollouts
+from tinkerloop.rollouts.rollouts import Rollouts
 from tinkerloop.rollouts.trajectory import End, Group, SampledSpan, Trajectory, TrajectorySegment, Turn
 
 __all__ = [

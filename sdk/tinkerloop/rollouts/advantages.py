@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from tinkerloop.errors import PlanError
+from tinkerloop.errors import DatumError, PlanError
 from tinkerloop.rollouts.trajectory import Group, Trajectory
 
 Advantage = float | NDArray[np.float64]
@@ -159,27 +159,28 @@ def compute_advantages(function: AdvantageFunction, group: Group) -> list[Advant
     return advantages
 
 
-def per_token(trajectory: Trajectory, advantage: Advantage) -> NDArray[np.float64]:
-    """Return the advantage of each of the S sampled tokens of a trajectory, (S,) float64.
+def per_token(trajectory: Trajectory, advantage: ArrayLike) -> NDArray[Any]:
+    """Return the advantage of each of the S sampled tokens of all segments, (S,).
 
     Args:
         trajectory: the trajectory.
-        advantage: a number, or an array with one number per turn or per sampled token.
+        advantage: one number; or one for each turn; or one for each sampled token.
 
     Raises:
-        PlanError: the array has another shape.
+        DatumError: the advantage is neither of these.
     """
-    turns = trajectory.sampled_turns
-    values = np.asarray(advantage, np.float64)
+    turns, values = trajectory.sampled_turns, np.asarray(advantage)
     if values.ndim == 0:
         return np.full(len(turns), values)
     if values.shape == turns.shape:
         return values
     if values.shape == (len(trajectory.turns),):
         return values[turns]
-    raise PlanError(
-        f"an advantage must be a number, or have one number for each of the {len(trajectory.turns)} turns or of the "
-        f"{len(turns)} sampled tokens, got an array of shape {values.shape}"
+    raise DatumError(
+        "must be one number, one for each turn, or one for each sampled token",
+        field="advantages",
+        expected=f"({len(trajectory.turns)},) or ({len(turns)},)",
+        given=values.shape,
     )
 
 

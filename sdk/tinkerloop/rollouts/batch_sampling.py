@@ -17,12 +17,16 @@ from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
+import numpy as np
+
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import SamplingClientLike
 from tinkerloop.errors import CheckpointError, PlanError, RolloutError
 from tinkerloop.renderers import Renderer
+from tinkerloop.rollouts.advantages import AdvantageFunction, compute_advantages
 from tinkerloop.rollouts.environments import Environment
 from tinkerloop.rollouts.episodes import FailurePolicy, Limits, run_group
+from tinkerloop.rollouts.policy_datum import Weighting, group_datums
 from tinkerloop.rollouts.trajectory import Group
 
 T = TypeVar("T")
@@ -53,7 +57,10 @@ class SamplingOptions:
     limits: Limits
     on_failure: FailurePolicy
     reference: SamplingClientLike | None
-    datums: Callable[[Group], Sequence[tinker.Datum]]
+    advantages: AdvantageFunction
+    loss_fn: str
+    weighting: Weighting
+    drop_constant: bool
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ async def sample_batch(
         group = beginning.logged.get(slot)
         if group is None:
             group = await _sample_group(options, beginning, slot, in_flight)
-        return SampledGroup(group, options.datums(group))
+        return SampledGroup(group, _datums(options, group))
 
     # All slots are in flight at once, and each group without datums begins one further slot, as soon as it is known. In
     # whichever order the groups arrive, the slots that were begun in the end are the same: the first n, where n is the
@@ -151,6 +158,16 @@ async def _sample_group(
         in_flight=in_flight,
     )
     return replace(group, task=number)
+
+
+def _datums(options: SamplingOptions, group: Group) -> Sequence[tinker.Datum]:
+    """Return the datums of a group: none if it was dropped, or if all its advantages are 0 and such groups are."""
+    if not group.trajectories:
+        return ()
+    advantages = compute_advantages(options.advantages, group)
+    if options.drop_constant and not any(np.any(advantage) for advantage in advantages):
+        return ()
+    return group_datums(group, advantages, loss_fn=options.loss_fn, weighting=options.weighting)
 
 
 def _why_nothing_is_left(batch: int, groups: Sequence[Group], options: SamplingOptions) -> str:

@@ -16,6 +16,7 @@ depend on the rewards:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, Protocol
@@ -114,6 +115,24 @@ class WeightedParts:
             self._drawn.append((part, self._taken[part]))
             self._taken[part] += 1
         return self._drawn[position]
+
+
+def checked_state(state: Any) -> Any:
+    """Return the state of a curriculum, after checking that JSON holds it without loss.
+
+    Raises:
+        PlanError: it does not.
+    """
+    try:
+        unchanged = json.loads(json.dumps(state)) == state
+    except (TypeError, ValueError):
+        unchanged = False
+    if not unchanged:
+        raise PlanError(
+            "the state of a curriculum must consist of numbers, strings, booleans, None, lists, and dicts whose keys "
+            f"are strings, because it is stored as JSON; got {state!r}"
+        )
+    return state
 
 
 def _shuffled(key: str, n: int, position: int) -> int:

@@ -20,6 +20,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.datum import POLICY_LOSSES, check_chunks, check_datum, make_datum, real_array
 from tinkerloop.errors import DatumError
 from tinkerloop.renderers.rendered import model_input
+from tinkerloop.rollouts.advantages import per_token
 from tinkerloop.rollouts.trajectory import Group, Trajectory
 
 Weighting = Literal["token", "sequence", "group"]
@@ -112,8 +113,7 @@ def policy_datums(
             "datums for loss_fn='stable_reinforce' cannot be built from a trajectory, which does not have the ids of "
             "the sampled sequences: use policy_datum, and add the ids with tinker.Datum.with_provenance"
         )
-    per_token = _advantages(trajectory, advantages)
-    datums, start = [], 0
+    values, datums, start = per_token(trajectory, advantages), [], 0
     for segment in trajectory.segments:
         stop = start + len(segment.logprobs)
         if segment.sampled:
@@ -122,7 +122,7 @@ def policy_datums(
                     model_input(list(segment.tokens), segment.images),
                     segment.turn_index >= 0,
                     segment.logprobs,
-                    per_token[start:stop],
+                    values[start:stop],
                     loss_fn=loss_fn,
                     weight=weight,
                 )
@@ -167,26 +167,6 @@ def group_datums(
         tokens = {"token": 1, "sequence": trajectory.sampled_tokens, "group": of_group}[weighting]
         datums += policy_datums(trajectory, advantage, loss_fn=loss_fn, weight=1 / max(tokens, 1))
     return datums
-
-
-def _advantages(trajectory: Trajectory, advantages: ArrayLike | float) -> NDArray[np.float32]:
-    """Return the advantage of each sampled token of all segments, (S,) float32."""
-    turn_index = np.concatenate([segment.turn_index for segment in trajectory.segments])
-    turns = turn_index[turn_index >= 0]  # (S,)
-    if isinstance(advantages, Real):
-        advantages = np.full(len(turns), advantages)
-    values = real_array("advantages", advantages)
-    is_per_turn = values.shape == (len(trajectory.turns),)
-    if values.shape == (len(turns),) and (not is_per_turn or (turns == np.arange(len(turns))).all()):
-        return values
-    if is_per_turn and len(turns) != len(values):
-        return values[turns]
-    raise DatumError(
-        "must be one number, one for each turn, or one for each sampled token",
-        field="advantages",
-        expected=f"({len(trajectory.turns)},) or ({len(turns)},)",
-        given=values.shape,
-    )
 
 
 def _mask(tokens: Any, sampled: ArrayLike) -> NDArray[np.bool_]:

@@ -19,23 +19,20 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import SamplingClientLike, TrainingClientLike
 from tinkerloop.data.batches import Cursor, check_cursor, fingerprint_of
-from tinkerloop.errors import PlanError, RolloutError
+from tinkerloop.datum import POLICY_LOSSES
+from tinkerloop.errors import PlanError
 from tinkerloop.loop.futures import background, resolve
 from tinkerloop.renderers import Renderer
-from tinkerloop.rollouts.advantages import AdvantageFunction, centered, compute_advantages
+from tinkerloop.rollouts.advantages import AdvantageFunction, centered
 from tinkerloop.rollouts.batch_sampling import (
     BatchBeginning,
     EventLoopThread,
@@ -43,37 +40,15 @@ from tinkerloop.rollouts.batch_sampling import (
     SamplingOptions,
     sample_batch,
 )
-from tinkerloop.rollouts.curriculum import Curriculum, Shuffled
+from tinkerloop.rollouts.curriculum import Curriculum, Shuffled, checked_state
+from tinkerloop.rollouts.delivered import Delivered, account_for, part_of_datums
 from tinkerloop.rollouts.environments import Environment
 from tinkerloop.rollouts.episodes import FailurePolicy, Limits
-from tinkerloop.rollouts.policy_datum import Weighting, group_datums
+from tinkerloop.rollouts.policy_datum import WEIGHTING, Weighting
 from tinkerloop.rollouts.rollout_log import RolloutLog
 from tinkerloop.rollouts.trajectory import Group
 
 _NO_LIMITS, _RAISE = Limits(), FailurePolicy()
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """The batch of rollouts that was delivered last.
-
-    Attributes:
-        batch: its number.
-        groups: all its groups, in the order of their slots.
-        trained: those that are trained on.
-        constant: the number of groups that were left out because all their advantages are 0.
-        dropped: the number of groups that were left out because an environment failed.
-        failures: the number of failures of environments, including those after which an episode was repeated.
-        further: the number of groups that were sampled in place of others that were left out.
-    """
-
-    batch: int
-    groups: tuple[Group, ...]
-    trained: tuple[Group, ...]
-    constant: int
-    dropped: int
-    failures: int
-    further: int
 
 
 class Rollouts:
@@ -147,10 +122,13 @@ class Rollouts:
         for name, (value, smallest) in least.items():
             if value < smallest:
                 raise PlanError(f"{name} must be at least {smallest}, got {value}")
-        if constant_groups not in ("drop", "keep"):
-            raise PlanError(f'constant_groups must be "drop" or "keep", got {constant_groups!r}')
+        choices = {"constant_groups": (constant_groups, ("drop", "keep")), "weighting": (weighting, WEIGHTING),
+                   "loss_fn": (loss_fn, POLICY_LOSSES)}  # fmt: skip
+        for name, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise PlanError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         self._client, self._curriculum, self._max_in_flight = client, curriculum or Shuffled(), max_in_flight
-        self._staleness, self._substeps, self._groups = staleness, substeps, groups
+        self._staleness, self._substeps = staleness, substeps
         self._identity: Cursor = {
             "kind": "rollouts", "tasks": len(tasks), "fingerprint": fingerprint_of(tasks), "seed": seed,
             "curriculum": type(self._curriculum).__name__, "groups": groups, "group_size": group_size,
@@ -169,14 +147,17 @@ class Rollouts:
             limits=limits,
             on_failure=on_failure,
             reference=reference,
-            datums=partial(_datums, advantages, loss_fn, weighting, constant_groups),
+            advantages=advantages,
+            loss_fn=loss_fn,
+            weighting=weighting,
+            drop_constant=constant_groups == "drop",
         )
         self._log = RolloutLog(log)
         self._thread: EventLoopThread | None = None
         self._boundary: int | None = None
         self._snapshot: tuple[int, Future[SamplingClientLike]] | None = None  # of the newest boundary
         self._resumed = False
-        self._move_to(0, 0, _checked_state(self._curriculum.begin(len(tasks), groups, seed)))
+        self._move_to(0, 0, checked_state(self._curriculum.begin(len(tasks), groups, seed)))
         self.delivered: Delivered | None = None
         """The batch of rollouts that the newest batch of datums is from; None before the first."""
 
@@ -190,14 +171,14 @@ class Rollouts:
         self._begin_up_to(self._batch + self._staleness)
         self._log_up_to(self._batch)
         groups = self._sampled[self._batch].result()
-        part = _part(groups, self._substep, self._substeps, self._batch)
-        self.delivered = _delivered(self._batch, groups, self._groups)
+        part = part_of_datums(groups, self._substep, self._substeps)
+        self.delivered = account_for(self._batch, groups, self._options.groups)
         if self._substep + 1 < self._substeps:
             self._substep += 1
         else:
             # Draws of later batches still use the state before, so the curriculum gets a copy.
             state = self._curriculum.update(copy.deepcopy(self._state), self.delivered.groups)
-            self._state = _checked_state(state)
+            self._state = checked_state(state)
             del self._sampled[self._batch]
             self._batch, self._substep = self._batch + 1, 0
         return part
@@ -296,54 +277,3 @@ class Rollouts:
                 "at_boundary(step) before the first batch of each step"
             )
         return self._boundary
-
-
-def _datums(
-    advantages: AdvantageFunction, loss_fn: str, weighting: Weighting, constant_groups: str, group: Group
-) -> list[tinker.Datum]:
-    """Return the datums of a group: none if it was dropped, or if it is constant and not kept."""
-    if not group.trajectories:
-        return []
-    values = compute_advantages(advantages, group)
-    if constant_groups == "drop" and not any(np.any(value) for value in values):
-        return []
-    return group_datums(group, values, loss_fn=loss_fn, weighting=weighting)
-
-
-def _part(groups: Sequence[SampledGroup], part: int, parts: int, batch: int) -> list[tinker.Datum]:
-    """Return part number `part` of the datums of a batch, cut into `parts` consecutive parts of near-equal sizes."""
-    datums = [datum for one in groups for datum in one.datums]
-    if len(datums) < parts:
-        raise RolloutError(
-            f"batch {batch} of the rollouts has {len(datums)} datums, which cannot be delivered in {parts} substeps: "
-            'use fewer substeps, more groups or further_tasks, or constant_groups="keep"'
-        )
-    return datums[len(datums) * part // parts : len(datums) * (part + 1) // parts]
-
-
-def _delivered(batch: int, sampled: Sequence[SampledGroup], groups: int) -> Delivered:
-    left_out = [one.group for one in sampled if not one.datums]
-    dropped = sum(not group.trajectories for group in left_out)
-    return Delivered(
-        batch=batch,
-        groups=tuple(one.group for one in sampled),
-        trained=tuple(one.group for one in sampled if one.datums),
-        constant=len(left_out) - dropped,
-        dropped=dropped,
-        failures=sum(len(one.group.failures) for one in sampled),
-        further=len(sampled) - groups,
-    )
-
-
-def _checked_state(state: Any) -> Any:
-    """Return the state of a curriculum, after checking that a record holds it without loss."""
-    try:
-        unchanged = json.loads(json.dumps(state)) == state
-    except (TypeError, ValueError):
-        unchanged = False
-    if not unchanged:
-        raise PlanError(
-            f"the state of a curriculum must consist of numbers, strings, booleans, None, lists, and dicts whose keys "
-            f"are strings, because it is stored as JSON; got {state!r}"
-        )
-    return state
