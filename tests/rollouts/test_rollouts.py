@@ -393,6 +393,22 @@ def test_groups_in_the_log_are_not_sampled_again(create, service, tmp_path):
     assert log.read_bytes() == b"".join(lines)
 
 
+def test_what_was_sampled_from_later_weights_is_cut_from_the_log(create, tmp_path):
+    log = tmp_path / "rollouts.jsonl"
+    rollouts = create(staleness=1)
+    take(rollouts, 2)
+    cursor = rollouts.cursor  # of boundary 2: batches 0 to 2 were begun before, batch 3 is begun here
+    for step in range(2, 5):
+        rollouts.at_boundary(step)
+        next(rollouts)
+    lines = log.read_bytes().splitlines(keepends=True)
+    resumed = create(staleness=1)
+    resumed.seek(cursor)
+    resumed.at_boundary(2)
+    next(resumed)
+    assert log.read_bytes() == b"".join(line for line in lines if b'"batch":4' not in line.replace(b" ", b""))
+
+
 def test_groups_that_are_missing_in_the_log_are_reported(create, tmp_path):
     log = tmp_path / "rollouts.jsonl"
     rollouts = create(staleness=2)
