@@ -19,8 +19,13 @@ from typing import Any
 from tinkerloop.errors import CheckpointError
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, *, restore_numbers: bool = True) -> Iterator[dict[str, Any]]:
     """Yield the JSON object of every complete line. Yield nothing if the file does not exist.
+
+    Args:
+        path: the file.
+        restore_numbers: return the strings "NaN", "Infinity" and "-Infinity" as numbers. Pass False for a file whose
+            texts may be one of these words, such as the messages of trajectories, and whose numbers are all finite.
 
     Raises:
         CheckpointError: a complete line is not a JSON object.
@@ -35,7 +40,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 value = json.loads(line)
             except ValueError:
                 value = None
-            if any(mark in line for mark in _MARKS):
+            if restore_numbers and any(mark in line for mark in _MARKS):
                 value = _with_numbers(value)
             if not isinstance(value, dict):
                 raise CheckpointError(
