@@ -1,7 +1,9 @@
 """Trajectories: what was sampled in one episode, as values that are written to one line of JSON and read back equal.
 
 A trajectory has the tokens (with their log-probabilities) that training needs, and the messages and rewards that people
-read. Each line of `rollouts.jsonl` is one `Group`: the trajectories of one task.
+read. Each line of `rollouts.jsonl` is one `Group`: the trajectories of one task. Rewards, metrics and log-probabilities
+are finite numbers. Lines are therefore read with `read_lines(path, restore_numbers=False)`, so that a message whose
+text is "NaN" stays a text.
 """
 
 from __future__ import annotations
@@ -100,11 +102,19 @@ class Turn:
         reward: the reward for the reply.
         termination: how the reply ended.
         metrics: the metrics that the environment returned.
+
+    Raises:
+        RolloutError: the reward or a metric is not a finite number.
     """
 
     reward: float
     termination: ParseTermination
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("the reward", self.reward), *self.metrics.items()):
+            if not math.isfinite(value):
+                raise RolloutError(f"{name} of a turn must be a finite number, got {value!r}")
 
 
 @dataclass(frozen=True)
