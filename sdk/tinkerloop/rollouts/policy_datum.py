@@ -176,10 +176,9 @@ def _advantages(trajectory: Trajectory, advantages: ArrayLike | float) -> NDArra
     if isinstance(advantages, Real):
         advantages = np.full(len(turns), advantages)
     values = real_array("advantages", advantages)
-    is_per_turn = values.shape == (len(trajectory.turns),)
-    if values.shape == (len(turns),) and (not is_per_turn or (turns == np.arange(len(turns))).all()):
+    if values.shape == (len(turns),):
         return values
-    if is_per_turn and len(turns) != len(values):
+    if values.shape == (len(trajectory.turns),):
         return values[turns]
     raise DatumError(
         "must be one number, one for each turn, or one for each sampled token",
