@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tinker
 
 from tinkerloop.datum import LOSS_INPUTS, POLICY_LOSSES, check_datum, fold_weights
+from tinkerloop.errors import DatumError, ZeroWeightError
 from tinkerloop.renderers import ParseTermination
 from tinkerloop.rollouts import (
     End,
@@ -91,3 +95,89 @@ def test_the_initial_weights_choose_the_unit_that_counts_equally(weighting, weig
     given = [weight for datum in datums for weight in arrays(datum)["weights"] if weight]
     assert given == pytest.approx(weights)
     assert arrays(datums[1])["advantages"] == [0, 2, 3]
+
+
+def test_images_keep_their_places():
+    image = tinker.types.ImageChunk(data=b"png", format="png", expected_tokens=2)
+    (datum,) = policy_datums(trajectory(segment(6, (4, 6, 0), images=((1, image),)), turns=1), 2.0)
+    assert [chunk.length for chunk in datum.model_input.chunks] == [1, 2, 2]
+    assert arrays(datum)["advantages"] == [0, 0, 0, 2, 2]
+    with pytest.raises(DatumError, match="an image position cannot be a training target"):
+        policy_datums(trajectory(segment(6, (2, 6, 0), images=((1, image),)), turns=1), 2.0)
+
+
+TOKENS, SAMPLED, LOGPROBS = [5, 6, 7], [False, True, True], [-1.0, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (
+            {"sampled": [False, True]},
+            r"sampled: must have one boolean per token .*\(3,\) bool, got \(2,\) bool",
+        ),
+        ({"sampled": [0, 1, 1]}, r"sampled: must have one boolean per token .*int64"),
+        ({"sampled": [True, True, False]}, r"sampled\[0\]: the first token cannot be sampled"),
+        ({"logprobs": [-1.0]}, r"logprobs: must have one value per sampled token \(expected \(2,\), got \(1,\)"),
+        ({"logprobs": [-1.0, np.nan]}, r"logprobs\[1\]: must be finite"),
+        ({"advantages": [1.0, 2.0, 3.0]}, r"advantages: must have one value per sampled token"),
+        ({"advantages": np.inf}, r"advantages\[0\]: must be finite"),
+        ({"loss_fn": "cross_entropy"}, r"loss_fn: not a policy loss \(expected importance_sampling \| ppo"),
+        ({"weight": 0}, r"weight: must be greater than 0"),
+        ({"tokens": [5, 6, 99]}, r"model_input\[2\]: token id out of range"),
+    ],
+)
+def test_bad_input_is_refused_with_the_field_and_the_values(wrong, says):
+    given = {"tokens": TOKENS, "sampled": SAMPLED, "logprobs": LOGPROBS, "advantages": 1.0, "vocab_size": 50}
+    policy_datum(**given)
+    with pytest.raises(DatumError, match=says):
+        policy_datum(**{**given, **wrong})
+
+
+def test_a_datum_without_sampled_tokens_is_refused():
+    with pytest.raises(ZeroWeightError):
+        policy_datum(TOKENS, [False] * 3, [], 1.0)
+
+
+def test_advantages_of_another_length_are_refused():
+    with pytest.raises(DatumError, match=r"advantages: must be one number.*expected \(2,\) or \(3,\), got \(4,\)"):
+        policy_datums(TWO_TURNS, [1, 2, 3, 4])
+
+
+def test_a_group_needs_advantages_for_each_trajectory_and_a_known_unit():
+    group = Group(0, 0, (TWO_TURNS, TWO_TURNS))
+    with pytest.raises(DatumError, match=r"advantages: must have one entry per trajectory \(expected 2, got 1"):
+        group_datums(group, [1.0])
+    with pytest.raises(DatumError, match="weighting: unknown unit"):
+        group_datums(group, [1.0, 1.0], weighting="turn")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_trajectory_has_no_ids_of_sequences_for_stable_reinforce():
+    with pytest.raises(NotImplementedError, match=r"stable_reinforce.*with_provenance"):
+        policy_datums(TWO_TURNS, 1.0, loss_fn="stable_reinforce")
+
+
+def test_provenance_survives_the_folding_of_weights():
+    datum = policy_datum(TOKENS, SAMPLED, LOGPROBS, 1.0, loss_fn="stable_reinforce").with_provenance(
+        [tinker.types.PromptProvenanceSpan(sequence_id="a", length=2)],
+        [tinker.types.SampledProvenanceSpan(sequence_id="a", length=2)],
+    )
+    folded = fold_weights(datum)
+    assert folded.loss_fn_input_spans == datum.loss_fn_input_spans
+    assert folded.model_input_spans == datum.model_input_spans
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"weights": [0.0, -1.0]}, r"weights\[1\]: a weight of a policy datum must not be negative"),
+        ({"weights": [1.0, np.nan]}, r"weights\[1\]: must be finite"),
+        ({"weights": [1.0]}, r"advantages: must have the shape of weights \(expected \(1,\), got \(2,\)"),
+    ],
+)
+def test_weights_that_cannot_be_folded_are_refused(inputs, says):
+    datum = policy_datum(TOKENS, SAMPLED, LOGPROBS, 1.0)
+    datum = replace(datum, loss_fn_inputs={**datum.loss_fn_inputs, **inputs})
+    for check in (fold_weights, lambda datum: check_datum(datum, loss_fn="importance_sampling")):
+        with pytest.raises(DatumError, match=says):
+            check(datum)
