@@ -72,7 +72,7 @@ def done(value: Any) -> Future[Any]:
 
 @pytest.fixture(scope="session")
 def renderer() -> Renderer:
-    return tiny_renderer("role_colon")
+    return tiny_renderer()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tinkerloop.rollouts import FailurePolicy, Rollouts, WeightedParts, one_turn
 from tinkerloop.rollouts.curriculum import Shuffled
 
 TASKS = [f"task {number}" for number in range(5)]
-PARAMS = tinker.SamplingParams(max_tokens=3, stop=[10])
+PARAMS = tinker.SamplingParams(max_tokens=3)
 
 
 async def score(reply):

@@ -91,7 +91,7 @@ def train(folder, service, renderer, case, kill_at=None, trained=None):
         renderer,
         groups=2,
         group_size=2,
-        sampling_params=tinker.SamplingParams(max_tokens=3, stop=[10]),
+        sampling_params=tinker.SamplingParams(max_tokens=3),
         log=folder / "rollouts.jsonl",
         curriculum=Levels(),
         staleness=case.staleness,

@@ -129,6 +129,15 @@ def test_every_sampled_reply_is_a_readable_message(ids: list[int], text: str) ->
         encode(readable_message(message))
 
 
+def test_reasoning_after_the_text_of_a_reply_comes_first_in_its_readable_message() -> None:
+    parts = [{"type": "text", "text": "4"}, {"type": "thinking", "thinking": "really?"}]
+    assert readable_message({"role": "assistant", "content": parts}) == {
+        "role": "assistant",
+        "content": "4",
+        "reasoning_content": "really?",
+    }
+
+
 @pytest.mark.parametrize("reward", [math.nan, math.inf])
 def test_a_reward_that_is_not_finite_is_rejected(reward: float) -> None:
     with pytest.raises(RolloutError, match="the reward of a turn must be a finite number"):

@@ -232,6 +232,8 @@ IMAGE_PLACEHOLDER = "data:,image"
 def readable_message(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message in the shape of OpenAI's API, with a placeholder for each image.
 
+    A sampled reply may have reasoning after its text, which that shape cannot express: all reasoning comes first.
+
     Raises:
         RenderError: the message has the wrong shape.
     """
@@ -239,6 +241,7 @@ def readable_message(message: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(content, Sequence) and not isinstance(content, str):
         image = {"type": "image_url", "image_url": {"url": IMAGE_PLACEHOLDER}}
         parts = [image if part["type"] in ("image", "image_url") else part for part in content]
+        parts.sort(key=lambda part: part["type"] != "thinking")
         message = {**message, "content": parts}
     return to_openai_message(message)
 
