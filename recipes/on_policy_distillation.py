@@ -31,6 +31,7 @@ from tinkerloop.callbacks import LRSchedule
 from tinkerloop.loop import Loop, resolve
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Renderer
+from tinkerloop.rollouts import policy_datum
 
 
 @chz.chz
@@ -48,23 +49,11 @@ class Config:
 
 
 def scored_datum(prompt: tinker.ModelInput, sampled: Any, teacher: list[float | None]) -> tinker.Datum:
-    """Return the datum of one answer. Advantages are the teacher's minus the student's log-probabilities.
-
-    Position i predicts token i + 1, so the N tokens of the prompt give N - 1 positions that are not trained.
-    """
+    """Return the datum of one answer. Advantages are the teacher's minus the student's log-probabilities."""
     tokens = [*prompt.to_ints(), *sampled.tokens]
-    untrained = prompt.length - 1
-    student = np.array([0.0] * untrained + sampled.logprobs, np.float32)
-    teacher_logprobs = np.array(teacher[1:], np.float32)  # the first token has no log-probability
-    advantages = np.where(np.arange(len(tokens) - 1) >= untrained, teacher_logprobs - student, 0).astype(np.float32)
-    return tinker.Datum(
-        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={
-            "target_tokens": tinker.TensorData.from_numpy(np.array(tokens[1:], np.int64)),
-            "logprobs": tinker.TensorData.from_numpy(student),
-            "advantages": tinker.TensorData.from_numpy(advantages),
-        },
-    )
+    is_sampled = np.arange(len(tokens)) >= prompt.length
+    student, of_teacher = np.array(sampled.logprobs), np.array(teacher[prompt.length :], float)
+    return policy_datum(tokens, is_sampled, student, of_teacher - student)
 
 
 def scored_answers(

@@ -30,6 +30,7 @@ from tinkerloop.callbacks import LRSchedule
 from tinkerloop.loop import Loop
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Renderer
+from tinkerloop.rollouts import policy_datum
 
 
 @chz.chz
@@ -47,25 +48,11 @@ class Config:
     seed: int = chz.field(default=0, doc="Random seed for the adapter, the questions and the samples.")
 
 
-def policy_datum(prompt: tinker.ModelInput, sampled: Any, advantage: float) -> tinker.Datum:
-    """Return the datum of one answer, with the advantage and the sampler's log-probabilities of its tokens.
-
-    Position i predicts token i + 1, so the N tokens of the prompt give N - 1 positions that are not trained.
-    """
+def answer_datum(prompt: tinker.ModelInput, sampled: Any, advantage: float, loss_fn: str) -> tinker.Datum:
+    """Return the datum of one answer, with the advantage and the sampler's log-probabilities of its tokens."""
     tokens = [*prompt.to_ints(), *sampled.tokens]
-    untrained = prompt.length - 1
-
-    def data(values: list[float], kind: Any) -> tinker.TensorData:
-        return tinker.TensorData.from_numpy(np.asarray(values, dtype=kind))
-
-    return tinker.Datum(
-        model_input=tinker.ModelInput.from_ints(tokens[:-1]),
-        loss_fn_inputs={
-            "target_tokens": data(tokens[1:], np.int64),
-            "logprobs": data([0.0] * untrained + sampled.logprobs, np.float32),
-            "advantages": data([0.0] * untrained + [advantage] * len(sampled.tokens), np.float32),
-        },
-    )
+    is_sampled = np.arange(len(tokens)) >= prompt.length
+    return policy_datum(tokens, is_sampled, sampled.logprobs, advantage, loss_fn=loss_fn)
 
 
 def rollouts(client: Any, renderer: Renderer, config: Config, rewards: list[float]) -> Iterator[list[tinker.Datum]]:
@@ -86,7 +73,8 @@ def rollouts(client: Any, renderer: Renderer, config: Config, rewards: list[floa
             mean_rewards.append(reward.mean())
             if 0 < reward.mean() < 1:
                 advantages = reward - reward.mean()
-                batch += [policy_datum(prompt, s, x) for s, x in zip(answers, advantages.tolist(), strict=True)]
+                scored = zip(answers, advantages.tolist(), strict=True)
+                batch += [answer_datum(prompt, s, x, config.loss_fn) for s, x in scored]
         rewards.append(float(np.mean(mean_rewards)))
         step, steps_without_datums = step + 1, 0 if batch else steps_without_datums + 1
         if batch:
