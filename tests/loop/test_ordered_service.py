@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tinker
 
-from tinkerloop._policy_losses import DEFAULTS
+from tinkerloop.testing._policy_losses import DEFAULTS
 from tinkerloop.datum import fold_weights
 from tinkerloop.errors import DatumError
 from tinkerloop.rollouts import policy_datum

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
-from tinkerloop._policy_losses import DEFAULTS, complete_config, policy_loss
+from tinkerloop.testing._policy_losses import DEFAULTS, complete_config, policy_loss
 from tinkerloop.client_versions import has_field
 from tinkerloop.clients import CustomLoss
 from tinkerloop.datum import LOSS_INPUTS, check_datum
