@@ -13,6 +13,7 @@
   x NonFiniteError (also ArithmeticError)   a loss or a metric became NaN or infinite
   x CheckpointError                         a checkpoint that cannot be written, read or resumed from
   x RunLockedError                          another process is working in this run folder
+  x CheckFailedError (also AssertionError)  a user's part that fails a check of `tinkerloop.testing`
   x MissingPackageError (also ModuleNotFoundError)  an optional package that is not installed
 
 An error message gives what is wrong, what was given, what is expected and what to do. Errors of the service are
@@ -112,3 +113,7 @@ class RunLockedError(TinkerloopError):
 
 class MissingPackageError(TinkerloopError, ModuleNotFoundError):
     """Error for an optional package that is not installed. The message names the extra of `tinkerloop-sdk`."""
+
+
+class CheckFailedError(TinkerloopError, AssertionError):
+    """Error for a chat format, a callback or a run that fails a check of `tinkerloop.testing`."""
