@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import dropwhile
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def messages_survive_openais_shape(subject: Subject) -> None:
 
 
 def tool_arguments_come_back(subject: Subject) -> None:
-    """Tool calls parse to the same functions, with the same arguments in the same order."""
+    """Tool calls parse to the same functions, with the same arguments in the claimed order."""
     messages = subject.conversation(later_system=False)
     for i, message in enumerate(messages):
         wanted = message.get("tool_calls")
@@ -80,7 +81,9 @@ def tool_arguments_come_back(subject: Subject) -> None:
         require_equal([call.function.name for call in calls], [w["function"]["name"] for w in wanted], "the functions")
         for call, given in zip(calls, (w["function"]["arguments"] for w in wanted), strict=True):
             arguments = json.loads(call.function.arguments)
-            require_equal(list(arguments), [nfc(key) for key in given], "the names of the arguments")
+            names = [nfc(key) for key in given]
+            expected = names if subject.claims.argument_order else sorted(names)
+            require_equal(list(arguments), expected, "the names of the arguments")
             if isinstance(given.get("city"), str):
                 require_equal(arguments["city"], given["city"], "the argument 'city', declared as a string")
 
@@ -197,7 +200,9 @@ def a_prefill_is_in_the_prompt_and_the_message(subject: Subject) -> None:
     ours, prompt = subject.renderer, subject.prompt(messages)
     primed = subject.prompt(messages, prefill=prefill)
     subject.begins_with(primed, prompt, "the prompt changes with a prefill")
-    require_equal(nfc(ours.decode(primed[len(prompt) :])), nfc(prefill), "the text after the prompt")
+    # In some formats, control tokens that are otherwise sampled come before the text.
+    written = list(dropwhile(subject.control.__contains__, primed[len(prompt) :]))
+    require_equal(nfc(ours.decode(written)), nfc(prefill), "the text after the prompt")
     parser = ours.parser(prefill=prefill)
     parser.feed([])
     content = parser.finish()[1].message["content"]

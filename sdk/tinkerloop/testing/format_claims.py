@@ -6,6 +6,7 @@ A conversation that a format claims to express must be rendered, and one that it
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +34,7 @@ class FormatClaims:
         later_system: system messages after the first message.
         images: images in messages of users.
         spaces: spaces at both ends of the text of a reply. A format that trims texts does not claim this.
+        argument_order: the order of the arguments of a call. A format that does not claim this sorts them by name.
         episodes: conversations that grow by sampled replies, with `Renderer.episode`.
         rewrites: a conversation that the format rewrites when it goes on, for a format without the extension property.
             Needed only if none of `REWRITTEN` is rewritten.
@@ -50,6 +52,7 @@ class FormatClaims:
     later_system: bool = True
     images: bool = False
     spaces: bool = True
+    argument_order: bool = True
     episodes: bool = True
     rewrites: Sequence[Mapping[str, Any]] = ()
 
@@ -139,6 +142,7 @@ def probe_claims(renderer: Renderer, **stated: Any) -> FormatClaims:
     for claim, messages in _probes().items():
         found[claim] = roles.issuperset(m["role"] for m in messages) and not refuses(renderer, claim, messages)
     found["spaces"] = keeps_spaces(renderer)
+    found["argument_order"] = not found["calls"] or keeps_argument_order(renderer)
     found["images"] = not refuses(renderer, "images", with_image())
     found["episodes"] = can_begin_episode(renderer)
     claims = replace(FormatClaims(**found), **stated)
@@ -168,6 +172,8 @@ def check_claims(renderer: Renderer, claims: FormatClaims) -> None:
             )
     if claims.episodes is not can_begin_episode(renderer):
         raise CheckFailedError(f"the format claims episodes={claims.episodes}, but `episode` does the opposite")
+    if claims.calls and claims.argument_order is not keeps_argument_order(renderer):
+        raise CheckFailedError(f"the format claims argument_order={claims.argument_order}, but a call shows the opposite")
     if claims.spaces is not keeps_spaces(renderer):
         raise CheckFailedError(f"the format claims spaces={claims.spaces}, but a reply of ' a ' parses to the opposite")
 
@@ -195,10 +201,22 @@ def can_begin_episode(renderer: Renderer) -> bool:
 
 def keeps_spaces(renderer: Renderer) -> bool:
     """Return whether a reply keeps the spaces at both ends of its text."""
-    messages = [_user(), _reply(" a ")]
-    example = renderer.build_supervised_example(messages)
+    return _parsed_back(renderer, _reply(" a "))["content"] == " a "
+
+
+def keeps_argument_order(renderer: Renderer) -> bool:
+    """Return whether a call keeps the order of its arguments."""
+    reply = _reply("", calls=1)
+    reply["tool_calls"][0]["function"]["arguments"] = {"n": 1, "city": "x"}
+    calls = _parsed_back(renderer, reply).get("tool_calls", [])
+    return [list(json.loads(call.function.arguments)) for call in calls] == [["n", "city"]]
+
+
+def _parsed_back(renderer: Renderer, reply: dict[str, Any]) -> Mapping[str, Any]:
+    """Return the reply to a question as it is parsed from the tokens that would be sampled."""
+    example = renderer.build_supervised_example([_user(), reply])
     ids = [token for token, weight in zip(example.tokens, example.weights, strict=True) if weight]
-    return renderer.parse_response(ids, messages=messages[:1]).message["content"] == " a "
+    return renderer.parse_response(ids, messages=[_user()]).message
 
 
 def with_image() -> Messages:
