@@ -20,6 +20,7 @@ from tinkerloop.terminal import printable
 
 COMMANDS = {
     "chat": "tinkerloop.cli.chat",
+    "estimate": "tinkerloop.cli.estimate",
     "export": "tinkerloop.cli.export",
     "inspect": "tinkerloop.cli.inspect",
     "report": "tinkerloop.cli.report",
