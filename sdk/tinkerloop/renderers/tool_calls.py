@@ -320,10 +320,25 @@ def name_in_id(call_id: str) -> str:
 # ---- a message to a function: gpt-oss, whose headers `families.gpt_oss` writes and `families.harmony` reads
 
 
+def harmony_recipient(call: ToolCall, tools: Sequence[ToolSpec] = ()) -> str:
+    """Return the recipient of a gpt-oss call: `functions.NAME`, or `NAME` for a built-in tool.
+
+    A built-in tool has a namespace of its own, as in `browser.search`, and is not declared.
+    """
+    name = checked_name(call.function.name)
+    is_built_in = "." in name and name not in [tool["name"] for tool in tools]
+    return name if is_built_in else f"functions.{name}"
+
+
 def read_harmony_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
-    """Parse a gpt-oss message to `functions.NAME`. The fields are the recipient and the text of the message."""
+    """Parse a gpt-oss message to a tool. The fields are the recipient and the text of the message.
+
+    A recipient that `harmony_recipient` would not write again stays whole, as the name of the function.
+    """
     recipient, arguments = fields
     name = recipient.removeprefix("functions.")
+    if "." in name and name not in [tool["name"] for tool in tools]:
+        name = recipient
     if not name:
         return UnparsedToolCall(arguments, "the header of the message does not name one function")
     if not is_object(arguments):
