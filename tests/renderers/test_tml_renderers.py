@@ -150,14 +150,13 @@ def test_the_golden_files_hold_what_the_wheel_writes(name: str) -> None:
         assert ours(name).decode(prompt_of_the_wheel(name, row["messages"], row["tools"])) == row["text"]
 
 
-@pytest.mark.parametrize("effort", [i / 1000 for i in range(0, 1000, 7)])
-def test_the_effort_is_written_as_by_the_wheel(effort: float) -> None:
-    theirs_v0 = theirs("tml_v0")
-    format = TmlV0(theirs_v0.tokenizer, TmlV0Options(effort), encoder=WheelEncoder(theirs_v0.tokenizer))
-    messages = [{"role": "user", "content": "q"}]
-    shown = written_for_the_wheel(messages, None)
-    wanted = ids(theirs_v0.render_for_completion_with_effort(shown, effort)[0])
-    assert format.build_generation_prompt(messages).to_ints() == wanted
+def test_the_effort_is_written_as_by_the_wheel() -> None:
+    tokenizer, messages = theirs("tml_v0").tokenizer, [{"role": "user", "content": "q"}]
+    encoder, shown = WheelEncoder(tokenizer), written_for_the_wheel(messages, None)
+    for effort in (*(i / 1000 for i in range(0, 1000, 5)), 0.1749, 0.17449, 0.9999):
+        ours_at = TmlV0(tokenizer, TmlV0Options(effort), encoder=encoder)
+        wanted = ids(theirs("tml_v0").render_for_completion_with_effort(shown, effort)[0])
+        assert ours_at.build_generation_prompt(messages).to_ints() == wanted, effort
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -69,8 +69,9 @@ class TmlV0(base.Renderer):
             yield scaffold(f"{_AUTHORS['system']}tool_declare<|content_xml|>")
             yield from declare_for_message_calls(conversation.tools)
             yield scaffold("<|end_message|>")
-        effort = f"{self.options.effort:.2f}".rstrip("0").rstrip(".")
-        yield scaffold(f"{self.header('system')}Thinking effort level: {effort}<|end_message|>")
+        thousandths = round(self.options.effort * 1000)  # rounded twice, as in `tml_renderers`
+        effort = round(thousandths / 1000 * 100) / 100
+        yield scaffold(f"{self.header('system')}Thinking effort level: {effort:g}<|end_message|>")
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
@@ -105,7 +106,8 @@ class TmlV0(base.Renderer):
                 )
             )
         for call in message.unparsed:
-            fields = re.split(f"({'|'.join(map(re.escape, self.grammar.tags))})", call.raw_text)
+            tags = "|".join(map(re.escape, self.grammar.tags))
+            fields = re.split(f"({tags})", call.raw_text)
             written.append(tuple((markup if i % 2 else text)(field, Part.TOOL_CALL) for i, field in enumerate(fields)))
         for i, pieces in enumerate(written):
             yield markup("<|end_message|>" if i else "", pieces[0].part)

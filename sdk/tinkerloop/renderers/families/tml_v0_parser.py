@@ -107,14 +107,17 @@ class TmlV0Parser(ReplyParser):
             self._release(self._buffer.close())
             self._begin(TextBuffer())
         elif self._is_text_call:
-            raw = self._sampled_call(self._position + 1)
+            raw = self._sampled_call(self._position)
             self._calls.append(UnparsedToolCall(raw, "a call as text has no name and no arguments"))
             self._block, self._is_text_call = None, False
             self._begin(TextBuffer())
         else:
             if self._block is _REASONING and self._target is None and not self._buffer.pending:
                 self._parts.append((Part.REASONING, []))  # empty reasoning is a message too
+            is_call = self._block is _CALL
             self._close(self._block)
+            if is_call and isinstance(call := self._calls[-1], UnparsedToolCall):  # the end token is written anyway
+                self._calls[-1] = UnparsedToolCall(self._sampled_call(self._position), call.error)
 
     def _close_all(self) -> bool:
         """End the open message or header. Return whether one was open."""
