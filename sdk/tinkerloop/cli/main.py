@@ -22,6 +22,7 @@ COMMANDS = {
     "chat": "tinkerloop.cli.chat",
     "export": "tinkerloop.cli.export",
     "inspect": "tinkerloop.cli.inspect",
+    "rollouts": "tinkerloop.cli.show_rollouts",
 }
 """Mapping from the name of a command to its module."""
 
