@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         episodes.sort(key=lambda episode: episode[2].reward, reverse=arguments.best)  # stable: then by slot and number
     shown = episodes[: arguments.count or None]
     console = Console(highlight=False)
-    for text, style in (*summary(groups, len(shown)), *(line for one in shown for line in lines(*one))):
+    for text, style in (*batch_lines(groups, len(shown)), *(line for one in shown for line in trajectory_lines(*one))):
         console.print(Text(text, style=style), soft_wrap=True)
     return 0
 
@@ -82,7 +82,7 @@ Line = tuple[str, str]
 """A text without control characters other than line ends, and its style."""
 
 
-def summary(groups: Sequence[Group], shown: int) -> Iterator[Line]:
+def batch_lines(groups: Sequence[Group], shown: int) -> Iterator[Line]:
     """Yield lines about all trajectories of a batch, and the errors of its dropped groups."""
     rewards = np.concatenate([group.rewards for group in groups])
     line = f"batch {groups[0].batch}: {len(rewards)} trajectories in {len(groups)} groups, {shown} shown"
@@ -94,7 +94,7 @@ def summary(groups: Sequence[Group], shown: int) -> Iterator[Line]:
             yield f"slot {group.slot} was dropped: {one_line(group.failures[-1])}", "red"
 
 
-def lines(group: Group, member: int, trajectory: Trajectory) -> Iterator[Line]:
+def trajectory_lines(group: Group, member: int, trajectory: Trajectory) -> Iterator[Line]:
     """Yield the lines of one trajectory: a title, then the messages. Replies have their reward and termination."""
     yield "", ""
     yield (
