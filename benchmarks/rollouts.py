@@ -177,7 +177,8 @@ def wall_clock(with_cookbook: bool, steps: int, scale: float, rounds: int) -> No
             )  # fmt: skip
             with tempfile.TemporaryDirectory() as folder:
                 run(service, Path(folder), steps, staleness)
-            results[name].append(service.between_steps(skip=2))
+            # With staleness 1, short and long steps alternate: an even number of them is measured.
+            results[name].append(service.between_steps(skip=1 + steps % 2))
     for name, _, staleness, _ in runs:
         seconds, busy = (statistics.median(column) for column in zip(*results[name], strict=True))
         # A batch needs a step, a snapshot of its weights and a sample; with staleness k, k + 1 batches are under way.

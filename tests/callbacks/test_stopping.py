@@ -197,6 +197,12 @@ def test_a_metric_that_nothing_logs_is_noticed_at_the_end(service, batches):
         loop.run()
 
 
+def test_the_metric_of_a_detached_evaluation_is_refused(service, batches):
+    callbacks = [Evaluate("test", lambda client: Future(), every=1, detached=True), StopWhen("test/nll", above=1)]
+    with pytest.raises(PlanError, match="a metric of a detached evaluation"):
+        Loop(service.create_lora_training_client(), batches, callbacks=callbacks)
+
+
 def test_stop_when_counts_on_after_a_resume(service, batches, tmp_path):
     checkpoints, values = Checkpoints(tmp_path), [0.2] * 6
 

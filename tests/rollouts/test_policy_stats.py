@@ -97,6 +97,10 @@ def test_a_datum_without_weights_is_refused():
 # --- in runs ---
 
 
+class PolicyStatsOfAnother(PolicyStats):
+    """A second callback needs a name of its own."""
+
+
 async def score(reply):
     return sum(reply.ids) % 7
 
@@ -190,6 +194,14 @@ def test_a_step_of_several_batches_has_the_rewards_of_all(service, renderer, tmp
     options = {"callbacks": [GradientAccumulation(2)], "constant_groups": "keep"}
     (row,) = run(client, renderer, tmp_path / "log", steps=1, **options)
     assert row["rollouts/groups"] == 6
+
+
+def test_rollouts_of_another_loop_are_refused(service, renderer, tmp_path):
+    client = service.create_lora_training_client()
+    options = {"groups": 3, "group_size": 2, "sampling_params": PARAMS}
+    other = Rollouts(client, range(5), environment, renderer, log=tmp_path / "other", **options)
+    with pytest.raises(PlanError, match="pass the rollouts that are the batches of this loop"):
+        run(client, renderer, tmp_path / "log", steps=1, callbacks=[PolicyStatsOfAnother(other)])
 
 
 def test_equal_runs_log_equal_rows_and_seconds_only_if_asked(service, renderer, tmp_path):

@@ -56,6 +56,11 @@ class PolicyStats(Callback):
 
     def on_plan(self, plan: Plan) -> Plan:
         delivered = self._rollouts.delivered_in_step
+        if not delivered:
+            raise PlanError(
+                f"PolicyStats was given {self._rollouts}, which delivered nothing for step {plan.step}: pass the "
+                "rollouts that are the batches of this loop"
+            )
         metrics = {f"policy/{name}": value for name, value in _staleness(plan.step, delivered).items()}
         if new := [one for one in delivered if one.substep == 0]:
             metrics |= {f"rollouts/{name}": value for name, value in rollout_metrics(new, self._solved).items()}
