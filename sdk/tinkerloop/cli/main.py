@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "tinkerloop.cli.export",
     "inspect": "tinkerloop.cli.inspect",
     "report": "tinkerloop.cli.report",
+    "rollouts": "tinkerloop.cli.show_rollouts",
     "run": "tinkerloop.cli.run_script",
     "runs": "tinkerloop.cli.runs",
     "serve": "tinkerloop.cli.serve",
