@@ -15,7 +15,7 @@ from typing import Any
 
 from tinkerloop.cli.inspect import at_least
 from tinkerloop.data import conversation_datums, load_conversations
-from tinkerloop.data.estimate import estimate_datums
+from tinkerloop.data.estimation import estimate_datums
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.hyperparams import lora_parameter_count, recommended_learning_rate
 from tinkerloop.model_info import get_recommended_renderer_name

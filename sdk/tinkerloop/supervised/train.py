@@ -29,7 +29,7 @@ from tinkerloop.callbacks import (
 )
 from tinkerloop.connection import connect
 from tinkerloop.data import Batches, prefetch
-from tinkerloop.data.estimate import Estimate, estimate_datums
+from tinkerloop.data.estimation import Estimate, estimate_datums
 from tinkerloop.errors import CheckpointError, DataError, PlanError
 from tinkerloop.hyperparams import recommended_learning_rate
 from tinkerloop.loop import Callback, Checkpoints, Loop, Record, Run, Summary, WandB, open_training_client

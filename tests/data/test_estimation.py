@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tinkerloop.cli.main import main
-from tinkerloop.data.estimate import Estimate, estimate_datums
+from tinkerloop.data.estimation import Estimate, estimate_datums
 from tinkerloop.datum import make_datum
 
 
