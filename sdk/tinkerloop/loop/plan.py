@@ -18,7 +18,7 @@ import numpy as np
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss
-from tinkerloop.datum import LOSS_INPUTS, scale_weights
+from tinkerloop.datum import LOSS_INPUTS, read_tensor, scale_weights
 from tinkerloop.errors import PlanError
 
 Normalize = Literal["token", "example", "none"]
@@ -201,7 +201,7 @@ def _weight_sum(datum: tinker.Datum) -> float:
             f"a datum for cross_entropy needs 'weights' in its loss_fn_inputs, got {sorted(datum.loss_fn_inputs)}: "
             "build datums with tinkerloop.make_datum, or add weights"
         )
-    return float(weights.to_numpy().sum(dtype=np.float64))
+    return float(read_tensor("weights", weights).sum(dtype=np.float64))
 
 
 def _loss_name(loss_fn: str | CustomLoss) -> str:
