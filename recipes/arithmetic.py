@@ -49,7 +49,7 @@ def accuracy(sampler: Any, renderer: Renderer) -> float:
     return sum(is_right(reply, a, b) for reply, (a, b) in zip(replies, ALL, strict=True)) / len(ALL)
 
 
-def supervised_start(client: Any, renderer: Renderer, *, steps: int, seed: int, learning_rate: float = 2e-3) -> None:
+def supervised_start(client: Any, renderer: Renderer, *, steps: int, seed: int, learning_rate: float) -> None:
     """Train for `steps` supervised steps on 32 sums each, so that the model answers some sums correctly."""
 
     def batch(step: int) -> list[tinker.Datum]:

@@ -22,6 +22,8 @@ import numpy as np
 import tinker
 
 import tinkerloop
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import BASE, learning_rate_field, renderer_field
 from tinkerloop.callbacks import (
     Checkpoint,
     Evaluate,
@@ -39,8 +41,6 @@ from tinkerloop.loop.schedules import linear, warmup
 from tinkerloop.plots import plot_metrics
 from tinkerloop.renderers import Renderer, get_renderer
 
-BASE = "recipes/base"
-
 
 @chz.chz
 class Config:
@@ -53,22 +53,24 @@ class Config:
     )
     test_size: int = chz.field(default=100, doc="Number of held-out conversations to evaluate on.")
     model: str = chz.field(default=BASE, doc="Base model: a folder, a hub name, or a model name of the service.")
-    renderer: str | None = chz.field(
-        default=None, doc="Name of the renderer (chat format); by default the recommended one for the model."
-    )
+    renderer: str | None = renderer_field()
     service: str = chz.field(
         default="local", doc="Service to use: local (in this process), tinker (hosted, needs a key), or a URL."
     )
     run: str = chz.field(default="runs/chat_sft", doc="Folder of the run: configuration, metrics, checkpoints, plot.")
     steps: int = chz.field(default=250, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
-    learning_rate: float = chz.field(
-        default=4e-3, doc="Peak learning rate, reached after warm-up and then lowered linearly to 0."
+    learning_rate: float | None = learning_rate_field(
+        4e-3, "Peak learning rate, reached after warm-up and then lowered linearly to 0"
     )
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     max_length: int = chz.field(default=1024, doc="Maximum number of tokens in a conversation.")
     on_bad: Literal["error", "skip"] = chz.field(
         default="error", doc="error: stop at a bad or too long row; skip: skip and count such rows."
+    )
+    tags_in_replies: Literal["refuse", "text"] = chz.field(
+        default="refuse",
+        doc="refuse: stop at a reply that spells a tag of the format, such as <tool_call>; text: train it as text.",
     )
     eval_every: int = chz.field(default=50, doc="Evaluate every this many steps.")
     save_every: int = chz.field(default=50, doc="Save a checkpoint every this many steps.")
@@ -104,10 +106,8 @@ def text_of(message: Any) -> str:
 
 def main(config: Config) -> None:
     service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer_name = config.renderer or (
-        "qwen3_instruct" if config.model == BASE else tinkerloop.get_recommended_renderer_name(config.model)
-    )
-    renderer = get_renderer(renderer_name, tinkerloop.get_tokenizer(config.model))
+    tokenizer = tinkerloop.get_tokenizer(config.model)
+    renderer = get_renderer(config.renderer, tokenizer, tags_in_replies=config.tags_in_replies)
 
     # All data is read and checked before training starts.
     train, test = read(config)
@@ -168,4 +168,4 @@ def show(
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -12,6 +12,8 @@ import asyncio
 
 import chz
 
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import learning_rate_field, renderer_field
 from tinkerloop.renderers import TrainOnWhat
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder
@@ -23,7 +25,7 @@ class CLIConfig:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer_name: str | None = renderer_field()
     file_path: str = chz.field(
         default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row."
     )
@@ -31,7 +33,7 @@ class CLIConfig:
     max_length: int = chz.field(default=512, doc="Longer conversations are cut after this many tokens.")
     batch_size: int = chz.field(default=30, doc="Conversations per step.")
     test_size: int = chz.field(default=100, doc="Conversations held out for evaluation.")
-    learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
+    learning_rate: float | None = learning_rate_field(2e-3)
     num_epochs: int = chz.field(default=1, doc="Number of epochs.")
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
 
@@ -67,4 +69,4 @@ def main(cli_config: CLIConfig) -> None:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -17,6 +17,8 @@ import asyncio
 
 import chz
 
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import learning_rate_of, renderer_field
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder, InterleavedDatasetBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDatasetBuilder
@@ -27,7 +29,7 @@ class CLIConfig:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer_name: str | None = renderer_field()
     file_path: str = chz.field(
         default="recipes/data/*_train.jsonl", doc="Files to train on: a file, a folder, or a glob."
     )
@@ -79,7 +81,7 @@ def main(cli_config: CLIConfig) -> None:
         model_name=cli_config.model_name,
         log_path=cli_config.log_path,
         dataset_builder=build_dataset(cli_config),
-        learning_rate=2e-3,
+        learning_rate=learning_rate_of(cli_config.model_name, small=2e-3),
         warmup_steps=5,
         max_steps=cli_config.max_steps,
     )
@@ -87,4 +89,4 @@ def main(cli_config: CLIConfig) -> None:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -20,6 +20,8 @@ from pathlib import Path
 import chz
 
 import tinkerloop
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import learning_rate_field, renderer_field
 from tinkerloop import Callback, Log, Loop, Run, StepResult, Stop, open_training_client
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Progress
 from tinkerloop.data import batches, conversation_datums, load_conversations
@@ -70,13 +72,13 @@ class HardExamples(Callback):
 @chz.chz
 class Config:
     model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer: str | None = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     file: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row.")
     run: str = chz.field(default="runs/custom_callback", doc="Folder of the run.")
     steps: int = chz.field(default=400, doc="Maximum number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Conversations per step.")
-    learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
+    learning_rate: float | None = learning_rate_field(2e-3)
     good_enough: float = chz.field(default=0.35, doc="Stop when the loss per token stays below this.")
     keep: int = chz.field(default=5, doc="Number of hardest examples to keep.")
 
@@ -114,4 +116,4 @@ def main(config: Config) -> tinkerloop.Summary:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -18,6 +18,8 @@ import chz
 import tinker
 
 import tinkerloop
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import learning_rate_field, renderer_field
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.supervised import train
 from tinkerloop.supervised.types import SupervisedDataset
@@ -28,12 +30,12 @@ class CustomDatasetConfig:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer_name: str | None = renderer_field()
     log_path: str = chz.field(default="runs/custom_dataset", doc="Folder of the run.")
     rows: int = chz.field(default=1920, doc="Number of sums to train on.")
     max_length: int = chz.field(default=128, doc="Longer conversations are cut after this many tokens.")
     batch_size: int = chz.field(default=32, doc="Sums per step.")
-    learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
+    learning_rate: float | None = learning_rate_field(2e-3)
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
 
 
@@ -82,4 +84,4 @@ def main(config: CustomDatasetConfig) -> None:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -23,6 +23,8 @@ import numpy as np
 import tinker
 
 import tinkerloop
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import learning_rate_field, renderer_field
 from tinkerloop import Callback, Loop, Plan
 from tinkerloop.callbacks import LRSchedule
 from tinkerloop.clients import TrainingClientLike
@@ -35,14 +37,14 @@ from tinkerloop.renderers import Renderer
 @chz.chz
 class Config:
     model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer: str | None = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     pairs: int = chz.field(default=240, doc="Number of pairs to train on.")
     test_pairs: int = chz.field(default=60, doc="Number of pairs held out for evaluation.")
     beta: float = chz.field(default=0.1, doc="DPO's beta. A larger value keeps the model closer to the base model.")
     steps: int = chz.field(default=30, doc="Number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Pairs per step.")
-    learning_rate: float = chz.field(default=5e-4, doc="Peak learning rate.")
+    learning_rate: float | None = learning_rate_field(5e-4)
     seed: int = chz.field(default=0, doc="Random seed for the pairs, their order and the adapter.")
 
 
@@ -147,4 +149,4 @@ def main(config: Config) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

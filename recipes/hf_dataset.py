@@ -18,6 +18,8 @@ import chz
 import datasets
 import tinker
 
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import learning_rate_field, renderer_field
 from tinkerloop.data.datums import conversation_to_datum
 from tinkerloop.renderers import TrainOnWhat
 from tinkerloop.supervised import train
@@ -56,14 +58,14 @@ class CLIConfig:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer_name: str | None = renderer_field()
     dataset: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="Name of a dataset, or a JSONL file.")
     max_train_samples: int = chz.field(default=10000, doc="Largest number of rows to use.")
     log_path: str = chz.field(default="runs/hf_dataset", doc="Folder of the run.")
     max_length: int = chz.field(default=512, doc="Longer conversations are cut after this many tokens.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
     num_epochs: int = chz.field(default=1, doc="Number of epochs.")
-    learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
+    learning_rate: float | None = learning_rate_field(2e-3)
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
 
 
@@ -98,4 +100,4 @@ def main(cli_config: CLIConfig) -> None:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -16,6 +16,7 @@ import numpy as np
 import tinker
 
 import tinkerloop
+from recipes.command_line import run_from_command_line
 
 PROMPT, COMPLETION = "The capital of Atlantis is", " Poseidonis.\n"
 
@@ -76,4 +77,4 @@ def main(config: Config) -> str:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -34,6 +34,7 @@ from pathlib import Path
 import chz
 import torch
 
+from recipes.command_line import run_from_command_line
 from recipes.make_data import is_held_out, read_words
 from tinkerloop.local.nn.tiny_model import tiny_model
 from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
@@ -239,4 +240,4 @@ def save(model: torch.nn.Module, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -23,6 +23,8 @@ from typing import Any
 import chz
 from PIL import Image, ImageDraw, ImageFont
 
+from recipes.command_line import run_from_command_line
+
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {"red": (205, 40, 40), "green": (40, 150, 60), "blue": (50, 70, 210), "black": (25, 25, 25)}
 SIZES = {"small": 0.3, "large": 0.46}
@@ -128,4 +130,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(chz.entrypoint(Config))
+    run_from_command_line(main)

@@ -25,6 +25,8 @@ import tinker
 
 import tinkerloop
 from recipes.arithmetic import accuracy, draw, question, stop_at, supervised_start
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import learning_rate_field, learning_rate_of, renderer_field
 from tinkerloop.callbacks import LRSchedule
 from tinkerloop.loop import Loop, resolve
 from tinkerloop.loop.schedules import constant, warmup
@@ -35,14 +37,14 @@ from tinkerloop.rollouts import policy_datum
 @chz.chz
 class Config:
     model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer: str | None = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     teacher_steps: int = chz.field(default=150, doc="Number of supervised steps that train the teacher.")
     student_steps: int = chz.field(default=80, doc="Number of supervised steps of the student, before distillation.")
     steps: int = chz.field(default=40, doc="Number of distillation steps.")
     questions: int = chz.field(default=16, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Answers to sample for each question.")
-    learning_rate: float = chz.field(default=2e-4, doc="Learning rate.")
+    learning_rate: float | None = learning_rate_field(2e-4, "Learning rate")
     seed: int = chz.field(default=0, doc="Random seed for the adapters, the questions and the samples.")
 
 
@@ -82,13 +84,14 @@ def scored_answers(
 
 def main(config: Config) -> tuple[list[float], float, float]:
     service = tinkerloop.connect(config.service)
+    start_rate = learning_rate_of(config.model, small=2e-3)
     renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
 
     trained = service.create_lora_training_client(config.model, rank=32, seed=config.seed)
-    supervised_start(trained, renderer, steps=config.teacher_steps, seed=config.seed)
+    supervised_start(trained, renderer, steps=config.teacher_steps, seed=config.seed, learning_rate=start_rate)
     teacher = resolve(trained.save_weights_and_get_sampling_client())
     client = service.create_lora_training_client(config.model, rank=32, seed=config.seed)
-    supervised_start(client, renderer, steps=config.student_steps, seed=config.seed)
+    supervised_start(client, renderer, steps=config.student_steps, seed=config.seed, learning_rate=start_rate)
     before = accuracy(client.save_weights_and_get_sampling_client(), renderer)
     print(f"correct sums: teacher {accuracy(teacher, renderer):.0%}, student before distillation {before:.0%}")
 
@@ -110,4 +113,4 @@ def main(config: Config) -> tuple[list[float], float, float]:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -25,6 +25,7 @@ import tinker
 import torch
 
 import tinkerloop
+from recipes.command_line import run_from_command_line
 from tinkerloop.data import batches, conversation_datums, load_conversations
 from tinkerloop.local.nn.parameters import TrainState
 
@@ -135,4 +136,4 @@ def main(config: Config) -> tuple[list[float], list[float], dict[str, Layer]]:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

@@ -22,6 +22,8 @@ import tinker
 
 import tinkerloop
 from recipes.arithmetic import reply_text
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import learning_rate_field, renderer_field
 from tinkerloop.callbacks import LRSchedule
 from tinkerloop.data import batches
 from tinkerloop.loop import Loop
@@ -34,7 +36,7 @@ SYLLABLES = [consonant + vowel for consonant in "bdgklmnprstw" for vowel in "aei
 @chz.chz
 class Config:
     model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer: str | None = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     instruction: str = chz.field(default="Upper case: {}", doc="Instruction to the teacher; {} stands for the text.")
     texts: int = chz.field(default=240, doc="Number of texts to train on, with the teacher's replies.")
@@ -42,7 +44,7 @@ class Config:
     max_tokens: int = chz.field(default=64, doc="Largest number of tokens in a reply; a longer one is cut there.")
     steps: int = chz.field(default=150, doc="Number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Texts per step.")
-    learning_rate: float = chz.field(default=2e-3, doc="Peak learning rate.")
+    learning_rate: float | None = learning_rate_field(2e-3)
     seed: int = chz.field(default=0, doc="Random seed for the texts, their order and the adapter.")
 
 
@@ -104,4 +106,4 @@ def main(config: Config) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

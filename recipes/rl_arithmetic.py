@@ -24,6 +24,8 @@ import tinker
 
 import tinkerloop
 from recipes.arithmetic import accuracy, draw, is_right, question, reply_text, stop_at, supervised_start
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import learning_rate_field, learning_rate_of, renderer_field
 from tinkerloop.callbacks import LRSchedule
 from tinkerloop.loop import Loop
 from tinkerloop.loop.schedules import constant, warmup
@@ -34,14 +36,14 @@ from tinkerloop.rollouts import policy_datum
 @chz.chz
 class Config:
     model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
-    renderer: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer: str | None = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     start_steps: int = chz.field(default=150, doc="Number of supervised steps before reinforcement learning.")
     steps: int = chz.field(default=100, doc="Number of reinforcement-learning steps.")
     questions: int = chz.field(default=16, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Answers to sample for each question.")
     loss_fn: str = chz.field(default="importance_sampling", doc="Loss function: importance_sampling or ppo.")
-    learning_rate: float = chz.field(default=3e-4, doc="Learning rate.")
+    learning_rate: float | None = learning_rate_field(3e-4, "Learning rate")
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     seed: int = chz.field(default=0, doc="Random seed for the adapter, the questions and the samples.")
 
@@ -85,9 +87,10 @@ def rollouts(client: Any, renderer: Renderer, config: Config, rewards: list[floa
 
 def main(config: Config) -> tuple[float, float]:
     service = tinkerloop.connect(config.service)
+    start_rate = learning_rate_of(config.model, small=2e-3)
     renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
     client = service.create_lora_training_client(config.model, rank=config.lora_rank, seed=config.seed)
-    supervised_start(client, renderer, steps=config.start_steps, seed=config.seed)
+    supervised_start(client, renderer, steps=config.start_steps, seed=config.seed, learning_rate=start_rate)
     before = accuracy(client.save_weights_and_get_sampling_client(), renderer)
     print(f"after the supervised start: {before:.0%} of all sums right")
 
@@ -109,4 +112,4 @@ def main(config: Config) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

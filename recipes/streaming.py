@@ -20,6 +20,8 @@ import chz
 import datasets
 import tinker
 
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import learning_rate_of, renderer_field
 from tinkerloop.data.datums import conversation_to_datum
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import StreamingSupervisedDatasetFromHFDataset
@@ -66,7 +68,7 @@ class CLIConfig:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer_name: str | None = renderer_field()
     dataset: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="Name of a dataset, or a JSONL file.")
     max_prompts: int = chz.field(default=1600, doc="Number of rows to train on.")
     log_path: str = chz.field(default="runs/streaming", doc="Folder of the run.")
@@ -87,7 +89,7 @@ def main(cli_config: CLIConfig) -> None:
         dataset_builder=StreamingDatasetBuilder(
             common_config=common_config, dataset=cli_config.dataset, max_prompts=cli_config.max_prompts
         ),
-        learning_rate=2e-3,
+        learning_rate=learning_rate_of(cli_config.model_name, small=2e-3),
         warmup_steps=5,
         max_steps=cli_config.max_steps,
     )
@@ -95,4 +97,4 @@ def main(cli_config: CLIConfig) -> None:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

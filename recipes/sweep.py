@@ -16,6 +16,8 @@ import asyncio
 
 import chz
 
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import renderer_field
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
@@ -27,7 +29,7 @@ class Config:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str = chz.field(default="qwen3_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer_name: str | None = renderer_field()
     file_path: str = chz.field(
         default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row."
     )
@@ -85,4 +87,4 @@ def main(config: Config) -> dict[float, float]:
 
 
 if __name__ == "__main__":
-    chz.nested_entrypoint(main, allow_hyphens=True)
+    run_from_command_line(main)

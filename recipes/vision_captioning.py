@@ -16,6 +16,7 @@ import csv
 
 import chz
 
+from recipes.command_line import run_from_command_line
 from recipes.vision_training import Config as TrainingConfig
 from recipes.vision_training import Messages, ask, image_folder, reply, train
 
@@ -42,4 +43,4 @@ def main(config: Config) -> float:
 
 
 if __name__ == "__main__":
-    main(chz.entrypoint(Config))
+    run_from_command_line(main)

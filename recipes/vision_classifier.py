@@ -24,6 +24,7 @@ from pathlib import Path
 
 import chz
 
+from recipes.command_line import run_from_command_line
 from recipes.vision_training import Config as TrainingConfig
 from recipes.vision_training import Messages, ask, image_folder, reply, train
 
@@ -74,4 +75,4 @@ def main(config: Config) -> float:
 
 
 if __name__ == "__main__":
-    main(chz.entrypoint(Config))
+    run_from_command_line(main)

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import tinkerloop
 from recipes import make_images
+from recipes.model_defaults import learning_rate_field, renderer_field
 from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule, Progress, StopOnNonFinite, nll, sampled, together
 from tinkerloop.data import batches
 from tinkerloop.images import open_image
@@ -31,13 +32,13 @@ Messages = list[dict[str, Any]]
 @chz.chz
 class Config:
     model: str = chz.field(default="tiny-vl", doc="Base model: built in, a folder, or a model name of the service.")
-    renderer: str = chz.field(default="qwen3_vl_instruct", doc="Name of the renderer (chat format) of the model.")
+    renderer: str | None = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     run: str = chz.field(default="runs/vision", doc="Folder of the run.")
     steps: int = chz.field(default=300, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
-    learning_rate: float = chz.field(
-        default=2e-3, doc="Peak learning rate, reached after warm-up and then lowered along a cosine."
+    learning_rate: float | None = learning_rate_field(
+        2e-3, "Peak learning rate, reached after warm-up and then lowered along a cosine"
     )
     lora_rank: int = chz.field(
         default=0,

@@ -19,6 +19,7 @@ from typing import Any
 
 import chz
 
+from recipes.command_line import run_from_command_line
 from recipes.vision_training import Config as TrainingConfig
 from recipes.vision_training import Messages, ask, image_folder, reply, train
 
@@ -56,4 +57,4 @@ def main(config: Config) -> float:
 
 
 if __name__ == "__main__":
-    main(chz.entrypoint(Config))
+    run_from_command_line(main)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from tinkerloop.datum import check_datum, make_datum, scale_weights
 from tinkerloop.errors import DatumError, TinkerloopError, ZeroWeightError
+from tinkerloop.renderers.pieces import Part
+from tinkerloop.renderers.rendered import Rendered, SpanTable
 
 VOCAB = 50
 token = st.integers(0, VOCAB - 1)
@@ -305,3 +307,20 @@ def test_every_error_is_a_tinkerloop_error_and_a_value_error():
     with pytest.raises(TinkerloopError) as caught:
         make_datum([1], [1])
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("model_input", "weights", "says"),
+    [
+        ("input", "weights", r"use its \.target_weights.*expected \(4,\), got \(5,\)"),
+        ("model_input", "target_weights", r"use its \.input"),
+    ],
+)
+def test_an_unshifted_part_of_an_example_beside_its_shifted_targets_names_the_shifted_part(model_input, weights, says):
+    example = Rendered([5, 6, 7, 8, 9], SpanTable([0, 3], [(0, Part.SCAFFOLD), (1, Part.TEXT)], [0.0, 1.0]))
+    inputs = {
+        "target_tokens": tinker.TensorData.from_numpy(np.array(example.target_tokens, dtype=np.int64)),
+        "weights": tinker.TensorData.from_numpy(np.array(getattr(example, weights), dtype=np.float32)),
+    }
+    with pytest.raises(DatumError, match=says):
+        check_datum(tinker.Datum(model_input=getattr(example, model_input), loss_fn_inputs=inputs))

@@ -274,8 +274,10 @@ def check_positions(
     if target.dtype != np.int64:
         raise DatumError("token ids have the wrong dtype", field="target_tokens", expected="int64", given=target.dtype)
     if target.ndim not in (1, 2) or len(target) != length or target.size == 0:
+        unshifted = target.ndim in (1, 2) and len(target) == length - 1
         raise DatumError(
-            "must have one target (or K targets) per input position",
+            "must have one target (or K targets) per input position"
+            + ("; the input is one token longer: beside .target_tokens of an example, use its .input" * unshifted),
             field="target_tokens",
             expected=f"({length},) or ({length}, K)",
             given=target.shape,
@@ -294,8 +296,13 @@ def check_positions(
         if values.dtype != np.float32:
             raise DatumError("must be float32", field=name, expected="float32", given=values.dtype)
         if values.shape != target.shape:
+            unshifted = name == "weights" and values.shape == (length + 1,)
             raise DatumError(
-                "must have the shape of target_tokens", field=name, expected=target.shape, given=values.shape
+                "must have the shape of target_tokens"
+                + ("; beside .target_tokens of an example, use its .target_weights, which are shifted too" * unshifted),
+                field=name,
+                expected=target.shape,
+                given=values.shape,
             )
         _check_finite(name, values)
     if loss_fn == "cross_entropy":

@@ -50,7 +50,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class UnparsedToolCall:
-    """A sampled tool call that could not be parsed. `raw_text` is its text, `error` is the reason."""
+    """A sampled tool call that could not be parsed. `raw_text` is its text as sampled, `error` is the reason."""
 
     raw_text: str
     error: str

@@ -6,10 +6,18 @@ import datasets
 import numpy as np
 import pytest
 
-from tinkerloop.data import Conversation, check_messages, conversation_datums, conversation_to_datum, load_conversations
+from tinkerloop.data import (
+    Conversation,
+    check_messages,
+    conversation_datums,
+    conversation_to_datum,
+    conversation_to_datums,
+    load_conversations,
+)
 from tinkerloop.data.datums import TooLong
 from tinkerloop.errors import DataError, RenderError
 from tinkerloop.renderers import TrainOnWhat, get_renderer
+from tinkerloop.supervised.data import SupervisedDatasetFromHFDataset
 from tinkerloop.tokenizers import get_tokenizer
 
 USER = {"role": "user", "content": "hi"}
@@ -65,11 +73,19 @@ def test_a_conversation_is_one_datum_where_history_is_kept_or_splitting_is_off(r
 
 
 def test_a_single_datum_of_a_rewritten_history_is_warned_of(renderer):
-    with pytest.warns(UserWarning, match="qwen3 rewrites history.*use conversation_datums"):
+    with pytest.warns(UserWarning, match="qwen3 rewrites history.*use conversation_to_datums"):
         conversation_to_datum(TURNS, renderer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         conversation_to_datum(TURNS, renderer, train_on_what="last_assistant_message")
+
+
+def test_one_conversation_becomes_datums_whose_replies_follow_their_own_prompts(renderer):
+    data = SupervisedDatasetFromHFDataset([TURNS], 1, flatmap_fn=lambda turns: conversation_to_datums(turns, renderer))
+    split = next(data.batches())
+    expected = conversation_datums([conversation(*TURNS)], renderer)
+    assert [datum.model_input for datum in split] == [datum.model_input for datum in expected]
+    assert [trained(datum) for datum in split] == [trained(datum) for datum in expected] != []
 
 
 def test_a_split_datum_whose_reply_is_cut_away_is_left_out(renderer):

@@ -54,6 +54,12 @@ def test_split_conversations_are_stored_as_rendered_now(tmp_path, renderer):
     assert len(render_files(path, thinking, cache=tmp_path, split="never")) == 3
 
 
+def test_rows_that_one_renderer_refuses_and_another_takes_have_entries_of_their_own(tmp_path, path):
+    write(path, 2, json.dumps({"messages": [USER, {"role": "assistant", "content": "<tool_call>"}]}))
+    choices = [get_renderer("qwen3", get_tokenizer("tiny"), tags_in_replies=one) for one in ("text", "refuse")]
+    assert [len(render_files(path, one, cache=tmp_path / "cache", on_bad="skip")) for one in choices] == [3, 2]
+
+
 def test_a_second_run_and_a_second_epoch_render_nothing(tmp_path, path, renderer, monkeypatch):
     first = said(render_files(path, renderer, cache=tmp_path / "cache"))
 

@@ -1,10 +1,12 @@
 """What a user mistypes is refused with what was probably meant, and an interrupted end is still an end."""
 
+from pathlib import Path
+
 import pytest
 
 from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule
 from tinkerloop.errors import PlanError, TinkerloopError
-from tinkerloop.loop import Callback, Checkpoints, Loop, Save, Sink
+from tinkerloop.loop import Callback, Checkpoints, Jsonl, Loop, Save, Sink
 
 
 def callback(**methods):
@@ -54,6 +56,38 @@ def test_a_misspelt_loss_is_refused(loop):
 def test_a_stop_iteration_in_a_callback_is_an_error_that_names_it(loop):
     with pytest.raises(TinkerloopError, match=r"StopIteration was raised in mine\.on_step"):
         loop(callback(on_step=lambda self, result: next(iter([])))).run()
+
+
+@pytest.mark.parametrize("sinks", [["run/metrics.jsonl"], [Path("run/metrics.jsonl")], "run/metrics.jsonl"])
+def test_a_path_as_a_sink_names_the_sink_that_writes_a_file(loop, sinks):
+    with pytest.raises(PlanError, match=r"got the path 'run/metrics\.jsonl': pass Jsonl\(path\)"):
+        loop(sinks=sinks)
+
+
+@pytest.mark.parametrize("sink", [Jsonl, 3, None])
+def test_a_sink_that_cannot_be_called_with_rows_is_refused(loop, sink):
+    with pytest.raises(PlanError, match="a sink must be a function"):
+        loop(sinks=[sink])
+
+
+def test_an_interrupt_in_the_end_of_a_sink_skips_no_other_end(loop):
+    ended = []
+
+    class Last(Callback):
+        def on_end(self, summary):
+            ended.append("callback")
+
+    class Interrupted(Sink):
+        def close(self, failed):
+            raise KeyboardInterrupt
+
+    class Closed(Sink):
+        def close(self, failed):
+            ended.append("sink")
+
+    with pytest.raises(KeyboardInterrupt):
+        loop(Last(), steps=1, sinks=[Interrupted(), Closed()]).run()
+    assert ended == ["callback", "sink"]
 
 
 def test_an_interrupt_in_an_end_skips_no_other_end(loop):

@@ -2,11 +2,22 @@
 
 import pytest
 
-from tinkerloop.callbacks import Budget, Checkpoint, LRSchedule, Preempt
+from tinkerloop import Callback
+from tinkerloop.callbacks import (
+    Budget,
+    Checkpoint,
+    GradientAccumulation,
+    LRSchedule,
+    Preempt,
+    StopOnNonFinite,
+    Timing,
+)
 from tinkerloop.data import batches as row_batches
+from tinkerloop.data import mix, prefetch
 from tinkerloop.datum import make_datum
 from tinkerloop.errors import PlanError
 from tinkerloop.loop import Checkpoints, Loop, open_training_client
+from tinkerloop.loop.schedules import constant
 
 
 @pytest.fixture
@@ -16,7 +27,7 @@ def loop(service):
 
 @pytest.mark.parametrize(
     "callback",
-    [Budget(tokens=9), Checkpoint(every_tokens=100), Preempt(), LRSchedule()],
+    [Budget(tokens=9), Checkpoint(every_tokens=100), Preempt(), Timing()],
     ids=lambda callback: type(callback).__name__,
 )
 def test_a_callback_that_a_loop_has_used_is_refused(loop, batches, callback):
@@ -24,6 +35,30 @@ def test_a_callback_that_a_loop_has_used_is_refused(loop, batches, callback):
     loop(batches, **options).run()
     with pytest.raises(PlanError, match=f"already used by another loop.* create a new {type(callback).__name__}"):
         loop(batches, **options)
+
+
+class Watching(Callback):
+    """A callback without attributes."""
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [LRSchedule(constant(1e-3)), GradientAccumulation(2), StopOnNonFinite(), Watching()],
+    ids=lambda callback: type(callback).__name__,
+)
+def test_a_callback_that_carries_nothing_is_taken_by_several_loops(loop, batches, callback):
+    ends = [loop(batches, steps=2, callbacks=[callback]).run() for _ in range(2)]
+    assert [end.step for end in ends] == [2, 2]
+
+
+def test_a_callback_with_attributes_is_taken_again_only_if_it_is_reusable(loop, batches):
+    callback = Watching()
+    callback.seen = []
+    loop(batches, steps=1, callbacks=[callback]).run()
+    with pytest.raises(PlanError, match="set `reusable` if nothing in it changes"):
+        loop(batches, steps=1, callbacks=[callback])
+    callback.reusable = True
+    assert loop(batches, steps=1, callbacks=[callback]).run().step == 1
 
 
 def test_a_callback_of_two_loops_is_refused_by_the_one_that_runs_second(loop, batches):
@@ -39,6 +74,23 @@ def test_batches_that_a_loop_has_used_are_refused_by_a_new_run(loop, datums):
     loop(data, steps=2).run()
     with pytest.raises(PlanError, match=r"go on where it stopped, at .*'row': 8"):
         loop(data)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda data: data, prefetch),
+        (prefetch, lambda data: data),
+        (prefetch, prefetch),
+        (lambda data: mix({"a": data}, {"a": 1.0}, 4), lambda data: prefetch(mix({"a": data}, {"a": 1.0}, 4))),
+    ],
+    ids=["then prefetched", "first prefetched", "both prefetched", "mixed"],
+)
+def test_batches_that_a_loop_has_used_are_also_refused_inside_others(loop, datums, first, second):
+    data = row_batches(datums, 1)
+    loop(first(data), steps=2).run()
+    with pytest.raises(PlanError, match="another loop has used these batches"):
+        loop(second(data))
 
 
 def test_batches_of_two_loops_are_refused_by_the_one_that_runs_second(loop, datums):

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import unicodedata
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ A_TEMPLATE = """\
 @functools.cache
 def everyones_tokenizer() -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer with all control tokens, and with the merges that can join adjacent texts."""
+    return tokenizer_with(CONTROL)
+
+
+def tokenizer_with(control: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer like that of `everyones_tokenizer`, with the control tokens `control` only."""
     from tinkerloop.tokenizers.tiny_tokenizer import _byte_characters
 
     characters = _byte_characters()
@@ -91,7 +97,7 @@ def everyones_tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     core.decoder = decoders.ByteLevel()
-    for i, token in enumerate(CONTROL):
+    for i, token in enumerate(control):
         core.add_tokens([AddedToken(token, normalized=False, special=bool(i % 2))])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,

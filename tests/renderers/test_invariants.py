@@ -662,3 +662,28 @@ def test_a_sequence_begins_once_however_it_is_composed(name, messages):
     begun = [[(at, token) for at, token in enumerate(tokens) if token in ids] for tokens in built]
     assert [at for at, _ in begun[0]] == list(range(len(begun[0])))
     assert all(found == begun[0] for found in begun)
+
+
+SAMPLED_CALLS = {
+    "qwen3": "<tool_call>\n{bad\n</tool_call>",
+    "deepseekv3": "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{bad<｜tool▁call▁end｜>",
+    "kimi_k2": "<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{bad<|tool_call_end|>",
+    "glm5_3_max_reasoning": "<tool_call>f\n<arg_key>a</arg_key>x<arg_value>1</arg_value></tool_call>",
+}
+
+
+@pytest.mark.parametrize(("name", "spelled"), SAMPLED_CALLS.items())
+def test_a_call_that_cannot_be_read_has_exactly_the_text_that_was_sampled(name, spelled):
+    """This holds for finished calls, for unfinished ones, and when the reply is rendered again."""
+    ours, encode = renderer(name), everyones_tokenizer().encode
+    question = {"role": "user", "content": "q"}
+    before = "</think>" if name.startswith("glm") else ""  # its prompt has opened the reasoning block
+    whole = spelled + ours.decode(ours.get_stop_sequences()[:1])
+    for reply, raw in ((whole, spelled), (spelled[: spelled.rindex("<")], None)):
+        message = ours.parse_response(encode(before + reply, add_special_tokens=False), messages=[question]).message
+        assert [call.raw_text for call in message["unparsed_tool_calls"]] == [raw or reply]
+    again = ours.build_supervised_example(
+        [question, {"role": "assistant", "content": "", "unparsed_tool_calls": [{"raw_text": spelled, "error": ""}]}]
+    )
+    sampled = "".join(f" {token}" for token in encode(spelled, add_special_tokens=False))
+    assert sampled in "".join(f" {token}" for token in again.tokens)

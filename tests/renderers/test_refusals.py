@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.renderers.chats import NAMES, everyones_tokenizer, renderer
+from tests.renderers.chats import CONTROL, NAMES, decode, everyones_tokenizer, renderer, tokenizer_with
 from tinkerloop.errors import RenderError, UnknownRendererError
 from tinkerloop.renderers import (
     Renderer,
@@ -194,6 +194,44 @@ def test_a_function_name_that_could_not_be_read_back_is_refused() -> None:
 def test_a_tokenizer_without_the_formats_control_tokens_is_refused() -> None:
     with pytest.raises(RenderError, match=r"no token '<\|.*\|>'.*llama3"):
         get_renderer("llama3", tiny_tokenizer())
+
+
+def needed_tokens(name: str, messages: list[dict[str, Any]]) -> list[str]:
+    """Return the control tokens that an example of the messages, a prompt, or the end of a reply needs."""
+    ours = renderer(name)
+    written = ours.decode(ours.build_supervised_example(messages).tokens)
+    written += ours.decode(ours.build_generation_prompt([USER]).to_ints())
+    return [token for token in CONTROL if token in written or token in ours.grammar.stops]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tokenizer_needs_only_the_control_tokens_of_its_conversations(name: str) -> None:
+    messages = [USER, {"role": "assistant", "content": "a"}]
+    ours = get_renderer(name, tokenizer_with(needed_tokens(name, messages)))
+    example, other = ours.build_supervised_example(messages), renderer(name).build_supervised_example(messages)
+    assert ours.decode(example.tokens) == renderer(name).decode(other.tokens)
+    assert example.weights.tolist() == other.weights.tolist()
+    sampled = [token for token, weight in zip(example.tokens, example.weights, strict=True) if weight]
+    assert ours.parse_response(sampled, messages=[USER]).message["content"] == "a"
+
+
+@pytest.mark.parametrize("name", ["qwen3_instruct", "qwen3_5", "nemotron3", "kimi_k2", "glm5_3_max_reasoning"])
+def test_a_missing_control_token_is_named_by_the_first_conversation_that_needs_it(name: str) -> None:
+    plain = [USER, {"role": "assistant", "content": "a"}]
+    ours = get_renderer(name, tokenizer_with(needed_tokens(name, plain)))
+    call = {"role": "assistant", "content": "", "tool_calls": CALLS}
+    for _ in range(2):
+        with pytest.raises(RenderError, match=r"the tokenizer has no token '\S*tool_call\S*', which the chat format"):
+            ours.build_supervised_example([USER, call])
+
+
+def test_a_tag_that_the_tokenizer_lacks_is_ordinary_text_in_a_reply() -> None:
+    reply = {"role": "assistant", "content": "<tool_call>"}
+    tokenizer = tokenizer_with(["<|im_start|>", "<|im_end|>"])
+    example = get_renderer("qwen3_instruct", tokenizer).build_supervised_example([USER, reply])
+    assert decode(example.tokens, tokenizer).endswith("assistant\n<tool_call><|im_end|>")
+    with pytest.raises(RenderError, match="spells '<tool_call>'"):
+        get_renderer("qwen3_instruct", everyones_tokenizer()).build_supervised_example([USER, reply])
 
 
 def test_trainable_is_read_only_by_customized_and_then_needed_everywhere() -> None:

@@ -17,6 +17,7 @@ from tinker.types import Datum, ModelInput, TensorData
 
 import tinkerloop
 from tinkerloop.data.datums import conversation_to_datum
+from tinkerloop.errors import DatumError
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.supervised import train
@@ -339,6 +340,20 @@ class CustomDataset(SupervisedDataset):
 
     def _preprocess_item(self, item):
         return [{"role": "user", "content": "Repeat."}, {"role": "assistant", "content": item}]
+
+
+def test_pattern_6_with_weights_that_are_not_shifted_names_the_shifted_ones_before_training():
+    example = get_renderer("role_colon", tinkerloop.get_tokenizer(MODEL)).build_supervised_example(
+        [{"role": "user", "content": "Repeat."}, {"role": "assistant", "content": "line"}]
+    )
+    inputs = {"target_tokens": example.target_tokens, "weights": example.weights}  # as the page writes it
+    datum = Datum(model_input=ModelInput(chunks=[example.chunk]), loss_fn_inputs=inputs)
+    config = train.Config(
+        model_name=MODEL, log_path="training", dataset_builder=lambda: ([datum], None), batch_size=1, service="local"
+    )
+    with pytest.raises(DatumError, match=r"use its \.target_weights"):
+        asyncio.run(train.main(config))
+    assert not Path("training").exists()
 
 
 def test_pattern_6_a_data_set_of_ones_own():

@@ -102,3 +102,17 @@ def test_the_datums_of_one_conversation_are_not_divided_between_training_and_tes
 
     train, test = map(questions, build())
     assert (len(train), len(test), set(train) & set(test)) == (27, 9, set())
+
+
+def test_a_reply_that_spells_a_tag_is_trained_as_text_only_by_choice(tmp_path):
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<tool_call>"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+
+    def build(**choice):
+        common = ChatDatasetBuilderCommonConfig(model_name_for_tokenizer="tiny", renderer_name="qwen3", **choice)
+        return FromConversationFileBuilder(common_config=common, file_path=str(tmp_path / "rows.jsonl"))()
+
+    with pytest.raises(DataError, match=r"spells '<tool_call>'.*tags_in_replies='text'"):
+        build()
+    train, _ = build(tags_in_replies="text")
+    assert len(train) == 1

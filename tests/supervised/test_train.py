@@ -297,3 +297,35 @@ def test_the_loop_can_be_used_with_any_data_set_directly(make):
     whole = list(train_data.batches(epochs=2, seed=3))
     assert [len(batch) for batch in whole] == [4, 4, 4, 4, 4] * 2
     assert isinstance(train_data.batches(), type(batches([1], 1)))
+
+
+def test_a_run_starts_from_the_newest_weights_of_a_folder(make):
+    run(make(log_path="first", max_steps=2))
+    run(make(log_path="second", max_steps=1, load_checkpoint_path="first", learning_rate=0.0, lr_schedule="constant"))
+    assert steps("second")[0]["loss"] == pytest.approx(first_loss_with(make, "first"), rel=1e-6)
+    with pytest.raises(CheckpointError, match="folder without a checkpoint"):
+        run(make(log_path="third", load_checkpoint_path=".", max_steps=1))
+
+
+def first_loss_with(make, folder):
+    path = json.loads((Path(folder) / "checkpoints.jsonl").read_text().splitlines()[-1])["path"]
+    run(make(log_path="by_path", max_steps=1, load_checkpoint_path=path))
+    return steps("by_path")[0]["loss"]
+
+
+def test_only_the_last_record_of_a_run_has_sampler_weights(make):
+    run(make(save_every=2, max_steps=4))
+    saved = [json.loads(line) for line in Path("run/checkpoints.jsonl").read_text().splitlines()]
+    assert [line["sampler_path"] is not None for line in saved] == [False, True]
+
+
+def test_checkpoints_can_be_saved_by_tokens(make):
+    run(make(save_every=0, save_every_tokens=1, max_steps=3))
+    saved = [json.loads(line)["step"] for line in Path("run/checkpoints.jsonl").read_text().splitlines()]
+    assert saved == [1, 2, 3]
+
+
+def test_the_learning_rate_none_is_the_recommended_one_of_the_model(make):
+    assert make(model_name="Qwen/Qwen3-8B", learning_rate=None).learning_rate == pytest.approx(4.73e-4, rel=1e-3)
+    with pytest.raises(PlanError, match="set learning_rate"):
+        make(model_name="openai/gpt-oss-20b", learning_rate=None)

@@ -21,6 +21,8 @@ class GradientAccumulation(Callback):
             exceeds the limit becomes a separate micro-batch.
     """
 
+    reusable = True
+
     def __init__(self, batches: int = 1, *, micro_batch: int | None = None, micro_tokens: int | None = None):
         for name, value in (("batches", batches), ("micro_batch", micro_batch), ("micro_tokens", micro_tokens)):
             if value is not None and value < 1:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
@@ -60,7 +61,8 @@ class Checkpoint(Callback):
         keep_best: also keep the best records by a metric. The metric's value is the newest one when the record was
             written, which includes evaluations at the same boundary.
         ttl_seconds: how long the service keeps each checkpoint; None: until it is deleted.
-        sampler: if true, weights for sampling are also saved, from which a sampling client can be opened.
+        sampler: whether weights for sampling are also saved, from which a sampling client can be opened: with every
+            record (True), with none (False), or only at the last boundary of the run ("final").
     """
 
     evaluations = MappingProxyType({})
@@ -75,7 +77,7 @@ class Checkpoint(Callback):
         keep_every: int | None = None,
         keep_best: Best | None = None,
         ttl_seconds: int | None = None,
-        sampler: bool = False,
+        sampler: bool | Literal["final"] = False,
     ):
         limits = {"every": every, "every_tokens": every_tokens, "every_seconds": every_seconds}
         limits |= {"keep_last": keep_last, "keep_every": keep_every, "ttl_seconds": ttl_seconds}
@@ -84,13 +86,15 @@ class Checkpoint(Callback):
                 raise PlanError(f"{name} must be > 0, got {value}")
         if keep_best and (keep_best.mode not in ("min", "max") or keep_best.keep < 1):
             raise PlanError(f'keep_best must have mode "min" or "max" and keep >= 1, got {keep_best}')
+        if sampler not in (True, False, "final"):
+            raise PlanError(f'sampler must be True, False or "final", got {sampler!r}')
         if keep_last is None and (keep_every or keep_best):
             raise PlanError(
                 "keep_every and keep_best have no effect while keep_last=None keeps all records: set keep_last too"
             )
         self._every, self._every_tokens, self._every_seconds = every, every_tokens, every_seconds
         self._keep_last, self._keep_every, self._keep_best = keep_last, keep_every, keep_best
-        self._save = Save(ttl_seconds, sampler)
+        self._ttl_seconds, self._sampler = ttl_seconds, sampler
         self._saved_at = time.monotonic()
         self._warned = False
         self.state = _State()
@@ -107,7 +111,7 @@ class Checkpoint(Callback):
             return None
         self.state.tokens = boundary.tokens
         self._saved_at = time.monotonic()
-        return self._save
+        return Save(self._ttl_seconds, self._sampler is True or (self._sampler == "final" and boundary.final))
 
     def on_save(self, record: Record) -> Requests:
         best = self._keep_best

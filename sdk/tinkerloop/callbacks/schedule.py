@@ -18,6 +18,8 @@ class LRSchedule(Callback):
         others: schedules of other optimizer parameters, such as `weight_decay`, `beta1` or `grad_clip_norm`.
     """
 
+    reusable = True
+
     def __init__(self, learning_rate: Schedule | None = None, **others: Schedule):
         for name, schedule in {"learning_rate": learning_rate, **others}.items():
             if not callable(schedule) and not (name == "learning_rate" and schedule is None):

@@ -94,6 +94,8 @@ class StopOnNonFinite(Callback):
         ignore: the names of metrics that may be NaN or infinite.
     """
 
+    reusable = True
+
     def __init__(self, ignore: Sequence[str] = ()):
         self._ignore = frozenset(ignore)
 

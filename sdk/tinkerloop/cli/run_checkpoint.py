@@ -10,7 +10,7 @@ from typing import Any
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import CheckpointError
-from tinkerloop.loop import Checkpoints
+from tinkerloop.loop.checkpoints import saved_paths
 
 SERVICE_FOLDER = "service"
 """Name of the subfolder of a run folder that may hold the checkpoints of the embedded engine."""
@@ -20,7 +20,8 @@ def checkpoint_of(place: str, root: Path | None = None) -> tuple[Path, str]:
     """Find the checkpoint that `place` refers to.
 
     Args:
-        place: a run folder, whose newest checkpoint is used, or a tinker:// path.
+        place: a run folder of tinkerloop or of the Tinker Cookbook, whose newest checkpoint is used, or a tinker://
+            path.
         root: the folder that tinker:// paths are relative to. None: for a run, the folder that its config.json names,
             else its subfolder `service`; otherwise ~/.tinkerloop.
 
@@ -32,12 +33,13 @@ def checkpoint_of(place: str, root: Path | None = None) -> tuple[Path, str]:
     """
     if place.startswith("tinker://"):
         return (root or _DEFAULT_ROOT.expanduser()).absolute(), place
-    record = Checkpoints(place).latest()
-    if record is None:
+    paths = saved_paths(place)
+    if not paths:
         raise CheckpointError(
             f"{place} has no checkpoint; pass a run folder whose checkpoints.jsonl has a record, or a tinker:// path"
         )
-    return (root or _root_of(place)).absolute(), record.sampler_path or record.path
+    state, sampler = paths[-1]
+    return (root or _root_of(place)).absolute(), str(sampler or state)
 
 
 def run_config(place: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tinkerloop.data.conversations import (
     parse_conversation,
     stream_conversations,
 )
-from tinkerloop.data.datums import Datums, conversation_datums, conversation_to_datum
+from tinkerloop.data.datums import Datums, conversation_datums, conversation_to_datum, conversation_to_datums
 from tinkerloop.data.files import FileSource, JsonlFile, RawRow, find_files
 from tinkerloop.data.mixing import MixedBatches, mix
 from tinkerloop.data.prefetch import Prefetched, prefetch
@@ -50,6 +50,7 @@ __all__ = [
     "check_tools",
     "conversation_datums",
     "conversation_to_datum",
+    "conversation_to_datums",
     "find_files",
     "load_conversations",
     "mix",

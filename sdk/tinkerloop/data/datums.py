@@ -67,8 +67,8 @@ def conversation_to_datum(
     """Convert one conversation to one datum.
 
     If the chat format rewrites history, one datum cannot train several replies as they are sampled: the replies before
-    the last follow tokens with which no prompt ends. A warning tells this; `conversation_datums` splits such
-    conversations.
+    the last follow tokens with which no prompt ends. A warning tells this, and no error, because one datum is what the
+    function is for; `conversation_to_datums` makes several datums of such a conversation.
 
     A key whose value is null, at any depth of a message or a tool, is treated as absent. The reason is that in a table,
     such as a Hugging Face dataset, every row has every field. Tool arguments that contain a null must therefore be
@@ -86,17 +86,45 @@ def conversation_to_datum(
         RenderError: the chat format cannot express the conversation.
         DatumError: the datum cannot be trained on, for example because all its weights are zero.
     """
-    checked = check_conversation(without_nulls(_listed(messages)), without_nulls(_listed(tools)), train=False)
-    conversation = Conversation(*checked)
+    conversation = _checked(messages, tools)
     (rendered,) = _render(conversation, renderer, train_on_what, "never")
     if not renderer.has_extension_property and len(_render(conversation, renderer, train_on_what, "auto")) > 1:
         warnings.warn(
             f"the chat format {renderer.name} rewrites history, so replies before the last are trained after other "
-            "tokens than they are sampled after; use conversation_datums, which splits the conversation, or "
-            'train_on_what="last_assistant_message"',
+            "tokens than they are sampled after; use conversation_to_datums (in a data set, as its flatmap_fn), which "
+            'makes several datums of the conversation, or train_on_what="last_assistant_message"',
             stacklevel=2,
         )
     return rendered.to_datum(max_length=max_length)
+
+
+def conversation_to_datums(
+    messages: Sequence[Mapping[str, Any]],
+    renderer: Renderer,
+    max_length: int | None = None,
+    train_on_what: Any = "all_assistant_messages",
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> list[tinker.Datum]:
+    """Convert one conversation to datums in which each trained reply follows the prompt after which it is sampled.
+
+    It is one datum, unless the chat format rewrites history. Use this function as the `flatmap_fn` of a data set.
+
+    Args:
+        messages, renderer, max_length, train_on_what, tools: as for `conversation_to_datum`.
+
+    Raises:
+        DataError: the messages are not a valid conversation, or cannot be rendered or trained on.
+    """
+    return render_conversation(
+        _checked(messages, tools), renderer, max_length, train_on_what, on_long="truncate", split="auto"
+    )[0]
+
+
+def _checked(messages: Any, tools: Any) -> Conversation:
+    return Conversation(
+        *check_conversation(without_nulls(_listed(messages)), without_nulls(_listed(tools)), train=False)
+    )
 
 
 def _listed(rows: Any) -> Any:

@@ -103,6 +103,11 @@ class MixedBatches:
         return batch
 
     @property
+    def sources(self) -> tuple[Batches, ...]:
+        """The batches that are mixed. The loop finds out whether another loop has used them."""
+        return tuple(self.parts.values())
+
+    @property
     def cursor(self) -> Cursor:
         return {
             **self._identity(),

@@ -73,6 +73,11 @@ class Prefetched:
         raise error
 
     @property
+    def sources(self) -> tuple[Batches, ...]:
+        """The batches that are prepared ahead. The loop finds out whether another loop has used them."""
+        return (self._inner,)
+
+    @property
     def cursor(self) -> Any:
         return self._cursor
 

@@ -276,6 +276,7 @@ def _entry_name(files: Sequence[str], job: _Job, on_bad: OnBad) -> str:
     options = [
         _VERSION,
         job.renderer.fingerprint(),
+        job.renderer.tags_in_replies,  # changes no tokens, but which rows are bad
         job.max_length,
         job.train_on_what,
         job.adapter,

@@ -54,6 +54,12 @@ class Callback:
     optional: bool = False
     """If true, an exception in the callback does not end the run: it is logged, and the callback is removed."""
 
+    reusable: bool = False
+    """If true, nothing in the object changes during a run, so several loops may use it.
+
+    Objects without state and without attributes of their own are reusable in any case.
+    """
+
     evaluations: Mapping[str, bool] | None = None
     """Mapping from the name of each evaluation that `on_boundary` may request to whether it is detached; None: unknown.
 

@@ -233,10 +233,11 @@ def _refuse_unknown_events(name: str, callback: Callback) -> None:
 
 
 def _refuse_used(name: str, callback: Callback) -> None:
-    if _used.get(callback):
+    carries_nothing = callback.reusable or (callback.state is None and vars(callback).keys() <= {"name", "optional"})
+    if _used.get(callback) and not carries_nothing:
         raise PlanError(
-            f"callback {name!r} was already used by another loop, and has the state of that run: create a new "
-            f"{type(callback).__name__} for each loop"
+            f"callback {name!r} was already used by another loop, and may have the state of that run: create a new "
+            f"{type(callback).__name__} for each loop, or set `reusable` if nothing in it changes"
         )
 
 

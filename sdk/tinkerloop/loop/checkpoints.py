@@ -1,6 +1,7 @@
 """Records of a run, the lines of `checkpoints.jsonl`.
 
-A record contains all that is needed to resume the run from one boundary, the point between two optimizer steps.
+A record contains all that is needed to resume the run from one boundary, the point between two optimizer steps. Its
+line also has the fields by which the Tinker Cookbook finds a checkpoint: `name`, `batch` and `state_path`.
 """
 
 from __future__ import annotations
@@ -106,6 +107,13 @@ class Checkpoints:
         known = {field.name for field in fields(Record)}
         records = []
         for number, line in enumerate(read_lines(self.file), 1):
+            if "name" in line and "cursor" not in line:
+                raise CheckpointError(
+                    f"{self.file}:{number}: a record of the Tinker Cookbook, from whose data position tinkerloop "
+                    "cannot resume: to train from its weights, use a new folder and open a client from `state_path`, "
+                    f"or pass load_checkpoint_path={str(self.folder)!r} to train.Config"
+                )
+            line = {key: value for key, value in line.items() if key not in _COOKBOOK_FIELDS}
             if not known >= set(line) or not {"step", "path", "cursor"} <= set(line):
                 raise CheckpointError(
                     f"{self.file}:{number}: not a valid record: its fields are {sorted(line)}; repair or move the file"
@@ -146,7 +154,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         cut(self.file)
         record = replace(record, folder=str(self.folder.resolve()))
-        append_line(self.file, asdict(record))
+        append_line(self.file, _line(record))
         return record
 
     def rewind(self, step: int) -> None:
@@ -154,8 +162,8 @@ class Checkpoints:
         records = self.records()
         kept = [record for record in records if record.step <= step]
         if len(kept) < len(records):
-            write_lines(self.file.with_name(self.file.name + ".bak"), [asdict(record) for record in records])
-            write_lines(self.file, [asdict(record) for record in kept])
+            write_lines(self.file.with_name(self.file.name + ".bak"), [_line(record) for record in records])
+            write_lines(self.file, [_line(record) for record in kept])
 
     def retain(self, keep: Callable[[Sequence[Record]], Collection[int]]) -> None:
         """Delete old records and their checkpoints. The newest record is always kept.
@@ -174,12 +182,34 @@ class Checkpoints:
         dropped = [record for record in records if record.step not in steps]
         if not dropped:
             return
-        write_lines(self.file, [asdict(record) for record in records if record.step in steps])
+        write_lines(self.file, [_line(record) for record in records if record.step in steps])
         for record in filter(self._is_own, dropped):
             for path in filter(None, (record.path, record.sampler_path)):
                 if self._delete is not None:
                     with suppress(NotFoundError, FileNotFoundError):
                         resolve(self._delete(path))
+
+
+def saved_paths(folder: str | Path) -> list[tuple[str | None, str | None]]:
+    """Return the `tinker://` paths in `folder/checkpoints.jsonl`, oldest first, as (state, weights for sampling).
+
+    The file may be of tinkerloop or of the Tinker Cookbook.
+
+    Raises:
+        CheckpointError: a line is not a JSON object.
+    """
+    lines = read_lines(Path(folder) / "checkpoints.jsonl")
+    paths = [(line.get("state_path") or line.get("path"), line.get("sampler_path")) for line in lines]
+    return [pair for pair in paths if any(pair)]
+
+
+_COOKBOOK_FIELDS = ("name", "batch", "state_path")
+
+
+def _line(record: Record) -> dict[str, Any]:
+    """Return the line of a record: its fields, and those by which the Tinker Cookbook reads `checkpoints.jsonl`."""
+    named = {"name": record.path.rpartition("/")[2], "batch": record.step, "state_path": record.path}
+    return {**asdict(record), **named}
 
 
 def new_run_id() -> str:

@@ -42,7 +42,7 @@ from tinkerloop.loop.events import (
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
 from tinkerloop.loop.pipeline import Pipeline, Queued, Result, SaveResult, submitted_eval
 from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan, check_loss_name
-from tinkerloop.loop.positioned_batches import as_batches
+from tinkerloop.loop.positioned_batches import as_batches, with_sources
 from tinkerloop.loop.resume import begin, model_of, refuse_another_client
 from tinkerloop.loop.retention import Keep, kept_steps
 from tinkerloop.loop.sinks import Row, Sink, Sinks
@@ -60,7 +60,8 @@ class Loop:
             list, because the position of a plain iterator cannot be saved. `Batches` that another loop has used are
             taken only with a `record`, which sets their position.
         steps: the total number of optimizer steps, including those of the resumed run; None: train until the data ends.
-        callbacks: `Callback` objects, called in this order. Each is used by one loop only.
+        callbacks: `Callback` objects, called in this order. Each is used by one loop only, unless it is
+            `reusable`.
         sinks: functions `(step, row)` or `Sink` objects. Each receives every row of metrics.
         checkpoints: where records are written. If given, the run's last boundary is also recorded, except after a
             `Stop` with `save=False`.
@@ -111,7 +112,7 @@ class Loop:
         self._model = None if checkpoints is None else model_of(client)
         self._pipeline = Pipeline(client, ahead, run=None if checkpoints is None else checkpoints.run_id())
         self._batches = as_batches(batches, seekable=checkpoints is not None or record is not None)
-        self._loops = _loops.get(self._batches) or 0
+        self._loops = _uses(self._batches)
         if self._loops and record is None:
             self._refuse_used_batches()
         self._callbacks = Dispatcher(callbacks)
@@ -182,10 +183,11 @@ class Loop:
             )
         if self._record is not None:
             refuse_another_client(self._client, self._record)
-        if (_loops.get(self._batches) or 0) != self._loops:
+        if _uses(self._batches) != self._loops:
             self._refuse_used_batches()
         begin(self._client)
-        _loops.set(self._batches, self._loops + 1)
+        for part in with_sources(self._batches):
+            _loops.set(part, (_loops.get(part) or 0) + 1)
         self._begun = True
         error: BaseException | None = None
         reason = "error"
@@ -326,7 +328,9 @@ class Loop:
         yield from self._deliver(self._step)
         yield from self._settle()
         if self._stop and not told:
-            saves += self._ask_boundary(final=True)  # too late to change how this boundary is saved
+            saves += self._ask_boundary(final=True)
+            if _combined([save for _, save in saves]).sampler and not save.sampler:
+                saving = self._pipeline.submit_sampler_save(saving, save.ttl_seconds)  # the weights are still the same
             yield from self._deliver(self._step)
             yield from self._settle()
         if self._stop and not self._stop.save:
@@ -447,6 +451,11 @@ class Loop:
         lap = {"total": now - self._delivered_at, **self._waited, **self._callbacks.lap()}
         self._delivered_at, self._waited = now, {"data": 0.0, "server": 0.0}
         return lap
+
+
+def _uses(batches: Batches) -> int:
+    """Return how often loops have begun on these batches, or on those that they read from."""
+    return sum(_loops.get(part) or 0 for part in with_sources(batches))
 
 
 def _noted(keep: Keep, note: str) -> Keep:

@@ -18,7 +18,7 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tinkerloop._lazy import tinker
@@ -132,15 +132,28 @@ class Pipeline:
         run and the step, so two runs on one client never overwrite each other's. It may overwrite a checkpoint of the
         same name, because a save of the same step of the same run has the same weights.
         """
-        name = f"{self.run}-{step:06d}"
+        name = self._checkpoint_name(step)
         futures: list[Future[Any]] = [self.client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True)]
         if sampler:
-            futures.append(self.client.save_weights_for_sampler(name, ttl_seconds=ttl_seconds))
+            futures.append(self._save_for_sampler(step, ttl_seconds))
 
         def finish(values: list[Any]) -> SaveResult:
-            return SaveResult(step, values[0].path, values[1].path if sampler else None)
+            return SaveResult(step, values[0].path, values[1].path if len(values) > 1 else None)
 
         return Queued(step - 1, f"save at boundary {step}", tuple(futures), finish)
+
+    def submit_sampler_save(self, saving: Queued, ttl_seconds: int | None = None) -> Queued:
+        """Add the weights for sampling to a save that `submit_save` returned without them.
+
+        No step may have been queued since, so that both have the weights of the same boundary.
+        """
+        return replace(saving, futures=(*saving.futures, self._save_for_sampler(saving.after + 1, ttl_seconds)))
+
+    def _save_for_sampler(self, step: int, ttl_seconds: int | None) -> Future[Any]:
+        return self.client.save_weights_for_sampler(self._checkpoint_name(step), ttl_seconds=ttl_seconds)
+
+    def _checkpoint_name(self, step: int) -> str:
+        return f"{self.run}-{step:06d}"
 
     def push(self, queued: Queued) -> None:
         """Append submitted work to the queue."""

@@ -108,3 +108,10 @@ def as_batches(batches: Any, *, seekable: bool) -> Batches:
             "pass batches from tinkerloop.data, a list of batches, or an object with `cursor` and `seek`"
         )
     return _Iterated(batches)
+
+
+def with_sources(batches: Batches) -> Iterator[Batches]:
+    """Yield `batches` and all batches that they read from, such as those that `prefetch` prepares ahead."""
+    yield batches
+    for source in getattr(batches, "sources", ()):
+        yield from with_sources(source)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tinkerloop.errors import CheckpointError
+from tinkerloop.errors import CheckpointError, PlanError
 from tinkerloop.extras import needs_extra
 from tinkerloop.loop.jsonl import append_line, cut, encode, read_lines, set_aside, write_lines
 from tinkerloop.terminal import one_line
@@ -63,7 +63,8 @@ class Sinks:
     """The sinks of one run. Passes every row to all of them, and counts the rows."""
 
     def __init__(self, sinks: Sequence[Sink | Callable[[int, Row], object]]):
-        self._sinks = [sink if isinstance(sink, Sink) else FunctionSink(sink) for sink in sinks]
+        given = [sinks] if isinstance(sinks, str | os.PathLike) else sinks
+        self._sinks = [_as_sink(sink) for sink in given]
         self._opened: list[Sink] = []
         self.rows = 0
 
@@ -82,13 +83,16 @@ class Sinks:
         for sink in list(self._opened):
             self._guard(sink, sink.sync)
 
-    def close(self, failed: bool) -> list[Exception]:
-        """Close every sink that was opened, and return the exceptions raised by those that are not optional."""
-        failures: list[Exception] = []
+    def close(self, failed: bool) -> list[BaseException]:
+        """Close every sink that was opened, and return the exceptions raised by those that are not optional.
+
+        Not even a KeyboardInterrupt in one of them skips the others.
+        """
+        failures: list[BaseException] = []
         for sink in list(self._opened):
             try:
                 self._guard(sink, sink.close, failed)
-            except Exception as error:
+            except BaseException as error:
                 failures.append(error)
         return failures
 
@@ -103,6 +107,16 @@ class Sinks:
             self._opened = [other for other in self._opened if other is not sink]
             return False
         return True
+
+
+def _as_sink(sink: Any) -> Sink:
+    if isinstance(sink, Sink):
+        return sink
+    if isinstance(sink, str | os.PathLike):
+        raise PlanError(f"a sink writes rows, got the path {os.fspath(sink)!r}: pass Jsonl(path) to write them there")
+    if isinstance(sink, type) or not callable(sink):
+        raise PlanError(f"a sink must be a function (step, row) or a Sink object, got {sink!r}")
+    return FunctionSink(sink)
 
 
 class Jsonl(Sink):

@@ -14,6 +14,13 @@ from tinkerloop.messages import (
 )
 from tinkerloop.renderers.base import Options, Renderer
 from tinkerloop.renderers.episode import Episode
+from tinkerloop.renderers.message_text import (
+    ParseFailureKind,
+    classify_parse_failure,
+    ensure_text,
+    format_content_as_string,
+    get_text_content,
+)
 from tinkerloop.renderers.parsing.parsed import (
     MessageDelta,
     Parsed,
@@ -43,6 +50,7 @@ __all__ = [
     "Message",
     "MessageDelta",
     "Options",
+    "ParseFailureKind",
     "ParseTermination",
     "Parsed",
     "Part",
@@ -61,8 +69,12 @@ __all__ = [
     "ToolSpec",
     "TrainOnWhat",
     "UnparsedToolCall",
+    "classify_parse_failure",
+    "ensure_text",
+    "format_content_as_string",
     "get_registered_renderer_names",
     "get_renderer",
+    "get_text_content",
     "is_renderer_registered",
     "register_renderer",
     "unregister_renderer",

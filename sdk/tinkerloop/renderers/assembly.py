@@ -51,19 +51,24 @@ _SplitText = tuple[str, tuple[_Fragment, ...], str]
 
 
 class _SplitTexts(dict[str, _SplitText]):
-    """Mapping from trusted text to the same text split at its control tokens, computed when it is first looked up."""
+    """Mapping from trusted text to the same text split at its control tokens, computed when it is first looked up.
 
-    def __init__(self, ids: Mapping[str, int], constant_ids: Mapping[str, list[int]]):
+    A lookup raises `RenderError` if the tokenizer lacks one of these tokens.
+    """
+
+    def __init__(self, control: Iterable[str], id_of: Callable[[str], int], constant_ids: Mapping[str, list[int]]):
         super().__init__()
-        self._ids, self._constant_ids = ids, constant_ids
-        names = sorted(ids, key=len, reverse=True)  # longest first, in case one begins another
+        self._id_of, self._constant_ids = id_of, constant_ids
+        names = sorted(control, key=len, reverse=True)  # longest first, in case one begins another
         self._control = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
 
     def __missing__(self, text: str) -> _SplitText:
         before, *parts = self._control.split(text) if self._control else [text]
         after = parts.pop() if parts else ""
         fragments: list[_Fragment] = [
-            ("", [self._ids[p]]) if p in self._ids else (p, self._constant_ids[p]) for p in parts if p
+            ("", [self._id_of(part)]) if i % 2 == 0 else (part, self._constant_ids[part])  # tokens and texts in turn
+            for i, part in enumerate(parts)
+            if part
         ]
         split = self[text] = (before, tuple(fragments), after)
         return split
@@ -87,23 +92,30 @@ class _CutPieces(NamedTuple):
 class Assembler:
     """Encodes pieces with one encoder and the control tokens of one chat format.
 
-    Raises:
-        RenderError: the tokenizer lacks a control token of the format.
+    The tokenizer may lack control tokens: many conversations need no token for tools, reasoning or images. A piece that
+    contains a missing token raises `RenderError`.
     """
 
     def __init__(self, encoder: Encoder, control: Iterable[str], family: str):
         self.encoder = encoder
-        self.ids: dict[str, int] = {}
-        for token in control:
-            token_id = encoder.id_of(token)
-            if token_id is None:
-                raise RenderError(
-                    f"the tokenizer has no token {token!r}, which the chat format {family!r} needs; use the tokenizer "
-                    "of a model with this format"
-                )
-            self.ids[token] = token_id
+        self._family = family
+        found = {token: encoder.id_of(token) for token in control}
+        self.ids: dict[str, int] = {token: token_id for token, token_id in found.items() if token_id is not None}
         self._constant_ids = EncodeCache(encoder.encode)
-        self._split_texts = _SplitTexts(self.ids, self._constant_ids)
+        self._split_texts = _SplitTexts(found, self.id_of, self._constant_ids)
+
+    def id_of(self, token: str) -> int:
+        """Return the id of a control token.
+
+        Raises:
+            RenderError: the tokenizer lacks the token.
+        """
+        if token not in self.ids:
+            raise RenderError(
+                f"the tokenizer has no token {token!r}, which the chat format {self._family!r} needs here; use the "
+                "tokenizer of a model with this format, or the renderer of the tokenizer's model"
+            )
+        return self.ids[token]
 
     def assemble(
         self,

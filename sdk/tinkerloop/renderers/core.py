@@ -47,7 +47,8 @@ class RendererCore(Format):
     """Renders one conversation and parses one reply, in one chat format.
 
     Args:
-        tokenizer: a tokenizer that has the control tokens of the format (such as `<|im_end|>`).
+        tokenizer: a tokenizer that has the control tokens of the format (such as `<|im_end|>`). It may lack tokens that
+            only some conversations need, such as `<tool_response>`; such conversations then raise `RenderError`.
         options: the options of the format. None means the defaults of the class.
         name: the name of the renderer in error messages. None means `family`.
         image_processor: counts the tokens of images. If None, it is found by `model_name`.
@@ -59,7 +60,7 @@ class RendererCore(Format):
             control token instead. `"refuse"` raises an error. `"text"` trains the ordinary text.
 
     Raises:
-        RenderError: the tokenizer lacks a control token of the format, or `tags_in_replies` is unknown.
+        RenderError: the tokenizer lacks a control token that every reply needs, or `tags_in_replies` is unknown.
     """
 
     def __init__(
@@ -90,6 +91,10 @@ class RendererCore(Format):
         control = dict.fromkeys((*self.control, *sorted(self.grammar.control)))
         self._assembler = Assembler(self._encoder, control, self.name)
         self._token_texts = TokenTexts(self.grammar, self._encoder, self._assembler.ids)
+        # Every reply needs a prompt and an end: look up their tokens now. Other tokens are looked up in the first text.
+        self.get_stop_sequences()
+        question = read_conversation(_ANY_QUESTION, prompting=True, normalize=self.normalize)
+        self.assemble(zip(repeat(0), self.opening(question, 1)))
 
     # ---- rendering
 
@@ -200,9 +205,9 @@ class RendererCore(Format):
         """Raise if the text or the reasoning of a trained reply spells a tag of the format, such as `<think>`.
 
         Only replies that carry weight are checked. Everything else may quote tags: it is not trained, and in a prompt
-        a quotation is ordinary text, too.
+        a quotation is ordinary text, too. A tag that the tokenizer lacks is ordinary text for the model, too.
         """
-        tags = self.reply_tags
+        tags = [tag for tag in self.reply_tags if tag in self._assembler.ids]
         for message, piece in pieces:
             if piece.trusted or piece.part not in _PARTS_WITHOUT_TAGS or conversation.role(message) != "assistant":
                 continue
@@ -212,7 +217,7 @@ class RendererCore(Format):
                     f"messages[{message}]: the {piece.part.name.lower()} of this reply spells {tag!r}, which would be "
                     "trained as ordinary text, although a model samples it as a control token; pass tool calls under "
                     "'tool_calls' and reasoning under 'reasoning_content', or train the ordinary text with "
-                    "get_renderer(..., tags_in_replies='text')"
+                    "get_renderer(..., tags_in_replies='text'), or with this option of the data set or the recipe"
                 )
 
     def assemble(self, pieces: Iterable[tuple[int, Piece]]) -> Rendered:
@@ -294,7 +299,7 @@ class RendererCore(Format):
         """Return the stop sequences for sampling: token ids, or strings if the format ends a turn with text."""
         if self.grammar.stop_texts:
             return list(self.grammar.stop_texts)
-        return [self._assembler.ids[token] for token in self.grammar.stops]
+        return [self._assembler.id_of(token) for token in self.grammar.stops]
 
     def parser(
         self,

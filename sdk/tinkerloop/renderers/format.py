@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -202,7 +203,11 @@ class Format:
                 pieces.append(markup(block.foot + block.close, Part.TOOL_CALL))
             else:
                 inside = call.raw_text.removeprefix(block.open)
-                pieces.append(text(inside.removesuffix(block.close), Part.TOOL_CALL))
+                body = inside.removesuffix(block.close)
+                tags = "|".join(map(re.escape, block.separators))
+                fields = re.split(f"({tags})", body) if tags else [body]
+                for i, field in enumerate(fields):  # texts and separators in turn
+                    pieces.append(markup(field, Part.TOOL_CALL) if i % 2 else text(field, Part.TOOL_CALL))
                 if inside.endswith(block.close):
                     pieces.append(markup(block.close, Part.TOOL_CALL))
         return pieces

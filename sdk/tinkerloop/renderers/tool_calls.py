@@ -2,35 +2,24 @@
 
 The module `tool_declarations` has a function for each form that asks the model for it. A writer returns text, or pieces
 if control tokens (such as `<arg_key>`) divide the call into fields. A reader takes these fields. It never raises: a
-call that it cannot parse becomes an `UnparsedToolCall`.
+call that it cannot parse becomes an `UnparsedToolCall`. Calls that are ordinary text of a reply, in Llama 3, are in
+`text_calls`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinkerloop.errors import RenderError
+from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.pieces import Part, Pieces, markup, text
 
 # ---- names, arguments and values
 
-
-def _reject_number(spelling: str) -> Any:
-    raise ValueError(f"{spelling} is not allowed: JSON numbers must be finite")
-
-
-def _finite_float(spelling: str) -> float:
-    number = float(spelling)
-    return number if math.isfinite(number) else _reject_number(spelling)
-
-
-_read_json = json.JSONDecoder(parse_constant=_reject_number, parse_float=_finite_float).decode
-"""Decode strict JSON. NaN and infinities raise an error, because strict JSON cannot express them."""
 
 _PLAIN_NAME = re.compile(r"[^\s\"'\\<>{}]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -57,7 +46,7 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
         RenderError: the arguments are not a JSON object.
     """
     try:
-        arguments = _read_json(call.function.arguments)
+        arguments = STRICT_JSON.decode(call.function.arguments)
         if "\\u" in call.function.arguments:  # JSON can escape an unpaired surrogate, which is not valid Unicode
             json.dumps(arguments, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -70,12 +59,12 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
 def is_object(text: str) -> bool:
     """Return whether a text is a JSON object."""
     try:
-        return isinstance(_read_json(text), dict)
+        return isinstance(STRICT_JSON.decode(text), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _write_arguments(arguments: dict[str, Any]) -> str:
+def write_arguments(arguments: dict[str, Any]) -> str:
     """Return arguments as JSON text. If they contain an unpaired surrogate, all non-ASCII characters are escaped.
 
     A model can write an unpaired surrogate as an escape in JSON, but it is not valid Unicode.
@@ -119,7 +108,7 @@ def _value_of(written: str, *, python: bool) -> Any:
     if python and written in _PYTHON_LITERALS:
         return _PYTHON_LITERALS[written]
     try:
-        value = _read_json(written)
+        value = STRICT_JSON.decode(written)
     except (ValueError, RecursionError):
         return written
     return written if isinstance(value, str) else value
@@ -189,7 +178,7 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
     if written and is_object(written[2]):
         return ToolCall(ToolCall.FunctionBody(written[1], written[2]))
     try:
-        call = _read_json(body)
+        call = STRICT_JSON.decode(body)
     except (ValueError, RecursionError) as error:
         return UnparsedToolCall(body, f"not JSON: {error}")
     name = call.get("name") if isinstance(call, dict) else None
@@ -203,7 +192,7 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
         return ToolCall(ToolCall.FunctionBody(name, arguments))
     if not isinstance(arguments, dict):
         return UnparsedToolCall(body, "'arguments' is not an object")
-    return ToolCall(ToolCall.FunctionBody(name, _write_arguments(arguments)))
+    return ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments)))
 
 
 # ---- XML in tags: Qwen3.5, Nemotron 3
@@ -258,7 +247,7 @@ def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Tool
         position = parameter.end()
     if call[2][position:].strip():
         return UnparsedToolCall(body, f"not a parameter: {call[2][position:].strip()[:80]!r}")
-    return ToolCall(ToolCall.FunctionBody(call[1], _write_arguments(arguments)))
+    return ToolCall(ToolCall.FunctionBody(call[1], write_arguments(arguments)))
 
 
 # ---- keys and values in tags that are control tokens: GLM
@@ -290,7 +279,7 @@ def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> To
         return UnparsedToolCall("".join(fields), "expected a name and pairs of keys and values")
     root, schemas = _declared_schemas(name, tools)
     arguments = {k: _read_value(v, schemas.get(k), root) for k, v in zip(inside[::2], inside[1::2], strict=True)}
-    return ToolCall(ToolCall.FunctionBody(name, _write_arguments(arguments)))
+    return ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments)))
 
 
 # ---- a name and JSON, divided by a control token: DeepSeek, Kimi
@@ -328,30 +317,15 @@ def name_in_id(call_id: str) -> str:
     return re.sub(r":\d+$", "", call_id.removeprefix("functions.")) or call_id
 
 
-# ---- JSON that is the whole text of a reply: Llama 3
-
-
-def write_text_call(call: ToolCall) -> str:
-    """Return the call as `{"name": "NAME", "parameters": {...}}`, with the spaces that `json.dumps` writes."""
-    parameters = json.dumps(arguments_of(call), ensure_ascii=False)
-    return f'{{"name": "{checked_name(call.function.name)}", "parameters": {parameters}}}'
-
-
-_TEXT_CALL = re.compile(r'\s*\{"name": "([^"\\]+)", "parameters": (\{.*\})\}\s*', re.DOTALL)
-
-
-def read_text_call(reply: str, tools: Sequence[ToolSpec] = ()) -> ToolCall | None:
-    """Parse a whole reply as a call that `write_text_call` wrote. Return None if the reply is ordinary text."""
-    call = _TEXT_CALL.fullmatch(reply)
-    return ToolCall(ToolCall.FunctionBody(call[1], call[2])) if call and is_object(call[2]) else None
-
-
 # ---- a message to a function: gpt-oss, whose headers `families.gpt_oss` writes and `families.harmony` reads
 
 
 def read_harmony_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
     """Parse a gpt-oss message to `functions.NAME`. The fields are the recipient and the text of the message."""
     recipient, arguments = fields
+    name = recipient.removeprefix("functions.")
+    if not name:
+        return UnparsedToolCall(arguments, "the header of the message does not name one function")
     if not is_object(arguments):
         return UnparsedToolCall(f"{recipient} {arguments}", "the arguments are not a JSON object")
-    return ToolCall(ToolCall.FunctionBody(recipient.removeprefix("functions."), arguments))
+    return ToolCall(ToolCall.FunctionBody(name, arguments))

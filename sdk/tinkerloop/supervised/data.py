@@ -16,6 +16,7 @@ from tinkerloop.data import (
     Subset,
     conversation_datums,
     conversation_to_datum,
+    conversation_to_datums,
     load_conversations,
     mix,
     render_files,
@@ -40,6 +41,7 @@ __all__ = [
     "StreamingSupervisedDatasetFromHFDataset",
     "SupervisedDatasetFromHFDataset",
     "conversation_to_datum",
+    "conversation_to_datums",
 ]
 
 

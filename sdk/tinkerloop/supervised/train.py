@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -21,7 +21,9 @@ from tinkerloop.callbacks import Checkpoint, Evaluate, GradientAccumulation, LRS
 from tinkerloop.connection import connect
 from tinkerloop.data import Batches, prefetch
 from tinkerloop.errors import CheckpointError, DataError, PlanError
+from tinkerloop.hyperparams import recommended_learning_rate
 from tinkerloop.loop import Callback, Checkpoints, Loop, Record, Run, Summary, WandB, open_training_client
+from tinkerloop.loop.checkpoints import saved_paths
 from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.run_folder import last_config
 from tinkerloop.loop.schedules import Schedule, constant, cosine, linear, warmup
@@ -37,7 +39,8 @@ class Config:
     model_name: str = chz.field(doc="Base model: a name that the service supports, or a local folder.")
     log_path: str = chz.field(doc="Folder of the run, for config.json, metrics.jsonl and checkpoints.jsonl.")
     dataset_builder: SupervisedDatasetBuilder | Callable[[], Any] = chz.field(
-        doc="Function without arguments that returns (training data, test data or None)."
+        munger=lambda _, builder: builder() if isinstance(builder, type) else builder,  # as the command line gives it
+        doc="Function without arguments that returns (training data, test data or None).",
     )
     recipe_name: str | None = chz.field(default=None, doc="Kind of run, written to config.json.")
     renderer_name: str | None = chz.field(
@@ -45,7 +48,13 @@ class Config:
         doc="Chat format, only written to config.json; if given, it must equal that of the dataset builder.",
     )
 
-    learning_rate: float = chz.field(default=2e-4, doc="Highest learning rate of the schedule.")
+    learning_rate: float | None = chz.field(
+        default=2e-4,
+        munger=lambda config, rate: (
+            recommended_learning_rate(config.model_name, config.lora_rank) if rate is None else rate
+        ),
+        doc="Highest learning rate of the schedule; None uses the recommended one for the model and the rank.",
+    )
     lr_schedule: str | Schedule = chz.field(
         default="linear", doc='"linear" or "cosine" decay to 0, "constant", or a function from step to learning rate.'
     )
@@ -65,7 +74,9 @@ class Config:
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     seed: int = chz.field(default=0, doc="Random seed for adapter initialisation and data order.")
     load_checkpoint_path: str | None = chz.field(
-        default=None, doc="Path (tinker://...) of the weights to start from, with a new optimizer state."
+        default=None,
+        doc="Weights to start from, with a new optimizer state: a tinker:// path, or a run folder of tinkerloop or of "
+        "the Tinker Cookbook, whose newest checkpoint is used.",
     )
 
     adam_beta1: float = chz.field(default=0.9, doc="Adam: decay rate of the running mean of the gradient.")
@@ -88,6 +99,20 @@ class Config:
     )
 
     save_every: int = chz.field(default=20, doc="Steps between checkpoints; 0 saves only at the end.")
+    save_every_tokens: int = chz.field(
+        default=0, doc="Input tokens between checkpoints; 0 does not count tokens. Works beside save_every."
+    )
+    save_every_seconds: float = chz.field(
+        default=0.0, doc="Seconds between checkpoints; 0 does not look at the clock. Works beside save_every."
+    )
+    save_sampler: bool | Literal["final"] = chz.field(
+        default="final",
+        doc='Save weights for sampling with every checkpoint (True), with none (False), or only at the end ("final").',
+    )
+    async_periodic_saves: bool = chz.field(
+        default=False,
+        doc="Has no effect, because training never waits for a checkpoint to be saved; for Cookbook users.",
+    )
     ttl_seconds: int | None = chz.field(
         default=None, doc="Seconds for which the service keeps a checkpoint; None keeps it for ever."
     )
@@ -133,7 +158,8 @@ class Config:
 
 
 _LEAST = {
-    0: "warmup_steps lora_rank eval_every infrequent_eval_every save_every rolling_save_every submit_ahead",
+    0: "warmup_steps lora_rank eval_every infrequent_eval_every save_every save_every_tokens save_every_seconds "
+    "rolling_save_every submit_ahead",
     1: "num_epochs max_steps batch_size gradient_accumulation_steps ttl_seconds rolling_ttl_seconds",
 }
 
@@ -197,7 +223,7 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
     if callable(config.lr_schedule):
         return warmup(config.warmup_steps, config.lr_schedule)
     if config.lr_schedule == "constant":
-        return warmup(config.warmup_steps, constant(config.learning_rate))
+        return warmup(config.warmup_steps, constant(_learning_rate(config)))
     shapes: dict[str, Callable[[float, float, int], Schedule]] = {"linear": linear, "cosine": cosine}
     if config.lr_schedule not in shapes:
         raise PlanError(f'lr_schedule must be "linear", "cosine", "constant" or a function, got {config.lr_schedule!r}')
@@ -207,7 +233,12 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
             'set max_steps, or lr_schedule="constant"'
         )
     decay = max(steps - config.warmup_steps, 1)
-    return warmup(config.warmup_steps, shapes[config.lr_schedule](config.learning_rate, 0.0, decay))
+    return warmup(config.warmup_steps, shapes[config.lr_schedule](_learning_rate(config), 0.0, decay))
+
+
+def _learning_rate(config: Config) -> float:
+    assert config.learning_rate is not None  # the configuration has replaced None
+    return config.learning_rate
 
 
 def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:
@@ -248,8 +279,9 @@ def _steps(config: Config, batches: Batches) -> int | None:
 
 def _open_client(config: Config, service: Any, record: Record | None) -> Any:
     if record is None and config.load_checkpoint_path:
-        client = resolve(service.create_training_client_from_state(config.load_checkpoint_path))
-        _refuse_another_adapter(config, client, config.load_checkpoint_path)
+        path = _start_path(config.load_checkpoint_path)
+        client = resolve(service.create_training_client_from_state(path))
+        _refuse_another_adapter(config, client, path)
         return client
     client = open_training_client(
         service, record, base_model=config.model_name, rank=config.lora_rank, seed=config.seed
@@ -257,6 +289,19 @@ def _open_client(config: Config, service: Any, record: Record | None) -> Any:
     if record is not None:
         _refuse_another_adapter(config, client, record.path)
     return client
+
+
+def _start_path(place: str) -> str:
+    """Return the tinker:// path that `load_checkpoint_path` names: itself, or the newest checkpoint of a run folder."""
+    if not os.path.isdir(place):
+        return place
+    states = [state for state, _ in saved_paths(place) if state]
+    if not states:
+        raise CheckpointError(
+            f"load_checkpoint_path={place!r} is a folder without a checkpoint: expected a tinker:// path, or a folder "
+            "whose checkpoints.jsonl names a saved state"
+        )
+    return states[-1]
 
 
 def _refuse_another_run(config: Config) -> None:
@@ -293,7 +338,7 @@ def _is_same(one: Any, other: Any) -> bool:
 
 def _optim(config: Config) -> tinker.AdamParams:
     return tinker.AdamParams(
-        learning_rate=config.learning_rate,
+        learning_rate=_learning_rate(config),
         beta1=config.adam_beta1,
         beta2=config.adam_beta2,
         eps=config.adam_eps,
@@ -308,7 +353,13 @@ def _callbacks(config: Config, steps: int | None, test_data: Any) -> list[Callba
         GradientAccumulation(config.gradient_accumulation_steps),
         StopOnNonFinite(),
         Progress(),
-        Checkpoint(config.save_every or None, ttl_seconds=config.ttl_seconds),
+        Checkpoint(
+            config.save_every or None,
+            every_tokens=config.save_every_tokens or None,
+            every_seconds=config.save_every_seconds or None,
+            ttl_seconds=config.ttl_seconds,
+            sampler=config.save_sampler,
+        ),
     ]
     if config.rolling_save_every:
         rolling = Checkpoint(

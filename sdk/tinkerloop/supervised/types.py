@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import chz
 
+from tinkerloop._lazy import tinker
 from tinkerloop.data import Batches, RowBatches
-from tinkerloop.errors import DataError
+from tinkerloop.datum import check_datum
+from tinkerloop.errors import DataError, DatumError
 from tinkerloop.renderers import Renderer, TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
-
-if TYPE_CHECKING:
-    import tinker
 
 
 class SupervisedDataset:
@@ -48,6 +48,7 @@ class SupervisedDataset:
             seed: the random seed for the order of the data, in datasets that shuffle; None keeps the order.
 
         Raises:
+            DatumError: a datum that `__iter__` yields has inputs of different lengths, or breaks another rule.
             DataError: there is no batch size; or `batch_size` is given, but `get_batch` sets the size of a batch; or
                 the subclass defines neither `get_batch` nor `__iter__`.
         """
@@ -70,7 +71,15 @@ class SupervisedDataset:
                 f"the dataset class {type(self).__name__} yields single datums, and there is no batch size",
                 remedy="add an attribute batch_size to the class, or set batch_size in train.Config",
             )
-        return RowBatches(list(self), size, epochs=epochs, shuffle=seed)
+        datums = list(self)
+        for number, datum in enumerate(datums):
+            if isinstance(datum, tinker.Datum) and datum.loss_fn_inputs.keys() == {"target_tokens", "weights"}:
+                try:
+                    check_datum(datum, allow_zero_weight=True)
+                except DatumError as error:
+                    error.add_note(f"in datum {number} of the dataset class {type(self).__name__}")
+                    raise
+        return RowBatches(datums, size, epochs=epochs, shuffle=seed)
 
 
 class _IndexedBatches(RowBatches):
@@ -87,9 +96,24 @@ class _IndexedBatches(RowBatches):
         return [datum for number in numbers for datum in self._dataset.get_batch(number)]
 
 
+class _BuilderSignature:
+    """The signature of a builder object, without names that only the module of its class can resolve.
+
+    When a Blueprint holds a builder object and a value for one of its fields, chz evaluates the return annotation of
+    the object, outside the module of its class. With this signature chz reports the contradiction instead.
+    """
+
+    def __get__(self, builder: Any, cls: type) -> inspect.Signature:
+        if builder is None:  # the class has the signature of its fields
+            raise AttributeError("__signature__")
+        return inspect.Signature(return_annotation=tuple)
+
+
 @chz.chz
 class SupervisedDatasetBuilder:
     """The base class of dataset builders. Calling a builder returns (training data, test data or None)."""
+
+    __signature__ = _BuilderSignature()
 
     def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
         raise NotImplementedError
@@ -108,13 +132,18 @@ class ChatDatasetBuilderCommonConfig:
     train_on_what: TrainOnWhat = chz.field(
         default=TrainOnWhat.ALL_ASSISTANT_MESSAGES, doc="Messages whose tokens are trained; see TrainOnWhat."
     )
+    tags_in_replies: Literal["refuse", "text"] | None = chz.field(
+        default=None,
+        doc='For a trained reply whose text spells a tag of the format, such as <tool_call>: "refuse" stops, "text" '
+        "trains ordinary text. None keeps the choice of the renderer, which refuses by default.",
+    )
 
 
 @chz.chz
 class ChatDatasetBuilder(SupervisedDatasetBuilder):
     """The base class of builders that render conversations. A subclass defines `__call__` and uses `self.renderer`."""
 
-    common_config: ChatDatasetBuilderCommonConfig
+    common_config: ChatDatasetBuilderCommonConfig = chz.field(doc="Options that all builders of chat datasets share.")
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -125,4 +154,9 @@ class ChatDatasetBuilder(SupervisedDatasetBuilder):
     def renderer(self) -> Renderer:
         """The renderer of the chat format `common_config.renderer_name`."""
         common = self.common_config
-        return get_renderer(common.renderer_name, self.tokenizer, model_name=common.model_name_for_tokenizer)
+        return get_renderer(
+            common.renderer_name,
+            self.tokenizer,
+            model_name=common.model_name_for_tokenizer,
+            tags_in_replies=common.tags_in_replies,
+        )

@@ -8,6 +8,7 @@ gives the same text as the official template.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinkerloop.errors import RenderError
@@ -17,7 +18,7 @@ from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
 from tinkerloop.renderers.normalization import trim_content
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, scaffold, stop, text
-from tinkerloop.renderers.tool_calls import read_text_call, write_text_call
+from tinkerloop.renderers.text_calls import PYTHON_TAG, find_call, read_text_calls, write_text_call
 from tinkerloop.renderers.tool_declarations import declare_for_text_calls
 
 
@@ -30,20 +31,26 @@ class Llama3Options(base.Options):
 class Llama3(base.Renderer):
     """Llama 3's chat format. The first user message declares the tools. A reply is either text or one tool call.
 
-    A tool call is written as JSON in ordinary tokens.
+    A tool call is written as JSON in ordinary tokens. `text_calls` also reads the other forms that models sample.
     """
 
     family = "llama3"
     Options = Llama3Options
     leaves_out = LEFT_OUT_BY_TEMPLATES
-    control = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
+    control = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", PYTHON_TAG)
 
     @property
     def has_extension_property(self) -> bool:
         return True
 
     def make_grammar(self) -> Grammar:
-        return Grammar(("<|eot_id|>",), eos=("<|end_of_text|>", "<|eom_id|>"), read_text=read_text_call)
+        return Grammar(
+            ("<|eot_id|>",), eos=("<|end_of_text|>", "<|eom_id|>"), find_call=find_call, read_text=read_text_calls
+        )
+
+    @property
+    def reply_tags(self) -> Sequence[str]:
+        return (PYTHON_TAG,)
 
     def header(self, role: str) -> str:
         return f"<|start_header_id|>{'ipython' if role == 'tool' else role}<|end_header_id|>\n\n"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.pieces import Part
 
 ReadCall = Callable[[Sequence[str], Sequence[ToolSpec]], ToolCall | UnparsedToolCall]
-ReadText = Callable[[str, Sequence[ToolSpec]], ToolCall | None]
+
+
+class ReadText(Protocol):
+    """Function that splits the text of a reply into ordinary text (with None) and calls, each with its text."""
+
+    def __call__(
+        self, text: str, tools: Sequence[ToolSpec], /, *, follows_text: bool
+    ) -> Iterable[tuple[str, ToolCall | UnparsedToolCall | None]]: ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,9 @@ class Grammar:
     read_call: ReadCall | None = None
     """Function that parses the fields of a tool call block."""
     read_text: ReadText | None = None
-    """Function that parses a whole reply as a tool call, for formats that write calls as ordinary JSON text."""
+    """Function that reads the calls in the text from `find_call` on, for formats that write calls as ordinary text."""
+    find_call: Callable[[str], int] | None = None
+    """Function that returns the index from which on a text may be a call, or the length of the text."""
 
     @cached_property
     def control(self) -> frozenset[str]:

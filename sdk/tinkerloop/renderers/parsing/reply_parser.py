@@ -49,6 +49,8 @@ class ReplyParser:
         self._utf8 = _Utf8("replace")
         self._cut = False  # True while the decoder holds an incomplete UTF-8 sequence
         self._ids: list[int] = []
+        self._position = 0  # index of the control token that is processed
+        self._call_start = 0  # index of the first id of the open call
         self._starts: list[tuple[Part, int]] = []  # (part, index of the first id) of each span
         self._parts: list[tuple[Part, list[str]]] = []  # text and reasoning as strings, in order
         self._calls: list[ToolCall | UnparsedToolCall] = []
@@ -60,9 +62,9 @@ class ReplyParser:
         self._deltas: list[MessageDelta] = [StreamingMessageHeader(role)]
         self._buffer = TextBuffer(
             head=grammar.text_head,
-            hold=grammar.lead,
+            hold=" \t\r\n" if grammar.find_call else grammar.lead,
             stop_texts=grammar.stop_texts,
-            may_be_call=grammar.read_text is not None,
+            find_call=grammar.find_call,
         )
         self._target: _TextTarget | None = None  # where the buffer's text goes; None before any was released
         self._settled: _TextTarget | None = None  # the same while ordinary ids can only add text to it, else None
@@ -105,6 +107,7 @@ class ReplyParser:
             i = ids.index(token_id, start)
             if i > start:
                 self._ordinary(ids[start:i], offset + start)
+            self._position = offset + i
             part = self._control(control[token_id])
             self._span(part, offset + i)
             start = i + 1
@@ -119,6 +122,7 @@ class ReplyParser:
         """End the reply. Return the remaining deltas, the last of which is the message, and the parsed reply."""
         self._flush()
         if self._termination is None:
+            self._position = len(self._ids)
             self._close_all()
             self._termination = ParseTermination.TRUNCATED
         if self._malformed:
@@ -206,7 +210,7 @@ class ReplyParser:
         self._release(self._buffer.close(suffix=block.between if self._calls else block.lead))
         self._block = block
         if block.part is _TOOL_CALL:
-            self._fields = [[]]
+            self._fields, self._call_start = [[]], self._position
             self._begin(TextBuffer())
             return
         self._malformed |= any(part is _TEXT for part, _ in self._parts)  # no format has reasoning after text
@@ -220,7 +224,7 @@ class ReplyParser:
             fields[-1] = fields[-1].removesuffix(block.foot)
             call = self._grammar.read_call(fields, self._tools)
             if isinstance(call, UnparsedToolCall):
-                call = UnparsedToolCall(block.open + call.raw_text + block.close, call.error)
+                call = UnparsedToolCall(self._sampled_call(self._position + 1), call.error)
             self._calls.append(call)
         else:
             self._release(self._buffer.close(suffix=block.foot, trim=block.trim))
@@ -235,6 +239,10 @@ class ReplyParser:
             )
         )
 
+    def _sampled_call(self, stop: int) -> str:
+        """Return the open call as it was sampled, up to the id with index `stop`, with the names of control tokens."""
+        return self._token_texts.decode_bytes(self._ids[self._call_start : stop]).decode("utf-8", "replace")
+
     def _begin(self, buffer: TextBuffer) -> None:
         self._buffer, self._target = buffer, None
 
@@ -243,20 +251,26 @@ class ReplyParser:
         block = self._block
         self._broke_off_in = block.part if block else None
         if block is None:
-            rest = self._buffer.close(suffix=self._grammar.text_foot)
-            call = self._grammar.read_text(rest, self._tools) if self._grammar.read_text and not self._parts else None
-            if call is None:
-                self._release(rest)
-            else:
-                self._deltas.append(StreamingToolCallDelta(rest, 0))
-                self._calls.append(call)
+            self._end_text(self._buffer.close(suffix=self._grammar.text_foot))
         elif block.part is _TOOL_CALL:
-            raw = block.open + "".join("".join(pieces) for pieces in self._fields)
-            self._calls.append(UnparsedToolCall(raw, "the call was not finished"))
+            self._calls.append(UnparsedToolCall(self._sampled_call(self._position), "the call was not finished"))
         else:
             self._release(self._buffer.close(trim=block.trim))
         self._block = None
         return block is not None
+
+    def _end_text(self, rest: str) -> None:
+        """Add the held-back end of the text, which may contain calls."""
+        if self._grammar.read_text is None:
+            self._release(rest)
+            return
+        for raw, call in self._grammar.read_text(rest, self._tools, follows_text=bool(self._parts)):
+            if call is None:
+                self._release(raw)
+                continue
+            if raw:
+                self._deltas.append(StreamingToolCallDelta(raw, len(self._calls)))
+            self._calls.append(call)
 
     def _push(self, text: str) -> None:
         if self._termination is not None:

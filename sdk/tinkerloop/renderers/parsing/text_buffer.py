@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class TextBuffer:
     """Buffers decoded text and holds back an end that may have to be removed, so that no delta is ever retracted.
@@ -14,7 +16,8 @@ class TextBuffer:
         head: a fixed text to remove at the start of the text, if it is there.
         hold: characters to hold back at the end of the text until more text follows.
         stop_texts: texts that end the reply. An end of the text that may be the start of one of them is held back.
-        may_be_call: if the text begins like a JSON object, hold it back completely until `close`.
+        find_call: returns the index from which on a text may be a tool call. The text from there on, and white space
+            before it, is held back until `close`.
     """
 
     def __init__(
@@ -23,10 +26,10 @@ class TextBuffer:
         head: str = "",
         hold: str = "",
         stop_texts: tuple[str, ...] = (),
-        may_be_call: bool = False,
+        find_call: Callable[[str], int] | None = None,
     ):
         self._drop, self._head, self._hold, self._stop_texts = drop, head, hold, stop_texts
-        self._may_be_call = may_be_call
+        self._find_call = find_call
         self._at_start = True  # True until text is released
         self.pending = ""
 
@@ -41,11 +44,9 @@ class TextBuffer:
             text, self._head = text.removeprefix(self._head), ""
             if self._drop:
                 text = text.lstrip(self._drop)
-            if self._may_be_call and text.lstrip()[:1] in ("", "{"):
-                self.pending = text
-                return ""
             self._at_start = not text
-        released = len(text.rstrip(self._hold))
+        may_release = text if self._find_call is None else text[: self._find_call(text)]
+        released = len(may_release.rstrip(self._hold))
         for stop_text in self._stop_texts:
             position = text.find(stop_text)
             released = min(released, position if position >= 0 else len(text) - _overlap(text, stop_text))

@@ -13,12 +13,12 @@ class TokenTexts(dict[int, str]):
 
     A lookup raises `KeyError` for control tokens of the grammar (such as `<|im_end|>`); their names are in `control`.
     It also raises `KeyError` for tokens that hold an incomplete UTF-8 sequence, because their text depends on the
-    neighbouring tokens.
+    neighbouring tokens. `ids` are the ids of the control tokens that the tokenizer has.
     """
 
     def __init__(self, grammar: Grammar, encoder: Encoder, ids: Mapping[str, int]):
         super().__init__()
-        self.control = {ids[name]: name for name in grammar.control}
+        self.control = {ids[name]: name for name in grammar.control if name in ids}
         self.decode_bytes = encoder.decode_bytes
 
     def __missing__(self, token_id: int) -> str:

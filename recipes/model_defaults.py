@@ -1,0 +1,50 @@
+"""Options of the recipes whose defaults depend on the model. This is not a recipe.
+
+The small models of the recipes need large learning rates, and `recipes/base` has the chat format of `qwen3_instruct`.
+Every other model has its own chat format, and a learning rate by `tinkerloop.hyperparams`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chz
+
+import tinkerloop
+from tinkerloop.hyperparams import recommended_learning_rate
+
+BASE = "recipes/base"
+SMALL = (BASE, "tiny", "tiny-vl")
+
+
+def renderer_of(model: str) -> str:
+    """Return the name of the renderer of a model."""
+    return "qwen3_instruct" if model == BASE else tinkerloop.get_recommended_renderer_name(model)
+
+
+def learning_rate_of(model: str, small: float, rank: int = 32) -> float:
+    """Return `small` for the small models of the recipes, and the recommended learning rate for every other model."""
+    return small if model in SMALL else recommended_learning_rate(model, rank)
+
+
+def renderer_field() -> Any:
+    """Return the option for the name of the renderer; None is replaced by that of the configuration's model."""
+    return chz.field(
+        default=None,
+        munger=lambda config, name: name or renderer_of(_model(config)),
+        doc="Name of the renderer (chat format); by default the recommended one for the model.",
+    )
+
+
+def learning_rate_field(small: float, start: str = "Peak learning rate") -> Any:
+    """Return the option for the learning rate; None is replaced by `learning_rate_of` the configuration's model."""
+
+    def munge(config: Any, rate: float | None) -> float:
+        return learning_rate_of(_model(config), small, getattr(config, "lora_rank", 32)) if rate is None else rate
+
+    doc = f"{start}; by default {small:g} for the small model of the recipe, and the recommended one for another model."
+    return chz.field(default=None, munger=munge, doc=doc)
+
+
+def _model(config: Any) -> str:
+    return config.model if hasattr(config, "model") else config.model_name
