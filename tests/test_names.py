@@ -16,6 +16,7 @@ SHARED = {
     "main": "the command line's, and the Cookbook's supervised.train.main",
     "data": "the package, and the Cookbook's path supervised.data",
     "loop": "loop/loop.py holds the loop itself",
+    "rollouts": "rollouts/rollouts.py holds the rollouts themselves",
 }
 """Names that two places have on purpose, and why."""
 

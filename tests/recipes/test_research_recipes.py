@@ -81,7 +81,7 @@ def test_the_noise_scale_is_that_of_a_known_distribution():
 
 
 def test_a_sampled_answer_trains_its_tokens_and_not_the_prompt():
-    made = inputs(rl_arithmetic.policy_datum(PROMPT, SAMPLED, 0.5))
+    made = inputs(rl_arithmetic.answer_datum(PROMPT, SAMPLED, 0.5, "importance_sampling"))
     assert made["target_tokens"] == [2, 3, 7, 8, 258]
     assert made["logprobs"] == [0, 0, -0.5, -1, -0.25]
     assert made["advantages"] == [0, 0, 0.5, 0.5, 0.5]

@@ -71,7 +71,7 @@ def content(datum):
     return (datum.model_input.to_ints(), [(name, value.to_numpy().tolist()) for name, value in inputs])
 
 
-def train(folder, service, renderer, case, kill_at=None, trained=None):
+def train(folder, service, renderer, case, kill_at=None, trained=None, steps=STEPS):
     """One process of the run: from the newest record to the end, or until operation number `kill_at`."""
     count, dead = itertools.count(), []
 
@@ -102,7 +102,7 @@ def train(folder, service, renderer, case, kill_at=None, trained=None):
     loop = Loop(
         client,
         rollouts,
-        steps=STEPS,
+        steps=steps,
         callbacks=[Trained({} if trained is None else trained), Checkpoint(every=case.save_every, keep_last=2)],
         sinks=[Jsonl(folder / "metrics.jsonl")],
         checkpoints=checkpoints,
@@ -197,6 +197,19 @@ def some(operations):
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_killed_at_some_operations(case, renderer, tmp_path):
     check_kills(case, renderer, tmp_path, some)
+
+
+@pytest.mark.parametrize("case, steps", [(Case(3, 1, 6), 3), (Case(1, 2, 6), 3), (Case(1, 1, 6), 0)])
+def test_more_steps_extend_a_finished_run(case, steps, renderer, tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "extended").mkdir()
+    service = OrderedService(268)
+    summary, client, _ = train(tmp_path / "whole", service, renderer, case)
+    whole = outcome(tmp_path / "whole", summary, client)
+    train(tmp_path / "extended", service, renderer, case, steps=steps)
+    summary, client, _ = train(tmp_path / "extended", service, renderer, case)
+    extended = outcome(tmp_path / "extended", summary, client)
+    assert extended | {"records": extended["records"][-1:]} == whole
 
 
 @pytest.mark.parametrize("case", CASES[::2], ids=name)

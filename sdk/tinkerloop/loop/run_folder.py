@@ -40,6 +40,7 @@ class Run:
         starts.jsonl       one line per start, with its configuration and environment
         metrics.jsonl      one row per step, evaluation or `Log`, written by the sink `run.metrics`
         checkpoints.jsonl  one line per record, written by `run.checkpoints`
+        rollouts.jsonl     one line per group of rollouts, if `Rollouts` were given this path as `log`
         lock, lock.holder  the lock, and the process that holds it
         summary.json       how the latest training ended; absent while it runs and after a kill
 

@@ -73,7 +73,8 @@ class Tool:
                 )
         description, of_parameters = _read_docstring(inspect.getdoc(function) or "")
         try:
-            arguments = pydantic.TypeAdapter(_collector(function))
+            signature: Any = _collector(function)  # `TypeAdapter` accepts functions, but its type does not
+            arguments = pydantic.TypeAdapter[dict[str, Any]](signature)
             schema = arguments.json_schema()
         except (pydantic.errors.PydanticUserError, NameError) as error:
             raise RolloutError(f"a type in the signature of the tool {name!r} has no JSON schema: {error}") from error
@@ -121,12 +122,18 @@ class ToolEnvironment:
         unparsed = reply.message.get("unparsed_tool_calls", [])
         if not calls and not unparsed:
             return await rewarded(self._reward, reply)
-        messages, errors = [], len(unparsed)
+        messages: list[Message] = []
+        errors = len(unparsed)
         for call in calls:
-            result, is_error = await self._result(call)
-            messages.append(_tool_message(result, call))
+            content, is_error = await self._result(call)
+            message = Message(role="tool", content=content, name=call.function.name)
+            if call.id is not None:
+                message["tool_call_id"] = call.id
+            messages.append(message)
             errors += is_error
-        messages += [_tool_message(f"error: the call is not valid: {call.error}") for call in unparsed]
+        for i, call in enumerate(unparsed):  # some formats need an id, and such a call has none
+            content = f"error: the call is not valid: {call.error}"
+            messages.append(Message(role="tool", content=content, tool_call_id=f"invalid:{i}"))
         return Outcome(messages=messages, metrics={"tool_calls": len(messages), "tool_errors": errors})
 
     async def _result(self, call: ToolCall) -> tuple[str, bool]:
@@ -161,15 +168,6 @@ def _as_text(tool: Tool, value: Any) -> str:
         raise RolloutError(
             f"the tool {tool.declaration['name']!r} must return a string or a JSON-serializable value: {error}"
         ) from error
-
-
-def _tool_message(content: str, call: ToolCall | None = None) -> Message:
-    message = Message(role="tool", content=content)
-    if call is not None:
-        message["name"] = call.function.name
-    if call is not None and call.id is not None:
-        message["tool_call_id"] = call.id
-    return message
 
 
 def _collector(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
