@@ -8,8 +8,8 @@ The teacher is the base model after supervised training on sums; the student is 
 are sampled once, before training, and stored in the folder of the run. At each token of an answer, the student is
 trained on the teacher's probabilities of its `top_k` most likely tokens, and not only on the token that was sampled.
 
-What you should see with seed 0: the cross-entropy falls from 2.02 at step 7 to 0.86 at step 84. The student answers 2 %
-of the sums correctly at first. The share after training is printed at the end.
+What you should see: the cross-entropy falls. With seed 0 the student answers 2 % of the sums correctly at first; the
+share after training is printed at the end.
 """
 
 from __future__ import annotations

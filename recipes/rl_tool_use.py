@@ -13,8 +13,8 @@ The tool is a plain function. Its schema comes from its signature, and its error
 sees. The reward is 1 if the last reply is the product, and 0 otherwise: nobody tells the model to call the tool with
 the right numbers or to copy the result.
 
-Rewards teach only a model that is right sometimes. After a supervised start of only 40 steps on 64 conversations, no
-sampled episode is right (seeds 0 and 1).
+Rewards teach only a model that is right sometimes: if the reward of the first steps is 0, pass a larger `start_steps`.
+The share of correct replies to unseen questions is printed at the end, and is in `metrics.jsonl` before and after.
 """
 
 from __future__ import annotations
