@@ -13,6 +13,7 @@ from tinkerloop.rollouts.advantages import (
 )
 from tinkerloop.rollouts.curriculum import Curriculum, Shuffled, WeightedParts
 from tinkerloop.rollouts.delivered import Delivered
+from tinkerloop.rollouts.distillation import distillation_datum
 from tinkerloop.rollouts.environments import Environment, Outcome, Start, one_turn
 from tinkerloop.rollouts.episodes import FailurePolicy, Limits, run_episode, run_group
 from tinkerloop.rollouts.policy_datum import group_datums, policy_datum, policy_datums
@@ -42,6 +43,7 @@ __all__ = [
     "Turn",
     "WeightedParts",
     "centered",
+    "distillation_datum",
     "group_datums",
     "leave_one_out",
     "no_baseline",
