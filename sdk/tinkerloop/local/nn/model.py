@@ -53,7 +53,10 @@ class Model:
         self._bound: tuple[object, ...] | None = None
         self._weights: Weights | None = None
         self._base: dict[str, torch.Tensor] = {}
-        self._trained: LoraSpec | None = None
+        self.trained: LoraSpec | None = None
+        """The kind of the active adapter, with seed 0. None: no adapter."""
+        self.block_sizes: dict[tuple[int, LoraSpec | None], tuple[int, ...]] = {}
+        """The results of `row_blocks.block_sizes`, by number of threads and kind of adapter."""
         self.gradient_checkpointing = GradientCheckpointing(module, self._run_trial, gradient_checkpointing)
         self.packs = True
         """True if sequences can be packed into one row, False if each must run alone. `load_model` sets it."""
@@ -116,7 +119,7 @@ class Model:
                 for replica, buffers in zip(self.replicas[1 : len(gradients)], gradients[1:], strict=True):
                     replica.share(self.replicas[0], buffers)
         self._bound, self._weights = key, weights
-        self._trained = None if spec is None else replace(spec, seed=0)
+        self.trained = None if spec is None else replace(spec, seed=0)
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Return the last layer's hidden states (T, H) of a packed batch, computed by the first replica."""
@@ -124,7 +127,7 @@ class Model:
 
     def choose_gradient_checkpointing(self, lengths: Sequence[int]) -> None:
         """Decide whether a backward pass over sequences of these lengths, all at once, uses gradient checkpointing."""
-        self.gradient_checkpointing.choose(lengths, self._trained)
+        self.gradient_checkpointing.choose(lengths, self.trained)
 
     def _run_trial(self, length: int) -> torch.Tensor:
         return self.hidden(PackedBatch.of([Input(np.ones(length, np.int64))], self.device))

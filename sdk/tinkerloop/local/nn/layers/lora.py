@@ -133,6 +133,8 @@ class LoRALinear(nn.Linear):
     adapter: BoundAdapter | None = None
     segments: Sequence[int] = ()
     """The number of rows (positions) of each datum in the current packed batch."""
+    min_rows: int = MIN_ROWS
+    """The minimum number of rows in a product. Only sampling, which has block sizes of its own, uses fewer."""
     fold_buffer: torch.Tensor | None = None
 
     @classmethod
@@ -199,8 +201,8 @@ class LoRALinear(nn.Linear):
         Returns: y (T, out), and x A^T (T, rank). The latter is None without an adapter or if W' is folded.
         """
         rows = len(x)
-        if rows < MIN_ROWS:
-            y, x_a = self.product(F.pad(x, (0, 0, 0, MIN_ROWS - rows)))
+        if rows < self.min_rows:
+            y, x_a = self.product(F.pad(x, (0, 0, 0, self.min_rows - rows)))
             return y[:rows], None if x_a is None else x_a[:rows]
         adapter = self.adapter
         weight = self.matrix if adapter is None or adapter.folded is None else adapter.folded
