@@ -60,7 +60,7 @@ def _in_blocks(model: Model, rows: list[Continuation], sizes: tuple[int, ...]) -
     Each prompt is computed alone. When a continuation is complete, the next one takes its place.
     """
     if not any(row.request.seeded for row in rows):
-        sizes = (1, *sizes)  # one row alone takes a fraction of the time of a block, but its bits differ
+        sizes = tuple(sorted({1, *sizes}))  # one row alone takes the least time, even if its bits differ
     # Sorted by length, because neighbours of similar length share a call in `decoding_attention`. Equal prompts become
     # neighbours, too.
     waiting = deque(sorted(rows, key=lambda row: (len(row.request.prompt), _prompt_key(row))))

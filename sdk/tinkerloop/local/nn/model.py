@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tinkerloop.local.nn.inputs import Input, PackedBatch
 from tinkerloop.local.nn.layers import attention, decoder_layer, norms
 from tinkerloop.local.nn.layers.gradient_checkpointing import GradientCheckpointing
-from tinkerloop.local.nn.layers.lora import LoraSpec, initialise
+from tinkerloop.local.nn.layers.lora import LoRALinear, LoraSpec, initialise
 from tinkerloop.local.nn.parameters import ParameterLayout, Weights
 from tinkerloop.local.nn.replica import AdaptableLayer, Replica
 from tinkerloop.local.nn.vision import vision_of
@@ -53,6 +53,7 @@ class Model:
         self._bound: tuple[object, ...] | None = None
         self._weights: Weights | None = None
         self._base: dict[str, torch.Tensor] = {}
+        self._packed = False
         self.trained: LoraSpec | None = None
         """The kind of the active adapter, with seed 0. None: no adapter."""
         self.block_sizes: dict[tuple[int, LoraSpec | None], tuple[int, ...]] = {}
@@ -121,6 +122,25 @@ class Model:
         self._bound, self._weights = key, weights
         self.trained = None if spec is None else replace(spec, seed=0)
 
+    def pack(self) -> None:
+        """Pack the layers' active weights for sampling, until others become active. Only where they may be folded.
+
+        The packed copy takes as much memory as the weights.
+        """
+        if self._packed or not self.fold or self.device.type != "cpu":
+            return
+        for name, layer in self.layers.items():
+            if isinstance(layer, LoRALinear) and self.kinds[name] != "vision":
+                layer.pack()
+        self._packed = True
+
+    def unpack(self) -> None:
+        """Free the packed weights, and compute the next products from the layers' own weights."""
+        for layer in self.layers.values():
+            if isinstance(layer, LoRALinear):
+                layer.packed, layer.sampling = None, False
+        self._packed = False
+
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Return the last layer's hidden states (T, H) of a packed batch, computed by the first replica."""
         return self.replicas[0].hidden(batch)
@@ -136,6 +156,7 @@ class Model:
         for replica in self.replicas:
             for layer in replica.layers.values():
                 layer.adapter = None
+        self.unpack()
         if self._base:
             for name, parameter in self.module.named_parameters():
                 parameter.requires_grad_(False)

@@ -23,7 +23,7 @@ from tinkerloop.local.nn.layers import attention
 from tinkerloop.local.nn.layers.decoder_layer import DecoderLayer
 from tinkerloop.local.nn.layers.experts import ExpertWeights
 from tinkerloop.local.nn.layers.head import Head
-from tinkerloop.local.nn.layers.lora import MIN_ROWS, LoRAConv1D, LoRALinear
+from tinkerloop.local.nn.layers.lora import LoRAConv1D, LoRALinear
 from tinkerloop.local.nn.vision import vision_parts
 from tinkerloop.local.unsupported import unsupported_error
 
@@ -112,7 +112,7 @@ class Replica:
         for name, layer in self.layers.items():
             layer.segments = active_segments if name.startswith(self._on_active) else segments
             if isinstance(layer, LoRALinear):
-                layer.min_rows = MIN_ROWS if cache is None else 1
+                layer.sampling = cache is not None
         if self._last is not None:
             self._last.active = self._active
         output = self.trunk(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 STANDARD = 16
 """Every usable number of rows must give the same bits as this one."""
-SIZES = (4, 8, 12, 16, 24, 32, 48, 64)
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 """The numbers of rows that are tried."""
 TOKENS = 3
 """The number of tokens that the trial appends to each sequence, one after another."""
@@ -37,8 +37,12 @@ def block_sizes(model: Model) -> tuple[int, ...]:
     if model.device.type != "cpu" or not model.packs or _has_experts(model):
         return ()
     key = (torch.get_num_threads(), model.trained)
+    if model.block_sizes.get(key) != ():
+        model.pack()
     if key not in model.block_sizes:
         model.block_sizes[key] = _measure(model)
+        if not model.block_sizes[key]:
+            model.unpack()
     return model.block_sizes[key]
 
 
@@ -49,7 +53,7 @@ def _measure(model: Model) -> tuple[int, ...]:
     equal = []
     for size in SIZES:
         # Each row is computed at several places of a block, beside other rows.
-        shifts = range(0, STANDARD, max(1, STANDARD // 4) + 1) if size <= STANDARD else (0, 5)
+        shifts = range(0, STANDARD, 5) if size <= STANDARD else (0, 5)
         rows = [(torch.arange(size) + shift) % STANDARD for shift in shifts]
         if all(torch.equal(_logits(model, tokens[:, some]), standard[some]) for some in rows):
             equal.append(size)
