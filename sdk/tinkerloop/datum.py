@@ -270,7 +270,7 @@ def check_positions(
     elif "target_tokens" not in inputs:
         raise DatumError("a custom loss needs target_tokens", field="loss_fn_inputs", given=sorted(inputs))
 
-    target = _tensor("target_tokens", inputs["target_tokens"])
+    target = read_tensor("target_tokens", inputs["target_tokens"])
     if target.dtype != np.int64:
         raise DatumError("token ids have the wrong dtype", field="target_tokens", expected="int64", given=target.dtype)
     if target.ndim not in (1, 2) or len(target) != length or target.size == 0:
@@ -292,7 +292,7 @@ def check_positions(
             given=target.shape,
         )
     for name in LOSS_INPUTS[loss_fn][1:]:
-        values = _tensor(name, inputs[name])
+        values = read_tensor(name, inputs[name])
         if values.dtype != np.float32:
             raise DatumError("must be float32", field=name, expected="float32", given=values.dtype)
         if values.shape != target.shape:
@@ -323,7 +323,7 @@ def check_positions(
 
 def scale_weights(datum: tinker.Datum, factor: float) -> tinker.Datum:
     """Return a copy of a datum with every weight multiplied by `factor`."""
-    weights = datum.loss_fn_inputs["weights"].to_numpy()
+    weights = read_tensor("weights", datum.loss_fn_inputs["weights"])
     scaled = np.multiply(weights, factor, dtype=np.float64).astype(np.float32)
     inputs = {**datum.loss_fn_inputs, "weights": tinker.TensorData.from_numpy(scaled)}
     return replace(datum, loss_fn_inputs=inputs)
@@ -343,10 +343,10 @@ def fold_weights(datum: tinker.Datum) -> tinker.Datum:
     inputs = dict(datum.loss_fn_inputs)
     if "weights" not in inputs:
         return datum
-    weights = real_array("weights", _tensor("weights", inputs.pop("weights")))
+    weights = real_array("weights", read_tensor("weights", inputs.pop("weights")))
     if "advantages" not in inputs:
         raise DatumError("a policy datum needs advantages", field="loss_fn_inputs", given=sorted(datum.loss_fn_inputs))
-    advantages = real_array("advantages", _tensor("advantages", inputs["advantages"]))
+    advantages = real_array("advantages", read_tensor("advantages", inputs["advantages"]))
     if advantages.shape != weights.shape:
         raise DatumError(
             "must have the shape of weights", field="advantages", expected=weights.shape, given=advantages.shape
@@ -429,8 +429,12 @@ def chunk_ids(chunk: tinker.EncodedTextChunk, index: int) -> NDArray[np.int64]:
     return np.array([int(token) for token in chunk.tokens], np.int64)
 
 
-def _tensor(field: str, data: tinker.TensorData) -> NDArray[Any]:
-    """Return a loss input as an array."""
+def read_tensor(field: str, data: tinker.TensorData) -> NDArray[Any]:
+    """Return a loss input as an array. Indices that do not fit a sparse tensor never end the process.
+
+    Raises:
+        DatumError: `data` cannot be read as an array.
+    """
     try:
         if data.sparse_crow_indices is None:
             return data.to_numpy()

@@ -47,6 +47,8 @@ UNCLAIMED = {
     r"template": {"episodes"},
 }
 """What the formats, given as regular expressions, cannot express. All others can express everything."""
+SORTING = ("tml_v0",)
+"""The names of formats that sort the arguments of calls."""
 TRIMMING = ("glm5_3", "llama3", "nemotron3", "qwen3_5", "qwen3_8")
 """The beginnings of the names of formats that trim the texts of replies."""
 
@@ -128,8 +130,13 @@ def renderer(name: str) -> Renderer:
 def claims(name: str) -> FormatClaims:
     """Return what a format must express: everything but what `UNCLAIMED` lists."""
     unclaimed = next((rest for prefix, rest in UNCLAIMED.items() if re.fullmatch(prefix, name)), frozenset())
-    roles, trims = frozenset(renderer(name).roles), name.startswith(TRIMMING)
-    return FormatClaims(**dict.fromkeys(unclaimed, False), roles=roles, images=name in VISION, spaces=not trims)
+    return FormatClaims(
+        **dict.fromkeys(unclaimed, False),
+        roles=frozenset(renderer(name).roles),
+        images=name in VISION,
+        spaces=not name.startswith(TRIMMING),
+        argument_order=name not in SORTING,
+    )
 
 
 def decode(tokens: list[int], tokenizer: Any = None) -> str:

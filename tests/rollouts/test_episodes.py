@@ -124,7 +124,8 @@ def test_each_turn_is_sampled_with_a_seed_of_its_own() -> None:
     sampler = ScriptedSampler(["one", "two", "three"])
     run(run_episode(Counting(), sampler, sampler.renderer, sampling_params=params(temperature=0.5), seed=7))
     seeds = [given.seed for _, given in sampler.requests]
-    assert seeds == [Random(f"7/{turn}").getrandbits(31) for turn in range(3)]
+    random = Random("7/turns")
+    assert seeds == [random.getrandbits(31) for _ in range(3)]
     assert len(set(seeds)) == 3
     assert {(given.temperature, tuple(given.stop)) for _, given in sampler.requests} == {  # type: ignore[arg-type]
         (0.5, tuple(sampler.renderer.get_stop_sequences()))

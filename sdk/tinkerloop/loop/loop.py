@@ -429,6 +429,9 @@ class Loop:
             else:
                 self._take(result.step, name, request)
         self._emit(result.step, row, detached=detached)
+        if row and not detached:  # a decision from a detached evaluation would depend on timing
+            for name, request in self._callbacks.ask("on_row", result.step, result.step, row):
+                self._take(result.step, name, request)
 
     def _take(self, step: int, name: str, request: Request) -> None:
         """Carry out a `Stop`, `Log` or `Accumulate`, whose handling does not depend on the event."""

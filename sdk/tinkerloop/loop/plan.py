@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss
-from tinkerloop.datum import LOSS_INPUTS, POLICY_LOSSES, fold_weights, scale_weights
+from tinkerloop.datum import LOSS_INPUTS, POLICY_LOSSES, fold_weights, read_tensor, scale_weights
 from tinkerloop.errors import PlanError
 
 Normalize = Literal["token", "example", "none"]
@@ -94,7 +94,9 @@ class Plan:
         """The number of positions whose weight is not 0, in all datums. A datum without weights counts as a whole."""
         weights = [datum.loss_fn_inputs.get("weights") for datum in self.datums]
         return sum(
-            datum.model_input.length if weight is None else int(np.count_nonzero(_by_position(weight.to_numpy())))
+            datum.model_input.length
+            if weight is None
+            else int(np.count_nonzero(_by_position(read_tensor("weights", weight))))
             for datum, weight in zip(self.datums, weights, strict=True)
         )
 
@@ -251,7 +253,7 @@ def _weight_sum(datum: tinker.Datum, loss_fn: str | CustomLoss) -> float:
             f"to normalise the loss, a datum for {_loss_name(loss_fn)} needs 'weights' in its loss_fn_inputs, got "
             f"{sorted(datum.loss_fn_inputs)}: build datums with {remedy}"
         )
-    return float(weights.to_numpy().sum(dtype=np.float64))
+    return float(read_tensor("weights", weights).sum(dtype=np.float64))
 
 
 def _loss_name(loss_fn: str | CustomLoss) -> str:

@@ -13,9 +13,11 @@ from tinkerloop.rollouts.advantages import (
 )
 from tinkerloop.rollouts.curriculum import Curriculum, Shuffled, WeightedParts
 from tinkerloop.rollouts.delivered import Delivered
+from tinkerloop.rollouts.distillation import distillation_datum
 from tinkerloop.rollouts.environments import Environment, Outcome, Start, one_turn
 from tinkerloop.rollouts.episodes import FailurePolicy, Limits, run_episode, run_group
 from tinkerloop.rollouts.policy_datum import group_datums, policy_datum, policy_datums
+from tinkerloop.rollouts.policy_stats import PolicyStats
 from tinkerloop.rollouts.rollout_log import read_rollouts
 from tinkerloop.rollouts.rollouts import Rollouts
 from tinkerloop.rollouts.trajectory import End, Group, SampledSpan, Trajectory, TrajectorySegment, Turn
@@ -31,6 +33,7 @@ __all__ = [
     "Group",
     "Limits",
     "Outcome",
+    "PolicyStats",
     "Rollouts",
     "SampledSpan",
     "Shuffled",
@@ -40,6 +43,7 @@ __all__ = [
     "Turn",
     "WeightedParts",
     "centered",
+    "distillation_datum",
     "group_datums",
     "leave_one_out",
     "no_baseline",

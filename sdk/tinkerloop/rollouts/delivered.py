@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import RolloutError
@@ -23,6 +23,8 @@ class Delivered:
         dropped: the number of groups that were left out because an environment failed.
         failures: the number of failures of environments, including those after which an episode was repeated.
         further: the number of groups that were sampled in place of others that were left out.
+        substep: which part of its datums was delivered, from 0.
+        begun_at: when it was begun, in seconds of `time.perf_counter`; None if an earlier process began it.
     """
 
     batch: int
@@ -32,9 +34,13 @@ class Delivered:
     dropped: int
     failures: int
     further: int
+    substep: int = 0
+    begun_at: float | None = field(default=None, compare=False)
 
 
-def account_for(batch: int, sampled: Sequence[SampledGroup], groups: int) -> Delivered:
+def account_for(
+    batch: int, sampled: Sequence[SampledGroup], groups: int, *, substep: int = 0, begun_at: float | None = None
+) -> Delivered:
     """Return the account of a batch, of which `groups` groups were asked for."""
     left_out = [one.group for one in sampled if not one.datums]
     dropped = sum(not group.trajectories for group in left_out)
@@ -46,6 +52,8 @@ def account_for(batch: int, sampled: Sequence[SampledGroup], groups: int) -> Del
         dropped=dropped,
         failures=sum(len(one.group.failures) for one in sampled),
         further=len(sampled) - groups,
+        substep=substep,
+        begun_at=begun_at,
     )
 
 

@@ -1,7 +1,7 @@
 """Sampling of episodes: an environment and a sampling client take turns, and the result is a `Trajectory`.
 
 Sampled ids are never rendered again (`tinkerloop.renderers.Episode`). The content of a trajectory depends only on the
-environment, the weights and the seed: the sample of turn `t` has the seed `Random(f"{seed}/{t}")`.
+environment, the weights and the seed: the seeds of its samples are the numbers that `Random(f"{seed}/turns")` draws.
 """
 
 from __future__ import annotations
@@ -169,13 +169,14 @@ async def run_episode(
     began = time.perf_counter()
     stop = renderer.get_stop_sequences() if sampling_params.stop is None else sampling_params.stop
     slots: AbstractAsyncContextManager[Any] = in_flight or nullcontext()
+    seeds = Random(f"{seed}/turns")  # one for all turns: creating a `Random` takes as long as rendering a message
 
-    async def sample(prompt: tinker.ModelInput, turn: int, room: int | None) -> Any:
+    async def sample(prompt: tinker.ModelInput, room: int | None) -> Any:
         given = sampling_params.max_tokens
         changes: dict[str, Any] = {
             "max_tokens": given if room is None else room if given is None else min(given, room),
             "stop": stop,
-            "seed": Random(f"{seed}/{turn}").getrandbits(31),
+            "seed": seeds.getrandbits(31),
         }
         async with slots:
             response = await awaitable(sampling_client.sample(prompt, 1, sampling_params.model_copy(update=changes)))
@@ -216,7 +217,7 @@ def episode_segments(episode: Episode) -> tuple[TrajectorySegment, ...]:
 async def _turns(
     environment: Environment,
     renderer: Renderer,
-    sample: Callable[[tinker.ModelInput, int, int | None], Awaitable[Any]],
+    sample: Callable[[tinker.ModelInput, int | None], Awaitable[Any]],
     limits: Limits,
 ) -> tuple[Episode, list[Turn], Sequence[Mapping[str, Any]], End]:
     """Return the episode, its turns, the messages after the last reply (which are only logged), and why it ended."""
@@ -233,7 +234,7 @@ async def _turns(
                 f"the prompt has {len(episode.tokens)} tokens, which leaves no token for a reply; "
                 f"raise Limits.max_tokens ({limits.max_tokens}), or leave out tasks with long prompts"
             )
-        sampled = await sample(episode.prompt(), len(turns), room)
+        sampled = await sample(episode.prompt(), room)
         if sampled.logprobs is None:
             raise RolloutError("the service returned no log-probabilities of the sampled tokens, which training needs")
         reply = episode.add_sampled(sampled.tokens, sampled.logprobs)

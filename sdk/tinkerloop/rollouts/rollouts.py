@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -160,6 +161,7 @@ class Rollouts:
         self._move_to(0, 0, checked_state(self._curriculum.begin(len(tasks), groups, seed)))
         self.delivered: Delivered | None = None
         """The batch of rollouts that the newest batch of datums is from; None before the first."""
+        self._since_boundary: list[Delivered] = []
 
     def __iter__(self) -> Iterator[Sequence[tinker.Datum]]:
         return self
@@ -172,7 +174,10 @@ class Rollouts:
         self._log_up_to(self._batch)
         groups = self._sampled[self._batch].result()
         part = part_of_datums(groups, self._substep, self._substeps)
-        self.delivered = account_for(self._batch, groups, self._options.groups)
+        self.delivered = account_for(
+            self._batch, groups, self._options.groups, substep=self._substep, begun_at=self._begun_at.get(self._batch)
+        )
+        self._since_boundary.append(self.delivered)
         if self._substep + 1 < self._substeps:
             self._substep += 1
         else:
@@ -180,8 +185,14 @@ class Rollouts:
             state = self._curriculum.update(copy.deepcopy(self._state), self.delivered.groups)
             self._state = checked_state(state)
             del self._sampled[self._batch]
+            self._begun_at.pop(self._batch, None)
             self._batch, self._substep = self._batch + 1, 0
         return part
+
+    @property
+    def delivered_in_step(self) -> Sequence[Delivered]:
+        """One entry for each batch of datums since the newest boundary: several with gradient accumulation."""
+        return tuple(self._since_boundary)
 
     @property
     def cursor(self) -> Cursor:
@@ -194,7 +205,7 @@ class Rollouts:
         self._resumed = True
 
     def at_boundary(self, step: int) -> None:
-        self._boundary = step
+        self._boundary, self._since_boundary = step, []
 
     def settle(self, cursor: Any) -> None:
         # What was begun since then, with the weights of the cursor's boundary, can be begun again.
@@ -217,6 +228,7 @@ class Rollouts:
         """Set the position. `state` is that of the curriculum before batch `batch` was delivered."""
         self._batch, self._substep, self._state = batch, substep, state
         self._sampled: dict[int, Future[list[SampledGroup]]] = {}
+        self._begun_at: dict[int, float] = {}
         self._next_to_begin = self._next_to_log = batch
         self._settled = 0  # batches before this one must be in the log
         self._logged: Mapping[int, Mapping[int, Group]] = {}  # groups in the log, by batch and slot
@@ -246,7 +258,10 @@ class Rollouts:
         while self._next_to_begin <= last:
             batch = self._next_to_begin
             # The weights of a settled batch do not exist any more: all its groups come from the log.
-            snapshot = None if batch < self._settled else self._take_snapshot()
+            snapshot = None
+            if batch >= self._settled:
+                snapshot = self._take_snapshot()
+                self._begun_at[batch] = time.perf_counter()
             draw = partial(self._curriculum.draw, self._state, batch)
             beginning = BatchBeginning(batch, self._known_boundary(), snapshot, draw, self._logged.get(batch, {}))
             self._sampled[batch] = self._thread.submit(sample_batch(self._options, beginning, self._in_flight))

@@ -36,7 +36,8 @@ from tinkerloop.testing.sample_events import sample_batches
 EVENTS = (*ALLOWED, "on_plan")
 """The names of all events."""
 
-Event = Plan | Boundary | StepResult | EvalResult | Record | Summary
+Event = Plan | Boundary | StepResult | EvalResult | Record | Summary | tuple[int, Mapping[str, float]]
+"""An event of a callback; a row of metrics is a pair of its step and its values."""
 _HANDLERS: Mapping[type, str] = {
     Plan: "on_plan",
     Boundary: "on_boundary",
@@ -55,8 +56,8 @@ def drive(callback: Callback, events: Iterable[Event]) -> list[Any]:
     """
     answers: list[Any] = []
     for event in events:
-        name = _HANDLERS[type(event)]
-        answer = getattr(callback, name)(event)
+        name, args = ("on_row", event) if isinstance(event, tuple) else (_HANDLERS[type(event)], (event,))
+        answer = getattr(callback, name)(*args)
         answers.append(answer if name == "on_plan" else requests_of(type(callback).__name__, name, answer))
     return answers
 
@@ -269,7 +270,7 @@ def _recording(recorded: _Recorded, name: str, handler: Callable[..., Any]) -> C
             report = recorded.report
             report.calls[name] = report.calls.get(name, 0) + 1
             report.seconds[name] = report.seconds.get(name, 0.0) + seconds
-        step = args[0] if name == "on_start" else args[0].step
+        step = args[0] if isinstance(args[0], int) else args[0].step
         recorded.answers.append((name, step, _comparable(name, answer)))
         return answer
 

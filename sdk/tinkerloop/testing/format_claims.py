@@ -173,7 +173,9 @@ def check_claims(renderer: Renderer, claims: FormatClaims) -> None:
     if claims.episodes is not can_begin_episode(renderer):
         raise CheckFailedError(f"the format claims episodes={claims.episodes}, but `episode` does the opposite")
     if claims.calls and claims.argument_order is not keeps_argument_order(renderer):
-        raise CheckFailedError(f"the format claims argument_order={claims.argument_order}, but a call shows the opposite")
+        raise CheckFailedError(
+            f"the format claims argument_order={claims.argument_order}, but a call shows the opposite"
+        )
     if claims.spaces is not keeps_spaces(renderer):
         raise CheckFailedError(f"the format claims spaces={claims.spaces}, but a reply of ' a ' parses to the opposite")
 

@@ -31,6 +31,12 @@ CONTROL = sorted(
     <|observation|> <arg_key> </arg_key> <arg_value> </arg_value> <|fim_prefix|> <|reserved_7|>
     """.split()  # noqa: SIM905
 )
+# Further tokens are added at the end, because golden files of the tests contain the ids of the tokens above.
+CONTROL += """
+    ｜DSML｜ <｜System｜> <|message_user|> <|message_model|> <|message_system|> <|message_tool|> <|content_text|>
+    <|content_thinking|> <|content_xml|> <|content_invoke_tool_json|> <|content_invoke_tool_text|> <|end_message|>
+    <|content_model_end_sampling|>
+""".split()  # noqa: SIM905
 """Control tokens of public chat formats, and some of no format."""
 
 BEGINNINGS = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[BOS]", "[gMASK]", "<sop>")
