@@ -47,7 +47,7 @@ BUILT_IN = {
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_built_in_callbacks_pass(name, ahead):
     make, others = BUILT_IN[name]
-    assert "µs" in str(check_callback(make, others=others, ahead=ahead)) or name == "evaluation"
+    assert "µs" in str(check_callback(make, others=others, ahead=ahead))
 
 
 @dataclass

@@ -63,7 +63,7 @@ def any_sampled_ids_survive(subject: Subject) -> None:
     episode = ours.episode(_QUESTION, on_rewrite="segment")
     before, logprobs = list(episode.tokens), [-0.5] * len(ids)
     parsed = episode.add_sampled(ids, logprobs)
-    content = parsed.message["content"]
+    content: Any = parsed.message["content"]
     kinds = ["text"] if isinstance(content, str) else [part["type"] for part in content]
     if parsed.broke_off_in is not None or "thinking" in dropwhile(lambda kind: kind == "thinking", kinds):
         _refused(episode, _NEXT, "no message can follow")

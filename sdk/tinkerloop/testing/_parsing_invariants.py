@@ -98,7 +98,7 @@ def declared_arguments_come_back_exactly(subject: Subject) -> None:
     schema = {"type": "object", "properties": {kind: {"type": kind} for kind in _TYPED}}
     tools = [{"name": "f", "parameters": schema}]
     ids = sampled(subject.example(messages, tools=tools))
-    message = subject.renderer.parse_response(ids, tools=tools, messages=messages[:1]).message
+    message: Any = subject.renderer.parse_response(ids, tools=tools, messages=messages[:1]).message
     require("tool_calls" in message, f"the call is not read; the parsed message is {message}")
     require_equal(json.loads(message["tool_calls"][0].function.arguments), arguments, "the arguments")
 
@@ -146,7 +146,7 @@ def deltas_join_to_the_message(subject: Subject) -> None:
     require_equal(deltas[-1], batch.message, "the last delta")
     whole = ours.parser(messages=messages[:-1])
     require_equal(_joined(deltas), _joined([*whole.feed(ids), *whole.finish()[0]]), "the joined deltas")
-    content = batch.message["content"]
+    content: Any = batch.message["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     text = "".join(d.text for d in deltas if isinstance(d, StreamingTextDelta))
     require_equal(text, "".join(p["text"] for p in parts if p["type"] == "text"), "the joined text")
@@ -186,7 +186,7 @@ def a_cut_inside_reasoning_is_reasoning(subject: Subject) -> None:
     for cut in range(int(np.sum((example.weights > 0) & (example.parts == Part.REASONING)))):
         message, termination = subject.renderer.parse_response(ids[:cut])
         require(termination == "truncated" and not termination, f"{cut} ids of reasoning are {termination!r}")
-        content = message["content"]
+        content: Any = message["content"]
         only = not content if isinstance(content, str) else all(p["type"] == "thinking" for p in content)
         require(only and "tool_calls" not in message, f"{cut} ids of reasoning give the message {message}")
 
@@ -205,7 +205,7 @@ def a_prefill_is_in_the_prompt_and_the_message(subject: Subject) -> None:
     require_equal(nfc(ours.decode(written)), nfc(prefill), "the text after the prompt")
     parser = ours.parser(prefill=prefill)
     parser.feed([])
-    content = parser.finish()[1].message["content"]
+    content: Any = parser.finish()[1].message["content"]
     text = content if isinstance(content, str) else "".join(p.get("text", p.get("thinking", "")) for p in content)
     require_equal(nfc(text), nfc(prefill), "the text of the parsed message")
 

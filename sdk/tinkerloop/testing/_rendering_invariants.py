@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tinkerloop.errors import CheckFailedError, RenderError, ZeroWeightError
 from tinkerloop.renderers import Part, TrainOnWhat
 from tinkerloop.testing._invariant import Subject, nfc, require, require_equal, sampled
-from tinkerloop.testing.format_claims import DECLARED_TOOLS, REWRITTEN, check_claims, fitted, with_image
-from tinkerloop.testing.random_conversations import BEGINNINGS, TEXTS
+from tinkerloop.testing.format_claims import DECLARED_TOOLS, REWRITTEN, check_claims, fitted
+from tinkerloop.testing.random_conversations import BEGINNINGS
 
 _ALL_REPLIES = "all_assistant_messages"
 
@@ -328,14 +328,18 @@ def images_are_counted_and_never_trained(subject: Subject) -> None:
     """An image takes as many positions as it has tokens, and none of them has weight."""
     if not subject.claims.images:
         return
-    messages = with_image()
-    messages[0]["content"].insert(0, {"type": "text", "text": subject.draw(TEXTS, "text before the image")})
-    prompt = subject.renderer.build_generation_prompt(messages[:1])
-    example = subject.example(messages, "all_assistant_messages")
-    at, chunk = example.images[0]
-    require_equal(prompt.length + int(np.count_nonzero(example.weights)), len(example), "the length of the example")
-    require(not example.weights[at : at + chunk.length].any(), "a position of the image has weight")
-    require_equal(set(example.parts[at : at + chunk.length].tolist()), {int(Part.IMAGE)}, "the parts of the image")
+    messages = subject.conversation(images=True)
+    prompt = subject.renderer.build_generation_prompt(messages[:-1])
+    example, last = subject.example(messages, "all_messages"), subject.example(messages)
+    parts = [part for m in messages if isinstance(m["content"], list) for part in m["content"]]
+    given = [part["image"] for part in parts if part["type"] == "image"]
+    require_equal([getattr(chunk, "data", None) for _, chunk in example.images], given, "the images")
+    trained = int(np.count_nonzero(last.weights))
+    require_equal(prompt.length + trained, example.model_input.length, "the positions of the prompt and of the reply")
+    for at, chunk in example.images:
+        stop = at + chunk.length
+        require(not example.weights[at:stop].any(), f"a position of the image at {at} has weight")
+        require_equal(set(example.parts[at:stop].tolist()), {int(Part.IMAGE)}, f"the parts of the image at {at}")
 
 
 def tokens_equal_the_template(subject: Subject) -> None:

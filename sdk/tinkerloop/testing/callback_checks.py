@@ -51,6 +51,8 @@ _HANDLERS: Mapping[type, str] = {
 def drive(callback: Callback, events: Iterable[Event]) -> list[Any]:
     """Call a callback with events, in order, and return its answer to each: a list of requests, or a plan for a plan.
 
+    A test that needs `on_start` calls it itself, before.
+
     Raises:
         PlanError: an answer has a request that is not allowed at its event.
     """

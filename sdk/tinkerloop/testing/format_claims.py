@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tinkerloop.errors import CheckFailedError, RenderError
+from tinkerloop.errors import CheckFailedError, ImageError, RenderError
 from tinkerloop.renderers import Renderer
 
 Messages = list[dict[str, Any]]
@@ -75,10 +75,12 @@ DECLARED_TOOLS: list[dict[str, Any]] = [
 ]
 """The declarations of the tools that are called in drawn conversations."""
 
-_PNG = bytes.fromhex(  # 64 by 64 pixels
-    "89504e470d0a1a0a0000000d494844520000004000000040010000000082124c73000000144944415478da63fccf00014c0ca38c5106c90c00"
-    "cf1f017fb40ae04f0000000049454e44ae426082"
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000040000000400802000000250be6890000004f4944415478daedcf410d000008042035d9f5"
+    "4f650a1f6ed0804e529f4d3d27202020202020202020202020202020202020202020202020202020202020202020202020202020202020"
+    "202020706f01719001404c6ff97b0000000049454e44ae426082"
 )
+"""An image of 64 by 64 pixels, as the content of a file."""
 
 
 def _user() -> dict[str, Any]:
@@ -145,10 +147,7 @@ def probe_claims(renderer: Renderer, **stated: Any) -> FormatClaims:
     found["argument_order"] = not found["calls"] or keeps_argument_order(renderer)
     found["images"] = not refuses(renderer, "images", with_image())
     found["episodes"] = can_begin_episode(renderer)
-    claims = replace(FormatClaims(**found), **stated)
-    if not claims.calls:
-        claims = replace(claims, parallel_calls=False, text_with_calls=False, reasoning_with_calls=False)
-    return claims
+    return replace(FormatClaims(**found), **stated)
 
 
 def check_claims(renderer: Renderer, claims: FormatClaims) -> None:
@@ -180,15 +179,13 @@ def check_claims(renderer: Renderer, claims: FormatClaims) -> None:
         raise CheckFailedError(f"the format claims spaces={claims.spaces}, but a reply of ' a ' parses to the opposite")
 
 
-def refuses(renderer: Renderer, claim: str, messages: Messages) -> RenderError | None:
+def refuses(renderer: Renderer, claim: str, messages: Messages) -> RenderError | ImageError | None:
     """Return the error that the renderer raises for the conversation of a claim; None if it renders it."""
     tools = DECLARED_TOOLS if claim == "tools" else None
     try:
         renderer.build_supervised_example(messages, tools=tools, allow_zero_weight=True)
-    except RenderError as error:
+    except (RenderError, ImageError) as error:
         return error
-    except ValueError as error:  # for example, no image processor is known
-        return RenderError(str(error))
     return None
 
 
@@ -223,7 +220,7 @@ def _parsed_back(renderer: Renderer, reply: dict[str, Any]) -> Mapping[str, Any]
 
 def with_image() -> Messages:
     """Return a conversation with one image."""
-    return [{"role": "user", "content": [{"type": "image", "image": _PNG}]}, _reply()]
+    return [{"role": "user", "content": [{"type": "image", "image": PNG}]}, _reply()]
 
 
 def fitted(messages: Sequence[Mapping[str, Any]], claims: FormatClaims) -> Messages:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinkerloop.extras import needs_extra
-from tinkerloop.testing.format_claims import FormatClaims, fitted
+from tinkerloop.testing.format_claims import PNG, FormatClaims, fitted
 
 with needs_extra("testing", "the check kit of renderers"):
     from hypothesis import strategies as st
@@ -69,6 +69,7 @@ def random_conversations(
     text: st.SearchStrategy[str] = TEXTS,
     final: str | None = "assistant",
     max_turns: int = 3,
+    images: bool = False,
 ) -> list[dict[str, Any]]:
     """Draw a conversation of OpenAI-style messages that a format claims to express.
 
@@ -79,6 +80,7 @@ def random_conversations(
         text: the texts of contents and reasoning.
         final: "assistant": the conversation ends with a reply; None: it may end anywhere.
         max_turns: the largest number of messages of users.
+        images: the first message of a user has an image, and others may have one. Their contents are lists of parts.
     """
     can = claims or FormatClaims()
     messages: list[dict[str, Any]] = []
@@ -109,4 +111,9 @@ def random_conversations(
             message["reasoning_content"] = draw(text)
         messages.append(message)
     messages = fitted(messages, can)
+    asked = [message for message in messages if message["role"] == "user"] if images else []
+    for i, message in enumerate(asked):
+        if i == 0 or draw(st.booleans()):
+            texts = [{"type": "text", "text": message["content"]}, {"type": "text", "text": draw(text)}]
+            message["content"] = [texts[0], {"type": "image", "image": PNG}, *texts[1 : draw(st.integers(1, 2))]]
     return messages if final else messages[: draw(st.integers(1, len(messages)))]
