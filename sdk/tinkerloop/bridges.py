@@ -97,12 +97,14 @@ class UrlServiceClient(tinker.ServiceClient):
         try:
             return self._bridged(resolve(direct()))
         except tinker.UnprocessableEntityError:
-            info = self.create_rest_client().get_weights_info_by_tinker_path(path).result()
-        model = {"rank": info.lora_rank, **{name: getattr(info, name, None) for name in _TRAINED}}
-        given = {"user_metadata": options.get("user_metadata"), **model}
-        client = self.create_lora_training_client(info.base_model, **{k: v for k, v in given.items() if v is not None})
+            pass
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # tinker deprecates the only way that such a server has
+            info = self.create_rest_client().get_weights_info_by_tinker_path(path).result()
+            model = {"rank": info.lora_rank, **{name: getattr(info, name, None) for name in _TRAINED}}
+            model["user_metadata"] = options.get("user_metadata")
+            known = {name: value for name, value in model.items() if value is not None}
+            client = self.create_lora_training_client(info.base_model, **known)
             getattr(client, load)(path).result()
         return client
 

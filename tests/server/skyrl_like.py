@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -117,9 +117,10 @@ def _with_status_400(send: Send) -> Send:
 @contextmanager
 def skyrl_like_server(options: running.ServerOptions) -> Iterator[str]:
     """Serve on another thread during the `with` block. The value is the server's URL."""
-    with (
-        patch.object(running, "TinkerService", NormalisingService),
-        patch.object(running, "create_app", lambda *given: Differences(routes.create_app(*given))),
-        running.background_server(options) as url,
-    ):
+    with ExitStack() as stack:
+        with (
+            patch.object(running, "TinkerService", NormalisingService),
+            patch.object(running, "create_app", lambda *given: Differences(routes.create_app(*given))),
+        ):
+            url = stack.enter_context(running.background_server(options))
         yield url
