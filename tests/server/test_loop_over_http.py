@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -140,8 +139,18 @@ def test_an_evaluation_has_the_weights_of_its_boundary(url):
 
 
 def start(folder: Path, url: str) -> subprocess.Popen[str]:
-    code = f"from tests.server.test_loop_over_http import *; train(Path({str(folder)!r}), {url!r}, 1)"
+    """Start a script that trains, and that goes on by itself after its server was lost."""
+    code = f"""
+from tests.server.test_loop_over_http import Path, train
+from tinkerloop.lost_server import resume_when_lost
+resume_when_lost(lambda: train(Path({str(folder)!r}), {url!r}, 1), retry=3)
+"""
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=1200)
+    assert process.returncode == 0, errors
 
 
 def wait_for_row(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
@@ -151,61 +160,48 @@ def wait_for_row(folder: Path, number: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.002)
 
 
-def finish(folder: Path, url: str) -> None:
-    process = start(folder, url)
-    _, errors = process.communicate(timeout=1200)
-    assert process.returncode == 0, errors
-
-
-def script_is_killed(folder: Path, url: str, chance: random.Random) -> None:
-    process = start(folder, url)
-    wait_for_row(folder, chance.randrange(9), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory) -> tuple[object, ...]:
-    folder, root = tmp_path_factory.mktemp("expected"), tmp_path_factory.mktemp("root")
-    with serving("--root", str(root)) as (_, url):
-        train(folder, url, 1)
+def expected(tmp_path_factory, url, root) -> tuple[object, ...]:
+    folder = tmp_path_factory.mktemp("expected")
+    train(folder, url, 1)
     return outcome(folder, root)
 
 
-def kill_the_script(expected, tmp_path, trial: int) -> None:
-    with serving("--root", str(tmp_path / "root")) as (_, url):
-        script_is_killed(tmp_path / "run", url, random.Random(f"script/{trial}"))
-        finish(tmp_path / "run", url)
-    assert outcome(tmp_path / "run", tmp_path / "root") == expected
+def kill_the_script(folder: Path, trial: int, url: str, root: Path) -> Path:
+    """Kill a script, and start it again. Return the root folder of the server."""
+    process = start(folder, url)
+    wait_for_row(folder, random.Random(f"script/{trial}").randrange(9), process)
+    process.kill()
+    process.communicate()
+    finish(start(folder, url))
+    return root
 
 
-def kill_the_server(expected, tmp_path, trial: int) -> None:
-    """Kill the server while a script uses it, and start it again at its port. The script fails, and is started again."""
-    with serving("--root", str(tmp_path / "root")) as (server, url):
-        process = start(tmp_path / "run", url)
-        wait_for_row(tmp_path / "run", random.Random(f"server/{trial}").randrange(1, 9), process)
-        server.send_signal(signal.SIGKILL)
+def kill_the_server(folder: Path, trial: int, *_: object) -> Path:
+    """Kill the server while a script uses it, and start it again at its port. Return the root folder of the server."""
+    root = folder.with_name("root")
+    with serving("--root", str(root), OMP_NUM_THREADS="1") as (server, url):
+        process = start(folder, url)
+        wait_for_row(folder, random.Random(f"server/{trial}").randrange(1, 9), process)
+        server.kill()
         server.wait()
-    with serving("--root", str(tmp_path / "root"), "--port", url.rpartition(":")[2]) as (_, again):
+    with serving("--root", str(root), "--port", url.rpartition(":")[2], OMP_NUM_THREADS="1") as (_, again):
         assert again == url
-        _, errors = process.communicate(timeout=1200)
-        assert process.returncode == 0 or "this server has no" in errors, errors
-        finish(tmp_path / "run", url)
-    assert outcome(tmp_path / "run", tmp_path / "root") == expected
+        finish(process)
+    return root
 
 
+KILLS = pytest.mark.parametrize("kill", [kill_the_script, kill_the_server], ids=["script", "server"])
+
+
+@KILLS
 @pytest.mark.slow
-def test_a_script_that_is_killed_ends_bit_identical(expected, tmp_path):
-    kill_the_script(expected, tmp_path, 0)
+def test_killed_with_no_warning_a_run_ends_bit_identical(kill, expected, tmp_path, url, root):
+    assert outcome(tmp_path / "run", kill(tmp_path / "run", 0, url, root)) == expected
 
 
-@pytest.mark.slow
-def test_a_run_whose_server_is_killed_ends_bit_identical(expected, tmp_path):
-    kill_the_server(expected, tmp_path, 0)
-
-
+@KILLS
 @pytest.mark.soak
 @pytest.mark.parametrize("trial", range(1, 11))
-@pytest.mark.parametrize("kill", [kill_the_script, kill_the_server], ids=["script", "server"])
-def test_killed_at_twenty_random_moments_each_run_ends_bit_identical(kill, trial, expected, tmp_path):
-    kill(expected, tmp_path, trial)
+def test_killed_at_twenty_random_moments_each_run_ends_bit_identical(kill, trial, expected, tmp_path, url, root):
+    assert outcome(tmp_path / "run", kill(tmp_path / "run", trial, url, root)) == expected
