@@ -1,4 +1,4 @@
-"""A service client for a server at a URL. It bridges what the server lacks, and refuses what it would falsify.
+"""A service client for a server at a URL. It bridges what the server lacks, and rejects what it would train wrongly.
 
 What it bridges, and why. On a server that lacks nothing, each is a plain call of tinker's client.
 
@@ -7,7 +7,7 @@ What it bridges, and why. On a server that lacks nothing, each is a plain call o
     name    some answer 409 to a second save of one name, which the client repeats for minutes: names get a suffix
     end     some have no call that ends a session: it ends there after a time without heartbeats
 
-What it refuses: a server without `loss:sum` divides each datum's loss by the sum of its weights. There, negative
+What it rejects: a server without `loss:sum` divides each datum's loss by the sum of its weights. There, negative
 weights and custom losses (which are sent as weights of both signs) would train something else.
 """
 
@@ -34,12 +34,10 @@ from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.loop.futures import resolve
-from tinkerloop.loopback import is_loopback
+from tinkerloop.loopback import LOCAL_KEY, is_loopback
 from tinkerloop.lost_server import PATIENCE, ServerWatch, settle
 
 T = TypeVar("T")
-DUMMY_KEY = "tml-local"
-"""The key for a server on this machine. The client needs one; a server without a token accepts any."""
 _FINISH_SECONDS = 30.0
 
 
@@ -52,7 +50,7 @@ class UrlServiceClient(tinker.ServiceClient):
     """
 
     def __init__(self, url: str, *, patience: float = PATIENCE):
-        key = os.environ.get("TINKER_API_KEY") or (DUMMY_KEY if is_loopback(urlsplit(url).hostname or "") else None)
+        key = os.environ.get("TINKER_API_KEY") or (LOCAL_KEY if is_loopback(urlsplit(url).hostname or "") else None)
         super().__init__(base_url=url, api_key=key)
         self.watch = ServerWatch(url, patience)
         self._sums_losses: bool | None = None
@@ -129,7 +127,7 @@ class UrlServiceClient(tinker.ServiceClient):
 
 _NORMALISES = (
     "no: it divides the loss of each datum by the sum of its weights, so weights count only within a datum; negative "
-    "weights and custom losses are refused; saved names get a suffix"
+    "weights and custom losses are rejected; saved names get a suffix"
 )
 _TRAINED = ("train_mlp", "train_attn", "train_unembed")
 
@@ -153,12 +151,12 @@ class BridgedTrainingClient(tinker.TrainingClient):
         return self.result_async().__await__()
 
     def forward(self, data: list[tinker.Datum], loss_fn: Any, loss_fn_config: Any = None) -> Any:
-        self._check(data, loss_fn)
-        return self._followed(super().forward(data, loss_fn, loss_fn_config), _with_loss_of(data, loss_fn))
+        self._check(data)
+        return self.followed(super().forward(data, loss_fn, loss_fn_config), _with_loss_of(data, loss_fn))
 
     def forward_backward(self, data: list[tinker.Datum], loss_fn: Any, loss_fn_config: Any = None) -> Any:
-        self._check(data, loss_fn)
-        return self._followed(super().forward_backward(data, loss_fn, loss_fn_config), _with_loss_of(data, loss_fn))
+        self._check(data)
+        return self.followed(super().forward_backward(data, loss_fn, loss_fn_config), _with_loss_of(data, loss_fn))
 
     def forward_backward_custom(self, data: list[tinker.Datum], loss_fn: Any, **options: Any) -> Any:
         if not self.service.sums_losses(self):
@@ -167,22 +165,22 @@ class BridgedTrainingClient(tinker.TrainingClient):
                 "and a custom loss is sent as weights of both signs; use a server that sums losses, such as "
                 "`tinkerloop serve`, or a built-in loss"
             )
-        return self._followed(super().forward_backward_custom(data, loss_fn, **options))
+        return self.followed(super().forward_backward_custom(data, loss_fn, **options))
 
     def optim_step(self, *args: Any, **options: Any) -> Any:
-        return self._followed(super().optim_step(*args, **options))
+        return self.followed(super().optim_step(*args, **options))
 
     def save_state(self, name: str, ttl_seconds: int | None = None, overwrite: bool = False, **options: Any) -> Any:
-        return self._followed(super().save_state(self._saved_name(name), ttl_seconds, overwrite, **options))
+        return self.followed(super().save_state(self._saved_name(name), ttl_seconds, overwrite, **options))
 
     def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None, **options: Any) -> Any:
-        return self._followed(super().save_weights_for_sampler(self._saved_name(name), ttl_seconds, **options))
+        return self.followed(super().save_weights_for_sampler(self._saved_name(name), ttl_seconds, **options))
 
     def _saved_name(self, name: str) -> str:
         return name if self.service.sums_losses(self) else f"{name}-{secrets.token_hex(3)}"
 
-    def _check(self, data: Sequence[tinker.Datum], loss_fn: str) -> None:
-        """Refuse negative weights if the server divides by their sum, before anything is sent."""
+    def _check(self, data: Sequence[tinker.Datum]) -> None:
+        """Reject negative weights if the server divides by their sum, before anything is sent."""
         if self.service.sums_losses(self):
             return
         for index, datum in enumerate(data):
@@ -194,7 +192,7 @@ class BridgedTrainingClient(tinker.TrainingClient):
                     "`tinkerloop serve`"
                 )
 
-    def _followed(self, future: Any, finish: Callable[[Any], T] = lambda value: value) -> AwaitableConcurrentFuture[T]:
+    def followed(self, future: Any, finish: Callable[[Any], T] = lambda value: value) -> AwaitableConcurrentFuture[T]:
         """Return the future of `finish` of the value of `future`. It fails when the server is lost."""
         outer: Future[T] = Future()
 
@@ -209,13 +207,13 @@ class BridgedTrainingClient(tinker.TrainingClient):
         return AwaitableConcurrentFuture(outer)
 
 
-def _probe(client: tinker.TrainingClient) -> bool:
+def _probe(client: BridgedTrainingClient) -> bool:
     """Return true if twice the weight gives twice the `loss:sum`, in two forward passes of one token."""
     losses = []
     for weight in (1.0, 2.0):
         inputs: Any = {"target_tokens": [1], "weights": [weight]}
         datum = tinker.Datum(model_input=tinker.ModelInput.from_ints([0]), loss_fn_inputs=inputs)
-        output = tinker.TrainingClient.forward(client, [datum], "cross_entropy").result()
+        output = client.followed(tinker.TrainingClient.forward(client, [datum], "cross_entropy")).result()
         losses.append(output.metrics.get("loss:sum", math.nan))
     return math.isclose(losses[1], 2 * losses[0], rel_tol=1e-3)
 

@@ -1,8 +1,11 @@
-"""Addresses that only this machine can reach."""
+"""Servers on this machine: their addresses, and the key for them."""
 
 from __future__ import annotations
 
 import ipaddress
+
+LOCAL_KEY = "tml-local"
+"""The key for a server on this machine. The client needs one, and such a server accepts any if it has no token."""
 
 
 def is_loopback(host: str) -> bool:

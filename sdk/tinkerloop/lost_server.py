@@ -7,6 +7,7 @@ models; `is_lost` recognises its error. In both cases the run can be resumed fro
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import httpx
 
 from tinkerloop._lazy import tinker
-from tinkerloop.errors import ServerLostError
+from tinkerloop.errors import ServerLostError, TinkerloopError
 from tinkerloop.redaction import redacted
 from tinkerloop.terminal import printable
 
@@ -25,11 +26,9 @@ T = TypeVar("T")
 PATIENCE = 120.0
 """Seconds without an answer after which a server counts as lost."""
 _PING_SECONDS = 5.0
-_LOST = (
-    "this server has no model",  # `tinkerloop serve` after a restart, or after the end of the session
-    "this server has no sampler",
-    "this server has no session",
-    "not loaded",  # SkyRL after a restart of its engine
+_LOST = re.compile(
+    r"this server has no (model|sampler|session) "  # `tinkerloop serve`, after a restart or the end of the session
+    r"|Model \S+ not loaded"  # SkyRL, after a restart of its engine
 )
 """Parts of the errors with which a server answers that has lost a model."""
 
@@ -103,7 +102,7 @@ def is_lost(error: BaseException) -> bool:
     """Return true if the cause of `error` is that the server, or a model on it, is gone."""
     if isinstance(error, ServerLostError | tinker.APIConnectionError):
         return True
-    return any(part in str(error) for part in _LOST)
+    return _LOST.search(str(error)) is not None
 
 
 def resume_when_lost(work: Callable[[], T], retry: int) -> T:
@@ -111,6 +110,8 @@ def resume_when_lost(work: Callable[[], T], retry: int) -> T:
 
     `work` must resume its run from the newest record. All other errors are raised at once.
     """
+    if retry < 0:
+        raise TinkerloopError(f"retry must be at least 0, got {retry}")
     for attempt in range(1, retry + 2):
         try:
             return work()

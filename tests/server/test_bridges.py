@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from tinkerloop.loop import Checkpoints, Loop, open_training_client
 from tinkerloop.loop.schedules import linear
 from tinkerloop.lost_server import is_lost, resume_when_lost
 from tinkerloop.server.running import ServerOptions, background_server
+from tinkerloop.supervised import train
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,15 @@ def test_the_end_of_a_session_frees_its_models(url, raw):
         owner = service.create_lora_training_client("tiny", rank=4).model_id.partition(":")[0]
         assert owner in raw.get("sessions").json()["sessions"]
     assert owner not in raw.get("sessions").json()["sessions"]
+
+
+def test_train_main_ends_its_session(url, raw, datums, tmp_path):
+    before = raw.get("sessions").json()["sessions"]
+    config = train.Config(
+        model_name="tiny", log_path=str(tmp_path), service=url, dataset_builder=lambda: (datums, None), batch_size=8
+    )
+    assert asyncio.run(train.main(config)).step == 3
+    assert raw.get("sessions").json()["sessions"] == before
 
 
 def test_a_server_that_is_gone_fails_the_requests_that_wait_for_it(tmp_path, datums):

@@ -24,11 +24,11 @@ from pathlib import Path
 
 from tinkerloop.cli.hub_names import environment_of
 from tinkerloop.cli.serve import add_engine_arguments
+from tinkerloop.errors import TinkerloopError
+from tinkerloop.loopback import LOCAL_KEY
 from tinkerloop.redaction import redacted_arguments
 from tinkerloop.terminal import printable
 
-API_KEY = "tml-local"
-"""The key that the script has. The server accepts any; a key of the hosted service is never sent to it."""
 _SITE = Path(__file__).parent / "script_site"
 
 
@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     from tinkerloop.server.base_models import BUILT_IN, read_models, write_built_in_tokenizer
     from tinkerloop.server.running import ServerOptions, background_server
 
+    if arguments.retry < 0:
+        raise TinkerloopError(f"--retry must be at least 0, got {arguments.retry}")
     models = read_models([*arguments.model, *(name for name in BUILT_IN if name not in arguments.model)])
     options = ServerOptions(models, root=arguments.root, device=arguments.device, dtype=arguments.dtype)
     command = [*(["-m"] if arguments.as_module else []), arguments.script, *arguments.script_arguments]
@@ -74,10 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
 def script_environment(url: str, folders: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables with which a script uses the server at `url`.
 
+    A key of the hosted service that the user has is never sent to the server.
     `folders` maps the names of models to the folders with their tokenizers.
     """
     path = os.pathsep.join(filter(None, [str(_SITE), os.environ.get("PYTHONPATH", "")]))
-    return {"TINKER_BASE_URL": url, "TINKER_API_KEY": API_KEY, "PYTHONPATH": path, **environment_of(folders)}
+    return {"TINKER_BASE_URL": url, "TINKER_API_KEY": LOCAL_KEY, "PYTHONPATH": path, **environment_of(folders)}
 
 
 def run_with_retries(command: Sequence[str], environment: Mapping[str, str], retry: int) -> int:
