@@ -33,7 +33,7 @@ import tinker
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from tinkerloop.errors import PlanError, TinkerloopError
-from tinkerloop.loop.futures import resolve
+from tinkerloop.loop.futures import background, resolve
 from tinkerloop.loopback import LOCAL_KEY, is_loopback
 from tinkerloop.lost_server import PATIENCE, ServerWatch, settle
 
@@ -196,14 +196,16 @@ class BridgedTrainingClient(tinker.TrainingClient):
         """Return the future of `finish` of the value of `future`. It fails when the server is lost."""
         outer: Future[T] = Future()
 
-        def copy(inner: Future[Any]) -> None:
+        def copy(done: Future[Any]) -> None:
             try:
-                settle(outer, finish(inner.result()))
+                settle(outer, finish(done.result()))
             except BaseException as error:
                 settle(outer, error=error)
 
         self.service.watch.add(outer)
-        future.future().add_done_callback(copy)
+        # The future of a custom loss can only be waited for in some older versions of tinker.
+        inner = future.future() if hasattr(future, "future") else background(future.result)
+        inner.add_done_callback(copy)
         return AwaitableConcurrentFuture(outer)
 
 
