@@ -88,7 +88,9 @@ def test_samples_with_a_seed_have_the_same_bits_where_no_block_has_equal_rows(sa
     assert [bits(answer) for answer in [submit(sampler, call) for call in range(CALLS)]] == alone
 
 
-def test_samples_with_a_seed_have_the_same_bits_on_two_threads(sampler):
+def test_samples_with_a_seed_have_the_same_bits_with_packed_weights_on_two_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinkerloop.local.nn.model.PACK_FROM", 0)
+    sampler = trained_sampler(ServiceClient(root=tmp_path, device="cpu"), "tiny")
     torch.set_num_threads(2)
     try:
         alone = [bits(submit(sampler, call)) for call in range(CALLS)]
