@@ -2,20 +2,24 @@
 
 The client waits in real time; the time of the server is computed. A request submitted at time t reaches the server at
 t + rtt / 2, and starts when the server is free. Its result arrives at the client rtt / 2 after the request has ended.
+Samples come from other machines, which the training server does not wait for: each takes the same time, however many
+there are. A sampling client exists when the server has saved its weights.
 The trained weights are represented by the list of applied batches, so that batches trained twice can be counted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import numpy as np
 import tinker
-from tinker.types import SaveWeightsForSamplerResponse, SaveWeightsResponse
+from tinker.types import SampledSequence, SampleResponse, SaveWeightsForSamplerResponse, SaveWeightsResponse
 
 
 class Killed(BaseException):
@@ -48,12 +52,18 @@ class SimulatedService:
     step: float = 0.1
     save: float = 0.1
     forward: float = 0.05
+    snapshot: float = 0.0
+    sample: float = 0.4
+    has_future_snapshots: bool = True
+    """True: `save_weights_and_get_sampling_client` returns a future, as since tinker 0.38. False: it blocks."""
     kill_after: int | None = None
     """Number of optimizer steps after which the next one raises `Killed`; None never raises it."""
     free: float = 0.0
     began: float | None = None
     busy: float = 0.0
     submitted: int = 0
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    """The time at which each optimizer step ended, and the time that the server had worked until then."""
     saved: dict[str, list[int]] = field(default_factory=dict)
 
     def work(self, seconds: float, value: Any) -> Answer:
@@ -62,6 +72,11 @@ class SimulatedService:
         self.free = start + seconds
         self.busy += seconds
         return Answer(value, self.free + self.rtt / 2)
+
+    def between_steps(self, skip: int = 1) -> tuple[float, float]:
+        """Return (seconds per step, share of time in which the server worked), from the end of step `skip` on."""
+        (began, busy_before), (ended, busy) = self.steps[skip], self.steps[-1]
+        return (ended - began) / (len(self.steps) - 1 - skip), (busy - busy_before) / (ended - began)
 
     @property
     def busy_share(self) -> float:
@@ -108,7 +123,9 @@ class Client:
             raise Killed
         self.service.submitted += 1
         self.weights.append(self.pending)
-        return self.service.work(0.1 * self.service.step, tinker.OptimStepResponse(metrics={}))
+        answer = self.service.work(0.1 * self.service.step, tinker.OptimStepResponse(metrics={}))
+        self.service.steps.append((self.service.free, self.service.busy))
+        return answer
 
     def save_state(self, name: str, ttl_seconds: Any = None, overwrite: bool = False, **options: Any) -> Answer:
         path = f"tinker://run/weights/{name}"
@@ -119,11 +136,34 @@ class Client:
         path = f"tinker://run/sampler_weights/{name}"
         return self.service.work(self.service.save, SaveWeightsForSamplerResponse(path=path))
 
+    def create_sampling_client(self, path: str, **options: Any) -> Answer:
+        return Answer(Sampler(self.service), time.perf_counter() + self.service.rtt)
+
+    def save_weights_and_get_sampling_client(self, *args: Any, **options: Any) -> Any:
+        answer = self.service.work(self.service.snapshot, Sampler(self.service))
+        return answer if self.service.has_future_snapshots else answer.result()
+
     async def save_state_async(self, *args: Any, **options: Any) -> Answer:
         return self.save_state(*args, **options)
 
     async def save_weights_for_sampler_async(self, *args: Any, **options: Any) -> Answer:
         return self.save_weights_for_sampler(*args, **options)
+
+
+@dataclass
+class Sampler:
+    """A sampling client. Each reply has `max_tokens` tokens, of which the last is the first stop token."""
+
+    service: SimulatedService
+
+    def sample(self, prompt: Any, num_samples: int, sampling_params: tinker.SamplingParams, **options: Any) -> Answer:
+        random = Random(sampling_params.seed if sampling_params.seed is not None else time.perf_counter_ns())
+        ids = [random.randrange(32, 127) for _ in range((sampling_params.max_tokens or 1) - 1)]
+        ids.append(sampling_params.stop[0])  # type: ignore[index,arg-type]
+        logprobs = [-1.0] * len(ids)
+        sequence = SampledSequence(stop_reason="stop", sequence_id="0", _tokens_list=ids, _logprobs_list=logprobs)
+        arrives = time.perf_counter() + self.service.rtt + self.service.sample
+        return Answer(SampleResponse(sequences=[sequence]), arrives)
 
 
 def numbered_batches(count: int, size: int = 4, length: int = 32) -> list[list[Any]]:
@@ -152,12 +192,12 @@ def _output(data: list[Any]) -> Any:
     )
 
 
-def cookbook_main(service: SimulatedService) -> Callable[[Any], Any]:
-    """Return the Cookbook's `supervised.train.main`, connected to `service`.
+def cookbook_main(service: SimulatedService, module: str = "supervised") -> Callable[[Any], Any]:
+    """Return `main` of the Cookbook's `supervised.train` or `rl.train`, connected to `service`.
 
     In addition, only the Cookbook's request for prices over the network and its tokenizer download are replaced.
     """
-    from tinker_cookbook.supervised import train  # pyright: ignore[reportMissingImports]
+    train = importlib.import_module(f"tinker_cookbook.{module}.train")
 
     from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 

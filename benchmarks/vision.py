@@ -33,7 +33,7 @@ from tinkerloop.images import image_chunk
 from tinkerloop.renderers import get_renderer
 from tinkerloop.tokenizers import get_tokenizer
 
-MODEL = "Qwen/Qwen3-VL-30B-A3B-Instruct"
+MODEL = "Qwen/Qwen3-VL-235B-A22B-Instruct"
 Messages = list[dict[str, Any]]
 
 

@@ -1,7 +1,7 @@
 """Direct preference optimisation: train on pairs of a better and a worse reply with a custom loss.
 
     python -m recipes.dpo
-    python -m recipes.dpo beta=0.05 steps=60
+    python -m recipes.dpo beta=0.05 steps=60 run=runs/dpo_weak
     python -m recipes.dpo --help
 
 The loss is -log sigmoid(beta * ((log p(better) - log ref(better)) - (log p(worse) - log ref(worse)))), where ref is the
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import chz
@@ -24,27 +25,32 @@ import tinker
 
 import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import learning_rate_field, renderer_field
-from tinkerloop import Callback, Loop, Plan
-from tinkerloop.callbacks import LRSchedule
-from tinkerloop.clients import TrainingClientLike
+from recipes.model_defaults import BASE, learning_rate_field, renderer_field
+from recipes.stored import stored
+from tinkerloop import Callback, Loop, Plan, Run
+from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule, Preempt
+from tinkerloop.callbacks.evaluation import Evaluator
 from tinkerloop.data import batches, conversation_to_datum
 from tinkerloop.errors import PlanError
+from tinkerloop.loop import open_training_client, resolve
+from tinkerloop.loop.futures import Mapped
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Renderer
 
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
+    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
     renderer: str | None = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    run: str = chz.field(default="runs/dpo", doc="Folder of the run. A run that was interrupted resumes.")
     pairs: int = chz.field(default=240, doc="Number of pairs to train on.")
     test_pairs: int = chz.field(default=60, doc="Number of pairs held out for evaluation.")
     beta: float = chz.field(default=0.1, doc="DPO's beta. A larger value keeps the model closer to the base model.")
-    steps: int = chz.field(default=30, doc="Number of optimizer steps.")
+    steps: int = chz.field(default=30, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Pairs per step.")
     learning_rate: float | None = learning_rate_field(5e-4)
+    save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the pairs, their order and the adapter.")
 
 
@@ -65,11 +71,10 @@ def key(datum: tinker.Datum) -> tuple[int, ...]:
     return (*datum.model_input.to_ints(), *datum.loss_fn_inputs["target_tokens"].tolist()[-1:])
 
 
-def log_likelihoods(client: TrainingClientLike, datums: list[tinker.Datum]) -> np.ndarray:
-    """Return log p(reply | prompt) of each datum (n,) under the current weights."""
-    outputs = tinkerloop.loop.resolve(client.forward(datums, "cross_entropy")).loss_fn_outputs
+def log_likelihoods(datums: list[tinker.Datum], output: tinker.ForwardBackwardOutput) -> np.ndarray:
+    """Return log p(reply | prompt) of each datum (n,), from the output of a `forward` request."""
     weights = [datum.loss_fn_inputs["weights"].to_numpy() for datum in datums]
-    return np.array([w @ output["logprobs"].to_numpy() for w, output in zip(weights, outputs, strict=True)])
+    return np.array([w @ one["logprobs"].to_numpy() for w, one in zip(weights, output.loss_fn_outputs, strict=True)])
 
 
 class PreferenceLoss(Callback):
@@ -111,41 +116,56 @@ def refuse_broken_pairs(count: int) -> None:
         )
 
 
-def preferred(client: TrainingClientLike, pairs: list[tuple[tinker.Datum, tinker.Datum]]) -> float:
-    """Return the fraction of pairs in which the better reply has the higher probability."""
-    likelihood = log_likelihoods(client, [datum for pair in pairs for datum in pair])
-    return float((likelihood[0::2] > likelihood[1::2]).mean())
+def preferred(pairs: list[tuple[tinker.Datum, tinker.Datum]]) -> Evaluator:
+    """Return an evaluator: in which fraction of the pairs the better reply has the higher probability."""
+    datums = [datum for pair in pairs for datum in pair]
+
+    def share(output: tinker.ForwardBackwardOutput) -> dict[str, float]:
+        likelihood = log_likelihoods(datums, output)
+        return {"preferred": float((likelihood[0::2] > likelihood[1::2]).mean())}
+
+    return lambda client: Mapped(client.forward(datums, "cross_entropy"), share)
 
 
-def main(config: Config) -> tuple[float, float]:
-    service = tinkerloop.connect(config.service)
+def main(config: Config) -> float:
+    """Return the fraction of the unseen pairs in which the better reply has the higher probability after training."""
+    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
     renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
-    client = service.create_lora_training_client(config.model, rank=32, seed=config.seed)
     pairs = make_pairs(renderer, config.seed, config.pairs + config.test_pairs)
     train, test = pairs[: config.pairs], pairs[config.pairs :]
-
-    # A new adapter does not change the model, so the untrained client is the reference model.
     datums = [datum for pair in train for datum in pair]
-    reference = dict(zip(map(key, datums), log_likelihoods(client, datums).tolist(), strict=True))
-    before = preferred(client, test)
-    print(f"before training: the better reply is more likely in {before:.0%} of {len(test)} unseen pairs")
 
-    loop = Loop(
-        client,
-        batches(train, config.batch_size, epochs=None, shuffle=config.seed, flatmap_fn=list),
-        steps=config.steps,
-        callbacks=[
-            LRSchedule(warmup(5, constant(config.learning_rate))),
-            PreferenceLoss(reference, config.beta),
-        ],
-        normalize="none",  # the loss is already a mean over pairs
-    )
-    for result in loop.steps():
-        if result.step % 5 == 0:
-            print(f"step {result.step:3d}  loss {result.loss:.3f}  margin {result.metrics['margin']:.3f}")
-    after = preferred(client, test)
-    print(f"after training: in {after:.0%}")
-    return before, after
+    with Run(config.run, config=chz.asdict(config)) as run:
+        record = run.checkpoints.latest()
+        client = open_training_client(service, record, base_model=config.model, rank=32, seed=config.seed)
+        # A new adapter does not change the model, so the untrained client is the reference model.
+        before = stored(
+            run.folder / "reference.json",
+            lambda: log_likelihoods(datums, resolve(client.forward(datums, "cross_entropy"))).tolist(),
+        )
+        reference = dict(zip(map(key, datums), before, strict=True))
+        loop = Loop(
+            client,
+            batches(train, config.batch_size, epochs=None, shuffle=config.seed, flatmap_fn=list),
+            steps=config.steps,
+            callbacks=[
+                LRSchedule(warmup(5, constant(config.learning_rate))),
+                PreferenceLoss(reference, config.beta),
+                Evaluate("test", preferred(test)),
+                Checkpoint(every=config.save_every, keep_last=2),
+                Preempt(),
+            ],
+            normalize="none",  # the loss is already a mean over pairs
+            sinks=[run.metrics],
+            checkpoints=run.checkpoints,
+            record=record,
+        )
+        for result in loop.steps():
+            if result.step % 5 == 0:
+                print(f"step {result.step:3d}  loss {result.loss:.3f}  margin {result.metrics['margin']:.3f}")
+        run.finish(loop.summary)
+    print(f"the better reply is more likely in {loop.summary.metrics['test/preferred']:.0%} of the unseen pairs")
+    return loop.summary.metrics["test/preferred"]
 
 
 if __name__ == "__main__":

@@ -4,47 +4,53 @@
     python -m recipes.prompt_distillation instruction='Backwards: {}' steps=200
     python -m recipes.prompt_distillation --help
 
-The teacher is the base model with the instruction in its prompt. The student is trained on the teacher's replies to
-texts, but receives the texts without the instruction. So the prompts of the trained student are shorter.
+The teacher is the model itself, with the instruction in its prompt. It replies once to every text. The student gets
+the texts without the instruction. At each token of a reply, it is trained on the probabilities that the teacher gives
+to its `top_k` most likely tokens. So the trained model does the same with shorter prompts.
 
-What you should see: on unseen texts, the student's replies equal the teacher's in 0 % of the cases before training, and
-in all cases after 150 steps. This takes a minute or two on one core.
+The share of replies to unseen texts that equal the teacher's token for token is printed at the end, and is in
+`metrics.jsonl` before and after training.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import chz
 import tinker
 
 import tinkerloop
-from recipes.arithmetic import reply_text
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import learning_rate_field, renderer_field
-from tinkerloop.callbacks import LRSchedule
+from recipes.model_defaults import BASE, learning_rate_field, renderer_field
+from recipes.rewards import evaluate_rewards
+from recipes.stored import stored
+from recipes.teacher_replies import Scored, teacher_replies
+from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
 from tinkerloop.data import batches
-from tinkerloop.loop import Loop
+from tinkerloop.loop import Loop, Run, open_training_client, resolve
 from tinkerloop.loop.schedules import linear, warmup
-from tinkerloop.renderers import Renderer
+from tinkerloop.rollouts import Environment, Limits, distillation_datum, one_turn
 
 SYLLABLES = [consonant + vowel for consonant in "bdgklmnprstw" for vowel in "aeiou"]
 
 
 @chz.chz
 class Config:
-    model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
+    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
     renderer: str | None = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    run: str = chz.field(default="runs/prompt_distillation", doc="Folder of the run. An interrupted run resumes.")
     instruction: str = chz.field(default="Upper case: {}", doc="Instruction to the teacher; {} stands for the text.")
     texts: int = chz.field(default=240, doc="Number of texts to train on, with the teacher's replies.")
     test_texts: int = chz.field(default=40, doc="Number of texts held out for evaluation.")
     max_tokens: int = chz.field(default=64, doc="Largest number of tokens in a reply; a longer one is cut there.")
-    steps: int = chz.field(default=150, doc="Number of optimizer steps.")
+    top_k: int = chz.field(default=4, doc="Number of the teacher's most likely tokens to train on at each position.")
+    steps: int = chz.field(default=150, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Texts per step.")
     learning_rate: float | None = learning_rate_field(2e-3)
+    save_every: int = chz.field(default=30, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the texts, their order and the adapter.")
 
 
@@ -57,52 +63,59 @@ def make_texts(seed: int, count: int) -> list[str]:
     return list(texts)
 
 
-def replies(sampler: Any, renderer: Renderer, prompts: Sequence[str], max_tokens: int) -> list[Any]:
-    """Return the model's greedy reply to each prompt, as the sampled sequence with its stop reason."""
-    params = tinker.SamplingParams(max_tokens=max_tokens, temperature=0.0, stop=renderer.get_stop_sequences())
-    model_inputs = [renderer.build_generation_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
-    futures = [sampler.sample(prompt, 1, params) for prompt in model_inputs]
-    return [future.result().sequences[0] for future in futures]
-
-
-def distilled_datum(renderer: Renderer, text: str, sampled: Sequence[int]) -> tinker.Datum:
-    """Train the sampled tokens after the text alone: the stop token only where the teacher has sampled it."""
-    prompt = renderer.build_generation_prompt([{"role": "user", "content": text}]).to_ints()
-    return tinkerloop.make_datum([*prompt, *sampled], [0] * len(prompt) + [1] * len(sampled))
-
-
-def main(config: Config) -> tuple[float, float]:
-    service = tinkerloop.connect(config.service)
+def main(config: Config) -> float:
+    """Return the fraction of unseen texts to which the student replies as the teacher does."""
+    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
     renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
     texts = make_texts(config.seed, config.texts + config.test_texts)
-    teacher = service.create_sampling_client(base_model=config.model)
-    questions = [config.instruction.format(text) for text in texts]
-    teacher_replies = replies(teacher, renderer, questions, config.max_tokens)
-    print(f"the teacher: {questions[0]!r} -> {reply_text(renderer, teacher_replies[0].tokens)!r}")
-    cut = sum(reply.stop_reason == "length" for reply in teacher_replies)
-    if cut:
-        print(f"{cut} of {len(texts)} replies were cut at {config.max_tokens} tokens; they are trained without an end")
 
-    datums = [distilled_datum(renderer, text, one.tokens) for text, one in zip(texts, teacher_replies, strict=True)]
-    train = datums[: -config.test_texts]
-    unseen, expected = texts[-config.test_texts :], teacher_replies[-config.test_texts :]
+    def prompts(texts: Sequence[str]) -> list[tinker.ModelInput]:
+        return [renderer.build_generation_prompt([{"role": "user", "content": text}]) for text in texts]
 
-    def agreement(sampler: Any) -> float:
-        student_replies = replies(sampler, renderer, unseen, config.max_tokens)
-        return sum(a.tokens == b.tokens for a, b in zip(student_replies, expected, strict=True)) / len(unseen)
+    def teach() -> list[Scored]:
+        teacher = resolve(service.create_sampling_client(base_model=config.model))
+        params = tinker.SamplingParams(max_tokens=config.max_tokens, temperature=0.0)
+        questions = prompts([config.instruction.format(text) for text in texts])
+        return teacher_replies(teacher, renderer, questions, params, top_k=config.top_k)
 
-    before = agreement(teacher)
-    client = service.create_lora_training_client(config.model, rank=32, seed=config.seed)
-    Loop(
-        client,
-        batches(train, config.batch_size, epochs=None, shuffle=config.seed),
-        steps=config.steps,
-        callbacks=[LRSchedule(warmup(5, linear(config.learning_rate, 0.0, config.steps)))],
-        sinks=[lambda step, row: print(f"step {step:3d}  loss {row['loss']:.3f}") if step % 10 == 0 else None],
-    ).run()
-    after = agreement(client.save_weights_and_get_sampling_client())
-    print(f"replies without the instruction that equal the teacher's with it: {before:.0%} before, {after:.0%} after")
-    return before, after
+    with Run(config.run, config=chz.asdict(config)) as run:
+        replies = stored(run.folder / "teacher_replies.json", teach)
+        print(f"the teacher replies to {texts[0]!r}: {renderer.parse_response(replies[0][0]).text!r}")
+        stop = renderer.get_stop_sequences()
+        if cut := sum(reply[-1] not in stop for reply, _ in replies):
+            print(f"{cut} of {len(texts)} replies were cut at {config.max_tokens} tokens and trained without an end")
+        datums = [distillation_datum(prompt, *reply) for prompt, reply in zip(prompts(texts), replies, strict=True)]
+        expected = dict(zip(texts, (reply for reply, _ in replies), strict=True))
+
+        def environment(text: str, seed: int) -> Environment:
+            """Return the environment that rewards the student for the tokens of the teacher's reply."""
+            message = [{"role": "user", "content": text}]
+            return one_turn(message, lambda reply: float(list(reply.ids) == expected[text]))
+
+        record = run.checkpoints.latest()
+        client = open_training_client(service, record, base_model=config.model, rank=32, seed=config.seed)
+        loop = Loop(
+            client,
+            batches(datums[: config.texts], config.batch_size, epochs=None, shuffle=config.seed),
+            steps=config.steps,
+            callbacks=[
+                LRSchedule(warmup(5, linear(config.learning_rate, 0.0, config.steps))),
+                evaluate_rewards(
+                    environment, texts[config.texts :], renderer, max_tokens=config.max_tokens, limits=Limits()
+                ),
+                Checkpoint(every=config.save_every, keep_last=2),
+                Preempt(),
+            ],
+            sinks=[run.metrics],
+            checkpoints=run.checkpoints,
+            record=record,
+        )
+        for result in loop.steps():
+            if result.step % 10 == 0:
+                print(f"step {result.step:3d}  cross-entropy {result.loss:.3f}")
+        run.finish(loop.summary)
+    print(f"replies to unseen texts that equal the teacher's: {loop.summary.metrics['test/reward']:.0%}")
+    return loop.summary.metrics["test/reward"]
 
 
 if __name__ == "__main__":

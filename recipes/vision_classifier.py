@@ -3,7 +3,7 @@ r"""Fine-tune a vision-language model to classify the images in a folder, with l
     python -m recipes.vision_classifier                            # six shapes, drawn on first use
     python -m recipes.vision_classifier folder=runs/images/digits  # ten digits
     python -m recipes.vision_classifier shots=8                    # few-shot: 8 images per class
-    python -m recipes.vision_classifier folder=my/images service=tinker model=Qwen/Qwen3-VL-30B-A3B-Instruct \
+    python -m recipes.vision_classifier folder=my/images service=tinker model=Qwen/Qwen3-VL-235B-A22B-Instruct \
         lora_rank=32
 
 The folder contains `labels.csv` with the columns file, label and, optionally, split (train or test). Without the column

@@ -1,5 +1,6 @@
 """A package that is not installed is an error that names the extra."""
 
+import importlib
 import subprocess
 import sys
 
@@ -44,3 +45,12 @@ def test_a_missing_module_of_the_package_itself_is_not_blamed_on_an_extra():
     with pytest.raises(ModuleNotFoundError) as missing, needs_extra("local", "this"):
         import tinkerloop.no_such_module  # noqa: F401  # pyright: ignore
     assert not isinstance(missing.value, MissingPackageError)
+
+
+def test_an_error_of_a_package_without_a_module_says_to_upgrade_it() -> None:
+    with (
+        pytest.raises(MissingPackageError, match=r"pip install --upgrade tinker ") as missing,
+        needs_extra("local", "this"),
+    ):
+        importlib.import_module("tinker.no_such_module")
+    assert missing.value.name == "tinker.no_such_module"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tinkerloop import model_info
 from tinkerloop.errors import UnknownRendererError
 from tinkerloop.renderers import get_registered_renderer_names
 
-ELSEWHERE = ("deepseekv4_1", "kimi_k31_pro", "tml_v0")  # formats that are not written here yet
+ELSEWHERE = ("kimi_k31_pro",)  # a format that is not written here, because no description of it is public
 
 
 @pytest.mark.parametrize("model", model_info.known_models())
@@ -33,6 +36,56 @@ def test_every_known_model_has_a_renderer(model: str) -> None:
 )
 def test_the_recommended_renderer(model: str, renderer: str) -> None:
     assert model_info.get_recommended_renderer_name(model) == renderer
+
+
+@pytest.mark.parametrize("model", model_info.known_models())
+def test_a_model_of_the_cookbook_has_its_recommended_renderers(model: str) -> None:
+    theirs = pytest.importorskip("tinker_cookbook.model_info")
+    try:
+        wanted = theirs.get_model_attributes(model)
+    except KeyError:
+        pytest.skip("the Cookbook does not know the model")
+    ours = model_info.get_model_attributes(model)
+    assert ours.recommended_renderers == wanted.recommended_renderers
+    assert (ours.is_chat, ours.is_vl, ours.is_audio_in) == (wanted.is_chat, wanted.is_vl, wanted.is_audio_in)
+
+
+def test_every_model_of_the_cookbook_is_known() -> None:
+    theirs = pytest.importorskip("tinker_cookbook.model_info")
+    groups = [value() for name, value in vars(theirs).items() if name.startswith("get_") and name.endswith("_info")]
+    names = [f"{attributes.organization}/{model}" for group in groups for model, attributes in group.items()]
+    assert len(names) == 46
+    assert set(names) <= set(model_info.known_models())
+
+
+@pytest.mark.parametrize("name", ["thinkingmachines/Inkling-3", "Inkling-2", "thinkingmachines/Inkling-Small-Base"])
+def test_an_unknown_inkling_model_names_the_known_ones_and_their_renderer(name: str) -> None:
+    with pytest.raises(UnknownRendererError, match=r"thinkingmachines/Inkling-Small, .*'tml_v0'"):
+        model_info.get_model_attributes(name)
+
+
+def test_a_retired_model_is_warned_about_with_a_served_one(caplog) -> None:
+    retired = [name for name in model_info.known_models() if model_info.get_model_attributes(name).is_retired]
+    assert len(retired) == 5
+    for name in retired:
+        caplog.clear()
+        model_info.warn_if_retired(f"{name}:peft:131072")
+        instead = caplog.text.rpartition("consider ")[2].partition(" instead")[0]
+        assert instead in model_info.known_models()
+        assert instead not in retired
+    caplog.clear()
+    model_info.warn_if_retired("Qwen/Qwen3-8B")
+    model_info.warn_if_retired("who/knows")
+    assert not caplog.records
+
+
+def test_no_page_or_recipe_suggests_a_retired_model() -> None:
+    root = Path(__file__).parents[1]
+    pages = [*root.glob("*.md"), *root.glob("sdk/**/*.md"), *root.glob("recipes/**/*")]
+    for page in pages:
+        if page.is_file() and page.suffix in (".md", ".py") and page.name != "CHANGELOG.md":
+            for name in model_info._RETIRED:
+                assert not re.search(re.escape(name) + r"(?![\w-])", page.read_text(encoding="utf-8")), page
 
 
 def test_vision_and_base_models_say_so() -> None:

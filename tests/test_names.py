@@ -16,6 +16,8 @@ SHARED = {
     "main": "the command line's, and the Cookbook's supervised.train.main",
     "data": "the package, and the Cookbook's path supervised.data",
     "loop": "loop/loop.py holds the loop itself",
+    "report": "the package, and the command that writes a report",
+    "rollouts": "rollouts/rollouts.py holds the rollouts themselves",
 }
 """Names that two places have on purpose, and why."""
 

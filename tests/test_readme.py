@@ -36,3 +36,10 @@ def test_the_engines_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(code_blocks("sdk/tinkerloop/local/README.md")[0], {})
     assert capsys.readouterr().out.startswith("[None, -")
+
+
+def test_the_page_of_rollouts_trains_and_logs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    exec(code_blocks("sdk/tinkerloop/rollouts/README.md")[0], {})
+    assert "'loss'" in capsys.readouterr().out
+    assert (tmp_path / "runs/letters/rollouts.jsonl").exists()

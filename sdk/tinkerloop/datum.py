@@ -33,9 +33,15 @@ LOSS_INPUTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cispo": _POLICY_INPUTS,
         "dro": _POLICY_INPUTS,
         "gspo": (*_POLICY_INPUTS, "sequence_ratio_mask"),
+        "stable_reinforce": _POLICY_INPUTS,
     }
 )
-"""Mapping from the name of a built-in loss to the names of its loss inputs. A datum must have exactly these inputs."""
+"""Mapping from the name of a built-in loss to the names of its loss inputs. The service accepts exactly these inputs.
+
+`stable_reinforce`, a loss of the hosted service, also needs the provenance of each datum (`Datum.with_provenance`).
+"""
+POLICY_LOSSES = tuple(name for name in LOSS_INPUTS if "advantages" in LOSS_INPUTS[name])
+"""The built-in losses with advantages. Until the loop queues a step, their datums may also have `weights`."""
 
 
 def make_datum(
@@ -78,7 +84,7 @@ def make_datum(
                 "tokens must be one flat sequence", field="model_input", expected="(N,)", given=tokens.shape
             )
     length = len(tokens)
-    weight = _real_array("weights", weights)
+    weight = real_array("weights", weights)
     if weight.shape[:1] != (length,):
         raise DatumError(
             "must have one weight per token",
@@ -212,8 +218,9 @@ def check_datum(
     """Raise unless `datum` can be trained on with `loss_fn`.
 
     A valid datum has exactly the loss inputs of `LOSS_INPUTS[loss_fn]`, each as long as the model input. Token ids are
-    in range, numbers are finite, weights at image positions are 0, and at least one weight is not zero. With
-    `loss_fn="custom"`, only `target_tokens` of the loss inputs is required and checked.
+    in range, numbers are finite, weights at image positions are 0, and at least one weight is not zero. For a policy
+    loss, it may also have `weights`, as described at `fold_weights`. With `loss_fn="custom"`, only `target_tokens` of
+    the loss inputs is required and checked.
 
     Raises:
         ZeroWeightError: all `weights` are zero and `allow_zero_weight` is false.
@@ -223,6 +230,8 @@ def check_datum(
     if not isinstance(datum, tinker.Datum):
         raise DatumError("not a datum", expected="a tinker.Datum", given=type(datum).__name__)
     _, tokens, is_text = _read_chunks(datum.model_input)
+    if loss_fn in POLICY_LOSSES and "advantages" in datum.loss_fn_inputs:
+        datum = fold_weights(datum)
     check_positions(datum, tokens, is_text, loss_fn, vocab_size, allow_zero_weight)
 
 
@@ -261,7 +270,7 @@ def check_positions(
     elif "target_tokens" not in inputs:
         raise DatumError("a custom loss needs target_tokens", field="loss_fn_inputs", given=sorted(inputs))
 
-    target = _tensor("target_tokens", inputs["target_tokens"])
+    target = read_tensor("target_tokens", inputs["target_tokens"])
     if target.dtype != np.int64:
         raise DatumError("token ids have the wrong dtype", field="target_tokens", expected="int64", given=target.dtype)
     if target.ndim not in (1, 2) or len(target) != length or target.size == 0:
@@ -283,7 +292,7 @@ def check_positions(
             given=target.shape,
         )
     for name in LOSS_INPUTS[loss_fn][1:]:
-        values = _tensor(name, inputs[name])
+        values = read_tensor(name, inputs[name])
         if values.dtype != np.float32:
             raise DatumError("must be float32", field=name, expected="float32", given=values.dtype)
         if values.shape != target.shape:
@@ -313,10 +322,46 @@ def check_positions(
 
 
 def scale_weights(datum: tinker.Datum, factor: float) -> tinker.Datum:
-    """Return a copy of a cross-entropy datum with every weight multiplied by `factor`."""
-    weights = datum.loss_fn_inputs["weights"].to_numpy()
+    """Return a copy of a datum with every weight multiplied by `factor`."""
+    weights = read_tensor("weights", datum.loss_fn_inputs["weights"])
     scaled = np.multiply(weights, factor, dtype=np.float64).astype(np.float32)
     inputs = {**datum.loss_fn_inputs, "weights": tinker.TensorData.from_numpy(scaled)}
+    return replace(datum, loss_fn_inputs=inputs)
+
+
+def fold_weights(datum: tinker.Datum) -> tinker.Datum:
+    """Return a copy of a policy datum whose weights are multiplied into its advantages, and are then left out.
+
+    Policy losses have no weights on the service. The weights of a policy datum are greater than 0 exactly where the
+    target was sampled, so that the loop can normalise over these positions. A datum without weights is returned as it
+    is.
+
+    Raises:
+        DatumError: the advantages are missing, or do not have the shape of the weights; or a weight is negative or not
+            finite.
+    """
+    inputs = dict(datum.loss_fn_inputs)
+    if "weights" not in inputs:
+        return datum
+    weights = real_array("weights", read_tensor("weights", inputs.pop("weights")))
+    if "advantages" not in inputs:
+        raise DatumError("a policy datum needs advantages", field="loss_fn_inputs", given=sorted(datum.loss_fn_inputs))
+    advantages = real_array("advantages", read_tensor("advantages", inputs["advantages"]))
+    if advantages.shape != weights.shape:
+        raise DatumError(
+            "must have the shape of weights", field="advantages", expected=weights.shape, given=advantages.shape
+        )
+    if (weights < 0).any():
+        index = int(np.argwhere(weights < 0)[0][0])
+        raise DatumError(
+            "a weight of a policy datum must not be negative, because a policy loss is not linear in the advantage; "
+            "change the sign of the advantage",
+            field="weights",
+            index=index,
+            expected=">= 0",
+            given=weights[index],
+        )
+    inputs["advantages"] = tinker.TensorData.from_numpy(advantages * weights)
     return replace(datum, loss_fn_inputs=inputs)
 
 
@@ -384,8 +429,12 @@ def chunk_ids(chunk: tinker.EncodedTextChunk, index: int) -> NDArray[np.int64]:
     return np.array([int(token) for token in chunk.tokens], np.int64)
 
 
-def _tensor(field: str, data: tinker.TensorData) -> NDArray[Any]:
-    """Return a loss input as an array."""
+def read_tensor(field: str, data: tinker.TensorData) -> NDArray[Any]:
+    """Return a loss input as an array. Indices that do not fit a sparse tensor never end the process.
+
+    Raises:
+        DatumError: `data` cannot be read as an array.
+    """
     try:
         if data.sparse_crow_indices is None:
             return data.to_numpy()
@@ -448,7 +497,12 @@ def _int_array(field: str, values: Any) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _real_array(field: str, values: Any) -> NDArray[np.float32]:
+def real_array(field: str, values: Any) -> NDArray[np.float32]:
+    """Return `values` as a float32 array.
+
+    Raises:
+        DatumError: they are not an array of real numbers, or a value is not finite in float32.
+    """
     array = _array(field, values)
     if array.size and array.dtype.kind not in "biuf":
         raise DatumError("must be real numbers", field=field, expected="real numbers", given=array.dtype)
@@ -461,7 +515,8 @@ def _real_array(field: str, values: Any) -> NDArray[np.float32]:
 def _check_finite(field: str, values: NDArray[np.float32]) -> None:
     if not math.isfinite(values.sum(dtype=np.float64)):  # float32 values cannot overflow a float64 sum
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-        raise DatumError("must be finite in float32", field=field, index=index[0], given=values[index])
+        first = index[0] if index else None
+        raise DatumError("must be finite in float32", field=field, index=first, given=values[index])
 
 
 def _check_ids(field: str, ids: NDArray[np.int64], vocab_size: int | None) -> None:

@@ -9,6 +9,7 @@
     - EpisodeError                          messages or ids that cannot be appended to an episode
   x ImageError (also ValueError)            an image that cannot be opened, converted or counted in tokens
   x PlanError (also ValueError)             a training step or a callback with invalid settings
+  x RolloutError                            an episode that cannot be sampled, e.g. because its environment failed
   x NonFiniteError (also ArithmeticError)   a loss or a metric became NaN or infinite
   x CheckpointError                         a checkpoint that cannot be written, read or resumed from
   x RunLockedError                          another process is working in this run folder
@@ -89,6 +90,13 @@ class ImageError(TinkerloopError, ValueError):
 
 class PlanError(TinkerloopError, ValueError):
     """Error for a training step or a callback whose settings are invalid, so that it cannot be run as planned."""
+
+
+class RolloutError(TinkerloopError):
+    """Error for an episode that cannot be sampled, for example because its environment failed.
+
+    If the environment raised an error, that error is the `__cause__`.
+    """
 
 
 class NonFiniteError(TinkerloopError, ArithmeticError):

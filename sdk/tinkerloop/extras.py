@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,13 +18,20 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
         purpose: what needs the package, at the start of the message, such as "the embedded engine".
 
     Raises:
-        MissingPackageError: a package that is imported in the block is not installed.
+        MissingPackageError: a package that is imported in the block is not installed, or is too old for it.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         if isinstance(error, MissingPackageError) or (error.name or "tinkerloop").partition(".")[0] == "tinkerloop":
             raise
+        package, _, submodule = (error.name or "").partition(".")
+        if submodule and sys.modules.get(package) is not None:  # the package itself was found
+            raise MissingPackageError(
+                f"{purpose} needs the module {error.name}, which the installed version of {package} does not have: "
+                f"pip install --upgrade {package} 'tinkerloop-sdk[{extra}]'",
+                name=error.name,
+            ) from error
         raise MissingPackageError(
             f"{purpose} needs the package {error.name}, which is not installed: pip install 'tinkerloop-sdk[{extra}]'",
             name=error.name,

@@ -1,4 +1,8 @@
-"""Table of the models that Tinker serves: their organizations, sizes, and recommended renderers."""
+"""Table of the models that Tinker serves: their organizations, sizes, and recommended renderers.
+
+It also contains models that Tinker no longer serves, because they can still be trained elsewhere, and their checkpoints
+still be used.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ class ModelAttributes:
         recommended_renderers: the names of the renderers for the model's chat format, the default first.
         is_vl: true if the model accepts images.
         is_audio_in: true if the model accepts audio.
+        is_retired: true if the hosted service has announced that it no longer trains the model.
     """
 
     organization: str
@@ -35,6 +40,7 @@ class ModelAttributes:
     recommended_renderers: tuple[str, ...]
     is_vl: bool = False
     is_audio_in: bool = False
+    is_retired: bool = False
 
 
 _BASE = ("role_colon",)
@@ -131,6 +137,14 @@ _TABLE: dict[str, dict[str, tuple[str, str, tuple[str, ...], str]]] = {
         "Inkling-2-Small": ("2", "594B-A17B", _TML_V0, "V"),
     },
 }
+_RETIRED: dict[str, str] = {
+    "Qwen/Qwen3.5-35B-A3B": "Qwen/Qwen3.6-35B-A3B",
+    "Qwen/Qwen3.5-27B": "Qwen/Qwen3.6-27B",
+    "Qwen/Qwen3-30B-A3B": "Qwen/Qwen3.6-35B-A3B",
+    "Qwen/Qwen3-30B-A3B-Instruct-2507": "Qwen/Qwen3.6-35B-A3B",
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": "Qwen/Qwen3.6-35B-A3B",
+}
+"""Models whose retirement was announced on 2026-06-12, each with the served model that is nearest in size and kind."""
 _TINY = ModelAttributes("tinkerloop", "1", "0.13M", True, ("qwen3_instruct", "qwen3", "qwen3_disable_thinking"))
 _TINY_VL = ModelAttributes("tinkerloop", "1", "0.48M", True, ("qwen3_vl_instruct", "qwen3_vl"), is_vl=True)
 
@@ -165,15 +179,34 @@ def get_model_attributes(model_name: str) -> ModelAttributes:
         facts = models.get(model)
         if facts is not None and organization in (owner, ""):
             version, size, renderers, senses = facts
-            return ModelAttributes(owner, version, size, renderers != _BASE, renderers, "V" in senses, "A" in senses)
+            is_retired = f"{owner}/{model}" in _RETIRED
+            is_chat = renderers != _BASE
+            return ModelAttributes(owner, version, size, is_chat, renderers, "V" in senses, "A" in senses, is_retired)
     if is_folder:
         return ModelAttributes("", "", "", True, ("template",))
+    if organization in ("thinkingmachines", "") and model.startswith("Inkling"):
+        raise UnknownRendererError(
+            f"the model {model_name!r} is not a known Inkling model; known are "
+            f"{', '.join(f'thinkingmachines/{known}' for known in _TABLE['thinkingmachines'])}. If it has their chat "
+            "format, name the renderer 'tml_v0'"
+        )
     known = known_models()
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
     raise UnknownRendererError(
         f"the model {model_name!r} is neither a folder nor a known name; did you mean {', '.join(near)}? "
         "For a model that is not listed, pass its folder, or use the renderer 'template' if it has a chat template"
     )
+
+
+def warn_if_retired(model_name: str) -> None:
+    """Log a warning if the hosted service no longer trains `model_name`, with a model to use instead."""
+    name = model_name.partition(":")[0]
+    if name in _RETIRED:
+        logger.warning(
+            "Tinker announced on 2026-06-12 that it retires %s, so the service may refuse it; consider %s instead",
+            name,
+            _RETIRED[name],
+        )
 
 
 def get_recommended_renderer_names(model_name: str) -> list[str]:

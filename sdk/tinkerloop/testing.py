@@ -1,8 +1,8 @@
 """An in-memory replacement for the service, for tests: fast, deterministic, and able to raise errors on purpose.
 
 `OrderedService` has the methods of `tinker.ServiceClient` that training loops use. It really trains a small model: a
-unigram language model (one logit per token, the same at every position), with cross-entropy and Adam. So losses fall,
-gradients accumulate over calls, and training from a saved state continues exactly. It executes each operation
+unigram language model (one logit per token, the same at every position), with the built-in losses and Adam. So losses
+fall, gradients accumulate over calls, and training from a saved state continues exactly. It executes each operation
 immediately, in the order of the calls, and appends it to the list `operations`:
 
     service = OrderedService()
@@ -13,8 +13,9 @@ immediately, in the order of the calls, and appends it to the list `operations`:
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
@@ -23,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
+from tinkerloop._policy_losses import DEFAULTS, complete_config, policy_loss
 from tinkerloop.client_versions import has_field
 from tinkerloop.clients import CustomLoss
-from tinkerloop.datum import check_datum
-from tinkerloop.errors import TinkerloopError
+from tinkerloop.datum import LOSS_INPUTS, check_datum
+from tinkerloop.errors import DatumError, TinkerloopError
 
 T = TypeVar("T")
 Operation = tuple[Any, ...]
@@ -67,17 +69,23 @@ class OrderedService:
         vocab_size: the number of tokens of the unigram model.
         fault: function that can raise errors on purpose. It is called with each operation before the operation is
             executed, and with `("result", operation)` before the result is returned. An error that it raises is raised
-            by the request, or by the `result` method of its future.
-        operations: all operations executed so far, in order.
+            by the request, or by the `result` method of its future. It is also called with `("sample", num_samples)`.
+        reproducible: True: equal sampling requests with equal seeds get equal tokens. False: each request draws new
+            tokens, because a service may ignore the seed.
+        operations: all operations of training clients executed so far, in order. Sampling is not one of them, because
+            several threads may sample at the same time.
     """
 
     vocab_size: int = 64
     fault: Callable[[Operation], None] | None = None
+    reproducible: bool = True
     operations: list[Operation] = field(default_factory=list)
     checkpoints: dict[str, UnigramState] = field(default_factory=dict)
     """Mapping from `tinker://` path to saved training state."""
     models: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Mapping from the id of each training client opened so far to its base model and rank."""
+    sampling_requests: Iterator[int] = field(default_factory=itertools.count, repr=False)
+    """The numbers of the next sampling requests."""
 
     def create_lora_training_client(
         self, base_model: str = "unigram", *, rank: int = 32, **options: Any
@@ -102,7 +110,8 @@ class OrderedService:
         self, model_path: str | None = None, base_model: str | None = None, **options: Any
     ) -> OrderedSampler:
         """Open a client that samples from the weights saved at `model_path`; None: the untrained model."""
-        return OrderedSampler(np.zeros(self.vocab_size) if model_path is None else self.checkpoint(model_path).logits)
+        logits = np.zeros(self.vocab_size) if model_path is None else self.checkpoint(model_path).logits
+        return OrderedSampler(self, logits)
 
     def create_rest_client(self) -> OrderedRestClient:
         """Open a client that lists and deletes checkpoints."""
@@ -157,16 +166,16 @@ class OrderedClient:
     def forward(
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: Mapping[str, float | str] | None = None
     ) -> Ready[tinker.ForwardBackwardOutput]:
-        """Compute the cross-entropy loss. The accumulated gradient is not changed."""
-        return self._do(("forward", len(data), loss_fn), lambda: self._cross_entropy(data, loss_fn)[0])
+        """Compute a built-in loss. The accumulated gradient is not changed."""
+        return self._do(("forward", len(data), loss_fn), lambda: self._loss(data, loss_fn, loss_fn_config)[0])
 
     def forward_backward(
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: Mapping[str, float | str] | None = None
     ) -> Ready[tinker.ForwardBackwardOutput]:
-        """Compute the cross-entropy loss, and add its gradient to the accumulated gradient."""
+        """Compute a built-in loss, and add its gradient to the accumulated gradient."""
 
         def work() -> tinker.ForwardBackwardOutput:
-            output, gradient = self._cross_entropy(data, loss_fn)
+            output, gradient = self._loss(data, loss_fn, loss_fn_config)
             self._add(gradient)
             return output
 
@@ -184,7 +193,7 @@ class OrderedClient:
         def work() -> tinker.ForwardBackwardOutput:
             import torch
 
-            output, _ = self._cross_entropy(data, "custom")
+            output, _ = self._loss(data, "custom", None)
             logprobs = [torch.tensor(one["logprobs"].to_numpy(), requires_grad=True) for one in output.loss_fn_outputs]
             loss, metrics = loss_fn(data, logprobs)
             loss.backward()
@@ -236,7 +245,7 @@ class OrderedClient:
     def save_weights_and_get_sampling_client(self) -> OrderedSampler:
         """Open a client that samples from the current weights. Later training does not change them."""
         self._note(("save_weights_and_get_sampling_client",))
-        return OrderedSampler(self.state.logits)
+        return OrderedSampler(self._service, self.state.logits)
 
     def _save(self, kind: str, name: str, overwrite: bool) -> Any:  # the response of both kinds of saves
         path = f"tinker://{self.model_id}/{kind}/{name}"
@@ -247,22 +256,29 @@ class OrderedClient:
         self._service.checkpoints[path] = replace(self.state, gradient=None)
         return tinker.types.SaveWeightsResponse(path=path)
 
-    def _cross_entropy(
-        self, data: Sequence[tinker.Datum], loss_fn: str
+    def _loss(
+        self, data: Sequence[tinker.Datum], loss_fn: str, config: Mapping[str, float | str] | None
     ) -> tuple[tinker.ForwardBackwardOutput, NDArray[np.float64]]:
         if not data:
             raise ValueError("No data provided: pass at least one datum")
-        if loss_fn not in ("cross_entropy", "custom"):
-            raise NotImplementedError(f"OrderedService supports only cross_entropy and custom losses, got {loss_fn!r}")
+        if loss_fn not in (*DEFAULTS, "custom"):
+            raise NotImplementedError(
+                f"OrderedService supports {', '.join(DEFAULTS)} and custom losses, got {loss_fn!r}"
+            )
+        options = {} if loss_fn == "custom" else complete_config(loss_fn, config)
         total, gradient, outputs = [], np.zeros(self._service.vocab_size), []
         logprobs = _log_softmax(self.state.logits)
         for datum in data:
             check_datum(datum, loss_fn=loss_fn, vocab_size=self._service.vocab_size, allow_zero_weight=True)
             targets, one = _targets(datum), {"logprobs": logprobs[_targets(datum)]}
-            if loss_fn == "cross_entropy":
-                weights = datum.loss_fn_inputs["weights"].to_numpy().astype(np.float64)
-                one["elementwise_loss"] = -one["logprobs"] * weights
-                total.append(float(one["elementwise_loss"].sum()))
+            if loss_fn != "custom":
+                inputs = _exact_inputs(datum, loss_fn)
+                if loss_fn == "cross_entropy":
+                    loss, weights = -one["logprobs"] * inputs["weights"], inputs["weights"]
+                    one["elementwise_loss"] = loss
+                else:
+                    loss, weights = policy_loss(loss_fn, one["logprobs"], inputs, options)
+                total.append(float(loss.sum()))
                 gradient += self._gradient(targets, weights)
             outputs.append({name: tinker.TensorData.from_numpy(v.astype(np.float32)) for name, v in one.items()})
         output = tinker.ForwardBackwardOutput(
@@ -352,19 +368,23 @@ class Ready(Generic[T]):
 class OrderedSampler:
     """A replacement for `tinker.SamplingClient` in tests. It samples from the unigram model with logits `logits`."""
 
-    def __init__(self, logits: NDArray[np.float64]):
-        self.logits = logits
+    def __init__(self, service: OrderedService, logits: NDArray[np.float64]):
+        self._service, self.logits = service, logits
 
     def sample(
         self, prompt: tinker.ModelInput, num_samples: int, sampling_params: tinker.SamplingParams, **options: Any
     ) -> Ready[tinker.SampleResponse]:
-        """Sample `num_samples` sequences of `max_tokens` tokens (16 if None).
+        """Sample `num_samples` sequences of `max_tokens` tokens (16 if None), or up to a stop token.
 
         At temperature 0 the most likely token is repeated. At any other temperature the tokens are drawn from the
-        model's probabilities, with the random seed `sampling_params.seed`.
+        model's probabilities, with the random seed `sampling_params.seed`, unless the service is not `reproducible`.
         """
+        if self._service.fault is not None:
+            self._service.fault(("sample", num_samples))
+        stops = _stop_tokens(sampling_params)
         logprobs = _log_softmax(self.logits)
-        rng = np.random.default_rng(sampling_params.seed or 0)
+        number, seed = next(self._service.sampling_requests), sampling_params.seed or 0
+        rng = np.random.default_rng(seed if self._service.reproducible else (seed, number))
         length = sampling_params.max_tokens or 16
         sequences = []
         for index in range(num_samples):
@@ -372,9 +392,12 @@ class OrderedSampler:
                 tokens = np.full(length, int(np.argmax(logprobs)))
             else:
                 tokens = rng.choice(len(logprobs), size=length, p=np.exp(logprobs))
+            stopped = np.flatnonzero(np.isin(tokens, stops))
+            if len(stopped):
+                tokens = tokens[: stopped[0] + 1]
             sequences.append(
                 tinker.SampledSequence(
-                    stop_reason="length",
+                    stop_reason="stop" if len(stopped) else "length",
                     **({"sequence_id": str(index)} if has_field(tinker.SampledSequence, "sequence_id") else {}),
                     tokens_np=tokens.astype(np.int32),
                     logprobs_np=logprobs[tokens].astype(np.float32),
@@ -449,6 +472,22 @@ class OrderedRestClient:
 
 def _targets(datum: tinker.Datum) -> NDArray[np.int64]:
     return datum.loss_fn_inputs["target_tokens"].to_numpy()
+
+
+def _exact_inputs(datum: tinker.Datum, loss_fn: str) -> dict[str, NDArray[np.float64]]:
+    """Return the loss inputs as arrays, after checking that there are only those of the loss."""
+    if other := sorted(datum.loss_fn_inputs.keys() - set(LOSS_INPUTS[loss_fn])):
+        raise DatumError(f"wrong loss inputs for {loss_fn}", field="loss_fn_inputs", given=other)
+    return {name: tensor.to_numpy().astype(np.float64) for name, tensor in datum.loss_fn_inputs.items()}
+
+
+def _stop_tokens(sampling_params: tinker.SamplingParams) -> list[int]:
+    stop = sampling_params.stop
+    stops = [stop] if isinstance(stop, str) else list(stop or ())
+    tokens = [one for one in stops if not isinstance(one, str)]
+    if len(tokens) < len(stops):
+        raise NotImplementedError(f"{_NO_TOKENIZER}; pass stop tokens instead of the stop texts {stops}")
+    return tokens
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,9 +3,9 @@ from concurrent.futures import Future
 
 import pytest
 
-from tinkerloop.callbacks import Budget, EarlyStop, Evaluate, StopOnNonFinite
+from tinkerloop.callbacks import Budget, EarlyStop, Evaluate, StopOnNonFinite, StopWhen
 from tinkerloop.errors import NonFiniteError, PlanError, TinkerloopError
-from tinkerloop.loop import Callback, Eval, EvalResult, Loop, Stop
+from tinkerloop.loop import Callback, Checkpoints, Eval, EvalResult, Log, Loop, Stop, open_training_client
 
 
 def feed(callback, eval_result, values):
@@ -144,3 +144,73 @@ def test_a_metric_that_nothing_logged_is_an_error_at_the_end(service, batches):
     callbacks = [Evaluate("test", constant), EarlyStop("test/math/acx")]
     with pytest.raises(TinkerloopError, match=r"never stopped early.*did you mean 'test/math/acc'"):
         Loop(service.create_lora_training_client(), batches, steps=1, callbacks=callbacks).run()
+
+
+# --- StopWhen ---
+
+
+class Logged(Callback):
+    """Logs the given value of the metric `policy/kl_k3` for each step; nothing for None."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def on_step(self, result):
+        value = self.values[result.step] if result.step < len(self.values) else None
+        return None if value is None else Log({"policy/kl_k3": value})
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+@pytest.mark.parametrize("logged_first", [True, False])
+def test_stop_when_counts_the_rows_in_a_row_in_which_a_metric_is_above_its_threshold(
+    service, batches, ahead, logged_first
+):
+    callbacks = [Logged(0.2, 0.0, 0.2, None, 0.3, 0.0), StopWhen("policy/kl_k3", above=0.1, patience=2)]
+    client = service.create_lora_training_client()
+    summary = Loop(client, batches * 2, callbacks=callbacks if logged_first else callbacks[::-1], ahead=ahead).run()
+    assert summary.reason == "policy/kl_k3 was above 0.1 2 times in a row, last 0.3"
+    assert summary.step == 5 + ahead
+
+
+def rows(callback, *values):
+    return [callback.on_row(step, {"x": value}) for step, value in enumerate(values)]
+
+
+def test_stop_when_has_a_lower_threshold_too():
+    assert rows(StopWhen("x", below=0.5), 0.5, 9.0) == [None, None]
+    assert isinstance(rows(StopWhen("x", below=0.5), 0.4)[0], Stop)
+
+
+def test_nan_is_beyond_every_threshold():
+    assert isinstance(rows(StopWhen("x", above=1.0), math.nan)[0], Stop)
+
+
+@pytest.mark.parametrize("arguments, problem", [({}, "got none"), ({"above": 1, "patience": 0}, "patience must be")])
+def test_stop_when_refuses_arguments_that_never_or_always_stop(arguments, problem):
+    with pytest.raises(PlanError, match=problem):
+        StopWhen("x", **arguments)
+
+
+def test_a_metric_that_nothing_logs_is_noticed_at_the_end(service, batches):
+    loop = Loop(service.create_lora_training_client(), batches, callbacks=[StopWhen("los", above=9)])
+    with pytest.raises(TinkerloopError, match=r"nothing has logged the metric 'los'.*did you mean 'loss'"):
+        loop.run()
+
+
+def test_the_metric_of_a_detached_evaluation_is_refused(service, batches):
+    callbacks = [Evaluate("test", lambda client: Future(), every=1, detached=True), StopWhen("test/nll", above=1)]
+    with pytest.raises(PlanError, match="a metric of a detached evaluation"):
+        Loop(service.create_lora_training_client(), batches, callbacks=callbacks)
+
+
+def test_stop_when_counts_on_after_a_resume(service, batches, tmp_path):
+    checkpoints, values = Checkpoints(tmp_path), [0.2] * 6
+
+    def run(record, steps):
+        client = open_training_client(service, record, base_model="tiny")
+        callbacks = [Logged(*values), StopWhen("policy/kl_k3", above=0.1, patience=4)]
+        return Loop(client, batches, steps=steps, callbacks=callbacks, checkpoints=checkpoints, record=record, ahead=0)
+
+    assert run(None, 3).run().reason == "steps reached"
+    assert run(checkpoints.latest(), 6).run().step == 4
+    assert run(checkpoints.latest(), 6).run().step == 4  # it stays stopped

@@ -30,6 +30,7 @@ from tinkerloop.loop import (
     background,
     open_training_client,
 )
+from tinkerloop.loop.pipeline import TOKEN_TOTALS
 from tinkerloop.testing import OrderedService
 
 OPTIM = tinker.AdamParams(learning_rate=0.1)
@@ -328,7 +329,7 @@ def test_one_row_per_item(service, batches):
     callbacks = [Extra(), Evaluate("test", nll(batches[0]), every=2)]
     sinks = [lambda step, row: rows.append((step, set(row)))]
     Loop(service.create_lora_training_client(), batches, steps=3, callbacks=callbacks, sinks=sinks).run()
-    own = {"loss", "learning_rate", "tokens", "loss:sum", "unclipped_grad_l2:mean", "twice"}
+    own = {"loss", "learning_rate", "tokens", *TOKEN_TOTALS, "loss:sum", "unclipped_grad_l2:mean", "twice"}
     assert rows == [(0, {"test/nll"}), (0, own), (1, own), (2, {"test/nll"}), (2, own), (3, {"test/nll"})]
 
 
@@ -458,6 +459,9 @@ def test_a_detached_evaluation_is_logged_but_in_no_metrics_that_callbacks_see(se
         def on_boundary(self, boundary):
             seen.extend(boundary.metrics)
 
+        def on_row(self, step, row):
+            seen.extend(row)
+
     future = Future() if ready else Late({"score": 1.0})
     if ready:
         future.set_result({"score": 1.0})
@@ -467,6 +471,27 @@ def test_a_detached_evaluation_is_logged_but_in_no_metrics_that_callbacks_see(se
     summary = loop.run()
     assert rows.count("slow/score") == 5
     assert "slow/score" not in {*seen, *summary.metrics, *checkpoints.latest().metrics}
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_on_row_gets_each_row_of_a_step_and_an_evaluation_as_it_is_logged(service, batches, ahead, tmp_path):
+    """With saves too, at which several results are delivered at once."""
+    rows, seen = [], []
+
+    class Look(Callback):
+        def on_row(self, step, row):
+            seen.append((step, dict(row)))
+
+    class Logs(Callback):
+        def on_step(self, result):
+            return Log({"more": result.step})
+
+    callbacks = [Look(), Logs(), Evaluate("test", nll(batches[0]), every=2), Checkpoint(every=2)]
+    client, sinks = service.create_lora_training_client(), [lambda step, row: rows.append((step, dict(row)))]
+    checkpoints = Checkpoints(tmp_path)
+    Loop(client, batches, steps=5, callbacks=callbacks, sinks=sinks, checkpoints=checkpoints, ahead=ahead).run()
+    assert seen == rows
+    assert [row["more"] for _, row in seen if "more" in row] == [0, 1, 2, 3, 4]
 
 
 def test_a_detached_evaluation_must_not_change_the_state_of_a_callback(service, batches):

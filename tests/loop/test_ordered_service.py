@@ -2,10 +2,15 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 import tinker
 
-from tinkerloop.testing import MissingCheckpointError
+from tinkerloop._policy_losses import DEFAULTS
+from tinkerloop.datum import fold_weights
+from tinkerloop.errors import DatumError
+from tinkerloop.rollouts import policy_datum
+from tinkerloop.testing import MissingCheckpointError, OrderedService
 
 
 def trained(service, batches):
@@ -49,3 +54,68 @@ def test_its_samplers_score_with_the_saved_weights(service, batches):
     scores = [asyncio.run(one.compute_logprobs(prompt).result_async()) for one in (saved, live, fresh)]
     assert scores[0] == scores[1] != scores[2]
     assert [score[0] for score in scores] == [None] * 3
+
+
+def sampled_datum(loss_fn, seed=0):
+    random = np.random.default_rng(seed)
+    sampled = np.arange(9) % 4 > 0
+    logprobs, advantages = random.normal(-3, 0.4, sampled.sum()), random.normal(size=sampled.sum())
+    return policy_datum(random.integers(0, 20, 9), sampled, logprobs, advantages, loss_fn=loss_fn)
+
+
+@pytest.mark.parametrize("loss_fn", [name for name in DEFAULTS if name != "cross_entropy"])
+def test_its_policy_losses_equal_autograd_of_the_formulas(service, batches, loss_fn):
+    pytest.importorskip("torch")
+    from tests.local.references import reference_loss
+
+    def loss(datums, logprobs):
+        parts = zip(logprobs, datums, strict=True)
+        return sum(reference_loss(loss_fn, DEFAULTS[loss_fn], lp.double(), datum) for lp, datum in parts), {}
+
+    native, custom = trained(service, batches), trained(service, batches)
+    data = [fold_weights(sampled_datum(loss_fn, seed)) for seed in range(4)]
+    output = native.forward_backward(data, loss_fn).result()
+    expected = custom.forward_backward_custom(data, loss).result()
+    assert output.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-6)
+    assert native.state.gradient == pytest.approx(custom.state.gradient, rel=1e-5, abs=1e-6)
+    assert native.forward(data, loss_fn).result().metrics == output.metrics
+
+
+def test_it_refuses_inputs_and_options_that_the_service_does_not_know(service):
+    client = service.create_lora_training_client()
+    with pytest.raises(DatumError, match=r"wrong loss inputs for ppo \(got \['weights'\]\)"):
+        client.forward_backward([sampled_datum("ppo")], "ppo").result()
+    with pytest.raises(ValueError, match="unknown loss_fn_config keys"):
+        client.forward_backward([fold_weights(sampled_datum("ppo"))], "ppo", {"beta": 1.0}).result()
+
+
+def sample(service, **params):
+    prompt, sampler = tinker.ModelInput.from_ints([1]), service.create_sampling_client(base_model="unigram")
+    (one,) = sampler.sample(prompt, 1, tinker.SamplingParams(**params)).result().sequences
+    return one
+
+
+def test_its_samples_end_with_the_first_stop_token(service):
+    whole = sample(service, max_tokens=30, seed=1)
+    cut = sample(service, max_tokens=30, seed=1, stop=[whole.tokens[4]])
+    assert (whole.stop_reason, cut.stop_reason) == ("length", "stop")
+    assert cut.tokens == whole.tokens[: whole.tokens.index(whole.tokens[4]) + 1]
+    assert len(cut.logprobs) == len(cut.tokens)
+    with pytest.raises(NotImplementedError, match="stop texts"):
+        sample(service, stop=["\n"])
+
+
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_equal_requests_get_equal_samples_only_if_the_service_is_reproducible(reproducible):
+    service = OrderedService(vocab_size=20, reproducible=reproducible)
+    first, second = (sample(service, max_tokens=30, seed=1).tokens for _ in range(2))
+    assert (first == second) is reproducible
+
+
+def test_a_fault_can_stop_sampling():
+    def fault(operation):
+        if operation == ("sample", 1):
+            raise ConnectionError("no sampler")
+
+    with pytest.raises(ConnectionError):
+        sample(OrderedService(vocab_size=20, fault=fault), max_tokens=3)

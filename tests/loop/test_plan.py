@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tinker
 
-from tinkerloop.datum import make_datum, scale_weights
+from tinkerloop.datum import fold_weights, make_datum, scale_weights
 from tinkerloop.errors import PlanError
 from tinkerloop.loop import Callback, Log, Loop, MicroBatch, Plan
 from tinkerloop.loop.plan import normalized
+from tinkerloop.rollouts import policy_datum
 
 torch = pytest.importorskip("torch")
 
@@ -169,6 +170,45 @@ def test_a_custom_loss_cannot_be_normalised_for_you(plan):
     custom = plan.with_micro_batches([MicroBatch(plan.datums, lambda datums, logprobs: None)])
     with pytest.raises(PlanError, match='use normalize="none"'):
         normalized(custom)
+
+
+def policy_plan(loss_fn, *, weight=0.5, normalize="token"):
+    datums = [policy_datum([1, 2, 3], [False, True, True], [-1, -2], 2.0, loss_fn=loss_fn, weight=weight)]
+    return Plan(0, (MicroBatch(tuple(datums), loss_fn),), tinker.AdamParams(), normalize)
+
+
+def test_the_service_receives_weights_in_the_advantages_and_callbacks_see_both(service):
+    received = []
+
+    class Client(type(service.create_lora_training_client())):
+        def forward_backward(self, data, loss_fn, loss_fn_config=None):
+            received.extend(data)
+            return super().forward_backward(data, loss_fn, loss_fn_config)
+
+    client = Client(service, "ordered:train:0", service.create_lora_training_client().state)
+    (result,) = Loop(client, [list(policy_plan("ppo").datums)], loss_fn="ppo").steps()
+    assert set(received[0].loss_fn_inputs) == {"target_tokens", "logprobs", "advantages"}
+    assert received[0].loss_fn_inputs["advantages"].tolist() == [1, 1]
+    assert [one.tolist() for one in weights(result.plan)] == [[0.5, 0.5]]
+    assert result.plan.datums[0].loss_fn_inputs["advantages"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("loss_fn", ["dro", "stable_reinforce"])
+def test_a_loss_that_is_not_proportional_to_the_advantage_is_not_scaled(loss_fn):
+    with pytest.raises(PlanError, match=f"can scale only the weights of .*loss '{loss_fn}'"):
+        normalized(policy_plan(loss_fn, weight=1))
+    with pytest.raises(PlanError, match="weights of its sampled tokens must be 1"):
+        normalized(policy_plan(loss_fn, weight=0.5, normalize="none"))
+    plan = policy_plan(loss_fn, weight=1, normalize="none")
+    assert normalized(plan) == plan
+
+
+def test_a_policy_datum_without_weights_cannot_be_normalised(plan):
+    (datum,) = policy_plan("ppo").datums
+    bare = plan.with_micro_batches([MicroBatch((fold_weights(datum),), "ppo")])
+    with pytest.raises(PlanError, match=r"'ppo' needs 'weights'.*policy_datum, or use normalize=\"none\""):
+        normalized(bare)
+    assert normalized(replace(bare, normalize="none")) == replace(bare, normalize="none")
 
 
 @pytest.mark.parametrize("micro_batches", [(), (MicroBatch(()),)])

@@ -13,6 +13,7 @@ from tinkerloop.callbacks import (
     GradientAccumulation,
     LRSchedule,
     StopOnNonFinite,
+    StopWhen,
     nll,
 )
 from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, open_training_client
@@ -83,6 +84,7 @@ def train(folder, service, batches, case, kill_at=None):
             Checkpoint(every=case.save_every, keep_last=2),
             EarlyStop("test/nll", patience=case.patience, min_delta=0.4),
             StopOnNonFinite(),
+            StopWhen("loss", above=2.5, patience=99),
         ],
         sinks=[Jsonl(folder / "metrics.jsonl")],
         checkpoints=checkpoints,

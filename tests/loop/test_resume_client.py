@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tinker
 
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop import Checkpoints, Loop, mark_opened, open_training_client
@@ -87,3 +88,17 @@ def test_a_record_that_does_not_name_its_model_can_be_resumed(service, batches, 
     client = open_training_client(service, record, base_model="small", rank=8)
     resume(client, batches, checkpoints, record).run()
     assert checkpoints.latest().model == {"base_model": "small", "rank": 8}
+
+
+def test_a_retired_model_is_warned_about_only_on_the_hosted_service(service, caplog):
+    class Hosted(tinker.ServiceClient):
+        def __init__(self):
+            pass
+
+        def create_lora_training_client(self, *args, **options):
+            return service.create_lora_training_client(*args, **options)
+
+    for asked in (service, Hosted()):
+        assert not caplog.records
+        open_training_client(asked, None, base_model="Qwen/Qwen3-30B-A3B", rank=8)
+    assert "retires Qwen/Qwen3-30B-A3B" in caplog.text

@@ -4,7 +4,17 @@ import pytest
 
 from tinkerloop.hyperparams import recommended_learning_rate
 
-RESEARCH = ["dpo", "rl_arithmetic", "on_policy_distillation", "prompt_distillation", "chat_sft"]
+RESEARCH = [
+    "chat_sft",
+    "dpo",
+    "off_policy_distillation",
+    "on_policy_distillation",
+    "preference",
+    "prompt_distillation",
+    "rl_arithmetic",
+    "rl_guessing_game",
+    "rl_tool_use",
+]
 
 
 @pytest.mark.parametrize("name", RESEARCH)

@@ -1,8 +1,11 @@
 """Recipes in their smallest setting run, learn something, and build correct datums."""
 
+import asyncio
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
-import tinker
 import torch
 
 import tinkerloop
@@ -11,17 +14,23 @@ from recipes import (
     custom_callback,
     dpo,
     low_level,
+    off_policy_distillation,
     on_policy_distillation,
     open_the_hood,
+    preference,
     prompt_distillation,
     rl_arithmetic,
+    rl_guessing_game,
+    rl_tool_use,
     sweep,
 )
+from recipes.stored import stored
 from tinkerloop.callbacks import GradientAccumulation
 from tinkerloop.data import batches, conversation_to_datum
-from tinkerloop.errors import PlanError
+from tinkerloop.errors import PlanError, RolloutError
 from tinkerloop.loop import Loop
-from tinkerloop.renderers import get_renderer
+from tinkerloop.renderers import Parsed, ParseTermination, get_renderer
+from tinkerloop.rollouts import read_rollouts
 from tinkerloop.tokenizers import get_tokenizer
 
 
@@ -30,8 +39,10 @@ def renderer():
     return get_renderer("qwen3_instruct", get_tokenizer("tiny"))
 
 
-SAMPLED = type("Sampled", (), {"tokens": [7, 8, 258], "logprobs": [-0.5, -1.0, -0.25]})()
-PROMPT = tinker.ModelInput.from_ints([1, 2, 3])
+def scores(folder):
+    """Return the results of the evaluations in the metrics of a run, in order."""
+    rows = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+    return [value for row in rows for name, value in row.items() if name in ("test/reward", "test/preferred")]
 
 
 def inputs(datum):
@@ -80,51 +91,6 @@ def test_the_noise_scale_is_that_of_a_known_distribution():
     assert noise / signal == pytest.approx(spread**2, rel=0.1)
 
 
-def test_a_sampled_answer_trains_its_tokens_and_not_the_prompt():
-    made = inputs(rl_arithmetic.policy_datum(PROMPT, SAMPLED, 0.5))
-    assert made["target_tokens"] == [2, 3, 7, 8, 258]
-    assert made["logprobs"] == [0, 0, -0.5, -1, -0.25]
-    assert made["advantages"] == [0, 0, 0.5, 0.5, 0.5]
-
-
-def test_rewards_train_a_policy():
-    before, after = rl_arithmetic.main(
-        rl_arithmetic.Config(start_steps=20, steps=2, questions=8, group_size=8, lora_rank=8)
-    )
-    assert 0 <= before <= 1
-    assert 0 <= after <= 1
-
-
-@pytest.mark.soak
-def test_rewards_and_preferences_bring_the_scores_that_the_recipes_state():
-    before, after = dpo.main(dpo.Config())
-    assert before < 0.3
-    assert after == 1.0
-    before, after = rl_arithmetic.main(rl_arithmetic.Config())
-    assert before < 0.9
-    assert after > 0.95
-
-
-def test_rewards_that_never_differ_are_an_error_and_not_an_endless_loop():
-    with pytest.raises(RuntimeError, match="nothing can be learned from these rewards"):
-        rl_arithmetic.main(rl_arithmetic.Config(model="tiny", start_steps=1, steps=1, questions=1, group_size=2))
-
-
-def test_an_answer_is_graded_token_by_token():
-    made = inputs(on_policy_distillation.scored_datum(PROMPT, SAMPLED, [None, -9, -9, -0.25, -2.0, -0.25]))
-    assert made["target_tokens"] == [2, 3, 7, 8, 258]
-    assert made["advantages"] == [0, 0, 0.25, -1, 0]
-
-
-def test_distillation_brings_the_student_to_the_teacher():
-    divergences, _, _ = on_policy_distillation.main(
-        on_policy_distillation.Config(
-            model="tiny", teacher_steps=30, student_steps=1, steps=6, questions=4, learning_rate=5e-3
-        )
-    )
-    assert np.mean(divergences[-3:]) < np.mean(divergences[:3])
-
-
 def test_pairs_differ_in_the_reply_alone(renderer):
     (better, worse), *_ = dpo.make_pairs(renderer, 0, 1)
     weights = better.loss_fn_inputs["weights"].to_numpy()
@@ -138,7 +104,8 @@ def reference_of_pairs(renderer):
     pairs = dpo.make_pairs(renderer, 0, 4)
     client = tinkerloop.connect("local").create_lora_training_client("tiny", rank=4, seed=0)
     datums = [datum for pair in pairs for datum in pair]
-    return pairs, dict(zip(map(dpo.key, datums), dpo.log_likelihoods(client, datums).tolist(), strict=True))
+    likelihoods = dpo.log_likelihoods(datums, client.forward(datums, "cross_entropy").result())
+    return pairs, dict(zip(map(dpo.key, datums), likelihoods.tolist(), strict=True))
 
 
 def preference_step(pairs, reference, batch_size, *accumulation, last=False):
@@ -168,34 +135,10 @@ def test_a_split_that_parts_a_pair_is_refused(reference_of_pairs, last):
 
 
 def test_preferences_are_learned():
-    before, after = dpo.main(
-        dpo.Config(model="tiny", pairs=8, test_pairs=8, steps=8, batch_size=8, learning_rate=5e-3, beta=1.0)
+    config = dpo.Config(
+        model="tiny", run="run", pairs=8, test_pairs=8, steps=8, batch_size=8, learning_rate=5e-3, beta=1.0
     )
-    assert after >= before + 0.25
-
-
-def test_an_instruction_is_distilled_into_the_weights():
-    before, after = prompt_distillation.main(
-        prompt_distillation.Config(model="tiny", texts=8, test_texts=2, steps=2, batch_size=4)
-    )
-    assert 0 <= before <= 1
-    assert 0 <= after <= 1
-
-
-def test_a_cut_reply_of_the_teacher_is_not_trained_as_complete(renderer):
-    whole = conversation_to_datum([{"role": "user", "content": "ba"}, {"role": "assistant", "content": "BA"}], renderer)
-    stop = renderer.get_stop_sequences()[0]
-    assert inputs(prompt_distillation.distilled_datum(renderer, "ba", [66, 65, stop])) == inputs(whole)
-    cut = inputs(prompt_distillation.distilled_datum(renderer, "ba", [66, 65]))
-    assert cut["target_tokens"][-2:] == [66, 65]
-    assert cut["weights"] == inputs(whole)["weights"][:-1]
-
-
-def test_the_teachers_cut_replies_are_counted(capsys):
-    prompt_distillation.main(
-        prompt_distillation.Config(model="tiny", texts=4, test_texts=2, steps=1, batch_size=2, max_tokens=1)
-    )
-    assert "6 of 6 replies were cut at 1 tokens" in capsys.readouterr().out
+    assert dpo.main(config) >= scores("run")[0] + 0.25
 
 
 def test_a_sweep_ranks_learning_rates_and_resumes(capsys):
@@ -208,10 +151,113 @@ def test_a_sweep_ranks_learning_rates_and_resumes(capsys):
     assert "<- best" in capsys.readouterr().out
 
 
+FEW = {"questions": 2, "group_size": 2}
+SMALL = {
+    rl_arithmetic: {"start_steps": 20, "questions": 8, "lora_rank": 8},
+    rl_tool_use: {"model": "tiny", "start_conversations": 4, "start_steps": 2, "test_questions": 2, **FEW},
+    rl_guessing_game: {"model": "tiny", "start_steps": 2, "largest": 3, "games": 2, "group_size": 2},
+    on_policy_distillation: {"model": "tiny", "teacher_steps": 2, "start_steps": 1, **FEW},
+    off_policy_distillation: {"model": "tiny", "start_steps": 2, "answers": 1, "top_k": 3},
+    prompt_distillation: {"model": "tiny", "texts": 4, "test_texts": 2, "batch_size": 2, "max_tokens": 4},
+    dpo: {"model": "tiny", "pairs": 4, "test_pairs": 2, "batch_size": 2},
+    preference: {"model": "tiny", "pairs": 8, "test_pairs": 2, "start_steps": 2, "reward_steps": 2, "questions": 2},
+}
+
+
+@pytest.mark.parametrize("recipe", SMALL, ids=lambda recipe: recipe.__name__.split(".")[-1])
+def test_a_recipe_trains_and_resumes_where_it_stood(recipe):
+    def run(folder, steps):
+        return recipe.main(recipe.Config(run=folder, steps=steps, save_every=1, **SMALL[recipe]))
+
+    run("in_two", 1)
+    score = run("in_two", 2)
+    assert scores("in_two")[-1] == score
+    run("at_once", 2)
+    assert outline("in_two") == outline("at_once")
+
+
+def outline(folder):
+    """Return the steps that were trained, and which tasks were sampled with which seeds from which weights.
+
+    Two runs may differ in the last bits of samples, because the engine computes those together that wait.
+    """
+    rows = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+    log = Path(folder) / "rollouts.jsonl"
+    return [row["step"] for row in rows if "loss" in row], [
+        (group.batch, group.slot, group.task, [(one.seed, one.boundary) for one in group.trajectories])
+        for group in (read_rollouts(log) if log.exists() else ())
+    ]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("recipe", SMALL, ids=lambda recipe: recipe.__name__.split(".")[-1])
+def test_a_recipe_improves_its_score_with_its_defaults(recipe, seed):
+    assert recipe.main(recipe.Config(run="run", seed=seed)) > scores("run")[0]
+
+
+@pytest.mark.soak
+def test_preferences_bring_the_score_that_the_recipe_states():
+    assert dpo.main(dpo.Config(run="run")) == 1.0
+    assert scores("run")[0] < 0.3
+
+
+def test_rewards_that_never_differ_are_an_error_and_not_an_endless_loop():
+    config = rl_arithmetic.Config(model="tiny", run="run", start_steps=1, steps=1, questions=1, group_size=2)
+    with pytest.raises(RolloutError, match="nothing to train on"):
+        rl_arithmetic.main(config)
+
+
+def test_distillation_brings_the_student_to_the_teacher(capsys):
+    on_policy_distillation.main(
+        on_policy_distillation.Config(
+            model="tiny", run="run", teacher_steps=30, start_steps=1, steps=6, questions=8, learning_rate=5e-3
+        )
+    )
+    divergences = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines() if "reverse KL" in line]
+    assert np.mean(divergences[-3:]) < np.mean(divergences[:3])
+
+
+def test_the_teachers_cut_replies_are_counted(capsys):
+    prompt_distillation.main(
+        prompt_distillation.Config(model="tiny", run="run", texts=4, test_texts=2, steps=1, batch_size=2, max_tokens=1)
+    )
+    assert "6 of 6 replies were cut at 1 tokens" in capsys.readouterr().out
+
+
+def test_the_rewards_of_a_game_in_which_the_number_is_found_sum_to_1():
+    for guesses in (["8", "12", "10"], ["1", "nonsense", "15", "10"], ["20", "3", "2", "10"]):
+        game = rl_guessing_game.GuessingGame(10, 15)
+        outcomes = [game.answer(guess) for guess in guesses]
+        assert [outcome.done for outcome in outcomes] == [False] * (len(guesses) - 1) + [True]
+        assert sum(outcome.reward for outcome in outcomes) == pytest.approx(1)
+        assert all(outcome.reward >= 0 for outcome in outcomes)
+
+
+def test_a_guess_that_tells_nothing_new_has_the_reward_0():
+    game = rl_guessing_game.GuessingGame(10, 15)
+    assert game.answer("8").reward == pytest.approx(np.log(15 / 7) / np.log(15))
+    assert [game.answer(guess).reward for guess in ("8", "5", "16", "x")] == [0, 0, 0, 0]
+
+
+def test_the_better_reply_of_a_pair_has_more_capitals():
+    pairs = preference.make_pairs(0, 30)
+    capitals = [[sum(map(str.isupper, reply)) for reply in both] for _, *both in pairs]
+    assert all(better > worse for better, worse in capitals)
+
+
+def test_a_stored_value_is_computed_once():
+    values = iter([[1.5], [2.5]])
+    assert stored(Path("value.json"), lambda: next(values)) == [1.5]
+    assert stored(Path("value.json"), lambda: next(values)) == [1.5]
+
+
 def test_a_sum_is_right_or_not():
-    assert arithmetic.is_right(" 12\n", 5, 7)
-    assert not arithmetic.is_right("12.", 5, 7)
-    assert arithmetic.draw(0, 3, 5) == arithmetic.draw(0, 3, 5) != arithmetic.draw(0, 4, 5)
+    def reward(text):
+        parsed = Parsed({"role": "assistant", "content": text}, ParseTermination.STOP_SEQUENCE, (), ())
+        return asyncio.run(arithmetic.environment((5, 7), 0).step(parsed)).reward
+
+    assert (reward(" 12\n"), reward("12."), reward("13")) == (1, 0, 0)
 
 
 def test_the_supervised_start_trains_the_answer(renderer):

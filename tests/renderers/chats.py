@@ -40,6 +40,12 @@ CONTROL = sorted(
     <|observation|> <arg_key> </arg_key> <arg_value> </arg_value> <|fim_prefix|> <|reserved_7|>
     """.split()  # noqa: SIM905
 )
+# Further tokens are added at the end, because the golden files contain the ids of the tokens above.
+CONTROL += """
+    ｜DSML｜ <｜System｜> <|message_user|> <|message_model|> <|message_system|> <|message_tool|> <|content_text|>
+    <|content_thinking|> <|content_xml|> <|content_invoke_tool_json|> <|content_invoke_tool_text|> <|end_message|>
+    <|content_model_end_sampling|>
+""".split()  # noqa: SIM905
 
 
 # A chat template that belongs to no real model, for the renderer `template`, which accepts any template.

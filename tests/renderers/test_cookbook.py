@@ -12,12 +12,15 @@ import pytest
 
 from tests.renderers.chats import decode, everyones_tokenizer, renderer
 from tests.renderers.test_differences import rows
+from tinkerloop.errors import RenderError
 from tinkerloop.renderers import TrainOnWhat
 
 cookbook = pytest.importorskip("tinker_cookbook.renderers")
 
 NAMES = [
-    "deepseekv3", "deepseekv3_thinking", "glm5_3_max_reasoning", "gpt_oss_no_sysprompt", "kimi_k2", "kimi_k25",
+    "deepseekv3", "deepseekv3_thinking", "deepseekv4_1", "deepseekv4_1_low_reasoning", "deepseekv4_1_max_reasoning",
+    "deepseekv4_1_disable_thinking", "deepseekv4_1_preserve_thinking", "glm5_3_max_reasoning", "gpt_oss_no_sysprompt",
+    "kimi_k2", "kimi_k25",
     "kimi_k25_disable_thinking", "kimi_k26", "kimi_k26_preserve_thinking", "llama3", "nemotron3",
     "nemotron3_disable_thinking", "qwen3", "qwen3_disable_thinking", "qwen3_instruct", "qwen3_5",
     "qwen3_5_disable_thinking", "qwen3_8_xhigh_reasoning", "qwen3_8_disable_thinking", "role_colon",
@@ -80,6 +83,8 @@ DIFFERENCES: dict[str, Callable[[str, str, TrainOnWhat], bool]] = {
 
 TOOL = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
 OF_TOOLS = "each tool is declared wrapped"
+OF_ORDER = "not in the order of their calls"
+OF_HEADERS = "follows the first system message or another reply"
 
 
 def test_every_row_of_the_table_tells_of_a_difference_here() -> None:
@@ -89,8 +94,9 @@ def test_every_row_of_the_table_tells_of_a_difference_here() -> None:
     for says, tells in DIFFERENCES.items():
         assert len([row for row in claimed if says in row]) == 1, says
         assert any(tells(name, title, mode) for name in NAMES for title in CHATS for mode in TrainOnWhat), says
-    assert len([row for row in claimed if OF_TOOLS in row]) == 1
-    assert len(claimed) == len(DIFFERENCES) + 1
+    for says in (OF_TOOLS, OF_ORDER, OF_HEADERS):
+        assert len([row for row in claimed if says in row]) == 1
+    assert len(claimed) == len(DIFFERENCES) + 3
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_instruct", "qwen3_5", "kimi_k2", "nemotron3"])
@@ -101,6 +107,30 @@ def test_tools_are_declared_as_by_the_cookbook_but_for_what_the_table_says(name:
     ours = renderer(name)
     declared = ours.build_generation_prompt([*ours.create_conversation_prefix_with_tools([TOOL]), *user])
     assert (decode(declared.to_ints()) != decode(wanted.to_ints())) is (name == "qwen3_5")
+
+
+@pytest.mark.parametrize("name", ["glm5_3_max_reasoning", "deepseekv4_1"])
+def test_results_out_of_order_raise_where_the_cookbook_sorts_them(name: str) -> None:
+    call, body = cookbook.ToolCall, cookbook.ToolCall.FunctionBody
+    calls = [call(id=f"c{i}", function=body(name="f", arguments='{"a": "x"}')) for i in range(2)]
+    first, second = ({"role": "tool", "content": f"r{i}", "tool_call_id": f"c{i}"} for i in range(2))
+    before = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    theirs, ours = cookbook.get_renderer(name, everyones_tokenizer()), renderer(name)
+    ordered = theirs.build_generation_prompt([*before, first, second]).to_ints()
+    assert theirs.build_generation_prompt([*before, second, first]).to_ints() == ordered
+    before[1]["tool_calls"] = [{"id": c.id, "function": {"name": "f", "arguments": {"a": "x"}}} for c in calls]
+    assert ours.build_generation_prompt([*before, first, second]).to_ints() == ordered
+    with pytest.raises(RenderError, match="not in the order of the calls"):
+        ours.build_generation_prompt([*before, second, first])
+
+
+@pytest.mark.parametrize("before", [[], [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]])
+def test_a_deepseek_reply_after_no_user_message_has_a_header_unlike_the_cookbooks(before: list[Any]) -> None:
+    chat = [*(before or [{"role": "system", "content": "s"}]), {"role": "assistant", "content": "b"}]
+    theirs = cookbook.get_renderer("deepseekv4_1", everyones_tokenizer()).build_supervised_example(chat)[0]
+    ours = renderer("deepseekv4_1").build_supervised_example(chat).tokens
+    assert decode(ours).endswith("<｜Assistant｜><think></think>b<｜end▁of▁sentence｜>")
+    assert not decode(theirs.to_ints()).endswith("<｜Assistant｜><think></think>b<｜end▁of▁sentence｜>")
 
 
 @pytest.mark.parametrize("mode", list(TrainOnWhat))

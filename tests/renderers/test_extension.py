@@ -29,6 +29,9 @@ def called(content: str) -> list[dict[str, Any]]:
 WITNESSES: dict[str, list[dict[str, Any]]] = {
     # In history, reasoning is removed or emptied.
     "deepseekv3_thinking": REASONED,
+    "deepseekv4_1": REASONED,
+    "deepseekv4_1_low_reasoning": REASONED,
+    "deepseekv4_1_max_reasoning": REASONED,
     "kimi_k2": REASONED,
     "kimi_k25": REASONED,
     "kimi_k26": REASONED,

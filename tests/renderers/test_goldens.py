@@ -38,6 +38,22 @@ def tokenizer_of(folder: str | None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core)
 
 
+WHEEL_GOLDENS = GOLDENS / "tml_renderers"
+"""Texts of the package `tml_renderers` for formats without an official template; `test_tml_renderers` checks them."""
+WHEEL_ROWS = [
+    (path.stem, row)
+    for path in sorted(WHEEL_GOLDENS.glob("*.json"))
+    for row in json.loads(path.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("name", "row"), WHEEL_ROWS, ids=[f"{name}-{row['chat']}" for name, row in WHEEL_ROWS])
+def test_conversations_are_those_of_tml_renderers(name: str, row: dict[str, Any]) -> None:
+    ours = get_renderer(name, everyones_tokenizer())
+    example = ours.build_supervised_example(row["messages"], tools=row["tools"])
+    assert ours.decode(example.tokens) == nfc(row["text"])
+
+
 def test_every_template_has_a_golden_file() -> None:
     assert list(FILES) == sorted(BY_NAME)
     assert all(presets()[name] == presets()[other] for name, other in SAME.items())

@@ -9,6 +9,8 @@ import pytest
 from tests.renderers.chats import everyones_tokenizer, renderer
 from tinkerloop.renderers import Part
 
+USER = {"role": "user", "content": "q"}
+
 NEXT = "<|end|><|start|>assistant"
 THOUGHT = "<|channel|>analysis<|message|>t" + NEXT
 ANSWER = "<|channel|>final<|message|>x<|return|>"
@@ -114,3 +116,26 @@ def test_a_call_that_another_token_ends_is_malformed() -> None:
         assert termination == "malformed"
         assert message["tool_calls"][0].function.name == "f"
     assert parsed(CALL + "{}<|call|>").termination
+
+
+@pytest.mark.parametrize(
+    ("name", "declared", "recipient"),
+    [
+        ("f", [], "functions.f"),
+        ("browser.search", [], "browser.search"),
+        ("functions.a.b", [], "functions.a.b"),
+        ("a.b", ["a.b"], "functions.a.b"),
+    ],
+)
+def test_a_call_of_a_built_in_tool_has_no_functions_before_its_name(name: str, declared: Any, recipient: str) -> None:
+    ours, tools = renderer("gpt_oss_no_sysprompt"), [{"name": tool, "parameters": {}} for tool in declared]
+    call = {"id": "1", "function": {"name": name, "arguments": "{}"}}
+    chat = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    trained = ours.build_supervised_example(chat, tools=tools)
+    assert ours.decode(trained.tokens).endswith(
+        f"assistant to={recipient}<|channel|>commentary json<|message|>{{}}<|call|>"
+    )
+    sampled = [token for token, weight in zip(trained.tokens, trained.weights, strict=True) if weight]
+    assert ours.parse_response(sampled, tools=tools).message["tool_calls"][0].function.name == name
+    answered = ours.build_generation_prompt([*chat, {"role": "tool", "content": "r", "tool_call_id": "1"}], tools=tools)
+    assert f"<|call|><|start|>{recipient} to=assistant<|channel|>" in ours.decode(answered.to_ints())

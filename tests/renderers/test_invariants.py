@@ -189,7 +189,8 @@ def test_tool_arguments_come_back_by_value(name, messages):
         for call, wanted in zip(parsed.message["tool_calls"], given_calls, strict=True):
             assert call.function.name == wanted["function"]["name"]
             arguments = json.loads(call.function.arguments)
-            assert list(arguments) == [nfc(k) for k in wanted["function"]["arguments"]]
+            keys = [nfc(key) for key in wanted["function"]["arguments"]]
+            assert list(arguments) == (sorted(keys) if name == "tml_v0" else keys)
             assert arguments.get("city") == wanted["function"]["arguments"].get("city") or not isinstance(
                 wanted["function"]["arguments"].get("city"), str
             )
@@ -469,8 +470,10 @@ def test_every_trained_reply_owns_exactly_one_stop(name, messages):
     if not ours.grammar.stop_texts:
         history = {ours._assembler.ids["<|end|>"]} if name.startswith("gpt_oss") else set()
         for span in stop_spans:
-            assert span.stop - span.start == 1
-            assert example.tokens[span.start] in {*ours.get_stop_sequences(), *history}
+            assert span.stop - span.start == (
+                2 if name == "tml_v0" else 1
+            )  # tml_v0 first ends the reply's last message
+            assert example.tokens[span.stop - 1] in {*ours.get_stop_sequences(), *history}
     replies = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     if name == "role_colon":  # a token may hold the end of the reply and the start of the stop text "\n\nUser:"
         assert all(decode(example.tokens[s.start : s.stop]).endswith("User:") for s in stop_spans)
@@ -598,7 +601,8 @@ def test_a_prefill_is_in_the_prompt_and_in_the_message(name, messages, prefill):
     asked = prompt(name, messages)
     primed = prompt(name, messages, prefill=prefill)
     assert primed[: len(asked)] == asked
-    assert nfc(prefill) == decode(primed[len(asked) :])
+    header = "<|message_model|><|content_text|>" if name == "tml_v0" else ""  # usually the model samples it
+    assert header + nfc(prefill) == decode(primed[len(asked) :])
     parser = ours.parser(prefill=prefill)
     parser.feed([])
     message = parser.finish()[1].message

@@ -284,6 +284,25 @@ def test_inline_reasoning_is_extracted_as_the_template_does(name: str, content: 
     assert ours.decode(ours.build_supervised_example(messages).tokens) == wanted
 
 
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_disable_thinking", "qwen3_thinking"])
+@pytest.mark.parametrize("reasoning", ["", "\n", "\n\n", " "])
+def test_a_reply_before_the_last_has_a_block_for_reasoning_of_nothing_but_newlines(name: str, reasoning: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call], "reasoning_content": reasoning},
+        {"role": "tool", "content": "r", "tool_call_id": "1"},
+        {"role": "assistant", "content": "a"},
+    ]
+    wanted = official(template_of(case.template), messages, **case.variables).removesuffix(case.ends_with)
+    ours = get_renderer(name, everyones_tokenizer())
+    assert ours.decode(ours.build_supervised_example(messages).tokens) == wanted
+    last = [messages[0], {"role": "assistant", "content": "a", "reasoning_content": reasoning.strip(" ")}]
+    wanted = official(template_of(case.template), last, **case.variables).removesuffix(case.ends_with)
+    assert ours.decode(ours.build_supervised_example(last).tokens) == wanted
+
+
 def test_the_one_seam_is_where_sampling_starts() -> None:
     """A newline at the start of a reply joins the header's newline in one token in history, but not in training."""
     ours = get_renderer("qwen3_instruct", everyones_tokenizer())

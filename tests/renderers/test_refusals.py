@@ -312,10 +312,9 @@ def test_an_unknown_name_gets_the_nearest_ones() -> None:
         get_renderer("qwen3_instrct", everyones_tokenizer())
 
 
-@pytest.mark.parametrize("name", ["deepseekv4_1", "kimi_k31_pro_max_reasoning", "tml_v0"])
-def test_a_format_of_the_cookbooks_that_is_not_here_is_called_so(name: str) -> None:
-    with pytest.raises(UnknownRendererError, match="does not have; 'template' renders any model"):
-        get_renderer(name, everyones_tokenizer())
+def test_a_format_of_the_cookbooks_that_is_not_here_is_called_so() -> None:
+    with pytest.raises(UnknownRendererError, match=r"does not have, because .*; 'template' renders any model"):
+        get_renderer("kimi_k31_pro_max_reasoning", everyones_tokenizer())
 
 
 def test_a_registered_renderer_is_found_by_its_name_and_forgotten() -> None:

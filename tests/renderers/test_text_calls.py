@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.renderers.chats import everyones_tokenizer, renderer
+from tests.renderers.chats import everyones_tokenizer, renderer, tokenizer_with
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import StreamingTextDelta, StreamingToolCallDelta, get_renderer
 from tinkerloop.renderers.text_calls import find_call
@@ -168,3 +168,12 @@ def test_a_trained_reply_that_spells_the_python_tag_is_refused() -> None:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<|python_tag|>f.call()"}]
     with pytest.raises(RenderError, match=r"spells '<\|python_tag\|>'"):
         get_renderer("llama3", everyones_tokenizer()).build_supervised_example(messages)
+
+
+def test_sampling_stops_where_a_call_awaits_its_result() -> None:
+    ids = everyones_tokenizer().convert_tokens_to_ids(["<|eot_id|>", "<|eom_id|>"])
+    assert renderer("llama3").get_stop_sequences() == ids
+    older = get_renderer(
+        "llama3", tokenizer_with(["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+    )
+    assert len(older.get_stop_sequences()) == 1

@@ -118,9 +118,9 @@ def test_a_repeated_creation_gives_the_same_model_and_the_same_sampler(raw):
 def test_a_request_that_is_too_large_fails_in_its_place(tmp_path, datum):
     from tests.server.conftest import RawClient
     from tinkerloop.server.running import ServerOptions, background_server
-    from tinkerloop.server.sessions import Limits
+    from tinkerloop.server.sessions import ServerLimits
 
-    options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu", limits=Limits(body_bytes=10_000))
+    options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu", limits=ServerLimits(body_bytes=10_000))
     with background_server(options) as url:
         with tinker.ServiceClient(base_url=url, api_key="tml-key") as service:
             client = service.create_lora_training_client("tiny", rank=4).result()

@@ -82,9 +82,9 @@ def test_a_saved_checkpoint_can_be_sampled_from(service, client, datum):
 
 def test_a_session_has_at_most_so_many_samplers_and_the_least_recently_used_one_goes(tmp_path):
     from tinkerloop.server.running import ServerOptions, background_server
-    from tinkerloop.server.sessions import Limits
+    from tinkerloop.server.sessions import ServerLimits
 
-    options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu", limits=Limits(samplers=2))
+    options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu", limits=ServerLimits(samplers=2))
     with background_server(options) as url, tinker.ServiceClient(base_url=url, api_key="tml-key") as service:
         samplers = [service.create_sampling_client(base_model="tiny").result() for _ in range(2)]
         samplers[0].compute_logprobs(PROMPT).result()

@@ -17,7 +17,7 @@ from tinkerloop.local.runtime.engine import Engine
 from tinkerloop.server.answers import KEEP_FETCHED, KEEP_UNFETCHED
 from tinkerloop.server.request_order import GAP_SECONDS
 from tinkerloop.server.service import TinkerService
-from tinkerloop.server.sessions import Limits
+from tinkerloop.server.sessions import ServerLimits
 
 STEP = {"learning_rate": 1e-3}
 
@@ -25,7 +25,7 @@ STEP = {"learning_rate": 1e-3}
 @asynccontextmanager
 async def running(tmp_path, **limits: Any) -> AsyncIterator[TinkerService]:
     engine = Engine(CheckpointStore(tmp_path), torch.device("cpu"), torch.float32, folders={"tiny": "tiny"})
-    service = TinkerService(engine, Limits(**limits))
+    service = TinkerService(engine, ServerLimits(**limits))
     yield service
     await service.stop()
 

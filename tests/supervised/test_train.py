@@ -329,3 +329,10 @@ def test_the_learning_rate_none_is_the_recommended_one_of_the_model(make):
     assert make(model_name="Qwen/Qwen3-8B", learning_rate=None).learning_rate == pytest.approx(4.73e-4, rel=1e-3)
     with pytest.raises(PlanError, match="set learning_rate"):
         make(model_name="openai/gpt-oss-20b", learning_rate=None)
+
+
+def test_a_dry_run_prints_an_estimate_and_writes_nothing(make, capsys):
+    summary = run(make(num_epochs=3, dry_run=True))
+    assert (summary.step, summary.reason) == (0, "dry run")
+    assert "steps                15 (5 batches in each of 3 epochs)" in capsys.readouterr().out
+    assert not Path("run").exists()

@@ -6,7 +6,7 @@ from tinkerloop.callbacks.evaluation import Evaluate, nll, sampled, together
 from tinkerloop.callbacks.preempt import Preempt
 from tinkerloop.callbacks.progress import Progress
 from tinkerloop.callbacks.schedule import LRSchedule
-from tinkerloop.callbacks.stopping import Budget, EarlyStop, StopOnNonFinite
+from tinkerloop.callbacks.stopping import Budget, EarlyStop, StopOnNonFinite, StopWhen
 from tinkerloop.callbacks.timing import Timing
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Preempt",
     "Progress",
     "StopOnNonFinite",
+    "StopWhen",
     "Timing",
     "nll",
     "sampled",

@@ -14,6 +14,7 @@ import numpy as np
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
+from tinkerloop.datum import read_tensor
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
@@ -117,7 +118,8 @@ def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_b
         raise PlanError("nll needs at least one datum to evaluate, got none")
     size = batch_size or len(datums)
     batches = [list(datums[start : start + size]) for start in range(0, len(datums), size)]
-    total = math.fsum(float(np.sum(d.loss_fn_inputs["weights"].to_numpy(), dtype=np.float64)) for d in datums)
+    weights = [read_tensor("weights", datum.loss_fn_inputs["weights"]) for datum in datums]
+    total = math.fsum(float(np.sum(one, dtype=np.float64)) for one in weights)
     if not total > 0:
         raise PlanError(
             f"the weights of the evaluated datums sum to {total:g}, but nll needs a positive sum: pass datums with "

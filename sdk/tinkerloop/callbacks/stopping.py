@@ -1,4 +1,7 @@
-"""Callbacks that end a run early: when a metric stops improving, a value is not finite, or a budget is used up."""
+"""Callbacks that end a run early.
+
+They stop when a metric stops improving or leaves its bounds, when a value is not finite, or when a budget is used up.
+"""
 
 from __future__ import annotations
 
@@ -83,6 +86,71 @@ class EarlyStop(Callback):
         if self.state.bad < self._patience:
             return None
         return Stop(f"{self._metric} has not improved on {self.state.best:.6g} since step {self.state.best_step}")
+
+
+@dataclass
+class _Outside:
+    rows: int = 0
+    value: float = 0.0
+    is_known: bool = False
+
+
+class StopWhen(Callback):
+    """Stop when a metric has been above or below a threshold for `patience` rows in a row.
+
+    It can be any metric that is logged for steps or evaluations, also by another callback. Rows without the metric do
+    not count; NaN counts as beyond the threshold. A resumed run decides again from the saved state.
+
+        StopWhen("policy/kl_k3", above=0.1, patience=5)
+
+    Args:
+        metric: the metric as it is logged, such as "policy/kl_k3" or "test/nll". Its evaluation must not be detached.
+        above: stop when the metric is greater than this; None: no upper threshold.
+        below: stop when the metric is less than this; None: no lower threshold.
+        patience: the number of rows in a row, each with the metric beyond the threshold, after which the run stops.
+    """
+
+    def __init__(self, metric: str, *, above: float | None = None, below: float | None = None, patience: int = 1):
+        if above is None and below is None:
+            raise PlanError(f"StopWhen needs a threshold for {metric!r}, got none: pass above= or below=")
+        if patience < 1:
+            raise PlanError(f"patience must be >= 1, got {patience}")
+        thresholds = {"above": above, "below": below}
+        self._bounds = " or ".join(f"{side} {value:g}" for side, value in thresholds.items() if value is not None)
+        self.name = f"stop-when:{metric}"
+        self._metric, self._patience = metric, patience
+        self._above = math.inf if above is None else above
+        self._below = -math.inf if below is None else below
+        self.state = _Outside()
+        self._missed: set[str] = set()
+
+    @property
+    def decides_from(self) -> Mapping[str, bool]:  # type: ignore[override]
+        return {self._metric: False}
+
+    def on_start(self, step: int, steps: int | None) -> Requests:
+        return self._decide()
+
+    def on_row(self, step: int, row: Mapping[str, float]) -> Requests:
+        if self._metric not in row:
+            self._missed.update(row)
+            return None
+        value = float(row[self._metric])
+        is_outside = not self._below <= value <= self._above  # also true for NaN
+        self.state = _Outside(self.state.rows + 1 if is_outside else 0, value, is_known=True)
+        return self._decide()
+
+    def on_end(self, summary: Summary) -> None:
+        if not self.state.is_known and self._missed and summary.error is None:
+            raise TinkerloopError(
+                f"nothing has logged the metric {self._metric!r}, so it could never stop the run: the metrics are "
+                f"{sorted(self._missed)}{did_you_mean(self._metric, self._missed)}"
+            )
+
+    def _decide(self) -> Requests:
+        if self.state.rows < self._patience:
+            return None
+        return Stop(f"{self._metric} was {self._bounds} {self.state.rows} times in a row, last {self.state.value:.6g}")
 
 
 class StopOnNonFinite(Callback):

@@ -20,9 +20,11 @@ from tinkerloop.terminal import printable
 
 COMMANDS = {
     "chat": "tinkerloop.cli.chat",
+    "estimate": "tinkerloop.cli.estimate",
     "export": "tinkerloop.cli.export",
     "inspect": "tinkerloop.cli.inspect",
     "report": "tinkerloop.cli.report",
+    "rollouts": "tinkerloop.cli.show_rollouts",
     "run": "tinkerloop.cli.run_script",
     "runs": "tinkerloop.cli.runs",
     "serve": "tinkerloop.cli.serve",

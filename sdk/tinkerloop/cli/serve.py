@@ -63,13 +63,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from tinkerloop.server.base_models import read_models
     from tinkerloop.server.running import ServerOptions, run_server
-    from tinkerloop.server.sessions import Limits
+    from tinkerloop.server.sessions import ServerLimits
 
     models = read_models(arguments.model)
     if not models:
         print("tinkerloop serve: no base model is given, so nothing can be trained; pass --model", file=sys.stderr)
         return 2
-    limits = Limits(
+    limits = ServerLimits(
         sessions=arguments.max_sessions,
         models=arguments.max_models,
         samplers=arguments.max_samplers,

@@ -1,7 +1,7 @@
 """Training data for the loop: rows of files, streams and datasets, checked and grouped into resumable batches."""
 
 from tinkerloop.data.adapters import ADAPTERS, Adapter, alpaca, prompt_completion, sharegpt
-from tinkerloop.data.batches import Batches, RowBatches, batches
+from tinkerloop.data.batches import Batches, RowBatches, SampledBatches, batches
 from tinkerloop.data.conversations import (
     Conversation,
     Conversations,
@@ -39,6 +39,7 @@ __all__ = [
     "RawRow",
     "Report",
     "RowBatches",
+    "SampledBatches",
     "Skipped",
     "Source",
     "StreamBatches",

@@ -62,6 +62,35 @@ class Batches(Protocol):
         ...
 
 
+@runtime_checkable
+class SampledBatches(Batches, Protocol):
+    """Batches that are sampled from the weights in training, so that they need to know the boundaries of the loop.
+
+    A boundary is the point between two optimizer steps: at boundary s, exactly steps 0 to s - 1 have been applied to
+    the weights.
+    """
+
+    def at_boundary(self, step: int) -> None:
+        """Note that the next batches are requested at boundary `step`. Called before the first of them."""
+        ...
+
+    def settle(self, cursor: Any) -> None:
+        """Finish and store what was begun before `cursor`. Called before a record with this cursor is written.
+
+        The weights that it is sampled from do not exist any more when a run is resumed from the record.
+        """
+        ...
+
+
+def refuse_sampled(batches: object, name: str) -> None:
+    """Raise DataError if `batches` are sampled from the weights: the function `name` does not pass on boundaries."""
+    if isinstance(batches, SampledBatches):
+        raise DataError(
+            f"{name} cannot take {type(batches).__name__}, whose batches are sampled from the weights of a boundary",
+            remedy="pass it to the loop itself; its option `staleness` samples ahead of training",
+        )
+
+
 def batches(
     examples: Sequence[Any],
     batch_size: int,

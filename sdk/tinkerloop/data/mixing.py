@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tinkerloop.data.batches import Batches, Cursor, check_cursor
+from tinkerloop.data.batches import Batches, Cursor, check_cursor, refuse_sampled
 from tinkerloop.errors import DataError
 
 
@@ -63,6 +63,8 @@ class MixedBatches:
         length: int | None = None,
     ):
         check_weights(parts, weights)
+        for part in parts.values():
+            refuse_sampled(part, "mix")
         if batch_size < 1 or (length is not None and length < 1):
             raise DataError(f"batch_size and length must be at least 1, got {batch_size=} and {length=}")
         if until not in ("first", "all"):

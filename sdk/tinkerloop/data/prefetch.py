@@ -12,12 +12,11 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tinkerloop.data.batches import Batches, refuse_sampled
 from tinkerloop.errors import DataError
 
 if TYPE_CHECKING:
     import tinker
-
-    from tinkerloop.data.batches import Batches
 
 
 def prefetch(batches: Batches, n: int = 2) -> Prefetched:
@@ -32,7 +31,7 @@ def prefetch(batches: Batches, n: int = 2) -> Prefetched:
         requested.
 
     Raises:
-        DataError: `n` is less than 1.
+        DataError: `n` is less than 1, or the batches are sampled from the weights in training.
     """
     return Prefetched(batches, n)
 
@@ -46,6 +45,7 @@ class Prefetched:
     def __init__(self, batches: Batches, n: int):
         if n < 1:
             raise DataError(f"n, the number of batches to prepare ahead, must be at least 1, got {n}")
+        refuse_sampled(batches, "prefetch")
         self._inner, self._ahead = batches, n
         self._cursor = batches.cursor
         self._work: _Worker | None = None

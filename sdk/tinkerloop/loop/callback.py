@@ -93,6 +93,12 @@ class Callback:
     def on_eval(self, result: EvalResult) -> Requests:
         """Handle the result of an evaluation. `result.step` is the boundary whose weights were evaluated."""
 
+    def on_row(self, step: int, row: Mapping[str, float]) -> Requests:
+        """Handle the row of metrics of a step or an evaluation, with what the callbacks have added to it.
+
+        Called after `on_step` or `on_eval` of all callbacks; not for a detached evaluation.
+        """
+
     def on_save(self, record: Record) -> Requests:
         """Handle a record that has been written to `checkpoints.jsonl`.
 

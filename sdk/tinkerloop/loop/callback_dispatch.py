@@ -28,6 +28,7 @@ ALLOWED: Mapping[str, tuple[type, ...]] = {
     "on_boundary": (Eval, Log, Save, Stop),
     "on_step": (Log, Stop),
     "on_eval": (Log, Stop),
+    "on_row": (Stop,),
     "on_save": (Log, Retain, Stop),
     "on_end": (),
 }

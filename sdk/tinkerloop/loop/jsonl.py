@@ -19,8 +19,13 @@ from typing import Any
 from tinkerloop.errors import CheckpointError
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, *, restore_numbers: bool = True) -> Iterator[dict[str, Any]]:
     """Yield the JSON object of every complete line. Yield nothing if the file does not exist.
+
+    Args:
+        path: the file.
+        restore_numbers: return the strings "NaN", "Infinity" and "-Infinity" as numbers. Pass False for a file whose
+            texts may be one of these words, such as the messages of trajectories, and whose numbers are all finite.
 
     Raises:
         CheckpointError: a complete line is not a JSON object.
@@ -35,7 +40,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 value = json.loads(line)
             except ValueError:
                 value = None
-            if any(mark in line for mark in _MARKS):
+            if restore_numbers and any(mark in line for mark in _MARKS):
                 value = _with_numbers(value)
             if not isinstance(value, dict):
                 raise CheckpointError(
@@ -69,10 +74,15 @@ def set_aside(path: Path) -> Path:
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Append `row` as one line and flush it to disk. On an error, restore the file's previous length and raise."""
+    append_lines(path, [row])
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append `rows`, one per line, and flush them to disk. On an error, restore the previous length and raise."""
     end = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab") as file:
-            file.write(encode(row))
+            file.writelines(map(encode, rows))
             file.flush()
             os.fsync(file.fileno())
     except BaseException:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss, TrainingClientLike
-from tinkerloop.data.batches import Batches
+from tinkerloop.data.batches import Batches, SampledBatches
 from tinkerloop.errors import CheckpointError, NonFiniteError, PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.callback_dispatch import Dispatcher
@@ -223,6 +223,8 @@ class Loop:
             step, settled = self._step, self._step - 1 - self._pipeline.ahead
             # Before step s is queued, exactly the results of the steps up to s - 1 - ahead have been delivered.
             yield from self._deliver(settled)
+            if isinstance(self._batches, SampledBatches):
+                self._batches.at_boundary(step)
             # A resumed run must not skip the next batch, so the cursor is read before that batch.
             cursor = None if self._checkpoints is None else self._batches.cursor
             batches = self._fetch()
@@ -339,6 +341,9 @@ class Loop:
                 f"the loss is {self._metrics['loss']} at boundary {self._step}, so no record is written here: "
                 "resume from the last record with a lower learning rate or grad_clip_norm, or inspect the batch"
             )
+        if isinstance(self._batches, SampledBatches):
+            # A resumed run has the weights of this boundary and of no earlier one.
+            self._batches.settle(cursor)
         states, metrics = self._callbacks.states(), dict(self._metrics)
         rows, run = self._sinks.rows, self._pipeline.run
         tokens, trained = self._delivered_tokens  # of all steps so far, because their results were delivered
@@ -424,6 +429,9 @@ class Loop:
             else:
                 self._take(result.step, name, request)
         self._emit(result.step, row, detached=detached)
+        if row and not detached:  # a decision from a detached evaluation would depend on timing
+            for name, request in self._callbacks.ask("on_row", result.step, result.step, row):
+                self._take(result.step, name, request)
 
     def _take(self, step: int, name: str, request: Request) -> None:
         """Carry out a `Stop`, `Log` or `Accumulate`, whose handling does not depend on the event."""

@@ -27,7 +27,7 @@ from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.loop.checkpoints import new_run_id
 from tinkerloop.loop.events import EvalResult, StepResult
 from tinkerloop.loop.futures import Flow, Wait, iterate
-from tinkerloop.loop.plan import MicroBatch, Plan, check_loss_name, mean_loss, normalized
+from tinkerloop.loop.plan import MicroBatch, Plan, check_loss_name, folded, mean_loss, normalized
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,16 @@ class Pipeline:
         """Queue one optimizer step.
 
         Returns:
-            The plan as it was queued, with normalised weights.
+            The plan as it was queued, with normalised weights. The service receives the weights of policy losses
+            multiplied into the advantages; the plan keeps them, so that callbacks can see which tokens were sampled.
 
         Raises:
             PlanError: the plan is invalid, as described at `tinkerloop.loop.plan.normalized`.
+            DatumError: the weights of a policy datum cannot be multiplied into its advantages.
         """
         plan = normalized(plan)
-        futures: list[Future[Any]] = [_submit(self.client, one) for one in plan.micro_batches]
+        micro_batches = [folded(one) for one in plan.micro_batches]
+        futures: list[Future[Any]] = [_submit(self.client, one) for one in micro_batches]
         futures.append(self.client.optim_step(plan.optim))
 
         def finish(values: list[Any]) -> StepResult:

@@ -19,11 +19,16 @@ from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss
-from tinkerloop.datum import LOSS_INPUTS, scale_weights
+from tinkerloop.datum import LOSS_INPUTS, POLICY_LOSSES, fold_weights, read_tensor, scale_weights
 from tinkerloop.errors import PlanError
 
 Normalize = Literal["token", "example", "none"]
 NORMALIZE: tuple[Normalize, ...] = ("token", "example", "none")
+_PROPORTIONAL = ("cross_entropy", "importance_sampling", "ppo", "cispo", "gspo")
+"""The built-in losses that are proportional to the weights, also when these are multiplied into the advantages.
+
+dro is not: its quadratic term does not depend on the advantage. The formula of stable_reinforce is not published.
+"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Plan:
         normalize: how the loss weights are scaled over the whole step. "token": all weights together are scaled to sum
             to 1, so the loss is the weighted mean over tokens. "example": each datum's weights are scaled to sum to
             1/n, where n is the number of datums, so the loss is the mean of the datums' weighted means. "none": the
-            weights are not changed.
+            weights are not changed. The weights of a policy loss are multiplied into its advantages when the plan is
+            queued. A plan with another loss than cross_entropy, importance_sampling, ppo, cispo and gspo needs "none".
     """
 
     step: int
@@ -88,7 +94,9 @@ class Plan:
         """The number of positions whose weight is not 0, in all datums. A datum without weights counts as a whole."""
         weights = [datum.loss_fn_inputs.get("weights") for datum in self.datums]
         return sum(
-            datum.model_input.length if weight is None else int(np.count_nonzero(_by_position(weight.to_numpy())))
+            datum.model_input.length
+            if weight is None
+            else int(np.count_nonzero(_by_position(read_tensor("weights", weight))))
             for datum, weight in zip(self.datums, weights, strict=True)
         )
 
@@ -145,16 +153,12 @@ def normalized(plan: Plan) -> Plan:
         raise PlanError(
             f"step {plan.step} has no datums, or has an empty micro-batch: every micro-batch needs at least one datum"
         )
+    for one in plan.micro_batches:
+        if one.loss_fn not in _PROPORTIONAL:
+            _refuse_scaling(plan, one)
     if plan.normalize == "none":
         return plan
-    for one in plan.micro_batches:
-        if one.loss_fn != "cross_entropy":
-            raise PlanError(
-                f"normalize={plan.normalize!r} can scale only the weights of cross_entropy, but step {plan.step} has a "
-                f'micro-batch with loss {_loss_name(one.loss_fn)}: use normalize="none" and scale the inputs of the '
-                "loss yourself"
-            )
-    sums = [_weight_sum(datum) for datum in datums]
+    sums = [_weight_sum(datum, one.loss_fn) for one in plan.micro_batches for datum in one.datums]
     if plan.normalize == "token":
         _refuse_unless_positive(plan, sum(sums), "the step's weights")
         factors = [1.0 / sum(sums)] * len(sums)
@@ -165,6 +169,17 @@ def normalized(plan: Plan) -> Plan:
     scaled = map(scale_weights, datums, factors)
     micro_batches = [replace(one, datums=tuple(islice(scaled, len(one.datums)))) for one in plan.micro_batches]
     return Plan(plan.step, tuple(micro_batches), plan.optim, plan.normalize)
+
+
+def folded(micro_batch: MicroBatch) -> MicroBatch:
+    """Return the micro-batch as the service accepts it: without the weights of policy losses, see `fold_weights`.
+
+    Raises:
+        DatumError: the weights of a datum cannot be multiplied into its advantages.
+    """
+    if micro_batch.loss_fn not in POLICY_LOSSES:
+        return micro_batch
+    return replace(micro_batch, datums=tuple(map(fold_weights, micro_batch.datums)))
 
 
 def mean_loss(plan: Plan, loss_sum: float) -> float:
@@ -180,7 +195,7 @@ def mean_loss(plan: Plan, loss_sum: float) -> float:
     """
     if plan.normalize != "none" or any(one.loss_fn != "cross_entropy" for one in plan.micro_batches):
         return loss_sum
-    total = sum(_weight_sum(datum) for datum in plan.datums)
+    total = sum(_weight_sum(datum, "cross_entropy") for datum in plan.datums)
     return loss_sum / total if total > 0 else loss_sum
 
 
@@ -209,14 +224,36 @@ def _refuse_unless_positive(plan: Plan, total: float, what: str) -> None:
         )
 
 
-def _weight_sum(datum: tinker.Datum) -> float:
+def _refuse_scaling(plan: Plan, micro_batch: MicroBatch) -> None:
+    """Raise if `plan` scales the weights of a micro-batch whose loss is not proportional to the weights."""
+    name = _loss_name(micro_batch.loss_fn)
+    if plan.normalize != "none":
+        raise PlanError(
+            f"normalize={plan.normalize!r} can scale only the weights of {', '.join(_PROPORTIONAL)}, but step "
+            f'{plan.step} has a micro-batch with loss {name}: use normalize="none" and scale the inputs of the loss '
+            "yourself"
+        )
+    if micro_batch.loss_fn in POLICY_LOSSES:
+        for datum in micro_batch.datums:
+            weights = datum.loss_fn_inputs.get("weights")
+            if weights is not None and not np.isin(weights.to_numpy(), (0, 1)).all():
+                raise PlanError(
+                    f"the loss {name} is not proportional to the advantages, so the weights of its sampled tokens must "
+                    f"be 1, but step {plan.step} has other weights: create the datums with weight 1"
+                )
+
+
+def _weight_sum(datum: tinker.Datum, loss_fn: str | CustomLoss) -> float:
     weights = datum.loss_fn_inputs.get("weights")
     if weights is None:
+        remedy = "tinkerloop.make_datum"
+        if loss_fn != "cross_entropy":
+            remedy = 'tinkerloop.rollouts.policy_datum, or use normalize="none"'
         raise PlanError(
-            f"a datum for cross_entropy needs 'weights' in its loss_fn_inputs, got {sorted(datum.loss_fn_inputs)}: "
-            "build datums with tinkerloop.make_datum, or add weights"
+            f"to normalise the loss, a datum for {_loss_name(loss_fn)} needs 'weights' in its loss_fn_inputs, got "
+            f"{sorted(datum.loss_fn_inputs)}: build datums with {remedy}"
         )
-    return float(weights.to_numpy().sum(dtype=np.float64))
+    return float(read_tensor("weights", weights).sum(dtype=np.float64))
 
 
 def _loss_name(loss_fn: str | CustomLoss) -> str:

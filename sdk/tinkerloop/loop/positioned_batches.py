@@ -9,6 +9,7 @@ from typing import Any
 
 from tinkerloop._lazy import tinker
 from tinkerloop.data.batches import Batches
+from tinkerloop.datum import read_tensor
 from tinkerloop.errors import PlanError
 
 
@@ -67,7 +68,7 @@ def _update(digest: Any, datums: Any) -> None:
     for datum in (*datums[:1], *datums[-1:]):
         digest.update(f"{datum.model_input.length} positions".encode())
         for name, tensor in sorted(datum.loss_fn_inputs.items()):
-            digest.update(name.encode() + tensor.to_numpy().tobytes())
+            digest.update(name.encode() + read_tensor(name, tensor).tobytes())
 
 
 class _Iterated:

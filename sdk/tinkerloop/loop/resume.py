@@ -15,6 +15,7 @@ from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.weak_identity_map import WeakIdentityMap
+from tinkerloop.model_info import warn_if_retired
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +42,13 @@ def open_training_client(
     Raises:
         CheckpointError: the service no longer has the checkpoint of the record, or `create` names another model.
     """
-    from tinker import NotFoundError
+    from tinker import NotFoundError, ServiceClient
 
     options: Any = create  # the service raises if base_model is missing
     asked = {name: value for name, value in options.items() if name in _RECORDED}
     if record is None:
+        if isinstance(service, ServiceClient):  # the hosted service, not the embedded engine
+            warn_if_retired(str(options.get("base_model")))
         client = resolve(service.create_lora_training_client(**options))
         _models.set(client, {**_described(client), **asked})
         return client

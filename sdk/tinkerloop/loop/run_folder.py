@@ -41,6 +41,7 @@ class Run:
         facts.json         facts about the data and the model, written by `run.describe`
         metrics.jsonl      one row per step, evaluation or `Log`, written by the sink `run.metrics`
         checkpoints.jsonl  one line per record, written by `run.checkpoints`
+        rollouts.jsonl     one line per group of rollouts, if `Rollouts` were given this path as `log`
         lock, lock.holder  the lock, and the process that holds it
         summary.json       how the latest training ended; absent while it runs and after a kill
 

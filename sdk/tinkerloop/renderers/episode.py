@@ -28,13 +28,15 @@ from tinkerloop.renderers.rendered import Rendered, SpanLabel, SpanTable, model_
 class Segment:
     """One token sequence of an episode. Tokens are only ever appended to it.
 
-    `logprobs` has one entry for each token: 0 for tokens that were not sampled.
+    `logprobs` has one entry for each token: 0 for tokens that were not sampled. `sampled` has the start, the stop and
+    the number of each reply whose ids are in this segment; the replies of an episode are numbered from 0.
     """
 
     tokens: list[int] = field(default_factory=list)
     span_table: SpanTable = field(default_factory=lambda: SpanTable([], [], []))
     logprobs: list[float] = field(default_factory=list)
     images: list[tuple[int, Any]] = field(default_factory=list)
+    sampled: list[tuple[int, int, int]] = field(default_factory=list)
 
     def extend(self, rendered: Rendered) -> None:
         """Append rendered tokens. Their logprobs are 0, because they were not sampled."""
@@ -95,6 +97,7 @@ class Episode:
         self.segments: list[Segment] = [Segment()]
         self._on_rewrite = on_rewrite
         self._parsed: Parsed | None = None  # the last reply; None once messages follow it
+        self._replies = 0  # the number of replies sampled so far
         self._unsettled: list[tuple[int, str | None]] = []  # (index, text) of replies that a user message may rewrite
         self.segments[-1].extend(renderer.assemble_prompt(self._conversation))
 
@@ -136,7 +139,9 @@ class Episode:
         turn, spans = len(self._conversation), parsed.spans
         starts = [span.start for span in spans]
         labels = [(turn, span.part) for span in spans]
+        segment.sampled.append((len(segment.tokens), len(segment.tokens) + len(ids), self._replies))
         segment.append(ids, starts, labels, [1.0] * len(spans), id_logprobs)
+        self._replies += 1
         self.messages.append(parsed.message)
         return parsed
 
@@ -161,7 +166,7 @@ class Episode:
         new, roles = added.messages, {message.role for message in added.messages}
         if "assistant" in roles:
             raise EpisodeError("the new messages contain an assistant message; append replies with add_sampled()")
-        if place := _where_broken(self._parsed):
+        if place := where_broken(self._parsed):
             raise EpisodeError(
                 f"no message can follow the last reply, which is {self._parsed.termination.value} {place}; "
                 "end the episode here"
@@ -263,7 +268,7 @@ def _without_reasoning(conversation: CheckedConversation) -> CheckedConversation
     return replace(conversation, messages=(*before, last._replace(reasoning=None)))
 
 
-def _where_broken(parsed: Parsed) -> str | None:
+def where_broken(parsed: Parsed) -> str | None:
     """Return where a reply is broken, as part of an error message, or None if messages can follow the reply.
 
     A reply is broken if it ends inside a block, or if it continues after its end.

@@ -21,6 +21,7 @@ Factory = Callable[..., Renderer]
 
 _FAMILIES = (
     "families.deepseekv3",
+    "families.deepseekv4_1",
     "families.glm",
     "families.gpt_oss",
     "families.kimi",
@@ -29,10 +30,11 @@ _FAMILIES = (
     "families.qwen3",
     "families.qwen3_5",
     "families.role_colon",
+    "families.tml_v0",
     "template",
 )
 _ALIASES = {"chatml": "qwen3_instruct", "qwen3vl": "qwen3_vl", "qwen3vl_instruct": "qwen3_vl_instruct"}
-_ABSENT = ("deepseekv4_1", "kimi_k31_pro", "tml_v0")
+_ABSENT = ("kimi_k31_pro",)
 """Prefixes of the names of formats that the Tinker Cookbook has and this library does not."""
 _REGISTERED: dict[str, Factory] = {}
 
@@ -95,8 +97,9 @@ def get_renderer(
     preset = presets().get(_ALIASES.get(name, name))
     if preset is None and name.startswith(_ABSENT):
         raise UnknownRendererError(
-            f"{name!r} is a format of the Tinker Cookbook that this library does not have; 'template' renders any "
-            "model whose tokenizer has a chat_template, and register_renderer adds your own renderer"
+            f"{name!r} is a format of the Tinker Cookbook that this library does not have, because the package of the "
+            "Cookbook does not describe it; 'template' renders any model whose tokenizer has a chat_template, and "
+            "register_renderer adds your own renderer"
         )
     if preset is None:
         known_names = get_registered_renderer_names()

@@ -16,7 +16,7 @@ from typing import Any
 from tinkerloop.errors import RenderError
 from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
-from tinkerloop.renderers.pieces import Part, Pieces, markup, text
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, text
 
 # ---- names, arguments and values
 
@@ -317,13 +317,121 @@ def name_in_id(call_id: str) -> str:
     return re.sub(r":\d+$", "", call_id.removeprefix("functions.")) or call_id
 
 
+# ---- XML tags that are spelled with one control token: DeepSeek V4.1
+
+DSML = "｜DSML｜"
+"""The control token in every tag of a call, as in `<｜DSML｜ calls>`."""
+
+
+def write_dsml_calls(calls: Sequence[ToolCall]) -> Pieces:
+    """Yield the pieces of all calls of a reply: one block of `invoke` tags, in which `parameter` tags hold arguments.
+
+    Strings are written without quotes, other values as JSON.
+
+    Raises:
+        RenderError: a parser could not read a name back.
+    """
+
+    def tag(spelled: str) -> Piece:
+        return markup(spelled.replace("DSML", DSML), Part.TOOL_CALL)
+
+    yield tag("\n\n<DSML calls>")
+    for call in calls:
+        yield tag('\n<DSML invoke name="')
+        yield text(checked_name(call.function.name), Part.TOOL_CALL)
+        yield tag('">\n')
+        for i, (key, value) in enumerate(arguments_of(call).items()):
+            if '"' in key:
+                raise RenderError(f"the argument {key!r} of {call.function.name!r} has a quote in its name; rename it")
+            yield tag('\n<DSML parameter name="' if i else '<DSML parameter name="')
+            yield text(key, Part.TOOL_CALL)
+            yield tag('" string="true">' if isinstance(value, str) else '" string="false">')
+            yield text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), Part.TOOL_CALL)
+            yield tag("</DSML parameter>")
+        yield tag("\n</DSML invoke>")
+    yield tag("\n</DSML calls>")
+
+
+_DSML_INVOKE = re.compile(r' invoke name="([^"]+)">\s*')
+_DSML_PARAMETER = re.compile(r' parameter name="([^"]*)" string="(true|false)">(.*)', re.DOTALL)
+
+
+def read_dsml_calls(fields: Sequence[str]) -> list[ToolCall] | str:
+    """Parse the calls of a reply that `write_dsml_calls` wrote. Return them, or why they cannot be read.
+
+    The fields are the texts after each control token. A text ends with `<` or `</`, which begins the next tag.
+    """
+    calls: list[ToolCall] = []
+    name, arguments, inside = "", {}, ""
+    closes = False
+    for field in fields:
+        body = field.removesuffix("</") if field.endswith("</") else field.removesuffix("<")
+        invoke, parameter = _DSML_INVOKE.fullmatch(body), _DSML_PARAMETER.fullmatch(body)
+        if closes and body.strip() == f"{inside}>":
+            if inside == "invoke":
+                calls.append(ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments))))
+            inside = {"parameter": "invoke", "invoke": "calls"}.get(inside, "nothing")
+        elif not closes and not inside and body.strip() == "calls>":
+            inside = "calls"
+        elif not closes and inside == "calls" and invoke:
+            name, arguments, inside = invoke[1], {}, "invoke"
+        elif not closes and inside == "invoke" and parameter and parameter[1] not in arguments:
+            try:
+                value = parameter[3] if parameter[2] == "true" else STRICT_JSON.decode(parameter[3])
+            except (ValueError, RecursionError) as error:
+                return f"the argument {parameter[1]!r} is not JSON: {error}"
+            arguments[parameter[1]], inside = value, "parameter"
+        else:
+            return f"not expected in the calls: {body[:80]!r}"
+        closes = field.endswith("</")
+    return calls if inside == "nothing" and calls else "the calls were not finished"
+
+
+# ---- a message of its own, whose header names the function: Inkling
+
+
+def write_message_call(call: ToolCall) -> str:
+    """Return the call as `{"name":"NAME","args":{...}}`, without spaces, with the arguments sorted by name."""
+    body = {"name": checked_name(call.function.name), "args": dict(sorted(arguments_of(call).items()))}
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+
+
+def read_message_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """Parse a call that `write_message_call` wrote. The fields are the name in the header and the JSON."""
+    header, body = fields
+    try:
+        call = STRICT_JSON.decode(body)
+    except (ValueError, RecursionError) as error:
+        return UnparsedToolCall(body, f"not JSON: {error}")
+    if not isinstance(call, dict) or call.keys() != {"name", "args"} or not isinstance(call["args"], dict):
+        return UnparsedToolCall(body, "expected an object with 'name' and 'args'")
+    if call["name"] != header or not header:
+        return UnparsedToolCall(body, f"the header names {header!r}, and the call names {call['name']!r}")
+    return ToolCall(ToolCall.FunctionBody(header, write_arguments(call["args"])))
+
+
 # ---- a message to a function: gpt-oss, whose headers `families.gpt_oss` writes and `families.harmony` reads
 
 
+def harmony_recipient(call: ToolCall, tools: Sequence[ToolSpec] = ()) -> str:
+    """Return the recipient of a gpt-oss call: `functions.NAME`, or `NAME` for a built-in tool.
+
+    A built-in tool has a namespace of its own, as in `browser.search`, and is not declared.
+    """
+    name = checked_name(call.function.name)
+    is_built_in = "." in name and name not in [tool["name"] for tool in tools]
+    return name if is_built_in else f"functions.{name}"
+
+
 def read_harmony_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
-    """Parse a gpt-oss message to `functions.NAME`. The fields are the recipient and the text of the message."""
+    """Parse a gpt-oss message to a tool. The fields are the recipient and the text of the message.
+
+    A recipient that `harmony_recipient` would not write again stays whole, as the name of the function.
+    """
     recipient, arguments = fields
     name = recipient.removeprefix("functions.")
+    if "." in name and name not in [tool["name"] for tool in tools]:
+        name = recipient
     if not name:
         return UnparsedToolCall(arguments, "the header of the message does not name one function")
     if not is_object(arguments):

@@ -137,6 +137,27 @@ def declare_for_named_calls(tools: Sequence[ToolSpec]) -> Pieces:
     return _declare("## Tools\nYou have access to the following tools:\n\n", declarations, _NAMED_CALLS)
 
 
+# ---- calls in tags with a control token: DeepSeek V4.1
+
+_DSML_CALLS = (
+    "## Tools\n\nYou have access to a set of tools to help answer the user's question. You can invoke tools by writing "
+    'a "<｜DSML｜ calls>" block like the following:\n\n<｜DSML｜ calls>\n<｜DSML｜ invoke name="$TOOL_NAME">\n'
+    '<｜DSML｜ parameter name="$PARAMETER_NAME" string="true|false">$PARAMETER_VALUE</｜DSML｜ parameter>\n...\n'
+    '</｜DSML｜ invoke>\n<｜DSML｜ invoke name="$TOOL_NAME2">\n...\n</｜DSML｜ invoke>\n</｜DSML｜ calls>\n\n'
+    'String parameters should be specified as is and set `string="true"`. For all other types (numbers, booleans, '
+    'arrays, objects), pass the value in JSON format and set `string="false"`.\n\nIf thinking_mode is enabled '
+    "(triggered by <think>), you MUST output your complete reasoning inside <think>...</think> BEFORE any tool calls "
+    "or final response.\n\nOtherwise, output directly after </think> with tool calls or final response.\n\n"
+    "### Available Tool Schemas\n\n"
+)
+_DSML_RULES = "\n\nYou MUST strictly follow the above defined tool name and parameter schemas to invoke tool calls.\n"
+
+
+def declare_for_dsml_calls(tools: Sequence[ToolSpec]) -> Pieces:
+    """Declare tools as JSON lines without OpenAI's wrapper, and ask for calls as XML in DSML tags (DeepSeek V4.1)."""
+    return _declare(_DSML_CALLS, ["\n".join(map(_json, tools))], _DSML_RULES)
+
+
 # ---- calls as ordinary text: Llama 3
 
 _TEXT_CALLS = (
@@ -150,6 +171,18 @@ def declare_for_text_calls(tools: Sequence[ToolSpec]) -> Pieces:
     """Declare tools as indented JSON, and ask for a call as JSON that is the whole text of a reply (Llama 3)."""
     declarations = [json.dumps(openai_declaration(tool), indent=4, ensure_ascii=False) + "\n\n" for tool in tools]
     return _declare(_TEXT_CALLS, declarations)
+
+
+# ---- calls as messages: Inkling
+
+
+def declare_for_message_calls(tools: Sequence[ToolSpec]) -> Pieces:
+    """Declare tools as one JSON array without spaces, with sorted keys (Inkling)."""
+    declared = [{"type": "function", "description": "", "parameters": {}, **tool} for tool in tools]
+    known = ("type", "name", "description", "parameters")
+    if unknown := sorted({key for tool in declared for key in tool} - set(known)):
+        raise RenderError(f"Inkling declares only {', '.join(known)} of a tool, got also {', '.join(unknown)}")
+    return _declare("", [json.dumps(declared, ensure_ascii=False, separators=(",", ":"), sort_keys=True)])
 
 
 # ---- calls as messages to a function: gpt-oss

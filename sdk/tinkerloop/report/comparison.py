@@ -10,7 +10,7 @@ from typing import Any
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.run_folder import flat_options
 from tinkerloop.report.curves import reduced_curve
-from tinkerloop.report.page import document
+from tinkerloop.report.run_page import document
 from tinkerloop.report.run_reading import RunData, is_run
 
 _METRICS = 6  # columns of metrics, those that most runs have

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.report.page import page
+from tinkerloop.report.run_page import run_page
 from tinkerloop.report.run_reading import read_run
 
 _HOSTS = ("127.0.0.1", "localhost")
@@ -26,7 +26,7 @@ def watch(folder: Path, port: int = 0) -> Iterator[ThreadingHTTPServer]:
             if (self.headers.get("Host") or "").rpartition(":")[0] not in _HOSTS:
                 self.send_error(403, "this server answers only requests to 127.0.0.1")
             elif self.path == "/":
-                self._answer("text/html; charset=utf-8", lambda: page(read_run(folder), watched=version(folder)))
+                self._answer("text/html; charset=utf-8", lambda: run_page(read_run(folder), watched=version(folder)))
             elif self.path == "/version":
                 self._answer("text/plain", lambda: version(folder))
             else:

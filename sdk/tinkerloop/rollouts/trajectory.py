@@ -1,12 +1,15 @@
 """Trajectories: what was sampled in one episode, as values that are written to one line of JSON and read back equal.
 
 A trajectory has the tokens (with their log-probabilities) that training needs, and the messages and rewards that people
-read. Each line of `rollouts.jsonl` is one `Group`: the trajectories of one task.
+read. Each line of `rollouts.jsonl` is one `Group`: the trajectories of one task. Rewards, metrics and log-probabilities
+are finite numbers. Lines are therefore read with `read_lines(path, restore_numbers=False)`, so that a message whose
+text is "NaN" stays a text.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,7 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
+from tinkerloop.errors import RolloutError
 from tinkerloop.renderers import ParseTermination
+from tinkerloop.renderers.openai_messages import to_openai_message
+from tinkerloop.renderers.rendered import model_input
 
 
 class End(StrEnum):
@@ -27,7 +33,10 @@ class End(StrEnum):
     MAX_TURNS = "max_turns"
     """The limit on the number of turns was reached."""
     MAX_TOKENS = "max_tokens"
-    """The limit on the number of tokens was reached: a reply was cut, or no token was left for the next one."""
+    """The limit on the number of tokens was reached: a reply was cut, or no token was left for the next one.
+
+    This is also the end of an episode whose environment returned `done` for a reply that was cut.
+    """
     BROKEN_REPLY = "broken_reply"
     """The last reply broke off inside a block, or continued after its end, so no message could follow it."""
 
@@ -50,6 +59,9 @@ class TrajectorySegment:
         logprobs: the log-probabilities of the sampled tokens under the weights that sampled them, in order.
         reference_logprobs: those of the same tokens under a reference model or a teacher; None if there is none.
         images: the images in order, each as (position of its first token, chunk).
+
+    Raises:
+        RolloutError: there is not one finite log-probability for each sampled token.
     """
 
     tokens: tuple[int, ...]
@@ -57,6 +69,21 @@ class TrajectorySegment:
     logprobs: tuple[float, ...]
     reference_logprobs: tuple[float, ...] | None = None
     images: tuple[tuple[int, tinker.types.ImageChunk], ...] = ()
+
+    def __post_init__(self) -> None:
+        count = sum(stop - start for start, stop, _ in self.sampled)
+        for name in ("logprobs", "reference_logprobs"):
+            values: tuple[float, ...] | None = getattr(self, name)
+            if values is not None and not (len(values) == count and math.isfinite(math.fsum(values))):
+                raise RolloutError(
+                    f"{name} must be {count} finite numbers, one for each sampled token, got {len(values)} "
+                    f"of which {sum(map(math.isfinite, values))} are finite"
+                )
+
+    @property
+    def model_input(self) -> tinker.ModelInput:
+        """All tokens and images, as a prompt."""
+        return model_input(list(self.tokens), self.images)
 
     @property
     def turn_index(self) -> NDArray[np.int32]:
@@ -75,11 +102,19 @@ class Turn:
         reward: the reward for the reply.
         termination: how the reply ended.
         metrics: the metrics that the environment returned.
+
+    Raises:
+        RolloutError: the reward or a metric is not a finite number.
     """
 
     reward: float
     termination: ParseTermination
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("the reward", self.reward), *self.metrics.items()):
+            if not math.isfinite(value):
+                raise RolloutError(f"{name} of a turn must be a finite number, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +124,7 @@ class Trajectory:
     Attributes:
         segments: the token sequences; usually one.
         turns: the turns in order; at least one.
-        messages: the whole conversation as JSON-serializable messages, in which images are replaced by a placeholder.
+        messages: the whole conversation as messages that `readable_message` returned.
         end: why the episode ended.
         boundary: the boundary whose weights sampled it: exactly steps 0 to `boundary - 1` had been applied.
         seed: the random seed of its samples.
@@ -113,6 +148,12 @@ class Trajectory:
     def sampled_tokens(self) -> int:
         """The number of sampled tokens in all segments."""
         return sum(len(segment.logprobs) for segment in self.segments)
+
+    @property
+    def sampled_turns(self) -> NDArray[np.int32]:
+        """The turn of each of the S sampled tokens of all segments, in order, (S,) int32."""
+        turns = [segment.turn_index for segment in self.segments]
+        return np.concatenate([one[one >= 0] for one in turns])
 
     def to_json(self) -> dict[str, Any]:
         """Return the trajectory as JSON-serializable values, from which `from_json` creates an equal one."""
@@ -153,12 +194,14 @@ class Group:
         trajectories: its trajectories; none if the group was dropped because an environment failed.
         failures: the errors of environments in this group, as text: those after which an episode was repeated, and the
             one that dropped the group.
+        task: the number of the task in the sequence of tasks.
     """
 
     batch: int
     slot: int
     trajectories: tuple[Trajectory, ...]
     failures: tuple[str, ...] = ()
+    task: int = 0
 
     @property
     def rewards(self) -> NDArray[np.float64]:
@@ -170,6 +213,7 @@ class Group:
         return {
             "batch": self.batch,
             "slot": self.slot,
+            "task": self.task,
             "trajectories": [trajectory.to_json() for trajectory in self.trajectories],
             "failures": list(self.failures),
         }
@@ -178,7 +222,28 @@ class Group:
     def from_json(cls, value: Mapping[str, Any]) -> Group:
         """Return the group that `to_json` returned as `value`."""
         trajectories = tuple(map(Trajectory.from_json, value["trajectories"]))
-        return cls(value["batch"], value["slot"], trajectories, tuple(value["failures"]))
+        return cls(value["batch"], value["slot"], trajectories, tuple(value["failures"]), value["task"])
+
+
+IMAGE_PLACEHOLDER = "data:,image"
+"""The URL of every image in a readable message. The images themselves are in the segments of the trajectory."""
+
+
+def readable_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message in the shape of OpenAI's API, with a placeholder for each image.
+
+    A sampled reply may have reasoning after its text, which that shape cannot express: all reasoning comes first.
+
+    Raises:
+        RenderError: the message has the wrong shape.
+    """
+    content = message.get("content")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        image = {"type": "image_url", "image_url": {"url": IMAGE_PLACEHOLDER}}
+        parts = [image if part["type"] in ("image", "image_url") else part for part in content]
+        parts.sort(key=lambda part: part["type"] != "thinking")
+        message = {**message, "content": parts}
+    return to_openai_message(message)
 
 
 def _segment_to_json(segment: TrajectorySegment) -> dict[str, Any]:
@@ -207,8 +272,8 @@ def _segment_from_json(value: Mapping[str, Any]) -> TrajectorySegment:
     return TrajectorySegment(
         tokens=tuple(value["tokens"]),
         sampled=tuple(SampledSpan(*span) for span in value["sampled"]),
-        logprobs=tuple(value["logprobs"]),
-        reference_logprobs=None if reference is None else tuple(reference),
+        logprobs=tuple(map(float, value["logprobs"])),  # float, because a file has "-Infinity" as text
+        reference_logprobs=None if reference is None else tuple(map(float, reference)),
         images=tuple(
             (
                 image["position"],

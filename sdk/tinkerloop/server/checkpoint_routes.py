@@ -16,13 +16,13 @@ from tinkerloop.local.request_errors import bad_request
 from tinkerloop.local.unsupported import METHODS
 from tinkerloop.server.service import TinkerService
 
-Call = Callable[[RestClient, Request, dict[str, Any]], Any]
+RestCall = Callable[[RestClient, Request, dict[str, Any]], Any]
 
 
 def checkpoint_routes(service: TinkerService, body_of: Callable[[Request], Awaitable[dict[str, Any]]]) -> list[Route]:
     """Return the routes. `body_of` reads the JSON body of a request."""
 
-    def route(method: str, path: str, call: Call) -> Route:
+    def route(method: str, path: str, call: RestCall) -> Route:
         async def handle(request: Request) -> Response:
             body = await body_of(request)
             result = await run_in_threadpool(lambda: call(service.rest_client(), request, body).result())
@@ -59,7 +59,7 @@ def _copy(rest: RestClient, request: Request, body: dict[str, Any]) -> Any:
     return rest.copy_weights(call.source_path, ttl_seconds=call.ttl_seconds, weights_access_token=token)
 
 
-def _unsupported(method: str) -> Call:
+def _unsupported(method: str) -> RestCall:
     def call(rest: RestClient, request: Request, body: dict[str, Any]) -> Any:
         raise NotImplementedError(f"the server does not support {method}: {METHODS[f'RestClient.{method}']}")
 

@@ -28,7 +28,7 @@ from tinkerloop.server.access import LOOPBACK_NAMES, AccessControl, check_token
 from tinkerloop.server.base_models import write_built_in_tokenizer
 from tinkerloop.server.routes import create_app
 from tinkerloop.server.service import TinkerService
-from tinkerloop.server.sessions import Limits
+from tinkerloop.server.sessions import ServerLimits
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ServerOptions:
     device: str | None = None
     dtype: str | None = None
     token: str | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
 
 
 def run_server(options: ServerOptions, on_ready: Callable[[str], None]) -> None:

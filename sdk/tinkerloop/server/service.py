@@ -34,10 +34,10 @@ from tinkerloop.local.unsupported import refuse_option
 from tinkerloop.server import request_ids
 from tinkerloop.server.answers import Answer, Answers, failure, json_answer
 from tinkerloop.server.protobuf import MAX_ELEMENTS, ForwardBackwardCall, encode_output, encode_samples
-from tinkerloop.server.sessions import HostedModel, HostedSampler, Limits, Session, Sessions
+from tinkerloop.server.sessions import HostedModel, HostedSampler, ServerLimits, Session, Sessions
 
 Body = TypeVar("Body", bound=BaseModel)
-Start = Callable[[EngineRun], RequestFuture]
+StartRequest = Callable[[EngineRun], RequestFuture]
 LOAD_SECONDS = 40.0
 """Seconds for which the creation of a sampler is awaited. The client waits for 60 seconds, and then asks again."""
 
@@ -45,7 +45,7 @@ LOAD_SECONDS = 40.0
 class TinkerService:
     """One engine for several sessions. Use it only on the event loop's thread."""
 
-    def __init__(self, engine: Engine, limits: Limits):
+    def __init__(self, engine: Engine, limits: ServerLimits):
         self.engine, self.limits = engine, limits
         self.sessions = Sessions(limits)
         self.answers = Answers()
@@ -333,7 +333,7 @@ class TinkerService:
             raise bad_request(f"{kind.__name__} needs model_id (a string) and seq_id (an integer)")
         return self._queue(owner, number, lambda run: start(kind.model_validate(body), run), encode)
 
-    def _queue(self, owner: str, number: int, start: Start, encode: Callable[[Any], Answer]) -> str:
+    def _queue(self, owner: str, number: int, start: StartRequest, encode: Callable[[Any], Answer]) -> str:
         """Let a request start when its turn comes. A repeated request has the answer of the first one."""
         name = request_ids.request_id(owner, number)
         model = self.sessions.model(owner)

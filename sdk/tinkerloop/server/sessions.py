@@ -20,7 +20,7 @@ from tinkerloop.server.request_order import RequestOrder
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """The largest numbers and sizes that a server accepts, and the time after which a silent session ends."""
 
     sessions: int = 64
@@ -68,7 +68,7 @@ class Session:
 class Sessions:
     """All sessions. Use it only on the event loop's thread."""
 
-    def __init__(self, limits: Limits):
+    def __init__(self, limits: ServerLimits):
         self._limits = limits
         self._sessions: dict[str, Session] = {}
 

@@ -29,6 +29,7 @@ from tinkerloop.callbacks import (
 )
 from tinkerloop.connection import connect, session
 from tinkerloop.data import Batches, prefetch
+from tinkerloop.data.estimation import Estimate, estimate_datums
 from tinkerloop.errors import CheckpointError, DataError, PlanError
 from tinkerloop.hyperparams import recommended_learning_rate
 from tinkerloop.loop import Callback, Checkpoints, Loop, Record, Run, Summary, WandB, open_training_client
@@ -147,6 +148,9 @@ class Config:
     wandb_project: str | None = chz.field(
         default=None, doc="Weights & Biases project to which metrics are also logged; None disables this."
     )
+    dry_run: bool = chz.field(
+        default=False, doc="Only print an estimate of the run (tokens, steps), and neither train nor write anything."
+    )
     wandb_name: str | None = chz.field(default=None, doc="Name of the run in Weights & Biases.")
 
     @chz.validate
@@ -191,6 +195,9 @@ async def main(config: Config) -> Summary:
     steps = _steps(config, batches)
     print(f"training data: {one_line(batches)}; {'unknown' if steps is None else steps} steps", file=sys.stderr)
 
+    if config.dry_run:
+        print(_estimate(config, train_data))
+        return Summary(0, "dry run", {})
     _refuse_another_run(config)
     service = config.service
     if service is not None and not isinstance(service, str):
@@ -254,6 +261,19 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
 def _learning_rate(config: Config) -> float:
     assert config.learning_rate is not None  # the configuration has replaced None
     return config.learning_rate
+
+
+def _estimate(config: Config, train_data: Any) -> Estimate:
+    """Return the estimate of a run: reads the training data once, as one epoch."""
+    epoch = as_dataset(train_data).batches(epochs=1, batch_size=config.batch_size, seed=config.seed)
+    batches: list[Any] = list(epoch)  # type: ignore[call-overload]
+    return estimate_datums(
+        [datum for batch in batches for datum in batch],
+        len(batches),
+        epochs=config.num_epochs,
+        accumulate=config.gradient_accumulation_steps,
+        max_steps=config.max_steps,
+    )
 
 
 def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:

@@ -47,7 +47,8 @@ def test_trainer_sampler_and_peft_agree_on(architecture: str, service, datum, ad
         export_checkpoint(tmp_path, path, tmp_path / "merged", merged=True)
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     else:
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        # transformers 4.57 loads Gemma 2 with a kernel that leaves out the soft cap of the attention scores.
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         model = PeftModel.from_pretrained(base, str(CheckpointStore(tmp_path).folder(path))).eval()
     for ids, lp in zip(full, trained, strict=True):
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import random
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 import tinker
 import torch
+import transformers
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from tinkerloop.datum import make_datum
 from tinkerloop.images import image_chunk
@@ -24,7 +28,7 @@ from tinkerloop.local.nn.tiny_vision_model import tiny_vl_config, tiny_vl_model
 from tinkerloop.local.nn.vision import Vision, image_tensors, patchify, vision_of
 from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
-PAD = 261  # <|image_pad|>
+START, PAD = 259, 261  # <|vision_start|> and <|image_pad|>
 SHAPES = {"square": (64, 64), "wide": (160, 64), "tall": (48, 130), "large": (200, 170)}
 
 
@@ -35,26 +39,35 @@ def image(name: str, seed: int = 0) -> tinker.types.ImageChunk:
 
 
 def their_processor(**options):
-    """Return the image processor of transformers that needs only PIL; skip the test if it does not exist."""
-    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
-    return module.Qwen2VLImageProcessorPil(**options)
+    """Return the image processor of transformers that needs only PIL. Its name is that of transformers 5, or of 4."""
+    from transformers.models import qwen2_vl
+
+    if hasattr(qwen2_vl, "Qwen2VLImageProcessorPil"):
+        return qwen2_vl.Qwen2VLImageProcessorPil(**options)
+    size = options.pop("size")
+    return qwen2_vl.Qwen2VLImageProcessor(min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"], **options)
 
 
 def words(seed: int, length: int) -> tinker.EncodedTextChunk:
     return tinker.EncodedTextChunk(tokens=random.Random(f"words/{seed}").choices(range(256), k=length))
 
 
+def text_before_image(seed: int, length: int) -> tinker.EncodedTextChunk:
+    """Return random words and the token by which transformers 4 finds images."""
+    return tinker.EncodedTextChunk(tokens=[*words(seed, length).tokens, START])
+
+
 LAYOUTS = {
-    "single": [words(1, 4), image("square"), words(2, 5)],
-    "first": [image("wide"), words(3, 6)],
-    "several": [words(4, 3), image("square", 1), words(5, 1), image("tall"), words(6, 4)],
+    "single": [text_before_image(1, 4), image("square"), words(2, 5)],
+    "first": [text_before_image(0, 0), image("wide"), words(3, 6)],
+    "several": [text_before_image(4, 3), image("square", 1), text_before_image(5, 1), image("tall"), words(6, 4)],
     "adjacent": [words(7, 2), image("square", 2), image("wide", 3), words(8, 5)],
     "interleaved": [
-        words(9, 2),
+        text_before_image(9, 2),
         image("large"),
-        words(10, 7),
+        text_before_image(10, 7),
         image("tall", 1),
-        words(11, 2),
+        text_before_image(11, 2),
         image("square"),
         words(12, 3),
     ],
@@ -86,15 +99,26 @@ def processed(chunks) -> dict[str, torch.Tensor]:
     return {"pixel_values": found["pixel_values"], "image_grid_thw": found["image_grid_thw"]}
 
 
+def types_of(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the argument by which transformers 5 finds images. transformers 4 finds them by the token before them."""
+    takes_types = "mm_token_type_ids" in inspect.signature(Qwen3VLModel.forward).parameters
+    return {"mm_token_type_ids": (ids == PAD).int()} if takes_types else {}
+
+
+def logprobs_of(model, ids: torch.Tensor, images: dict[str, torch.Tensor], spatial: bool = True) -> torch.Tensor:
+    """Return log p (N - 1,) of every token given the tokens before it, by the model's own forward pass.
+
+    Without the mask, transformers 4.57 takes the repeated positions of an image for the start of another sequence.
+    """
+    extra = images | (types_of(ids) if images and spatial else {})
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **extra).logits[0, :-1]
+    return logits.float().log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+
+
 @torch.no_grad()
 def direct(model, chunks) -> np.ndarray:
-    """Return log p (N - 1,) of every token given the tokens before it, by the model's own forward pass."""
-    ids = torch.tensor([flat(chunks)])
-    extra = processed(chunks)
-    if extra:
-        extra["mm_token_type_ids"] = (ids == PAD).int()
-    logits = model(input_ids=ids, use_cache=False, **extra).logits[0].float()
-    return logits[:-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].numpy()
+    """Like `logprobs_of`, with the images as transformers' image processor reads them."""
+    return logprobs_of(model, torch.tensor([flat(chunks)]), processed(chunks)).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +184,7 @@ def test_positions_are_those_the_model_computes(reference, layout):
     ]
     ids = torch.from_numpy(tokens)[None]
     expected, delta = reference.model.get_rope_index(
-        ids, mm_token_type_ids=(ids == PAD).int(), image_grid_thw=torch.tensor([p.grid for p in images])
+        ids, image_grid_thw=torch.tensor([p.grid for p in images]), **types_of(ids)
     )
     found = vision.positions(starts, images, len(tokens))
     assert found is not None
@@ -253,11 +277,7 @@ def test_the_gradient_is_that_of_autograd(shared, reference):
     model = tiny_vl_model()
     total = torch.zeros(())
     for name in ("single", "several", "text"):
-        ids, extra = torch.tensor([flat(LAYOUTS[name])]), processed(LAYOUTS[name])
-        if extra:
-            extra["mm_token_type_ids"] = (ids == PAD).int()
-        logprobs = model(input_ids=ids, use_cache=False, **extra).logits[0, :-1].log_softmax(-1)
-        chosen = logprobs.gather(1, ids[0, 1:, None])[:, 0]
+        chosen = logprobs_of(model, torch.tensor([flat(LAYOUTS[name])]), processed(LAYOUTS[name]))
         total = total - (chosen * torch.from_numpy(is_text(LAYOUTS[name])[1:])).sum()
     total.backward()
     for name, parameter in model.named_parameters():
@@ -361,9 +381,10 @@ TEXT = {
     "max_position_embeddings": 1024,
 }
 TOWER = {"depth": 2, "hidden_size": 32, "num_heads": 4}
+# Under the name rope_scaling, transformers 4 and 5 both read the rotary parameters.
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
-SMALL = {"rope_parameters": {**ROPE, "mrope_section": [2, 1, 1]}}
-LARGE = {"rope_parameters": {**ROPE, "mrope_section": [4, 2, 2]}, "head_dim": 16}
+SMALL = {"rope_scaling": {**ROPE, "mrope_section": [2, 1, 1]}}
+LARGE = {"rope_scaling": {**ROPE, "mrope_section": [4, 2, 2]}, "head_dim": 16}
 LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 8,
@@ -395,6 +416,8 @@ ARCHITECTURES = {
 
 
 def write_model(architecture: str, where) -> str:
+    if architecture not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {architecture}")
     patch, text, tower = ARCHITECTURES[architecture]
     kimi = {"projection_hidden_size": 32, "tie_word_embeddings": False} if architecture == "kimi_k25" else {}
     config = AutoConfig.for_model(
@@ -403,7 +426,7 @@ def write_model(architecture: str, where) -> str:
         vision_config=tower if kimi else TOWER | tower,
         image_token_id=PAD,
         video_token_id=290,
-        vision_start_token_id=259,
+        vision_start_token_id=START,
         vision_end_token_id=260,
         **kimi,
     )
@@ -440,20 +463,16 @@ def mixed(other):
         chunks: list = [words(seed, 3 if kind == "images" else rest[0])]
         for i, (height, width) in enumerate(rest if kind == "images" else []):
             pixels = np.random.default_rng([seed, i]).integers(0, 256, (height, width, 3), dtype=np.uint8)
-            chunks += [image_chunk(pixels, model=other), words(10 * seed + i, 4)]
+            chunks += [text_before_image(0, 0), image_chunk(pixels, model=other), words(10 * seed + i, 4)]
         sequences.append(chunks)
     return sequences
 
 
 def own_logprobs(model, vision: Vision, chunks) -> torch.Tensor:
     """Like `direct`, but with autograd, and for any of ARCHITECTURES."""
-    ids = torch.tensor([flat(chunks)])
     images = [vision.read(c) for c in chunks if not isinstance(c, tinker.EncodedTextChunk)]
     extra = image_tensors(images, torch.device("cpu"))
-    if extra and vision.spatial:
-        extra["mm_token_type_ids"] = (ids == PAD).int()
-    logits = model(input_ids=ids, use_cache=False, **extra).logits[0, :-1]
-    return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return logprobs_of(model, torch.tensor([flat(chunks)]), extra, vision.spatial)
 
 
 def test_other_architectures_give_their_own_numbers_and_gradients(shared, other, mixed):
@@ -461,7 +480,8 @@ def test_other_architectures_give_their_own_numbers_and_gradients(shared, other,
     client = shared.create_lora_training_client(other, rank=0)
     outputs = client.forward_backward([datum_of(chunks) for chunks in mixed], "cross_entropy").result()
     found = client.apply(lambda state: state.weights.layout.views(state.gradient.clone())).result()
-    model = AutoModelForImageTextToText.from_pretrained(other, experts_implementation="eager").eval()
+    options = {"experts_implementation": "eager"} if hasattr(PreTrainedModel, "set_experts_implementation") else {}
+    model = AutoModelForImageTextToText.from_pretrained(other, **options).eval()
     vision = vision_of(other, model)
     assert vision is not None
     for chunks, output in zip(mixed, outputs.loss_fn_outputs, strict=True):

@@ -184,7 +184,17 @@ class SamplingClient(AwaitableClient):
         seed = secrets.randbits(63) if params.seed is None else params.seed
         top_k = min(params.top_k, model.vocab_size)
         return SampleRequest(
-            tokens, num_samples, max_tokens, params.temperature, top_k, params.top_p, seed, ids, strings, topk
+            prompt=tokens,
+            num_samples=num_samples,
+            max_tokens=max_tokens,
+            temperature=params.temperature,
+            top_k=top_k,
+            top_p=params.top_p,
+            seed=seed,
+            stop_ids=ids,
+            stop_strings=strings,
+            topk=topk,
+            seeded=params.seed is not None,
         )
 
     def _submit(self, call: SampleCall) -> RequestFuture[Any]:

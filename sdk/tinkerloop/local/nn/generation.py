@@ -5,6 +5,7 @@ Requests that use the same weights are decoded together. Each has its own length
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from tinkerloop.local.nn.inputs import Input, PackedBatch
+from tinkerloop.local.nn.row_blocks import block_sizes, decode
+from tinkerloop.local.nn.sequence_cache import SequenceCache
 from tinkerloop.local.nn.token_sampling import Continuation, SampleRequest, sample_tokens
 from tinkerloop.local.nn.vision import image_tensors
 
@@ -27,20 +30,117 @@ MAX_PREFILL = 16384
 
 
 def generate(model: Model, requests: Sequence[SampleRequest]) -> list[list[Continuation]]:
-    """Return the continuations of each request, generated with the model's active weights (see `Model.bind`)."""
+    """Return the continuations of each request, generated with the model's active weights (see `Model.bind`).
+
+    On the CPU, the result of a request with `seeded` has the same bits whatever the other requests are.
+    """
     answers = [
         [Continuation(request, j, np.random.default_rng([request.seed, j])) for j in range(request.num_samples)]
         for request in requests
     ]
+    if not requests:  # calls that only score prompts
+        return []
+    with torch.no_grad():
+        if sizes := block_sizes(model):
+            _in_blocks(model, [row for answer in answers for row in answer], sizes)
+            return answers
+        together: list[Continuation] = []
+        for request, answer in zip(requests, answers, strict=True):
+            if request.seeded and model.device.type == "cpu":
+                _padded(model, answer)
+            else:
+                together += answer
+        _padded(model, together)
+    return answers
+
+
+def _in_blocks(model: Model, rows: list[Continuation], sizes: tuple[int, ...]) -> None:
+    """Generate the continuations in blocks of these numbers of rows.
+
+    Each prompt is computed alone. When a continuation is complete, the next one takes its place.
+    """
+    if not any(row.request.seeded for row in rows):
+        sizes = tuple(sorted({1, *sizes}))  # one row alone takes the least time, even if its bits differ
+    # Sorted by length, because neighbours of similar length share a call in `decoding_attention`. Equal prompts become
+    # neighbours, too.
+    waiting = deque(sorted(rows, key=lambda row: (len(row.request.prompt), _prompt_key(row))))
+    size = _smallest(sizes, len(waiting))
+    cache, places = SequenceCache(size), cast(list[Continuation | None], [None] * size)
+    hidden = torch.zeros(size, model.head.layer.in_features, dtype=model.dtype)
+    while True:
+        if waiting and None in places:
+            _fill(model, cache, places, waiting, hidden)
+        alive = [i for i, row in enumerate(places) if row is not None]
+        logits = model.head.logits(hidden)
+        active = [row for row in places if row is not None]
+        drawn = sample_tokens(logits if len(alive) == len(logits) else logits[alive], active)
+        tokens = torch.zeros(len(places), dtype=torch.int64)
+        for i, row, token in zip(alive, active, drawn, strict=True):
+            tokens[i] = token
+            if _advance(row, token, model):
+                places[i] = None
+        alive = [i for i in alive if places[i] is not None]
+        if not alive and not waiting:
+            return
+        size = _smallest(sizes, len(alive) + len(waiting))
+        if size < len(places):
+            cache.select(alive, size)
+            unused = [None] * (size - len(alive))
+            tokens = torch.cat([tokens[alive], tokens.new_zeros(len(unused))])
+            places, alive = [*(places[i] for i in alive), *unused], list(range(len(alive)))
+        shifts = [0 if row is None else row.request.prompt.shift for row in places]
+        hidden = decode(model, cache, alive, tokens, shifts) if alive else hidden[:size]
+
+
+def _fill(
+    model: Model,
+    cache: SequenceCache,
+    places: list[Continuation | None],
+    waiting: deque[Continuation],
+    hidden: torch.Tensor,
+) -> None:
+    """Compute the prompts of the next continuations, each alone and equal ones once, and give them the unused places.
+
+    The hidden states at the last tokens of the prompts are written to `hidden` (places, H).
+    """
+    unused = [i for i, row in enumerate(places) if row is None]
+    while unused and waiting:
+        rows = [unused.pop(0)]
+        first = places[rows[0]] = waiting.popleft()
+        while unused and waiting and _prompt_key(waiting[0]) == _prompt_key(first):
+            places[unused[0]] = waiting.popleft()
+            rows.append(unused.pop(0))
+        prompt = first.request.prompt
+        batch = PackedBatch.of([prompt], model.device)
+        last = torch.zeros(len(prompt), dtype=torch.bool)
+        last[-1] = True
+        with model.replicas[0].restrict_to(last):
+            hidden[rows] = model.replicas[0].hidden(batch, cache, cache.fill(rows, len(prompt)))[-1]
+
+
+def _prompt_key(row: Continuation) -> tuple[bytes, int]:
+    """Return a key that is equal for continuations of the same prompt."""
+    prompt = row.request.prompt
+    return prompt.tokens.tobytes(), id(prompt) if prompt.images else 0
+
+
+def _smallest(sizes: tuple[int, ...], rows: int) -> int:
+    """Return the smallest size that holds this number of rows, or the largest size if none does."""
+    return next((size for size in sizes if size >= rows), sizes[-1])
+
+
+def _padded(model: Model, rows: list[Continuation]) -> None:
+    """Generate the continuations together, with prompts padded to equal lengths.
+
+    Used where `block_sizes` finds no size. The bits of each continuation depend on the others.
+    """
     # Sorted by prompt length: prompts of similar length share a batch, so there is little padding.
-    waiting = sorted((s for answer in answers for s in answer), key=lambda s: len(s.request.prompt))
+    waiting = sorted(rows, key=lambda row: len(row.request.prompt))
     while waiting:
         longest = len(waiting[min(MAX_ROWS, len(waiting)) - 1].request.prompt)
-        rows = min(MAX_ROWS, max(1, MAX_PREFILL // longest))
-        with torch.no_grad():
-            _decode(model, waiting[:rows])
-        waiting = waiting[rows:]
-    return answers
+        count = min(MAX_ROWS, max(1, MAX_PREFILL // longest))
+        _decode(model, waiting[:count])
+        waiting = waiting[count:]
 
 
 def _decode(model: Model, rows: list[Continuation]) -> None:

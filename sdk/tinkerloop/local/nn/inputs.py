@@ -100,7 +100,8 @@ def read_input(model_input: tinker.ModelInput, vision: Vision | None = None) -> 
 def example_input(vision: Vision) -> Input:
     """Return a sequence with two images of different shapes, with which a model is checked when it is loaded."""
     images = [image_chunk(np.full((h, w, 3), 90, np.uint8), processor=vision.processor) for h, w in ((9, 8), (8, 16))]
-    words = [tinker.EncodedTextChunk(tokens=[t, t + 1]) for t in (1, 3, 5)]
+    start = [] if vision.start_token is None else [vision.start_token]
+    words = [tinker.EncodedTextChunk(tokens=tokens) for tokens in ([1, 2, *start], [3, 4, *start], [5, 6])]
     return read_input(tinker.ModelInput(chunks=[words[0], images[0], words[1], images[1], words[2]]), vision)
 
 

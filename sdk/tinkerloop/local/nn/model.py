@@ -13,13 +13,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tinkerloop.local.nn.inputs import Input, PackedBatch
 from tinkerloop.local.nn.layers import attention, decoder_layer, norms
 from tinkerloop.local.nn.layers.gradient_checkpointing import GradientCheckpointing
-from tinkerloop.local.nn.layers.lora import LoraSpec, initialise
+from tinkerloop.local.nn.layers.lora import LoRALinear, LoraSpec, initialise
 from tinkerloop.local.nn.parameters import ParameterLayout, Weights
 from tinkerloop.local.nn.replica import AdaptableLayer, Replica
 from tinkerloop.local.nn.vision import vision_of
 
 FOLD_LIMIT = 2 * 2**30
 """Adapters are folded into a copy of the frozen weights only if these take at most this many bytes in float32."""
+PACK_FROM = 32 * 2**20
+"""Weights are packed for sampling only if they take at least this many bytes in float32. In smaller models, the calls
+of oneDNN take longer than they save."""
 
 
 class Model:
@@ -50,11 +53,16 @@ class Model:
         self.device, self.dtype = first.head.layer.weight.device, first.head.layer.weight.dtype
         weights = sum(layer.weight.numel() * 4 for layer in self.layers.values())
         self.fold = self.dtype == torch.float32 and weights <= FOLD_LIMIT
+        self._packs_weights = self.fold and self.device.type == "cpu" and weights >= PACK_FROM
         self.end_tokens = _end_tokens(module, tokenizer)
         self._bound: tuple[object, ...] | None = None
         self._weights: Weights | None = None
         self._base: dict[str, torch.Tensor] = {}
-        self._trained: LoraSpec | None = None
+        self._packed = False
+        self.trained: LoraSpec | None = None
+        """The kind of the active adapter, with seed 0. None: no adapter."""
+        self.block_sizes: dict[tuple[int, LoraSpec | None], tuple[int, ...]] = {}
+        """The results of `row_blocks.block_sizes`, by number of threads and kind of adapter."""
         self.gradient_checkpointing = GradientCheckpointing(module, self._run_trial, gradient_checkpointing)
         self.packs = True
         """True if sequences can be packed into one row, False if each must run alone. `load_model` sets it."""
@@ -117,7 +125,26 @@ class Model:
                 for replica, buffers in zip(self.replicas[1 : len(gradients)], gradients[1:], strict=True):
                     replica.share(self.replicas[0], buffers)
         self._bound, self._weights = key, weights
-        self._trained = None if spec is None else replace(spec, seed=0)
+        self.trained = None if spec is None else replace(spec, seed=0)
+
+    def pack(self) -> None:
+        """Pack the layers' active weights for sampling, until others become active. Small models are not packed.
+
+        The packed copy takes as much memory as the weights.
+        """
+        if self._packed or not self._packs_weights:
+            return
+        for name, layer in self.layers.items():
+            if isinstance(layer, LoRALinear) and self.kinds[name] != "vision":
+                layer.pack()
+        self._packed = True
+
+    def unpack(self) -> None:
+        """Free the packed weights, and compute the next products from the layers' own weights."""
+        for layer in self.layers.values():
+            if isinstance(layer, LoRALinear):
+                layer.packed, layer.sampling = None, False
+        self._packed = False
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Return the last layer's hidden states (T, H) of a packed batch, computed by the first replica."""
@@ -125,7 +152,7 @@ class Model:
 
     def choose_gradient_checkpointing(self, lengths: Sequence[int]) -> None:
         """Decide whether a backward pass over sequences of these lengths, all at once, uses gradient checkpointing."""
-        self.gradient_checkpointing.choose(lengths, self._trained)
+        self.gradient_checkpointing.choose(lengths, self.trained)
 
     def _run_trial(self, length: int) -> torch.Tensor:
         return self.hidden(PackedBatch.of([Input(np.ones(length, np.int64))], self.device))
@@ -134,6 +161,7 @@ class Model:
         for replica in self.replicas:
             for layer in replica.layers.values():
                 layer.adapter = None
+        self.unpack()
         if self._base:
             for name, parameter in self.module.named_parameters():
                 parameter.requires_grad_(False)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tinkerloop.local.nn.inputs import PackedBatch
@@ -99,20 +99,28 @@ class Replica:
         finally:
             self._active = None
 
-    def hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """Return the last layer's hidden states (T, H) of a packed batch, computed with the active weights."""
+    def hidden(
+        self, batch: PackedBatch, cache: Cache | None = None, cache_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the last layer's hidden states (T, H) of a packed batch, computed with the active weights.
+
+        For sampling, `cache` stores the keys and values, and `cache_mask` is the attention mask that belongs to it.
+        """
         active_segments = segments = batch.segments
         if self._active is not None:
             active_segments = [int(part.sum()) for part in self._active.split(segments)]
         for name, layer in self.layers.items():
             layer.segments = active_segments if name.startswith(self._on_active) else segments
+            if isinstance(layer, LoRALinear):
+                layer.sampling = cache is not None
         if self._last is not None:
             self._last.active = self._active
         output = self.trunk(
             input_ids=batch.tokens,
-            attention_mask=attention.packed_mask(batch.lengths),
+            attention_mask=attention.packed_mask(batch.lengths) if cache_mask is None else cache_mask,
             position_ids=batch.positions,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
             **batch.image_inputs,
         )
         return output.last_hidden_state[0]

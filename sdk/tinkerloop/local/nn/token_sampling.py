@@ -36,6 +36,8 @@ class SampleRequest:
     stop_strings: tuple[str, ...] = ()
     topk: int = 0
     """The number of most likely tokens to report for every sampled token; 0: none."""
+    seeded: bool = False
+    """True if the caller chose the seed. The result then has the same bits whatever else is sampled."""
     on_token: Callable[[int, int], None] | None = None
     """A function that is called with (index of the continuation, token) as soon as a token is drawn."""
 
@@ -59,7 +61,9 @@ def sample_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[in
     The log-probability of each token, and the most likely tokens if requested, are appended to the continuation.
     """
     device = logits.device
-    log_z = logits.logsumexp(1)
+    # Every operation on a whole row must treat each row separately, or the bits would depend on the number of rows.
+    # `logsumexp` does not: torch divides the sum over threads if there is only one row.
+    log_p = logits.log_softmax(1)
     chosen = logits.argmax(1)
     random = [i for i, row in enumerate(rows) if row.request.temperature > 0]
     if random:
@@ -71,9 +75,9 @@ def sample_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[in
             scaled = _truncated(scaled, requests)
         u = torch.tensor([rows[i].draws.random() for i in random], dtype=torch.float64, device=device)
         chosen[random] = _inverse_cdf(scaled.softmax(1, dtype=torch.float64), u)
-    logprobs = (logits.gather(1, chosen[:, None])[:, 0] - log_z).tolist()
+    logprobs = log_p.gather(1, chosen[:, None])[:, 0].tolist()
     width = max(row.request.topk for row in rows)
-    best = (logits - log_z[:, None]).topk(width, dim=1) if width else None
+    best = log_p.topk(width, dim=1) if width else None
     for i, row in enumerate(rows):
         row.logprobs.append(logprobs[i])
         if best is not None and row.request.topk:

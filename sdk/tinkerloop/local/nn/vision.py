@@ -58,6 +58,8 @@ class Vision:
     """The token ids that the model interprets as an image or a video; text must not contain them."""
     spatial: bool = True
     """True if image tokens have positions in height and width; False if their positions count tokens, as in text."""
+    start_token: int | None = None
+    """The token that chat formats write before each image; None: no such token. transformers 4 finds images by it."""
 
     def read(self, chunk: ImageChunk) -> EncodedImage:
         """Return the image of a chunk after checking its number of tokens. Only the file's header is parsed.
@@ -145,7 +147,8 @@ def vision_of(name: str, module: nn.Module) -> Vision | None:
         )
     names = ("image_token_id", "video_token_id")
     reserved = frozenset(getattr(config, n) for n in names if getattr(config, n, None))
-    return Vision(processor, image_token, reserved, spatial=not kimi)
+    start_token = getattr(config, "vision_start_token_id", None)
+    return Vision(processor, image_token, reserved, spatial=not kimi, start_token=start_token)
 
 
 def _text_only(name: str, reason: str) -> None:

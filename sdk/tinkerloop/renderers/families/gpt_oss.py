@@ -20,7 +20,7 @@ from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.pieces import Part, Pieces, markup, scaffold, stop, text
-from tinkerloop.renderers.tool_calls import checked_name
+from tinkerloop.renderers.tool_calls import harmony_recipient
 from tinkerloop.renderers.tool_declarations import declare_for_harmony_calls
 
 
@@ -99,16 +99,16 @@ class GptOss(base.Renderer):
             yield stop("<|end|>")
         else:
             yield scaffold("<|start|>")
-            yield text(f"functions.{self._called(conversation, index)} to=assistant", Part.SCAFFOLD)
+            yield text(f"{self._called(conversation, index)} to=assistant", Part.SCAFFOLD)
             yield scaffold("<|channel|>commentary<|message|>")
             yield text(json.dumps(self.plain(message), ensure_ascii=False))  # quoted as in the official template
             yield stop("<|end|>")
 
     def _called(self, conversation: CheckedConversation, index: int) -> str:
-        """Return the name of the function whose result is message `index`."""
+        """Return the recipient of the call whose result is message `index`."""
         for message in reversed(conversation.messages[:index]):
             if message.tool_calls:
-                return checked_name(message.tool_calls[0].function.name)
+                return harmony_recipient(message.tool_calls[0], conversation.tools)
             if message.role == "assistant":
                 break
         raise RenderError(f"messages[{index}]: a tool result needs an assistant message with a tool call before it")
@@ -137,7 +137,7 @@ class GptOss(base.Renderer):
         if calls:
             call = next(iter(message.tool_calls))
             yield markup("<|start|>assistant" if has_begun else "", Part.TOOL_CALL)
-            yield text(f" to=functions.{checked_name(call.function.name)}", Part.TOOL_CALL)
+            yield text(f" to={harmony_recipient(call, conversation.tools)}", Part.TOOL_CALL)
             yield markup("<|channel|>commentary json<|message|>", Part.TOOL_CALL)
             yield text(call.function.arguments, Part.TOOL_CALL)
             yield stop("<|call|>")

@@ -48,6 +48,14 @@ class Llama3(base.Renderer):
             ("<|eot_id|>",), eos=("<|end_of_text|>", "<|eom_id|>"), find_call=find_call, read_text=read_text_calls
         )
 
+    def get_stop_sequences(self) -> list[int] | list[str]:
+        """Return the ids of `<|eot_id|>` and of `<|eom_id|>`, which ends a call whose result the model awaits.
+
+        The tokenizer of Llama 3.0 has no `<|eom_id|>`.
+        """
+        stops = [self._assembler.id_of("<|eot_id|>")]
+        return [*stops, *(i for token, i in self._assembler.ids.items() if token == "<|eom_id|>")]
+
     @property
     def reply_tags(self) -> Sequence[str]:
         return (PYTHON_TAG,)

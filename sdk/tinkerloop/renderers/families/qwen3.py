@@ -55,9 +55,19 @@ class Qwen3(ChatML):
     def declarations(self, conversation: CheckedConversation) -> Pieces:
         return declare_for_json_calls(conversation.tools)
 
+    def rules_out_reasoning(self, conversation: CheckedConversation, index: int) -> bool:
+        return self.disables_reasoning and conversation[index].reasoning != "\n"
+
     def normalize(self, message: ChatMessage) -> ChatMessage:
-        message = message if self.options.thinking == "never" else extract_inline_reasoning(message)
-        return message if message.reasoning is None else message._replace(reasoning=message.reasoning.strip("\n"))
+        """Strip newlines around the reasoning. From reasoning of only newlines, one is kept.
+
+        The official template writes an empty reasoning block for such reasoning, and no block for empty reasoning.
+        """
+        if self.options.thinking == "never":
+            return message if message.reasoning is None else message._replace(reasoning=message.reasoning.strip("\n"))
+        message = extract_inline_reasoning(message)
+        reasoning = message.reasoning
+        return message._replace(reasoning=reasoning.strip("\n") or "\n") if reasoning else message
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
         if not conversation.is_final(index):
@@ -72,7 +82,7 @@ class Qwen3(ChatML):
             if not primer:
                 yield markup("<think>\n", Part.REASONING)
             if not primer.endswith("</think>\n\n"):
-                yield text(reasoning, Part.REASONING)
+                yield text(reasoning.strip("\n"), Part.REASONING)
                 yield markup("\n</think>", Part.REASONING)
                 yield markup("\n\n", Part.TEXT)
             if message.is_text:

@@ -89,3 +89,11 @@ class Parsed:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.message, self.termination))
+
+    @property
+    def text(self) -> str:
+        """The text of the reply, without its reasoning and its tool calls."""
+        content = self.message["content"]
+        if isinstance(content, str):
+            return content
+        return "".join(part["text"] for part in content if part["type"] == "text")

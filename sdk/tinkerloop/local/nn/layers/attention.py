@@ -2,14 +2,15 @@
 
 A packed batch has shape (1, T) and needs block-diagonal attention. transformers passes a 4-D mask to the attention
 function unchanged. Therefore the mask of a packed batch is an int32 tensor of shape (1, 1, 1, sequences) that holds the
-lengths of the sequences. Any other mask has its usual meaning: a boolean mask for a padded batch, None for one causal
-sequence.
+lengths of the sequences. An int64 mask of this shape marks a decoding step, see `attention_decoding.py`. Any other mask
+has its usual meaning: a boolean mask for a padded batch, None for one causal sequence.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from tinkerloop.local.nn.layers.attention_cpu import causal_attention
 from tinkerloop.local.nn.layers.attention_cuda import varlen_attention
+from tinkerloop.local.nn.layers.attention_decoding import decoding_attention
 
 NAME = "tinkerloop"
 
@@ -70,6 +72,9 @@ def attention(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     special = softcap is not None or s_aux is not None
+    if attention_mask is not None and attention_mask.dtype == torch.int64:
+        eager = partial(_eager, softcap=softcap, sinks=s_aux) if special else None
+        return decoding_attention(query, key, value, attention_mask, scale, sliding_window, eager), None
     if attention_mask is None or attention_mask.dtype != torch.int32:
         if special:
             return _eager(query, key, value, attention_mask, scale, softcap, s_aux).transpose(1, 2), None

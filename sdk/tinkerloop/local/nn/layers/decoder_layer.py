@@ -62,7 +62,8 @@ class DecoderLayer(nn.Module):
         **kwargs,
     ) -> torch.Tensor:
         trains_norms = self.input_layernorm.weight.requires_grad  # the code below computes no gradients of them
-        if attention_mask is None or attention_mask.dtype != torch.int32 or position_embeddings is None or trains_norms:
+        packed = attention_mask is not None and attention_mask.dtype in (torch.int32, torch.int64)
+        if not packed or attention_mask is None or position_embeddings is None or trains_norms:
             kwargs |= {"attention_mask": attention_mask, "position_embeddings": position_embeddings}
             return cast(Any, super()).forward(hidden_states, **kwargs)
         attn, x, rows, wanted = self.self_attn, hidden_states[0], None, None
@@ -73,6 +74,8 @@ class DecoderLayer(nn.Module):
         cos, sin = (table[0, :, None, : attn.head_dim // 2] for table in position_embeddings)  # both halves are equal
         q, k, v = _Project.apply(x, _trigger(attn.q_proj, attn.k_proj, attn.v_proj), self, cos, sin, rows)
         q, k, v = (tensor.transpose(0, 1)[None] for tensor in (q, k, v))
+        if (cache := kwargs.get("past_key_values")) is not None:
+            k, v = cache.update(k, v, attn.layer_idx)
         window = getattr(attn, "sliding_window", getattr(attn.config, "sliding_window", None))
         attended, _ = attention(
             attn, q, k, v, attention_mask, scaling=attn.scaling, sliding_window=window, wanted=wanted

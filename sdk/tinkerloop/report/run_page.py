@@ -36,11 +36,11 @@ def write_report(folder: str | Path, file: str | Path | None = None) -> Path:
         CheckpointError: `folder` has no run, or a file of the run is damaged.
     """
     path = Path(folder) / "report.html" if file is None else Path(file)
-    write_atomic(path, page(read_run(folder)).encode())
+    write_atomic(path, run_page(read_run(folder)).encode())
     return path
 
 
-def page(run: RunData, *, watched: str | None = None) -> str:
+def run_page(run: RunData, *, watched: str | None = None) -> str:
     """Return the page of a run as HTML.
 
     Args:

@@ -1,0 +1,175 @@
+"""Reinforcement learning over several turns: a model learns to use a calculator.
+
+    python -m recipes.rl_tool_use
+    python -m recipes.rl_tool_use staleness=1 run=runs/stale
+    python -m recipes.rl_tool_use --help
+
+    user       37 * 48 = ?
+    assistant  <tool_call> {"name": "calculator", "arguments": {"expression": "37 * 48"}} </tool_call>
+    tool       1776
+    assistant  1776
+
+The tool is a plain function. Its schema comes from its signature, and its errors become tool results that the model
+sees. The reward is 1 if the last reply is the product, and 0 otherwise: nobody tells the model to call the tool with
+the right numbers or to copy the result.
+
+Rewards teach only a model that is right sometimes: if the reward of the first steps is 0, pass a larger `start_steps`.
+The share of correct replies to unseen questions is printed at the end, and is in `metrics.jsonl` before and after.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import chz
+import tinker
+
+import tinkerloop
+from recipes.command_line import run_from_command_line
+from recipes.model_defaults import BASE, SMALL, learning_rate_field, renderer_field
+from recipes.rewards import evaluate_rewards, mean_reward
+from recipes.supervised_start import open_client
+from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
+from tinkerloop.data import conversation_to_datum
+from tinkerloop.loop import Loop, Run
+from tinkerloop.loop.schedules import constant, warmup
+from tinkerloop.renderers import Parsed, Renderer
+from tinkerloop.rollouts import Environment, Limits, Rollouts, Start
+from tinkerloop.rollouts.tools import Tool, ToolEnvironment
+
+Task = tuple[int, int]
+LIMITS = Limits(max_turns=3)
+MAX_TOKENS = 96
+
+
+@chz.chz
+class Config:
+    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
+    renderer: str | None = renderer_field()
+    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    run: str = chz.field(default="runs/rl_tool_use", doc="Folder of the run. A run that was interrupted resumes.")
+    smallest: int = chz.field(default=10, doc="The smallest number to multiply.")
+    largest: int = chz.field(default=99, doc="The largest number to multiply.")
+    start_steps: int = chz.field(default=80, doc="Number of supervised steps before reinforcement learning.")
+    start_batch: int = chz.field(default=16, doc="Conversations in a supervised step.")
+    start_conversations: int = chz.field(default=256, doc="Number of conversations of the supervised start.")
+    steps: int = chz.field(default=40, doc="Total number of reinforcement-learning steps.")
+    questions: int = chz.field(default=6, doc="Questions per step.")
+    group_size: int = chz.field(default=6, doc="Episodes to sample for each question.")
+    staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
+    learning_rate: float | None = learning_rate_field(1e-3, "Learning rate")
+    lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
+    test_questions: int = chz.field(default=50, doc="Number of questions held out for evaluation.")
+    save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
+    seed: int = chz.field(default=0, doc="Random seed for the adapter, the questions and the samples.")
+
+
+def calculator(expression: str) -> int:
+    """Multiply two numbers.
+
+    Args:
+        expression: the two numbers, such as "12 * 34".
+    """
+    numbers = re.fullmatch(r"(\d+) \* (\d+)", expression)
+    if numbers is None:
+        raise ValueError(f'expected two numbers, as in "12 * 34", got "{expression}"')
+    return int(numbers[1]) * int(numbers[2])
+
+
+def question(task: Task) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"{task[0]} * {task[1]} = ?"}]
+
+
+def reward(task: Task, reply: Parsed) -> float:
+    """Return the reward of the last reply."""
+    return float(reply.text == str(task[0] * task[1]))
+
+
+class Multiplication(ToolEnvironment):
+    """The environment of one question.
+
+    The prompt has no declaration of the tool if `declare` is false: for the small base model, which has learned from
+    short texts only, the declaration is too long. It learns the form of a call from the supervised start.
+    """
+
+    def __init__(self, task: Task, declare: bool):
+        super().__init__(question(task), [calculator], lambda reply: reward(task, reply))
+        self._declare = declare
+
+    async def start(self) -> Start:
+        start = await super().start()
+        return start if self._declare else Start(start.messages)
+
+
+def demonstration(task: Task, renderer: Renderer, declare: bool) -> tinker.Datum:
+    """Return the datum of a conversation in which the calculator is used."""
+    call = {"name": "calculator", "arguments": {"expression": f"{task[0]} * {task[1]}"}}
+    product = str(task[0] * task[1])
+    messages = [
+        *question(task),
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+        {"role": "tool", "name": "calculator", "content": product},
+        {"role": "assistant", "content": product},
+    ]
+    declaration = Tool.from_function(calculator).declaration
+    return conversation_to_datum(messages, renderer, tools=[declaration] if declare else None)
+
+
+def main(config: Config) -> float:
+    """Return the fraction of the held-out questions that the trained model answers correctly."""
+    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
+    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    declare = config.model not in SMALL
+    numbers = range(config.smallest, config.largest + 1)
+    tasks = [(a, b) for a in numbers for b in numbers]
+    random.Random(f"{config.seed}/tasks").shuffle(tasks)
+    test, others = tasks[: config.test_questions], tasks[config.test_questions :]
+    shown, train = others[: config.start_conversations], others[config.start_conversations :]
+
+    def environment(task: Task, seed: int) -> Environment:
+        return Multiplication(task, declare)
+
+    with Run(config.run, config=chz.asdict(config)) as run:
+        record = run.checkpoints.latest()
+        client = open_client(service, run, record, [demonstration(task, renderer, declare) for task in shown], config)
+        rollouts = Rollouts(
+            client,
+            train,
+            environment,
+            renderer,
+            groups=config.questions,
+            group_size=config.group_size,
+            sampling_params=tinker.SamplingParams(max_tokens=MAX_TOKENS),
+            log=run.folder / "rollouts.jsonl",
+            constant_groups="keep",
+            staleness=config.staleness,
+            limits=LIMITS,
+            seed=config.seed,
+        )
+        loop = Loop(
+            client,
+            rollouts,
+            steps=config.steps,
+            loss_fn="importance_sampling",
+            callbacks=[
+                LRSchedule(warmup(5, constant(config.learning_rate))),
+                evaluate_rewards(environment, test, renderer, max_tokens=MAX_TOKENS, limits=LIMITS),
+                Checkpoint(every=config.save_every, keep_last=2),
+                Preempt(),
+            ],
+            sinks=[run.metrics],
+            checkpoints=run.checkpoints,
+            record=record,
+            ahead=0,
+        )
+        for result in loop.steps():
+            print(f"step {result.step:3d}  reward {mean_reward(rollouts):.2f}")
+        run.finish(loop.summary)
+    print(f"unseen questions answered correctly: {loop.summary.metrics['test/reward']:.0%}")
+    return loop.summary.metrics["test/reward"]
+
+
+if __name__ == "__main__":
+    run_from_command_line(main)

@@ -1,0 +1,92 @@
+"""The numbers of rows with which a model decodes, so that the bits of a row do not depend on the other rows.
+
+BLAS chooses its kernel by the shape of a product, and kernels sum in different orders. A pass over 3 rows and a pass
+over 30 may therefore give one row different bits. But the bits of a row do not depend on the contents of other rows,
+and most processors have kernels in which they do not depend on the row's place either. Which numbers of rows have
+equal bits is measured, because it depends on the processor, the number of threads and the shapes of the weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tinkerloop.local.nn.inputs import PackedBatch
+from tinkerloop.local.nn.layers.experts import ExpertWeights
+from tinkerloop.local.nn.sequence_cache import SequenceCache
+
+if TYPE_CHECKING:
+    from tinkerloop.local.nn.model import Model
+
+STANDARD = 16
+"""Every usable number of rows must give the same bits as this one."""
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+"""The numbers of rows that are tried."""
+TOKENS = 3
+"""The number of tokens that the trial appends to each sequence, one after another."""
+
+
+def block_sizes(model: Model) -> tuple[int, ...]:
+    """Return the numbers of rows, ascending, in which every row has the same bits at any place and beside any others.
+
+    The result is empty if there are none: on a GPU, in a model with experts (whose products depend on how many rows
+    choose the same expert), and in a model whose sequences cannot be packed. It is measured once for each kind of
+    adapter and number of threads, with the active weights.
+    """
+    if model.device.type != "cpu" or not model.packs or _has_experts(model):
+        return ()
+    key = (torch.get_num_threads(), model.trained)
+    if model.block_sizes.get(key) != ():
+        model.pack()
+    if key not in model.block_sizes:
+        model.block_sizes[key] = _measure(model)
+        if not model.block_sizes[key]:
+            model.unpack()
+    return model.block_sizes[key]
+
+
+@torch.no_grad()
+def _measure(model: Model) -> tuple[int, ...]:
+    tokens = torch.arange(1, TOKENS * STANDARD + 1).view(TOKENS, STANDARD) * 31 % model.vocab_size
+    standard = _logits(model, tokens)
+    equal = []
+    for size in SIZES:
+        # Each row is computed at several places of a block, beside other rows.
+        shifts = range(0, STANDARD, 5) if size <= STANDARD else (0, 5)
+        rows = [(torch.arange(size) + shift) % STANDARD for shift in shifts]
+        if all(torch.equal(_logits(model, tokens[:, some]), standard[some]) for some in rows):
+            equal.append(size)
+    return tuple(equal) if STANDARD in equal else ()
+
+
+def _logits(model: Model, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the logits (rows, vocabulary) after decoding tokens (T, rows), one token of each row at a time."""
+    cache = SequenceCache(tokens.shape[1])
+    hidden = torch.empty(0)
+    for step in tokens:
+        hidden = decode(model, cache, range(len(step)), step, [0] * len(step))
+    return model.head.logits(hidden)
+
+
+def decode(
+    model: Model, cache: SequenceCache, rows: list[int] | range, tokens: torch.Tensor, shifts: list[int]
+) -> torch.Tensor:
+    """Append one token to every row of the cache, and return the hidden states (rows, H) at these tokens.
+
+    Args:
+        rows: the rows whose results are needed.
+        tokens: (rows,), one for every row of the cache.
+        shifts: the `Input.shift` of each row's prompt.
+    """
+    mask = cache.append(rows)
+    positions = mask.flatten() - 1 + torch.tensor(shifts)
+    batch = PackedBatch([1] * len(tokens), tokens[None].to(model.device), positions[None].to(model.device))
+    return model.replicas[0].hidden(batch, cache, mask)
+
+
+def _has_experts(model: Model) -> bool:
+    config = model.module.config.get_text_config().to_dict()
+    return any("expert" in name for name in config) or any(
+        isinstance(layer, ExpertWeights) for layer in model.layers.values()
+    )

@@ -1,0 +1,137 @@
+"""The recipe with tools: its environment, and real processes that are killed while they sample, train and save."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes import rl_tool_use
+from tinkerloop.renderers import get_renderer
+from tinkerloop.rollouts import read_rollouts
+from tinkerloop.tokenizers import get_tokenizer
+
+ROOT = Path(__file__).parents[2]
+# The tiny model is never right. Here any text is rewarded in its own way, so that rewards differ and training goes on.
+PROGRAM = """
+import zlib
+from recipes import rl_tool_use
+from recipes.command_line import run_from_command_line
+rl_tool_use.reward = lambda task, reply: zlib.crc32(reply.text.encode("utf-8", "backslashreplace")) % 4
+run_from_command_line(rl_tool_use.main)
+"""
+SMALL = [
+    "model=tiny", "start_steps=2", "start_conversations=8", "steps=6", "save_every=2", "questions=2", "group_size=2",
+    "staleness=1", "test_questions=2", "lora_rank=4",
+]  # fmt: skip
+
+
+def start(folder):
+    command = [sys.executable, "-c", PROGRAM, f"run={folder}", *SMALL]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for(process, path):
+    """Return when the file exists: the imports are done, and the run begins."""
+    while process.poll() is None and not path.exists():
+        time.sleep(0.01)
+
+
+def finish(folder):
+    process = start(folder)
+    output = process.communicate(timeout=1200)[0]
+    assert process.returncode == 0, output
+
+
+def outcome(folder):
+    """Return what was sampled, from which weights, and what was logged, without what rounding changes.
+
+    The engine computes waiting samples together, and which ones wait depends on timing. So two runs, killed or not, may
+    differ in the last bits of log-probabilities, and with them in weights.
+    """
+    sampled = [
+        (group.batch, group.slot, group.task, [(one.seed, one.boundary) for one in group.trajectories])
+        for group in read_rollouts(folder / "rollouts.jsonl")
+    ]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    record = json.loads((folder / "checkpoints.jsonl").read_text().splitlines()[-1])
+    return sampled, [(row["step"], sorted(row), row.get("learning_rate")) for row in rows], record["cursor"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to: its folder, and its duration in seconds after the imports."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = start(folder)
+    wait_for(process, folder / "config.json")
+    began = time.monotonic()
+    output = process.communicate(timeout=1200)[0]
+    assert process.returncode == 0, output
+    rewards = [group.rewards for group in read_rollouts(folder / "rollouts.jsonl")]
+    assert any(one.min() < one.max() for one in rewards), "no rewards differ, so nothing is trained"
+    return folder, time.monotonic() - began
+
+
+def kill_and_resume(folder, whole, moments):
+    for moment in moments:
+        process = start(folder)
+        wait_for(process, folder / "starts.jsonl")
+        time.sleep(moment * whole[1])
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish(folder)
+    assert outcome(folder) == outcome(whole[0])
+
+
+@pytest.mark.slow
+def test_killed_at_two_random_moments_it_trains_nothing_twice_and_loses_nothing(whole, tmp_path):
+    chance = random.Random("kill")
+    kill_and_resume(tmp_path / "run", whole, [chance.uniform(0.2, 0.9) for _ in range(2)])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("trial", range(10))
+def test_killed_at_thirty_random_moments_it_trains_nothing_twice_and_loses_nothing(whole, tmp_path, trial):
+    chance = random.Random(f"kill/{trial}")
+    kill_and_resume(tmp_path / "run", whole, [chance.uniform(0, 1) for _ in range(3)])
+
+
+def test_the_rollouts_are_logged_with_the_weights_that_sampled_them(whole):
+    boundaries = [
+        (group.batch, one.boundary)
+        for group in read_rollouts(whole[0] / "rollouts.jsonl")
+        for one in group.trajectories
+    ]
+    assert {(batch, max(batch - 1, 0)) for batch in range(6)} <= set(boundaries)
+
+
+def test_the_calculator_multiplies_and_its_errors_say_what_is_expected():
+    assert rl_tool_use.calculator("12 * 34") == 408
+    with pytest.raises(ValueError, match='expected two numbers, as in "12 \\* 34"'):
+        rl_tool_use.calculator("12 + 34")
+
+
+@pytest.mark.parametrize("declare", [True, False])
+def test_the_tool_is_declared_unless_the_model_is_too_small(declare):
+    start = asyncio.run(rl_tool_use.Multiplication((12, 34), declare).start())
+    assert [tool["name"] for tool in start.tools] == (["calculator"] if declare else [])
+
+
+def test_a_demonstration_trains_the_call_and_the_last_reply():
+    renderer = get_renderer("qwen3_instruct", get_tokenizer("tiny"))
+    datum = rl_tool_use.demonstration((12, 34), renderer, False)
+    targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
+    trained = targets[datum.loss_fn_inputs["weights"].to_numpy() > 0].tolist()
+    text = renderer.tokenizer.decode(trained)
+    assert text.count("<|im_end|>") == 2
+    assert '{"expression": "12 * 34"}' in text
+    assert text.endswith("408<|im_end|>")
+    assert "user" not in text
