@@ -13,6 +13,7 @@
   x NonFiniteError (also ArithmeticError)   a loss or a metric became NaN or infinite
   x CheckpointError                         a checkpoint that cannot be written, read or resumed from
   x RunLockedError                          another process is working in this run folder
+  x ServerLostError                         the server does not answer any more
   x MissingPackageError (also ModuleNotFoundError)  an optional package that is not installed
 
 An error message gives what is wrong, what was given, what is expected and what to do. Errors of the service are
@@ -108,6 +109,10 @@ class CheckpointError(TinkerloopError):
 
 class RunLockedError(TinkerloopError):
     """Error for a run folder in which another process is already working."""
+
+
+class ServerLostError(TinkerloopError):
+    """Error for a server that does not answer any more. The run can be resumed from its newest record."""
 
 
 class MissingPackageError(TinkerloopError, ModuleNotFoundError):
