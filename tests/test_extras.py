@@ -54,3 +54,17 @@ def test_an_error_of_a_package_without_a_module_says_to_upgrade_it() -> None:
     ):
         importlib.import_module("tinker.no_such_module")
     assert missing.value.name == "tinker.no_such_module"
+
+
+def test_the_ordered_service_needs_no_hypothesis_and_the_kit_of_renderers_names_its_extra():
+    program = (
+        "import sys; sys.modules['hypothesis'] = None\n"
+        "from tinkerloop.testing import OrderedService, check_callback, check_loop\n"
+        "print(OrderedService().vocab_size)\n"
+        "from tinkerloop.testing import check_renderer"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert answer.stdout == "64\n"
+    last = answer.stderr.strip().splitlines()[-1]
+    assert "the check kit of renderers needs the package hypothesis" in last
+    assert "pip install 'tinkerloop-sdk[testing]'" in last

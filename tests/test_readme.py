@@ -43,3 +43,11 @@ def test_the_page_of_rollouts_trains_and_logs(tmp_path, monkeypatch, capsys):
     exec(code_blocks("sdk/tinkerloop/rollouts/README.md")[0], {})
     assert "'loss'" in capsys.readouterr().out
     assert (tmp_path / "runs/letters/rollouts.jsonl").exists()
+
+
+def test_the_page_for_your_own_callback_runs(capsys):
+    namespace = {}
+    for code in code_blocks("sdk/tinkerloop/loop/your_own_callback.md"):
+        exec(code, namespace)
+    namespace["test_the_run_ends_after_two_steps_without_a_lower_loss"]()
+    assert "on_step" in capsys.readouterr().out

@@ -14,6 +14,7 @@
   x CheckpointError                         a checkpoint that cannot be written, read or resumed from
   x RunLockedError                          another process is working in this run folder
   x ServerLostError                         the server does not answer any more
+  x CheckFailedError (also AssertionError)  a user's part that fails a check of `tinkerloop.testing`
   x MissingPackageError (also ModuleNotFoundError)  an optional package that is not installed
 
 An error message gives what is wrong, what was given, what is expected and what to do. Errors of the service are
@@ -117,3 +118,7 @@ class ServerLostError(TinkerloopError):
 
 class MissingPackageError(TinkerloopError, ModuleNotFoundError):
     """Error for an optional package that is not installed. The message names the extra of `tinkerloop-sdk`."""
+
+
+class CheckFailedError(TinkerloopError, AssertionError):
+    """Error for a chat format, a callback or a run that fails a check of `tinkerloop.testing`."""

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tinker
 
-from tinkerloop._policy_losses import DEFAULTS
 from tinkerloop.datum import fold_weights
 from tinkerloop.errors import DatumError
 from tinkerloop.rollouts import policy_datum
 from tinkerloop.testing import MissingCheckpointError, OrderedService
+from tinkerloop.testing._policy_losses import DEFAULTS
 
 
 def trained(service, batches):

@@ -1,8 +1,7 @@
 """A run that is killed anywhere and resumed ends as one that was not."""
 
 import itertools
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pytest
 
@@ -18,11 +17,8 @@ from tinkerloop.callbacks import (
 )
 from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, open_training_client
 from tinkerloop.loop.schedules import cosine
-from tinkerloop.testing import OrderedService
-
-
-class Killed(BaseException):
-    """Not an Exception, so that nothing can handle it, as nothing handles kill -9."""
+from tinkerloop.testing import OrderedService, check_loop
+from tinkerloop.testing.loop_checks import outcome, run_until
 
 
 @dataclass
@@ -60,15 +56,8 @@ class Case:
 CASES = [Case(*values) for values in itertools.product((0, 1, 2, 5), (2, 3), (1, 3), (1, 9))]
 
 
-def train(folder, service, batches, case, kill_at=None):
-    """One process of the run: from the newest record to the end, or until operation number `kill_at`."""
-    count = itertools.count()
-
-    def fault(operation):
-        if next(count) == kill_at:
-            raise Killed(operation)
-
-    service.fault = fault
+def train(folder, service, batches, case):
+    """One process of the run: from the newest record to the end."""
     checkpoints = Checkpoints(folder)
     record = checkpoints.latest()
     client = open_training_client(service, record, base_model="unigram")
@@ -91,62 +80,46 @@ def train(folder, service, batches, case, kill_at=None):
         record=record,
         ahead=case.ahead,
     )
-    return loop.run(), client, next(count)
+    return loop.run()
 
 
-def outcome(folder, summary, client):
-    """All that must not depend on interruptions: every bit of it but where the run and its states are saved."""
-    state = client.state
-    own = {"path": "", "run": "", "folder": ""}
-    records = [asdict(record) | own for record in Checkpoints(folder).records()]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    weights = [array.tobytes() for array in (state.logits, state.first, state.second)]
-    return {"weights": weights, "records": records, "rows": rows, "summary": summary, "updates": state.updates}
+def small_service():
+    return OrderedService(20)
 
 
 @pytest.mark.parametrize(
     "case", CASES, ids=lambda c: f"ahead{c.ahead}-save{c.save_every}-acc{c.accumulate}-p{c.patience}"
 )
-def test_killed_at_every_operation(case, batches, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)  # a killed process loses no written page
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    summary, client, operations = train(whole, OrderedService(20), batches, case)
-    expected = outcome(whole, summary, client)
-    assert operations > 20
-
-    for kill_at in range(operations):
-        folder = tmp_path / str(kill_at)
-        folder.mkdir()
-        service = OrderedService(20)
-        with pytest.raises(Killed):
-            train(folder, service, batches, case, kill_at)
-        summary, client, _ = train(folder, service, batches, case)
-        assert outcome(folder, summary, client) == expected, f"killed at operation {kill_at}"
+def test_killed_at_every_operation(case, batches):
+    whole = check_loop(lambda service, folder: train(folder, service, batches, case), service=small_service)
+    assert len(whole["metrics.jsonl"]) > 4
+    assert whole["checkpoints.jsonl"]
 
 
 def test_killed_twice(batches, tmp_path):
     case = Case(ahead=1, save_every=2, accumulate=1, patience=9)
+
+    def make_run(service, folder):
+        return train(folder, service, batches, case)
+
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
-    summary, client, _ = train(whole, OrderedService(20), batches, case)
-    service = OrderedService(20)
+    expected = outcome(whole, run_until(make_run, small_service(), whole)[0])
+    service = small_service()
     for kill_at in (30, 25):
-        with pytest.raises(Killed):
-            train(broken, service, batches, case, kill_at)
-    again, resumed, _ = train(broken, service, batches, case)
-    assert outcome(broken, again, resumed) == outcome(whole, summary, client)
+        assert run_until(make_run, service, broken, kill_at)[0] is None
+    assert outcome(broken, run_until(make_run, service, broken)[0]) == expected
 
 
 def test_every_batch_is_trained_exactly_once(batches, tmp_path):
     """The weights cannot tell this from twice as much of half: count the updates of each resumed process too."""
     case = Case(ahead=2, save_every=3, accumulate=1, patience=9)
-    service = OrderedService(20)
-    with pytest.raises(Killed):
-        train(tmp_path, service, batches, case, kill_at=33)
-    _, client, _ = train(tmp_path, service, batches, case)
-    assert client.state.updates == 12
+    service = small_service()
+    run_until(lambda service, folder: train(folder, service, batches, case), service, tmp_path, kill_at=33)
+    service.fault = None
+    train(tmp_path, service, batches, case)
+    assert service.clients[-1].state.updates == 12
 
 
 def test_a_complete_run_does_nothing_more(batches, tmp_path):
@@ -154,7 +127,7 @@ def test_a_complete_run_does_nothing_more(batches, tmp_path):
     service = OrderedService(20)
     train(tmp_path, service, batches, case)
     done = list(service.operations)
-    summary, _, _ = train(tmp_path, service, batches, case)
+    summary = train(tmp_path, service, batches, case)
     assert (summary.step, summary.reason, service.operations) == (12, "steps reached", done)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterable
 from itertools import pairwise
@@ -22,31 +23,36 @@ from transformers import PreTrainedTokenizerFast
 from tinkerloop.renderers import Renderer, get_registered_renderer_names, get_renderer
 from tinkerloop.renderers.pieces import SEAM
 from tinkerloop.renderers.registry import presets
+from tinkerloop.testing import FormatClaims, random_conversations
+from tinkerloop.testing.format_claims import DECLARED_TOOLS as TOOLS
+from tinkerloop.testing.random_conversations import CONTROL, TEXTS
 
 MODELS = Path(os.environ.get("TINKERLOOP_MODELS") or Path(__file__).parents[2] / "../shared/models")
 NAMES = [name for name in get_registered_renderer_names() if name in presets()]
 
-# All control tokens of all chat formats, and some of no format. Tests try to forge each of them in texts.
-CONTROL = sorted(
-    """
-    <|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <tool_call> </tool_call>
-    <tool_response> </tool_response> <think> </think> <|begin_of_text|> <|end_of_text|> <|eom_id|> <|eot_id|>
-    <|start_header_id|> <|end_header_id|> <|python_tag|> <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜>
-    <｜Assistant｜> <｜tool▁calls▁begin｜> <｜tool▁calls▁end｜> <｜tool▁call▁begin｜> <｜tool▁call▁end｜> <｜tool▁sep｜>
-    <｜tool▁output▁begin｜> <｜tool▁output▁end｜> <|im_user|> <|im_assistant|> <|im_system|> <|im_middle|> [BOS] [EOS]
-    <|tool_calls_section_begin|> <|tool_calls_section_end|> <|tool_call_begin|> <|tool_call_end|>
-    <|tool_call_argument_begin|> <|media_begin|> <|media_content|> <|media_end|> <|media_pad|> <|start|> <|end|>
-    <|message|> <|channel|> <|return|> <|call|> <|constrain|> [gMASK] <sop> <|system|> <|user|> <|assistant|>
-    <|observation|> <arg_key> </arg_key> <arg_value> </arg_value> <|fim_prefix|> <|reserved_7|>
-    """.split()  # noqa: SIM905
-)
-# Further tokens are added at the end, because the golden files contain the ids of the tokens above.
-CONTROL += """
-    ｜DSML｜ <｜System｜> <|message_user|> <|message_model|> <|message_system|> <|message_tool|> <|content_text|>
-    <|content_thinking|> <|content_xml|> <|content_invoke_tool_json|> <|content_invoke_tool_text|> <|end_message|>
-    <|content_model_end_sampling|>
-""".split()  # noqa: SIM905
+VISION = [name for name in NAMES if name.startswith(("qwen3_vl", "qwen3_5", "qwen3_8", "kimi_k25", "kimi_k26"))]
+REASONING = {
+    "reasoning",
+    "reasoning_with_calls",
+    "text_and_reasoning_with_calls",
+    "reasoning_after_results",
+}
+CALLS = {"tools", "calls", "parallel_calls", "text_with_calls"}
+UNCLAIMED = {
+    r"role_colon": {*REASONING, *CALLS},
+    r"llama3": {*REASONING, "parallel_calls", "text_with_calls"},
+    r"gpt_oss.*": {"parallel_calls", "later_system"},
+    r"deepseekv3_thinking": {"reasoning_after_results"},
+    r"deepseekv3|.*_disable_thinking": REASONING,
+    r"template": {"episodes"},
+}
+"""What the formats, given as regular expressions, cannot express. All others can express everything."""
+SORTING = ("tml_v0",)
+"""The names of formats that sort the arguments of calls."""
+TRIMMING = ("glm5_3", "llama3", "nemotron3", "qwen3_5", "qwen3_8")
+"""The beginnings of the names of formats that trim the texts of replies."""
 
+__all__ = ["CONTROL", "TEXTS", "TOOLS"]
 
 # A chat template that belongs to no real model, for the renderer `template`, which accepts any template.
 A_TEMPLATE = """\
@@ -120,6 +126,19 @@ def renderer(name: str) -> Renderer:
     return get_renderer(name, everyones_tokenizer(), tags_in_replies="text")
 
 
+@functools.cache
+def claims(name: str) -> FormatClaims:
+    """Return what a format must express: everything but what `UNCLAIMED` lists."""
+    unclaimed = next((rest for prefix, rest in UNCLAIMED.items() if re.fullmatch(prefix, name)), frozenset())
+    return FormatClaims(
+        **dict.fromkeys(unclaimed, False),
+        roles=frozenset(renderer(name).roles),
+        images=name in VISION,
+        spaces=not name.startswith(TRIMMING),
+        argument_order=name not in SORTING,
+    )
+
+
 def decode(tokens: list[int], tokenizer: Any = None) -> str:
     return (tokenizer or everyones_tokenizer()).decode(tokens, skip_special_tokens=False)
 
@@ -129,35 +148,6 @@ def nfc(text: str) -> str:
 
 
 # ---- conversations
-
-WORDS = st.sampled_from(
-    ["the", "other", "user", "42", "naïve", "你好", "e\u0301", "👩\u200d👧", "don't", ">", "<", "a\u200bb", "\r"]
-)
-SPACES = st.sampled_from(["", " ", "  ", "\n", "\n\n", " \n", "\t", "\n\n\n"])
-TEXTS = st.lists(st.tuples(SPACES, WORDS, SPACES), max_size=4).map(lambda w: "".join("".join(x) for x in w))
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 99) | st.sampled_from(["", "3", "naïve", " pad ", "x\ny", "None"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("abc"), inner, max_size=2),
-    max_leaves=3,
-)
-NAME_PAIRS = st.sampled_from([["get_weather", "search"], ["search", "search"]])
-ARGUMENTS = st.dictionaries(st.sampled_from(["city", "n", "options", "größe"]), VALUES, max_size=3)
-TOOLS = [
-    {
-        "name": name,
-        "description": "Looks up the wéather.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "city": {"type": "string", "description": "Where"},
-                "n": {"type": "integer"},
-                "unit": {"type": "string", "enum": ["C", "F"]},
-            },
-            "required": ["city"],
-        },
-    }
-    for name in ("get_weather", "search")
-]
 
 NOTED = {"description": st.sampled_from(["a dé", " b "]), "nullable": st.booleans()}
 SCHEMAS = st.deferred(
@@ -192,53 +182,23 @@ DECLARATIONS = st.fixed_dictionaries(
 )
 
 
-@st.composite
 def conversations(
-    draw: st.DrawFn,
     *,
-    system: bool = True,
     tools: bool = True,
     reasoning: bool = True,
     parallel: bool = True,
     late_system: bool = False,
-    text: st.SearchStrategy[str] = TEXTS,
-    final: str | None = "assistant",
-    max_turns: int = 3,
-) -> list[dict[str, Any]]:
-    """Draw a conversation of OpenAI-style messages.
-
-    It has an optional system message, then turns of a user message, tool calls with results, and an answer.
-    """
-    messages: list[dict[str, Any]] = []
-    if system and draw(st.booleans()):
-        messages.append({"role": "system", "content": draw(text)})
-    for turn in range(draw(st.integers(1, max_turns))):
-        if late_system and turn and draw(st.integers(0, 3)) == 0:
-            messages.append({"role": "system", "content": draw(text)})
-        messages.append({"role": "user", "content": draw(text)})
-        for _ in range(draw(st.integers(0, 2)) if tools else 0):
-            count = draw(st.integers(1, 2)) if parallel else 1
-            calls = [
-                {
-                    "id": f"functions.{name}:{i}",
-                    "type": "function",
-                    "function": {"name": name, "arguments": draw(ARGUMENTS)},
-                }
-                for i, name in enumerate(draw(NAME_PAIRS)[:count])
-            ]
-            message = {"role": "assistant", "content": draw(text), "tool_calls": calls}
-            if reasoning and draw(st.booleans()):
-                message["reasoning_content"] = draw(text)
-            messages.append(message)
-            for call in calls:
-                messages.append({"role": "tool", "content": draw(text), "tool_call_id": call["id"]})
-        message = {"role": "assistant", "content": draw(text)}
-        if reasoning and draw(st.booleans()):
-            message["reasoning_content"] = draw(text)
-        messages.append(message)
-    if final is None:
-        return messages[: draw(st.integers(1, len(messages)))]
-    return messages
+) -> st.SearchStrategy[list[dict[str, Any]]]:
+    """Return a strategy for conversations with or without tool calls, reasoning, parallel calls, and late systems."""
+    return random_conversations(
+        FormatClaims(
+            calls=tools,
+            reasoning=reasoning,
+            reasoning_with_calls=reasoning,
+            parallel_calls=parallel,
+            later_system=late_system,
+        )
+    )
 
 
 # ---- official templates

@@ -2,119 +2,29 @@
 
 from __future__ import annotations
 
-from itertools import dropwhile, pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tests.renderers.chats import TOOLS, conversations, everyones_tokenizer, renderer
-from tests.renderers.test_invariants import FEW, SOME, every_format, fitted, takes_tools
+from tests.renderers.chats import everyones_tokenizer, renderer
 from tinkerloop.errors import EpisodeError, RenderError
-from tinkerloop.renderers import Episode, Part, get_renderer
+from tinkerloop.renderers import get_renderer
+from tinkerloop.testing._invariant import sampled as sampled_tokens
 
 EXTENDING = ["qwen3_instruct", "llama3", "kimi_k26_preserve_thinking", "glm5_3_max_reasoning", "role_colon"]
 QUESTION = [{"role": "user", "content": "q"}]
 ANSWER = [{"role": "user", "content": "and?"}]
 
 
+def test_a_template_has_no_episodes() -> None:
+    with pytest.raises(RenderError, match="cannot append to a conversation"):
+        renderer("template").episode(QUESTION)
+
+
 def sample(name: str, messages: list[Any], reply: dict[str, Any], tools: Any = None) -> list[int]:
     """Return the ids that a model would sample as the message `reply`."""
-    example = renderer(name).build_supervised_example([*messages, reply], tools=tools)
-    return [t for t, w in zip(example.tokens, example.weights, strict=True) if w]
-
-
-def episode_of(name: str, messages: list[Any], tools: Any = None) -> Episode | None:
-    """Return an episode that starts a new segment if the format rewrites history; None if it has no episodes."""
-    if name == "template":
-        with pytest.raises(RenderError, match="cannot append to a conversation"):
-            renderer(name).episode(messages)
-        return None
-    return renderer(name).episode(messages, tools, on_rewrite="segment")
-
-
-@every_format
-@FEW
-@given(messages=conversations(late_system=True, max_turns=2), declare=st.booleans())
-def test_an_episode_of_canonical_replies_is_the_rendered_conversation(name, messages, declare) -> None:
-    ours, messages = renderer(name), fitted(name, messages)
-    tools = TOOLS if declare and takes_tools(name) else None
-    replies = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    episode = episode_of(name, messages[: replies[0]], tools)
-    for i, end in pairwise([*replies, len(messages)]) if episode else ():
-        asked = ours.build_generation_prompt(episode.messages, tools=tools)
-        assert ours.decode(episode.tokens) == ours.decode(asked.to_ints())
-        spaced = any(m["role"] == "assistant" and m["content"][:1].isspace() for m in messages[:i])
-        assert episode.prompt() == asked or spaced or not ours.has_extension_property
-        episode.add_sampled(sample(name, messages[:i], messages[i], tools))
-        if i + 1 < end:
-            episode.add(messages[i + 1 : end])
-    if episode:
-        assert {int(i) for e in episode.examples() for i in e.message_index[e.weights > 0]} == set(replies)
-        late = any(message["role"] == "system" for message in messages[1:])
-        assert len(episode.segments) == 1 or late or not ours.has_extension_property
-
-
-@every_format
-@SOME
-@given(data=st.data(), messages=conversations(max_turns=1))
-def test_any_sampled_ids_survive_verbatim(name, data, messages) -> None:
-    """After sampling any ids that end with a stop token, the next prompt begins with the earlier prompt and these ids.
-
-    If the format rewrites history, the ids form a separate segment instead. No message can be appended to a reply that
-    stopped inside its reasoning or a tool call, or that has reasoning after its text.
-    """
-    ours, reply = renderer(name), fitted(name, messages)[-1]
-    inner = sorted({*ours._assembler.ids.values()} - {ours._assembler.ids[end] for end in ours.grammar.ends})
-    sampled = sample(name, QUESTION, reply)[:-1] if data.draw(st.booleans()) and not ours.grammar.stop_texts else []
-    for _ in range(data.draw(st.integers(0, 6))):
-        at = data.draw(st.integers(0, len(sampled)))
-        sampled.insert(at, data.draw(st.integers(0, 255) | st.sampled_from(inner or [0])))
-    stop = data.draw(st.sampled_from(ours.get_stop_sequences()))
-    sampled += everyones_tokenizer().encode(stop, add_special_tokens=False) if isinstance(stop, str) else [stop]
-    episode = episode_of(name, QUESTION)
-    if episode is None:
-        return
-    before, logprobs = list(episode.tokens), [-0.5] * len(sampled)
-    parsed = episode.add_sampled(sampled, logprobs)
-    content = parsed.message["content"]
-    kinds = ["text"] if isinstance(content, str) else [part["type"] for part in content]
-    if parsed.broke_off_in is not None or "thinking" in dropwhile(lambda kind: kind == "thinking", kinds):
-        with pytest.raises(EpisodeError, match="no message can follow"):
-            episode.add(ANSWER)
-    else:
-        episode.add(ANSWER)
-        assert len(episode.segments) == 1 or not ours.has_extension_property
-        assert len(episode.segments[0].tokens) > len(before) + len(sampled) or len(episode.segments) == 2
-    assert episode.segments[0].tokens[: len(before) + len(sampled)] == before + sampled
-    example = episode.examples()[0]
-    assert np.flatnonzero(example.weights).tolist() == list(range(len(before), len(before) + len(sampled)))
-    assert [x for x in episode.segments[0].logprobs if x] == logprobs
-
-
-@every_format
-def test_what_cannot_follow_a_reply_is_refused(name) -> None:
-    episode = episode_of(name, QUESTION)
-    if episode is None:
-        return
-    (reply,) = fitted(name, [{"role": "assistant", "content": "a", "reasoning_content": "some thought"}])
-    sampled = sample(name, QUESTION, reply)
-    episode.add_sampled(sampled)
-    with pytest.raises(EpisodeError, match="contain an assistant message"):
-        episode.add([*ANSWER, {"role": "assistant", "content": "b"}])
-    if "system" in renderer(name).roles:
-        tools = [{"name": "f", "description": "", "parameters": {}}]
-        with pytest.raises(EpisodeError, match="tools cannot be declared among the new"):
-            episode.add([{"role": "system", "content": "", "tools": tools}])
-    if "reasoning_content" in reply:
-        whole = renderer(name).build_supervised_example([*QUESTION, reply])
-        thought = int(np.sum((whole.weights > 0) & (whole.parts == Part.REASONING)))
-        cut = episode_of(name, QUESTION)
-        cut.add_sampled(sampled[: thought - 2])
-        with pytest.raises(EpisodeError, match="truncated inside its REASONING"):
-            cut.add(ANSWER)
+    return sampled_tokens(renderer(name).build_supervised_example([*messages, reply], tools=tools))
 
 
 @pytest.mark.parametrize("name", ["deepseekv3", "glm5_3_max_reasoning", "role_colon"])

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.renderers.chats import (
     NAMES,
     TEXTS,
+    VISION,
     conversations,
     decode,
     everyones_tokenizer,
@@ -33,7 +34,6 @@ from tinkerloop.images.processors import KIMI_K25, QWEN3_VL, TINY_VL
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
 
-VISION = [name for name in NAMES if name.startswith(("qwen3_vl", "qwen3_5", "qwen3_8", "kimi_k25", "kimi_k26"))]
 SIZES = [(64, 64), (150, 224), (300, 20), (33, 500)]
 
 

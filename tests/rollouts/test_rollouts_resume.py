@@ -1,8 +1,7 @@
 """A run with rollouts that is killed anywhere and resumed ends as one that was not."""
 
 import itertools
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
@@ -14,14 +13,11 @@ from tinkerloop.loop import Callback, Checkpoints, Jsonl, Loop, open_training_cl
 from tinkerloop.rollouts import Rollouts, group_datums, one_turn
 from tinkerloop.rollouts.advantages import centered
 from tinkerloop.rollouts.rollout_log import read_rollouts
-from tinkerloop.testing import OrderedService
+from tinkerloop.testing import OrderedService, check_loop
+from tinkerloop.testing.loop_checks import outcome, run_until
 
 TASKS = [f"task {number}" for number in range(12)]
 STEPS = 6
-
-
-class Killed(BaseException):
-    """Not an Exception, so that nothing can handle it, as nothing handles kill -9."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +67,8 @@ def content(datum):
     return (datum.model_input.to_ints(), [(name, value.to_numpy().tolist()) for name, value in inputs])
 
 
-def train(folder, service, renderer, case, kill_at=None, trained=None, steps=STEPS):
-    """One process of the run: from the newest record to the end, or until operation number `kill_at`."""
-    count, dead = itertools.count(), []
-
-    def fault(operation):
-        if next(count) == kill_at or dead:  # nothing of a process goes on after it was killed, in no thread
-            dead.append(True)
-            raise Killed(operation)
-
-    service.fault = fault
+def train(folder, service, renderer, case, trained=None, steps=STEPS):
+    """One process of the run: from the newest record to the end."""
     checkpoints = Checkpoints(folder)
     record = checkpoints.latest()
     client = open_training_client(service, record, base_model="unigram")
@@ -112,23 +100,9 @@ def train(folder, service, renderer, case, kill_at=None, trained=None, steps=STE
         ahead=case.ahead,
     )
     try:
-        return loop.run(), client, next(count)
+        return loop.run()
     finally:
         rollouts.close()
-
-
-def outcome(folder, summary, client):
-    """All that must not depend on interruptions: every bit of it but where the run and its states are saved."""
-    own = {"path": "", "run": "", "folder": ""}
-    state = client.state
-    return {
-        "rollouts": (folder / "rollouts.jsonl").read_bytes(),
-        "rows": (folder / "metrics.jsonl").read_bytes(),
-        "records": [asdict(record) | own for record in Checkpoints(folder).records()],
-        "weights": [array.tobytes() for array in (state.logits, state.first, state.second)],
-        "summary": summary,
-        "updates": state.updates,
-    }
 
 
 def assert_log_is_what_was_trained(folder, case, trained):
@@ -153,41 +127,40 @@ def name(case):
     return f"staleness{case.staleness}-substeps{case.substeps}-save{case.save_every}-ahead{case.ahead}"
 
 
+def small_service(reproducible=True):
+    return OrderedService(268, reproducible=reproducible)
+
+
 def check_kills(case, renderer, tmp_path, kills):
-    whole = tmp_path / "whole"
-    whole.mkdir()
     trained = {}
-    summary, client, operations = train(whole, OrderedService(268), renderer, case, trained=trained)
-    expected = outcome(whole, summary, client)
-    assert_log_is_what_was_trained(whole, case, trained)
-    assert operations > 40
+    train(tmp_path, small_service(), renderer, case, trained)
+    assert_log_is_what_was_trained(tmp_path, case, trained)
+    whole = check_loop(
+        lambda service, folder: train(folder, service, renderer, case), service=small_service, kills=kills
+    )
+    assert whole["rollouts.jsonl"]
+
+
+def check_kills_without_reproducible_sampling(case, renderer, tmp_path, kills):
+    """The log must be what the run trained on, once; and its groups are of the weights of their boundary."""
+    _, operations = run_until(lambda s, folder: train(folder, s, renderer, case), small_service(False), tmp_path)
     for kill_at in kills(operations):
         folder = tmp_path / str(kill_at)
         folder.mkdir()
-        service = OrderedService(268)
-        with pytest.raises(Killed):
-            train(folder, service, renderer, case, kill_at)
-        summary, client, _ = train(folder, service, renderer, case)
-        assert outcome(folder, summary, client) == expected, f"killed at operation {kill_at}"
+        service, trained = small_service(False), {}
+
+        def make_run(service, folder, trained=trained):
+            train(folder, service, renderer, case, trained)
+
+        run_until(make_run, service, folder, kill_at)  # another run may have fewer operations
+        run_until(make_run, service, folder)
+        assert service.clients[-1].state.updates == STEPS
+        assert_log_is_what_was_trained(folder, case, trained)
 
 
 @pytest.fixture(autouse=True)
 def quick_files(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)  # a killed process loses no written page
-
-
-def check_kills_without_reproducible_sampling(case, renderer, tmp_path, kills):
-    """The log must be what the run trained on, once; and its groups are of the weights of their boundary."""
-    *_, operations = train(tmp_path, OrderedService(268, reproducible=False), renderer, case)
-    for kill_at in kills(operations):
-        folder = tmp_path / str(kill_at)
-        folder.mkdir()
-        service, trained = OrderedService(268, reproducible=False), {}
-        with suppress(Killed):  # another run may have fewer operations
-            train(folder, service, renderer, case, kill_at, trained)
-        _, client, _ = train(folder, service, renderer, case, trained=trained)
-        assert client.state.updates == STEPS
-        assert_log_is_what_was_trained(folder, case, trained)
 
 
 def some(operations):
@@ -201,15 +174,17 @@ def test_killed_at_some_operations(case, renderer, tmp_path):
 
 @pytest.mark.parametrize("case, steps", [(Case(3, 1, 6), 3), (Case(1, 2, 6), 3), (Case(1, 1, 6), 0)])
 def test_more_steps_extend_a_finished_run(case, steps, renderer, tmp_path):
+    def ended(folder, steps=STEPS):
+        run, _ = run_until(lambda s, f: train(f, s, renderer, case, steps=steps), service, tmp_path / folder)
+        return outcome(tmp_path / folder, run)
+
     (tmp_path / "whole").mkdir()
     (tmp_path / "extended").mkdir()
-    service = OrderedService(268)
-    summary, client, _ = train(tmp_path / "whole", service, renderer, case)
-    whole = outcome(tmp_path / "whole", summary, client)
-    train(tmp_path / "extended", service, renderer, case, steps=steps)
-    summary, client, _ = train(tmp_path / "extended", service, renderer, case)
-    extended = outcome(tmp_path / "extended", summary, client)
-    assert extended | {"records": extended["records"][-1:]} == whole
+    service = small_service()
+    whole = ended("whole")
+    ended("extended", steps)
+    extended = ended("extended")
+    assert extended | {"checkpoints.jsonl": extended["checkpoints.jsonl"][-1:]} == whole
 
 
 @pytest.mark.parametrize("case", CASES[::2], ids=name)

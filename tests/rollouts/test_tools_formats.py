@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from tests.renderers.chats import renderer
+from tests.renderers.chats import claims, renderer
 from tests.renderers.test_episode import sample
-from tests.renderers.test_invariants import every_format, takes_tools
+from tests.renderers.test_invariants import every_format
 from tests.rollouts.conftest import QUESTION, run
 from tests.rollouts.test_tools import add
 from tinkerloop.messages import Message, UnparsedToolCall
@@ -18,7 +18,7 @@ from tinkerloop.rollouts.tools import ToolEnvironment
 @pytest.mark.parametrize("is_parsed", [True, False])
 @every_format
 def test_the_result_of_a_call_can_follow_it(name: str, is_parsed: bool) -> None:
-    if name == "template" or not takes_tools(name):
+    if name == "template" or not claims(name).tools:
         return  # these formats have no episodes or no tools
     environment = ToolEnvironment(QUESTION, [add], lambda reply: 0.0)
     tools = run(environment.start()).tools

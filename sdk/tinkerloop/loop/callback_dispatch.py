@@ -136,7 +136,7 @@ class Dispatcher:
                     "reproducible: do nothing but log a result that has `detached`, or evaluate with detached=False"
                 )
             if answer is not None:
-                asked += [(name, request) for request in _requests(name, event, answer)]
+                asked += [(name, request) for request in requests_of(name, event, answer)]
         return asked
 
     def start(self, step: int, steps: int | None) -> list[tuple[str, Request]]:
@@ -153,7 +153,7 @@ class Dispatcher:
             self._started.append(name)
             if name in handlers:
                 answer = self._call(name, "on_start", handlers[name], step, step, steps)
-                asked += [(name, request) for request in _requests(name, "on_start", answer)]
+                asked += [(name, request) for request in requests_of(name, "on_start", answer)]
         return asked
 
     def plan(self, plan: Plan) -> Plan:
@@ -180,7 +180,7 @@ class Dispatcher:
             if name not in handlers:
                 continue
             try:
-                _requests(name, "on_end", self._call(name, "on_end", handlers[name], step, summary))
+                requests_of(name, "on_end", self._call(name, "on_end", handlers[name], step, summary))
             except BaseException as error:
                 failures.append(error)
         return failures
@@ -270,7 +270,7 @@ def _is_json(value: Any) -> bool:
     return value is None or (isinstance(value, bool | int | float | str) and value not in NON_FINITE)
 
 
-def _requests(name: str, event: str, answer: Any) -> list[Request]:
+def requests_of(name: str, event: str, answer: Any) -> list[Request]:
     """Return what a callback's event handler returned, as a list of requests.
 
     Raises:

@@ -14,6 +14,7 @@ from tinkerloop.messages import (
 )
 from tinkerloop.renderers.base import Options, Renderer
 from tinkerloop.renderers.episode import Episode
+from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
 from tinkerloop.renderers.message_text import (
     ParseFailureKind,
     classify_parse_failure,
@@ -21,6 +22,7 @@ from tinkerloop.renderers.message_text import (
     format_content_as_string,
     get_text_content,
 )
+from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.parsing.parsed import (
     MessageDelta,
     Parsed,
@@ -31,7 +33,7 @@ from tinkerloop.renderers.parsing.parsed import (
     StreamingToolCallDelta,
 )
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
-from tinkerloop.renderers.pieces import Part
+from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, markup, scaffold, stop, text
 from tinkerloop.renderers.registry import (
     get_registered_renderer_names,
     get_renderer,
@@ -40,12 +42,17 @@ from tinkerloop.renderers.registry import (
     unregister_renderer,
 )
 from tinkerloop.renderers.rendered import Rendered, Span
+from tinkerloop.renderers.tool_calls import read_json_call, write_json_call
 from tinkerloop.renderers.train_on_what import TrainOnWhat
 
 __all__ = [
+    "LEFT_OUT_BY_TEMPLATES",
+    "SEAM",
+    "Block",
     "Content",
     "ContentPart",
     "Episode",
+    "Grammar",
     "ImagePart",
     "Message",
     "MessageDelta",
@@ -54,6 +61,8 @@ __all__ = [
     "ParseTermination",
     "Parsed",
     "Part",
+    "Piece",
+    "Pieces",
     "Rendered",
     "Renderer",
     "ReplyParser",
@@ -76,6 +85,12 @@ __all__ = [
     "get_renderer",
     "get_text_content",
     "is_renderer_registered",
+    "markup",
+    "read_json_call",
     "register_renderer",
+    "scaffold",
+    "stop",
+    "text",
     "unregister_renderer",
+    "write_json_call",
 ]

@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
-from tinkerloop._policy_losses import DEFAULTS, complete_config, policy_loss
 from tinkerloop.client_versions import has_field
 from tinkerloop.clients import CustomLoss
 from tinkerloop.datum import LOSS_INPUTS, check_datum
 from tinkerloop.errors import DatumError, TinkerloopError
+from tinkerloop.testing._policy_losses import DEFAULTS, complete_config, policy_loss
 
 T = TypeVar("T")
 Operation = tuple[Any, ...]
@@ -86,6 +86,8 @@ class OrderedService:
     """Mapping from the id of each training client opened so far to its base model and rank."""
     sampling_requests: Iterator[int] = field(default_factory=itertools.count, repr=False)
     """The numbers of the next sampling requests."""
+    clients: list[OrderedClient] = field(default_factory=list, repr=False)
+    """All training clients opened so far, in order."""
 
     def create_lora_training_client(
         self, base_model: str = "unigram", *, rank: int = 32, **options: Any
@@ -139,7 +141,8 @@ class OrderedService:
     def _client(self, state: UnigramState, model: tuple[str, int]) -> OrderedClient:
         model_id = f"ordered:train:{len(self.models)}"
         self.models[model_id] = model
-        return OrderedClient(self, model_id, state)
+        self.clients.append(client := OrderedClient(self, model_id, state))
+        return client
 
     def _model_at(self, path: str) -> tuple[str, int]:
         return self.models[path.split("/")[2]]

@@ -1,0 +1,145 @@
+"""The check kit accepts the built-in callbacks, and finds mistakes that callbacks of users have."""
+
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from tinkerloop.callbacks import (
+    Checkpoint,
+    EarlyStop,
+    Evaluate,
+    GradientAccumulation,
+    LRSchedule,
+    Progress,
+    StopOnNonFinite,
+    nll,
+)
+from tinkerloop.errors import CheckFailedError, PlanError
+from tinkerloop.loop import Callback, Log, Save, Stop
+from tinkerloop.loop.schedules import cosine
+from tinkerloop.testing import (
+    check_callback,
+    drive,
+    sample_batches,
+    sample_boundary,
+    sample_plan,
+    sample_step_result,
+)
+
+
+def evaluation():
+    return Evaluate("test", nll(sample_batches()[0]), every=1)
+
+
+BUILT_IN = {
+    "accumulation": (lambda: GradientAccumulation(2, micro_batch=3), tuple),
+    "checkpoint": (lambda: Checkpoint(every=2, keep_last=2), tuple),
+    "early stop": (lambda: EarlyStop("test/nll", patience=2, min_delta=0.01), lambda: [evaluation()]),
+    "evaluation": (evaluation, tuple),
+    "progress": (lambda: Progress(), tuple),
+    "schedule": (lambda: LRSchedule(cosine(1.0, 0.0, 6)), tuple),
+    "non-finite": (StopOnNonFinite, tuple),
+}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_built_in_callbacks_pass(name, ahead):
+    make, others = BUILT_IN[name]
+    assert "µs" in str(check_callback(make, others=others, ahead=ahead))
+
+
+@dataclass
+class Worst:
+    worst: float = 0.0
+
+
+class Forgetful(Callback):
+    """Decides from an attribute that no record has."""
+
+    def __init__(self):
+        self.worst = 0.0
+
+    def on_step(self, result):
+        self.worst = max(self.worst, result.loss)
+        return Log({"worst_loss": self.worst})
+
+
+class Blocking(Callback):
+    def on_boundary(self, boundary):
+        boundary.client.forward(sample_batches()[0], "cross_entropy").result()
+
+
+class Sleepy(Callback):
+    def on_step(self, result):
+        time.sleep(1)
+
+
+class Unsaved(Callback):
+    def __init__(self):
+        self.state = Worst()
+
+    def on_step(self, result):
+        self.state.worst = (result.loss,)
+
+
+class Global(Callback):
+    """Keeps its counter in the class, so that the second run differs from the first."""
+
+    seen = 0
+
+    def on_step(self, result):
+        Global.seen += 1
+        return Log({"seen": Global.seen})
+
+
+class FailsAtTheEnd(Callback):
+    def on_end(self, summary):
+        if summary.error:
+            raise ValueError("the summary has an error")
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (Forgetful, r"resumed at step 1 gives other requests.*put what the callback decides from into `state`"),
+        (Blocking, "on_boundary waited for the result of forward"),
+        (Sleepy, "on_step slept for 1 s"),
+        (Unsaved, "state of callback 'unsaved' cannot be saved"),
+        (Global, "gives other requests than `run`"),
+        (FailsAtTheEnd, "on_end was called 0 times, or raised"),
+    ],
+)
+def test_a_mistake_in_a_callback_is_found(make, problem):
+    with pytest.raises(CheckFailedError, match=problem):
+        check_callback(make)
+
+
+def test_one_callback_for_all_runs_is_refused():
+    callback = StopOnNonFinite()
+    with pytest.raises(CheckFailedError, match="create a new one"):
+        check_callback(lambda: callback)
+
+
+class Halve(Callback):
+    def on_plan(self, plan):
+        return plan.with_optim(learning_rate=plan.optim.learning_rate / 2)
+
+    def on_boundary(self, boundary):
+        return [Save(), Stop("far enough")] if boundary.step == 2 else None
+
+
+def test_drive_returns_the_requests_of_each_event():
+    plan, nothing, both = drive(Halve(), [sample_plan(1, 0.4), sample_boundary(1), sample_boundary(2)])
+    assert plan.optim.learning_rate == 0.2
+    assert (nothing, both) == ([], [Save(), Stop("far enough")])
+
+
+def test_drive_refuses_a_request_that_the_event_cannot_carry():
+    class Wrong(Callback):
+        def on_step(self, result):
+            return Save()
+
+    with pytest.raises(PlanError, match="may return only Log, Stop"):
+        drive(Wrong(), [sample_step_result()])
