@@ -36,9 +36,12 @@ from tinkerloop.callbacks import (
     sampled,
     together,
 )
+from tinkerloop.clients import ServiceClientLike
+from tinkerloop.connection import session
 from tinkerloop.data import Conversation, batches, conversation_datums, load_conversations, train_test_split
 from tinkerloop.loop import Loop, Run, open_training_client, resolve
 from tinkerloop.loop.schedules import linear, warmup
+from tinkerloop.lost_server import resume_when_lost
 from tinkerloop.plots import plot_metrics
 from tinkerloop.renderers import Renderer, get_renderer
 from tinkerloop.report import write_report
@@ -79,6 +82,9 @@ class Config:
     eval_every: int = chz.field(default=50, doc="Evaluate every this many steps.")
     save_every: int = chz.field(default=50, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for adapter initialisation and data order.")
+    retry: int = chz.field(
+        default=0, doc="How often the run goes on from its newest record by itself after a server or a model was lost."
+    )
 
 
 def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
@@ -109,7 +115,15 @@ def text_of(message: Any) -> str:
 
 
 def main(config: Config) -> None:
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
+    def attempt() -> None:
+        with session(tinkerloop.connect(config.service, root=Path(config.run) / "service")) as service:
+            train_with(service, config)
+
+    resume_when_lost(attempt, config.retry)
+
+
+def train_with(service: ServiceClientLike, config: Config) -> None:
+    """Train on the service from the newest record of the run, or from the start, to the end."""
     tokenizer = tinkerloop.get_tokenizer(config.model)
     renderer = get_renderer(config.renderer, tokenizer, tags_in_replies=config.tags_in_replies)
 

@@ -14,21 +14,29 @@ def test_without_a_key_it_is_the_embedded_engine_and_says_so(tmp_path, monkeypat
 
 
 def test_with_a_key_it_is_the_hosted_service_unless_asked_otherwise(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("TINKER_BASE_URL", raising=False)
     monkeypatch.setenv("TINKER_API_KEY", "tml-key")
     monkeypatch.setattr("tinkerloop._lazy.tinker.ServiceClient", lambda **options: options, raising=False)
     assert connect() == {}
-    assert connect("http://localhost:8000") == {"base_url": "http://localhost:8000"}
-    assert "Tinker at http://localhost:8000" in capsys.readouterr().err
+    assert capsys.readouterr().err == "service: Tinker\n"
     local = connect("local", root=tmp_path)
     local.close("success")
     assert isinstance(local, tinkerloop.local.ServiceClient)
 
 
-def test_a_url_is_a_client_of_tinkers_own_that_asks_for_nothing_yet(monkeypatch):
+def test_a_url_is_a_client_of_tinkers_own_that_asks_for_nothing_yet(monkeypatch, capsys):
     import tinker
 
-    monkeypatch.setenv("TINKER_API_KEY", "tml-key")
+    monkeypatch.delenv("TINKER_API_KEY", raising=False)
     assert isinstance(connect("http://127.0.0.1:9"), tinker.ServiceClient)
+    assert "Tinker at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_the_url_of_the_environment_takes_the_place_of_the_hosted_service(monkeypatch, capsys):
+    monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")
+    connect()
+    connect("tinker")
+    assert capsys.readouterr().err.splitlines() == ["service: Tinker at http://127.0.0.1:9"] * 2
 
 
 def test_an_unknown_service_is_refused():

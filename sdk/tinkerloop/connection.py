@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +21,45 @@ def connect(service: str | None = None, *, root: str | Path | None = None) -> Se
 
     Args:
         service: "tinker" for the hosted service, whose key is read from TINKER_API_KEY; "local" for the embedded
-            engine; or the URL of a server with Tinker's API. None: the hosted service if TINKER_API_KEY is set,
-            otherwise the embedded engine.
+            engine; or the URL of a server with Tinker's API, which needs no key on this machine. None: the hosted
+            service if TINKER_API_KEY is set, otherwise the embedded engine. If TINKER_BASE_URL is set, it takes the
+            place of the hosted service, as for the client of tinker.
         root: the folder in which the embedded engine stores checkpoints, by `tinker://` path. Used only for "local".
 
     Raises:
         TinkerloopError: `service` is neither "tinker", "local" nor a URL.
     """
+    base_url = os.environ.get("TINKER_BASE_URL")
     if service is None:
-        service = "tinker" if os.environ.get("TINKER_API_KEY") else "local"
+        service = "tinker" if os.environ.get("TINKER_API_KEY") or base_url else "local"
     if service == "local":
         from tinkerloop.local import ServiceClient
 
         print("service: the embedded engine, in this process", file=sys.stderr)
         return ServiceClient(root=root)
-    if service != "tinker" and not service.startswith(("http://", "https://")):
+    if service == "tinker" and base_url:
+        service = base_url
+    if service == "tinker":
+        print("service: Tinker", file=sys.stderr)
+        return tinker.ServiceClient()
+    if not service.startswith(("http://", "https://")):
         raise TinkerloopError(
             f'unknown service {redacted(service)!r}; expected "local", "tinker", or a URL that begins with http:// or https://'
         )
-    address: dict[str, Any] = {} if service == "tinker" else {"base_url": service}
-    client = tinker.ServiceClient(**address)
-    print(f"service: Tinker{'' if service == 'tinker' else f' at {printable(redacted(service))}'}", file=sys.stderr)
-    return client
+    from tinkerloop.bridges import UrlServiceClient
+
+    print(f"service: Tinker at {printable(redacted(service))}", file=sys.stderr)
+    return UrlServiceClient(service)
+
+
+@contextmanager
+def session(service: Any) -> Iterator[Any]:
+    """Use `service` in a `with` block, and end its session at the end of the block, which frees its models.
+
+    The clients of tinker before 0.28 cannot end a session: it ends on the server after a time without heartbeats.
+    """
+    if not hasattr(service, "__exit__"):
+        yield service
+        return
+    with service:
+        yield service

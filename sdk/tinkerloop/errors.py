@@ -13,6 +13,7 @@
   x NonFiniteError (also ArithmeticError)   a loss or a metric became NaN or infinite
   x CheckpointError                         a checkpoint that cannot be written, read or resumed from
   x RunLockedError                          another process is working in this run folder
+  x ServerLostError                         the server does not answer any more
   x CheckFailedError (also AssertionError)  a user's part that fails a check of `tinkerloop.testing`
   x MissingPackageError (also ModuleNotFoundError)  an optional package that is not installed
 
@@ -109,6 +110,10 @@ class CheckpointError(TinkerloopError):
 
 class RunLockedError(TinkerloopError):
     """Error for a run folder in which another process is already working."""
+
+
+class ServerLostError(TinkerloopError):
+    """Error for a server that does not answer any more. The run can be resumed from its newest record."""
 
 
 class MissingPackageError(TinkerloopError, ModuleNotFoundError):

@@ -30,6 +30,7 @@ from tinkerloop.loop import (
     background,
     open_training_client,
 )
+from tinkerloop.loop.pipeline import TOKEN_TOTALS
 from tinkerloop.testing import OrderedService
 
 OPTIM = tinker.AdamParams(learning_rate=0.1)
@@ -328,7 +329,7 @@ def test_one_row_per_item(service, batches):
     callbacks = [Extra(), Evaluate("test", nll(batches[0]), every=2)]
     sinks = [lambda step, row: rows.append((step, set(row)))]
     Loop(service.create_lora_training_client(), batches, steps=3, callbacks=callbacks, sinks=sinks).run()
-    own = {"loss", "learning_rate", "tokens", "loss:sum", "unclipped_grad_l2:mean", "twice"}
+    own = {"loss", "learning_rate", "tokens", *TOKEN_TOTALS, "loss:sum", "unclipped_grad_l2:mean", "twice"}
     assert rows == [(0, {"test/nll"}), (0, own), (1, own), (2, {"test/nll"}), (2, own), (3, {"test/nll"})]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tinkerloop.cli.run_script import run_command, script_environment
+from tinkerloop.cli.run_script import run_command, run_with_retries, script_environment
 from tinkerloop.server.base_models import write_built_in_tokenizer
 
 SCRIPT = """
@@ -87,16 +87,23 @@ def test_a_sitecustomize_of_the_user_still_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("code, status", [("raise SystemExit(3)", 3), ("1 / 0", 1)])
 def test_the_exit_status_is_that_of_the_script(code, status, capfd):
-    assert run_command([sys.executable, "-c", code], os.environ) == status
+    assert run_command([sys.executable, "-c", code], os.environ) == (status, False)
 
 
 def test_a_script_that_a_signal_ends_has_its_status():
-    assert run_command([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], os.environ) == 128 + 9
+    assert run_command([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], os.environ)[0] == 128 + 9
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="the test sends a signal with sh")
 def test_a_signal_is_passed_on_to_the_script():
     code = "import signal, os, time\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(5))\n"
     code += f"os.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(600)"
-    assert run_command([sys.executable, "-c", code], os.environ) == 5
+    assert run_with_retries([sys.executable, "-c", code], os.environ, retry=9) == 5
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("retry, status", [(1, 1), (2, 0), (9, 0)])
+def test_a_script_that_failed_is_started_again_at_most_so_often(retry, status, tmp_path):
+    code = f"starts = {str(tmp_path / 'starts')!r}; open(starts, 'a').write('x'); exit(len(open(starts).read()) < 3)"
+    assert run_with_retries([sys.executable, "-c", code], os.environ, retry) == status
+    assert len((tmp_path / "starts").read_text()) == min(retry + 1, 3)

@@ -120,7 +120,7 @@ def test_policy_losses_and_their_configuration_arrive(client, in_process):
 
 def image() -> tinker.types.ImageChunk:
     picture = np.random.default_rng(0).integers(0, 255, (56, 56, 3), dtype=np.uint8)
-    return image_chunk(picture, "tiny-vl")
+    return image_chunk(picture, model="tiny-vl")
 
 
 def test_images_are_trained_on_and_sampled_from(service, in_process):

@@ -4,7 +4,8 @@
     tinkerloop run --model Qwen/Qwen3-0.6B=models/qwen -m package.module --its --options
 
 The script runs in a process of its own, with TINKER_BASE_URL and TINKER_API_KEY set. Its tokenizers are loaded from the
-folders of --model. The exit status is that of the script.
+folders of --model. The exit status is that of the script. A script that resumes by itself when it is started again can
+be started again after a failure, with --retry.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from tinkerloop.cli.hub_names import environment_of
 from tinkerloop.cli.serve import add_engine_arguments
+from tinkerloop.errors import TinkerloopError
+from tinkerloop.loopback import LOCAL_KEY
 from tinkerloop.redaction import redacted_arguments
 from tinkerloop.terminal import printable
 
-API_KEY = "tml-local"
-"""The key that the script has. The server accepts any; a key of the hosted service is never sent to it."""
 _SITE = Path(__file__).parent / "script_site"
 
 
@@ -35,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     parser.add_argument(
         "-m", dest="as_module", action="store_true", help="SCRIPT is the name of a module, as in `python -m`."
+    )
+    parser.add_argument(
+        "--retry",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Start the script again at most N times after it failed or was killed, so that it resumes (default: 0). "
+        "It is not started again after Ctrl-C or SIGTERM.",
     )
     parser.add_argument("script", metavar="SCRIPT", help="The script, or with -m the module.")
     parser.add_argument("script_arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="The script's arguments.")
@@ -45,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     from tinkerloop.server.base_models import BUILT_IN, read_models, write_built_in_tokenizer
     from tinkerloop.server.running import ServerOptions, background_server
 
+    if arguments.retry < 0:
+        raise TinkerloopError(f"--retry must be at least 0, got {arguments.retry}")
     models = read_models([*arguments.model, *(name for name in BUILT_IN if name not in arguments.model)])
     options = ServerOptions(models, root=arguments.root, device=arguments.device, dtype=arguments.dtype)
     command = [*(["-m"] if arguments.as_module else []), arguments.script, *arguments.script_arguments]
@@ -57,37 +69,59 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
             flush=True,
         )
-        return run_command([sys.executable, *command], {**os.environ, **script_environment(url, folders)})
+        environment = {**os.environ, **script_environment(url, folders)}
+        return run_with_retries([sys.executable, *command], environment, arguments.retry)
 
 
 def script_environment(url: str, folders: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables with which a script uses the server at `url`.
 
+    A key of the hosted service that the user has is never sent to the server.
     `folders` maps the names of models to the folders with their tokenizers.
     """
     path = os.pathsep.join(filter(None, [str(_SITE), os.environ.get("PYTHONPATH", "")]))
-    return {"TINKER_BASE_URL": url, "TINKER_API_KEY": API_KEY, "PYTHONPATH": path, **environment_of(folders)}
+    return {"TINKER_BASE_URL": url, "TINKER_API_KEY": LOCAL_KEY, "PYTHONPATH": path, **environment_of(folders)}
 
 
-def run_command(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a command, pass signals on to it, and return its exit status: 128 + n if signal n ended it."""
-    with subprocess.Popen(command, env=dict(environment)) as process, _passing_signals_to(process):
+def run_with_retries(command: Sequence[str], environment: Mapping[str, str], retry: int) -> int:
+    """Run a command until it succeeds or a signal is passed on to it, at most `retry` times more. Return its status."""
+    for attempt in range(1, retry + 1):
+        status, was_stopped = run_command(command, environment)
+        if status == 0 or was_stopped:
+            return status
+        print(f"tinkerloop run: exit status {status}; retry {attempt} of {retry}", file=sys.stderr, flush=True)
+        time.sleep(1.0)
+    return run_command(command, environment)[0]
+
+
+def run_command(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bool]:
+    """Run a command, and pass signals on to it.
+
+    Returns:
+        The exit status, 128 + n if signal n ended the command; and whether this process got a signal to stop.
+    """
+    with subprocess.Popen(command, env=dict(environment)) as process, _passing_signals_to(process) as signals:
         status = process.wait()
-    return status if status >= 0 else 128 - status
+    return status if status >= 0 else 128 - status, bool(signals)
 
 
 @contextmanager
-def _passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Send the signals that this process gets to `process`. Ctrl-C in a terminal reaches both without our help."""
+def _passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Send the signals that this process gets to `process`. Ctrl-C in a terminal reaches both without our help.
+
+    The value is the list of the signals so far.
+    """
+    signals: list[int] = []
 
     def send(number: int, frame: object) -> None:
+        signals.append(number)
         if number != signal.SIGINT or not os.isatty(0):
             process.send_signal(number)
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, send) for number in numbers}
     try:
-        yield
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -21,4 +21,5 @@ from tinkerloop.extras import needs_extra
 
 with needs_extra("serve", "the server"):
     import starlette as _starlette  # noqa: F401
+    import tinker.types.topk_logprobs as _topk_logprobs  # noqa: F401  (not in tinker before 0.29)
     import uvicorn as _uvicorn  # noqa: F401

@@ -7,7 +7,6 @@ so a request needs the header X-API-Key, which a page cannot send to another ori
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import json
 import logging
 import time
@@ -19,6 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.loopback import is_loopback
 from tinkerloop.redaction import redacted
 from tinkerloop.terminal import printable
 
@@ -36,14 +36,6 @@ class BodyTooLargeError(TinkerloopError):
     def __init__(self, limit: int, beginning: bytes):
         self.beginning = beginning
         super().__init__(f"the body of the request has more than {limit} bytes, the largest size of this server")
-
-
-def is_loopback(host: str) -> bool:
-    """Return true if only this machine can reach the address `host`."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def check_token(host: str, token: str | None) -> None:

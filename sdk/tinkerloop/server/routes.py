@@ -20,7 +20,8 @@ from tinker.types import RequestErrorCategory
 
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.local.unsupported import METHODS
-from tinkerloop.server.access import BodyTooLargeError, is_loopback, read_body
+from tinkerloop.loopback import is_loopback
+from tinkerloop.server.access import BodyTooLargeError, read_body
 from tinkerloop.server.answers import category_of, message_of
 from tinkerloop.server.base_models import BUILT_IN
 from tinkerloop.server.checkpoint_routes import checkpoint_routes

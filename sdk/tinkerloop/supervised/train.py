@@ -27,7 +27,7 @@ from tinkerloop.callbacks import (
     StopOnNonFinite,
     Timing,
 )
-from tinkerloop.connection import connect
+from tinkerloop.connection import connect, session
 from tinkerloop.data import Batches, prefetch
 from tinkerloop.data.estimation import Estimate, estimate_datums
 from tinkerloop.errors import CheckpointError, DataError, PlanError
@@ -198,11 +198,15 @@ async def main(config: Config) -> Summary:
     if config.dry_run:
         print(_estimate(config, train_data))
         return Summary(0, "dry run", {})
-    service = config.service
-    if service is None or isinstance(service, str):
-        service = connect(service or config.base_url)
-
     _refuse_another_run(config)
+    service = config.service
+    if service is not None and not isinstance(service, str):
+        return await _train(config, service, batches, steps, test_data)
+    with session(connect(service or config.base_url)) as service:
+        return await _train(config, service, batches, steps, test_data)
+
+
+async def _train(config: Config, service: Any, batches: Batches, steps: int | None, test_data: Any) -> Summary:
     with Run(config.log_path, config=_described(config) | _origin(config, service)) as run:
         record = run.checkpoints.latest()
         client = _open_client(config, service, record)

@@ -74,13 +74,23 @@ def test_samples_with_a_seed_have_the_same_bits_in_blocks_of_any_size(sampler, m
     assert [bits(answer) for answer in [submit(sampler, call) for call in range(CALLS)]] == alone
 
 
+def test_the_last_request_is_computed_when_all_others_ended_at_once(sampler, monkeypatch, tokens):
+    sizes = block_sizes(sampler._sampler.model)
+    monkeypatch.setattr(generation, "block_sizes", lambda model: sizes[:3])
+    prompt, params = tinker.ModelInput.from_ints(tokens(0, 5)), tinker.SamplingParams(max_tokens=2, seed=1, stop=[])
+    samples = bits(sampler.sample(prompt, sizes[2] + 1, params))
+    assert [len(drawn) for drawn, _ in samples] == [2] * (sizes[2] + 1)
+
+
 def test_samples_with_a_seed_have_the_same_bits_where_no_block_has_equal_rows(sampler, monkeypatch):
     monkeypatch.setattr(generation, "block_sizes", lambda model: ())
     alone = [bits(submit(sampler, call)) for call in range(CALLS)]
     assert [bits(answer) for answer in [submit(sampler, call) for call in range(CALLS)]] == alone
 
 
-def test_samples_with_a_seed_have_the_same_bits_on_two_threads(sampler):
+def test_samples_with_a_seed_have_the_same_bits_with_packed_weights_on_two_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinkerloop.local.nn.model.PACK_FROM", 0)
+    sampler = trained_sampler(ServiceClient(root=tmp_path, device="cpu"), "tiny")
     torch.set_num_threads(2)
     try:
         alone = [bits(submit(sampler, call)) for call in range(CALLS)]

@@ -89,7 +89,7 @@ def _in_blocks(model: Model, rows: list[Continuation], sizes: tuple[int, ...]) -
             tokens = torch.cat([tokens[alive], tokens.new_zeros(len(unused))])
             places, alive = [*(places[i] for i in alive), *unused], list(range(len(alive)))
         shifts = [0 if row is None else row.request.prompt.shift for row in places]
-        hidden = decode(model, cache, alive, tokens, shifts)
+        hidden = decode(model, cache, alive, tokens, shifts) if alive else hidden[:size]
 
 
 def _fill(

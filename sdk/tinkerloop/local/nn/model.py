@@ -20,6 +20,9 @@ from tinkerloop.local.nn.vision import vision_of
 
 FOLD_LIMIT = 2 * 2**30
 """Adapters are folded into a copy of the frozen weights only if these take at most this many bytes in float32."""
+PACK_FROM = 32 * 2**20
+"""Weights are packed for sampling only if they take at least this many bytes in float32. In smaller models, the calls
+of oneDNN take longer than they save."""
 
 
 class Model:
@@ -50,6 +53,7 @@ class Model:
         self.device, self.dtype = first.head.layer.weight.device, first.head.layer.weight.dtype
         weights = sum(layer.weight.numel() * 4 for layer in self.layers.values())
         self.fold = self.dtype == torch.float32 and weights <= FOLD_LIMIT
+        self._packs_weights = self.fold and self.device.type == "cpu" and weights >= PACK_FROM
         self.end_tokens = _end_tokens(module, tokenizer)
         self._bound: tuple[object, ...] | None = None
         self._weights: Weights | None = None
@@ -124,11 +128,11 @@ class Model:
         self.trained = None if spec is None else replace(spec, seed=0)
 
     def pack(self) -> None:
-        """Pack the layers' active weights for sampling, until others become active. Only where they may be folded.
+        """Pack the layers' active weights for sampling, until others become active. Small models are not packed.
 
         The packed copy takes as much memory as the weights.
         """
-        if self._packed or not self.fold or self.device.type != "cpu":
+        if self._packed or not self._packs_weights:
             return
         for name, layer in self.layers.items():
             if isinstance(layer, LoRALinear) and self.kinds[name] != "vision":

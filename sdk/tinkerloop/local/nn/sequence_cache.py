@@ -51,7 +51,7 @@ class SequenceCache(Cache):
 
     def select(self, rows: Sequence[int], count: int) -> None:
         """Keep only these rows, in this order, and add unused rows up to `count`."""
-        index = torch.tensor([*rows, *[rows[-1]] * (count - len(rows))])
+        index = torch.tensor([*rows, *[0] * (count - len(rows))])
         self.lengths = [self.lengths[row] for row in index.tolist()]
         self._keys = [keys[index] for keys in self._keys]
         self._values = [values[index] for values in self._values]

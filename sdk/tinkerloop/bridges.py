@@ -1,0 +1,246 @@
+"""A service client for a server at a URL. It bridges what the server lacks, and rejects what it would train wrongly.
+
+What it bridges, and why. On a server that lacks nothing, each is a plain call of tinker's client.
+
+    loss    some servers return no `loss:sum`: it is summed from `elementwise_loss`, or is -sum(w * logprob)
+    open    some answer 422 to load_weights without model_id: a model is created first, then the weights are loaded
+    name    some answer 409 to a second save of one name, which the client repeats for minutes: names get a suffix
+    end     some have no call that ends a session: it ends there after a time without heartbeats
+
+What it rejects: a server without `loss:sum` divides each datum's loss by the sum of its weights. There, negative
+weights and custom losses (which are sent as weights of both signs) would train something else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import secrets
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+import tinker
+from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
+
+from tinkerloop.errors import PlanError, TinkerloopError
+from tinkerloop.loop.futures import background, resolve
+from tinkerloop.loopback import LOCAL_KEY, is_loopback
+from tinkerloop.lost_server import PATIENCE, ServerWatch, settle
+
+T = TypeVar("T")
+_FINISH_SECONDS = 30.0
+
+
+class UrlServiceClient(tinker.ServiceClient):
+    """Service client of the server at `url`. Its training clients bridge what the server lacks.
+
+    Args:
+        url: the URL of the server. On this machine it needs no key; elsewhere the key is read from TINKER_API_KEY.
+        patience: the seconds without an answer after which requests fail with a `ServerLostError`.
+    """
+
+    def __init__(self, url: str, *, patience: float = PATIENCE):
+        key = os.environ.get("TINKER_API_KEY") or (LOCAL_KEY if is_loopback(urlsplit(url).hostname or "") else None)
+        super().__init__(base_url=url, api_key=key)
+        self.watch = ServerWatch(url, patience)
+        self._sums_losses: bool | None = None
+        self._probing = threading.Lock()
+
+    def sums_losses(self, client: BridgedTrainingClient) -> bool:
+        """Return true if the server's loss is a sum over tokens with their weights. The server is asked once."""
+        with self._probing:
+            if self._sums_losses is None:
+                self._sums_losses = _probe(client)
+                print(f"server: sums losses: {'yes' if self._sums_losses else _NORMALISES}", file=sys.stderr)
+            return self._sums_losses
+
+    def create_lora_training_client(self, *args: Any, **options: Any) -> BridgedTrainingClient:  # type: ignore[override]
+        return self._bridged(resolve(super().create_lora_training_client(*args, **options)))
+
+    def create_training_client_from_state(self, path: str, *args: Any, **options: Any) -> BridgedTrainingClient:  # type: ignore[override]
+        direct = super().create_training_client_from_state
+        return self._opened(lambda: direct(path, *args, **options), path, "load_state", options)
+
+    def create_training_client_from_state_with_optimizer(  # type: ignore[override]
+        self, path: str, *args: Any, **options: Any
+    ) -> BridgedTrainingClient:
+        direct = super().create_training_client_from_state_with_optimizer
+        return self._opened(lambda: direct(path, *args, **options), path, "load_state_with_optimizer", options)
+
+    async def create_lora_training_client_async(self, *args: Any, **options: Any) -> BridgedTrainingClient:
+        return await asyncio.to_thread(self.create_lora_training_client, *args, **options)
+
+    async def create_training_client_from_state_async(self, *args: Any, **options: Any) -> BridgedTrainingClient:
+        return await asyncio.to_thread(self.create_training_client_from_state, *args, **options)
+
+    async def create_training_client_from_state_with_optimizer_async(
+        self, *args: Any, **options: Any
+    ) -> BridgedTrainingClient:
+        return await asyncio.to_thread(self.create_training_client_from_state_with_optimizer, *args, **options)
+
+    def _opened(
+        self, direct: Callable[[], Any], path: str, load: str, options: Mapping[str, Any]
+    ) -> BridgedTrainingClient:
+        """Open a checkpoint with `direct`; if the server cannot, create a model and call its method `load`."""
+        try:
+            return self._bridged(resolve(direct()))
+        except tinker.UnprocessableEntityError:
+            pass
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # tinker deprecates the only way that such a server has
+            info = self.create_rest_client().get_weights_info_by_tinker_path(path).result()
+            model = {"rank": info.lora_rank, **{name: getattr(info, name, None) for name in _TRAINED}}
+            model["user_metadata"] = options.get("user_metadata")
+            known = {name: value for name, value in model.items() if value is not None}
+            client = self.create_lora_training_client(info.base_model, **known)
+            getattr(client, load)(path).result()
+        return client
+
+    def _bridged(self, client: tinker.TrainingClient) -> BridgedTrainingClient:
+        client.__class__ = BridgedTrainingClient  # tinker creates its client itself, and takes no subclass for it
+        assert isinstance(client, BridgedTrainingClient)
+        client.service = self
+        return client
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.watch.lost or not hasattr(tinker.ServiceClient, "close"):  # `close` exists since tinker 0.28
+            return
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        with suppress(Exception):  # a server without a call that ends sessions is no reason for a run to fail
+            self.close("interrupted" if interrupted else "errored" if kind else "success").result(_FINISH_SECONDS)
+
+
+_NORMALISES = (
+    "no: it divides the loss of each datum by the sum of its weights, so weights count only within a datum; negative "
+    "weights and custom losses are rejected; saved names get a suffix"
+)
+_TRAINED = ("train_mlp", "train_attn", "train_unembed")
+
+
+class BridgedTrainingClient(tinker.TrainingClient):
+    """Training client of `UrlServiceClient`. Its requests fail when the server is lost.
+
+    It is also the future of itself, because `create_*` returns a client in older versions of tinker and a future of a
+    client in newer ones.
+    """
+
+    service: UrlServiceClient
+
+    def result(self, timeout: float | None = None) -> Self:
+        return self
+
+    async def result_async(self, timeout: float | None = None) -> Self:
+        return self
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self.result_async().__await__()
+
+    def forward(self, data: list[tinker.Datum], loss_fn: Any, loss_fn_config: Any = None) -> Any:
+        self._check(data)
+        return self.followed(super().forward(data, loss_fn, loss_fn_config), _with_loss_of(data, loss_fn))
+
+    def forward_backward(self, data: list[tinker.Datum], loss_fn: Any, loss_fn_config: Any = None) -> Any:
+        self._check(data)
+        return self.followed(super().forward_backward(data, loss_fn, loss_fn_config), _with_loss_of(data, loss_fn))
+
+    def forward_backward_custom(self, data: list[tinker.Datum], loss_fn: Any, **options: Any) -> Any:
+        if not self.service.sums_losses(self):
+            raise PlanError(
+                "this server cannot train a custom loss: it divides the loss of each datum by the sum of its weights, "
+                "and a custom loss is sent as weights of both signs; use a server that sums losses, such as "
+                "`tinkerloop serve`, or a built-in loss"
+            )
+        return self.followed(super().forward_backward_custom(data, loss_fn, **options))
+
+    def optim_step(self, *args: Any, **options: Any) -> Any:
+        return self.followed(super().optim_step(*args, **options))
+
+    def save_state(self, name: str, ttl_seconds: int | None = None, overwrite: bool = False, **options: Any) -> Any:
+        return self.followed(super().save_state(self._saved_name(name), ttl_seconds, overwrite, **options))
+
+    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None, **options: Any) -> Any:
+        return self.followed(super().save_weights_for_sampler(self._saved_name(name), ttl_seconds, **options))
+
+    def _saved_name(self, name: str) -> str:
+        return name if self.service.sums_losses(self) else f"{name}-{secrets.token_hex(3)}"
+
+    def _check(self, data: Sequence[tinker.Datum]) -> None:
+        """Reject negative weights if the server divides by their sum, before anything is sent."""
+        if self.service.sums_losses(self):
+            return
+        for index, datum in enumerate(data):
+            weights = datum.loss_fn_inputs.get("weights")
+            if weights is not None and (weights.to_numpy() < 0).any():
+                raise PlanError(
+                    f"datum {index} has negative weights, with which this server would train something else: it "
+                    "divides the loss of each datum by the sum of its weights; use a server that sums losses, such as "
+                    "`tinkerloop serve`"
+                )
+
+    def followed(self, future: Any, finish: Callable[[Any], T] = lambda value: value) -> AwaitableConcurrentFuture[T]:
+        """Return the future of `finish` of the value of `future`. It fails when the server is lost."""
+        outer: Future[T] = Future()
+
+        def copy(done: Future[Any]) -> None:
+            try:
+                settle(outer, finish(done.result()))
+            except BaseException as error:
+                settle(outer, error=error)
+
+        self.service.watch.add(outer)
+        # The future of a custom loss can only be waited for in some older versions of tinker.
+        inner = future.future() if hasattr(future, "future") else background(future.result)
+        inner.add_done_callback(copy)
+        return AwaitableConcurrentFuture(outer)
+
+
+def _probe(client: BridgedTrainingClient) -> bool:
+    """Return true if twice the weight gives twice the `loss:sum`, in two forward passes of one token."""
+    losses = []
+    for weight in (1.0, 2.0):
+        inputs: Any = {"target_tokens": [1], "weights": [weight]}
+        datum = tinker.Datum(model_input=tinker.ModelInput.from_ints([0]), loss_fn_inputs=inputs)
+        output = client.followed(tinker.TrainingClient.forward(client, [datum], "cross_entropy")).result()
+        losses.append(output.metrics.get("loss:sum", math.nan))
+    return math.isclose(losses[1], 2 * losses[0], rel_tol=1e-3)
+
+
+def _with_loss_of(
+    data: Sequence[tinker.Datum], loss_fn: str
+) -> Callable[[tinker.ForwardBackwardOutput], tinker.ForwardBackwardOutput]:
+    """Return a function that adds `loss:sum` to an output if it is missing."""
+
+    def with_loss(output: tinker.ForwardBackwardOutput) -> tinker.ForwardBackwardOutput:
+        if "loss:sum" in output.metrics:
+            return output
+        parts = [_loss(datum, fields, loss_fn) for datum, fields in zip(data, output.loss_fn_outputs, strict=True)]
+        return replace(output, metrics={**output.metrics, "loss:sum": math.fsum(parts)})
+
+    return with_loss
+
+
+def _loss(datum: tinker.Datum, fields: Mapping[str, tinker.TensorData], loss_fn: str) -> float:
+    if "elementwise_loss" in fields:
+        return float(np.sum(fields["elementwise_loss"].to_numpy(), dtype=np.float64))
+    if loss_fn != "cross_entropy" or "logprobs" not in fields:
+        raise TinkerloopError(
+            f"the server returned no 'loss:sum' and no 'elementwise_loss' for the loss {loss_fn!r}, only "
+            f"{sorted(fields)} for each datum, so the loss is not known; use cross_entropy or another server"
+        )
+    weights, logprobs = datum.loss_fn_inputs["weights"].to_numpy(), fields["logprobs"].to_numpy()
+    return -float(np.sum(weights * logprobs, dtype=np.float64, where=weights != 0))

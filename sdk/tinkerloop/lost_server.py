@@ -1,0 +1,123 @@
+"""A server that is lost: how it is noticed, and how a run goes on from its newest record.
+
+The client asks a server that is gone again and again, without end. `ServerWatch` asks it for a sign of life meanwhile,
+and fails the requests that wait for it after some minutes. A server that was started again answers, but has lost its
+models; `is_lost` recognises its error. In both cases the run can be resumed from its newest record.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, TypeVar
+
+import httpx
+
+from tinkerloop._lazy import tinker
+from tinkerloop.errors import ServerLostError, TinkerloopError
+from tinkerloop.redaction import redacted
+from tinkerloop.terminal import printable
+
+T = TypeVar("T")
+PATIENCE = 120.0
+"""Seconds without an answer after which a server counts as lost."""
+_PING_SECONDS = 5.0
+_LOST = re.compile(
+    r"this server has no (model|sampler|session) "  # `tinkerloop serve`, after a restart or the end of the session
+    r"|Model \S+ not loaded"  # SkyRL, after a restart of its engine
+)
+"""Parts of the errors with which a server answers that has lost a model."""
+
+
+class ServerWatch:
+    """Watch the server at `url` while requests wait for it, and fail them once it has been silent for `patience` s."""
+
+    def __init__(self, url: str, patience: float = PATIENCE):
+        self._url, self._patience = url, patience
+        self._waiting: set[Future[Any]] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.lost = False
+
+    def add(self, future: Future[Any]) -> None:
+        """Watch the server until `future` is done."""
+        with self._lock:
+            self._waiting.add(future)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._watch, name="tinkerloop-server-watch", daemon=True)
+                self._thread.start()
+        future.add_done_callback(self._remove)
+
+    def _remove(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._waiting.discard(future)
+
+    def _watch(self) -> None:
+        heard = time.monotonic()
+        while True:
+            time.sleep(min(_PING_SECONDS, self._patience / 4))
+            with self._lock:
+                waiting = list(self._waiting)
+                if not waiting:
+                    self._thread = None  # the next request starts another one
+                    return
+            if self._is_there():
+                heard = time.monotonic()
+            elif time.monotonic() - heard > self._patience:
+                self.lost = True
+                for future in waiting:
+                    settle(future, error=self._error())
+
+    def _is_there(self) -> bool:
+        """Return true if the server answers, with whatever status."""
+        try:
+            httpx.get(f"{self._url.rstrip('/')}/api/v1/healthz", timeout=10)
+        except httpx.HTTPError:
+            return False
+        return True
+
+    def _error(self) -> ServerLostError:
+        return ServerLostError(
+            f"the server at {printable(redacted(self._url))} has not answered for {self._patience:.0f} s: start it "
+            "again, then start this run again; it resumes from its newest record"
+        )
+
+
+def settle(future: Future[T], value: T | None = None, error: BaseException | None = None) -> None:
+    """Finish a future with a value or an error, unless it is finished."""
+    try:
+        if error is None:
+            future.set_result(value)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
+    except InvalidStateError:
+        pass
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return true if the cause of `error` is that the server, or a model on it, is gone."""
+    if isinstance(error, ServerLostError | tinker.APIConnectionError):
+        return True
+    return _LOST.search(str(error)) is not None
+
+
+def resume_when_lost(work: Callable[[], T], retry: int) -> T:
+    """Call `work`, and call it again when the server or a model was lost, at most `retry` times.
+
+    `work` must resume its run from the newest record. All other errors are raised at once.
+    """
+    if retry < 0:
+        raise TinkerloopError(f"retry must be at least 0, got {retry}")
+    for attempt in range(1, retry + 2):
+        try:
+            return work()
+        except Exception as error:
+            if attempt > retry or not is_lost(error):
+                raise
+            print(f"retry {attempt} of {retry}: {printable(redacted(str(error)))}", file=sys.stderr)
+            time.sleep(min(2.0**attempt, 60.0))  # the server may be starting
+    raise AssertionError("the loop above returns or raises")
