@@ -25,7 +25,7 @@ from tinkerloop.renderers.pieces import SEAM
 from tinkerloop.renderers.registry import presets
 from tinkerloop.testing import FormatClaims, random_conversations
 from tinkerloop.testing.format_claims import DECLARED_TOOLS as TOOLS
-from tinkerloop.testing.random_conversations import CONTROL, TEXTS
+from tinkerloop.testing.message_strategies import CONTROL, TEXTS
 
 MODELS = Path(os.environ.get("TINKERLOOP_MODELS") or Path(__file__).parents[2] / "../shared/models")
 NAMES = [name for name in get_registered_renderer_names() if name in presets()]

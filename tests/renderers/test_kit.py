@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tinkerloop import get_tokenizer
+from tinkerloop import get_tokenizer, testing
 from tinkerloop.errors import CheckFailedError
 from tinkerloop.renderers import (
     Block,
@@ -169,6 +169,12 @@ def test_an_error_shows_the_smallest_conversation_and_both_token_sequences() -> 
     assert "The example begins with the prompt, and exactly the tokens after the prompt have weight." in shown
     assert '0 {"role": "user", "content": ""}' in shown
     assert re.search(r"\n  > 18 +10 '\\n' +259|\n  > \d+ +10 '\\n'", shown)
+
+
+def test_no_name_of_the_kits_is_hidden_by_a_module() -> None:
+    """A module that is imported later would replace a function of the same name, which is imported at its first use."""
+    names = {name: getattr(testing, name) for name in testing.__all__}
+    assert not [name for name, value in names.items() if isinstance(value, ModuleType)]
 
 
 def test_an_unknown_check_is_refused() -> None:

@@ -37,7 +37,7 @@ from tinkerloop.testing.sample_events import (
 
 if TYPE_CHECKING:
     from tinkerloop.testing.format_claims import FormatClaims, probe_claims
-    from tinkerloop.testing.random_conversations import random_conversations
+    from tinkerloop.testing.message_strategies import random_conversations
     from tinkerloop.testing.renderer_checks import RENDERER_CHECKS, check_renderer
 
 _NEED_HYPOTHESIS = {
@@ -45,7 +45,7 @@ _NEED_HYPOTHESIS = {
     "check_renderer": "renderer_checks",
     "FormatClaims": "format_claims",
     "probe_claims": "format_claims",
-    "random_conversations": "random_conversations",
+    "random_conversations": "message_strategies",
 }
 """Mapping from each name that is imported at its first use to its module."""
 

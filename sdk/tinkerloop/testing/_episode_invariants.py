@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tinkerloop.errors import CheckFailedError, EpisodeError, RenderError
 from tinkerloop.renderers import Episode, Part
 from tinkerloop.testing._invariant import Subject, require, require_equal, sampled
-from tinkerloop.testing.random_conversations import TEXTS, random_conversations
+from tinkerloop.testing.message_strategies import TEXTS, random_conversations
 
 _QUESTION: list[dict[str, Any]] = [{"role": "user", "content": "q"}]
 _NEXT: list[dict[str, Any]] = [{"role": "user", "content": "and?"}]

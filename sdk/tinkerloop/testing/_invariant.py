@@ -16,7 +16,7 @@ from tinkerloop.errors import CheckFailedError
 from tinkerloop.extras import needs_extra
 from tinkerloop.renderers import Rendered, Renderer
 from tinkerloop.testing.format_claims import DECLARED_TOOLS, FormatClaims, Messages, fitted
-from tinkerloop.testing.random_conversations import CONTROL, random_conversations, spellings
+from tinkerloop.testing.message_strategies import CONTROL, random_conversations, spellings
 
 with needs_extra("testing", "the check kit of renderers"):
     from hypothesis import strategies as st

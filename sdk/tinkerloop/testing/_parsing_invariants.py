@@ -20,7 +20,7 @@ from tinkerloop.renderers import (
 )
 from tinkerloop.testing._invariant import Subject, nfc, require, require_equal, sampled
 from tinkerloop.testing.format_claims import DECLARED_TOOLS
-from tinkerloop.testing.random_conversations import TEXTS, VALUES
+from tinkerloop.testing.message_strategies import TEXTS, VALUES
 
 _TYPED: dict[str, st.SearchStrategy[Any]] = {
     "string": st.sampled_from(["", "3", "naïve", "true", "null", "x\ny", " pad ", "\n"]) | TEXTS.map(nfc),

@@ -18,7 +18,7 @@ from tinkerloop.errors import CheckFailedError, RenderError, ZeroWeightError
 from tinkerloop.renderers import Part, TrainOnWhat
 from tinkerloop.testing._invariant import Subject, nfc, require, require_equal, sampled
 from tinkerloop.testing.format_claims import DECLARED_TOOLS, REWRITTEN, check_claims, fitted
-from tinkerloop.testing.random_conversations import BEGINNINGS
+from tinkerloop.testing.message_strategies import BEGINNINGS
 
 _ALL_REPLIES = "all_assistant_messages"
 
