@@ -213,7 +213,7 @@ def check_loss_name(loss_fn: str | CustomLoss) -> None:
 
 def _by_position(weights: NDArray[np.float32]) -> NDArray[Any]:
     """Return (N,) values that are not 0 where a weight of the position is not 0; weights are (N,) or (N, K)."""
-    return weights if weights.ndim == 1 else weights.any(axis=1)
+    return weights if weights.ndim == 1 else np.any(weights != 0, axis=1)
 
 
 def _refuse_unless_positive(plan: Plan, total: float, what: str) -> None:

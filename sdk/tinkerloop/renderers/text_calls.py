@@ -144,7 +144,7 @@ def _read_call(text: str, start: int, declared: Collection[str], *, is_first: bo
         return [UnparsedToolCall(rest.strip(), f"not JSON: {error}")], len(text)
     raw = rest[:size]
     calls = [_read_object(one, raw, declared) for one in (value if isinstance(value, list) else [value])]
-    known = [call for call in calls if call is not None]
+    known: list[Call] = [call for call in calls if call is not None]
     if len(known) < len(calls):
         known = [UnparsedToolCall(raw, "not every element of the list is a call")] if known else []
     return known, start + (size if known else 1)

@@ -76,7 +76,7 @@ def _path(request: Request) -> str:
     return "tinker://{run}/{kind}/{name}".format(**request.path_params)
 
 
-def _page(request: Request, limit: int) -> dict[str, int]:
+def _page(request: Request, limit: int) -> dict[str, Any]:
     try:
         query = request.query_params
         return {"limit": int(query.get("limit", limit)), "offset": int(query.get("offset", 0))}

@@ -124,6 +124,7 @@ def encode_samples(response: SampleResponse) -> Answer:
     """Encode the result of a sampling call."""
     message = messages.SampleResponse()
     for sequence in response.sequences:
+        assert sequence.tokens_np is not None
         assert sequence.logprobs_np is not None
         sampled = message.sequences.add(
             stop_reason=_STOP_REASONS[sequence.stop_reason],

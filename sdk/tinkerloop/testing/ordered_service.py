@@ -398,10 +398,11 @@ class OrderedSampler:
             stopped = np.flatnonzero(np.isin(tokens, stops))
             if len(stopped):
                 tokens = tokens[: stopped[0] + 1]
+            name: dict[str, Any] = {"sequence_id": str(index)}
             sequences.append(
                 tinker.SampledSequence(
                     stop_reason="stop" if len(stopped) else "length",
-                    **({"sequence_id": str(index)} if has_field(tinker.SampledSequence, "sequence_id") else {}),
+                    **(name if has_field(tinker.SampledSequence, "sequence_id") else {}),
                     tokens_np=tokens.astype(np.int32),
                     logprobs_np=logprobs[tokens].astype(np.float32),
                 )

@@ -101,11 +101,12 @@ def _response(model: Model, call: SampleCall, sequences: Sequence[Continuation] 
     if sequences is None:
         assert prompt_logprobs is not None
         return [None if np.isnan(value) else value for value in prompt_logprobs.tolist()]
+    further: dict[str, Any] = {} if targets is None else {"target_prompt_logprobs": targets}
     return SampleResponse(
         sequences=[_sampled(sequence) for sequence in sequences],
         prompt_logprobs_np=prompt_logprobs if scores.logprobs else None,
         topk_prompt_logprobs_np=topk,
-        **({} if targets is None else {"target_prompt_logprobs": targets}),
+        **further,
     )
 
 
