@@ -13,6 +13,7 @@ from tinkerloop.callbacks import (
     LRSchedule,
     Progress,
     StopOnNonFinite,
+    StopWhen,
     nll,
 )
 from tinkerloop.errors import CheckFailedError, PlanError
@@ -40,6 +41,7 @@ BUILT_IN = {
     "progress": (lambda: Progress(), tuple),
     "schedule": (lambda: LRSchedule(cosine(1.0, 0.0, 6)), tuple),
     "non-finite": (StopOnNonFinite, tuple),
+    "stop when": (lambda: StopWhen("loss", above=2.9, patience=2), tuple),
 }
 
 
@@ -134,6 +136,14 @@ def test_drive_returns_the_requests_of_each_event():
     plan, nothing, both = drive(Halve(), [sample_plan(1, 0.4), sample_boundary(1), sample_boundary(2)])
     assert plan.optim.learning_rate == 0.2
     assert (nothing, both) == ([], [Save(), Stop("far enough")])
+
+
+def test_drive_passes_a_row_as_its_step_and_values():
+    class Rows(Callback):
+        def on_row(self, step, row):
+            return Stop(f"{row['loss']} at {step}")
+
+    assert drive(Rows(), [(3, {"loss": 0.5})]) == [[Stop("0.5 at 3")]]
 
 
 def test_drive_refuses_a_request_that_the_event_cannot_carry():
