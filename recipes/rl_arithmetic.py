@@ -10,6 +10,9 @@ question takes its place. With `staleness=1` the answers of the next step are sa
 
 The mean reward of the sampled answers is printed after each step. The share of the hundred sums that are answered
 correctly with greedy sampling is printed at the end, and is in `metrics.jsonl` before and after.
+
+What you should see with seed 0: the share rises from 66 % after the supervised start to 86 %, and the mean reward from
+0.47 (first ten steps) to 0.60 (last ten steps).
 """
 
 from __future__ import annotations
@@ -37,14 +40,14 @@ class Config:
     renderer: str | None = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     run: str = chz.field(default="runs/rl_arithmetic", doc="Folder of the run. A run that was interrupted resumes.")
-    start_steps: int = chz.field(default=150, doc="Number of supervised steps before reinforcement learning.")
+    start_steps: int = chz.field(default=90, doc="Number of supervised steps before reinforcement learning.")
     start_batch: int = chz.field(default=32, doc="Conversations in a supervised step.")
     steps: int = chz.field(default=100, doc="Total number of reinforcement-learning steps.")
     questions: int = chz.field(default=16, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Answers to sample for each question.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
     loss_fn: str = chz.field(default="importance_sampling", doc="Loss function: importance_sampling, ppo or cispo.")
-    learning_rate: float | None = learning_rate_field(5e-4, "Learning rate")
+    learning_rate: float | None = learning_rate_field(3e-4, "Learning rate")
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     save_every: int = chz.field(default=20, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the adapter, the questions and the samples.")

@@ -1,26 +1,27 @@
-"""Reinforcement learning over several turns: a model learns to use a calculator.
+"""Reinforcement learning over several turns: a model learns to use a dictionary.
 
     python -m recipes.rl_tool_use
     python -m recipes.rl_tool_use staleness=1 run=runs/stale
     python -m recipes.rl_tool_use --help
 
-    user       37 * 48 = ?
-    assistant  <tool_call> {"name": "calculator", "arguments": {"expression": "37 * 48"}} </tool_call>
-    tool       1776
-    assistant  1776
+    user       Translate gabo
+    assistant  <tool_call> {"name": "dictionary", "arguments": {"word": "gabo"}} </tool_call>
+    tool       tine
+    assistant  tine
 
 The tool is a plain function. Its schema comes from its signature, and its errors become tool results that the model
-sees. The reward is 1 if the last reply is the product, and 0 otherwise: nobody tells the model to call the tool with
-the right numbers or to copy the result.
+sees. The words and their translations are invented, so nobody can know them without the tool. The reward is 1 if the
+last reply is the translation, and 0 otherwise: nobody tells the model to look up the right word or to copy the result.
 
 Rewards teach only a model that is right sometimes: if the reward of the first steps is 0, pass a larger `start_steps`.
-The share of correct replies to unseen questions is printed at the end, and is in `metrics.jsonl` before and after.
+The mean reward of the sampled episodes is printed after each step. The share of correct replies to unseen questions is
+printed at the end, and is in `metrics.jsonl` before and after. A whole run with these defaults has not been measured.
 """
 
 from __future__ import annotations
 
 import random
-import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import chz
@@ -39,9 +40,12 @@ from tinkerloop.renderers import Parsed, Renderer
 from tinkerloop.rollouts import Environment, Limits, Rollouts, Start
 from tinkerloop.rollouts.tools import Tool, ToolEnvironment
 
-Task = tuple[int, int]
+Task = tuple[str, str]
+"""A word and its translation."""
+
+SYLLABLES = [consonant + vowel for consonant in "bdgklmnprstw" for vowel in "aeiou"]
 LIMITS = Limits(max_turns=3)
-MAX_TOKENS = 96
+MAX_TOKENS = 80
 
 
 @chz.chz
@@ -50,52 +54,63 @@ class Config:
     renderer: str | None = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     run: str = chz.field(default="runs/rl_tool_use", doc="Folder of the run. A run that was interrupted resumes.")
-    smallest: int = chz.field(default=10, doc="The smallest number to multiply.")
-    largest: int = chz.field(default=99, doc="The largest number to multiply.")
-    start_steps: int = chz.field(default=80, doc="Number of supervised steps before reinforcement learning.")
+    words: int = chz.field(default=1000, doc="Number of words in the dictionary.")
+    start_steps: int = chz.field(default=66, doc="Number of supervised steps before reinforcement learning.")
     start_batch: int = chz.field(default=16, doc="Conversations in a supervised step.")
     start_conversations: int = chz.field(default=256, doc="Number of conversations of the supervised start.")
     steps: int = chz.field(default=40, doc="Total number of reinforcement-learning steps.")
     questions: int = chz.field(default=6, doc="Questions per step.")
     group_size: int = chz.field(default=6, doc="Episodes to sample for each question.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
-    learning_rate: float | None = learning_rate_field(1e-3, "Learning rate")
+    learning_rate: float | None = learning_rate_field(5e-4, "Learning rate")
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     test_questions: int = chz.field(default=50, doc="Number of questions held out for evaluation.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the adapter, the questions and the samples.")
 
 
-def calculator(expression: str) -> int:
-    """Multiply two numbers.
-
-    Args:
-        expression: the two numbers, such as "12 * 34".
-    """
-    numbers = re.fullmatch(r"(\d+) \* (\d+)", expression)
-    if numbers is None:
-        raise ValueError(f'expected two numbers, as in "12 * 34", got "{expression}"')
-    return int(numbers[1]) * int(numbers[2])
+def make_tasks(seed: int, count: int) -> list[Task]:
+    """Return `count` invented words with their translations, which are the same words in another order."""
+    rng = random.Random(f"{seed}/tasks")
+    words = rng.sample([first + second for first in SYLLABLES for second in SYLLABLES], count)
+    return list(zip(words, rng.sample(words, count), strict=True))
 
 
 def question(task: Task) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"{task[0]} * {task[1]} = ?"}]
+    return [{"role": "user", "content": f"Translate {task[0]}"}]
 
 
 def reward(task: Task, reply: Parsed) -> float:
     """Return the reward of the last reply."""
-    return float(reply.text == str(task[0] * task[1]))
+    return float(reply.text == task[1])
 
 
-class Multiplication(ToolEnvironment):
+def make_dictionary(tasks: Sequence[Task]) -> Tool:
+    """Return the tool that translates the words of these tasks."""
+    translations = dict(tasks)
+
+    def dictionary(word: str) -> str:
+        """Translate a word.
+
+        Args:
+            word: the word.
+        """
+        if word not in translations:
+            raise ValueError(f"no word {word}")
+        return translations[word]
+
+    return Tool.from_function(dictionary)
+
+
+class Translation(ToolEnvironment):
     """The environment of one question.
 
     The prompt has no declaration of the tool if `declare` is false: for the small base model, which has learned from
     short texts only, the declaration is too long. It learns the form of a call from the supervised start.
     """
 
-    def __init__(self, task: Task, declare: bool):
-        super().__init__(question(task), [calculator], lambda reply: reward(task, reply))
+    def __init__(self, task: Task, dictionary: Tool, declare: bool):
+        super().__init__(question(task), [dictionary], lambda reply: reward(task, reply))
         self._declare = declare
 
     async def start(self) -> Start:
@@ -103,18 +118,17 @@ class Multiplication(ToolEnvironment):
         return start if self._declare else Start(start.messages)
 
 
-def demonstration(task: Task, renderer: Renderer, declare: bool) -> tinker.Datum:
-    """Return the datum of a conversation in which the calculator is used."""
-    call = {"name": "calculator", "arguments": {"expression": f"{task[0]} * {task[1]}"}}
-    product = str(task[0] * task[1])
+def demonstration(task: Task, renderer: Renderer, dictionary: Tool, declare: bool) -> tinker.Datum:
+    """Return the datum of a conversation in which the dictionary is used."""
+    word, translation = task
+    call = {"name": "dictionary", "arguments": {"word": word}}
     messages = [
         *question(task),
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
-        {"role": "tool", "name": "calculator", "content": product},
-        {"role": "assistant", "content": product},
+        {"role": "tool", "name": "dictionary", "content": translation},
+        {"role": "assistant", "content": translation},
     ]
-    declaration = Tool.from_function(calculator).declaration
-    return conversation_to_datum(messages, renderer, tools=[declaration] if declare else None)
+    return conversation_to_datum(messages, renderer, tools=[dictionary.declaration] if declare else None)
 
 
 def main(config: Config) -> float:
@@ -122,18 +136,18 @@ def main(config: Config) -> float:
     service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
     renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
     declare = config.model not in SMALL
-    numbers = range(config.smallest, config.largest + 1)
-    tasks = [(a, b) for a in numbers for b in numbers]
-    random.Random(f"{config.seed}/tasks").shuffle(tasks)
+    tasks = make_tasks(config.seed, config.words)
+    dictionary = make_dictionary(tasks)
     test, others = tasks[: config.test_questions], tasks[config.test_questions :]
     shown, train = others[: config.start_conversations], others[config.start_conversations :]
+    demonstrations = [demonstration(task, renderer, dictionary, declare) for task in shown]
 
     def environment(task: Task, seed: int) -> Environment:
-        return Multiplication(task, declare)
+        return Translation(task, dictionary, declare)
 
     with Run(config.run, config=chz.asdict(config)) as run:
         record = run.checkpoints.latest()
-        client = open_client(service, run, record, [demonstration(task, renderer, declare) for task in shown], config)
+        client = open_client(service, run, record, demonstrations, config)
         rollouts = Rollouts(
             client,
             train,

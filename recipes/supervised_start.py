@@ -57,7 +57,7 @@ def supervised_start(
         rate = learning_rate_of(config.model, small=2e-3, rank=config.lora_rank)
         Loop(
             client,
-            batches(datums, min(config.start_batch, len(datums)), epochs=None, shuffle=config.seed),
+            batches(datums, min(config.start_batch, len(datums)), epochs=None, shuffle=config.seed, drop_last=True),
             steps=steps,
             callbacks=[LRSchedule(constant(rate))],
             checkpoints=checkpoints,

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from recipes import rl_tool_use
-from tinkerloop.renderers import get_renderer
+from tests.recipes.run_files import newest_state, rollouts
+from tinkerloop.messages import Message, ToolCall
+from tinkerloop.renderers import Parsed, ParseTermination, get_renderer
 from tinkerloop.rollouts import read_rollouts
 from tinkerloop.tokenizers import get_tokenizer
 
@@ -52,18 +54,9 @@ def finish(folder):
 
 
 def outcome(folder):
-    """Return what was sampled, from which weights, and what was logged, without what rounding changes.
-
-    The engine computes waiting samples together, and which ones wait depends on timing. So two runs, killed or not, may
-    differ in the last bits of log-probabilities, and with them in weights.
-    """
-    sampled = [
-        (group.batch, group.slot, group.task, [(one.seed, one.boundary) for one in group.trajectories])
-        for group in read_rollouts(folder / "rollouts.jsonl")
-    ]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    """Return the rollouts, the metrics and the newest checkpoint of a run, to the bit."""
     record = json.loads((folder / "checkpoints.jsonl").read_text().splitlines()[-1])
-    return sampled, [(row["step"], sorted(row), row.get("learning_rate")) for row in rows], record["cursor"]
+    return rollouts(folder), (folder / "metrics.jsonl").read_text(), newest_state(folder), record["cursor"]
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +85,14 @@ def kill_and_resume(folder, whole, moments):
 
 
 @pytest.mark.slow
-def test_killed_at_two_random_moments_it_trains_nothing_twice_and_loses_nothing(whole, tmp_path):
+def test_killed_at_two_random_moments_it_ends_bit_identical(whole, tmp_path):
     chance = random.Random("kill")
     kill_and_resume(tmp_path / "run", whole, [chance.uniform(0.2, 0.9) for _ in range(2)])
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("trial", range(10))
-def test_killed_at_thirty_random_moments_it_trains_nothing_twice_and_loses_nothing(whole, tmp_path, trial):
+def test_killed_at_thirty_random_moments_it_ends_bit_identical(whole, tmp_path, trial):
     chance = random.Random(f"kill/{trial}")
     kill_and_resume(tmp_path / "run", whole, [chance.uniform(0, 1) for _ in range(3)])
 
@@ -113,25 +106,43 @@ def test_the_rollouts_are_logged_with_the_weights_that_sampled_them(whole):
     assert {(batch, max(batch - 1, 0)) for batch in range(6)} <= set(boundaries)
 
 
-def test_the_calculator_multiplies_and_its_errors_say_what_is_expected():
-    assert rl_tool_use.calculator("12 * 34") == 408
-    with pytest.raises(ValueError, match='expected two numbers, as in "12 \\* 34"'):
-        rl_tool_use.calculator("12 + 34")
+TASKS = [("gabo", "tine"), ("tine", "gabo")]
+DICTIONARY = rl_tool_use.make_dictionary(TASKS)
+
+
+def test_the_dictionary_translates_and_errors_say_what_is_wrong():
+    environment = rl_tool_use.Translation(TASKS[0], DICTIONARY, True)
+
+    def answer(arguments):
+        call = ToolCall(ToolCall.FunctionBody("dictionary", json.dumps(arguments)))
+        message = Message(role="assistant", content="", tool_calls=[call])
+        outcome = asyncio.run(environment.step(Parsed(message, ParseTermination.STOP_SEQUENCE, (), ())))
+        return outcome.messages[0]["content"]
+
+    assert answer({"word": "gabo"}) == "tine"
+    assert "no word gabi" in answer({"word": "gabi"})
+    assert "do not fit" in answer({"words": "gabo"})
+
+
+def test_every_word_has_one_translation_which_is_a_word_of_the_dictionary():
+    words, translations = zip(*rl_tool_use.make_tasks(0, 50), strict=True)
+    assert len(set(words)) == 50
+    assert set(words) == set(translations)
 
 
 @pytest.mark.parametrize("declare", [True, False])
 def test_the_tool_is_declared_unless_the_model_is_too_small(declare):
-    start = asyncio.run(rl_tool_use.Multiplication((12, 34), declare).start())
-    assert [tool["name"] for tool in start.tools] == (["calculator"] if declare else [])
+    start = asyncio.run(rl_tool_use.Translation(TASKS[0], DICTIONARY, declare).start())
+    assert [tool["name"] for tool in start.tools] == (["dictionary"] if declare else [])
 
 
 def test_a_demonstration_trains_the_call_and_the_last_reply():
     renderer = get_renderer("qwen3_instruct", get_tokenizer("tiny"))
-    datum = rl_tool_use.demonstration((12, 34), renderer, False)
+    datum = rl_tool_use.demonstration(TASKS[0], renderer, DICTIONARY, False)
     targets = datum.loss_fn_inputs["target_tokens"].to_numpy()
     trained = targets[datum.loss_fn_inputs["weights"].to_numpy() > 0].tolist()
     text = renderer.tokenizer.decode(trained)
     assert text.count("<|im_end|>") == 2
-    assert '{"expression": "12 * 34"}' in text
-    assert text.endswith("408<|im_end|>")
+    assert '{"word": "gabo"}' in text
+    assert text.endswith("tine<|im_end|>")
     assert "user" not in text
