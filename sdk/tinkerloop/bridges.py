@@ -170,11 +170,11 @@ class BridgedTrainingClient(tinker.TrainingClient):
     def optim_step(self, *args: Any, **options: Any) -> Any:
         return self.followed(super().optim_step(*args, **options))
 
-    def save_state(self, name: str, ttl_seconds: int | None = None, overwrite: bool = False, **options: Any) -> Any:
-        return self.followed(super().save_state(self._saved_name(name), ttl_seconds, overwrite, **options))
+    def save_state(self, name: str, *args: Any, **options: Any) -> Any:
+        return self.followed(super().save_state(self._saved_name(name), *args, **options))
 
-    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None, **options: Any) -> Any:
-        return self.followed(super().save_weights_for_sampler(self._saved_name(name), ttl_seconds, **options))
+    def save_weights_for_sampler(self, name: str, *args: Any, **options: Any) -> Any:
+        return self.followed(super().save_weights_for_sampler(self._saved_name(name), *args, **options))
 
     def _saved_name(self, name: str) -> str:
         return name if self.service.sums_losses(self) else f"{name}-{secrets.token_hex(3)}"

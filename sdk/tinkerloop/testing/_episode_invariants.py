@@ -123,7 +123,7 @@ def any_order_of_turns_keeps_the_samples(subject: Subject) -> None:
                 database=None,
                 derandomize=True,
                 phases=(Phase.generate, Phase.shrink),
-                suppress_health_check=list(HealthCheck),
+                suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]
             ),
         )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tinkerloop.errors import CheckFailedError, ImageError, RenderError
+from tinkerloop.messages import ToolSpec
 from tinkerloop.renderers import Renderer
 
 Messages = list[dict[str, Any]]
@@ -57,7 +58,7 @@ class FormatClaims:
     rewrites: Sequence[Mapping[str, Any]] = ()
 
 
-DECLARED_TOOLS: list[dict[str, Any]] = [
+DECLARED_TOOLS: list[ToolSpec] = [
     {
         "name": name,
         "description": "Looks up the wéather.",

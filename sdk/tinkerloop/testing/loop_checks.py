@@ -163,7 +163,7 @@ def first_difference(given: Any, expected: Any, place: str = "") -> str | None:
     return f"{place} is {given!r}, expected {expected!r}"
 
 
-def _compared(metrics: dict[str, Any], ignored: tuple[str, ...]) -> dict[str, Any]:
+def _compared(metrics: Any, ignored: tuple[str, ...]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if not name.startswith(ignored or ("\0",))}
 
 

@@ -128,7 +128,7 @@ def _check(
         derandomize=True,
         report_multiple_bugs=False,
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]
     )
     @given(data=st.data())
     def hold(data: st.DataObject) -> None:
