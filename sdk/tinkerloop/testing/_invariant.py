@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from tinkerloop.errors import CheckFailedError
 from tinkerloop.extras import needs_extra
+from tinkerloop.messages import ToolSpec
 from tinkerloop.renderers import Rendered, Renderer
 from tinkerloop.testing.format_claims import DECLARED_TOOLS, FormatClaims, Messages, fitted
 from tinkerloop.testing.message_strategies import CONTROL, random_conversations, spellings
@@ -42,7 +43,7 @@ class Subject:
     """What was drawn, for the error message."""
 
     @property
-    def tools(self) -> list[dict[str, Any]] | None:
+    def tools(self) -> list[ToolSpec] | None:
         """Declarations of tools, if the format can declare tools."""
         return DECLARED_TOOLS if self.claims.tools else None
 
@@ -57,7 +58,7 @@ class Subject:
         claims = self.claims if later_system else replace(self.claims, later_system=False)
         return self.draw(random_conversations(claims, **options), "conversation")
 
-    def maybe_tools(self) -> list[dict[str, Any]] | None:
+    def maybe_tools(self) -> list[ToolSpec] | None:
         """Draw whether tools are declared, and return them or None."""
         return self.tools if self.draw(st.booleans(), "tools are declared") else None
 
