@@ -72,13 +72,13 @@ class HardExamples(Callback):
 @chz.chz
 class Config:
     model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
-    renderer: str | None = renderer_field()
+    renderer: str = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     file: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row.")
     run: str = chz.field(default="runs/custom_callback", doc="Folder of the run.")
     steps: int = chz.field(default=400, doc="Maximum number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Conversations per step.")
-    learning_rate: float | None = learning_rate_field(2e-3)
+    learning_rate: float = learning_rate_field(2e-3)
     good_enough: float = chz.field(default=0.35, doc="Stop when the loss per token stays below this.")
     keep: int = chz.field(default=5, doc="Number of hardest examples to keep.")
 
