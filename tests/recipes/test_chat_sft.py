@@ -43,7 +43,7 @@ def outcome(folder):
     (saved,) = (folder / "service").glob(f"{record['path'].split('/')[2].replace(':', '_')}/weights/*-000008")
     tensors = {file.name: file.read_bytes() for file in saved.glob("*.safetensors")}
     assert {"adapter_model.safetensors", "optimizer.safetensors"} <= tensors.keys()
-    return tensors, rows(folder), record | {"path": "", "run": "", "folder": ""}
+    return tensors, rows(folder), record | {"path": "", "run": "", "folder": "", "name": "", "state_path": ""}
 
 
 @pytest.fixture(scope="module")
