@@ -1,4 +1,4 @@
-"""What of a batch of rollouts is delivered for training: its datums, in parts, and an account of its groups."""
+"""The part of a batch of rollouts that is delivered for training: its datums, and an account of its groups."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """What happens if an environment raises an error or returns something invalid.
+    """The action to take if an environment raises an error or returns something invalid.
 
     Attributes:
         retries: how many times the episode is repeated with a new environment and the same seed.

@@ -120,7 +120,7 @@ def check_callback(
 
 @dataclass
 class _Recorded:
-    """What one run did: the answers of the callback, in order, and the state of the callback at the end."""
+    """The behaviour of one run: the answers of the callback, in order, and the state of the callback at the end."""
 
     callback: Callback
     answers: list[tuple[str, int, Any]] = field(default_factory=list)

@@ -20,7 +20,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class FormatClaims:
-    """What a chat format can express. `probe_claims` finds out what a renderer accepts.
+    """The messages that a chat format can express. `probe_claims` finds out what a renderer accepts.
 
     Attributes:
         roles: the roles of messages.
