@@ -134,8 +134,8 @@ def test_no_file_of_a_run_folder_holds_a_secret(tmp_path, monkeypatch):
 
 
 def test_connect_prints_and_raises_no_password(monkeypatch, capsys):
-    monkeypatch.setattr("tinkerloop._lazy.tinker.ServiceClient", lambda **options: options, raising=False)
-    assert connect(f"http://me:{SECRET}@host")["base_url"] == f"http://me:{SECRET}@host"
+    monkeypatch.setattr("tinkerloop.bridges.UrlServiceClient", lambda url: url)
+    assert connect(f"http://me:{SECRET}@host") == f"http://me:{SECRET}@host"
     assert capsys.readouterr().err == "service: Tinker at http://***@host\n"
     with pytest.raises(TinkerloopError) as refused:
         connect(f"grpc://me:{SECRET}@host")

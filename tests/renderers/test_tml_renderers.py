@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.renderers.chats import TOOLS, conversations
 from tests.renderers.test_goldens import WHEEL_GOLDENS as GOLDENS
-from tests.renderers.test_invariants import COMMON
 from tinkerloop.renderers import Renderer
 from tinkerloop.renderers.families.tml_v0 import TmlV0, TmlV0Options
 from tinkerloop.renderers.registry import presets
@@ -125,7 +124,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, **COMMON)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 @given(data=st.data(), declare=st.booleans())
 def test_prompts_and_finished_conversations_are_the_wheels(name: str, data: st.DataObject, declare: bool) -> None:
     late_system = (

@@ -66,7 +66,7 @@ def drive(callback: Callback, events: Iterable[Event]) -> list[Any]:
 
 @dataclass
 class CallbackReport:
-    """How often each event of a callback was called, and how long its calls took.
+    """Counts and times of a callback's calls, by event.
 
     Attributes:
         calls: the number of calls, by event.
