@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SDIST = {".ci", "benchmarks", "recipes", "sdk", "tests"}
+SDIST = {".ci", "benchmarks", "docs", "recipes", "sdk", "tests"}
 """The folders of the repository that the sdist contains."""
 
 

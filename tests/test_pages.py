@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("sdk", "recipes", "tests", "benchmarks", ".ci")
+FOLDERS = ("sdk", "docs", "recipes", "tests", "benchmarks", ".ci")
 HISTORY = {"CHANGELOG.md"}  # names paths that are gone
 PAGES = sorted(
     page
