@@ -2,7 +2,7 @@
 
 A page of the package, such as `sdk/tinkerloop/loop/README.md`, has the address `loop/README.md`. Every recipe and the
 notebook become a page too. A link names a file of the repository, seen from the file that contains the link, so the
-same link works in the repository and on the site.
+same link works in the repository and on the site. A page that would load something from elsewhere is an error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from posixpath import dirname, relpath
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +22,7 @@ PAGES = ("*.md", "benchmarks/*.md", "recipes/*.md", "tests/*.md", "sdk/tinkerloo
 NOTEBOOK = ROOT / "docs/look_inside.ipynb"
 TABLE_CODE = re.compile(r"`[^`\n]+`(?=.*\|$)", re.MULTILINE)
 """Code in a row of a table. There GitHub wants `\\|` for a bar; Python-Markdown wants the bar alone."""
+FROM_ELSEWHERE = re.compile(r"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 _sources: dict[str, Path] = {}
@@ -55,6 +57,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
     markdown = TABLE_CODE.sub(lambda code: code[0].replace("\\|", "|"), markdown)
     return LINK.sub(address, markdown)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Raise an error if the page would load a script, a style, a font or an image from another address."""
+    if found := FROM_ELSEWHERE.search(output):
+        raise PluginError(f"{page.file.src_uri} would load something from elsewhere: {found[0]}")
+    return output
 
 
 def notebook_page(notebook: dict[str, Any]) -> str:
