@@ -7,6 +7,7 @@ same link works in the repository and on the site. A page that would load someth
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -39,8 +40,7 @@ def on_files(files: Files, config: Any) -> Files:
             uri = "index.md" if uri == "README.md" else uri
             files.append(_generated(config, uri, path, path.read_text(encoding="utf-8")))
     for path in sorted((ROOT / "recipes").glob("*.py")):
-        text = f"# {path.name}\n\n````python\n{path.read_text(encoding='utf-8')}````\n"
-        files.append(_generated(config, f"recipes/{path.stem}.md", path, text))
+        files.append(_generated(config, f"recipes/{path.stem}.md", path, program_page(path)))
     files.append(_generated(config, "LICENSE.md", ROOT / "LICENSE", f"```text\n{(ROOT / 'LICENSE').read_text()}```\n"))
     files.append(_generated(config, "look_inside.md", NOTEBOOK, notebook_page(json.loads(NOTEBOOK.read_text()))))
     return files
@@ -64,6 +64,14 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     if found := FROM_ELSEWHERE.search(output):
         raise PluginError(f"{page.file.src_uri} would load something from elsewhere: {found[0]}")
     return output
+
+
+def program_page(path: Path) -> str:
+    """Return a program as Markdown: its docstring, which is Markdown too, then its code."""
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    code = "\n".join(source.splitlines()[tree.body[0].end_lineno :]).strip()
+    return f"# {path.name}\n\n{ast.get_docstring(tree)}\n\n````python\n{code}\n````\n"
 
 
 def notebook_page(notebook: dict[str, Any]) -> str:

@@ -148,7 +148,7 @@ def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
     """Return an HTML page that shows the tokens. Pointing at a token shows its id, weight and message."""
     body = []
     for heading, tokens in shown:
-        body.append(f"<h3>{html.escape(heading)}</h3>\n{tokens_html(tokens)}")
+        body.append(f"<h3>{html.escape(heading)}</h3>\n{tokens_html(tokens) if tokens else ''}")
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         f"<style>{_STYLE}{TOKEN_STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
