@@ -1,15 +1,16 @@
 # make sft    fine-tune a small chat model and print its replies (the main recipe)
 # make test   run the tests
-# make check  lint, check the format and the types
+# make check  lint, check the format and the types, build the documentation
+# make docs   build the documentation as a site in site/
 # make matrix test with older versions of the dependencies, in environments of their own
 # make dist   build the wheel and the sdist, check them and try the wheel in environments of its own
-# The first three create the environment in .venv on the first call and reuse it afterwards.
+# The first four create the environment in .venv on the first call and reuse it afterwards.
 
 VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 
-.PHONY: sft test check matrix dist clean
+.PHONY: sft test check docs matrix dist clean
 
 sft: $(VENV)/.ready
 	$(PY) -m recipes.chat_sft $(ARGS)
@@ -22,6 +23,11 @@ check: $(VENV)/.ready
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports --no-cache
+	$(MAKE) docs
+
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo "to read it, with search: $(PY) -m http.server --bind 127.0.0.1 --directory site"
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,4 +41,4 @@ dist:
 	PYTHON=$(PYTHON) .ci/dist
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

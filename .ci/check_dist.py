@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SDIST = {".ci", "benchmarks", "recipes", "sdk", "tests"}
+SDIST = {".ci", "benchmarks", "docs", "recipes", "sdk", "tests"}
 """The folders of the repository that the sdist contains."""
 
 
@@ -29,6 +30,12 @@ def problems_of_wheel(names: set[str]) -> list[str]:
     return problems
 
 
+def problems_of_description(metadata: str) -> list[str]:
+    """Return what is wrong with the description on a package index: links to files, which lead nowhere there."""
+    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", metadata)
+    return [f"the description links to the file {link}" for link in links]
+
+
 def problems_of_sdist(names: set[str]) -> list[str]:
     """Return what is wrong with the paths in an sdist, given without their first folder."""
     wanted = {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "sdk/tinkerloop/py.typed"}
@@ -42,7 +49,10 @@ def main(folder: Path) -> None:
     (wheel,) = folder.glob("tinkerloop_sdk-*.whl")
     (sdist,) = folder.glob("tinkerloop_sdk-*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:
-        problems = problems_of_wheel(set(archive.namelist()))
+        names = set(archive.namelist())
+        problems = problems_of_wheel(names)
+        (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+        problems += problems_of_description(archive.read(metadata).decode())
     with tarfile.open(sdist) as archive:
         problems += problems_of_sdist({m.name.split("/", 1)[1] for m in archive if m.isfile()})
     for problem in problems:

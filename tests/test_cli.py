@@ -158,6 +158,7 @@ def test_a_page_shows_bad_rows_too(file_with_bad_rows, tmp_path) -> None:
     assert main(["inspect", str(file_with_bad_rows), "--html", str(tmp_path / "page.html")]) == 2
     page = (tmp_path / "page.html").read_text()
     assert page.count("✗") == 2
+    assert page.count("<pre") == 1
     assert 'class="trained"' in page
 
 

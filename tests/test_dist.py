@@ -31,6 +31,11 @@ def test_what_a_wheel_lacks_or_has_too_much_is_named():
     ]
 
 
+def test_a_link_to_a_file_in_the_description_is_named():
+    assert check_dist.problems_of_description("[a](https://example.org) `ARCHITECTURE.md` f(x)") == []
+    assert check_dist.problems_of_description("[a](docs/a.md)") == ["the description links to the file docs/a.md"]
+
+
 def test_every_folder_of_an_sdist_is_listed():
     names = {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "sdk/tinkerloop/py.typed"}
     assert check_dist.problems_of_sdist(names) == []

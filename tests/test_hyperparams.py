@@ -61,6 +61,11 @@ def test_a_model_that_the_rule_does_not_cover_needs_a_learning_rate(model):
         recommended_learning_rate(model)
 
 
+def test_the_built_in_model_is_not_looked_for_on_the_hub():
+    with pytest.raises(PlanError, match="built-in model 'tiny'"):
+        lora_parameter_count("tiny")
+
+
 def test_a_folder_without_a_config_is_named(tmp_path):
     with pytest.raises(PlanError, match=r"has no config\.json"):
         recommended_learning_rate(str(tmp_path))

@@ -1,13 +1,16 @@
-"""Every path that a page of the repository names exists."""
+"""Every path that a page of the repository names exists, and the reference has every public name."""
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("sdk", "recipes", "tests", "benchmarks", ".ci")
+FOLDERS = ("sdk", "docs", "recipes", "tests", "benchmarks", ".ci")
 HISTORY = {"CHANGELOG.md"}  # names paths that are gone
+TYPES = {"Batches", "Content", "ContentPart", "MessageDelta", "Pieces", "Role"}
+"""Public names that are types of others, or are in the reference of another module."""
 PAGES = sorted(
     page
     for page in [*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))]
@@ -48,6 +51,14 @@ def missing(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_path_on_a_page_exists(page):
     assert missing(page) == []
+
+
+@pytest.mark.parametrize("module", ["loop", "renderers"])
+def test_every_public_name_is_in_the_reference(module):
+    page = (ROOT / f"docs/reference/{module}.md").read_text(encoding="utf-8")
+    listed = re.findall(rf"^::: tinkerloop\.{module}\.(\w+)$", page, re.MULTILINE)
+    public = importlib.import_module(f"tinkerloop.{module}").__all__
+    assert sorted(listed) == sorted({*public} - TYPES)
 
 
 def test_a_wrong_path_is_found(tmp_path):

@@ -138,6 +138,8 @@ def lora_parameter_count(
 
 
 def _read_config(model: str) -> Mapping[str, Any]:
+    if model in ("tiny", "tiny-vl"):
+        raise PlanError(f"no sizes are listed for the built-in model {model!r}: set the value")
     path = Path(model) / "config.json"
     if os.path.isdir(model):
         if not path.is_file():

@@ -10,32 +10,45 @@ from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import EvalResult, Requests, StepResult, Summary
 from tinkerloop.terminal import one_line
 
+_UPDATE_SECONDS = 0.1
+"""The time between two updates of the bar in a notebook, each of which is a message to the browser."""
+
 
 class Progress(Callback):
     """Show a progress bar with the loss, the learning rate and tokens per second.
 
-    If the output is not a terminal, print plain lines instead.
+    In a notebook, the bar is part of the cell's output. If the output is neither a terminal nor a notebook, print plain
+    lines instead.
 
     Args:
         every: the number of steps between two plain lines.
-        file: where to write; None: standard error.
+        file: where to write; None: the notebook, or else standard error.
     """
 
     def __init__(self, *, every: int = 10, file: TextIO | None = None):
         self._every, self._file = every, file
         self._bar: Any = None
+        self._notebook_output: Any = None
+        self._updated = 0.0
 
     def on_start(self, step: int, steps: int | None) -> Requests:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._steps, self._tokens, self._began = steps, 0, time.perf_counter()
-        self._console = Console(file=self._file or sys.stderr, highlight=False, markup=False)
-        if self._console.is_terminal:
+        self._console = Console(
+            file=self._file or sys.stderr, highlight=False, markup=False, force_jupyter=False if self._file else None
+        )
+        if self._console.is_terminal or self._console.is_jupyter:
             columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn()]
             self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task("", total=steps, completed=step, text="")
-            self._bar.start()
+            if self._console.is_jupyter:
+                from IPython.display import display  # pyright: ignore[reportMissingImports]
+
+                self._notebook_output = display(self._table(), display_id=True)
+            else:
+                self._bar.start()
 
     def on_step(self, result: StepResult) -> Requests:
         self._tokens += result.plan.tokens
@@ -43,6 +56,9 @@ class Progress(Callback):
         text = f"loss {result.loss:.4f}  lr {result.plan.optim.learning_rate:.2e}  {rate:,.0f} tok/s"
         if self._bar:
             self._bar.update(self._task, completed=result.step + 1, text=text)
+            if self._notebook_output and time.perf_counter() - self._updated > _UPDATE_SECONDS:
+                self._notebook_output.update(self._table())
+                self._updated = time.perf_counter()
         elif result.step % self._every == 0 or result.step + 1 == self._steps:
             self._console.print(f"step {result.step:>6}  {text}")
 
@@ -55,7 +71,13 @@ class Progress(Callback):
             self._console.print(f"step {result.step:>6}  {text}")
 
     def on_end(self, summary: Summary) -> None:
-        if self._bar:
+        if self._notebook_output:
+            self._notebook_output.update(self._table())
+        elif self._bar:
             self._bar.stop()
-            self._bar = None
+        self._bar = self._notebook_output = None
         self._console.print(f"ended at step {summary.step}: {one_line(summary.reason)}")
+
+    def _table(self) -> Any:
+        """Return the bar as one of rich's tables, which a notebook shows as HTML."""
+        return self._bar.make_tasks_table(self._bar.tasks)

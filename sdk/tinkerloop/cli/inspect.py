@@ -12,91 +12,21 @@ A row that cannot be used is shown as ✗ with the reason, and the rows after it
 from __future__ import annotations
 
 import argparse
-import base64
 import html
-import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tinkerloop.data import FileSource
 from tinkerloop.data.conversations import parse_conversation
 from tinkerloop.errors import DataError, ImageError, RenderError, TinkerloopError
-from tinkerloop.images.chunks import image_size, open_image
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.redaction import redacted
-from tinkerloop.renderers import Part, Rendered, Renderer, TrainOnWhat, get_renderer
+from tinkerloop.renderers import Part, TrainOnWhat, get_renderer
+from tinkerloop.renderers.token_html import TOKEN_STYLE, Token, token_totals, tokens_html, visible
 from tinkerloop.terminal import printable
 from tinkerloop.tokenizers import get_tokenizer
-
-if TYPE_CHECKING:
-    from tinker.types import ImageChunk
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token to show. All tokens of an image are shown as one, with `count` as their number."""
-
-    text: str
-    id: int
-    weight: float
-    part: Part
-    message: int
-    is_cut: bool
-    count: int = 1
-    image: ImageChunk | None = None
-
-
-def tokens_of(renderer: Renderer, example: Rendered, max_length: int | None = None) -> list[Token]:
-    """Return the tokens of a rendered conversation. A character of several tokens is shown at its last token."""
-    limit = len(example) if max_length is None else max_length
-    shown, pending = [], []
-    images = dict(example.images)
-    after_image = 0
-    for i, token_id in enumerate(example.tokens):
-        if i in images:
-            shown.append(_image_token(images[i], int(example.message_index[i]), i, limit))
-            after_image = i + shown[-1].count
-        if i < after_image:
-            continue
-        pending.append(token_id)
-        text = renderer.decode(pending)
-        is_complete = not text.endswith("\ufffd") or len(pending) > 3
-        if is_complete:
-            pending = []
-        shown.append(
-            Token(
-                text if is_complete else "",
-                token_id,
-                float(example.weights[i]),
-                Part(example.parts[i]),
-                int(example.message_index[i]),
-                i >= limit,
-            )
-        )
-    return shown
-
-
-def _image_token(chunk: ImageChunk, message: int, position: int, limit: int) -> Token:
-    """Return one `Token` for all tokens of an image. If truncation cuts one of them, the image is marked as cut."""
-    (width, height), count = image_size(chunk.data), chunk.expected_tokens or 0
-    text = f"[image {width} × {height}, {count} tokens]"
-    return Token(text, 0, 0.0, Part.SCAFFOLD, message, position + count > limit, count, chunk)
-
-
-def summary(tokens: list[Token]) -> str:
-    """Return one line with the numbers of tokens, trained tokens and truncated tokens."""
-    trained = [t for t in tokens if t.weight and not t.is_cut]
-    weights = sorted({t.weight for t in trained})
-    cut = sum(t.count for t in tokens if t.is_cut)
-    lost = sum(bool(t.weight) for t in tokens if t.is_cut)
-    line = f"{sum(t.count for t in tokens)} tokens, {len(trained)} trained"
-    if weights not in ([], [1.0]):
-        line += f" with weights {', '.join(f'{w:g}' for w in weights)}"
-    return line + (f"; {cut} cut off, {lost} of them trained" if cut else "")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,13 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
             example = renderer.build_supervised_example(
                 conversation.messages, arguments.train_on, tools=conversation.tools, allow_zero_weight=True
             )
-            tokens = tokens_of(renderer, example, arguments.max_length)
+            tokens = example.shown_tokens(arguments.max_length)
         except (DataError, RenderError, ImageError) as error:
             problem = str(error)
             bad.append(problem if problem.startswith(place) else f"{place}: {problem}")
             shown.append((f"✗ {bad[-1]}", []))
         else:
-            shown.append((f"{place}  {summary(tokens)}", tokens))
+            shown.append((f"{place}  {token_totals(tokens)}", tokens))
     if not shown:
         raise DataError("there is nothing to show: the file has no rows", path=arguments.file)
     if arguments.html:
@@ -208,27 +138,9 @@ def uncoloured(tokens: list[Token]) -> str:
     return "".join(written)
 
 
-_LINE_ENDS = {"\t": "␉\t", "\n": "⏎\n"}
-
-
-def visible(text: str) -> str:
-    """Return the text with line ends and control characters replaced by visible symbols."""
-    return printable(text).translate(str.maketrans(_LINE_ENDS))
-
-
-THUMBNAIL = 160
-"""Largest width and height of an image's thumbnail on the HTML page, in pixels."""
-
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
-pre { white-space: pre-wrap; font: 14px/1.7 ui-monospace, monospace; border: 1px solid #8884; padding: 1rem; }
-span:nth-child(odd) { background: #8881; }
-.trained { color: #0a7d33; font-weight: 600; }
-.scaffold { opacity: .55; }
-.cut { text-decoration: line-through; color: #c22; }
-figure { display: inline-block; margin: .3rem; vertical-align: middle; font-size: 12px; text-align: center; }
-figure.cut img { opacity: .3; }
-@media (prefers-color-scheme: dark) { body { background: #111; color: #eee; } .trained { color: #4cd37b; } }
+@media (prefers-color-scheme: dark) { body { background: #111; color: #eee; } }
 """
 
 
@@ -236,38 +148,13 @@ def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
     """Return an HTML page that shows the tokens. Pointing at a token shows its id, weight and message."""
     body = []
     for heading, tokens in shown:
-        spans = "".join(_span(token) for token in tokens)
-        body.append(f"<h3>{html.escape(heading)}</h3>\n<pre>{spans}</pre>")
+        body.append(f"<h3>{html.escape(heading)}</h3>\n{tokens_html(tokens) if tokens else ''}")
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
-        '<p><span class="trained">trained</span>, <span class="scaffold">added by the chat format</span>, '
+        f"<style>{_STYLE}{TOKEN_STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
+        '<p class="tinkerloop"><span class="trained">trained</span>, '
+        '<span class="scaffold">added by the chat format</span>, '
         '<span class="cut">cut off</span>; shading alternates from token to token.</p>\n'
         + "\n".join(body)
         + "\n</html>\n"
     )
-
-
-def _figure(token: Token, image: ImageChunk) -> str:
-    """Return an HTML figure: a thumbnail of the image, labelled with its size, number of tokens and format."""
-    thumbnail = open_image(image).convert("RGB")
-    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    thumbnail.save(buffer, "PNG")
-    source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    label = html.escape(f"message {token.message} · weight 0 · {image.format}, {len(image.data):,} bytes", quote=True)
-    text = html.escape(token.text.strip("[]"))
-    css = ' class="cut"' if token.is_cut else ""
-    return f'<figure{css} title="{label}"><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
-def _span(token: Token) -> str:
-    if token.image is not None:
-        return _figure(token, token.image)
-    classes = [name for name, holds in (("trained", token.weight), ("cut", token.is_cut)) if holds]
-    if token.part is Part.SCAFFOLD:
-        classes.append("scaffold")
-    owner = "format" if token.message < 0 else f"message {token.message}"
-    label = html.escape(f"id {token.id} · weight {token.weight:g} · {owner} · {token.part.name.lower()}", quote=True)
-    text = visible(html.escape(token.text))
-    return f'<span class="{" ".join(classes)}" title="{label}">{text}</span>'

@@ -25,6 +25,9 @@ from tinkerloop.data.row_checks import check_conversation
 from tinkerloop.data.row_shapes import read_row
 from tinkerloop.errors import DataError
 
+SHOWN = 5
+"""The number of conversations that a notebook shows."""
+
 OnBad = Literal["error", "skip"]
 """What to do with a bad row: raise an error, or skip the row and count it."""
 
@@ -104,6 +107,15 @@ class Conversations(Sequence[Conversation]):
 
     def __repr__(self) -> str:
         return f"Conversations({len(self):,} conversations, {len(self.report.skipped):,} skipped)"
+
+    def _repr_html_(self) -> str:
+        """Return the report and the first conversations as HTML, which a notebook shows for this object."""
+        from tinkerloop.data.conversation_html import conversation_html
+        from tinkerloop.renderers.token_html import styled, text_html
+
+        shown = [conversation_html(one.messages, one.tools, one.path, one.line) for one in self.items[:SHOWN]]
+        more = f"<p>… and {len(self.items) - SHOWN:,} more</p>" if len(self.items) > SHOWN else ""
+        return styled(f"<p>{text_html(self.report)}</p>", *shown, more)
 
     def __getitem__(self, index: Any) -> Any:
         return Conversations(self.items[index], self.report) if isinstance(index, slice) else self.items[index]

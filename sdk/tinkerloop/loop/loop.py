@@ -139,7 +139,7 @@ class Loop:
     # --- the three ways to run it ---
 
     def run(self) -> Summary:
-        """Train to the end of the run, and block until then.
+        """Train to the end of the run, and block until then, also where an event loop is running, as in a notebook.
 
         Returns:
             The summary of the run, with the step and the reason of its end.

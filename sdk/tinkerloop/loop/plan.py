@@ -77,6 +77,14 @@ class Plan:
             f"tokens={self.tokens}, learning_rate={self.optim.learning_rate:g}, normalize={self.normalize!r})"
         )
 
+    def _repr_html_(self) -> str:
+        """Return the plan, with the token ids of its datums, as HTML, which a notebook shows for this object."""
+        from tinkerloop.loop.datum_html import datums_html
+        from tinkerloop.renderers.token_html import styled, text_html
+
+        parts = [f"<p>{text_html(one)}</p>{datums_html(one.datums)}" for one in self.micro_batches]
+        return styled(f"<p>{text_html(self)}</p>", *parts)
+
     @property
     def datums(self) -> tuple[tinker.Datum, ...]:
         """The datums of all micro-batches, in order."""

@@ -144,7 +144,12 @@ class Assembler:
         offsets.append(len(tokens))
         starts, labels = self._span_starts(cut, encoded, offsets)
         span_table = SpanTable(starts, labels, [0.0] * len(labels) if weights is None else weights.for_labels(labels))
-        return Rendered(tokens, span_table, tuple([(offsets[i], image) for i, image in cut.images]), max_length)
+        images = tuple([(offsets[i], image) for i, image in cut.images])
+        return Rendered(tokens, span_table, images, max_length, self.decode)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of token ids. Control tokens appear by name, e.g. `<|im_end|>`. No ids make this raise."""
+        return self.encoder.decode_bytes(list(ids)).decode("utf-8", "replace")
 
     def _cut(self, pieces: Iterable[tuple[int, Piece]]) -> _CutPieces:
         cut = fragments, labels, begins, inside, images = _CutPieces([], [], [], [], [])

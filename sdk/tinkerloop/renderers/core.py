@@ -368,7 +368,7 @@ class RendererCore(Format):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids. Control tokens appear by name, e.g. `<|im_end|>`. No ids make this raise."""
-        return self._encoder.decode_bytes(list(ids)).decode("utf-8", "replace")
+        return self._assembler.decode(ids)
 
     # ---- identity
 

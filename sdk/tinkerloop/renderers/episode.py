@@ -203,8 +203,8 @@ class Episode:
 
     def examples(self) -> list[Rendered]:
         """Return one example for each segment. Sampled ids have weight 1, all other tokens have weight 0."""
-        limit = self.renderer.max_length
-        return [Rendered(s.tokens[:], s.span_table.copy(), tuple(s.images), limit) for s in self.segments]
+        limit, decode = self.renderer.max_length, self.renderer.decode
+        return [Rendered(s.tokens[:], s.span_table.copy(), tuple(s.images), limit, decode) for s in self.segments]
 
     def _rewritten(
         self, after: CheckedConversation, index: int, replies: Sequence[tuple[int, str | None]]

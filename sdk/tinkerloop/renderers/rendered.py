@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,10 +14,14 @@ from tinkerloop import datum
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.pieces import Part
+from tinkerloop.renderers.token_html import Token, shown_tokens, styled, token_totals, tokens_html
 
 if TYPE_CHECKING:
     from tinker.types import ModelInputChunk
 
+
+SHOWN = 5000
+"""The largest number of tokens that a notebook shows; a page with many more is slow."""
 
 SpanLabel = tuple[int, Part]
 """The index of a message (-1 for tokens that belong to no message), and the part of the message."""
@@ -64,6 +68,12 @@ class Rendered:
     """The images in order, each as (position of its first token, chunk)."""
     max_length: int | None = None
     """The default `max_length` of `to_datum`."""
+    decode: Callable[[list[int]], str] | None = field(default=None, repr=False, compare=False)
+    """Function from token ids to their text, to show them. A pickled or copied object does not have it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The function belongs to a renderer, which is much larger than the tokens.
+        return {name: value for name, value in self.__dict__.items() if name != "decode"}
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -105,6 +115,22 @@ class Rendered:
     def _spread(self, values: list[int], dtype: Any) -> NDArray[Any]:
         return np.repeat(np.array(values, dtype), np.subtract(self._stops, self.span_table.starts))
 
+    def shown_tokens(self, max_length: int | None = None) -> list[Token]:
+        """Return the tokens with their text, or with their ids as text if `decode` is None.
+
+        Args:
+            max_length: tokens from this position on are marked as cut off; None: `self.max_length` is the limit.
+        """
+        limit = self.max_length if max_length is None else max_length
+        limit = len(self) if limit is None else limit
+        return shown_tokens(self.tokens, self.spans, dict(self.images), self.decode or _ids_as_text, limit)
+
+    def _repr_html_(self) -> str:
+        """Return the tokens as HTML, which a notebook shows for this object."""
+        tokens = self.shown_tokens()
+        more = f"<p>… and {len(tokens) - SHOWN:,} more tokens</p>" if len(tokens) > SHOWN else ""
+        return styled(f"<p>{token_totals(tokens)}</p>", tokens_html(tokens[:SHOWN]), more)
+
     @property
     def model_input(self) -> tinker.ModelInput:
         """All N tokens as a `tinker.ModelInput`. Without images, its only chunk refers to the list `tokens` itself."""
@@ -143,6 +169,10 @@ class Rendered:
         if self.images:
             return datum.make_datum(self.model_input, self.weights, max_length=limit)
         return datum.datum_from_tokens(self.tokens, self.weights, max_length=limit)
+
+
+def _ids_as_text(ids: list[int]) -> str:
+    return "".join(f"{token_id} " for token_id in ids)
 
 
 def model_input(tokens: list[int], images: Sequence[tuple[int, tinker.types.ImageChunk]] = ()) -> tinker.ModelInput:
