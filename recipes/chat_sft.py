@@ -39,6 +39,7 @@ from tinkerloop.callbacks import (
 from tinkerloop.clients import ServiceClientLike
 from tinkerloop.connection import session
 from tinkerloop.data import Conversation, batches, conversation_datums, load_conversations, train_test_split
+from tinkerloop.hyperparams import adapter_size
 from tinkerloop.loop import Loop, Run, open_training_client, resolve
 from tinkerloop.loop.schedules import linear, warmup
 from tinkerloop.lost_server import resume_when_lost
@@ -47,6 +48,8 @@ from tinkerloop.renderers import Renderer, get_renderer
 from tinkerloop.report import write_report
 
 SHOWN = 20  # replies of each evaluation that are kept for the page of the run
+SHORT = 64  # tokens: longer replies are rarely equal word for word
+UNSCORED = 4  # replies sampled by each evaluation where they are not scored, of at most 2 * SHORT tokens
 
 
 @chz.chz
@@ -78,6 +81,12 @@ class Config:
     tags_in_replies: Literal["refuse", "text"] = chz.field(
         default="refuse",
         doc="refuse: stop at a reply that spells a tag of the format, such as <tool_call>; text: train it as text.",
+    )
+    score: Literal["auto", "exact_match", "none"] = chz.field(
+        default="auto",
+        doc="exact_match: sample a reply to each held-out prompt and compare it with the right one; none: evaluate the "
+        f"loss alone, and sample {UNSCORED} replies to look at; auto: exact_match if no right reply is longer than "
+        f"{SHORT} tokens.",
     )
     eval_every: int = chz.field(default=50, doc="Evaluate every this many steps.")
     save_every: int = chz.field(default=50, doc="Save a checkpoint every this many steps.")
@@ -133,18 +142,24 @@ def train_with(service: ServiceClientLike, config: Config) -> None:
     datums = conversation_datums(train, renderer, config.max_length, **options)
     held_out = conversation_datums(test, renderer, config.max_length, **options)
     print(f"rendered to train on: {datums.report}\nrendered to evaluate on: {held_out.report}")
+    longest = max(int(np.count_nonzero(one.loss_fn_inputs["weights"].to_numpy())) for one in held_out)
+    is_scored = config.score == "exact_match" or (config.score == "auto" and longest <= SHORT)
+    max_tokens = longest + 8 if is_scored else min(longest, 2 * SHORT)
     questions = [one for one in test if one.messages[-1]["role"] == "assistant"]
-    longest = max(int(np.count_nonzero(one.loss_fn_inputs["weights"].to_numpy())) for one in held_out) + 8
+    questions = questions if is_scored else questions[:UNSCORED]
 
-    def exact_match(sampler: Any) -> dict[str, Any]:
-        replies = reply_to(sampler, renderer, questions, longest)
+    def replies_to_questions(sampler: Any) -> dict[str, Any]:
+        replies = reply_to(sampler, renderer, questions, max_tokens)
         expected = [text_of(one.messages[-1]).strip() for one in questions]
         right = [reply.strip() == wanted for reply, wanted in zip(replies, expected, strict=True)]
-        shown = [
-            {"messages": one.messages[:-1], "reply": reply, "reference": wanted, "score": float(correct)}
-            for one, reply, wanted, correct in list(zip(questions, replies, expected, right, strict=True))[:SHOWN]
+        shown: list[dict[str, Any]] = [
+            {"messages": one.messages[:-1], "reply": reply, "reference": wanted}
+            for one, reply, wanted in list(zip(questions, replies, expected, strict=True))[:SHOWN]
         ]
-        return {"exact_match": sum(right) / len(questions), "samples": shown}
+        if not is_scored:
+            return {"samples": shown}
+        scored = [sample | {"score": float(correct)} for sample, correct in zip(shown, right, strict=False)]
+        return {"exact_match": sum(right) / len(questions), "samples": scored}
 
     delete = service.create_rest_client().delete_checkpoint_from_tinker_path  # deletes old checkpoints
     with Run(config.run, config=chz.asdict(config), delete=delete) as run:
@@ -154,9 +169,12 @@ def train_with(service: ServiceClientLike, config: Config) -> None:
             return
         print(f"resuming at step {record.step}" if record else f"starting in {config.run}")
         run.describe(
-            training_data=f"{config.file}: {datums.report}", held_out_data=str(held_out.report), renderer=renderer.name
+            training_data=f"{config.file}: {datums.report}",
+            held_out_data=str(held_out.report),
+            renderer=renderer.name,
+            adapter=adapter_size(config.model, config.lora_rank),
         )
-        evaluator = together(nll(held_out), sampled(exact_match))
+        evaluator = together(nll(held_out), sampled(replies_to_questions))
         client = open_training_client(service, record, base_model=config.model, rank=config.lora_rank, seed=config.seed)
         loop = Loop(
             client,
@@ -177,19 +195,21 @@ def train_with(service: ServiceClientLike, config: Config) -> None:
         )
         summary = loop.run()
         run.finish(summary)
-        show(config, service, client, renderer, questions[:3], longest)
+        show(config, service, client, renderer, questions[:3], max_tokens)
         report = write_report(run.folder)
-        plot_metrics(run.metrics.path, run.folder / "metrics.png", [["loss", "test/nll"], ["test/exact_match"]])
-        print(f"exact match on {len(questions)} unseen prompts: {summary.metrics['test/exact_match']:.1%}")
+        curves = [["loss", "test/nll"], *([["test/exact_match"]] if is_scored else [])]
+        plot_metrics(run.metrics.path, run.folder / "metrics.png", curves)
+        if is_scored:
+            print(f"exact match on {len(questions)} unseen prompts: {summary.metrics['test/exact_match']:.1%}")
         print(f"metrics, checkpoints and plot are in {run.folder}; the page of the run is {report}")
 
 
 def show(
-    config: Config, service: Any, client: Any, renderer: Renderer, questions: Sequence[Conversation], longest: int
+    config: Config, service: Any, client: Any, renderer: Renderer, questions: Sequence[Conversation], max_tokens: int
 ) -> None:
     """Print the replies of the base model and of the trained model to unseen prompts."""
-    before = reply_to(resolve(service.create_sampling_client(base_model=config.model)), renderer, questions, longest)
-    after = reply_to(resolve(client.save_weights_and_get_sampling_client()), renderer, questions, longest)
+    before = reply_to(resolve(service.create_sampling_client(base_model=config.model)), renderer, questions, max_tokens)
+    after = reply_to(resolve(client.save_weights_and_get_sampling_client()), renderer, questions, max_tokens)
     for question, old, new in zip(questions, before, after, strict=True):
         print(f"\n  user    {text_of(question.messages[-2])}\n  before  {old!r}\n  after   {new!r}")
     print()

@@ -42,3 +42,16 @@ def test_the_url_of_the_environment_takes_the_place_of_the_hosted_service(monkey
 def test_an_unknown_service_is_refused():
     with pytest.raises(TinkerloopError, match="'locl'"):
         connect("locl")
+
+
+def test_device_and_dtype_reach_the_embedded_engine(tmp_path):
+    import torch
+
+    with connect("local", root=tmp_path, device="cpu", dtype="bfloat16") as client:
+        assert client._engine.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("option", [{"device": "cpu"}, {"dtype": "bfloat16"}])
+def test_device_and_dtype_are_refused_for_a_server(option):
+    with pytest.raises(TinkerloopError, match="options of the embedded engine"):
+        connect("http://127.0.0.1:9", **option)

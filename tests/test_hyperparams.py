@@ -94,3 +94,11 @@ def test_the_count_is_that_of_the_embedded_engine(tmp_path):
     client = tinkerloop.connect("local", root=tmp_path).create_lora_training_client("recipes/base", rank=4)
     sizes = client.apply(lambda state: [tensor.numel() for tensor in state.weights.named.values()]).result()
     assert sum(sizes) == lora_parameter_count("recipes/base", rank=4)
+
+
+def test_the_size_of_an_adapter_is_told_for_a_folder_of_a_model():
+    assert (
+        hyperparams.adapter_size("recipes/base", 32)
+        == f"rank 32, {lora_parameter_count('recipes/base', 32):,} parameters"
+    )
+    assert hyperparams.adapter_size("recipes/base", 0) == "none: all weights are trained"

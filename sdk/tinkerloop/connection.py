@@ -16,7 +16,13 @@ from tinkerloop.redaction import redacted
 from tinkerloop.terminal import printable
 
 
-def connect(service: str | None = None, *, root: str | Path | None = None) -> ServiceClientLike:
+def connect(
+    service: str | None = None,
+    *,
+    root: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> ServiceClientLike:
     """Open a service client, and print a line with the name of the service to standard error.
 
     Args:
@@ -25,9 +31,13 @@ def connect(service: str | None = None, *, root: str | Path | None = None) -> Se
             service if TINKER_API_KEY is set, otherwise the embedded engine. If TINKER_BASE_URL is set, it takes the
             place of the hosted service, as for the client of tinker.
         root: the folder in which the embedded engine stores checkpoints, by `tinker://` path. Used only for "local".
+        device: the torch device of the embedded engine, such as "cpu" or "cuda:1". None: cuda if there is one.
+        dtype: the dtype of the base weights in the embedded engine, such as "bfloat16". None: bfloat16 on cuda,
+            otherwise float32.
 
     Raises:
-        TinkerloopError: `service` is neither "tinker", "local" nor a URL.
+        TinkerloopError: `service` is neither "tinker", "local" nor a URL, or `device` or `dtype` is given for another
+            service than the embedded engine.
     """
     base_url = os.environ.get("TINKER_BASE_URL")
     if service is None:
@@ -36,7 +46,12 @@ def connect(service: str | None = None, *, root: str | Path | None = None) -> Se
         from tinkerloop.local import ServiceClient
 
         print("service: the embedded engine, in this process", file=sys.stderr)
-        return ServiceClient(root=root)
+        return ServiceClient(root=root, device=device, dtype=dtype)
+    if (device, dtype) != (None, None):
+        raise TinkerloopError(
+            f"device={device!r} and dtype={dtype!r} are options of the embedded engine; for {redacted(service)} the "
+            'server decides, so leave them out, or pass service="local"'
+        )
     if service == "tinker" and base_url:
         service = base_url
     if service == "tinker":

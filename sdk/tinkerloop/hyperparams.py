@@ -137,6 +137,22 @@ def lora_parameter_count(
     return rank * (layers + (hidden + config["vocab_size"]) * train_unembed)
 
 
+def adapter_size(model: str, rank: int) -> str:
+    """Return the rank of an adapter in words and, for a model folder, its number of parameters.
+
+    >>> adapter_size("Qwen/Qwen3-8B", 32)
+    'rank 32'
+    """
+    if rank == 0:
+        return "none: all weights are trained"
+    try:
+        return (
+            f"rank {rank}, {lora_parameter_count(model, rank):,} parameters" if os.path.isdir(model) else f"rank {rank}"
+        )
+    except (NotImplementedError, PlanError):
+        return f"rank {rank}"
+
+
 def _read_config(model: str) -> Mapping[str, Any]:
     if model in ("tiny", "tiny-vl"):
         raise PlanError(f"no sizes are listed for the built-in model {model!r}: set the value")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.local.tiny_models import write_model
-from tinkerloop.cli.chat import open_sampler, talk
+from tinkerloop.cli.chat import Chat, obey, open_sampler, talk
 from tinkerloop.cli.main import main
+from tinkerloop.data import load_conversations
 from tinkerloop.local.runtime.checkpoint_export import export_checkpoint
 from tinkerloop.loop import Checkpoints
 from tinkerloop.loop.checkpoints import Record
@@ -111,15 +113,62 @@ def test_checkpoints_in_another_folder_are_asked_for_by_root(run_folder, capsys,
 
 
 def test_chat_streams_replies_and_keeps_the_conversation(run_folder):
-    sampler = open_sampler(str(run_folder), None)
-    renderer = get_renderer("qwen3", sampler.get_tokenizer())
-    params = tinker.SamplingParams(max_tokens=5, temperature=0, stop=renderer.get_stop_sequences())
+    chat = chat_of(run_folder)
     prompts, out = [], io.StringIO()
-    build = renderer.build_generation_prompt
-    renderer.build_generation_prompt = lambda messages, **k: prompts.append(len(messages)) or build(messages, **k)
-    talk(sampler, renderer, params, [], ["hello\n", "again\n", "/reset\n", "new\n", "\n", "never\n"], out)
+    build = chat.renderer.build_generation_prompt
+    chat.renderer.build_generation_prompt = lambda messages, **k: prompts.append(len(messages)) or build(messages, **k)
+    talk(chat, ["hello\n", "again\n", "/reset\n", "new\n", "\n", "never\n"], out)
     assert out.getvalue().count("assistant: ") == 3
     assert prompts == [1, 3, 1]
+
+
+def chat_of(run_folder: Path) -> Chat:
+    sampler = open_sampler(str(run_folder), None)
+    renderer = get_renderer("qwen3", sampler.get_tokenizer())
+    return Chat(
+        sampler, renderer, tinker.SamplingParams(max_tokens=5, temperature=0, stop=renderer.get_stop_sequences())
+    )
+
+
+def test_chat_shows_a_reply_of_a_client_that_cannot_stream(run_folder):
+    class Complete:
+        def __init__(self, sampler):
+            self.sample = sampler.sample
+
+    chat, streamed, complete = chat_of(run_folder), io.StringIO(), io.StringIO()
+    talk(chat, ["hello\n"], streamed)
+    talk(dataclasses.replace(chat, sampler=Complete(chat.sampler), messages=[]), ["hello\n"], complete)
+    assert complete.getvalue() == streamed.getvalue()
+
+
+def test_the_commands_of_a_chat_change_what_is_sampled_and_save_it(run_folder, tmp_path):
+    chat = chat_of(run_folder)
+    assert "without a system message" in obey(chat, "/system")
+    assert "with this system message" in obey(chat, "/system Be brief.")
+    assert obey(chat, "/temperature 0.25") == "the temperature is 0.25"
+    assert chat.params.temperature == 0.25
+    talk(chat, ["hello\n"], io.StringIO())
+    file = tmp_path / "chats.jsonl"
+    assert obey(chat, f"/save {file}") == f"3 messages written to {file}"
+    assert load_conversations(file)[0].messages == chat.conversation
+    assert chat.conversation[0] == {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("/bye", "there is no command /bye\n/help"),
+        ("/temperature hot", "/temperature: expected a number of at least 0, got 'hot'"),
+        ("/temperature nan", "/temperature: expected a number of at least 0, got nan"),
+        ("/save", "/save: expected the name of a file"),
+        ("/save /dev/null/chats", "/save: [Errno 20] Not a directory"),
+    ],
+)
+def test_a_mistyped_command_of_a_chat_is_answered_and_the_chat_goes_on(run_folder, command, answer):
+    chat, out = chat_of(run_folder), io.StringIO()
+    talk(chat, [command + "\n", "hello\n"], out)
+    assert answer in out.getvalue()
+    assert len(chat.messages) == 2
 
 
 @pytest.mark.parametrize(

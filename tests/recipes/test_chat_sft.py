@@ -168,6 +168,18 @@ def test_a_bad_row_is_skipped_and_counted_when_asked(bad_file, tmp_path, capsys)
     assert re.search(r"1 of \d+ rows skipped", capsys.readouterr().out)
 
 
+def test_long_replies_are_sampled_but_not_compared(tmp_path, capsys):
+    file = tmp_path / "long.jsonl"
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "long reply " * 40}]}
+    file.write_text((json.dumps(row) + "\n") * 12)
+    main(file=str(file), run=str(tmp_path / "run"), steps=1, batch_size=2, eval_every=1)
+    assert "exact match" not in capsys.readouterr().out
+    assert not any("test/exact_match" in row for row in rows(tmp_path / "run"))
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert {sample["step"] for sample in samples} == {0, 1}
+    assert all("score" not in sample for sample in samples)
+
+
 def test_a_misspelt_option_names_the_nearest(tmp_path):
     process = start(tmp_path, "lerning_rate=1")
     output = ended(process)

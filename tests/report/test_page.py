@@ -8,6 +8,7 @@ import pytest
 from tests.report.conftest import REPLIES
 from tinkerloop.errors import CheckpointError
 from tinkerloop.report import write_report
+from tinkerloop.report.shown_rollouts import shown_samples
 
 
 def data_of(text):
@@ -115,3 +116,8 @@ def test_a_browser_draws_every_chart_without_an_error(run_folder, tmp_path):
     assert done.stdout.count("<canvas") == charts
     assert "CONSOLE" not in done.stderr
     assert REPLIES[2][0].replace("&", "&amp;") in done.stdout
+
+
+def test_samples_without_a_score_are_not_called_best_or_worst():
+    samples = [{"step": 3, "messages": [], "reply": f"reply {i}"} for i in range(5)]
+    assert [(one["kind"], one["reward"]) for one in shown_samples(samples)] == [("sample", None)] * 3

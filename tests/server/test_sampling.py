@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import tinker
 import torch
 
+from tinkerloop.cli.chat import Chat, talk
+from tinkerloop.cli.main import main
 from tinkerloop.local import ServiceClient
+from tinkerloop.renderers import get_renderer
+from tinkerloop.tokenizers import get_tokenizer
 
 PROMPT = tinker.ModelInput.from_ints([72, 101, 108, 108, 111])
 
@@ -53,6 +59,18 @@ def test_logprobs_of_the_prompt_and_the_most_likely_tokens_arrive(sampler, sampl
     expected = np.zeros((4, 10), np.float32)  # only the listed cells have a value
     expected[:2, 0] = theirs.target_prompt_logprobs.to_numpy()[:2, 0]
     np.testing.assert_array_equal(ours.target_prompt_logprobs.to_numpy(), expected)
+
+
+def test_chat_samples_from_a_server(url, sampler_in_process, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    command = ["chat", "tiny", "--service", url, "--tokenizer", "tiny", "--renderer", "qwen3", "--max-tokens", "4"]
+    assert main([*command, "--temperature", "0"]) == 0
+    over_http = capsys.readouterr().out
+    renderer = get_renderer("qwen3", get_tokenizer("tiny"))
+    params = tinker.SamplingParams(max_tokens=4, temperature=0, stop=renderer.get_stop_sequences())
+    in_process = io.StringIO()
+    talk(Chat(sampler_in_process, renderer, params), ["hello\n"], in_process)
+    assert over_http == in_process.getvalue()
 
 
 def test_compute_logprobs_is_that_of_the_engine(sampler, sampler_in_process):

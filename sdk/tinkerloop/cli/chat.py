@@ -1,31 +1,41 @@
-"""Chat with a checkpoint of the embedded engine in the terminal.
+"""Chat with a checkpoint in the terminal.
 
-Replies are shown while they are sampled. An empty line or the end of the input ends the command. /reset starts a new
-conversation.
+The embedded engine shows replies while it samples them; another service shows them when they are complete. An empty
+line or the end of the input ends the command. /help lists the commands of the conversation.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import Any, TextIO
 
 from tinkerloop._lazy import tinker
 from tinkerloop.cli.run_checkpoint import checkpoint_of, naming_root, run_config
+from tinkerloop.clients import SamplingClientLike, ServiceClientLike
+from tinkerloop.connection import connect
+from tinkerloop.errors import TinkerloopError
+from tinkerloop.loop import resolve
 from tinkerloop.model_info import get_recommended_renderer_name
+from tinkerloop.redaction import redacted
 from tinkerloop.renderers import Renderer, get_renderer
 from tinkerloop.renderers.parsing.parsed import StreamingTextDelta, StreamingThinkingDelta
 from tinkerloop.terminal import printable
-
-if TYPE_CHECKING:
-    from tinkerloop.local import SamplingClient
+from tinkerloop.tokenizers import get_tokenizer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", help="A run folder (its newest checkpoint is used), a tinker:// path, or the name of a base model."
+    )
+    parser.add_argument(
+        "--service",
+        help="The service that has the checkpoint: local (the embedded engine), tinker (the hosted service), or a URL. "
+        "The default is that of the run, or local.",
     )
     parser.add_argument(
         "--root",
@@ -34,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--renderer", help="The chat format. The default is that of the run, or the one recommended for the model."
+    )
+    parser.add_argument(
+        "--tokenizer",
+        help="The name or folder of the model whose tokenizer is used. The default is the checkpoint's base model.",
     )
     parser.add_argument("--system", help="A system message at the start of the conversation.")
     parser.add_argument(
@@ -49,78 +63,155 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    sampler = open_sampler(arguments.run, arguments.root)
-    name = arguments.renderer or run_renderer(arguments.run) or get_recommended_renderer_name(sampler.get_base_model())
-    renderer = get_renderer(name, sampler.get_tokenizer())
+    config = run_config(arguments.run)
+    service = arguments.service or config.get("service") or config.get("base_url") or "local"
+    sampler = open_sampler(arguments.run, arguments.root, service)
+    tokenizer = get_tokenizer(arguments.tokenizer) if arguments.tokenizer else sampler.get_tokenizer()
+    name = arguments.renderer or config.get("renderer_name") or config.get("renderer")
+    renderer = get_renderer(name or get_recommended_renderer_name(sampler.get_base_model()), tokenizer)
     params = tinker.SamplingParams(
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
         seed=arguments.seed,
         stop=renderer.get_stop_sequences(),
     )
-    opening = [{"role": "system", "content": arguments.system}] if arguments.system else []
-    talk(sampler, renderer, params, opening, sys.stdin, sys.stdout)
+    talk(Chat(sampler, renderer, params, arguments.system), sys.stdin, sys.stdout)
     return 0
 
 
-def open_sampler(place: str, root: Path | None) -> SamplingClient:
+def open_sampler(place: str, root: Path | None, service: str = "local") -> SamplingClientLike:
     """Return a sampling client for the weights that `place` refers to.
 
     `place` is a run folder, whose newest checkpoint is used, a tinker:// path, or the name or folder of a base model.
     """
-    from tinkerloop.local import ServiceClient
-
+    if service != "local" and root is not None:
+        raise TinkerloopError(f"--root is for the embedded engine, not for the service {printable(redacted(service))}")
     if not place.startswith("tinker://") and not (Path(place) / "checkpoints.jsonl").exists():
-        return ServiceClient(root=root).create_sampling_client(base_model=place)
-    root, path = checkpoint_of(place, root)
-    service = ServiceClient(root=root)
-    with naming_root(root):
-        if "/sampler_weights/" in path:
-            return service.create_sampling_client(path)
-        return service.create_training_client_from_state(path).save_weights_and_get_sampling_client()
+        return resolve(connect(service, root=root).create_sampling_client(base_model=place))
+    own_root, path = checkpoint_of(place, root)
+    if service != "local":
+        return _sampler_of(connect(service), path)
+    with naming_root(own_root):
+        return _sampler_of(connect(service, root=own_root), path)
 
 
-def run_renderer(place: str) -> str | None:
-    """Return the renderer that the config.json of a run folder names as `renderer_name` or `renderer`, or None."""
-    config = run_config(place)
-    return config.get("renderer_name") or config.get("renderer")
+def _sampler_of(service: ServiceClientLike, path: str) -> SamplingClientLike:
+    if "/sampler_weights/" in path:
+        return resolve(service.create_sampling_client(model_path=path))
+    return resolve(resolve(service.create_training_client_from_state(path)).save_weights_and_get_sampling_client())
 
 
-def talk(
-    sampler: SamplingClient,
-    renderer: Renderer,
-    params: tinker.SamplingParams,
-    opening: list[dict],
-    lines: Iterable[str],
-    out: TextIO,
-) -> None:
-    """Read user messages from `lines` and write a sampled reply to each, until an empty line.
+@dataclass
+class Chat:
+    """A conversation with a model, and what the next reply is sampled with."""
 
-    All messages and replies remain in the conversation; the line "/reset" starts a new one.
-    """
-    messages = list(opening)
+    sampler: SamplingClientLike
+    renderer: Renderer
+    params: tinker.SamplingParams
+    system: str | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def conversation(self) -> list[dict[str, Any]]:
+        """All messages, the system message first."""
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        return [*opening, *self.messages]
+
+    def reply_to(self, question: str, out: TextIO) -> None:
+        """Append `question`, write the model's reply to it, and append the reply."""
+        self.messages.append({"role": "user", "content": question})
+        parser = self.renderer.parser(messages=self.conversation)
+        for token in self._sampled(self.renderer.build_generation_prompt(self.conversation)):
+            for delta in parser.feed((token,)):
+                write(delta, out)
+        deltas, parsed = parser.finish()
+        for delta in deltas:
+            write(delta, out)
+        self.messages.append(dict(parsed.message))
+
+    def _sampled(self, prompt: tinker.ModelInput) -> Iterator[int]:
+        stream = getattr(self.sampler, "stream", None)
+        if stream is not None:
+            yield from stream(prompt, self.params)
+        else:
+            yield from self.sampler.sample(prompt, 1, self.params).result().sequences[0].tokens
+
+
+def talk(chat: Chat, lines: Iterable[str], out: TextIO) -> None:
+    """Read user messages and commands from `lines`, and write the replies and answers, until an empty line."""
     print("you: ", end="", file=out, flush=True)
     for line in lines:
         question = line.strip()
         if not question:
             break
-        if question == "/reset":
-            messages = list(opening)
+        if question.startswith("/"):
+            print(printable(obey(chat, question)), file=out)
         else:
-            messages.append({"role": "user", "content": question})
-            prompt = renderer.build_generation_prompt(messages)
             print("assistant: ", end="", file=out, flush=True)
-            parser = renderer.parser(messages=messages)
-            for token in sampler.stream(prompt, params):
-                for delta in parser.feed((token,)):
-                    write(delta, out)
-            deltas, parsed = parser.finish()
-            for delta in deltas:
-                write(delta, out)
-            messages.append(dict(parsed.message))
+            chat.reply_to(question, out)
             print(file=out)
         print("you: ", end="", file=out, flush=True)
     print(file=out)
+
+
+def obey(chat: Chat, command: str) -> str:
+    """Execute a command of the conversation, such as "/system Be brief.", and return the answer to the user."""
+    name, _, argument = command[1:].partition(" ")
+    if name not in CHAT_COMMANDS:
+        return f"there is no command /{name}\n{_help(chat, '')}"
+    try:
+        return CHAT_COMMANDS[name](chat, argument.strip())
+    except (TinkerloopError, OSError, ValueError) as error:
+        return f"/{name}: {error}"
+
+
+def _help(chat: Chat, argument: str) -> str:
+    """List these commands."""
+    return "\n".join(f"/{name:<12} {command.__doc__}" for name, command in CHAT_COMMANDS.items())
+
+
+def _reset(chat: Chat, argument: str) -> str:
+    """Start a new conversation; the system message stays."""
+    chat.messages.clear()
+    return "a new conversation begins"
+
+
+def _system(chat: Chat, argument: str) -> str:
+    """Set the system message to the text after the command, or remove it, and start a new conversation."""
+    chat.system = argument or None
+    chat.messages.clear()
+    return "a new conversation begins " + ("with this system message" if argument else "without a system message")
+
+
+def _temperature(chat: Chat, argument: str) -> str:
+    """Set the sampling temperature to the number after the command; without a number, show it."""
+    if argument:
+        try:
+            temperature = float(argument)
+        except ValueError:
+            raise TinkerloopError(f"expected a number of at least 0, got {argument!r}") from None
+        if not 0 <= temperature < float("inf"):
+            raise TinkerloopError(f"expected a number of at least 0, got {argument}")
+        chat.params = chat.params.model_copy(update={"temperature": temperature})
+    return f"the temperature is {chat.params.temperature:g}"
+
+
+def _save(chat: Chat, argument: str) -> str:
+    """Append the conversation to the JSON Lines file after the command, as a row with `messages`."""
+    if not argument:
+        raise TinkerloopError("expected the name of a file, such as /save chats.jsonl")
+    with open(argument, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"messages": chat.conversation}, ensure_ascii=False) + "\n")
+    return f"{len(chat.conversation)} messages written to {argument}"
+
+
+CHAT_COMMANDS: dict[str, Callable[[Chat, str], str]] = {
+    "help": _help,
+    "reset": _reset,
+    "system": _system,
+    "temperature": _temperature,
+    "save": _save,
+}
 
 
 def write(delta: object, out: TextIO) -> None:

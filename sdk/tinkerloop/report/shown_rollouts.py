@@ -52,7 +52,11 @@ def shown_samples(samples: Sequence[Mapping[str, Any]], moments: int = 4) -> lis
     shown: list[dict[str, Any]] = []
     for step in spread(sorted({int(sample["step"]) for sample in samples}), moments):
         of_step = [sample for sample in samples if sample["step"] == step]
-        for kind, sample in best_worst_random(of_step, lambda one: float(one.get("score") or 0.0), seed=step):
+        if any(sample.get("score") is None for sample in of_step):
+            chosen = [("sample", sample) for sample in of_step[:3]]
+        else:
+            chosen = best_worst_random(of_step, lambda one: float(one["score"]), seed=step)
+        for kind, sample in chosen:
             messages = [readable(message) for message in sample.get("messages", ())]
             messages.append({"role": "reply", "text": _cut(str(sample.get("reply", "")))})
             if sample.get("reference") is not None:

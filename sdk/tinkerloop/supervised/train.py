@@ -31,7 +31,7 @@ from tinkerloop.connection import connect, session
 from tinkerloop.data import Batches, prefetch
 from tinkerloop.data.estimation import Estimate, estimate_datums
 from tinkerloop.errors import CheckpointError, DataError, PlanError
-from tinkerloop.hyperparams import recommended_learning_rate
+from tinkerloop.hyperparams import adapter_size, recommended_learning_rate
 from tinkerloop.loop import Callback, Checkpoints, Loop, Record, Run, Summary, WandB, open_training_client
 from tinkerloop.loop.checkpoints import saved_paths
 from tinkerloop.loop.futures import resolve
@@ -210,6 +210,7 @@ async def _train(config: Config, service: Any, batches: Batches, steps: int | No
     with Run(config.log_path, config=_described(config) | _origin(config, service)) as run:
         record = run.checkpoints.latest()
         client = _open_client(config, service, record)
+        run.describe(training_data=one_line(batches), adapter=adapter_size(config.model_name, config.lora_rank))
         loop = Loop(
             client,
             prefetch(batches, 2),

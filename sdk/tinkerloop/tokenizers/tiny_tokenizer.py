@@ -5,6 +5,8 @@ from __future__ import annotations
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tinkerloop.tokenizers.encoders import byte_of_character
+
 CONTROL_TOKENS: dict[str, bool] = {
     "<|endoftext|>": True,
     "<|im_start|>": True,
@@ -40,17 +42,6 @@ _CHAT_TEMPLATE = """\
 """
 
 
-def _byte_characters() -> list[str]:
-    """Return, for each byte 0 to 255, the printable character that stands for it in a byte-level vocabulary.
-
-    A byte that is a printable Latin-1 character stands for itself. The other bytes use the characters from U+0100, in
-    order. GPT-2 has the same rule.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Return a new byte-level tokenizer: 256 byte tokens, then Qwen3's control tokens (ids 256 to 267).
 
@@ -58,7 +49,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     and decoding returns NFC text exactly. As with any Hugging Face tokenizer, the name of a control token in text is
     encoded as this control token.
     """
-    core = Tokenizer(models.BPE(vocab={c: byte for byte, c in enumerate(_byte_characters())}, merges=[]))
+    core = Tokenizer(models.BPE(vocab=byte_of_character(), merges=[]))
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
