@@ -40,8 +40,7 @@ from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.rollouts import Environment, Limits, Rollouts, Start
-from tinkerloop.rollouts.tools import Tool, ToolEnvironment
+from tinkerloop.rollouts import Environment, Limits, Rollouts, Start, Tool, ToolEnvironment
 
 Task = tuple[str, str]
 """A word and its translation."""

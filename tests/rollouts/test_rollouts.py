@@ -13,6 +13,7 @@ from tinkerloop.errors import CheckpointError, DataError, PlanError, RolloutErro
 from tinkerloop.loop import Callback, Checkpoints, Loop, open_training_client
 from tinkerloop.rollouts import FailurePolicy, Rollouts, WeightedParts, one_turn, read_rollouts
 from tinkerloop.rollouts.curriculum import Shuffled
+from tinkerloop.testing import Ready
 
 TASKS = [f"task {number}" for number in range(5)]
 PARAMS = tinker.SamplingParams(max_tokens=3)
@@ -110,6 +111,14 @@ def test_substeps_deliver_one_batch_in_consecutive_parts_of_near_equal_sizes(sub
 def test_a_batch_with_fewer_datums_than_substeps_is_refused(create):
     with pytest.raises(RolloutError, match="has 6 datums, which cannot be delivered in 7 substeps"):
         next(create(substeps=7, constant_groups="keep"))
+
+
+@pytest.mark.parametrize("is_future", [False, True])
+def test_the_reference_is_what_the_service_returns_a_client_or_its_future(is_future, create, service):
+    reference = service.create_sampling_client(base_model="unigram")
+    (delivered,) = take(create(reference=Ready(reference) if is_future else reference), 1)
+    segments = [segment for group in delivered.groups for one in group.trajectories for segment in one.segments]
+    assert [one.reference_logprobs for one in segments] == [pytest.approx(one.logprobs) for one in segments]
 
 
 # --- order and overlap ---
