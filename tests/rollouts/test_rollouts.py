@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tinker
 
+from tests.rollouts.conftest import tiny_renderer
 from tinkerloop.callbacks import GradientAccumulation
 from tinkerloop.errors import CheckpointError, DataError, PlanError, RolloutError
 from tinkerloop.loop import Callback, Checkpoints, Loop, open_training_client
@@ -464,6 +465,21 @@ def test_invalid_options_are_refused(options, create):
     (name,) = options
     with pytest.raises(PlanError, match=f"{name} must be"):
         create(**options)
+
+
+def test_a_renderer_without_episodes_is_refused(service, tmp_path):
+    client, log = service.create_lora_training_client(), tmp_path / "rollouts.jsonl"
+    with pytest.raises(PlanError, match="the renderer 'template' cannot do"):
+        Rollouts(
+            client,
+            TASKS,
+            environment,
+            tiny_renderer("template"),
+            groups=1,
+            group_size=2,
+            sampling_params=PARAMS,
+            log=log,
+        )
 
 
 def test_rollouts_need_to_know_the_boundary(service, renderer, tmp_path):

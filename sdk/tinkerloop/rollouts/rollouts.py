@@ -123,6 +123,11 @@ class Rollouts:
         for name, (value, smallest) in least.items():
             if value < smallest:
                 raise PlanError(f"{name} must be at least {smallest}, got {value}")
+        if not renderer.has_episodes:
+            raise PlanError(
+                f"rollouts append to conversations, which the renderer {renderer.name!r} cannot do: pass the renderer "
+                "of the model's family, such as 'qwen3_instruct' for a model with <|im_start|> and <|im_end|>"
+            )
         choices = {"constant_groups": (constant_groups, ("drop", "keep")), "weighting": (weighting, WEIGHTING),
                    "loss_fn": (loss_fn, POLICY_LOSSES)}  # fmt: skip
         for name, (value, allowed) in choices.items():
