@@ -35,13 +35,15 @@ def create(service, renderer, tmp_path):
 
     def create(environment=environment, client=None, **options):
         options = {
+            "tasks": TASKS,
+            "renderer": renderer,
             "groups": 3,
             "group_size": 2,
             "sampling_params": PARAMS,
             "log": tmp_path / "rollouts.jsonl",
         } | options
         client = client or service.create_lora_training_client()
-        rollouts = Rollouts(client, options.pop("tasks", TASKS), environment, renderer, **options)
+        rollouts = Rollouts(client, environment=environment, **options)
         rollouts.at_boundary(0)
         created.append(rollouts)
         return rollouts
@@ -467,19 +469,9 @@ def test_invalid_options_are_refused(options, create):
         create(**options)
 
 
-def test_a_renderer_without_episodes_is_refused(service, tmp_path):
-    client, log = service.create_lora_training_client(), tmp_path / "rollouts.jsonl"
+def test_a_renderer_without_episodes_is_refused(create):
     with pytest.raises(PlanError, match="the renderer 'template' cannot do"):
-        Rollouts(
-            client,
-            TASKS,
-            environment,
-            tiny_renderer("template"),
-            groups=1,
-            group_size=2,
-            sampling_params=PARAMS,
-            log=log,
-        )
+        create(renderer=tiny_renderer("template"))
 
 
 def test_rollouts_need_to_know_the_boundary(service, renderer, tmp_path):
