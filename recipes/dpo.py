@@ -8,8 +8,8 @@ The loss is -log sigmoid(beta * ((log p(better) - log ref(better)) - (log p(wors
 model before training (Rafailov et al., "Direct Preference Optimization", 2023). The pairs of this recipe are generated:
 the better reply is the word in capitals, and the worse reply repeats the word unchanged.
 
-What you should see with seed 0: before training, the better reply has the higher probability in 20 % of the unseen
-pairs. After 30 steps it does in all of them. This takes seconds on one core.
+What you should see: before training, the better reply has the higher probability in 20 % of the unseen pairs with seed
+0, and in 7 % with seed 1. After 30 steps it does in all of them with both seeds. This takes about 20 s on one core.
 """
 
 from __future__ import annotations
