@@ -18,6 +18,11 @@ from typing import Any
 
 _THREADS = 64  # the functions mostly wait, for example for a program that they started
 
+_End = tuple[BaseException | None, Any]
+"""How a call ended, as (error, value). A future cannot have a StopIteration as its error, so it has a pair as value."""
+
+_Call = tuple[contextvars.Context, Callable[..., Any], Sequence[Any], asyncio.AbstractEventLoop, asyncio.Future[_End]]
+
 
 async def call_in_thread(function: Callable[..., Any], *args: Any) -> Any:
     """Return `function(*args)`, which runs in one of at most 64 threads, with the context variables of the caller.
@@ -32,12 +37,6 @@ async def call_in_thread(function: Callable[..., Any], *args: Any) -> Any:
     if error is not None:
         raise error
     return value
-
-
-_End = tuple[BaseException | None, Any]
-"""How a call ended, as (error, value). A future cannot have a StopIteration as its error, so it has a pair as value."""
-
-_Call = tuple[contextvars.Context, Callable[..., Any], Sequence[Any], asyncio.AbstractEventLoop, asyncio.Future[_End]]
 
 
 class _Threads:
