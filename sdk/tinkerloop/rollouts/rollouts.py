@@ -161,9 +161,8 @@ class Rollouts:
         self._log = RolloutLog(log)
         self._thread: EventLoopThread | None = None
         self._boundary: int | None = None
-        self._snapshot: tuple[int, concurrent.futures.Future[SamplingClientLike]] | None = (
-            None  # of the newest boundary
-        )
+        # The newest boundary from which a batch was begun, and the future of its snapshot.
+        self._snapshot: tuple[int, concurrent.futures.Future[SamplingClientLike]] | None = None
         self._resumed = False
         self._move_to(0, 0, checked_state(self._curriculum.begin(len(tasks), groups, seed)))
         self.delivered: Delivered | None = None
