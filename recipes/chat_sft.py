@@ -63,14 +63,14 @@ class Config:
     )
     test_size: int = chz.field(default=100, doc="Number of held-out conversations to evaluate on.")
     model: str = chz.field(default=BASE, doc="Base model: a folder, a hub name, or a model name of the service.")
-    renderer: str | None = renderer_field()
+    renderer: str = renderer_field()
     service: str = chz.field(
         default="local", doc="Service to use: local (in this process), tinker (hosted, needs a key), or a URL."
     )
     run: str = chz.field(default="runs/chat_sft", doc="Folder of the run: configuration, metrics, checkpoints, plot.")
     steps: int = chz.field(default=250, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
-    learning_rate: float | None = learning_rate_field(
+    learning_rate: float = learning_rate_field(
         4e-3, "Peak learning rate, reached after warm-up and then lowered linearly to 0"
     )
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")

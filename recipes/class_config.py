@@ -25,7 +25,7 @@ class CLIConfig:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str | None = renderer_field()
+    renderer_name: str = renderer_field()
     file_path: str = chz.field(
         default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row."
     )
@@ -33,7 +33,7 @@ class CLIConfig:
     max_length: int = chz.field(default=512, doc="Longer conversations are cut after this many tokens.")
     batch_size: int = chz.field(default=30, doc="Conversations per step.")
     test_size: int = chz.field(default=100, doc="Conversations held out for evaluation.")
-    learning_rate: float | None = learning_rate_field(2e-3)
+    learning_rate: float = learning_rate_field(2e-3)
     num_epochs: int = chz.field(default=1, doc="Number of epochs.")
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
 

@@ -30,12 +30,12 @@ class CustomDatasetConfig:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str | None = renderer_field()
+    renderer_name: str = renderer_field()
     log_path: str = chz.field(default="runs/custom_dataset", doc="Folder of the run.")
     rows: int = chz.field(default=1920, doc="Number of sums to train on.")
     max_length: int = chz.field(default=128, doc="Longer conversations are cut after this many tokens.")
     batch_size: int = chz.field(default=32, doc="Sums per step.")
-    learning_rate: float | None = learning_rate_field(2e-3)
+    learning_rate: float = learning_rate_field(2e-3)
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
 
 

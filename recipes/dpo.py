@@ -8,24 +8,22 @@ The loss is -log sigmoid(beta * ((log p(better) - log ref(better)) - (log p(wors
 model before training (Rafailov et al., "Direct Preference Optimization", 2023). The pairs of this recipe are generated:
 the better reply is the word in capitals, and the worse reply repeats the word unchanged.
 
-What you should see with seed 0: before training, the better reply has the higher probability in 20 % of the unseen
-pairs. After 30 steps it does in all of them. This takes seconds on one core.
+What you should see: before training, the better reply has the higher probability in 20 % of the unseen pairs with seed
+0, and in 7 % with seed 1. After 30 steps it does in all of them with both seeds. This takes about 20 s on one core.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import chz
 import numpy as np
 import tinker
 
-import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, learning_rate_field, renderer_field
+from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.stored import stored
 from tinkerloop import Callback, Loop, Plan, Run
 from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule, Preempt
@@ -39,17 +37,14 @@ from tinkerloop.renderers import Renderer
 
 
 @chz.chz
-class Config:
-    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
-    renderer: str | None = renderer_field()
-    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+class Config(ModelOptions):
     run: str = chz.field(default="runs/dpo", doc="Folder of the run. A run that was interrupted resumes.")
     pairs: int = chz.field(default=240, doc="Number of pairs to train on.")
     test_pairs: int = chz.field(default=60, doc="Number of pairs held out for evaluation.")
     beta: float = chz.field(default=0.1, doc="DPO's beta. A larger value keeps the model closer to the base model.")
     steps: int = chz.field(default=30, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Pairs per step.")
-    learning_rate: float | None = learning_rate_field(5e-4)
+    learning_rate: float = learning_rate_field(5e-4)
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the pairs, their order and the adapter.")
 
@@ -129,8 +124,7 @@ def preferred(pairs: list[tuple[tinker.Datum, tinker.Datum]]) -> Evaluator:
 
 def main(config: Config) -> float:
     """Return the fraction of the unseen pairs in which the better reply has the higher probability after training."""
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    service, renderer = service_and_renderer(config)
     pairs = make_pairs(renderer, config.seed, config.pairs + config.test_pairs)
     train, test = pairs[: config.pairs], pairs[config.pairs :]
     datums = [datum for pair in train for datum in pair]

@@ -58,14 +58,14 @@ class CLIConfig:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str | None = renderer_field()
+    renderer_name: str = renderer_field()
     dataset: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="Name of a dataset, or a JSONL file.")
     max_train_samples: int = chz.field(default=10000, doc="Largest number of rows to use.")
     log_path: str = chz.field(default="runs/hf_dataset", doc="Folder of the run.")
     max_length: int = chz.field(default=512, doc="Longer conversations are cut after this many tokens.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
     num_epochs: int = chz.field(default=1, doc="Number of epochs.")
-    learning_rate: float | None = learning_rate_field(2e-3)
+    learning_rate: float = learning_rate_field(2e-3)
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
 
 

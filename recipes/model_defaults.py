@@ -1,4 +1,4 @@
-"""Options of the recipes whose defaults depend on the model. This is not a recipe.
+"""The model of a recipe: its options, those whose defaults depend on it, and its renderer. This is not a recipe.
 
 The small models of the recipes need large learning rates, and `recipes/base` has the chat format of `qwen3_instruct`.
 Every other model has its own chat format, and a learning rate by `tinkerloop.hyperparams`.
@@ -6,12 +6,15 @@ Every other model has its own chat format, and a learning rate by `tinkerloop.hy
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import chz
 
 import tinkerloop
+from tinkerloop.clients import ServiceClientLike
 from tinkerloop.hyperparams import recommended_learning_rate
+from tinkerloop.renderers import Renderer
 
 BASE = "recipes/base"
 SMALL = (BASE, "tiny", "tiny-vl")
@@ -48,3 +51,18 @@ def learning_rate_field(small: float, start: str = "Peak learning rate") -> Any:
 
 def _model(config: Any) -> str:
     return config.model if hasattr(config, "model") else config.model_name
+
+
+@chz.chz
+class ModelOptions:
+    """The options that the recipes of reinforcement learning, preferences and distillation share."""
+
+    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
+    renderer: str = renderer_field()
+    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+
+
+def service_and_renderer(config: Any) -> tuple[ServiceClientLike, Renderer]:
+    """Return the service of a configuration, whose local files are in the folder of the run, and its renderer."""
+    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
+    return service, tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))

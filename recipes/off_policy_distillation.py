@@ -14,15 +14,12 @@ share after training is printed at the end.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import chz
 import tinker
 
-import tinkerloop
 from recipes.arithmetic import ALL, datums, environment, question
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, learning_rate_field, renderer_field
+from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards
 from recipes.stored import stored
 from recipes.supervised_start import trained_sampler
@@ -35,10 +32,7 @@ from tinkerloop.rollouts import Limits, distillation_datum
 
 
 @chz.chz
-class Config:
-    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
-    renderer: str | None = renderer_field()
-    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+class Config(ModelOptions):
     run: str = chz.field(default="runs/off_policy_distillation", doc="Folder of the run. An interrupted run resumes.")
     start_steps: int = chz.field(default=200, doc="Number of supervised steps that train the teacher.")
     start_batch: int = chz.field(default=32, doc="Conversations in a supervised step.")
@@ -46,7 +40,7 @@ class Config:
     top_k: int = chz.field(default=8, doc="Number of the teacher's most likely tokens to train on at each position.")
     steps: int = chz.field(default=120, doc="Total number of distillation steps.")
     batch_size: int = chz.field(default=32, doc="Answers per step.")
-    learning_rate: float | None = learning_rate_field(2e-3)
+    learning_rate: float = learning_rate_field(2e-3)
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapters.")
     save_every: int = chz.field(default=20, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the adapters, the answers and their order.")
@@ -54,8 +48,7 @@ class Config:
 
 def main(config: Config) -> float:
     """Return the fraction of all sums that the student answers correctly with greedy sampling."""
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    service, renderer = service_and_renderer(config)
 
     with Run(config.run, config=chz.asdict(config)) as run:
         # Every sum several times, each with a sample of its own.

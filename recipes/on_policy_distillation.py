@@ -16,16 +16,13 @@ with greedy sampling is printed at the end, and is in `metrics.jsonl` before and
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import chz
 import numpy as np
 import tinker
 
-import tinkerloop
 from recipes.arithmetic import ALL, datums, environment
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, learning_rate_field, renderer_field
+from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards
 from recipes.supervised_start import open_client, trained_sampler
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
@@ -35,10 +32,7 @@ from tinkerloop.rollouts import Limits, Rollouts, reverse_kl
 
 
 @chz.chz
-class Config:
-    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
-    renderer: str | None = renderer_field()
-    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+class Config(ModelOptions):
     run: str = chz.field(default="runs/on_policy_distillation", doc="Folder of the run. An interrupted run resumes.")
     teacher_steps: int = chz.field(default=150, doc="Number of supervised steps that train the teacher.")
     start_steps: int = chz.field(default=80, doc="Number of supervised steps of the student, before distillation.")
@@ -47,7 +41,7 @@ class Config:
     questions: int = chz.field(default=16, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Answers to sample for each question.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
-    learning_rate: float | None = learning_rate_field(5e-4, "Learning rate")
+    learning_rate: float = learning_rate_field(5e-4, "Learning rate")
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapters.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the adapters, the questions and the samples.")
@@ -61,14 +55,12 @@ def divergence(rollouts: Rollouts) -> float:
 
 def main(config: Config) -> float:
     """Return the fraction of all sums that the distilled student answers correctly with greedy sampling."""
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    service, renderer = service_and_renderer(config)
 
     with Run(config.run, config=chz.asdict(config)) as run:
         of_teacher = chz.replace(config, start_steps=config.teacher_steps)
         teacher = trained_sampler(service, run.folder / "teacher", datums(renderer), of_teacher)
-        record = run.checkpoints.latest()
-        client = open_client(service, run, record, datums(renderer), config)
+        client, record = open_client(service, run, datums(renderer), config)
         rollouts = Rollouts(
             client,
             ALL,

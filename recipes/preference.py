@@ -21,15 +21,13 @@ import asyncio
 import math
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import chz
 import numpy as np
 import tinker
 
-import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, learning_rate_field, renderer_field
+from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client, trained_sampler
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
@@ -46,10 +44,7 @@ STYLES = (str.lower, str.capitalize, str.upper)  # from the worst to the best
 
 
 @chz.chz
-class Config:
-    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
-    renderer: str | None = renderer_field()
-    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+class Config(ModelOptions):
     run: str = chz.field(default="runs/preference", doc="Folder of the run. A run that was interrupted resumes.")
     pairs: int = chz.field(default=240, doc="Number of pairs to train the reward model on.")
     test_pairs: int = chz.field(default=60, doc="Number of pairs and words held out for evaluation.")
@@ -60,7 +55,7 @@ class Config:
     questions: int = chz.field(default=8, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Replies to sample for each question.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
-    learning_rate: float | None = learning_rate_field(5e-4, "Learning rate of reinforcement learning")
+    learning_rate: float = learning_rate_field(5e-4, "Learning rate of reinforcement learning")
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapters.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the words, the pairs, the adapters and the samples.")
@@ -107,8 +102,7 @@ class RewardModel:
 
 def main(config: Config) -> float:
     """Return the fraction of unseen words for which the greedy reply is the preferred one."""
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    service, renderer = service_and_renderer(config)
     pairs = make_pairs(config.seed, config.pairs + config.test_pairs)
     train, test = pairs[: config.pairs], pairs[config.pairs :]
 
@@ -136,8 +130,7 @@ def main(config: Config) -> float:
         def preferred(word: str, seed: int) -> Environment:
             return one_turn(question(word), lambda reply: float(reply.text == STYLES[-1](word)))
 
-        record = run.checkpoints.latest()
-        client = open_client(service, run, record, replies, config)
+        client, record = open_client(service, run, replies, config)
         rollouts = Rollouts(
             client,
             [word for word, *_ in train],

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import chz
 import tinker
 
-import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, learning_rate_field, renderer_field
+from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards
 from recipes.stored import stored
 from recipes.teacher_replies import Scored, teacher_replies
@@ -37,10 +35,7 @@ SYLLABLES = [consonant + vowel for consonant in "bdgklmnprstw" for vowel in "aei
 
 
 @chz.chz
-class Config:
-    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
-    renderer: str | None = renderer_field()
-    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+class Config(ModelOptions):
     run: str = chz.field(default="runs/prompt_distillation", doc="Folder of the run. An interrupted run resumes.")
     instruction: str = chz.field(default="Upper case: {}", doc="Instruction to the teacher; {} stands for the text.")
     texts: int = chz.field(default=240, doc="Number of texts to train on, with the teacher's replies.")
@@ -49,7 +44,7 @@ class Config:
     top_k: int = chz.field(default=4, doc="Number of the teacher's most likely tokens to train on at each position.")
     steps: int = chz.field(default=150, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Texts per step.")
-    learning_rate: float | None = learning_rate_field(2e-3)
+    learning_rate: float = learning_rate_field(2e-3)
     save_every: int = chz.field(default=30, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the texts, their order and the adapter.")
 
@@ -65,8 +60,7 @@ def make_texts(seed: int, count: int) -> list[str]:
 
 def main(config: Config) -> float:
     """Return the fraction of unseen texts to which the student replies as the teacher does."""
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    service, renderer = service_and_renderer(config)
     texts = make_texts(config.seed, config.texts + config.test_texts)
 
     def prompts(texts: Sequence[str]) -> list[tinker.ModelInput]:

@@ -17,15 +17,12 @@ What you should see with seed 0: the share rises from 66 % after the supervised 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import chz
 import tinker
 
-import tinkerloop
 from recipes.arithmetic import ALL, datums, environment
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, learning_rate_field, renderer_field
+from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
@@ -35,10 +32,7 @@ from tinkerloop.rollouts import Limits, Rollouts
 
 
 @chz.chz
-class Config:
-    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
-    renderer: str | None = renderer_field()
-    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+class Config(ModelOptions):
     run: str = chz.field(default="runs/rl_arithmetic", doc="Folder of the run. A run that was interrupted resumes.")
     start_steps: int = chz.field(default=90, doc="Number of supervised steps before reinforcement learning.")
     start_batch: int = chz.field(default=32, doc="Conversations in a supervised step.")
@@ -47,7 +41,7 @@ class Config:
     group_size: int = chz.field(default=8, doc="Answers to sample for each question.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
     loss_fn: str = chz.field(default="importance_sampling", doc="Loss function: importance_sampling, ppo or cispo.")
-    learning_rate: float | None = learning_rate_field(3e-4, "Learning rate")
+    learning_rate: float = learning_rate_field(3e-4, "Learning rate")
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     save_every: int = chz.field(default=20, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the adapter, the questions and the samples.")
@@ -55,12 +49,10 @@ class Config:
 
 def main(config: Config) -> float:
     """Return the fraction of all sums that the trained model answers correctly with greedy sampling."""
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    service, renderer = service_and_renderer(config)
 
     with Run(config.run, config=chz.asdict(config)) as run:
-        record = run.checkpoints.latest()
-        client = open_client(service, run, record, datums(renderer), config)
+        client, record = open_client(service, run, datums(renderer), config)
         rollouts = Rollouts(
             client,
             ALL,

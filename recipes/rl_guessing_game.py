@@ -24,14 +24,12 @@ from __future__ import annotations
 
 import math
 import random
-from pathlib import Path
 
 import chz
 import tinker
 
-import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, learning_rate_field, renderer_field
+from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
@@ -45,10 +43,7 @@ MAX_TOKENS = 4
 
 
 @chz.chz
-class Config:
-    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
-    renderer: str | None = renderer_field()
-    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+class Config(ModelOptions):
     run: str = chz.field(default="runs/rl_guessing_game", doc="Folder of the run. A run that was interrupted resumes.")
     largest: int = chz.field(default=15, doc="The number to guess is from 1 to this one.")
     max_turns: int = chz.field(default=4, doc="Guesses in a game.")
@@ -59,7 +54,7 @@ class Config:
     group_size: int = chz.field(default=8, doc="Games to sample for each number.")
     discount: float = chz.field(default=0.5, doc="How much the reward of a turn counts one turn earlier, from 0 to 1.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
-    learning_rate: float | None = learning_rate_field(1e-3, "Learning rate")
+    learning_rate: float = learning_rate_field(1e-3, "Learning rate")
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the adapter, the games and the samples.")
@@ -107,8 +102,7 @@ def random_game(number: int, config: Config, renderer: Renderer) -> tinker.Datum
 
 def main(config: Config) -> float:
     """Return the mean reward of greedy games: the share of the information that the trained model finds."""
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    service, renderer = service_and_renderer(config)
     secrets, limits = range(1, config.largest + 1), Limits(max_turns=config.max_turns)
     shown = [random_game(number, config, renderer) for number in range(128)]
 
@@ -116,8 +110,7 @@ def main(config: Config) -> float:
         return GuessingGame(secret, config.largest)
 
     with Run(config.run, config=chz.asdict(config)) as run:
-        record = run.checkpoints.latest()
-        client = open_client(service, run, record, shown, config)
+        client, record = open_client(service, run, shown, config)
         rollouts = Rollouts(
             client,
             secrets,

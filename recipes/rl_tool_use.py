@@ -25,14 +25,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import chz
 import tinker
 
-import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, SMALL, learning_rate_field, renderer_field
+from recipes.model_defaults import SMALL, ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
@@ -40,8 +38,7 @@ from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.rollouts import Environment, Limits, Rollouts, Start
-from tinkerloop.rollouts.tools import Tool, ToolEnvironment
+from tinkerloop.rollouts import Environment, Limits, Rollouts, Start, Tool, ToolEnvironment
 
 Task = tuple[str, str]
 """A word and its translation."""
@@ -52,10 +49,7 @@ MAX_TOKENS = 80
 
 
 @chz.chz
-class Config:
-    model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
-    renderer: str | None = renderer_field()
-    service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+class Config(ModelOptions):
     run: str = chz.field(default="runs/rl_tool_use", doc="Folder of the run. A run that was interrupted resumes.")
     words: int = chz.field(default=1000, doc="Number of words in the dictionary.")
     start_steps: int = chz.field(default=66, doc="Number of supervised steps before reinforcement learning.")
@@ -65,7 +59,7 @@ class Config:
     questions: int = chz.field(default=6, doc="Questions per step.")
     group_size: int = chz.field(default=6, doc="Episodes to sample for each question.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
-    learning_rate: float | None = learning_rate_field(5e-4, "Learning rate")
+    learning_rate: float = learning_rate_field(5e-4, "Learning rate")
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     test_questions: int = chz.field(default=50, doc="Number of questions held out for evaluation.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
@@ -136,8 +130,7 @@ def demonstration(task: Task, renderer: Renderer, dictionary: Tool, declare: boo
 
 def main(config: Config) -> float:
     """Return the fraction of the held-out questions that the trained model answers correctly."""
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
-    renderer = tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))
+    service, renderer = service_and_renderer(config)
     declare = config.model not in SMALL
     tasks = make_tasks(config.seed, config.words)
     dictionary = make_dictionary(tasks)
@@ -149,8 +142,7 @@ def main(config: Config) -> float:
         return Translation(task, dictionary, declare)
 
     with Run(config.run, config=chz.asdict(config)) as run:
-        record = run.checkpoints.latest()
-        client = open_client(service, run, record, demonstrations, config)
+        client, record = open_client(service, run, demonstrations, config)
         rollouts = Rollouts(
             client,
             train,

@@ -68,7 +68,7 @@ class CLIConfig:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str | None = renderer_field()
+    renderer_name: str = renderer_field()
     dataset: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="Name of a dataset, or a JSONL file.")
     max_prompts: int = chz.field(default=1600, doc="Number of rows to train on.")
     log_path: str = chz.field(default="runs/streaming", doc="Folder of the run.")

@@ -37,13 +37,17 @@ class StartOptions(Protocol):
 
 
 def open_client(
-    service: ServiceClientLike, run: Run, record: Record | None, datums: Sequence[tinker.Datum], config: StartOptions
-) -> TrainingClientLike:
-    """Return the training client of a record; in a new run, one that was trained on `datums` for `start_steps`."""
+    service: ServiceClientLike, run: Run, datums: Sequence[tinker.Datum], config: StartOptions
+) -> tuple[TrainingClientLike, Record | None]:
+    """Return the training client of the newest record, and the record.
+
+    In a new run, there is no record, and the client was trained on `datums` for `start_steps`.
+    """
+    record = run.checkpoints.latest()
     if record is not None:
-        return open_training_client(service, record, base_model=config.model, rank=config.lora_rank)
+        return open_training_client(service, record, base_model=config.model, rank=config.lora_rank), record
     path = supervised_start(service, run.folder / "start", datums, config)
-    return resolve(service.create_training_client_from_state(path))
+    return resolve(service.create_training_client_from_state(path)), None
 
 
 def supervised_start(

@@ -29,7 +29,7 @@ class Config:
     model_name: str = chz.field(
         default="recipes/base", doc="Base model: a folder, a hub name, or a model name of the service."
     )
-    renderer_name: str | None = renderer_field()
+    renderer_name: str = renderer_field()
     file_path: str = chz.field(
         default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row."
     )

@@ -32,12 +32,12 @@ Messages = list[dict[str, Any]]
 @chz.chz
 class Config:
     model: str = chz.field(default="tiny-vl", doc="Base model: built in, a folder, or a model name of the service.")
-    renderer: str | None = renderer_field()
+    renderer: str = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
     run: str = chz.field(default="runs/vision", doc="Folder of the run.")
     steps: int = chz.field(default=300, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
-    learning_rate: float | None = learning_rate_field(
+    learning_rate: float = learning_rate_field(
         2e-3, "Peak learning rate, reached after warm-up and then lowered along a cosine"
     )
     lora_rank: int = chz.field(

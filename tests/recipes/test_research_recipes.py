@@ -187,8 +187,9 @@ def test_a_recipe_improves_its_score_with_its_defaults(recipe, seed):
 
 
 @pytest.mark.soak
-def test_preferences_bring_the_score_that_the_recipe_states():
-    assert dpo.main(dpo.Config(run="run")) == 1.0
+@pytest.mark.parametrize("seed", [0, 1])
+def test_preferences_bring_the_score_that_the_recipe_states(seed):
+    assert dpo.main(dpo.Config(run="run", seed=seed)) == 1.0
     assert scores("run")[0] < 0.3
 
 

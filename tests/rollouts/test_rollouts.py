@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import tinker
 
+from tests.rollouts.conftest import tiny_renderer
 from tinkerloop.callbacks import GradientAccumulation
 from tinkerloop.errors import CheckpointError, DataError, PlanError, RolloutError
 from tinkerloop.loop import Callback, Checkpoints, Loop, open_training_client
 from tinkerloop.rollouts import FailurePolicy, Rollouts, WeightedParts, one_turn, read_rollouts
 from tinkerloop.rollouts.curriculum import Shuffled
+from tinkerloop.testing import Ready
 
 TASKS = [f"task {number}" for number in range(5)]
 PARAMS = tinker.SamplingParams(max_tokens=3)
@@ -33,13 +35,15 @@ def create(service, renderer, tmp_path):
 
     def create(environment=environment, client=None, **options):
         options = {
+            "tasks": TASKS,
+            "renderer": renderer,
             "groups": 3,
             "group_size": 2,
             "sampling_params": PARAMS,
             "log": tmp_path / "rollouts.jsonl",
         } | options
         client = client or service.create_lora_training_client()
-        rollouts = Rollouts(client, options.pop("tasks", TASKS), environment, renderer, **options)
+        rollouts = Rollouts(client, environment=environment, **options)
         rollouts.at_boundary(0)
         created.append(rollouts)
         return rollouts
@@ -110,6 +114,14 @@ def test_substeps_deliver_one_batch_in_consecutive_parts_of_near_equal_sizes(sub
 def test_a_batch_with_fewer_datums_than_substeps_is_refused(create):
     with pytest.raises(RolloutError, match="has 6 datums, which cannot be delivered in 7 substeps"):
         next(create(substeps=7, constant_groups="keep"))
+
+
+@pytest.mark.parametrize("is_future", [False, True])
+def test_the_reference_is_what_the_service_returns_a_client_or_its_future(is_future, create, service):
+    reference = service.create_sampling_client(base_model="unigram")
+    (delivered,) = take(create(reference=Ready(reference) if is_future else reference), 1)
+    segments = [segment for group in delivered.groups for one in group.trajectories for segment in one.segments]
+    assert [one.reference_logprobs for one in segments] == [pytest.approx(one.logprobs) for one in segments]
 
 
 # --- order and overlap ---
@@ -455,6 +467,11 @@ def test_invalid_options_are_refused(options, create):
     (name,) = options
     with pytest.raises(PlanError, match=f"{name} must be"):
         create(**options)
+
+
+def test_a_renderer_without_episodes_is_refused(create):
+    with pytest.raises(PlanError, match="the renderer 'template' cannot do"):
+        create(renderer=tiny_renderer("template"))
 
 
 def test_rollouts_need_to_know_the_boundary(service, renderer, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 
 from tests.rollouts.conftest import ScriptedSampler, params, run
 from tinkerloop.errors import RolloutError
+from tinkerloop.rollouts import SkyRLEnvironment
 from tinkerloop.rollouts.episodes import run_episode
-from tinkerloop.rollouts.skyrl import SkyRLEnvironment
 from tinkerloop.rollouts.trajectory import End, Trajectory
 
 skyrl_gym = pytest.importorskip("skyrl_gym")

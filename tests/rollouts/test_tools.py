@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 
 from tests.rollouts.conftest import QUESTION, ScriptedSampler, params, run
 from tinkerloop.errors import RolloutError
+from tinkerloop.rollouts import Tool, ToolEnvironment
 from tinkerloop.rollouts.episodes import run_episode
-from tinkerloop.rollouts.tools import Tool, ToolEnvironment
 from tinkerloop.rollouts.trajectory import End, Trajectory
 
 

@@ -12,7 +12,7 @@ from tests.renderers.test_invariants import every_format
 from tests.rollouts.conftest import QUESTION, run
 from tests.rollouts.test_tools import add
 from tinkerloop.messages import Message, UnparsedToolCall
-from tinkerloop.rollouts.tools import ToolEnvironment
+from tinkerloop.rollouts import ToolEnvironment
 
 
 @pytest.mark.parametrize("is_parsed", [True, False])

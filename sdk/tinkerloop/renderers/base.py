@@ -21,6 +21,9 @@ __all__ = ["Options", "Renderer"]
 class Renderer(RendererCore):
     """Converts messages to tokens and sampled tokens back to messages, in one chat format."""
 
+    has_episodes = True
+    """False if the renderer cannot append to a conversation, so that `episode` raises an error."""
+
     def build_supervised_examples(
         self,
         messages: Sequence[Mapping[str, Any]],

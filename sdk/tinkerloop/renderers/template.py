@@ -61,6 +61,7 @@ class Template(base.Renderer):
 
     family = "template"
     Options = TemplateOptions
+    has_episodes = False
 
     def _prepare(self) -> None:
         self._sources = self._named_sources()

@@ -20,6 +20,8 @@ from tinkerloop.rollouts.policy_datum import group_datums, policy_datum, policy_
 from tinkerloop.rollouts.policy_stats import PolicyStats
 from tinkerloop.rollouts.rollout_log import read_rollouts
 from tinkerloop.rollouts.rollouts import Rollouts
+from tinkerloop.rollouts.skyrl import SkyRLEnvironment
+from tinkerloop.rollouts.tools import Tool, ToolEnvironment
 from tinkerloop.rollouts.trajectory import End, Group, SampledSpan, Trajectory, TrajectorySegment, Turn
 
 __all__ = [
@@ -37,7 +39,10 @@ __all__ = [
     "Rollouts",
     "SampledSpan",
     "Shuffled",
+    "SkyRLEnvironment",
     "Start",
+    "Tool",
+    "ToolEnvironment",
     "Trajectory",
     "TrajectorySegment",
     "Turn",

@@ -31,7 +31,7 @@ from tinkerloop.rollouts.trajectory import Group
 
 T = TypeVar("T")
 
-_THREADS = 64  # environments with plain methods mostly wait, for example for a program that they started
+_THREADS = 64  # each waits for one sample, of a service whose futures can only be waited for in a thread
 
 
 @dataclass(frozen=True)

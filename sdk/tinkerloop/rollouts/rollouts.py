@@ -18,16 +18,16 @@ weights. The invariants, for staleness k:
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import copy
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from tinkerloop._lazy import tinker
-from tinkerloop.clients import SamplingClientLike, TrainingClientLike
+from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
 from tinkerloop.data.batches import Cursor, check_cursor, fingerprint_of
 from tinkerloop.datum import POLICY_LOSSES
 from tinkerloop.errors import PlanError
@@ -84,7 +84,7 @@ class Rollouts:
         limits: after how many turns or tokens an episode ends.
         on_failure: what happens if an environment fails.
         reference: a client whose log-probabilities of the sampled tokens are stored, for `reference_kl` or
-            `reverse_kl`.
+            `reverse_kl`; or the future of one, as `service.create_sampling_client(...)` returns it.
         max_in_flight: the largest number of requests for samples at the same time; None: no limit.
 
     Raises:
@@ -113,7 +113,7 @@ class Rollouts:
         seed: int = 0,
         limits: Limits = _NO_LIMITS,
         on_failure: FailurePolicy = _RAISE,
-        reference: SamplingClientLike | None = None,
+        reference: SamplingClientLike | Future[SamplingClientLike] | None = None,
         max_in_flight: int | None = None,
     ):
         further_tasks = groups if further_tasks is None else further_tasks
@@ -123,6 +123,11 @@ class Rollouts:
         for name, (value, smallest) in least.items():
             if value < smallest:
                 raise PlanError(f"{name} must be at least {smallest}, got {value}")
+        if not renderer.has_episodes:
+            raise PlanError(
+                f"rollouts append to conversations, which the renderer {renderer.name!r} cannot do: pass the renderer "
+                "of the model's family, such as 'qwen3_instruct' for a model with <|im_start|> and <|im_end|>"
+            )
         choices = {"constant_groups": (constant_groups, ("drop", "keep")), "weighting": (weighting, WEIGHTING),
                    "loss_fn": (loss_fn, POLICY_LOSSES)}  # fmt: skip
         for name, (value, allowed) in choices.items():
@@ -147,7 +152,7 @@ class Rollouts:
             seed=seed,
             limits=limits,
             on_failure=on_failure,
-            reference=reference,
+            reference=resolve(reference),
             advantages=advantages,
             loss_fn=loss_fn,
             weighting=weighting,
@@ -156,7 +161,8 @@ class Rollouts:
         self._log = RolloutLog(log)
         self._thread: EventLoopThread | None = None
         self._boundary: int | None = None
-        self._snapshot: tuple[int, Future[SamplingClientLike]] | None = None  # of the newest boundary
+        # The newest boundary from which a batch was begun, and the future of its snapshot.
+        self._snapshot: tuple[int, concurrent.futures.Future[SamplingClientLike]] | None = None
         self._resumed = False
         self._move_to(0, 0, checked_state(self._curriculum.begin(len(tasks), groups, seed)))
         self.delivered: Delivered | None = None
@@ -227,7 +233,7 @@ class Rollouts:
     def _move_to(self, batch: int, substep: int, state: Any) -> None:
         """Set the position. `state` is that of the curriculum before batch `batch` was delivered."""
         self._batch, self._substep, self._state = batch, substep, state
-        self._sampled: dict[int, Future[list[SampledGroup]]] = {}
+        self._sampled: dict[int, concurrent.futures.Future[list[SampledGroup]]] = {}
         self._begun_at: dict[int, float] = {}
         self._next_to_begin = self._next_to_log = batch
         self._settled = 0  # batches before this one must be in the log
@@ -276,7 +282,7 @@ class Rollouts:
             self._log.append(group for group in groups if group.slot not in in_log)
             self._next_to_log += 1
 
-    def _take_snapshot(self) -> Future[SamplingClientLike]:
+    def _take_snapshot(self) -> concurrent.futures.Future[SamplingClientLike]:
         """Return the future of a client that samples from the weights of this boundary: one for each boundary."""
         boundary = self._known_boundary()
         if self._snapshot is None or self._snapshot[0] != boundary:
