@@ -38,9 +38,9 @@ _LARGE_BODY = 2**18
 Handler = Callable[[Request], Awaitable[Response]]
 _KNOWN_ERRORS = (tinker.TinkerError, TinkerloopError, NotImplementedError, ValueError, TypeError)
 FUTURES = (
+    "optim_step",
     "create_model",
     "load_weights",
-    "optim_step",
     "save_weights",
     "save_weights_for_sampler",
     "save_weights_external",
@@ -171,6 +171,11 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
         sweeping.cancel()
 
     routes = [
+        # The paths of a training step come first, because the routes are compared in this order.
+        post("retrieve_future", retrieve_future),
+        post("forward_backward", forward_backward),
+        post("asample", sample),
+        *(post(name, future(getattr(service, name))) for name in FUTURES),
         Route("/healthz", healthz),
         get("healthz", healthz),
         post("client/config", config),
@@ -182,10 +187,6 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
         post("sessions/{session_id}/finish", finish_session),
         get("sessions", list_sessions),
         get("sessions/{session_id}", get_session),
-        *(post(name, future(getattr(service, name))) for name in FUTURES),
-        post("forward_backward", forward_backward),
-        post("asample", sample),
-        post("retrieve_future", retrieve_future),
         post("get_info", get_info),
         post("create_sampling_session", create_sampler),
         get("samplers/{sampler_id}", get_sampler),
