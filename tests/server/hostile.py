@@ -58,10 +58,14 @@ class Target:
 
 @dataclass
 class Hostile:
-    """Hostile user of the server at `url`. `failures` are the answers that no request may have."""
+    """Hostile user of the server at `url`. `failures` are the answers that no request may have.
+
+    With `fetch`, the answers of accepted requests are fetched too, on a server that lets nobody wait for them long.
+    """
 
     url: str
     seed: int
+    fetch: bool = True
     failures: list[str] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
 
@@ -86,7 +90,7 @@ class Hostile:
             return
         self._sent.append(request)
         self._check(number, request, response)
-        if response.status_code == 200 and (name := _request_id(response)) is not None:
+        if self.fetch and response.status_code == 200 and (name := _request_id(response)) is not None:
             answer = self._client.answer(name)
             if answer.status_code not in (200, 408) or not answer.content:
                 self.failures.append(f"request {number}: answer {answer.status_code} {answer.text[:200]}")
@@ -94,7 +98,7 @@ class Hostile:
                 self.failures.append(f"request {number}: {answer.text[:300]}; {described(request)}")
 
     def close(self) -> None:
-        self._client.post(f"sessions/{self._target.session}/finish", json={})
+        self._leave()
         self._client.close()
 
     def _check(self, number: int, request: httpx.Request, response: httpx.Response) -> None:
@@ -108,8 +112,8 @@ class Hostile:
 
     def _renew(self) -> None:
         """End the session, and open another one with a model and a sampler."""
-        if hasattr(self, "_target"):
-            self._client.post(f"sessions/{self._target.session}/finish", json={})
+        if self._renewals:
+            self._leave()
         self._renewals += 1
         base_model = "tiny-vl" if self._renewals % 2 == 0 else "tiny"
         session = self._client.ask("create_session", tags=[], user_metadata=None, sdk_version="1")["session_id"]
@@ -119,6 +123,12 @@ class Hostile:
         body = {"session_id": session, "sampling_session_seq_id": 0, "base_model": base_model}
         sampler = self._client.ask("create_sampling_session", **body)["sampling_session_id"]
         self._target = Target(session, model, sampler)
+
+    def _leave(self) -> None:
+        """End the session, and delete its checkpoints."""
+        self._client.post(f"sessions/{self._target.session}/finish", json={})
+        for checkpoint in self._client.get(f"training_runs/{self._target.model}/checkpoints").json()["checkpoints"]:
+            self._client.delete(f"training_runs/{self._target.model}/checkpoints/{checkpoint['checkpoint_id']}")
 
     def _request(self) -> httpx.Request:
         kind = self._random.choices(["json", "proto", "replay", "path", "bytes", "large"], [55, 20, 7, 7, 10, 1])[0]
