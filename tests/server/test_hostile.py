@@ -61,5 +61,6 @@ def test_hostile_requests_are_answered_and_disturb_nobody(requests, tmp_path, ca
         assert all(values == expected for values in trained)
         assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
     assert {200, 400, 404, 405, 413} <= hostile.statuses.keys()
+    assert hostile.executed > requests / 25  # so the attacked model does compute and save
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert [folder.name for folder in (*tmp_path.iterdir(), *root.parent.iterdir())] == ["folder", "root"]
