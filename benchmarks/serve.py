@@ -1,9 +1,9 @@
-"""The time that the server adds to the engine, and what it gains by sampling calls of one user together.
+"""The time that the server adds to the engine, and what it gains by computing sample calls together.
 
     python benchmarks/serve.py [--steps 100] [--rounds 5]
 
 latency   forward_backward + optim_step on one datum of 16 tokens: in process and over HTTP, in turns
-samples   64 sample calls of 64 tokens over HTTP: one after another, and all at once
+samples   64 sample calls of 64 tokens over HTTP: one after another, all at once by one user, and by 64 users
 
 Both parts use the built-in tiny model on one thread. The server runs in a process of its own, which the real `tinker`
 client uses. The table shows medians, and the smallest value of each, which a busy machine disturbs least.
@@ -48,15 +48,15 @@ def step_seconds(client: Any) -> float:
     return time.perf_counter() - begun
 
 
-def sampling_seconds(sampler: Any, together: bool) -> float:
+def sampling_seconds(samplers: list[Any], together: bool) -> float:
     prompt = tinker.ModelInput.from_ints(TOKENS)
     params = tinker.SamplingParams(max_tokens=LENGTH, stop=[])
     begun = time.perf_counter()
     if together:
-        for call in [sampler.sample(prompt, 1, params) for _ in range(CALLS)]:
+        for call in [sampler.sample(prompt, 1, params) for sampler in samplers]:
             call.result()
     else:
-        for _ in range(CALLS):
+        for sampler in samplers:
             sampler.sample(prompt, 1, params).result()
     return time.perf_counter() - begun
 
@@ -96,16 +96,23 @@ def main() -> None:
                 seconds.append(step_seconds(client))
             if number < 5:
                 steps = [[], []]
-        sampler = resolved(there.create_sampling_client(base_model="tiny"))
-        alone = [sampling_seconds(sampler, False) for _ in range(2)][1:]
-        together = [sampling_seconds(sampler, True) for _ in range(arguments.rounds)]
+        users = [tinker.ServiceClient(base_url=url, api_key="tml-benchmark") for _ in range(CALLS - 1)]
+        samplers = [
+            resolved(user.create_sampling_client(base_model="tiny"))
+            for user in (there, *map(stack.enter_context, users))
+        ]
+        alone, one_user, many_users = [], [], []
+        for _ in range(arguments.rounds):
+            alone.append(sampling_seconds(samplers, together=False))
+            one_user.append(sampling_seconds(samplers[:1] * CALLS, together=True))
+            many_users.append(sampling_seconds(samplers, together=True))
     ratios = [statistics.median(steps[1]) / statistics.median(steps[0]), min(steps[1]) / min(steps[0])]
     print(f"in process          {milliseconds(steps[0])}")
     print(f"over HTTP           {milliseconds(steps[1])}: {ratios[0]:.2f} ({ratios[1]:.2f}) times as long")
     print(f"{CALLS} calls in turn    {milliseconds(alone)}")
-    print(
-        f"{CALLS} calls at once    {milliseconds(together)}: {alone[0] / statistics.median(together):.1f} times as fast"
-    )
+    for name, seconds in (("at once, one user", one_user), (f"at once, {CALLS} users", many_users)):
+        ratios = [statistics.median(alone) / statistics.median(seconds), min(alone) / min(seconds)]
+        print(f"{name:19} {milliseconds(seconds)}: {ratios[0]:.1f} ({ratios[1]:.1f}) times as fast")
 
 
 if __name__ == "__main__":

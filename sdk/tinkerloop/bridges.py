@@ -33,7 +33,7 @@ import tinker
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from tinkerloop.errors import PlanError, TinkerloopError
-from tinkerloop.loop.futures import background, resolve
+from tinkerloop.loop.futures import background
 from tinkerloop.loopback import LOCAL_KEY, is_loopback
 from tinkerloop.lost_server import PATIENCE, ServerWatch, settle
 
@@ -64,8 +64,11 @@ class UrlServiceClient(tinker.ServiceClient):
                 print(f"server: sums losses: {'yes' if self._sums_losses else _NORMALISES}", file=sys.stderr)
             return self._sums_losses
 
+    def create_sampling_client(self, *args: Any, **options: Any) -> Any:
+        return _watched_sampler(super().create_sampling_client(*args, **options), self.watch)
+
     def create_lora_training_client(self, *args: Any, **options: Any) -> BridgedTrainingClient:  # type: ignore[override]
-        return self._bridged(resolve(super().create_lora_training_client(*args, **options)))
+        return self._bridged(super().create_lora_training_client(*args, **options))
 
     def create_training_client_from_state(self, path: str, *args: Any, **options: Any) -> BridgedTrainingClient:  # type: ignore[override]
         direct = super().create_training_client_from_state
@@ -93,7 +96,7 @@ class UrlServiceClient(tinker.ServiceClient):
     ) -> BridgedTrainingClient:
         """Open a checkpoint with `direct`; if the server cannot, create a model and call its method `load`."""
         try:
-            return self._bridged(resolve(direct()))
+            return self._bridged(direct())
         except tinker.UnprocessableEntityError:
             pass
         with warnings.catch_warnings():
@@ -106,7 +109,9 @@ class UrlServiceClient(tinker.ServiceClient):
             getattr(client, load)(path).result()
         return client
 
-    def _bridged(self, client: tinker.TrainingClient) -> BridgedTrainingClient:
+    def _bridged(self, created: Any) -> BridgedTrainingClient:
+        """Return a bridged client for a client of tinker, or for the future of one, which newer versions return."""
+        client = followed(self.watch, created).result() if isinstance(created, tinker.APIFuture) else created
         client.__class__ = BridgedTrainingClient  # tinker creates its client itself, and takes no subclass for it
         assert isinstance(client, BridgedTrainingClient)
         client.service = self
@@ -152,11 +157,11 @@ class BridgedTrainingClient(tinker.TrainingClient):
 
     def forward(self, data: list[tinker.Datum], loss_fn: Any, loss_fn_config: Any = None) -> Any:
         self._check(data)
-        return self.followed(super().forward(data, loss_fn, loss_fn_config), _with_loss_of(data, loss_fn))
+        return self._followed(super().forward(data, loss_fn, loss_fn_config), _with_loss_of(data, loss_fn))
 
     def forward_backward(self, data: list[tinker.Datum], loss_fn: Any, loss_fn_config: Any = None) -> Any:
         self._check(data)
-        return self.followed(super().forward_backward(data, loss_fn, loss_fn_config), _with_loss_of(data, loss_fn))
+        return self._followed(super().forward_backward(data, loss_fn, loss_fn_config), _with_loss_of(data, loss_fn))
 
     def forward_backward_custom(self, data: list[tinker.Datum], loss_fn: Any, **options: Any) -> Any:
         if not self.service.sums_losses(self):
@@ -165,16 +170,16 @@ class BridgedTrainingClient(tinker.TrainingClient):
                 "and a custom loss is sent as weights of both signs; use a server that sums losses, such as "
                 "`tinkerloop serve`, or a built-in loss"
             )
-        return self.followed(super().forward_backward_custom(data, loss_fn, **options))
+        return self._followed(super().forward_backward_custom(data, loss_fn, **options))
 
     def optim_step(self, *args: Any, **options: Any) -> Any:
-        return self.followed(super().optim_step(*args, **options))
+        return self._followed(super().optim_step(*args, **options))
 
     def save_state(self, name: str, *args: Any, **options: Any) -> Any:
-        return self.followed(super().save_state(self._saved_name(name), *args, **options))
+        return self._followed(super().save_state(self._saved_name(name), *args, **options))
 
     def save_weights_for_sampler(self, name: str, *args: Any, **options: Any) -> Any:
-        return self.followed(super().save_weights_for_sampler(self._saved_name(name), *args, **options))
+        return self._followed(super().save_weights_for_sampler(self._saved_name(name), *args, **options))
 
     def _saved_name(self, name: str) -> str:
         return name if self.service.sums_losses(self) else f"{name}-{secrets.token_hex(3)}"
@@ -192,21 +197,61 @@ class BridgedTrainingClient(tinker.TrainingClient):
                     "`tinkerloop serve`"
                 )
 
-    def followed(self, future: Any, finish: Callable[[Any], T] = lambda value: value) -> AwaitableConcurrentFuture[T]:
-        """Return the future of `finish` of the value of `future`. It fails when the server is lost."""
-        outer: Future[T] = Future()
+    def save_weights_and_get_sampling_client(self, *args: Any, **options: Any) -> Any:
+        return _watched_sampler(super().save_weights_and_get_sampling_client(*args, **options), self.service.watch)
 
-        def copy(done: Future[Any]) -> None:
-            try:
-                settle(outer, finish(done.result()))
-            except BaseException as error:
-                settle(outer, error=error)
+    def _followed(self, future: Any, finish: Callable[[Any], T] = lambda value: value) -> AwaitableConcurrentFuture[T]:
+        return AwaitableConcurrentFuture(followed(self.service.watch, future, finish))
 
-        self.service.watch.add(outer)
-        # The future of a custom loss can only be waited for in some older versions of tinker.
-        inner = future.future() if hasattr(future, "future") else background(future.result)
-        inner.add_done_callback(copy)
-        return AwaitableConcurrentFuture(outer)
+
+class WatchedSamplingClient(tinker.SamplingClient):
+    """Sampling client of `UrlServiceClient`. Its requests fail when the server is lost."""
+
+    watch: ServerWatch
+
+    def sample(self, *args: Any, **options: Any) -> Any:
+        return self._followed(super().sample(*args, **options))
+
+    def compute_logprobs(self, *args: Any, **options: Any) -> Any:
+        return self._followed(super().compute_logprobs(*args, **options))
+
+    def _followed(self, future: Any) -> Any:
+        outer = followed(self.watch, future)
+        # Older versions of tinker return a plain future.
+        return AwaitableConcurrentFuture(outer) if isinstance(future, tinker.APIFuture) else outer
+
+
+def followed(watch: ServerWatch, future: Any, finish: Callable[[Any], T] = lambda value: value) -> Future[T]:
+    """Return the future of `finish` of the value of `future`. It fails when the server is lost."""
+    outer: Future[T] = Future()
+
+    def copy(done: Future[Any]) -> None:
+        try:
+            settle(outer, finish(done.result()))
+        except BaseException as error:
+            settle(outer, error=error)
+
+    watch.add(outer)
+    if isinstance(future, tinker.APIFuture) and hasattr(future, "future"):
+        future = future.future()
+    elif not isinstance(future, Future):  # that of a custom loss can only be waited for in some versions of tinker
+        future = background(future.result)
+    future.add_done_callback(copy)
+    return outer
+
+
+def _watched_sampler(created: Any, watch: ServerWatch) -> Any:
+    """Watch the server for a sampling client, or for the future of one, which newer versions of tinker return."""
+
+    def watched(client: tinker.SamplingClient) -> WatchedSamplingClient:
+        client.__class__ = WatchedSamplingClient  # tinker creates its client itself, and takes no subclass for it
+        assert isinstance(client, WatchedSamplingClient)
+        client.watch = watch
+        return client
+
+    if not isinstance(created, tinker.APIFuture):
+        return watched(created)
+    return type(created)(AwaitableConcurrentFuture(followed(watch, created, watched)))  # also usable as the client
 
 
 def _probe(client: BridgedTrainingClient) -> bool:
@@ -215,7 +260,7 @@ def _probe(client: BridgedTrainingClient) -> bool:
     for weight in (1.0, 2.0):
         inputs: Any = {"target_tokens": [1], "weights": [weight]}
         datum = tinker.Datum(model_input=tinker.ModelInput.from_ints([0]), loss_fn_inputs=inputs)
-        output = client.followed(tinker.TrainingClient.forward(client, [datum], "cross_entropy")).result()
+        output = client._followed(tinker.TrainingClient.forward(client, [datum], "cross_entropy")).result()
         losses.append(output.metrics.get("loss:sum", math.nan))
     return math.isclose(losses[1], 2 * losses[0], rel_tol=1e-3)
 

@@ -17,6 +17,7 @@ from tinkerloop.callbacks import Checkpoint, Evaluate, GradientAccumulation, LRS
 from tinkerloop.connection import session
 from tinkerloop.errors import PlanError, ServerLostError
 from tinkerloop.loop import Checkpoints, Loop, open_training_client
+from tinkerloop.loop.futures import awaitable, resolve
 from tinkerloop.loop.schedules import linear
 from tinkerloop.lost_server import is_lost, resume_when_lost
 from tinkerloop.server.running import ServerOptions, background_server
@@ -167,6 +168,32 @@ def test_a_server_that_is_gone_fails_the_requests_that_wait_for_it(tmp_path, dat
         trained(client, datums, steps=1)
     with pytest.raises(ServerLostError, match="it resumes from its newest record"), service:
         client.forward_backward(datums[:1], "cross_entropy").result()
+
+
+def test_a_server_that_is_gone_fails_the_samples_that_wait_for_it(tmp_path):
+    prompt, params = tinker.ModelInput.from_ints([1, 2, 3]), tinker.SamplingParams(max_tokens=2)
+    with background_server(ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu")) as url:
+        service = UrlServiceClient(url, patience=0.5)
+        client = service.create_lora_training_client("tiny", rank=4)
+        samplers = [service.create_sampling_client(base_model="tiny"), client.save_weights_and_get_sampling_client()]
+        samplers = [resolve(sampler) for sampler in samplers]
+        for sampler in samplers:
+            assert isinstance(sampler, tinker.SamplingClient)
+            assert len(sampler.sample(prompt, 1, params).result().sequences[0].tokens) == 2
+    with service:
+        for sampler in samplers:
+            with pytest.raises(ServerLostError):
+                sampler.sample(prompt, 1, params).result()
+            with pytest.raises(ServerLostError):
+                asyncio.run(awaited(sampler.compute_logprobs(prompt)))
+        with pytest.raises(ServerLostError):
+            resolve(service.create_sampling_client(base_model="tiny"))
+        with pytest.raises(ServerLostError):
+            service.create_lora_training_client("tiny", rank=4)
+
+
+async def awaited(future):
+    return await awaitable(future)
 
 
 def test_a_model_that_the_server_has_lost_is_recognised(tmp_path, datums):

@@ -80,6 +80,24 @@ def test_rest_lists_describes_and_deletes_checkpoints(service, client):
         rest.publish_checkpoint_from_tinker_path(f"tinker://{client.model_id}/sampler_weights/b").result()
 
 
+def test_a_copy_lies_in_the_run_of_its_session_and_a_repeated_request_copies_once(raw, client):
+    path = client.save_state("a").result().path
+    session = raw.ask("create_session", tags=[], user_metadata=None, sdk_version="1")["session_id"]
+    for _ in range(2):
+        copied = raw.ask("copy_weights", source_path=path, session_id=session, model_seq_id=3)["tinker_path"]
+        assert copied == f"tinker://{session}:train:3/weights/a"
+    keys = ("first", "first", "second")
+    body = {"source_path": path, "destination_project_id": "any"}
+    copies = [raw.post("copy_weights", json=body, headers={"X-Idempotency-Key": key}).json() for key in keys]
+    assert copies[0] == copies[1] != copies[2]
+    for wrong in (
+        {"session_id": session},
+        {"session_id": "none", "model_seq_id": 0},
+        {"session_id": client.model_id.partition(":")[0], "model_seq_id": 0},
+    ):
+        assert raw.post("copy_weights", json={"source_path": path, **wrong}).status_code in (400, 404)
+
+
 def test_rest_shows_sessions_with_their_models_and_samplers(service, client):
     rest = service.create_rest_client()
     sampler = service.create_sampling_client(base_model="tiny").result()

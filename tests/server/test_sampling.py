@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
+import threading
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import tinker
 import torch
+from tinker.proto import tinker_public_pb2 as messages
 
+from tests.server.test_sessions import answer, new_model, running
 from tinkerloop.cli.chat import Chat, talk
 from tinkerloop.cli.main import main
 from tinkerloop.local import ServiceClient
+from tinkerloop.local.client import sampling_client
+from tinkerloop.local.runtime.engine import Sampler
+from tinkerloop.local.runtime.sampling_requests import SampleCall, answer_calls
 from tinkerloop.renderers import get_renderer
+from tinkerloop.server.service import TinkerService
 from tinkerloop.tokenizers import get_tokenizer
 
 PROMPT = tinker.ModelInput.from_ints([72, 101, 108, 108, 111])
@@ -96,6 +107,47 @@ def test_a_saved_checkpoint_can_be_sampled_from(service, client, datum):
     sampler = service.create_sampling_client(model_path=path).result()
     snapshot = client.save_weights_and_get_sampling_client().result()
     assert sampler.compute_logprobs(PROMPT).result() == snapshot.compute_logprobs(PROMPT).result()
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_calls_of_several_users_with_the_same_weights_are_computed_together(saved, tmp_path, monkeypatch):
+    sizes: list[int] = []
+
+    def counted(sampler: Sampler, calls: Sequence[SampleCall]) -> list[Any]:
+        sizes.append(len(calls))
+        return answer_calls(sampler, calls)
+
+    monkeypatch.setattr(sampling_client, "answer_calls", counted)
+
+    async def sampled(service: TinkerService, samplers: dict[int, str], number: int) -> list[tuple[bytes, bytes]]:
+        """Queue a call for each sampler, then let the engine execute them. Return tokens and log-probabilities."""
+        released, names = threading.Event(), []
+        service.engine.queue.submit(released.wait)
+        for seed, sampler in samplers.items():
+            params = {"max_tokens": 8 + seed, "seed": seed}
+            body = {"sampling_session_id": sampler, "prompt": PROMPT.model_dump(), "sampling_params": params}
+            names.append(service.sample({**body, "seq_id": number})[0])
+        released.set()
+        bodies = [found.body for name in names if (found := await service.fetch(name, 60)) is not None]
+        sequences = [messages.SampleResponse.FromString(body).sequences[0] for body in bodies]
+        return [(sequence.tokens, sequence.logprobs) for sequence in sequences]
+
+    async def go() -> None:
+        async with running(tmp_path) as service:
+            weights = {"base_model": "tiny"}
+            if saved:
+                model = await new_model(service, service.create_session({}))
+                name = service.save_weights_for_sampler({"model_id": model, "seq_id": 1, "path": "shared"})
+                weights = {"model_path": json.loads(await answer(service, name))["path"]}
+            samplers: dict[int, str] = {}
+            for seed in range(5):
+                body = {"session_id": service.create_session({}), "sampling_session_seq_id": 0, **weights}
+                samplers[seed] = await service.create_sampler(body) or ""
+            together = await sampled(service, samplers, 0)
+            assert sizes == [5]
+            assert together == [(await sampled(service, {seed: name}, 1))[0] for seed, name in samplers.items()]
+
+    asyncio.run(go())
 
 
 def test_a_session_has_at_most_so_many_samplers_and_the_least_recently_used_one_goes(tmp_path):

@@ -12,8 +12,9 @@ from starlette.routing import Route
 from tinker.types import CopyWeightsRequest
 
 from tinkerloop.local import RestClient
+from tinkerloop.local.client.rest_client import copy_into
 from tinkerloop.local.request_errors import bad_request
-from tinkerloop.local.unsupported import METHODS
+from tinkerloop.local.unsupported import METHODS, refuse_option
 from tinkerloop.server.service import TinkerService
 
 RestCall = Callable[[RestClient, Request, dict[str, Any]], Any]
@@ -26,9 +27,17 @@ def checkpoint_routes(service: TinkerService, body_of: Callable[[Request], Await
         async def handle(request: Request) -> Response:
             body = await body_of(request)
             result = await run_in_threadpool(lambda: call(service.rest_client(), request, body).result())
-            return JSONResponse({} if result is None else _json(result))
+            return JSONResponse({} if result is None else result.model_dump(mode="json", exclude_none=True))
 
         return Route(f"/api/v1/{path}", handle, methods=[method])
+
+    async def copy(request: Request) -> Response:
+        call = CopyWeightsRequest.model_validate(await body_of(request))
+        token = call.weights_access_token or request.headers.get("x-tinker-weights-access-token")
+        refuse_option(token is not None, "weights_access_token")
+        run = service.run_of_copy(call, request.headers.get("x-idempotency-key"))
+        path = await run_in_threadpool(copy_into, service.engine.store, call.source_path, run, call.ttl_seconds)
+        return JSONResponse({"tinker_path": path})
 
     run, checkpoint = "training_runs/{run}", "training_runs/{run}/checkpoints/{kind}/{name}"
     return [
@@ -49,14 +58,8 @@ def checkpoint_routes(service: TinkerService, body_of: Callable[[Request], Await
         route("GET", f"{checkpoint}/external_weights_urls", _unsupported("get_external_weights_urls")),
         route("GET", f"{checkpoint}/archive", _unsupported("get_checkpoint_archive_url")),
         route("POST", "weights_info", lambda rest, _, body: rest.get_weights_info_by_tinker_path(_field(body))),
-        route("POST", "copy_weights", _copy),
+        Route("/api/v1/copy_weights", copy, methods=["POST"]),
     ]
-
-
-def _copy(rest: RestClient, request: Request, body: dict[str, Any]) -> Any:
-    call = CopyWeightsRequest.model_validate(body)
-    token = call.weights_access_token or request.headers.get("x-tinker-weights-access-token")
-    return rest.copy_weights(call.source_path, ttl_seconds=call.ttl_seconds, weights_access_token=token)
 
 
 def _unsupported(method: str) -> RestCall:
@@ -82,9 +85,3 @@ def _page(request: Request, limit: int) -> dict[str, Any]:
         return {"limit": int(query.get("limit", limit)), "offset": int(query.get("offset", 0))}
     except ValueError as error:
         raise bad_request(f"limit and offset must be integers: {error}") from error
-
-
-def _json(result: Any) -> dict[str, Any]:
-    if isinstance(result, str):  # of copy_weights
-        return {"tinker_path": result}
-    return result.model_dump(mode="json", exclude_none=True)

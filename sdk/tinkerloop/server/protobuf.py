@@ -26,6 +26,8 @@ from tinkerloop.server.answers import Answer
 MEDIA_TYPE = "application/x-protobuf"
 MAX_ELEMENTS = 2**26
 """The largest number of elements in all tensors of one request. A sparse tensor of few bytes can be huge when dense."""
+MAX_PARTS = 2**15
+"""The largest number of datums and of their chunks in one request. The client sends at most 1024 datums at once."""
 _DTYPES: dict[int, tuple[type[np.generic], Literal["float32", "int64"]]] = {
     messages.DTYPE_FLOAT32: (np.float32, "float32"),
     messages.DTYPE_INT64: (np.int64, "int64"),
@@ -49,6 +51,9 @@ class ForwardBackwardCall:
             NotImplementedError: a datum contains a chunk that the engine does not support.
         """
         message = self.message
+        parts = len(message.data) + sum(len(datum.model_input) for datum in message.data)
+        if parts > MAX_PARTS:
+            raise bad_request(f"the request has {parts} datums and chunks; the largest number is {MAX_PARTS}")
         size = sum(_elements(tensor) for datum in message.data for tensor in datum.loss_fn_inputs.values())
         if size > MAX_ELEMENTS:
             raise bad_request(f"the tensors of the request have {size} elements; the largest number is {MAX_ELEMENTS}")
@@ -74,8 +79,8 @@ def read_forward_backward(body: bytes) -> ForwardBackwardCall:
         message.ParseFromString(body)
     except DecodeError as error:
         raise bad_request(f"the body is not a ForwardBackwardRequest: {error}") from error
-    if not message.model_id:
-        raise bad_request("the body is not a ForwardBackwardRequest: it has no model_id")
+    if not message.model_id or message.seq_id < 1:
+        raise bad_request("the body is not a ForwardBackwardRequest: it needs model_id, and seq_id >= 1")
     return ForwardBackwardCall(message.model_id, message.seq_id, message)
 
 

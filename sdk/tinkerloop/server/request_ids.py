@@ -6,6 +6,8 @@ the id of a model itself, from its session and a counter.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def model_id(session: str, number: int) -> str:
     """Return the id of a session's model, which is also the run in the paths of its checkpoints."""
@@ -20,6 +22,11 @@ def sampler_id(session: str, number: int) -> str:
 def request_id(owner: str, number: int) -> str:
     """Return the id of a request to the model or sampler `owner`."""
     return f"{owner}:{number}"
+
+
+def is_number(value: Any) -> bool:
+    """Return true if `value` can be the number of a model, of a sampler or of a request."""
+    return type(value) is int and 0 <= value < 2**63
 
 
 def owner_of(request: str) -> str:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from tinkerloop.local.request_errors import bad_request
+
 GAP_SECONDS = 300.0
 """Seconds for which a request waits for one with a smaller number. The client stops retrying after this time."""
+MAX_AHEAD = 10_000
+"""The largest difference between the number of a waiting request and that of the next one."""
 
 
 class RequestOrder:
@@ -28,6 +32,14 @@ class RequestOrder:
     def is_new(self, number: int) -> bool:
         """Return true if no request with this number has arrived."""
         return number >= max(self._next, 1) and number not in self._held
+
+    def check(self, number: int) -> None:
+        """Raise tinker.BadRequestError if `number` is so large that requests before it cannot be on their way."""
+        if number > self._next + MAX_AHEAD:
+            raise bad_request(
+                f"seq_id {number} is too large: the next request of this model has number {self._next}, and at most "
+                f"{MAX_AHEAD} requests may arrive before it"
+            )
 
     def arrive(self, number: int, start: Callable[[], None], fail: Callable[[str], None]) -> None:
         """Call `start` when all requests with smaller numbers have been started, or `fail` if that cannot happen."""

@@ -13,13 +13,13 @@ from typing import Any
 import tinker
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from tinker.types import RequestErrorCategory
 
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.local.unsupported import METHODS
+from tinkerloop.local.request_errors import bad_request
 from tinkerloop.loopback import is_loopback
 from tinkerloop.server.access import BodyTooLargeError, read_body
 from tinkerloop.server.answers import category_of, message_of
@@ -27,6 +27,7 @@ from tinkerloop.server.base_models import BUILT_IN
 from tinkerloop.server.checkpoint_routes import checkpoint_routes
 from tinkerloop.server.protobuf import read_forward_backward, read_head
 from tinkerloop.server.service import TinkerService
+from tinkerloop.terminal import printable
 
 POLL_SECONDS = 30.0
 """Seconds for which `retrieve_future` waits for an answer. The client gives up after 45 seconds."""
@@ -36,7 +37,14 @@ _LARGE_BODY = 2**18
 
 Handler = Callable[[Request], Awaitable[Response]]
 _KNOWN_ERRORS = (tinker.TinkerError, TinkerloopError, NotImplementedError, ValueError, TypeError)
-FUTURES = ("create_model", "load_weights", "optim_step", "save_weights", "save_weights_for_sampler")
+FUTURES = (
+    "optim_step",
+    "create_model",
+    "load_weights",
+    "save_weights",
+    "save_weights_for_sampler",
+    "save_weights_external",
+)
 """Paths of the JSON requests that are answered with a request id. Each is a method of `TinkerService`."""
 
 
@@ -109,19 +117,15 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
         call = await run_in_threadpool(read_forward_backward, body) if large else read_forward_backward(body)
         return JSONResponse({"request_id": service.forward_backward(call)})
 
-    async def save_weights_external(request: Request) -> Response:
-        body = await body_of(request)
-        reason = f"the server does not support save_weights_external: {METHODS['TrainingClient.save_weights_external']}"
-        model_id, number = str(body.get("model_id")), int(body.get("seq_id", 0))
-        return JSONResponse({"request_id": service.reject(model_id, number, reason)})
-
     async def sample(request: Request) -> Response:
         request_id, sequence_ids = service.sample(await body_of(request))
         return JSONResponse({"request_id": request_id, "sample_sequence_ids": sequence_ids})
 
     async def retrieve_future(request: Request) -> Response:
         request_id = (await body_of(request)).get("request_id")
-        answer = await service.fetch(str(request_id), POLL_SECONDS)
+        if not isinstance(request_id, str):
+            raise bad_request("retrieve_future needs request_id, a string")
+        answer = await service.fetch(request_id, POLL_SECONDS)
         if answer is None:
             return JSONResponse({"type": "try_again", "request_id": request_id, "queue_state": "active"}, 408)
         return Response(answer.body, media_type=answer.media_type)
@@ -167,6 +171,11 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
         sweeping.cancel()
 
     routes = [
+        # The paths of a training step come first, because the routes are compared in this order.
+        post("retrieve_future", retrieve_future),
+        post("forward_backward", forward_backward),
+        post("asample", sample),
+        *(post(name, future(getattr(service, name))) for name in FUTURES),
         Route("/healthz", healthz),
         get("healthz", healthz),
         post("client/config", config),
@@ -178,22 +187,23 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
         post("sessions/{session_id}/finish", finish_session),
         get("sessions", list_sessions),
         get("sessions/{session_id}", get_session),
-        *(post(name, future(getattr(service, name))) for name in FUTURES),
-        post("forward_backward", forward_backward),
-        post("save_weights_external", save_weights_external),
-        post("asample", sample),
-        post("retrieve_future", retrieve_future),
         post("get_info", get_info),
         post("create_sampling_session", create_sampler),
         get("samplers/{sampler_id}", get_sampler),
         *checkpoint_routes(service, body_of),
     ]
-    handlers = {BodyTooLargeError: _too_large, **dict.fromkeys((*_KNOWN_ERRORS, Exception), _failed)}
+    handlers = {BodyTooLargeError: _too_large, ClientDisconnect: _left}
+    handlers |= dict.fromkeys((*_KNOWN_ERRORS, Exception), _failed)
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
 
 
 async def _too_large(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": str(error)}, 413)
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    """Return the response, which nobody reads, to a request whose connection ended before its body did."""
+    return Response(status_code=400)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -204,4 +214,4 @@ async def _failed(request: Request, error: Exception) -> Response:
     status = 404 if isinstance(error, tinker.NotFoundError) else 400
     if category_of(error) is not RequestErrorCategory.User:
         status = 500
-    return JSONResponse({"detail": message_of(error)}, status)
+    return JSONResponse({"detail": printable(message_of(error))}, status)

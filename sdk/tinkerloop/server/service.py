@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import tinker
 from pydantic import BaseModel
 from tinker.types import (
+    CopyWeightsRequest,
     CreateModelRequest,
     CreateSamplingSessionRequest,
     LoadWeightsRequest,
@@ -30,7 +32,7 @@ from tinkerloop.local.request_errors import bad_request, not_found, server_error
 from tinkerloop.local.runtime.checkpoint_store import metadata_of
 from tinkerloop.local.runtime.engine import Engine, EngineRun, Sampler
 from tinkerloop.local.runtime.request_future import RequestFuture
-from tinkerloop.local.unsupported import refuse_option
+from tinkerloop.local.unsupported import METHODS, refuse_option
 from tinkerloop.server import request_ids
 from tinkerloop.server.answers import Answer, Answers, failure, json_answer
 from tinkerloop.server.protobuf import MAX_ELEMENTS, ForwardBackwardCall, encode_output, encode_samples
@@ -38,6 +40,8 @@ from tinkerloop.server.sessions import HostedModel, HostedSampler, ServerLimits,
 
 Body = TypeVar("Body", bound=BaseModel)
 StartRequest = Callable[[EngineRun], RequestFuture]
+_COPIES = uuid.UUID("8c1f7e0a-5b0e-4d0c-9a3e-2f6d1f4f7b52")
+"""Namespace of the ids of runs that hold a copy."""
 LOAD_SECONDS = 40.0
 """Seconds for which the creation of a sampler is awaited. The client waits for 60 seconds, and then asks again."""
 
@@ -49,14 +53,15 @@ class TinkerService:
         self.engine, self.limits = engine, limits
         self.sessions = Sessions(limits)
         self.answers = Answers()
-        self._opening: dict[str, RequestFuture[Sampler]] = {}
         self._stopping = False
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
     def create_session(self, body: dict[str, Any]) -> str:
-        metadata = metadata_of(body.get("user_metadata") or None)
-        return self.sessions.open(metadata, body.get("display_name")).id
+        metadata, display_name = metadata_of(body.get("user_metadata") or None), body.get("display_name")
+        if not isinstance(display_name, str | None):
+            raise bad_request(f"display_name must be a string, got {type(display_name).__name__}")
+        return self.sessions.open(metadata, display_name).id
 
     def sweep(self, now: float) -> None:
         """End silent sessions, forget old answers, and give up waiting for requests that never arrived.
@@ -145,6 +150,10 @@ class TinkerService:
 
         return self._queue(model_id, number, start, json_answer)
 
+    def save_weights_external(self, body: dict[str, Any]) -> str:
+        reason = METHODS["TrainingClient.save_weights_external"]
+        return self.reject(*_place(body), f"the server does not support save_weights_external: {reason}")
+
     def optim_step(self, body: dict[str, Any]) -> str:
         def step(request: OptimStepRequest, run: EngineRun) -> RequestFuture:
             params: Any = request.optim_params  # optim_step checks its type
@@ -171,22 +180,24 @@ class TinkerService:
                 return TrainingClient(self.engine, run).save_weights_for_sampler(
                     request.path, request.ttl_seconds, getattr(request, "user_metadata", None)
                 )
-            if request.sampling_session_seq_id is None:
-                raise bad_request("save_weights_for_sampler needs path or sampling_session_seq_id")
+            number = request.sampling_session_seq_id
+            if not request_ids.is_number(number):
+                raise bad_request("save_weights_for_sampler needs path, or sampling_session_seq_id (an integer >= 0)")
             sampler = Sampler(run.model, run.spec, lane=run.lane)
 
-            def take() -> Sampler:
+            def take() -> tuple[int | None, Sampler]:
                 self.engine.snapshot(run, sampler)
-                return sampler
+                return number, sampler
 
             return self.engine.queue.submit(take, run.lane)
 
         def encode(result: Any) -> Answer:
-            if not isinstance(result, Sampler):
+            if not isinstance(result, tuple):
                 return json_answer(result)
+            number, sampler = result
             session = self.sessions.get(request_ids.session_of(body["model_id"]))
-            name = request_ids.sampler_id(session.id, body["sampling_session_seq_id"])
-            self._add_sampler(session, name, result)
+            name = request_ids.sampler_id(session.id, number)
+            self._add_sampler(session, name, sampler)
             return json_answer({"sampling_session_id": name})
 
         return self._in_order(body, SaveWeightsForSamplerRequest, save, encode)
@@ -206,25 +217,28 @@ class TinkerService:
         path, base_model = request.model_path, request.base_model
         if path is None and base_model is None:
             raise bad_request("create_sampling_session needs model_path or base_model")
-        if name not in self._opening:
-            self._opening[name] = self.engine.queue.submit(
+        if not request_ids.is_number(request.sampling_session_seq_id):
+            raise bad_request("sampling_session_seq_id must be an integer >= 0")
+        if name not in session.opening:
+            self._check_running()
+            session.opening[name] = self.engine.queue.submit(
                 lambda: self.engine.create_sampler(path, base_model, session.id), session.id
             )
-        opening = asyncio.wrap_future(self._opening[name])
+        opening = asyncio.wrap_future(session.opening[name])
         await asyncio.wait([opening], timeout=LOAD_SECONDS)
         if not opening.done():
             return None
-        self._opening.pop(name, None)
+        session.opening.pop(name, None)
         self._add_sampler(session, name, opening.result())
         return name
 
     def sample(self, body: dict[str, Any]) -> tuple[str, list[str]]:
         """Queue a sampling call. Return the id of the request, and an id for each of its samples."""
         owner, number, count = body.get("sampling_session_id"), body.get("seq_id"), body.get("num_samples", 1)
-        if not isinstance(owner, str) or not isinstance(number, int):
-            raise bad_request("asample needs sampling_session_id (a string) and seq_id (an integer)")
+        if not isinstance(owner, str) or not request_ids.is_number(number):
+            raise bad_request("asample needs sampling_session_id (a string) and seq_id (an integer >= 0)")
         name = request_ids.request_id(owner, number)
-        fits = isinstance(count, int) and 1 <= count <= self.limits.samples
+        fits = type(count) is int and 1 <= count <= self.limits.samples
         sequence_ids = [f"{name}:{index}" for index in range(count)] if fits else []
 
         def start(sampler: HostedSampler) -> RequestFuture:
@@ -268,6 +282,22 @@ class TinkerService:
         """Return a client for the checkpoints on disk."""
         return RestClient(self.engine.store.root, models=self.supported_models())
 
+    def run_of_copy(self, request: CopyWeightsRequest, key: str | None) -> str:
+        """Return the training run into which a checkpoint is copied. `key` is the same in all retries of a request.
+
+        It is the run of the session and number that the request gives, or a new one.
+        """
+        session_id, number = request.session_id, request.model_seq_id
+        if session_id is None and number is None:
+            return request_ids.model_id(str(uuid.uuid4() if key is None else uuid.uuid5(_COPIES, key)), 0)
+        if session_id is None or not request_ids.is_number(number):
+            raise bad_request("copy_weights needs both session_id and model_seq_id (an integer >= 0), or neither")
+        session = self.sessions.get(session_id)
+        run = request_ids.model_id(session.id, number)
+        if run in session.models:
+            raise bad_request(f"the session trains a model with the number {number}; a copy needs another number")
+        return run
+
     def supported_models(self) -> list[tinker.types.SupportedModel]:
         lengths: dict[str, int | None] = dict.fromkeys(self.engine.folders or ())
         loaded = list(self.engine.models.items())  # a copy, because the engine's thread may add a model now
@@ -288,8 +318,8 @@ class TinkerService:
     ) -> str:
         """Create a model: request number 0, after which the model's requests are executed from number 1 on."""
         session_id, number = body.get("session_id"), body.get("model_seq_id")
-        if not isinstance(session_id, str) or not isinstance(number, int):
-            raise bad_request(f"{kind.__name__} needs session_id (a string) and model_seq_id (an integer)")
+        if not isinstance(session_id, str) or not request_ids.is_number(number):
+            raise bad_request(f"{kind.__name__} needs session_id (a string) and model_seq_id (an integer >= 0)")
         owner = request_ids.model_id(session_id, number)
         name = request_ids.request_id(owner, 0)
         session = self.sessions.find(session_id)
@@ -328,10 +358,7 @@ class TinkerService:
         encode: Callable[[Any], Answer],
     ) -> str:
         """Queue a request of a model. Its body is checked when its turn comes, so a bad body fails in its place."""
-        owner, number = body.get("model_id"), body.get("seq_id")
-        if not isinstance(owner, str) or not isinstance(number, int):
-            raise bad_request(f"{kind.__name__} needs model_id (a string) and seq_id (an integer)")
-        return self._queue(owner, number, lambda run: start(kind.model_validate(body), run), encode)
+        return self._queue(*_place(body), lambda run: start(kind.model_validate(body), run), encode)
 
     def _queue(self, owner: str, number: int, start: StartRequest, encode: Callable[[Any], Answer]) -> str:
         """Let a request start when its turn comes. A repeated request has the answer of the first one."""
@@ -339,6 +366,7 @@ class TinkerService:
         model = self.sessions.model(owner)
         if model is None or not model.order.is_new(number):
             return name
+        model.order.check(number)
         self.answers.open(name)
 
         def begin() -> None:
@@ -357,8 +385,7 @@ class TinkerService:
     ) -> None:
         """Start a request now, and let its answer follow. Call `failed` if it fails."""
         try:
-            if self._stopping:
-                raise server_error("the server is being stopped, and accepts no more requests")
+            self._check_running()
             request = start()
         except Exception as error:
             failed()
@@ -366,11 +393,23 @@ class TinkerService:
         else:
             self.answers.follow(name, request, encode, failed)
 
+    def _check_running(self) -> None:
+        if self._stopping:
+            raise server_error("the server is being stopped, and accepts no more requests")
+
     def _explain_missing(self, request_id: str) -> str:
         owner = request_ids.owner_of(request_id)
         if self.sessions.model(owner) is None and self.sessions.sampler(owner) is None:
             return _gone(owner)
         return f"the answer of request {request_id} was fetched, and is no longer kept"
+
+
+def _place(body: dict[str, Any]) -> tuple[str, int]:
+    """Return the model of a request and the request's number."""
+    owner, number = body.get("model_id"), body.get("seq_id")
+    if not isinstance(owner, str) or not request_ids.is_number(number):
+        raise bad_request("the request needs model_id (a string) and seq_id (an integer >= 0)")
+    return owner, number
 
 
 def _gone(owner: str) -> str:

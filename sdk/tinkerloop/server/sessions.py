@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from tinkerloop.local import SamplingClient
 from tinkerloop.local.request_errors import bad_request, not_found
-from tinkerloop.local.runtime.engine import EngineRun
+from tinkerloop.local.runtime.engine import EngineRun, Sampler
+from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.server.request_ids import session_of
 from tinkerloop.server.request_order import RequestOrder
 
@@ -63,6 +64,8 @@ class Session:
     models: dict[str, HostedModel] = field(default_factory=dict)
     samplers: OrderedDict[str, HostedSampler] = field(default_factory=OrderedDict)
     """The least recently used sampler is the first."""
+    opening: dict[str, RequestFuture[Sampler]] = field(default_factory=dict)
+    """Samplers that are being loaded, or that the client has not asked for again since they were."""
 
 
 class Sessions:

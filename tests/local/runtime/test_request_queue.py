@@ -3,7 +3,7 @@
 import asyncio
 import multiprocessing
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
 import pytest
@@ -59,14 +59,26 @@ def test_lanes_take_turns_and_each_keeps_its_order():
     assert done == ["busy 0", "other 0", "third 0", "busy 1", "other 1", "busy 2", "busy 3"]
 
 
-def test_a_group_is_executed_together_within_its_lane_only():
+def test_a_group_is_executed_together_in_all_lanes():
     queue, released = RequestQueue("test"), threading.Event()
     queue.submit(released.wait)
-    calls = [
-        queue.submit_grouped("weights", n, lambda together: [list(together)] * len(together), n % 2) for n in range(5)
-    ]
+    calls = [queue.submit_grouped("weights", n, echo, n % 3) for n in range(5)]
+    other = queue.submit_grouped("others", 9, echo, 1)
     released.set()
-    assert [call.result() for call in calls] == [[0, 2, 4], [1, 3], [0, 2, 4], [1, 3], [0, 2, 4]]
+    assert [call.result() for call in calls] == [[0, 3, 1, 4, 2]] * 5
+    assert other.result() == [9]
+
+
+def test_a_lane_with_one_call_is_not_delayed_by_more_than_one_call_of_each_other_lane():
+    queue, released = RequestQueue("test"), threading.Event()
+    queue.submit(released.wait)
+    calls = [queue.submit_grouped("weights", n, echo, "busy" if n else "small") for n in range(4)]
+    released.set()
+    assert [call.result() for call in calls] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+
+
+def echo(together: Sequence[object]) -> list[list[object]]:
+    return [list(together)] * len(together)
 
 
 def in_forked_child(function: Callable[[], object]) -> str:

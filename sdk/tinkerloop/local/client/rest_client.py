@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -134,13 +135,7 @@ class RestClient:
     ) -> RequestFuture[str]:
         """Copy a checkpoint into a new training run and return the path of the copy."""
         refuse_option(weights_access_token is not None, "weights_access_token")
-
-        def copy() -> str:
-            _, kind, name = _parse(path)
-            new = f"tinker://{uuid.uuid4()}:train:0/{kind}/{name}"
-            return self._store.copy(path, new, expires_at=expiry(ttl_seconds)).path
-
-        return _done(copy)
+        return _done(lambda: copy_into(self._store, path, f"{uuid.uuid4()}:train:0", ttl_seconds))
 
     def get_telemetry(self) -> None:
         """Return None: the embedded engine sends no telemetry."""
@@ -160,6 +155,16 @@ class RestClient:
         if not records:
             raise not_found(f"training run {run!r} not found: no checkpoint of it exists under {self._store.root}")
         return _run(run, records)
+
+
+def copy_into(store: CheckpointStore, path: str, run: str, ttl_seconds: int | None) -> str:
+    """Copy a checkpoint into the training run `run`, unless it was copied before. Return the path of the copy."""
+    _, kind, name = _parse(path)
+    copy = f"tinker://{run}/{kind}/{name}"
+    expires_at = expiry(ttl_seconds)
+    with suppress(tinker.NotFoundError):
+        return store.read(copy).path
+    return store.copy(path, copy, expires_at=expires_at).path
 
 
 def _done(compute: Callable[[], T]) -> RequestFuture[T]:

@@ -204,7 +204,7 @@ class SamplingClient(AwaitableClient):
             _ = engine  # This reference keeps the engine alive until it has answered, even if all clients are deleted.
             return answer_calls(sampler, calls)
 
-        return engine.queue.submit_grouped(id(sampler), call, answer, sampler.lane)
+        return engine.queue.submit_grouped(sampler.group, call, answer, sampler.lane)
 
 
 @functools.cache

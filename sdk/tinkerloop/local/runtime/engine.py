@@ -92,6 +92,13 @@ class Sampler:
     lane: Hashable = None
     """Lane of the sampler's requests in the queue."""
 
+    @property
+    def group(self) -> Hashable:
+        """Value that is equal for samplers with the same weights, whose calls can be computed together."""
+        if self.snapshot_future is not None:  # the weights may not be there yet
+            return id(self)
+        return id(self.model), None if self.weights is None else self.weights.version
+
 
 @dataclass(eq=False)
 class Engine:
@@ -109,6 +116,8 @@ class Engine:
     session: str = field(default_factory=lambda: str(uuid.uuid4()))
     run_count: int = 0
     models: dict[tuple[str, torch.dtype], Model] = field(default_factory=dict)
+    _sampled: weakref.WeakValueDictionary[tuple[str, str], Weights] = field(default_factory=weakref.WeakValueDictionary)
+    """Weights of the checkpoints that are sampled from, by path and time, so that several samplers share them."""
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.queue.abandon)  # finalize also runs at interpreter exit
@@ -269,8 +278,12 @@ class Engine:
                 f"{record.base_model!r}; pass this name or omit base_model"
             )
         base = self.model(record.base_model, record.lora)
-        weights = base.new_weights(record.lora)
-        self._fill_weights(base, weights, record)
+        weights = self._sampled.get((path, record.time))
+        if weights is None:
+            weights = base.new_weights(record.lora)
+            self._fill_weights(base, weights, record)
+            self.store.confirm(record)
+            self._sampled[path, record.time] = weights
         return Sampler(base, record.lora, weights, path, lane=lane)
 
     def apply(self, run: EngineRun, function: Callable[[TrainState], Any]) -> Any:

@@ -1,15 +1,16 @@
 """The request queue, and the single thread that executes the requests in the order of submission.
 
 All code that uses the model runs on this thread, so the model needs no lock. Requests that may be executed together
-(samples from the same weights) have an equal `group`. When a request of a group is executed, all waiting requests of
-the same group are executed with it.
+(samples from the same weights) have an equal `group`. When a request of a group is executed, the waiting requests of
+the same group are executed with it: all of its lane, and at most as many of each other lane.
 
-The requests of one lane are executed in the order of submission. The lanes take turns, so that a user with many queued
-requests does not delay another user by more than one request. In one process all requests are in the lane None.
+The other requests of one lane are executed in the order of submission. The lanes take turns, so that a user with many
+queued requests does not delay another user by more than one request. In one process all requests are in the lane None.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import OrderedDict, deque
@@ -76,8 +77,8 @@ class RequestQueue:
     ) -> RequestFuture:
         """Queue `payload` in `lane` and return its future.
 
-        `run_group` is called with this payload and all payloads of the same `group` that wait in the lane. It returns a
-        result or an exception for each.
+        `run_group` is called with this payload and other payloads of the same `group` that wait. It returns a result
+        or an exception for each.
         """
         return self._put(QueuedRequest(run_group, group, payload, lane))
 
@@ -162,13 +163,28 @@ class RequestQueue:
                     return None
                 self._wake.wait()
             name, lane = self._lanes.popitem(last=False)
-            taken = [lane.popleft()]
-            if taken[0].group is not None:
-                taken += [job for job in lane if job.group == taken[0].group]
-                lane = deque(job for job in lane if job.group != taken[0].group)
+            group = lane[0].group
+            taken = [lane.popleft()] if group is None else _taken_from(lane, group, len(lane))
             if lane:
                 self._lanes[name] = lane  # at the end: the other lanes have their turns first
+            if group is not None:
+                own = len(taken)
+                for other in [key for key in self._lanes if key != name]:
+                    taken += _taken_from(self._lanes[other], group, own)
+                    if not self._lanes[other]:
+                        del self._lanes[other]
         return taken
+
+
+def _taken_from(lane: deque[QueuedRequest], group: Hashable, most: int) -> list[QueuedRequest]:
+    """Remove the first requests of `group`, at most `most`, from a lane. Return them."""
+    taken = list(itertools.islice((job for job in lane if job.group == group), most))
+    if taken:
+        chosen = set(map(id, taken))
+        rest = [job for job in lane if id(job) not in chosen]
+        lane.clear()
+        lane.extend(rest)
+    return taken
 
 
 def _execute(job: QueuedRequest) -> None:
