@@ -76,8 +76,6 @@ def test_rest_lists_describes_and_deletes_checkpoints(service, client):
     rest.delete_checkpoint_from_tinker_path(path).result()
     with pytest.raises(tinker.NotFoundError):
         rest.delete_checkpoint_from_tinker_path(path).result()
-    with pytest.raises(tinker.BadRequestError, match="no public address"):
-        rest.publish_checkpoint_from_tinker_path(f"tinker://{client.model_id}/sampler_weights/b").result()
 
 
 def test_rest_shows_sessions_with_their_models_and_samplers(service, client):

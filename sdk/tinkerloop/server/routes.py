@@ -19,7 +19,6 @@ from starlette.routing import Route
 from tinker.types import RequestErrorCategory
 
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.local.unsupported import METHODS
 from tinkerloop.loopback import is_loopback
 from tinkerloop.server.access import BodyTooLargeError, read_body
 from tinkerloop.server.answers import category_of, message_of
@@ -36,7 +35,14 @@ _LARGE_BODY = 2**18
 
 Handler = Callable[[Request], Awaitable[Response]]
 _KNOWN_ERRORS = (tinker.TinkerError, TinkerloopError, NotImplementedError, ValueError, TypeError)
-FUTURES = ("create_model", "load_weights", "optim_step", "save_weights", "save_weights_for_sampler")
+FUTURES = (
+    "create_model",
+    "load_weights",
+    "optim_step",
+    "save_weights",
+    "save_weights_for_sampler",
+    "save_weights_external",
+)
 """Paths of the JSON requests that are answered with a request id. Each is a method of `TinkerService`."""
 
 
@@ -109,12 +115,6 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
         call = await run_in_threadpool(read_forward_backward, body) if large else read_forward_backward(body)
         return JSONResponse({"request_id": service.forward_backward(call)})
 
-    async def save_weights_external(request: Request) -> Response:
-        body = await body_of(request)
-        reason = f"the server does not support save_weights_external: {METHODS['TrainingClient.save_weights_external']}"
-        model_id, number = str(body.get("model_id")), int(body.get("seq_id", 0))
-        return JSONResponse({"request_id": service.reject(model_id, number, reason)})
-
     async def sample(request: Request) -> Response:
         request_id, sequence_ids = service.sample(await body_of(request))
         return JSONResponse({"request_id": request_id, "sample_sequence_ids": sequence_ids})
@@ -180,7 +180,6 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
         get("sessions/{session_id}", get_session),
         *(post(name, future(getattr(service, name))) for name in FUTURES),
         post("forward_backward", forward_backward),
-        post("save_weights_external", save_weights_external),
         post("asample", sample),
         post("retrieve_future", retrieve_future),
         post("get_info", get_info),

@@ -20,6 +20,7 @@ from tinker.types import (
     LoadWeightsRequest,
     OptimStepRequest,
     SampleRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
 )
@@ -33,6 +34,7 @@ from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse_option
 from tinkerloop.server import request_ids
 from tinkerloop.server.answers import Answer, Answers, failure, json_answer
+from tinkerloop.server.downloads import Downloads
 from tinkerloop.server.protobuf import MAX_ELEMENTS, ForwardBackwardCall, encode_output, encode_samples
 from tinkerloop.server.sessions import HostedModel, HostedSampler, ServerLimits, Session, Sessions
 
@@ -49,6 +51,7 @@ class TinkerService:
         self.engine, self.limits = engine, limits
         self.sessions = Sessions(limits)
         self.answers = Answers()
+        self.downloads = Downloads(engine.store)
         self._opening: dict[str, RequestFuture[Sampler]] = {}
         self._stopping = False
 
@@ -190,6 +193,22 @@ class TinkerService:
             return json_answer({"sampling_session_id": name})
 
         return self._in_order(body, SaveWeightsForSamplerRequest, save, encode)
+
+    def save_weights_external(self, body: dict[str, Any]) -> str:
+        """Save the weights as files for other programs, which `Downloads` links to."""
+
+        def save(request: SaveWeightsExternalRequest, run: EngineRun) -> RequestFuture:
+            if getattr(request, "age_encryption_recipients", None):
+                raise user_error(
+                    "the server does not support age_encryption_recipients: the files stay on the machine of the "
+                    "server; omit it"
+                )
+            name, ttl_seconds = request.path, request.ttl_seconds
+            return self.engine.queue.submit(
+                lambda: self.engine.save(run, "external_weights", name, ttl_seconds, False, None), run.lane
+            )
+
+        return self._in_order(body, SaveWeightsExternalRequest, save, lambda path: json_answer({"path": path}))
 
     # -- sampling ------------------------------------------------------------------------------------------------
 
