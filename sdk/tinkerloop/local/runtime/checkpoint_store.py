@@ -76,7 +76,7 @@ class CheckpointInfo:
     run_metadata: dict[str, str] | None = None
     size_bytes: int = 0
     public: bool = False
-    """Whether a user has published the checkpoint. Nothing is forbidden to anyone because of it."""
+    """True if a user of a server has published the checkpoint. Whoever can read the root folder can open it anyway."""
 
     @property
     def expired(self) -> bool:
