@@ -25,4 +25,10 @@ if importlib.util.find_spec("torch") is None or importlib.util.find_spec("peft")
 else:
     client = tinkerloop.connect("local").create_lora_training_client(base_model="tiny", rank=4)
     assert client.get_tokenizer().encode("A")
+if extra == "serve":
+    from tinkerloop.server.running import ServerOptions, background_server
+
+    with background_server(ServerOptions({"tiny": "tiny"})) as url:
+        client = tinkerloop.connect(url).create_lora_training_client(base_model="tiny", rank=4)
+        assert client.model_id
 print(f"{extra}: tinkerloop {tinkerloop.__version__} works")

@@ -258,7 +258,7 @@ def test_a_jpeg_file_without_a_scan_is_refused():
     data = encoded(smooth_image(), "JPEG")
     start = data.index(SCAN)
     for cut in (data[:start], data[: start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")]):
-        with pytest.raises(ImageError, match="no pixel data"):
+        with pytest.raises(ImageError, match=r"no pixel data|cannot identify"):  # an old Pillow does not even open it
             image_chunk(cut + b"\xff\xd9", model=QWEN)
 
 

@@ -30,7 +30,10 @@ MISTAKES = {
     "a negative learning rate": (lambda c: c.optim_step(tinker.AdamParams(learning_rate=-1.0)), "learning_rate"),
     "a short life": (lambda c: c.save_state("short", ttl_seconds=1), "ttl_seconds"),
     "an inflight sampler": (lambda c: c.save_weights_and_get_sampling_client(kind="inflight"), "inflight"),
-    "an external checkpoint": (lambda c: c.save_weights_external("x"), "save_weights_external"),
+    "an encrypted checkpoint": (
+        lambda c: c.save_weights_external("x", age_encryption_recipients=["age1x"]),
+        "age_encryption_recipients",
+    ),
 }
 
 

@@ -33,13 +33,29 @@ def checkpoint_of(place: str, root: Path | None = None) -> tuple[Path, str]:
     """
     if place.startswith("tinker://"):
         return (root or _DEFAULT_ROOT.expanduser()).absolute(), place
+    state, sampler = _newest(place)
+    return (root or _root_of(place)).absolute(), str(sampler or state)
+
+
+def training_path(place: str) -> str:
+    """Return the path of the training checkpoint that `place` refers to: a tinker:// path, or a run's newest record.
+
+    Raises:
+        CheckpointError: the run folder has no checkpoint.
+    """
+    if place.startswith("tinker://"):
+        return place
+    state, sampler = _newest(place)
+    return str(state or sampler)
+
+
+def _newest(place: str) -> tuple[str | None, str | None]:
     paths = saved_paths(place)
     if not paths:
         raise CheckpointError(
             f"{place} has no checkpoint; pass a run folder whose checkpoints.jsonl has a record, or a tinker:// path"
         )
-    state, sampler = paths[-1]
-    return (root or _root_of(place)).absolute(), str(sampler or state)
+    return paths[-1]
 
 
 def run_config(place: str) -> dict[str, Any]:
@@ -70,7 +86,7 @@ def naming_root(root: Path) -> Iterator[None]:
             raise
         raise CheckpointError(
             f"{error}; pass the folder that holds the embedded engine's checkpoints as --root, if it is not {root}. "
-            "Checkpoints of another service must be downloaded first"
+            "A checkpoint of a server is downloaded by `tinkerloop export` with --service"
         ) from error
 
 

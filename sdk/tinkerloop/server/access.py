@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.loopback import is_loopback
 from tinkerloop.redaction import redacted
+from tinkerloop.server.downloads import LINKS
 from tinkerloop.terminal import printable
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class AccessControl:
             await send(message)
 
         try:
-            problem = None if scope["path"] in _OPEN_PATHS else self._problem(Headers(scope=scope))
+            problem = None if scope["path"] in _OPEN_PATHS else self._problem(scope["path"], Headers(scope=scope))
             if problem is None:
                 await self._app(scope, receive, watch)
             else:
@@ -108,11 +109,13 @@ class AccessControl:
             milliseconds = 1000 * (time.monotonic() - begun)
             logger.info("%s", _line(scope, status, milliseconds))
 
-    def _problem(self, headers: Headers) -> str | None:
+    def _problem(self, path: str, headers: Headers) -> str | None:
         """Return why the request is not permitted; None if it is."""
         host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
         if self._hosts is not None and host not in self._hosts:
             return f"the server must be addressed as {' or '.join(self._hosts)}"
+        if path.startswith(LINKS):  # the link's signature takes the place of a key
+            return None
         key = headers.get("x-api-key")
         if key is None:
             return "the header X-API-Key is missing"

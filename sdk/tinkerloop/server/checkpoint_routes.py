@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from typing import IO, Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from tinker.types import CopyWeightsRequest
 
 from tinkerloop.local import RestClient
 from tinkerloop.local.client.rest_client import copy_into
 from tinkerloop.local.request_errors import bad_request
-from tinkerloop.local.unsupported import METHODS, refuse_option
+from tinkerloop.local.runtime.request_future import RequestFuture
+from tinkerloop.local.unsupported import refuse_option
+from tinkerloop.server.downloads import LINKS
 from tinkerloop.server.service import TinkerService
 
 RestCall = Callable[[RestClient, Request, dict[str, Any]], Any]
@@ -26,8 +29,9 @@ def checkpoint_routes(service: TinkerService, body_of: Callable[[Request], Await
     def route(method: str, path: str, call: RestCall) -> Route:
         async def handle(request: Request) -> Response:
             body = await body_of(request)
-            result = await run_in_threadpool(lambda: call(service.rest_client(), request, body).result())
-            return JSONResponse({} if result is None else result.model_dump(mode="json", exclude_none=True))
+            result = await run_in_threadpool(lambda: call(service.rest_client(), request, body))
+            value = result.result() if isinstance(result, RequestFuture) else result
+            return JSONResponse({} if value is None else _json(value))
 
         return Route(f"/api/v1/{path}", handle, methods=[method])
 
@@ -38,6 +42,23 @@ def checkpoint_routes(service: TinkerService, body_of: Callable[[Request], Await
         run = service.run_of_copy(call, request.headers.get("x-idempotency-key"))
         path = await run_in_threadpool(copy_into, service.engine.store, call.source_path, run, call.ttl_seconds)
         return JSONResponse({"tinker_path": path})
+
+    def publish(request: Request, public: bool) -> None:
+        service.engine.store.update(_path(request), public=public)
+
+    def archive(request: Request) -> dict[str, Any]:
+        url, expires = service.downloads.archive_link(str(request.base_url), _path(request))
+        return {"url": url, "expires": expires.isoformat()}
+
+    def urls(request: Request) -> dict[str, Any]:
+        links, expires = service.downloads.file_links(str(request.base_url), _path(request))
+        return {"urls": links, "expires": expires.isoformat()}
+
+    async def download(request: Request) -> Response:
+        file, query = request.path_params["file"], dict(request.query_params)
+        opened = await run_in_threadpool(service.downloads.open, _path(request), file, query)
+        headers = {"content-length": str(os.fstat(opened.fileno()).st_size)}
+        return StreamingResponse(_parts(opened), headers=headers, media_type="application/octet-stream")
 
     run, checkpoint = "training_runs/{run}", "training_runs/{run}/checkpoints/{kind}/{name}"
     return [
@@ -53,20 +74,20 @@ def checkpoint_routes(service: TinkerService, body_of: Callable[[Request], Await
                 _path(request), body.get("ttl_seconds")
             ),
         ),
-        route("POST", f"{checkpoint}/publish", _unsupported("publish_checkpoint_from_tinker_path")),
-        route("DELETE", f"{checkpoint}/publish", _unsupported("unpublish_checkpoint_from_tinker_path")),
-        route("GET", f"{checkpoint}/external_weights_urls", _unsupported("get_external_weights_urls")),
-        route("GET", f"{checkpoint}/archive", _unsupported("get_checkpoint_archive_url")),
+        route("POST", f"{checkpoint}/publish", lambda rest, request, _: publish(request, True)),
+        route("DELETE", f"{checkpoint}/publish", lambda rest, request, _: publish(request, False)),
+        route("GET", f"{checkpoint}/external_weights_urls", lambda rest, request, _: urls(request)),
+        route("GET", f"{checkpoint}/archive", lambda rest, request, _: archive(request)),
+        Route(f"{LINKS}{{run}}/{{kind}}/{{name}}/{{file}}", download),
         route("POST", "weights_info", lambda rest, _, body: rest.get_weights_info_by_tinker_path(_field(body))),
         Route("/api/v1/copy_weights", copy, methods=["POST"]),
     ]
 
 
-def _unsupported(method: str) -> RestCall:
-    def call(rest: RestClient, request: Request, body: dict[str, Any]) -> Any:
-        raise NotImplementedError(f"the server does not support {method}: {METHODS[f'RestClient.{method}']}")
-
-    return call
+def _parts(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while part := file.read(2**20):
+            yield part
 
 
 def _field(body: dict[str, Any]) -> str:
@@ -85,3 +106,7 @@ def _page(request: Request, limit: int) -> dict[str, Any]:
         return {"limit": int(query.get("limit", limit)), "offset": int(query.get("offset", 0))}
     except ValueError as error:
         raise bad_request(f"limit and offset must be integers: {error}") from error
+
+
+def _json(result: Any) -> dict[str, Any]:
+    return result if isinstance(result, dict) else result.model_dump(mode="json", exclude_none=True)

@@ -22,6 +22,7 @@ from tinker.types import (
     LoadWeightsRequest,
     OptimStepRequest,
     SampleRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
 )
@@ -32,9 +33,10 @@ from tinkerloop.local.request_errors import bad_request, not_found, server_error
 from tinkerloop.local.runtime.checkpoint_store import metadata_of
 from tinkerloop.local.runtime.engine import Engine, EngineRun, Sampler
 from tinkerloop.local.runtime.request_future import RequestFuture
-from tinkerloop.local.unsupported import METHODS, refuse_option
+from tinkerloop.local.unsupported import refuse_option
 from tinkerloop.server import request_ids
 from tinkerloop.server.answers import Answer, Answers, failure, json_answer
+from tinkerloop.server.downloads import Downloads
 from tinkerloop.server.protobuf import MAX_ELEMENTS, ForwardBackwardCall, encode_output, encode_samples
 from tinkerloop.server.sessions import HostedModel, HostedSampler, ServerLimits, Session, Sessions
 
@@ -53,6 +55,7 @@ class TinkerService:
         self.engine, self.limits = engine, limits
         self.sessions = Sessions(limits)
         self.answers = Answers()
+        self.downloads = Downloads(engine.store)
         self._stopping = False
 
     # -- sessions ------------------------------------------------------------------------------------------------
@@ -150,10 +153,6 @@ class TinkerService:
 
         return self._queue(model_id, number, start, json_answer)
 
-    def save_weights_external(self, body: dict[str, Any]) -> str:
-        reason = METHODS["TrainingClient.save_weights_external"]
-        return self.reject(*_place(body), f"the server does not support save_weights_external: {reason}")
-
     def optim_step(self, body: dict[str, Any]) -> str:
         def step(request: OptimStepRequest, run: EngineRun) -> RequestFuture:
             params: Any = request.optim_params  # optim_step checks its type
@@ -201,6 +200,22 @@ class TinkerService:
             return json_answer({"sampling_session_id": name})
 
         return self._in_order(body, SaveWeightsForSamplerRequest, save, encode)
+
+    def save_weights_external(self, body: dict[str, Any]) -> str:
+        """Save the weights as files for other programs, which `Downloads` links to."""
+
+        def save(request: SaveWeightsExternalRequest, run: EngineRun) -> RequestFuture:
+            if getattr(request, "age_encryption_recipients", None):
+                raise user_error(
+                    "the server does not support age_encryption_recipients: the files stay on the machine of the "
+                    "server; omit it"
+                )
+            name, ttl_seconds = request.path, request.ttl_seconds
+            return self.engine.queue.submit(
+                lambda: self.engine.save(run, "external_weights", name, ttl_seconds, False, None), run.lane
+            )
+
+        return self._in_order(body, SaveWeightsExternalRequest, save, lambda path: json_answer({"path": path}))
 
     # -- sampling ------------------------------------------------------------------------------------------------
 

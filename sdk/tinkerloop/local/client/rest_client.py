@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tinker
 
@@ -21,7 +21,8 @@ from tinkerloop.local.unsupported import refuse, refuse_option
 
 T = TypeVar("T")
 AccessScope = Literal["owned", "accessible"]
-_TYPES: dict[str, Literal["training", "sampler"]] = {"weights": "training", "sampler_weights": "sampler"}
+_TYPES: dict[str, Any] = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
+"""The type of a checkpoint by its kind. The type of `external_weights` exists since tinker 0.28."""
 
 
 @refuse
@@ -111,7 +112,7 @@ class RestClient:
         return _done(page)
 
     def delete_checkpoint(self, training_run_id: str, checkpoint_id: str) -> RequestFuture[None]:
-        """Delete the checkpoint `checkpoint_id` ("weights/NAME" or "sampler_weights/NAME") of a training run."""
+        """Delete the checkpoint `checkpoint_id` ("KIND/NAME") of a training run."""
         return self.delete_checkpoint_from_tinker_path(f"tinker://{training_run_id}/{checkpoint_id}")
 
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> RequestFuture[None]:
@@ -220,7 +221,7 @@ def _checkpoint(record: CheckpointInfo) -> tinker.types.Checkpoint:
         time=datetime.fromisoformat(record.time),
         tinker_path=record.path,
         size_bytes=record.size_bytes,
-        public=False,
+        public=record.public,
         **({} if record.user_metadata is None else {"user_metadata": record.user_metadata}),
         expires_at=None if record.expires_at is None else datetime.fromisoformat(record.expires_at),
     )

@@ -18,8 +18,6 @@ from tinkerloop.local.nn.parameters import Weights
 from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 from tinkerloop.local.runtime.peft_format import tensor_names
 
-_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-
 
 def export_checkpoint(
     root: Path, path: str, to: Path, *, merged: bool = False, dtype: torch.dtype = torch.float32
@@ -49,8 +47,8 @@ def export_checkpoint(
             )
         _warn_of_tied_embeddings(record.base_model, record.lora, path)
         to.mkdir(parents=True)
-        for name in _ADAPTER_FILES:
-            shutil.copyfile(store.folder(path) / name, to / name)
+        for file in store.weight_files(path):
+            shutil.copyfile(file, to / file.name)
         return
     base = load_model(record.base_model, torch.device("cpu"), torch.float32)
     weights = base.new_weights(record.lora)

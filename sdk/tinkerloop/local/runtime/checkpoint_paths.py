@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-CheckpointKind = Literal["weights", "sampler_weights"]
-KINDS: tuple[CheckpointKind, ...] = ("weights", "sampler_weights")
+CheckpointKind = Literal["weights", "sampler_weights", "external_weights"]
+KINDS: tuple[CheckpointKind, ...] = ("weights", "sampler_weights", "external_weights")
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 
 

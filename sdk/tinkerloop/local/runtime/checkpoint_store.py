@@ -1,6 +1,7 @@
 """Checkpoints on disk. The path `tinker://RUN/KIND/NAME` names a folder under one root folder.
 
-    ROOT/RUN/KIND/NAME/            KIND is weights (training) or sampler_weights; ":" in RUN is written "_"
+    ROOT/RUN/KIND/NAME/            ":" in RUN is written "_". KIND is weights (training), sampler_weights,
+                                   or external_weights (for other programs)
         checkpoint.json            the record: base model, LoRA options, optimizer step, time, expiry, user metadata
         adapter_model.safetensors  the adapter, in PEFT's format
         adapter_config.json        the adapter's configuration for PEFT
@@ -52,9 +53,10 @@ _STALE = 86400
 """Age in seconds after which the folder of an unfinished save or deletion is removed."""
 _FORMAT = 1
 """Version of the files' format that this code writes, and the only one that it reads."""
-_RECORD, _ADAPTER, _FULL, _OPTIMIZER = (
+_RECORD, _ADAPTER, _ADAPTER_CONFIG, _FULL, _OPTIMIZER = (
     "checkpoint.json",
     "adapter_model.safetensors",
+    "adapter_config.json",
     "model.safetensors",
     "optimizer.safetensors",
 )
@@ -73,6 +75,8 @@ class CheckpointInfo:
     user_metadata: dict[str, str] | None = None
     run_metadata: dict[str, str] | None = None
     size_bytes: int = 0
+    public: bool = False
+    """True if a user of a server has published the checkpoint. Whoever can read the root folder can open it anyway."""
 
     @property
     def expired(self) -> bool:
@@ -181,6 +185,11 @@ class CheckpointStore:
         """Return the folder of an existing checkpoint. PEFT can load an adapter from this folder."""
         self.read(path)
         return self._folder(path)
+
+    def weight_files(self, path: str) -> list[Path]:
+        """Return the files of an existing checkpoint that other programs can read: all but the record and moments."""
+        names = (_ADAPTER, _ADAPTER_CONFIG, _FULL)
+        return [file for name in names if (file := self.folder(path) / name).exists()]
 
     def delete(self, path: str) -> None:
         """Delete a checkpoint, or what lies in its place: a damaged checkpoint, a foreign file or folder, a link.
@@ -436,7 +445,7 @@ def _write_tensors(folder: Path, record: CheckpointInfo, contents: CheckpointCon
     else:
         save_file(on_cpu(contents.weights), folder / _ADAPTER, metadata={"format": "pt"})
         _write_json(
-            folder / "adapter_config.json", adapter_config(record.base_model, record.lora.rank, contents.peft_targets)
+            folder / _ADAPTER_CONFIG, adapter_config(record.base_model, record.lora.rank, contents.peft_targets)
         )
     if contents.moments is not None:
         flat = {f"{kind}.{name}": t for kind, named in contents.moments.items() for name, t in named.items()}

@@ -43,6 +43,8 @@ from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.runtime.request_queue import RequestQueue
 from tinkerloop.local.runtime.request_reading import DatumArrays
 
+_PURPOSES = {"weights": "training", "sampler_weights": "sampling", "external_weights": "other programs"}
+"""The use of each kind of checkpoint."""
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 """Mapping from device type to the default `token_budget` of `ServiceClient`."""
 
@@ -269,8 +271,8 @@ class Engine:
         record = self._named(self.store.read(path))
         if parse_path(path)[1] != "sampler_weights":
             raise bad_request(
-                f"{path} must point to a sampler weights checkpoint: it is a training checkpoint, "
-                "so save one with save_weights_for_sampler"
+                f"{path} must point to a sampler weights checkpoint: it is a checkpoint for "
+                f"{_PURPOSES[parse_path(path)[1]]}, so save one with save_weights_for_sampler"
             )
         if base_model is not None and base_model != record.base_model:
             raise bad_request(
@@ -370,7 +372,7 @@ class Engine:
         record = self._named(self.store.read(path))
         if parse_path(path)[1] != "weights":
             raise bad_request(
-                f"cannot continue training from {path}: it is a sampler checkpoint; "
+                f"cannot continue training from {path}: it is a checkpoint for {_PURPOSES[parse_path(path)[1]]}; "
                 "pass the path of a checkpoint saved with save_state"
             )
         return record
