@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from itertools import chain, repeat
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -380,7 +381,7 @@ class RendererCore(Format):
             "options": asdict(self.options),
             "vocabulary": [self._encoder.encode(_SAMPLE), self._assembler.ids],
         }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, default=date.isoformat).encode()).hexdigest()[:16]
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
