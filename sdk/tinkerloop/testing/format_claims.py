@@ -32,6 +32,7 @@ class FormatClaims:
         reasoning_with_calls: reasoning in a reply with tool calls.
         text_and_reasoning_with_calls: both of them in a reply with tool calls.
         reasoning_after_results: reasoning in a reply to the result of a tool call.
+        system: a system message at the start.
         later_system: system messages after the first message.
         images: images in messages of users.
         spaces: spaces at both ends of the text of a reply. A format that trims texts does not claim this.
@@ -50,6 +51,7 @@ class FormatClaims:
     reasoning_with_calls: bool = True
     text_and_reasoning_with_calls: bool = True
     reasoning_after_results: bool = True
+    system: bool = True
     later_system: bool = True
     images: bool = False
     spaces: bool = True
@@ -115,6 +117,7 @@ def _probes() -> dict[str, Messages]:
         "reasoning_with_calls": [_user(), _reply("", "r", calls=1)],
         "text_and_reasoning_with_calls": [_user(), _reply("a", "r", calls=1)],
         "reasoning_after_results": [_user(), _reply("", calls=1), _result(), _reply(reasoning="r")],
+        "system": [{"role": "system", "content": "s"}, _user(), _reply()],
         "later_system": [_user(), _reply(), {"role": "system", "content": "s"}, _user(), _reply()],
     }
 
@@ -232,7 +235,7 @@ def fitted(messages: Sequence[Mapping[str, Any]], claims: FormatClaims) -> Messa
         role, calls = message["role"], message.get("tool_calls")
         if role not in claims.roles or ((calls or role == "tool") and not claims.calls):
             continue
-        if role == "system" and i and not claims.later_system:
+        if role == "system" and not (claims.later_system if i else claims.system):
             continue
         previous = kept[-1]["role"] if kept else None
         if role == "tool" and previous == "tool" and not claims.parallel_calls:
