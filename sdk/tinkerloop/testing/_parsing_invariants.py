@@ -186,7 +186,7 @@ def a_cut_inside_reasoning_is_reasoning(subject: Subject) -> None:
         message, termination = subject.renderer.parse_response(ids[:cut])
         require(termination == "truncated" and not termination, f"{cut} ids of reasoning are {termination!r}")
         content: Any = message["content"]
-        only = not content if isinstance(content, str) else all(p["type"] == "thinking" for p in content)
+        only = not content.strip() if isinstance(content, str) else all(p["type"] == "thinking" for p in content)
         require(only and "tool_calls" not in message, f"{cut} ids of reasoning give the message {message}")
 
 
