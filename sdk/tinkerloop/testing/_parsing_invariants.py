@@ -36,19 +36,18 @@ def a_reply_parses_back(subject: Subject) -> None:
     example = subject.example(messages, tools=subject.tools)
     ids = sampled(example)
     parsed = ours.parse_response(ids, tools=subject.tools, messages=messages[:-1])
-    require(parsed.termination, f"the reply is parsed as {parsed.termination!r}, although it ends with a stop token")
+    _require_complete(subject, parsed, ids)
     require_equal(sum(span.stop - span.start for span in parsed.spans), len(ids), "the number of ids in the spans")
     again = subject.example([*messages[:-1], parsed.message], tools=subject.tools)
     subject.equal_tokens(again.tokens, example.tokens, f"the parsed message {parsed.message} gives other tokens")
 
 
 def a_reply_keeps_its_text(subject: Subject) -> None:
-    """The text of a trained reply is its text after parsing; only newlines at both ends may be left out."""
+    """The text of a trained reply is its text after parsing; only spaces and newlines at its ends may be unclaimed."""
     messages, ours = subject.conversation(later_system=False), subject.renderer
     parsed = ours.parse_response(sampled(subject.example(messages)), messages=messages[:-1]).message
-    strip = None if not subject.claims.spaces else "\n"
     text = ours.to_openai_message(parsed)["content"] or ""
-    require_equal(nfc(text).strip(strip), nfc(messages[-1]["content"]).strip(strip), "the text after parsing")
+    require_equal(_claimed(subject, text), _claimed(subject, messages[-1]["content"]), "the text after parsing")
 
 
 def messages_survive_openais_shape(subject: Subject) -> None:
@@ -184,7 +183,8 @@ def a_cut_inside_reasoning_is_reasoning(subject: Subject) -> None:
     ids = sampled(example)
     for cut in range(int(np.sum((example.weights > 0) & (example.parts == Part.REASONING)))):
         message, termination = subject.renderer.parse_response(ids[:cut])
-        require(termination == "truncated" and not termination, f"{cut} ids of reasoning are {termination!r}")
+        read_as = f"{cut} ids of reasoning are parsed as {termination.value}, expected truncated"
+        require(termination == "truncated" and not termination, read_as)
         content: Any = message["content"]
         only = not content.strip() if isinstance(content, str) else all(p["type"] == "thinking" for p in content)
         require(only and "tool_calls" not in message, f"{cut} ids of reasoning give the message {message}")
@@ -218,13 +218,28 @@ def a_quoted_tag_is_text(subject: Subject) -> None:
         return  # the format reads calls in ordinary text, and this may be one
     reply = {"role": "assistant", "content": "c", "reasoning_content": "r"} | {place: said}
     messages = subject.show([{"role": "user", "content": "q"}, reply])
-    message, termination = subject.renderer.parse_response(sampled(subject.example(messages)))
-    require(termination, f"the reply is parsed as {termination!r}")
-    read = subject.renderer.to_openai_message(message)
-    strip = "" if subject.claims.spaces else None
-    require_equal(nfc(read["content"]).strip(strip), nfc(messages[1]["content"]).strip(strip), "the text")
+    ids = sampled(subject.example(messages))
+    parsed = subject.renderer.parse_response(ids)
+    _require_complete(subject, parsed, ids)
+    read = subject.renderer.to_openai_message(parsed.message)
+    require_equal(_claimed(subject, read["content"]), _claimed(subject, messages[1]["content"]), "the text")
     require_equal(read.get("reasoning_content"), messages[1].get("reasoning_content"), "the reasoning")
     require("tool_calls" not in read, f"the text became the calls {read.get('tool_calls')}")
+
+
+def _require_complete(subject: Subject, parsed: Parsed, ids: list[int]) -> None:
+    sampled_text, termination = subject.renderer.decode(ids), parsed.termination
+    require(
+        termination,
+        f"the trained reply {sampled_text!r} is parsed as {termination.value}, although it ends with a stop token; the "
+        f"parsed message is {parsed.message}",
+    )
+
+
+def _claimed(subject: Subject, text: str) -> str:
+    """Return the text in NFC, without spaces and newlines at its ends that the format does not claim to keep."""
+    claims = subject.claims
+    return nfc(text).strip("\n" if claims.spaces and not claims.newlines else "" if claims.spaces else None)
 
 
 def _decoded(subject: Subject, ids: list[int]) -> str:

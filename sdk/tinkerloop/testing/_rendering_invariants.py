@@ -245,7 +245,7 @@ def truncation_trains_nothing_after_the_cut(subject: Subject) -> None:
 
 def tools_in_a_prefix_equal_the_argument(subject: Subject) -> None:
     """Tools that a system message declares give the same tokens as the argument `tools`."""
-    if not subject.claims.tools:
+    if not subject.claims.tools or "system" not in subject.claims.roles:
         return
     messages = subject.show([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
     prefix = subject.renderer.create_conversation_prefix_with_tools(DECLARED_TOOLS)
@@ -261,7 +261,8 @@ def a_sequence_begins_once(subject: Subject) -> None:
     messages, ours = subject.conversation(), subject.renderer
     texts = {*BEGINNINGS, getattr(ours.tokenizer, "bos_token", None)} - {None, *ours.grammar.control}
     ids = {ours._encoder.id_of(text) for text in texts} - {None}
-    prefix = ours.create_conversation_prefix_with_tools(DECLARED_TOOLS, "s") if subject.tools else []
+    can_declare = subject.tools and "system" in subject.claims.roles
+    prefix = ours.create_conversation_prefix_with_tools(DECLARED_TOOLS, "s") if can_declare else []
     unled = messages[bool(messages) and messages[0]["role"] == "system" :]
     rendered = [
         subject.prompt(messages[:-1]),

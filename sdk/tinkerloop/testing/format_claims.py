@@ -36,6 +36,7 @@ class FormatClaims:
         later_system: system messages after the first message.
         images: images in messages of users.
         spaces: spaces at both ends of the text of a reply. A format that trims texts does not claim this.
+        newlines: newlines at both ends of the text of a reply.
         argument_order: the order of the arguments of a call. A format that does not claim this sorts them by name.
         episodes: conversations that grow by sampled replies, with `Renderer.episode`.
         rewrites: a conversation that the format rewrites when it goes on, for a format without the extension property.
@@ -55,6 +56,7 @@ class FormatClaims:
     later_system: bool = True
     images: bool = False
     spaces: bool = True
+    newlines: bool = True
     argument_order: bool = True
     episodes: bool = True
     rewrites: Sequence[Mapping[str, Any]] = ()
@@ -147,7 +149,7 @@ def probe_claims(renderer: Renderer, **stated: Any) -> FormatClaims:
     found: dict[str, Any] = {"roles": roles}
     for claim, messages in _probes().items():
         found[claim] = roles.issuperset(m["role"] for m in messages) and not refuses(renderer, claim, messages)
-    found["spaces"] = keeps_spaces(renderer)
+    found["spaces"], found["newlines"] = keeps_text(renderer, " a "), keeps_text(renderer, "\na\n")
     found["argument_order"] = not found["calls"] or keeps_argument_order(renderer)
     found["images"] = not refuses(renderer, "images", with_image())
     found["episodes"] = can_begin_episode(renderer)
@@ -179,8 +181,10 @@ def check_claims(renderer: Renderer, claims: FormatClaims) -> None:
         raise CheckFailedError(
             f"the format claims argument_order={claims.argument_order}, but a call shows the opposite"
         )
-    if claims.spaces is not keeps_spaces(renderer):
-        raise CheckFailedError(f"the format claims spaces={claims.spaces}, but a reply of ' a ' parses to the opposite")
+    for claim, claimed, text in (("spaces", claims.spaces, " a "), ("newlines", claims.newlines, "\na\n")):
+        if claimed is not keeps_text(renderer, text):
+            parsed = _parsed_back(renderer, _reply(text))["content"]
+            raise CheckFailedError(f"the format claims {claim}={claimed}, but a reply of {text!r} parses to {parsed!r}")
 
 
 def refuses(renderer: Renderer, claim: str, messages: Messages) -> RenderError | ImageError | None:
@@ -202,9 +206,9 @@ def can_begin_episode(renderer: Renderer) -> bool:
     return True
 
 
-def keeps_spaces(renderer: Renderer) -> bool:
-    """Return whether a reply keeps the spaces at both ends of its text."""
-    return _parsed_back(renderer, _reply(" a "))["content"] == " a "
+def keeps_text(renderer: Renderer, text: str) -> bool:
+    """Return whether a reply of this text parses to the same text."""
+    return _parsed_back(renderer, _reply(text))["content"] == text
 
 
 def keeps_argument_order(renderer: Renderer) -> bool:
