@@ -24,10 +24,9 @@ from tinkerloop.testing.ordered_service import (
     OrderedRestClient,
     OrderedSampler,
     OrderedService,
-    Ready,
-    UnigramState,
 )
 from tinkerloop.testing.process_checks import check_loop_in_processes
+from tinkerloop.testing.ready import Ready
 from tinkerloop.testing.sample_events import (
     sample_batches,
     sample_boundary,
@@ -36,6 +35,7 @@ from tinkerloop.testing.sample_events import (
     sample_record,
     sample_step_result,
 )
+from tinkerloop.testing.unigram import UnigramState
 
 if TYPE_CHECKING:
     from tinkerloop.testing.format_claims import FormatClaims, probe_claims
