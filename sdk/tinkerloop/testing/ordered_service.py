@@ -29,7 +29,7 @@ from tinkerloop.errors import TinkerloopError
 from tinkerloop.testing.ready import Ready
 from tinkerloop.testing.unigram import (
     UnigramState,
-    adam_step,
+    adam_update,
     gradient_of,
     log_softmax,
     loss_and_gradient,
@@ -208,7 +208,7 @@ class OrderedClient:
         """
 
         def work() -> tinker.OptimStepResponse:
-            self.state, norm = adam_step(self.state, optim_params)
+            self.state, norm = adam_update(self.state, optim_params)
             return tinker.OptimStepResponse(metrics={"unclipped_grad_l2:mean": norm})
 
         return self._do(("optim_step", optim_params.learning_rate), work)

@@ -198,7 +198,9 @@ class _Watched:
         if hasattr(client, "optim_step"):
             self.training_clients.append(client)
         for name in _methods(client, _OPERATIONS):
-            setattr(client, name, self._counted(getattr(client, name)))
+            counted = self._counted(getattr(client, name))
+            opens = name.removesuffix("_async") == "save_weights_and_get_sampling_client"
+            setattr(client, name, self._then_watched(counted) if opens else counted)
         return client
 
     def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:

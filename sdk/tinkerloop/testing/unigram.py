@@ -88,7 +88,7 @@ def gradient_of(logits: NDArray[np.float64], targets: NDArray[np.int64], weights
     return weights.sum(dtype=np.float64) * np.exp(log_softmax(logits)) - at_targets
 
 
-def adam_step(state: UnigramState, p: tinker.AdamParams) -> tuple[UnigramState, float]:
+def adam_update(state: UnigramState, p: tinker.AdamParams) -> tuple[UnigramState, float]:
     """Return the state after one step of Adam with decoupled weight decay, and the norm of the gradient.
 
     If `grad_clip_norm` is positive, the gradient is first clipped to this L2 norm.
