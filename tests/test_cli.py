@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import re
+import warnings
 
 import pytest
 
@@ -31,6 +32,18 @@ def test_inspect_prints_tokens_counts_and_weights(file, capsys) -> None:
     assert f"{file}:2" in out
     assert "naïve <b>?" in out
     assert "4 trained with weights 0.5" in out
+
+
+def test_a_warning_of_a_command_is_one_line_without_a_place_in_the_code(monkeypatch, capsys) -> None:
+    def warn(arguments: argparse.Namespace) -> int:
+        warnings.warn("the adapter must not be merged", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(importlib.import_module(COMMANDS["runs"]), "run", warn)
+    shown = warnings.showwarning
+    assert main(["runs", "folder"]) == 0
+    assert capsys.readouterr().err == "tinkerloop runs: warning: the adapter must not be merged\n"
+    assert warnings.showwarning is shown
 
 
 def test_inspect_shows_what_truncation_cuts_off(file, capsys) -> None:

@@ -1,8 +1,11 @@
+import asyncio
+
 import pytest
 
 import tinkerloop.local
 from tinkerloop import connect
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.hosted import HostedServiceClient
 
 
 def test_without_a_key_it_is_the_embedded_engine_and_says_so(tmp_path, monkeypatch, capsys):
@@ -16,12 +19,29 @@ def test_without_a_key_it_is_the_embedded_engine_and_says_so(tmp_path, monkeypat
 def test_with_a_key_it_is_the_hosted_service_unless_asked_otherwise(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("TINKER_BASE_URL", raising=False)
     monkeypatch.setenv("TINKER_API_KEY", "tml-key")
-    monkeypatch.setattr("tinkerloop._lazy.tinker.ServiceClient", lambda **options: options, raising=False)
-    assert connect() == {}
+    monkeypatch.setattr("tinker.ServiceClient.__init__", lambda self, **options: None)
+    assert isinstance(connect(), HostedServiceClient)
     assert capsys.readouterr().err == "service: Tinker\n"
     local = connect("local", root=tmp_path)
     local.close("success")
     assert isinstance(local, tinkerloop.local.ServiceClient)
+
+
+@pytest.mark.parametrize("name", ["create_lora_training_client", "create_lora_training_client_async"])
+def test_the_hosted_service_warns_about_a_model_that_it_retires(name, monkeypatch, caplog):
+    monkeypatch.delenv("TINKER_BASE_URL", raising=False)
+    monkeypatch.setattr("tinker.ServiceClient.__init__", lambda self, **options: None)
+
+    async def create_async(self, base_model, rank):
+        return base_model, rank
+
+    created = create_async if name.endswith("async") else lambda self, base_model, rank: (base_model, rank)
+    monkeypatch.setattr(f"tinker.ServiceClient.{name}", created)
+    for model in ("Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B"):
+        assert not caplog.records
+        client = getattr(connect("tinker"), name)(model, rank=8)
+        assert (asyncio.run(client) if asyncio.iscoroutine(client) else client) == (model, 8)
+    assert "retires Qwen/Qwen3-30B-A3B" in caplog.text
 
 
 def test_a_url_is_a_client_of_tinkers_own_that_asks_for_nothing_yet(monkeypatch, capsys):

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tinkerloop._lazy import tinker
 from tinkerloop.clients import ServiceClientLike
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.redaction import redacted
@@ -55,8 +54,10 @@ def connect(
     if service == "tinker" and base_url:
         service = base_url
     if service == "tinker":
+        from tinkerloop.hosted import HostedServiceClient
+
         print("service: Tinker", file=sys.stderr)
-        return tinker.ServiceClient()
+        return HostedServiceClient()
     if not service.startswith(("http://", "https://")):
         raise TinkerloopError(
             f'unknown service {redacted(service)!r}; expected "local", "tinker", or a URL that begins with http:// or https://'

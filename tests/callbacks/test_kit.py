@@ -96,6 +96,11 @@ class Global(Callback):
         return Log({"seen": Global.seen})
 
 
+class Unlisted(Callback):
+    def on_step(self, result):
+        return {"a": 1}
+
+
 class FailsAtTheEnd(Callback):
     def on_end(self, summary):
         if summary.error:
@@ -105,11 +110,15 @@ class FailsAtTheEnd(Callback):
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (Forgetful, r"resumed at step 1 gives other requests.*put what the callback decides from into `state`"),
+        (
+            Forgetful,
+            r"resumed at step 5 gives .*: on_step at step 5 returned \[Log.*, expected \[Log.*Put .* into `state`",
+        ),
         (Blocking, "on_boundary waited for the result of forward"),
         (Sleepy, "on_step slept for 1 s"),
         (Unsaved, "state of callback 'unsaved' cannot be saved"),
-        (Global, "gives other requests than `run`"),
+        (Global, r"`arun` gives other requests than `run`: on_step at step 0 .* not from a clock"),
+        (Unlisted, r"Unlisted.on_step returned {'a': 1}, but it may return only .*, in unlisted.on_step at step 0"),
         (FailsAtTheEnd, "on_end was called 0 times, or raised"),
     ],
 )

@@ -90,15 +90,16 @@ def test_a_record_that_does_not_name_its_model_can_be_resumed(service, batches, 
     assert checkpoints.latest().model == {"base_model": "small", "rank": 8}
 
 
-def test_a_retired_model_is_warned_about_only_on_the_hosted_service(service, caplog):
-    class Hosted(tinker.ServiceClient):
-        def __init__(self):
-            pass
+def test_a_retired_model_is_warned_about_only_on_the_hosted_service(service, monkeypatch, caplog):
+    class AtUrl(tinker.ServiceClient):
+        """As the client of a server at a URL, which may serve the model for ever."""
 
-        def create_lora_training_client(self, *args, **options):
-            return service.create_lora_training_client(*args, **options)
+    def create(self, *args, **options):
+        return service.create_lora_training_client(*args, **options)
 
-    for asked in (service, Hosted()):
+    monkeypatch.setattr(tinker.ServiceClient, "__init__", lambda self: None)
+    monkeypatch.setattr(tinker.ServiceClient, "create_lora_training_client", create)
+    for asked in (service, AtUrl(), tinker.ServiceClient()):
         assert not caplog.records
         open_training_client(asked, None, base_model="Qwen/Qwen3-30B-A3B", rank=8)
     assert "retires Qwen/Qwen3-30B-A3B" in caplog.text

@@ -51,6 +51,8 @@ SORTING = ("tml_v0",)
 """The names of formats that sort the arguments of calls."""
 TRIMMING = ("glm5_3", "llama3", "nemotron3", "qwen3_5", "qwen3_8")
 """The beginnings of the names of formats that trim the texts of replies."""
+WITHOUT_NEWLINES = ("qwen3", "qwen3_disable_thinking", "qwen3_thinking", "qwen3_vl")
+"""The names of formats that trim newlines, and no spaces, at the start of the texts of replies."""
 
 __all__ = ["CONTROL", "TEXTS", "TOOLS"]
 
@@ -135,6 +137,7 @@ def claims(name: str) -> FormatClaims:
         roles=frozenset(renderer(name).roles),
         images=name in VISION,
         spaces=not name.startswith(TRIMMING),
+        newlines=not name.startswith(TRIMMING) and name not in WITHOUT_NEWLINES,
         argument_order=name not in SORTING,
     )
 

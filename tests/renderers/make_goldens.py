@@ -1,6 +1,10 @@
-"""Write the golden files: texts and token ids of fixed conversations, by the official templates and tokenizers.
+"""Write all golden files: texts and token ids of fixed conversations, by the official templates and tokenizers.
 
-TINKERLOOP_MODELS=FOLDER python -m tests.renderers.make_goldens
+    pip install tml-renderers==0.2.1
+    TINKERLOOP_MODELS=FOLDER python -m tests.renderers.make_goldens
+
+The package `tml_renderers` gives the texts of formats that have no official template, in `goldens/tml_renderers`.
+Without the package, these files stay as they are, and the command says so.
 
 If FOLDER contains the model's tokenizer, it gives the ids; otherwise `everyones_tokenizer` does. A whole vocabulary is
 too large to commit. So `goldens/tokenizers` contains only the part of each vocabulary that the golden texts can use,
@@ -10,11 +14,13 @@ with the original ids.
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tests.renderers.chats import CONTROL, MODELS, TOOLS, everyones_tokenizer, nfc
-from tests.renderers.test_parity import CASES, Case, differs, fitted, render_officially
+from tests.renderers.test_goldens import WHEEL_GOLDENS
+from tests.renderers.test_parity import CASES, TODAY, Case, differs, fitted, render_officially
 from tinkerloop.tokenizers import get_tokenizer
 from tinkerloop.tokenizers.encoders import byte_of_character
 
@@ -89,15 +95,39 @@ def golden(case: Case) -> list[dict[str, Any]]:
             continue
         ours, theirs = fitted(case, messages)
         tools = TOOLS if "tools" in title and case.tools else None
-        prompt = render_officially(case, theirs[:-1], tools, prompting=True)
+        prompt = _dated(render_officially(case, theirs[:-1], tools, prompting=True))
         prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
         row = {"chat": title, "messages": ours, "tools": tools, "prompt": prompt, "prompt_ids": prompt_ids}
         if not differs(case, ours):
-            document = render_officially(case, theirs, tools, prompting=False)
+            document = _dated(render_officially(case, theirs, tools, prompting=False))
             row["reply"] = document.removesuffix(case.ends_with).removeprefix(prompt)
             assert document.startswith(prompt)
             row["reply_ids"] = tokenizer.encode(row["reply"], add_special_tokens=False)
         rows.append(row)
+    return rows
+
+
+def _dated(text: str) -> str:
+    """Return the text of a template with a fixed date in place of today's, so that only other changes are seen."""
+    return text.replace(TODAY, "2026-11-26")
+
+
+def wheel_golden(name: str) -> list[dict[str, Any]]:
+    """Return the conversations, each with the text that the package `tml_renderers` gives for it."""
+    from tests.renderers.test_tml_renderers import ours, prompt_of_the_wheel, with_sorted_arguments
+
+    rows = []
+    for title, chat in CHATS.items():
+        messages = json.loads(json.dumps(chat))
+        if title == "inline reasoning":
+            continue
+        if ours(name).disables_reasoning:
+            messages = [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages]
+        if name != "tml_v0":
+            messages = with_sorted_arguments(messages)
+        tools = TOOLS if "tools" in title else None
+        text = ours(name).decode(prompt_of_the_wheel(name, messages, tools))
+        rows.append({"chat": title, "messages": messages, "tools": tools, "text": text})
     return rows
 
 
@@ -123,12 +153,21 @@ def main() -> None:
     texts: dict[str, list[str]] = {}
     for case in CASES:
         rows = golden(case)
-        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-        _write(GOLDENS / f"{case.name}.json", f"[\n{lines}\n]\n")
+        _write_rows(GOLDENS / f"{case.name}.json", rows)
         if case.tokenizer:
             texts.setdefault(case.tokenizer, []).extend(row["prompt"] + row.get("reply", "") for row in rows)
     for folder, written in texts.items():
         _write(TOKENIZERS / f"{folder}.json", json.dumps(excerpt(folder, written), ensure_ascii=False) + "\n")
+    for file in sorted(WHEEL_GOLDENS.glob("*.json")):
+        if find_spec("tml_renderers") is None:
+            print(f"{file}: unchanged, because the package tml-renderers 0.2.1 is not installed")
+        else:
+            _write_rows(file, wheel_golden(file.stem))
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    _write(path, f"[\n{lines}\n]\n")
 
 
 def _write(path: Path, text: str) -> None:

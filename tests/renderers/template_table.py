@@ -100,9 +100,8 @@ def texts_of(ours: Renderer, messages: list[Any], tools: Any, official: Callable
     return texts, how
 
 
-def cells(source: str) -> Iterator[tuple[str, str]]:
-    """Yield the name of each column, with "yes", "split" or the reason why not."""
-    call_id = "functions.get_weather:0" if "tool_calls_section" in source else "abc123DEF"
+def tokenizer_for(source: str) -> Any:
+    """Return a tokenizer with the control tokens in the source of a chat template, and with this template."""
     special = {"bos_token": "<s>", "eos_token": "</s>"}
     for mark, eos, bos in (
         ("｜", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>"), ("<|im_end|>", "<|im_end|>", "<|endoftext|>"),
@@ -117,7 +116,13 @@ def cells(source: str) -> Iterator[tuple[str, str]]:
             break
     roles = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>"] if "'<|' + " in source else []
     further = ["<|constrain|>", "<|call|>", "<|python_tag|>", *roles]
-    tokenizer = tokenizer_with(sorted({*CONTROL.findall(source), *special.values(), *further}), source, **special)
+    return tokenizer_with(sorted({*CONTROL.findall(source), *special.values(), *further}), source, **special)
+
+
+def cells(source: str) -> Iterator[tuple[str, str]]:
+    """Yield the name of each column, with "yes", "split" or the reason why not."""
+    call_id = "functions.get_weather:0" if "tool_calls_section" in source else "abc123DEF"
+    tokenizer = tokenizer_for(source)
 
     def official(messages: Any, tools: Any = None, prompting: bool = False) -> str:
         wrapped = [{"type": "function", "function": tool} for tool in tools or []] or None

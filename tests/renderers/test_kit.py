@@ -1,4 +1,4 @@
-"""The check kit accepts the chat format of the page for users, and finds each of twenty mistakes in it."""
+"""The check kit accepts the chat format of the page for users, and finds each of 26 mistakes in it."""
 
 from __future__ import annotations
 
@@ -43,8 +43,12 @@ Turns: Any = vars(MODULE)["Turns"]
 
 def mistaken(mistake: str) -> Any:
     """Return a renderer of the format with one mistake."""
-    name = f"Turns{list(MISTAKES).index(mistake)}"
-    vars(MODULE)[name] = type(name, (Turns,), MISTAKES[mistake] | {"__module__": MODULE.__name__})
+    return renderer_with(f"Turns{list(MISTAKES).index(mistake)}", **MISTAKES[mistake])
+
+
+def renderer_with(name: str, **attributes: Any) -> Any:
+    """Return a renderer of a subclass of the format, which is importable."""
+    vars(MODULE)[name] = type(name, (Turns,), attributes | {"__module__": MODULE.__name__})
     return vars(MODULE)[name](tokenizer())
 
 
@@ -120,6 +124,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "weight on a header": {"opening": weight_on_the_header},
     "another header in the prompt": {"opening": another_prompt_than_header},
     "lost space": {"reply": texts(str.strip)},
+    "lost newline": {"reply": texts(lambda said: said.rstrip("\n"))},
     "added space": {"reply": texts(lambda said: " " + said)},
     "space before the stop": {"reply": edited(lambda pieces, *_: [*pieces[:-1], text(" "), pieces[-1]])},
     "lost letter": {"reply": texts(lambda said: said.replace("é", ""))},
@@ -160,6 +165,10 @@ def test_a_mistake_in_a_format_is_found(mistake: str) -> None:
     right = probe_claims(Turns(tokenizer()))
     with pytest.raises(CheckFailedError, match="breaks the invariant"):
         check_renderer(mistaken(mistake), examples=6, claims=right, shrink=False)
+
+
+def test_a_format_without_the_role_system_passes() -> None:
+    check_renderer(renderer_with("NoSystem", roles=frozenset({"user", "assistant", "tool"})), examples=3)
 
 
 def test_an_error_shows_the_smallest_conversation_and_both_token_sequences() -> None:

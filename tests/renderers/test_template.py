@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import numpy as np
 import pytest
 
@@ -87,6 +89,13 @@ def test_a_reply_whose_stop_token_comes_after_another_message_is_not_trained(las
 def test_a_template_that_changes_a_string_in_an_unknown_way_is_refused(source: str, content: str) -> None:
     with pytest.raises(RenderError, match=r"changes|depending"):
         with_template(source).build_generation_prompt([{"role": "user", "content": content}])
+
+
+def test_the_fingerprint_depends_on_the_date_that_the_template_gets() -> None:
+    days = (None, date(2026, 1, 1), date(2026, 1, 2))
+    options = [TemplateOptions(CHATML + PROMPT, today=day) for day in days]
+    prints = [get_renderer("template", everyones_tokenizer(), options=one).fingerprint() for one in options]
+    assert len(set(prints)) == 3
 
 
 def test_what_a_template_raises_is_a_render_error() -> None:

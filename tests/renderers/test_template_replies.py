@@ -169,6 +169,30 @@ def test_reasoning_is_written_and_read_under_each_name_that_templates_use(name: 
     assert (message["content"], str(termination)) == (parts, "stop_sequence")
 
 
+def test_a_newline_that_the_template_writes_before_reasoning_is_no_text() -> None:
+    """As in the template of GLM 4.6, whose prompt ends before the newline."""
+    body = (
+        "<|im_start|>{{ m.role }}{{ '\\n<think>' + (m.reasoning_content or '') + '</think>' if m.role == 'assistant' }}"
+    )
+    source = template(body + "{{ '\\n' + m.content + '<|im_end|>' }}", PROMPT.replace("\\n", ""))
+    ours = with_template(source)
+    for reasoning in ("", "because"):
+        reply = {"role": "assistant", "content": "a"} | ({"reasoning_content": reasoning} if reasoning else {})
+        (text,) = trained(ours, [USER, reply])
+        assert text == f"\n<think>{reasoning}</think>\na<|im_end|>"
+        message, termination = ours.parse_response(ours.tokenizer.encode(text, add_special_tokens=False))
+        assert termination == "stop_sequence"
+        assert ours.to_openai_message(message) == reply
+
+
+def test_an_example_ends_with_the_stop_token_where_the_template_ends_a_document_with_another() -> None:
+    """As in the template of Phi 3."""
+    ours = with_template(CHATML + "{% if not add_generation_prompt %}{{ '<|endoftext|>' }}{% endif %}")
+    example = ours.build_supervised_example([USER, {"role": "assistant", "content": "a"}])
+    assert decode(example.tokens).endswith("a<|im_end|>")
+    assert trained(ours, [USER, {"role": "assistant", "content": "a"}]) == ["a<|im_end|>"]
+
+
 def test_reasoning_that_the_prompt_opens_is_read() -> None:
     prompt = "{{ '<|im_start|>assistant\\n<think>\\n' if add_generation_prompt }}"
     body = "{% if m.role == 'assistant' %}{{ '<think>\\n' + (m.reasoning or '') + '</think>' }}{% endif %}"

@@ -86,7 +86,7 @@ def test_a_tool_that_a_format_does_not_declare_is_refused() -> None:
 
 
 def test_arguments_and_texts_that_a_format_does_not_write_are_refused() -> None:
-    with pytest.raises(RenderError, match=r"messages\[1\].* arguments of a tool call"):
+    with pytest.raises(RenderError, match=r"messages\[1\].* tool call's arguments"):
         WithNamesOfCalls(everyones_tokenizer()).build_supervised_example(
             [USER, REPLY | {"tool_calls": [call("f", {"city": "Bern"})]}]
         )

@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from tinkerloop._lazy import tinker
 from tinkerloop._version import __version__
@@ -59,7 +61,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv or ["--help"])
     assert module is not None, "argparse should have rejected the unknown command"
     try:
-        return module.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _shown_by(arguments.command, warnings.showwarning)
+            return module.run(arguments)
     except (TinkerloopError, tinker.TinkerError, OSError) as error:
         print(f"tinkerloop {arguments.command}: {printable(redacted(str(error)))}", file=sys.stderr)
         return 2
+
+
+def _shown_by(command: str, others: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that prints a `UserWarning` as one line, without its place in the code of the package.
+
+    `others` prints all other warnings.
+    """
+
+    def show(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> None:
+        if category is UserWarning:
+            print(f"tinkerloop {command}: warning: {printable(redacted(str(message)))}", file=sys.stderr)
+        else:
+            others(message, category, *args, **options)
+
+    return show

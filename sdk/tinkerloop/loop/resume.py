@@ -47,7 +47,7 @@ def open_training_client(
     options: Any = create  # the service raises if base_model is missing
     asked = {name: value for name, value in options.items() if name in _RECORDED}
     if record is None:
-        if isinstance(service, ServiceClient):  # the hosted service, not the embedded engine
+        if type(service) is ServiceClient:  # not by `connect`, whose client of the hosted service warns itself
             warn_if_retired(str(options.get("base_model")))
         client = resolve(service.create_lora_training_client(**options))
         _models.set(client, {**_described(client), **asked})

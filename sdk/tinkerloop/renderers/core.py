@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from itertools import chain, repeat
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -190,8 +191,9 @@ class RendererCore(Format):
         self.check_written(conversation, pieces)
         if self.tags_in_replies == "refuse":
             self._refuse_tags(conversation, pieces, weights)
-        while pieces and pieces[-1][1].part is Part.SCAFFOLD and not pieces[-1][1].text.strip():
-            pieces.pop()  # remove the separator before the next turn: examples end with the last turn's stop token
+        last = next((piece.part for _, piece in reversed(pieces) if piece.part is not Part.SCAFFOLD), None)
+        while pieces and pieces[-1][1].part is Part.SCAFFOLD and (last is Part.STOP or not pieces[-1][1].text.strip()):
+            pieces.pop()  # remove what comes before the next turn: examples end with the last turn's stop token
         example = self._assembler.assemble(pieces, weights, self.max_length, encode)
         if self.disables_reasoning:  # check earlier replies too, because some formats keep their reasoning
             for (message, part), weight in zip(example.span_table.labels, example.span_table.weights, strict=True):
@@ -380,7 +382,7 @@ class RendererCore(Format):
             "options": asdict(self.options),
             "vocabulary": [self._encoder.encode(_SAMPLE), self._assembler.ids],
         }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True, default=date.isoformat).encode()).hexdigest()[:16]
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)

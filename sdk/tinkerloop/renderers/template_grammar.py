@@ -193,7 +193,10 @@ def _reasoning_block(write: Write, control: Sequence[str], used: Sequence[str]) 
     (start, open_token), (end, close_token) = opening[-1], closing[0]
     head, foot = before[start + len(open_token) :], after[:end]
     head, foot = (fixed if fixed.strip("\n") else "" for fixed in (head, foot))
-    return Block(Part.REASONING, open_token, close_token, head=head, foot=foot, trim="\n")
+    led = _whole(pieces[: places[0]])[: start - len(before) or None]  # up to the token that opens the block
+    prompt = _whole(write([_USER], prompting=True))
+    lead = led[len(prompt) :] if led.startswith(prompt) and led[len(prompt) :].isspace() else ""
+    return Block(Part.REASONING, open_token, close_token, head=head, foot=foot, lead=lead, trim="\n")
 
 
 # ---- tool calls

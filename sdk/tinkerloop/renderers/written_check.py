@@ -82,7 +82,7 @@ def _lost_parts(message: ChatMessage, pieces: Sequence[Piece], allowed: Any) -> 
         if not all(calls.count(name) >= names.count(name) for name in names):
             yield "tool calls"
         if not all(_has_arguments(call, calls) for call in message.tool_calls):
-            yield "arguments of a tool call"
+            yield "tool call's arguments"
         if not all(call.raw_text.strip() in calls for call in message.unparsed):
             yield "unparsed tool calls"
     for key in ("name", "tool_call_id"):

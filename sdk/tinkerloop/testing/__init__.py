@@ -5,6 +5,7 @@ The kits hold a user's part to what the package's own parts are held to; the pac
 * `OrderedService`: a service in memory, which trains a small model, and can raise errors on purpose.
 * `check_callback` and `drive`: check a callback; `sample_step_result` and other `sample_...`: events for its tests.
 * `check_loop`: kill a run of your own at every operation, resume it, and compare the outcome.
+* `check_loop_in_processes`: the same with real processes that are killed by SIGKILL, e.g. on the embedded engine.
 * `check_renderer`, `RENDERER_CHECKS`, `FormatClaims`, `probe_claims`, `random_conversations`: check a chat format. They
   need hypothesis: `pip install 'tinkerloop-sdk[testing]'`.
 """
@@ -23,9 +24,9 @@ from tinkerloop.testing.ordered_service import (
     OrderedRestClient,
     OrderedSampler,
     OrderedService,
-    Ready,
-    UnigramState,
 )
+from tinkerloop.testing.process_checks import check_loop_in_processes
+from tinkerloop.testing.ready import Ready
 from tinkerloop.testing.sample_events import (
     sample_batches,
     sample_boundary,
@@ -34,6 +35,7 @@ from tinkerloop.testing.sample_events import (
     sample_record,
     sample_step_result,
 )
+from tinkerloop.testing.unigram import UnigramState
 
 if TYPE_CHECKING:
     from tinkerloop.testing.format_claims import FormatClaims, probe_claims
@@ -63,6 +65,7 @@ __all__ = [
     "UnigramState",
     "check_callback",
     "check_loop",
+    "check_loop_in_processes",
     "check_renderer",
     "drive",
     "probe_claims",

@@ -8,6 +8,7 @@ import pickle
 import re
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from tinkerloop.errors import CheckFailedError, RenderError, ZeroWeightError
+from tinkerloop.messages import ToolSpec
 from tinkerloop.renderers import Part, TrainOnWhat
 from tinkerloop.testing._invariant import Subject, nfc, require, require_equal, sampled
 from tinkerloop.testing.format_claims import DECLARED_TOOLS, REWRITTEN, check_claims, fitted
@@ -243,7 +245,7 @@ def truncation_trains_nothing_after_the_cut(subject: Subject) -> None:
 
 def tools_in_a_prefix_equal_the_argument(subject: Subject) -> None:
     """Tools that a system message declares give the same tokens as the argument `tools`."""
-    if not subject.claims.tools:
+    if not subject.claims.tools or "system" not in subject.claims.roles:
         return
     messages = subject.show([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
     prefix = subject.renderer.create_conversation_prefix_with_tools(DECLARED_TOOLS)
@@ -259,7 +261,8 @@ def a_sequence_begins_once(subject: Subject) -> None:
     messages, ours = subject.conversation(), subject.renderer
     texts = {*BEGINNINGS, getattr(ours.tokenizer, "bos_token", None)} - {None, *ours.grammar.control}
     ids = {ours._encoder.id_of(text) for text in texts} - {None}
-    prefix = ours.create_conversation_prefix_with_tools(DECLARED_TOOLS, "s") if subject.tools else []
+    can_declare = subject.tools and "system" in subject.claims.roles
+    prefix = ours.create_conversation_prefix_with_tools(DECLARED_TOOLS, "s") if can_declare else []
     unled = messages[bool(messages) and messages[0]["role"] == "system" :]
     rendered = [
         subject.prompt(messages[:-1]),
@@ -350,18 +353,38 @@ def tokens_equal_the_template(subject: Subject) -> None:
     prompting = subject.draw(st.booleans(), "a prompt")
     while prompting and messages[-1]["role"] == "assistant":
         messages.pop()
-    wrapped = [{"type": "function", "function": tool} for tool in tools] if tools else None
-    tokenizer: Any = ours.tokenizer
-    text = tokenizer.apply_chat_template(
-        json.loads(json.dumps(messages)),
-        tools=wrapped,
-        chat_template=subject.template,
-        tokenize=False,
-        add_generation_prompt=prompting,
-        **subject.template_variables,
-    )
     tokens = subject.prompt(messages, tools=tools) if prompting else subject.example(messages, tools=tools).tokens
-    if not prompting and nfc(text).rstrip() == nfc(ours.decode(tokens)).rstrip():
-        return  # an example ends with the stop token; the reply is encoded separately from its header
-    expected = tokenizer.encode(text, add_special_tokens=False)
+    text = _official(subject, subject.template, messages, tools, prompting)
+    tokenizer: Any = ours.tokenizer
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    if prompting:
+        expected = encode(text)
+    elif text.startswith(prompt := _official(subject, subject.template, messages[:-1], tools, True)):
+        # A reply is encoded separately from its prompt, and an example ends with the stop token.
+        stop, reply = ours.decode(tokens[-1:]), text[len(prompt) :]
+        reply = reply[: reply.rindex(stop)] if stop in reply else reply.rstrip()
+        expected = encode(prompt) + encode(reply + stop)
+    elif nfc(text).rstrip() == nfc(ours.decode(tokens)).rstrip():
+        return  # the template itself writes another text before the reply than in its prompt
+    else:
+        expected = encode(text)
     subject.equal_tokens(tokens, expected, "the tokens differ from those of the template")
+
+
+def _official(
+    subject: Subject, template: str, messages: list[dict[str, Any]], tools: list[ToolSpec] | None, prompting: bool
+) -> str:
+    """Return the text of the official template. If it rejects arguments of calls as objects, they are JSON texts."""
+    tokenizer: Any = subject.renderer.tokenizer
+    wrapped = [{"type": "function", "function": tool} for tool in tools] if tools else None
+    options = {"chat_template": template, "tokenize": False, "add_generation_prompt": prompting}
+    shown = json.loads(json.dumps(messages))
+    try:
+        try:
+            return tokenizer.apply_chat_template(shown, tools=wrapped, **options, **subject.template_variables)
+        except TypeError:
+            for call in (call for message in shown for call in message.get("tool_calls", ())):
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            return tokenizer.apply_chat_template(shown, tools=wrapped, **options, **subject.template_variables)
+    except Exception as error:
+        raise CheckFailedError(f"the renderer accepts this conversation, but the template raises {error!r}") from error

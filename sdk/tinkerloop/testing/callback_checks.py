@@ -10,7 +10,6 @@ A boundary is the point between two optimizer steps.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import tempfile
 import threading
 import time
@@ -118,6 +117,9 @@ def check_callback(
     return whole.report
 
 
+_Answers = dict[tuple[str, int], list[Any]]
+
+
 @dataclass
 class _Recorded:
     """The behaviour of one run: the answers of the callback, in order, and the state of the callback at the end."""
@@ -134,9 +136,9 @@ class _Recorded:
     def state(self) -> Any:
         return None if self.callback.state is None else asdict(self.callback.state)
 
-    def by_event(self) -> dict[tuple[str, int], list[Any]]:
+    def by_event(self) -> _Answers:
         """Return the answers by event and step."""
-        found: dict[tuple[str, int], list[Any]] = {}
+        found: _Answers = {}
         for name, step, answer in self.answers:
             found.setdefault((name, step), []).append(answer)
         return found
@@ -196,7 +198,8 @@ class _Trial:
                 _drive_loop(loop, driver)
         except Exception as error:
             if fault is None:
-                raise CheckFailedError(f"a run with the callback, by `{driver}`, raised {error!r}") from error
+                place = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+                raise CheckFailedError(f"a run with the callback, by `{driver}`, raised {error!r}{place}") from error
         if recorded.blocked:
             raise CheckFailedError(
                 f"the callback blocks: {recorded.blocked[0]}; queue the work, and return its future in an Eval"
@@ -207,28 +210,42 @@ class _Trial:
 def _check_drivers(trial: _Trial, whole: _Recorded) -> None:
     for driver in ("arun", "steps", "asteps"):
         other = trial.run(driver, driver=driver)
-        if difference := first_difference(other.answers, whole.answers, "the calls"):
-            raise CheckFailedError(f"`{driver}` gives other requests than `run`: {difference}")
+        if difference := _other_answer(other.by_event(), whole.by_event()):
+            raise CheckFailedError(
+                f"`{driver}` gives other requests than `run`: {difference}. A callback must decide from its events and "
+                "its `state` alone, not from a clock, random numbers or attributes of its class"
+            )
 
 
 def _check_resumes(trial: _Trial, whole: _Recorded) -> None:
     expected = whole.by_event()
-    for record in Checkpoints(trial.root / "whole").records():
-        name = f"resumed-{record.step}"
-        shutil.copytree(trial.root / "whole", trial.root / name)
-        copied = Checkpoints(trial.root / name).at(record.step)
-        resumed = trial.run(name, record=copied)
+    for record in reversed(Checkpoints(trial.root / "whole").records()):  # a resume replaces all later records
+        resumed = trial.run("whole", record=record)
         found = resumed.by_event()
         found.pop(("on_start", record.step), None)
         later = {key: answers for key, answers in expected.items() if key[1] > record.step}
-        same_step = {key: expected.get(key) for key in found if key[1] <= record.step}
-        if difference := first_difference(found, later | same_step, "the calls"):
+        same_step = {key: expected.get(key, []) for key in found if key[1] <= record.step}
+        if difference := _other_answer(found, later | same_step):
             raise CheckFailedError(
                 f"a run that is resumed at step {record.step} gives other requests than one that was not interrupted: "
-                f"{difference}; put what the callback decides from into `state`"
+                f"{difference}. Put what the callback decides from into `state`"
             )
         if difference := first_difference(resumed.state, whole.state, "the state"):
             raise CheckFailedError(f"a run that is resumed at step {record.step} ends with another state: {difference}")
+
+
+def _other_answer(found: _Answers, expected: _Answers) -> str | None:
+    """Return the first event whose answers differ, with both answers; None if there is none."""
+    for name, step in {**expected, **found}:
+        given, wanted = found.get((name, step), []), expected.get((name, step), [])
+        if first_difference(given, wanted):
+            return f"{name} at step {step} returned {_shown(given)}, expected {_shown(wanted)}"
+    return None
+
+
+def _shown(answers: list[Any]) -> str:
+    """Return the answers to an event, which most runs have once at a step, as text."""
+    return " and then ".join(map(repr, answers)) or "nothing, because it was not called"
 
 
 def _check_end(trial: _Trial, whole: _Recorded) -> None:
@@ -273,13 +290,13 @@ def _recording(recorded: _Recorded, name: str, handler: Callable[..., Any]) -> C
             report.calls[name] = report.calls.get(name, 0) + 1
             report.seconds[name] = report.seconds.get(name, 0.0) + seconds
         step = args[0] if isinstance(args[0], int) else args[0].step
-        recorded.answers.append((name, step, _comparable(name, answer)))
+        recorded.answers.append((name, step, _comparable(type(recorded.callback).__name__, name, answer)))
         return answer
 
     return handle
 
 
-def _comparable(name: str, answer: Any) -> Any:
+def _comparable(callback: str, name: str, answer: Any) -> Any:
     """Return an answer as a value that can be compared: futures and functions of requests are left out."""
     if isinstance(answer, Plan):
         batches = [(len(batch.datums), str(batch.loss_fn)) for batch in answer.micro_batches]
@@ -288,7 +305,7 @@ def _comparable(name: str, answer: Any) -> Any:
             for datum in answer.datums
         ]
         return answer.optim.model_dump(), batches, weights, answer.normalize
-    return [_without_functions(request) for request in requests_of("the callback", name, answer)]
+    return [_without_functions(request) for request in requests_of(callback, name, answer)]
 
 
 def _without_functions(request: Request) -> Any:

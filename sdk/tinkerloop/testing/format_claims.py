@@ -32,9 +32,11 @@ class FormatClaims:
         reasoning_with_calls: reasoning in a reply with tool calls.
         text_and_reasoning_with_calls: both of them in a reply with tool calls.
         reasoning_after_results: reasoning in a reply to the result of a tool call.
+        system: a system message at the start.
         later_system: system messages after the first message.
         images: images in messages of users.
         spaces: spaces at both ends of the text of a reply. A format that trims texts does not claim this.
+        newlines: newlines at both ends of the text of a reply.
         argument_order: the order of the arguments of a call. A format that does not claim this sorts them by name.
         episodes: conversations that grow by sampled replies, with `Renderer.episode`.
         rewrites: a conversation that the format rewrites when it goes on, for a format without the extension property.
@@ -50,9 +52,11 @@ class FormatClaims:
     reasoning_with_calls: bool = True
     text_and_reasoning_with_calls: bool = True
     reasoning_after_results: bool = True
+    system: bool = True
     later_system: bool = True
     images: bool = False
     spaces: bool = True
+    newlines: bool = True
     argument_order: bool = True
     episodes: bool = True
     rewrites: Sequence[Mapping[str, Any]] = ()
@@ -115,6 +119,7 @@ def _probes() -> dict[str, Messages]:
         "reasoning_with_calls": [_user(), _reply("", "r", calls=1)],
         "text_and_reasoning_with_calls": [_user(), _reply("a", "r", calls=1)],
         "reasoning_after_results": [_user(), _reply("", calls=1), _result(), _reply(reasoning="r")],
+        "system": [{"role": "system", "content": "s"}, _user(), _reply()],
         "later_system": [_user(), _reply(), {"role": "system", "content": "s"}, _user(), _reply()],
     }
 
@@ -144,7 +149,7 @@ def probe_claims(renderer: Renderer, **stated: Any) -> FormatClaims:
     found: dict[str, Any] = {"roles": roles}
     for claim, messages in _probes().items():
         found[claim] = roles.issuperset(m["role"] for m in messages) and not refuses(renderer, claim, messages)
-    found["spaces"] = keeps_spaces(renderer)
+    found["spaces"], found["newlines"] = keeps_text(renderer, " a "), keeps_text(renderer, "\na\n")
     found["argument_order"] = not found["calls"] or keeps_argument_order(renderer)
     found["images"] = not refuses(renderer, "images", with_image())
     found["episodes"] = can_begin_episode(renderer)
@@ -176,8 +181,10 @@ def check_claims(renderer: Renderer, claims: FormatClaims) -> None:
         raise CheckFailedError(
             f"the format claims argument_order={claims.argument_order}, but a call shows the opposite"
         )
-    if claims.spaces is not keeps_spaces(renderer):
-        raise CheckFailedError(f"the format claims spaces={claims.spaces}, but a reply of ' a ' parses to the opposite")
+    for claim, claimed, text in (("spaces", claims.spaces, " a "), ("newlines", claims.newlines, "\na\n")):
+        if claimed is not keeps_text(renderer, text):
+            parsed = _parsed_back(renderer, _reply(text))["content"]
+            raise CheckFailedError(f"the format claims {claim}={claimed}, but a reply of {text!r} parses to {parsed!r}")
 
 
 def refuses(renderer: Renderer, claim: str, messages: Messages) -> RenderError | ImageError | None:
@@ -199,9 +206,9 @@ def can_begin_episode(renderer: Renderer) -> bool:
     return True
 
 
-def keeps_spaces(renderer: Renderer) -> bool:
-    """Return whether a reply keeps the spaces at both ends of its text."""
-    return _parsed_back(renderer, _reply(" a "))["content"] == " a "
+def keeps_text(renderer: Renderer, text: str) -> bool:
+    """Return whether a reply of this text parses to the same text."""
+    return _parsed_back(renderer, _reply(text))["content"] == text
 
 
 def keeps_argument_order(renderer: Renderer) -> bool:
@@ -232,7 +239,7 @@ def fitted(messages: Sequence[Mapping[str, Any]], claims: FormatClaims) -> Messa
         role, calls = message["role"], message.get("tool_calls")
         if role not in claims.roles or ((calls or role == "tool") and not claims.calls):
             continue
-        if role == "system" and i and not claims.later_system:
+        if role == "system" and not (claims.later_system if i else claims.system):
             continue
         previous = kept[-1]["role"] if kept else None
         if role == "tool" and previous == "tool" and not claims.parallel_calls:

@@ -120,10 +120,24 @@ def outcome(folder: Path, run: EndedRun | None, ignored_metrics: tuple[str, ...]
     """Return all that must not depend on interruptions: every bit of it but where the run and its states are saved."""
     assert run is not None
     states = [client.state for client in run.clients]
-    result: dict[str, Any] = {
+    return {
         "weights": [[array.tobytes() for array in (s.logits, s.first, s.second)] for s in states],
         "updates": [state.updates for state in states],
+        **compared_summary(run.returned, ignored_metrics),
+        **recorded_files(folder, ignored_metrics),
     }
+
+
+def compared_summary(returned: object, ignored_metrics: tuple[str, ...]) -> dict[str, Any]:
+    """Return what a run returned as a part of its outcome: nothing, unless it is a `Summary`."""
+    if not isinstance(returned, Summary):
+        return {}
+    return {"summary": (returned.step, returned.reason, _compared(dict(returned.metrics), ignored_metrics))}
+
+
+def recorded_files(folder: Path, ignored_metrics: tuple[str, ...]) -> dict[str, Any]:
+    """Return the rows, records and rollouts in the files of a run, by the name of the file."""
+    result: dict[str, Any] = {}
     for file in sorted(folder.rglob("*.jsonl")):
         name = str(file.relative_to(folder))
         if file.name == "metrics.jsonl":
@@ -135,9 +149,6 @@ def outcome(folder: Path, run: EndedRun | None, ignored_metrics: tuple[str, ...]
             result[name] = [r | {"metrics": _compared(r["metrics"], ignored_metrics)} for r in records]
         elif file.name == "rollouts.jsonl":
             result[name] = file.read_bytes().splitlines()
-    if isinstance(run.returned, Summary):
-        metrics = _compared(dict(run.returned.metrics), ignored_metrics)
-        result["summary"] = (run.returned.step, run.returned.reason, metrics)
     return result
 
 

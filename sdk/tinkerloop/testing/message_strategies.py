@@ -84,7 +84,7 @@ def random_conversations(
     """
     can = claims or FormatClaims()
     messages: list[dict[str, Any]] = []
-    if "system" in can.roles and draw(st.booleans()):
+    if "system" in can.roles and can.system and draw(st.booleans()):
         messages.append({"role": "system", "content": draw(text)})
     for turn in range(draw(st.integers(1, max_turns))):
         if can.later_system and turn and draw(st.integers(0, 3)) == 0:

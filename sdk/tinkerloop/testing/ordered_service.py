@@ -14,11 +14,10 @@ immediately, in the order of the calls, and appends it to the list `operations`:
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +25,16 @@ from numpy.typing import NDArray
 from tinkerloop._lazy import tinker
 from tinkerloop.client_versions import has_field
 from tinkerloop.clients import CustomLoss
-from tinkerloop.datum import LOSS_INPUTS, check_datum
-from tinkerloop.errors import DatumError, TinkerloopError
-from tinkerloop.testing._policy_losses import DEFAULTS, complete_config, policy_loss
+from tinkerloop.errors import TinkerloopError
+from tinkerloop.testing.ready import Ready
+from tinkerloop.testing.unigram import (
+    UnigramState,
+    adam_update,
+    gradient_of,
+    log_softmax,
+    loss_and_gradient,
+    targets_of,
+)
 
 T = TypeVar("T")
 Operation = tuple[Any, ...]
@@ -40,25 +46,6 @@ _NO_TOKENIZER = "the unigram model has no tokenizer: create datums and prompts f
 
 class MissingCheckpointError(TinkerloopError, FileNotFoundError):
     """Error for a path at which the service has no checkpoint."""
-
-
-@dataclass(frozen=True)
-class UnigramState:
-    """The training state of the unigram model, for V tokens.
-
-    Attributes:
-        logits: the weights of the model, shape (V,).
-        first: the first moments of Adam, shape (V,).
-        second: the second moments of Adam, shape (V,).
-        updates: the number of optimizer steps so far.
-        gradient: the accumulated gradient, shape (V,); None if there is none.
-    """
-
-    logits: NDArray[np.float64]
-    first: NDArray[np.float64]
-    second: NDArray[np.float64]
-    updates: int = 0
-    gradient: NDArray[np.float64] | None = None
 
 
 @dataclass
@@ -170,7 +157,10 @@ class OrderedClient:
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: Mapping[str, float | str] | None = None
     ) -> Ready[tinker.ForwardBackwardOutput]:
         """Compute a built-in loss. The accumulated gradient is not changed."""
-        return self._do(("forward", len(data), loss_fn), lambda: self._loss(data, loss_fn, loss_fn_config)[0])
+        return self._do(
+            ("forward", len(data), loss_fn),
+            lambda: loss_and_gradient(self.state.logits, data, loss_fn, loss_fn_config)[0],
+        )
 
     def forward_backward(
         self, data: list[tinker.Datum], loss_fn: str, loss_fn_config: Mapping[str, float | str] | None = None
@@ -178,7 +168,7 @@ class OrderedClient:
         """Compute a built-in loss, and add its gradient to the accumulated gradient."""
 
         def work() -> tinker.ForwardBackwardOutput:
-            output, gradient = self._loss(data, loss_fn, loss_fn_config)
+            output, gradient = loss_and_gradient(self.state.logits, data, loss_fn, loss_fn_config)
             self._add(gradient)
             return output
 
@@ -196,7 +186,7 @@ class OrderedClient:
         def work() -> tinker.ForwardBackwardOutput:
             import torch
 
-            output, _ = self._loss(data, "custom", None)
+            output, _ = loss_and_gradient(self.state.logits, data, "custom", None)
             logprobs = [torch.tensor(one["logprobs"].to_numpy(), requires_grad=True) for one in output.loss_fn_outputs]
             loss, metrics = loss_fn(data, logprobs)
             loss.backward()
@@ -206,7 +196,7 @@ class OrderedClient:
                         "No gradient computed for logprob tensor: the custom loss must depend on the log-probabilities "
                         "of every datum"
                     )
-                self._add(self._gradient(_targets(datum), -one.grad.numpy()))
+                self._add(gradient_of(self.state.logits, targets_of(datum), -one.grad.numpy()))
             return replace(output, metrics={**metrics, "loss:sum": float(loss)})
 
         return self._do(("forward_backward_custom", len(data), getattr(loss_fn, "__name__", "custom")), work)
@@ -218,17 +208,7 @@ class OrderedClient:
         """
 
         def work() -> tinker.OptimStepResponse:
-            state, p = self.state, optim_params
-            gradient = np.zeros(self._service.vocab_size) if state.gradient is None else state.gradient
-            norm = float(np.linalg.norm(gradient))
-            if p.grad_clip_norm > 0:
-                gradient = gradient * min(1.0, p.grad_clip_norm / max(norm, 1e-300))
-            updates = state.updates + 1
-            first = p.beta1 * state.first + (1 - p.beta1) * gradient
-            second = p.beta2 * state.second + (1 - p.beta2) * gradient**2
-            update = (first / (1 - p.beta1**updates)) / (np.sqrt(second / (1 - p.beta2**updates)) + p.eps)
-            logits = state.logits * (1 - p.learning_rate * p.weight_decay) - p.learning_rate * update
-            self.state = UnigramState(logits, first, second, updates)
+            self.state, norm = adam_update(self.state, optim_params)
             return tinker.OptimStepResponse(metrics={"unclipped_grad_l2:mean": norm})
 
         return self._do(("optim_step", optim_params.learning_rate), work)
@@ -258,44 +238,6 @@ class OrderedClient:
             )
         self._service.checkpoints[path] = replace(self.state, gradient=None)
         return tinker.types.SaveWeightsResponse(path=path)
-
-    def _loss(
-        self, data: Sequence[tinker.Datum], loss_fn: str, config: Mapping[str, float | str] | None
-    ) -> tuple[tinker.ForwardBackwardOutput, NDArray[np.float64]]:
-        if not data:
-            raise ValueError("No data provided: pass at least one datum")
-        if loss_fn not in (*DEFAULTS, "custom"):
-            raise NotImplementedError(
-                f"OrderedService supports {', '.join(DEFAULTS)} and custom losses, got {loss_fn!r}"
-            )
-        options = {} if loss_fn == "custom" else complete_config(loss_fn, config)
-        total, gradient, outputs = [], np.zeros(self._service.vocab_size), []
-        logprobs = _log_softmax(self.state.logits)
-        for datum in data:
-            check_datum(datum, loss_fn=loss_fn, vocab_size=self._service.vocab_size, allow_zero_weight=True)
-            targets, one = _targets(datum), {"logprobs": logprobs[_targets(datum)]}
-            if loss_fn != "custom":
-                inputs = _exact_inputs(datum, loss_fn)
-                if loss_fn == "cross_entropy":
-                    loss, weights = -one["logprobs"] * inputs["weights"], inputs["weights"]
-                    one["elementwise_loss"] = loss
-                else:
-                    loss, weights = policy_loss(loss_fn, one["logprobs"], inputs, options)
-                total.append(float(loss.sum()))
-                gradient += self._gradient(targets, weights)
-            outputs.append({name: tinker.TensorData.from_numpy(v.astype(np.float32)) for name, v in one.items()})
-        output = tinker.ForwardBackwardOutput(
-            loss_fn_output_type="ArrayRecord", loss_fn_outputs=outputs, metrics={"loss:sum": math.fsum(total)}
-        )
-        return output, gradient
-
-    def _gradient(self, targets: NDArray[np.int64], weights: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the gradient of sum(-w * logp[target]) with respect to the logits.
-
-        It is sum(w) * softmax(logits), minus at each token the sum of w over the positions with this target.
-        """
-        at_targets = np.bincount(targets.ravel(), weights.ravel(), minlength=self._service.vocab_size)
-        return weights.sum(dtype=np.float64) * np.exp(_log_softmax(self.state.logits)) - at_targets
 
     def load_state(self, path: str) -> Ready[tinker.types.LoadWeightsResponse]:
         """Load saved weights, and reset the optimizer state."""
@@ -343,31 +285,6 @@ class OrderedClient:
             return Ready(error=error, asked=lambda: self._note(("result", operation)))
 
 
-class Ready(Generic[T]):
-    """A future that is already finished. `asked` is called each time its result is requested."""
-
-    def __init__(self, value: Any = None, *, error: Exception | None = None, asked: Callable[[], None] = lambda: None):
-        self._value, self._error, self._asked = value, error, asked
-
-    def result(self, timeout: float | None = None) -> T:
-        """Return the value of the operation, or raise its error."""
-        self._asked()
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-    def done(self) -> bool:
-        """Return true, because the operation is already finished."""
-        return True
-
-    async def result_async(self, timeout: float | None = None) -> T:
-        """Return the value of the operation, or raise its error."""
-        return self.result()
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        return self.result_async().__await__()
-
-
 class OrderedSampler:
     """A replacement for `tinker.SamplingClient` in tests. It samples from the unigram model with logits `logits`."""
 
@@ -385,7 +302,7 @@ class OrderedSampler:
         if self._service.fault is not None:
             self._service.fault(("sample", num_samples))
         stops = _stop_tokens(sampling_params)
-        logprobs = _log_softmax(self.logits)
+        logprobs = log_softmax(self.logits)
         number, seed = next(self._service.sampling_requests), sampling_params.seed or 0
         rng = np.random.default_rng(seed if self._service.reproducible else (seed, number))
         length = sampling_params.max_tokens or 16
@@ -411,7 +328,7 @@ class OrderedSampler:
 
     def compute_logprobs(self, prompt: tinker.ModelInput, **options: Any) -> Ready[list[float | None]]:
         """Compute the log-probability of each token of `prompt`; None for the first token."""
-        logprobs = _log_softmax(self.logits)[prompt.to_ints()].tolist()
+        logprobs = log_softmax(self.logits)[prompt.to_ints()].tolist()
         return Ready([None, *logprobs[1:]])
 
     def get_tokenizer(self) -> Any:
@@ -474,17 +391,6 @@ class OrderedRestClient:
         return Ready(tinker.types.CheckpointsListResponse(checkpoints=checkpoints))
 
 
-def _targets(datum: tinker.Datum) -> NDArray[np.int64]:
-    return datum.loss_fn_inputs["target_tokens"].to_numpy()
-
-
-def _exact_inputs(datum: tinker.Datum, loss_fn: str) -> dict[str, NDArray[np.float64]]:
-    """Return the loss inputs as arrays, after checking that there are only those of the loss."""
-    if other := sorted(datum.loss_fn_inputs.keys() - set(LOSS_INPUTS[loss_fn])):
-        raise DatumError(f"wrong loss inputs for {loss_fn}", field="loss_fn_inputs", given=other)
-    return {name: tensor.to_numpy().astype(np.float64) for name, tensor in datum.loss_fn_inputs.items()}
-
-
 def _stop_tokens(sampling_params: tinker.SamplingParams) -> list[int]:
     stop = sampling_params.stop
     stops = [stop] if isinstance(stop, str) else list(stop or ())
@@ -492,8 +398,3 @@ def _stop_tokens(sampling_params: tinker.SamplingParams) -> list[int]:
     if len(tokens) < len(stops):
         raise NotImplementedError(f"{_NO_TOKENIZER}; pass stop tokens instead of the stop texts {stops}")
     return tokens
-
-
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max()
-    return shifted - np.log(np.exp(shifted).sum())

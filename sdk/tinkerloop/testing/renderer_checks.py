@@ -13,16 +13,19 @@ that breaks it, and, where tokens differ, both token sequences side by side.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from tinkerloop.errors import CheckFailedError
+from tinkerloop.errors import CheckFailedError, RenderError
 from tinkerloop.extras import needs_extra
 from tinkerloop.renderers import Renderer
 
 with needs_extra("testing", "the check kit of renderers"):
-    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import HealthCheck, Phase, given, reject, settings
+    from hypothesis import seed as draw_with_seed
     from hypothesis import strategies as st
+    from hypothesis.errors import Unsatisfiable
 
 from tinkerloop.testing import _episode_invariants as episodes
 from tinkerloop.testing import _parsing_invariants as parsing
@@ -80,6 +83,8 @@ def check_renderer(
     only: str | None = None,
     claims: FormatClaims | None = None,
     template_variables: Mapping[str, Any] | None = None,
+    may_refuse: bool = False,
+    seed: int | None = None,
     shrink: bool = True,
 ) -> None:
     """Check a renderer against all invariants, or against one.
@@ -92,6 +97,9 @@ def check_renderer(
         only: the name of one invariant in `RENDERER_CHECKS`.
         claims: what the format expresses. None: what the renderer accepts, found out by `probe_claims`.
         template_variables: variables that `template` needs.
+        may_refuse: True: a drawn conversation that raises a `RenderError` is replaced by another one. The renderer
+            `template` needs this, because it rejects what it cannot prove. It is an error if all are rejected.
+        seed: another number draws other conversations; None: every run draws the same ones.
         shrink: False: report the first conversation found, without the search for a smaller one.
 
     Raises:
@@ -104,24 +112,8 @@ def check_renderer(
     ours.tags_in_replies = "text"  # texts of drawn conversations quote tags
     stated = probe_claims(renderer) if claims is None else claims
     control = all_control_ids(renderer)
-    for name in RENDERER_CHECKS if only is None else (only,):
-        _check(name, ours, stated, control, template, template_variables or {}, examples, shrink)
-
-
-def _check(
-    name: str,
-    renderer: Renderer,
-    claims: FormatClaims,
-    control: frozenset[int],
-    template: str | None,
-    template_variables: Mapping[str, Any],
-    examples: int,
-    shrink: bool,
-) -> None:
-    invariant = RENDERER_CHECKS[name]
-    drawn: list[tuple[str, Any]] = []
-
-    @settings(
+    subject_of = partial(Subject, ours, stated, template, template_variables or {}, control)
+    how = settings(
         max_examples=examples,
         deadline=None,
         database=None,
@@ -130,17 +122,40 @@ def _check(
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]
     )
+    for name in RENDERER_CHECKS if only is None else (only,):
+        _check(renderer.name, RENDERER_CHECKS[name], subject_of, how, may_refuse=may_refuse, seed=seed)
+
+
+def _check(
+    format_name: str,
+    invariant: Invariant,
+    subject_of: Callable[[st.DataObject, list[tuple[str, Any]]], Subject],
+    how: settings,
+    *,
+    may_refuse: bool,
+    seed: int | None,
+) -> None:
+    drawn: list[tuple[str, Any]] = []
+
+    @how
     @given(data=st.data())
     def hold(data: st.DataObject) -> None:
         drawn.clear()
-        invariant(Subject(renderer, claims, template, template_variables, control, data, drawn))
+        try:
+            invariant(subject_of(data, drawn))
+        except RenderError:
+            if not may_refuse:
+                raise
+            reject()
 
     try:
-        hold()
+        (hold if seed is None else draw_with_seed(seed)(hold))()
     except Exception as error:
         sentence = (invariant.__doc__ or "").strip().splitlines()[0]
         problem = str(error) if isinstance(error, CheckFailedError) else repr(error)
+        if isinstance(error, Unsatisfiable):
+            problem = "it could not be checked, because the renderer rejects all drawn conversations, such as this one"
         values = "\n".join(shown(label, value) for label, value in drawn)
         raise CheckFailedError(
-            f"the chat format {renderer.name} breaks the invariant {name}: {sentence}\n{problem}\n{values}"
+            f"the chat format {format_name} breaks the invariant {invariant.__name__}: {sentence}\n{problem}\n{values}"
         ) from error
