@@ -341,14 +341,14 @@ def main(folders: list[str]) -> None:
     for name in rows:
         families.setdefault(family_of(name), []).append(name)
     full = [name for name in rows if marks(rows[name])]
-    full_families = [family for family, names in families.items() if any(name in full for name in names)]
+    full_families = [family for family, names in families.items() if all(name in full for name in names)]
     print("# What `template` can do with public chat templates\n")
     print("Written by `python -m tests.renderers.template_table FOLDER...`; the module says what is compared.\n")
     print("A dash: the template cannot say this, because transformers writes nothing of it in any form. A number: the")
     print("template writes it, but `template` raises the error with this number. A letter: the condition.\n")
     print("`template` has no images. Full marks are all that a template can say except images.\n")
     print(f"* Templates with full marks: {len(full)} of {len(rows)}.")
-    print(f"* Families with full marks in a template: {len(full_families)} of {len(families)}.")
+    print(f"* Families with full marks in all of their templates: {len(full_families)} of {len(families)}.")
     print(f"* Families without: {', '.join(family for family in families if family not in full_families) or 'none'}.\n")
     print(f"| {len(rows)} templates | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
     for text, title in (("yes", "yes"), ("split", "split"), ("-", "the template cannot say it")):
