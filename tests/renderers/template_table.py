@@ -210,7 +210,7 @@ def forms(messages: Messages) -> Iterator[Messages]:
                 message["content"] = [{"type": "thinking", "thinking": thought}]
                 message["content"] += [{"type": "text", "text": said}] if said else []
             elif thought:
-                message["content"] = f"<think>{where}{thought}{where}</think>{2 * where}{said}"
+                message["content"] = f"<think>{where}{thought}{where}</think>{2 * where if said else ''}{said}"
             if is_text and "tool_calls" in message:
                 message["tool_calls"] = json.loads(json.dumps(message["tool_calls"]))
                 for one in message["tool_calls"]:

@@ -8,6 +8,10 @@ control tokens (such as `<|im_end|>`); the strings of messages are encoded as or
 written completely. Otherwise a `RenderError` is raised; nothing is guessed. A reply can be trained only if two things
 hold: the template's own prompt for this reply is a prefix of the rendered conversation, and the text from the end of
 this prompt to the reply's stop token belongs to this reply alone.
+
+Reasoning is passed as users of transformers pass it: in fields of the message, in a typed part of its content, or in
+the text as `<think>\\n...\\n</think>\\n\\n`. The text is used only for templates that name these tags and read
+reasoning nowhere else (QwQ, SmolLM3).
 """
 
 from __future__ import annotations
