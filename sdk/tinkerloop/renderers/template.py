@@ -301,9 +301,9 @@ class Template(base.Renderer):
             last = self._with_stop(alone, self._aligned(alone))
         except RenderError:
             return False
-        begin = self._start(alone, last, reply)
-        end = None if begin is None else self._end(last, begin)
-        return end is not None and _text_of(last)[begin:end].endswith(_text_of(pieces)[start:stop_at])
+        whole, ending = _text_of(pieces), _text_of(last)
+        end = self._end(last, start) if ending.startswith(whole[:start]) else None  # whole[:start] is the prompt
+        return end is not None and ending[start:end].endswith(whole[start:stop_at])
 
     def _end(self, pieces: list[tuple[int, Piece]], start: int) -> int | None:
         """Return the position after the first stop token that the template writes at or after `start`."""
