@@ -49,6 +49,20 @@ def test_reasoning_is_not_written_into_the_text_for_a_template_that_does_not_nam
         with_template(CHATML).build_supervised_example([USER, REASONED])
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        INLINE.replace("<think>\\n' if", "<think>\\n\\n</think>\\n\\n' if"),
+        INLINE.replace("{{ m.content", "{{ m.reasoning_content if never }}{{ m.content"),
+    ],
+    ids=["the prompt closes it", "the template reads it in a field"],
+)
+def test_reasoning_is_not_written_into_the_text_after_a_closed_block_or_beside_a_field(source: str) -> None:
+    assert source != INLINE
+    with pytest.raises(RenderError, match="'because' of its reasoning; remove it"):
+        with_template(source).build_supervised_example([USER, REASONED])
+
+
 def test_reasoning_is_a_part_of_the_content_for_a_template_that_reads_it_there() -> None:
     parts = (
         "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"

@@ -54,6 +54,8 @@ from tinkerloop.renderers.train_on_what import TokenWeights
 
 _SWITCHES = ("enable_thinking", "thinking")
 """The variables with which templates turn reasoning on and off."""
+_READS_FIELDS = re.compile(r"reasoning_content|(?:\.|\[['\"])reasoning\b")
+"""The places in the source of a template where it reads reasoning from a field of the message."""
 _UNKNOWN = Slot("", -1, Part.SCAFFOLD)
 
 
@@ -177,8 +179,7 @@ class Template(base.Renderer):
     def _learn_form(self) -> MessageForm:
         """Return the form in which the template reads reasoning: the first with which it writes all of a reply.
 
-        Inline reasoning is only for templates that name its tags. If the template writes reasoning in no form, this is
-        the form with fields.
+        If the template writes reasoning in no form, this is the form with fields.
         """
         self._form = fields = MessageForm()
         question = {"role": "user", "content": "question"}
@@ -188,8 +189,8 @@ class Template(base.Renderer):
             call = {"id": call_id, "function": {"name": "look_up", "arguments": {"word": "tree"}}}
             examples.append((fields, reply | {"content": "", "tool_calls": [call]}))
         examples.append((MessageForm("part"), reply))
-        if "</think>" in self.control and any("</think>" in source for source in self._sources.values()):
-            examples.append((MessageForm("inline", self._opening_tag(question)), reply))
+        if (opening := self._inline_opening(question)) is not None:
+            examples.append((MessageForm("inline", opening), reply))
         for form, example in examples:
             self._form = form
             with contextlib.suppress(RenderError):
@@ -197,13 +198,21 @@ class Template(base.Renderer):
                 return form
         return fields
 
-    def _opening_tag(self, question: Mapping[str, Any]) -> str:
-        """Return the tag that opens inline reasoning, with the newline after it if the prompt has none or writes it."""
+    def _inline_opening(self, question: Mapping[str, Any]) -> str | None:
+        """Return the tag that opens inline reasoning, with the newline after it unless the prompt writes it without.
+
+        Return None if the template does not name the tags, if it reads reasoning elsewhere (perhaps with other
+        variables), or if its prompt has already closed the reasoning.
+        """
+        source = "".join(self._sources.values())
+        if "</think>" not in self.control or "</think>" not in source or _READS_FIELDS.search(source):
+            return None
+        prompt = ""
         with contextlib.suppress(RenderError):
-            prompt = "".join(run.text for run in self._write(read_conversation([question], prompting=True)))
-            if prompt.endswith("<think>"):
-                return "<think>"
-        return "<think>\n"
+            prompt = "".join(run.text for run in self._write(read_conversation([question], prompting=True))).rstrip(" ")
+        if prompt.rstrip().endswith("</think>"):
+            return None
+        return "<think>" if prompt.endswith("<think>") else "<think>\n"
 
     @staticmethod
     def _run(template: Any, inputs: Mapping[str, Any]) -> Any:
