@@ -255,7 +255,7 @@ class Template(base.Renderer):
     # ---- what `RendererCore` calls
 
     def check_written(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing, because `_check_nothing_is_lost` compares the conversation with the template's placeholders."""
+        """Do nothing, because `check_nothing_is_lost` compares the conversation with the template's placeholders."""
 
     def pieces(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
         try:
@@ -430,6 +430,8 @@ class Template(base.Renderer):
             if name not in source or (name, value) in self.options.variables:
                 continue
             other = copy.copy(self)
+            for cached in ("_stop_pattern", "_primer"):  # they depend on the variables
+                vars(other).pop(cached, None)
             other.options = replace(self.options, variables=(*self.options.variables, (name, value)))
             other._is_trial = True
             with contextlib.suppress(RenderError):
