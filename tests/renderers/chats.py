@@ -43,13 +43,13 @@ UNCLAIMED = {
     r"llama3": {*REASONING, "parallel_calls", "text_with_calls"},
     r"gpt_oss.*": {"parallel_calls", "later_system"},
     r"deepseekv3_thinking": {"reasoning_after_results"},
-    r"deepseekv3|.*_disable_thinking": REASONING,
+    r"deepseekv3|qwen2_5|qwen3_coder|.*_disable_thinking": REASONING,
     r"template": {"episodes"},
 }
 """What the formats, given as regular expressions, cannot express. All others can express everything."""
 SORTING = ("tml_v0",)
 """The names of formats that sort the arguments of calls."""
-TRIMMING = ("glm5_3", "llama3", "nemotron3", "qwen3_5", "qwen3_8")
+TRIMMING = ("glm4", "glm5_3", "llama3", "nemotron3", "qwen3_5", "qwen3_8")
 """The beginnings of the names of formats that trim the texts of replies."""
 WITHOUT_NEWLINES = ("qwen3", "qwen3_disable_thinking", "qwen3_thinking", "qwen3_vl")
 """The names of formats that trim newlines, and no spaces, at the start of the texts of replies."""

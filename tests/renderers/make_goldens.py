@@ -14,6 +14,7 @@ with the original ids.
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,9 @@ def suited(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]] |
     if case.chats.get("parallel") is False and any(len(m.get("tool_calls", ())) > 1 for m in messages):
         return None
     inline = any("<think>" in m["content"] for m in messages)
-    if (inline and not case.name.startswith(("qwen3", "deepseek"))) or (inline and "instruct" in case.name):
+    if (inline and not case.name.startswith(("qwen3", "deepseek"))) or (
+        inline and re.search("instruct|coder", case.name)
+    ):
         return None
     if case.chats.get("reasoning") is False:
         return [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages]

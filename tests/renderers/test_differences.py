@@ -46,6 +46,7 @@ KIMI_ANSWERED = (
     "<|tool_calls_section_end|><|im_end|><|im_system|>tool<|im_middle|>## Return of functions.f:0\nr<|im_end|>"
     "<|im_assistant|>assistant<|im_middle|><think></think>a<|im_end|>"
 )
+GLM_ANSWERED = "<tool_call>f</tool_call><|observation|><tool_response>r</tool_response><|assistant|></think>a"
 ENDS_WITH_ROLES = (
     "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|assistant|>' }}{{ m.content }}{% endfor %}"
     "{{ '<|assistant|>' if add_generation_prompt }}"
@@ -197,6 +198,19 @@ ROWS = [
         "Kimi K2, K2.5, K2.6", "and of the tool calls that led to it", "kimi_k2",
         [USER, CALLING | {"reasoning_content": "hm"}, RESULT, REPLY],
         f"<think>hm</think>{KIMI_ANSWERED}", f"<think></think>{KIMI_ANSWERED}",
+    ),
+    Difference(
+        "GLM-4.7", "a last reply without reasoning", "glm4_7", [USER, REPLY],
+        "<|assistant|><think></think>a<|user|>", "<|assistant|></think>a",
+    ),
+    Difference(
+        "GLM-4.5, 4.7", "ends with the token of the next role", "glm4_5", [USER, REPLY],
+        "\n<think></think>\na<|user|>", "\n<think></think>\na",
+    ),
+    Difference(
+        "GLM-4.5, 4.7 with reasoning off", "loses its reasoning", "glm4_7_disable_thinking",
+        [USER, CALLING | {"reasoning_content": "hm"}, RESULT, REPLY],
+        f"<|assistant|></think>{GLM_ANSWERED}<|user|>", f"<|assistant|><think>hm</think>{GLM_ANSWERED}",
     ),
     Difference(
         "Nemotron 3", "a last reply without reasoning", "nemotron3", [USER, REPLY],

@@ -63,6 +63,8 @@ ONE_CALL = {"parallel": False}
 CHATML = {"ends_with": "\n"}
 TODAY = time.strftime("%Y-%m-%d")  # needed by the gpt-oss template
 CASES = [
+    Case("qwen2_5", "../templates/hf_qwen2.5-0.5b-instruct.jinja", {}, LATE | PLAIN, tokenizer="qwen3", **CHATML),
+    Case("qwen3_coder", "../templates/ik_Qwen3-Coder.jinja", {}, LATE | PLAIN, tokenizer="qwen3", **CHATML),
     Case("qwen3", "qwen3/chat_template.jinja", chats=LATE, tokenizer="qwen3", **CHATML),
     Case(
         "qwen3_disable_thinking",
@@ -117,6 +119,11 @@ CASES = [
         LATE,
         tokenizer="kimi-k2.6",
     ),
+    Case("glm4_5", "../templates/ik_GLM-4.6.jinja", chats=LATE),
+    Case("glm4_5_disable_thinking", "../templates/ik_GLM-4.6.jinja", {"enable_thinking": False}, LATE | PLAIN),
+    Case("glm4_7", "../templates/ik_GLM-4.7-Flash.jinja", chats=LATE),
+    Case("glm4_7_disable_thinking", "../templates/ik_GLM-4.7-Flash.jinja", {"enable_thinking": False}, LATE | PLAIN),
+    Case("glm4_7_preserve_thinking", "../templates/ik_GLM-4.7-Flash.jinja", {"clear_thinking": False}, LATE),
     Case("nemotron3", "nemotron-3/nano.jinja", chats=LATE, **CHATML),
     Case("nemotron3_disable_thinking", "nemotron-3/nano.jinja", {"enable_thinking": False}, PLAIN, **CHATML),
     Case("nemotron3_preserve_thinking", "nemotron-3/nano.jinja", {"truncate_history_thinking": False}, **CHATML),
@@ -137,15 +144,19 @@ def render_officially(case: Case, messages: Messages, tools: Any, *, prompting: 
     """Return the text that the publisher's `apply_chat_template` gives.
 
     Kimi's tokenizer class sorts the keys of the tools. Since K2.5, it also passes the tools as TypeScript;
-    `test_kimi_declarations` checks this text.
+    `test_kimi_declarations` checks this text. To the last reply of GLM, the token is added that ends it.
     """
     variables = case.variables
     if case.name.startswith("kimi") and tools:
         variables = variables | ({} if case.name == "kimi_k2" else {"tools_ts_str": typescript_declarations(tools)})
     template = template_of(case.template)
-    return official(
+    written = official(
         template, messages, tools, sort_tools=case.name.startswith("kimi"), add_generation_prompt=prompting, **variables
     )
+    if case.name.startswith("glm4") and not prompting and messages[-1]["role"] == "assistant":
+        # The token of the next role ends a reply. After the last reply the template does not write it.
+        return written + ("<|observation|>" if messages[-1].get("tool_calls") else "<|user|>")
+    return written
 
 
 def last_answer(messages: Messages) -> int:
@@ -164,7 +175,7 @@ def differs(case: Case, messages: Messages) -> bool:
     if case.name == "deepseekv3_thinking":
         # After a user message, the template's prompt opens a reasoning block, but its document closes it at once.
         return next(m["role"] for m in reversed(messages[:-1]) if m["role"] != "system") == "user"
-    if case.name.startswith("nemotron3") and "disable" not in case.name:
+    if case.name.startswith(("glm4_7", "nemotron3")) and "disable" not in case.name:
         return not reasons  # the document does not continue the prompt, which opens a reasoning block
     if case.name.startswith("gpt_oss"):
         # The template drops the reasoning of tool calls before the trained answer.

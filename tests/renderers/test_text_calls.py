@@ -11,6 +11,7 @@ from tests.renderers.chats import everyones_tokenizer, renderer, tokenizer_with
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import StreamingTextDelta, StreamingToolCallDelta, get_renderer
 from tinkerloop.renderers.text_calls import find_call
+from tinkerloop.tokenizers.encoders import encoder_of
 
 F = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
 F1 = [("f", {"a": 1})]
@@ -160,8 +161,20 @@ def test_streaming_a_call_in_text_gives_the_message_for_every_chunking(spelled: 
 def test_text_that_cannot_be_a_call_is_not_held_back() -> None:
     for spelled in ('{"answer": ', "[link](", "<b> and {x}", "[1, "):
         assert find_call(spelled) == len(spelled)
-    for spelled, start in (("x {", 2), ('x { "na', 2), ("x <|py", 2), ('x [{"name"', 2), ("x [f.g(", 2)):
+    for spelled, start in (("x {", 2), ('x { "na', 2), ("x <func", 2), ('x [{"name"', 2), ("x [f.g(", 2)):
         assert find_call(spelled) == start
+
+
+def test_the_python_tag_begins_a_call_only_as_a_control_token() -> None:
+    spelled, ours = "<|python_tag|>f.call(a=1)", renderer("llama3")
+    ordinary = [*encoder_of(everyones_tokenizer()).encode(spelled), *ours.get_stop_sequences()[:1]]
+    assert ours.parse_response(ordinary).message == {"role": "assistant", "content": spelled}
+    assert calls(parsed(spelled + "<|eot_id|>").message) == F1
+
+
+def test_a_call_before_the_python_tag_is_read_too() -> None:
+    message, _ = parsed('{"name": "f", "parameters": {"a": 1}}<|python_tag|>g.call()<|eom_id|>', tools=[F])
+    assert calls(message) == [*F1, ("g", {})]
 
 
 def test_a_trained_reply_that_spells_the_python_tag_is_refused() -> None:

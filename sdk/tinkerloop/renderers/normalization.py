@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from tinkerloop.messages import ChatMessage
 
+WHITESPACE = " \t\n\r\x0b\x0c"
+"""The characters that formats remove which trim all white space."""
+
 
 def extract_inline_reasoning(message: ChatMessage, trim: str = "\n") -> ChatMessage:
     """Move inline reasoning from the text of an assistant message to `reasoning`, if it can be identified safely.

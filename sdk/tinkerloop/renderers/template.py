@@ -8,10 +8,16 @@ control tokens (such as `<|im_end|>`); the strings of messages are encoded as or
 written completely. Otherwise a `RenderError` is raised; nothing is guessed. A reply can be trained only if two things
 hold: the template's own prompt for this reply is a prefix of the rendered conversation, and the text from the end of
 this prompt to the reply's stop token belongs to this reply alone.
+
+Reasoning is passed as users of transformers pass it: in fields of the message, in a typed part of its content, or in
+the text as `<think>\\n...\\n</think>\\n\\n`. The text is used only for templates that name these tags and read
+reasoning nowhere else (QwQ, SmolLM3).
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import itertools
 import re
@@ -22,24 +28,34 @@ from typing import Any
 
 from tinkerloop.errors import RenderError
 from tinkerloop.message_checks import read_conversation
-from tinkerloop.messages import CheckedConversation, Image, ToolCall
+from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers import base
 from tinkerloop.renderers.assembly import Encode
 from tinkerloop.renderers.families.harmony import HarmonyParser
-from tinkerloop.renderers.marked_text import OWN, MarkedRun, Slot, from_slot, own_strings, runs_of
+from tinkerloop.renderers.marked_text import OWN, MarkedRun, Slot, own_strings, runs_of
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, markup, scaffold, stop, text
 from tinkerloop.renderers.rendered import Rendered
+from tinkerloop.renderers.template_checks import ReasoningLostError, check_nothing_is_lost, check_origins
 from tinkerloop.renderers.template_compiler import CompiledTemplate, compile_template
 from tinkerloop.renderers.template_grammar import learn_grammar
+from tinkerloop.renderers.template_inputs import (
+    CALL_FORMS,
+    CALL_IDS,
+    Marking,
+    MessageForm,
+    NoMarking,
+    messages_of,
+    tools_of,
+)
 from tinkerloop.renderers.template_limits import limited
-from tinkerloop.renderers.tool_calls import arguments_of, is_object, name_in_id
 from tinkerloop.renderers.train_on_what import TokenWeights
-from tinkerloop.renderers.written_check import check_order_of_results
 
-_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
-"""The names under which chat templates read reasoning; transformers passes it under all of them, too."""
+_SWITCHES = ("enable_thinking", "thinking")
+"""The variables with which templates turn reasoning on and off."""
+_READS_FIELDS = re.compile(r"reasoning_content|(?:\.|\[['\"])reasoning\b")
+"""The places in the source of a template where it reads reasoning from a field of the message."""
 _UNKNOWN = Slot("", -1, Part.SCAFFOLD)
 
 
@@ -62,6 +78,8 @@ class Template(base.Renderer):
     family = "template"
     Options = TemplateOptions
     has_episodes = False
+    _is_trial = False
+    """True for a renderer that is created only to try other variables of the template."""
 
     def _prepare(self) -> None:
         self._sources = self._named_sources()
@@ -72,7 +90,7 @@ class Template(base.Renderer):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for derived in ("_templates", "_learned", "_primer"):
+        for derived in ("_templates", "_form", "_learned", "_primer"):
             state.pop(derived, None)
         return state
 
@@ -108,6 +126,7 @@ class Template(base.Renderer):
         def write(messages: Any, tools: Any = None, prompting: bool = False) -> list[tuple[int, Piece]]:
             return self._aligned(read_conversation(messages, tools, prompting=prompting))
 
+        self._form = self._learn_form()
         eos = getattr(self.tokenizer, "eos_token", None)
         self._learned = learn_grammar(write, self.control, "".join(self._sources.values()), eos)
         return self._learned.grammar
@@ -127,47 +146,74 @@ class Template(base.Renderer):
     def _write(self, conversation: CheckedConversation) -> tuple[MarkedRun, ...]:
         """Return the template's text for a conversation, as runs of characters with one origin.
 
-        Most templates expect the arguments of calls as dictionaries, some as JSON text. If the template fails with
-        dictionaries, it gets text.
+        Calls are passed in the first of `CALL_FORMS` with which the template writes all of the conversation.
         """
-        try:
-            return self._write_with(conversation, _arguments)
-        except RenderError:
-            if not any(message.tool_calls for message in conversation.messages):
-                raise
-            return self._write_with(conversation, lambda call: call.function.arguments)
+        has_calls = any(message.tool_calls for message in conversation.messages)
+        errors: list[RenderError] = []
+        for are_text, is_none in CALL_FORMS if has_calls else CALL_FORMS[:1]:
+            form = replace(self._form, arguments_are_text=are_text, empty_is_none=is_none)
+            try:
+                return self._write_with(conversation, form)
+            except RenderError as error:
+                errors.append(error)
+        # A TypeError tells only that the template expects another form.
+        raise next((error for error in errors if not isinstance(error.__cause__, TypeError)), errors[0])
 
-    def _write_with(
-        self, conversation: CheckedConversation, arguments: Callable[[ToolCall], Any]
-    ) -> tuple[MarkedRun, ...]:
+    def _write_with(self, conversation: CheckedConversation, form: MessageForm) -> tuple[MarkedRun, ...]:
         source = self._compiled(conversation)
-        slots: list[Slot] = []
-
-        def mark(value: Any, message: int, part: Part, required: bool = False, named_in: Any = None) -> Any:
-            if isinstance(value, str):
-                origin = runs_of(named_in)[0].origin if named_in else None
-                slots.append(Slot(value, message, part, required, origin))
-                return from_slot(slots[-1])
-            if isinstance(value, Mapping):
-                return {mark(k, message, part, required): mark(v, message, part, required) for k, v in value.items()}
-            if isinstance(value, (list, tuple)):
-                return [mark(v, message, part, required) for v in value]
-            return value
-
-        inputs = self._inputs(conversation, mark, arguments)
+        marking = Marking()
+        inputs = self._inputs(conversation, form, marking)
         items = len(conversation) + len(conversation.tools) + sum(len(m.tool_calls) for m in conversation.messages)
-        with limited(items, sum(len(slot.value) for slot in slots)):
+        with limited(items, sum(len(slot.value) for slot in marking.slots)):
             marked = self._run(source.marked, own_strings(inputs))
-            written = self._run(source.plain, self._inputs(conversation, _keep, arguments))
+            written = self._run(source.plain, self._inputs(conversation, form, NoMarking()))
         if str.__ne__(written, marked):
             raise RenderError(
                 "the template writes another text when the origins of its strings are followed, so control tokens "
                 "could not be told from text; use the renderer for this model family"
             )
         runs = runs_of(marked)
-        self._check_unknown(runs)
-        self._check_nothing_is_lost(conversation, slots, runs)
+        check_origins(runs, self.control)
+        check_nothing_is_lost(conversation, marking.slots, runs, self.name)
         return runs
+
+    def _learn_form(self) -> MessageForm:
+        """Return the form in which the template reads reasoning: the first with which it writes all of a reply.
+
+        If the template writes reasoning in no form, this is the form with fields.
+        """
+        self._form = fields = MessageForm()
+        question = {"role": "user", "content": "question"}
+        reply = {"role": "assistant", "content": "answer", "reasoning_content": "because"}
+        examples = [(fields, reply)]
+        for call_id in CALL_IDS:
+            call = {"id": call_id, "function": {"name": "look_up", "arguments": {"word": "tree"}}}
+            examples.append((fields, reply | {"content": "", "tool_calls": [call]}))
+        examples.append((MessageForm("part"), reply))
+        if (opening := self._inline_opening(question)) is not None:
+            examples.append((MessageForm("inline", opening), reply))
+        for form, example in examples:
+            self._form = form
+            with contextlib.suppress(RenderError):
+                self._write(read_conversation([question, example]))
+                return form
+        return fields
+
+    def _inline_opening(self, question: Mapping[str, Any]) -> str | None:
+        """Return the tag that opens inline reasoning, with the newline after it unless the prompt writes it without.
+
+        Return None if the template does not name the tags, if it reads reasoning elsewhere (perhaps with other
+        variables), or if its prompt has already closed the reasoning.
+        """
+        source = "".join(self._sources.values())
+        if "</think>" not in self.control or "</think>" not in source or _READS_FIELDS.search(source):
+            return None
+        prompt = ""
+        with contextlib.suppress(RenderError):
+            prompt = "".join(run.text for run in self._write(read_conversation([question], prompting=True))).rstrip(" ")
+        if prompt.rstrip().endswith("</think>"):
+            return None
+        return "<think>" if prompt.endswith("<think>") else "<think>\n"
 
     @staticmethod
     def _run(template: Any, inputs: Mapping[str, Any]) -> Any:
@@ -183,51 +229,17 @@ class Template(base.Renderer):
         except Exception as error:  # a template can raise any exception, on purpose or by mistake
             raise RenderError(f"the chat template raises an error for this conversation: {error}") from error
 
-    def _inputs(
-        self, conversation: CheckedConversation, show: Callable[..., Any], arguments: Callable[[ToolCall], Any]
-    ) -> dict[str, Any]:
-        """Return the variables of the template. Each string of the conversation is `show(string, message, part)`."""
-        messages = []
-        for i, m in enumerate(conversation.messages):
-            if any(isinstance(part, Image) for part in m.content):
-                raise RenderError(
-                    f"messages[{i}]: the renderer 'template' has no images; use the renderer for this model family"
-                )
-            if m.unparsed:
-                raise RenderError(
-                    f"messages[{i}]: the renderer 'template' cannot write an unparsed tool call; remove the call"
-                )
-            message: dict[str, Any] = {"role": m.role, "content": show(m.text, i, Part.TEXT, True)}
-            if m.reasoning is not None:
-                reasoning = show(m.reasoning, i, Part.REASONING, conversation.is_final(i))
-                message |= dict.fromkeys(_REASONING_FIELDS, reasoning)
-            if m.tool_calls:
-                message["tool_calls"] = [self._shown_call(call, i, show, arguments) for call in m.tool_calls]
-            for key in ("tool_call_id", "name"):
-                if getattr(m, key) is not None:
-                    message[key] = show(getattr(m, key), i, Part.SCAFFOLD)
-            messages.append(message)
-        tools = [
-            {"type": "function", "function": {k: show(v, -1, Part.SCAFFOLD, k == "name") for k, v in tool.items()}}
-            for tool in conversation.tools
-        ]
+    def _inputs(self, conversation: CheckedConversation, form: MessageForm, marking: Marking) -> dict[str, Any]:
+        """Return the variables of the template, with the strings of the conversation marked."""
         special = getattr(self.tokenizer, "special_tokens_map", {})
         variables = {k: str(v) for k, v in special.items() if isinstance(v, str)} | dict(self.options.variables)
         if self.options.today is not None:
             variables["strftime_now"] = self.options.today.strftime
         return variables | {
-            "messages": messages, "tools": tools or None, "add_generation_prompt": conversation.prompting
-        }  # fmt: skip
-
-    @staticmethod
-    def _shown_call(call: ToolCall, i: int, show: Callable[..., Any], arguments: Callable[[ToolCall], Any]) -> Any:
-        name, call_id = call.function.name, show(call.id, i, Part.TOOL_CALL)
-        is_named = call.id is not None and call.id.startswith("functions.") and name_in_id(call.id) == name
-        function = {
-            "name": show(name, i, Part.TOOL_CALL, True, call_id if is_named else None),
-            "arguments": show(arguments(call), i, Part.TOOL_CALL, True),
+            "messages": messages_of(conversation, form, marking),
+            "tools": tools_of(conversation, marking) or None,
+            "add_generation_prompt": conversation.prompting,
         }
-        return {"type": "function", "id": call_id, "function": function}
 
     def _aligned(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
         """Return the rendered conversation as pieces: the template's own text is trusted, all other text is not."""
@@ -241,55 +253,17 @@ class Template(base.Renderer):
                 pieces.append((origin.message, text(run.text, origin.part)))
         return pieces
 
-    def _check_unknown(self, runs: Sequence[MarkedRun]) -> None:
-        """Raise if text of unknown origin spells a control token, which may be the template's own or a message's."""
-        for run in runs:
-            token = next((t for t in self.control if run.origin is None and t in run.text), None)
-            if token is not None:
-                raise RenderError(
-                    f"the template computes a text that spells the control token {token!r}, so it is unknown whether "
-                    "the template or a message wrote it; use the renderer for this model family"
-                )
-
-    def _check_nothing_is_lost(
-        self, conversation: CheckedConversation, slots: Sequence[Slot], runs: Sequence[MarkedRun]
-    ) -> None:
-        """Raise if the template leaves out or changes a part of the conversation.
-
-        White space at both ends may be left out, and reasoning in history as a whole.
-        """
-        written: dict[Slot, list[MarkedRun]] = {}
-        for run in runs:
-            if run.origin is not None:
-                written.setdefault(run.origin, []).append(run)
-        for slot in slots:
-            if not slot.value.strip() or (slot not in written and not slot.required) or slot.named_in in written:
-                continue
-            missing = _missing_text(slot, written.get(slot, ()))
-            if missing is None:
-                continue
-            if slot.message < 0:
-                if slot.required:
-                    raise RenderError(
-                        f"the template does not write tools completely: {slot.value[:60]!r} would be lost; remove the "
-                        "tools or use the renderer for this model family"
-                    )
-                continue  # templates write parts of a JSON schema, in many forms
-            raise RenderError(
-                f"messages[{slot.message}]: the template changes or leaves out {missing[:60]!r} of its "
-                f"{slot.part.name.lower()}; remove this part or use the renderer for this model family"
-            )
-        if any(conversation.role(slot.message) == "tool" and slot.part is Part.SCAFFOLD for slot in written):
-            return  # the results have ids or names
-        check_order_of_results(conversation, self.name)
-
     # ---- what `RendererCore` calls
 
     def check_written(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing, because `_check_nothing_is_lost` compares the conversation with the template's placeholders."""
+        """Do nothing, because `check_nothing_is_lost` compares the conversation with the template's placeholders."""
 
     def pieces(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
-        pieces = self._aligned(conversation)
+        try:
+            pieces = self._aligned(conversation)
+        except ReasoningLostError as error:
+            remedy = self._remedy(conversation, lambda renderer, c: bool(renderer._aligned(c)))
+            raise RenderError(f"{error}, or {remedy}") from error
         if conversation.prompting:
             return pieces
         pieces = self._with_stop(conversation, pieces)
@@ -337,9 +311,9 @@ class Template(base.Renderer):
             last = self._with_stop(alone, self._aligned(alone))
         except RenderError:
             return False
-        begin = self._start(alone, last, reply)
-        end = None if begin is None else self._end(last, begin)
-        return end is not None and _text_of(last)[begin:end].endswith(_text_of(pieces)[start:stop_at])
+        whole, ending = _text_of(pieces), _text_of(last)
+        end = self._end(last, start) if ending.startswith(whole[:start]) else None  # whole[:start] is the prompt
+        return end is not None and ending[start:end].endswith(whole[start:stop_at])
 
     def _end(self, pieces: list[tuple[int, Piece]], start: int) -> int | None:
         """Return the position after the first stop token that the template writes at or after `start`."""
@@ -417,10 +391,13 @@ class Template(base.Renderer):
             if conversation.role(i) != "assistant":
                 continue  # the end of other turns is unknown, so only their text can carry weight
             if weight and i not in stops:
+                remedy = "train only the last message, or use build_supervised_examples"
+                if conversation.is_final(i):
+                    remedy = self._remedy(conversation, lambda renderer, c, i=i: renderer._trains(c, i))
                 raise RenderError(
                     f"messages[{i}]: this reply cannot be trained here, because the template does not write it between "
-                    f"its prompt and its stop token, as it would be sampled{self._difference(conversation, i)}; train "
-                    "only the last message, or use build_supervised_examples"
+                    f"its prompt and its stop token, as it would be sampled{self._difference(conversation, i)}; "
+                    f"{remedy}"
                 )
         return example
 
@@ -432,10 +409,46 @@ class Template(base.Renderer):
         same = next((i for i, (one, other) in pairs if one != other), min(len(prompt), len(whole)))
         if same == len(prompt):
             return ""
-        remedy = ". Set a variable of the template, such as enable_thinking" if conversation.is_final(index) else ""
         return (
             f" (the prompt continues with {prompt[same : same + 40]!r}, the conversation with "
-            f"{whole[same : same + 40]!r}{remedy})"
+            f"{whole[same : same + 40]!r})"
+        )
+
+    def _trains(self, conversation: CheckedConversation, index: int) -> bool:
+        """Return whether reply `index` can be trained."""
+        return any(owner == index and piece.part is Part.STOP for owner, piece in self.pieces(conversation))
+
+    def _remedy(self, conversation: CheckedConversation, works: Callable[[Template, CheckedConversation], bool]) -> str:
+        """Return what makes a rejected conversation work, for the error message. Each remedy is tried.
+
+        Args:
+            works: returns whether a renderer accepts a conversation. It may raise `RenderError`.
+        """
+        if self._is_trial:
+            return ""
+        source, remedies = "".join(self._sources.values()), list[str]()
+        for name, value in itertools.product(_SWITCHES, (True, False)):
+            if name not in source or (name, value) in self.options.variables:
+                continue
+            other = copy.copy(self)
+            for cached in ("_stop_pattern", "_primer"):  # they depend on the variables
+                vars(other).pop(cached, None)
+            other.options = replace(self.options, variables=(*self.options.variables, (name, value)))
+            other._is_trial = True
+            with contextlib.suppress(RenderError):
+                other._prepare()
+                if works(other, conversation):
+                    remedies.append(f"use TemplateOptions(variables=(({name!r}, {value}),))")
+                    break
+        *earlier, last = conversation.messages
+        if last.role == "assistant" and not last.reasoning:
+            reasoned = replace(conversation, messages=(*earlier, last._replace(reasoning="because")))
+            with contextlib.suppress(RenderError):
+                if works(self, reasoned):
+                    remedies.append("give every reply reasoning ('reasoning_content')")
+        return ", or ".join(remedies) or (
+            "no variable of the template changes this, so use the renderer for this model family, or another template "
+            "with TemplateOptions(chat_template=...)"
         )
 
     def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
@@ -469,28 +482,6 @@ class Template(base.Renderer):
 
 def _text_of(pieces: Iterable[tuple[int, Piece]]) -> str:
     return "".join(piece.text for _, piece in pieces)
-
-
-def _arguments(call: ToolCall) -> Any:
-    """Return the arguments of a call as a dictionary, which most templates expect.
-
-    Arguments that are not a JSON object are returned unchanged.
-    """
-    return arguments_of(call) if is_object(call.function.arguments) else call.function.arguments
-
-
-def _keep(value: Any, *_: Any) -> Any:
-    return value
-
-
-def _missing_text(slot: Slot, runs: Iterable[MarkedRun]) -> str | None:
-    """Return the first part of a slot's string that is in none of its runs, or None if all of it was written."""
-    end = len(slot.value) - len(slot.value.lstrip())
-    for run in sorted(runs, key=lambda run: run.start):
-        if run.start > end:
-            return slot.value[end : run.start]
-        end = max(end, run.stop)
-    return slot.value[end:] if slot.value[end:].strip() else None
 
 
 PRESETS: Sequence[tuple[str, type[base.Renderer], base.Options]] = (("template", Template, TemplateOptions()),)

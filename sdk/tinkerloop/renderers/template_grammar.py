@@ -11,6 +11,7 @@ Everything is read off the written text, in which the template's own text can be
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from tinkerloop.renderers.families.harmony import HARMONY_GRAMMAR
 from tinkerloop.renderers.parsing.call_syntaxes import Reader, reader_for
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Piece
+from tinkerloop.renderers.template_inputs import CALL_IDS
 
 Write = Callable[..., list[tuple[int, Piece]]]
 """Function from messages, and the keywords `tools` and `prompting`, to the pieces that the template writes."""
@@ -37,14 +39,13 @@ _TOOL: ToolSpec = {
         "required": ["word"],
     },
 }
-_IDS = ("call00001", "functions.look_up:0")
-"""Ids for the example call: nine letters and digits, as Mistral's templates require, and the form of Kimi's ids."""
 _RESULT = {"role": "tool", "content": "plant", "name": "look_up"}
 
 
-def _calling(*ids: str, content: str = "") -> dict[str, Any]:
+def _calling(*ids: str, content: str = "", reasoning: str | None = None) -> dict[str, Any]:
     calls = [ToolCall(ToolCall.FunctionBody("look_up", '{"word": "tree"}'), id=call_id) for call_id in ids]
-    return {"role": "assistant", "content": content, "tool_calls": calls}
+    thought = {} if reasoning is None else {"reasoning_content": reasoning}
+    return {"role": "assistant", "content": content, "tool_calls": calls, **thought}
 
 
 @dataclass(frozen=True)
@@ -244,26 +245,43 @@ def _read_unknown(fields: Sequence[str], tools: Sequence[ToolSpec]) -> UnparsedT
     )
 
 
+@dataclass(frozen=True)
+class _CallExample:
+    """A conversation that ends with a call, and how the template writes it."""
+
+    call_id: str
+    tools: list[ToolSpec] | None
+    reasoning: str | None
+    pieces: list[tuple[int, Piece]]
+    prompt: str
+    """The text of the prompt for the reply with the call."""
+
+
+def _call_example(write: Write) -> _CallExample | None:
+    """Return the first example call that the template writes after its prompt; None if it writes none.
+
+    Some templates do not declare tools, and the prompts of some open a reasoning block, so that every reply needs
+    reasoning.
+    """
+    for tools, call_id, reasoning in itertools.product(([_TOOL], None), CALL_IDS, (None, "because")):
+        with contextlib.suppress(RenderError):
+            prompt = _whole(write([_USER], tools=tools, prompting=True))
+            pieces = write([_USER, _calling(call_id, reasoning=reasoning)], tools=tools)
+            if _whole(pieces).startswith(prompt):
+                return _CallExample(call_id, tools, reasoning, pieces, prompt)
+    return None
+
+
 def _call_format(write: Write, control: Sequence[str], text_stop: str, reasoning: Block | None) -> _CallFormat | None:
     """Return how the template writes calls; None if it does not write them."""
-    try:
-        prompt = _whole(write([_USER], tools=[_TOOL], prompting=True))
-    except RenderError:
+    example = _call_example(write)
+    if example is None:
         return None
-    for call_id in _IDS:
-        try:
-            pieces = write([_USER, _calling(call_id)], tools=[_TOOL])
-            break
-        except RenderError:
-            continue
-    else:
-        return None
+    call_id, pieces, prompt = example.call_id, example.pieces, example.prompt
     call = _calling(call_id)["tool_calls"][0]
     whole = _whole(pieces)
-    if not whole.startswith(prompt):
-        return None
     body, tail = whole[len(prompt) :], _own_text(pieces, _places(pieces, 1, Part.TOOL_CALL)[-1])
-    stop, is_written = _stop_of_calls(write, control, whole, tail, text_stop, call_id)
+    stop, is_written = _stop_of_calls(write, control, tail, text_stop, example)
     if stop is not None and is_written:
         tail, body = tail[: tail.rindex(stop)], body[: body.rindex(stop)]
     if reasoning is not None and reasoning.close in body:
@@ -281,7 +299,7 @@ def _call_format(write: Write, control: Sequence[str], text_stop: str, reasoning
     body = body[: body.index(close_token)] if close_token else body
     head = next((token for position, token in control_tokens_in(body, control) if position == 0), "")
     reader = reader_for(body.removeprefix(head), call, [_TOOL])
-    lead, between = _text_around(write, open_token, close_token, call_id)
+    lead, between = _text_around(write, open_token, close_token, example)
     block = Block(Part.TOOL_CALL, open_token, close_token, lead=lead, between=between)
     return _CallFormat(block, reader, head, stop, is_written)
 
@@ -293,7 +311,7 @@ def _own_head(pieces: Sequence[tuple[int, Piece]], body: str) -> str:
 
 
 def _stop_of_calls(
-    write: Write, control: Sequence[str], whole: str, tail: str, text_stop: str, call_id: str
+    write: Write, control: Sequence[str], tail: str, text_stop: str, example: _CallExample
 ) -> tuple[str | None, bool]:
     """Return the token that ends a reply with calls, and whether the template writes it after a last reply.
 
@@ -302,15 +320,17 @@ def _stop_of_calls(
     goes on with ordinary text.
 
     Args:
-        whole: the text of a conversation that ends with a call.
-        tail: the template's own text at the end of `whole`.
+        tail: the template's own text at the end of the example.
     """
     closing = [token for _, token in control_tokens_in(tail, control)]
     if text_stop in closing:
         return text_stop, True
+    calling = _calling(example.call_id, reasoning=example.reasoning)
     try:
-        text = _whole(
-            write([_USER, _calling(call_id), _RESULT | {"tool_call_id": call_id}], tools=[_TOOL], prompting=True)
+        result = _RESULT | {"tool_call_id": example.call_id}
+        text, whole = (
+            _whole(write([_USER, calling, result], tools=example.tools, prompting=True)),
+            _whole(example.pieces),
         )
     except RenderError:
         return None, False
@@ -322,16 +342,17 @@ def _stop_of_calls(
     return (closing[-1], True) if len(closing) >= 2 and tail.endswith(closing[-1]) else (None, False)
 
 
-def _text_around(write: Write, open_token: str, close_token: str, call_id: str) -> tuple[str, str]:
+def _text_around(write: Write, open_token: str, close_token: str, example: _CallExample) -> tuple[str, str]:
     """Return the fixed text between a reply's text and its first call, and between two calls."""
-    lead = between = ""
+    lead, between, call_id = "", "", example.call_id
     with contextlib.suppress(RenderError):
-        pieces = write([_USER, _calling(call_id, content="answer")], tools=[_TOOL])
+        calling = _calling(call_id, content="answer", reasoning=example.reasoning)
+        pieces = write([_USER, calling], tools=example.tools)
         before, found, _ = _own_text(pieces, _places(pieces, 1, Part.TEXT)[-1]).partition(open_token)
         lead = before if found else ""
     with contextlib.suppress(RenderError):
         second = call_id[:-1] + "2"
-        pieces = write([_USER, _calling(call_id, second)], tools=[_TOOL])
+        pieces = write([_USER, _calling(call_id, second, reasoning=example.reasoning)], tools=example.tools)
         calls = _whole(pieces[_places(pieces, 1, Part.TOOL_CALL)[0] :])
         if close_token and open_token in calls:
             between = calls[: calls.rindex(open_token)].rpartition(close_token)[2]

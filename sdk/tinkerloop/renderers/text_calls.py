@@ -10,7 +10,8 @@ Models of this format also write other forms, most of them described in Meta's m
     <function=f>{"a": 1}</function>                                     Llama 3.1
     [f(a=1), g()]                                                       Llama 3.2
 
-`read_text_calls` reads all of them. Text that looks like a call but cannot be read is an `UnparsedToolCall`.
+`read_tagged_calls` reads those after the control token `<|python_tag|>`, `read_text_calls` all others. Text that looks
+like a call but cannot be read is an `UnparsedToolCall`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def write_text_call(call: ToolCall) -> str:
 
 
 _OPENER = re.compile(r"[{\[<]")
-_TAGS = (PYTHON_TAG, "<function=")
+_TAG = "<function="
 _KEYS = ("name", "type", "function", "parameters", "arguments", "id")
 
 
@@ -56,7 +57,7 @@ def find_call(text: str) -> int:
 
 def _may_begin_call(text: str) -> bool:
     if text[0] == "<":
-        return any(text.startswith(tag) or tag.startswith(text) for tag in _TAGS)
+        return text.startswith(_TAG) or _TAG.startswith(text)
     inside = text[1:].lstrip()
     if text[0] == "[":
         if inside[:1] == "{":
@@ -125,9 +126,7 @@ def _read_call(text: str, start: int, declared: Collection[str], *, is_first: bo
         is_first: True if nothing but white space is before `start` in the reply.
     """
     rest = text[start:]
-    if rest.startswith(PYTHON_TAG):
-        return _read_tagged(rest, declared), len(text)
-    if rest.startswith(_TAGS[1]):
+    if rest.startswith(_TAG):
         call = re.match(r"<function=([^>\s]+)>(.*?)(?:</function>|\Z)", rest, re.DOTALL)
         raw = call[0] if call else rest
         if call and raw.endswith("</function>") and is_object(call[2]):
@@ -200,10 +199,10 @@ def _checked(call: ToolCall, raw: str) -> Call:
 # ---- Python: <|python_tag|>f.call(a=1) and [f(a=1), g()]
 
 
-def _read_tagged(raw: str, declared: Collection[str]) -> list[Call]:
-    """Read all of a reply from `<|python_tag|>` on: JSON calls, a call of a built-in tool, or code."""
-    body = raw.removeprefix(PYTHON_TAG)
-    read = _split(body, declared)
+def read_tagged_calls(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Sequence[Call]:
+    """Read all of a reply after the control token `<|python_tag|>`: JSON calls, a call of a built-in tool, or code."""
+    (body,) = fields
+    read = _split(body, {tool["name"] for tool in tools})
     calls = [call for _, call in read if call is not None]
     if calls and len(calls) == len(read):
         return calls
@@ -212,7 +211,7 @@ def _read_tagged(raw: str, declared: Collection[str]) -> list[Call]:
         call = _read_python_call(tree.func.value, tree, body.strip())
         if call is not None:
             return [call]
-    return [UnparsedToolCall(raw.strip(), "expected calls as JSON, or NAME.call(KEY=VALUE)")]
+    return [UnparsedToolCall(PYTHON_TAG + body.rstrip(), "expected calls as JSON, or NAME.call(KEY=VALUE)")]
 
 
 def _read_python_list(raw: str, declared: Collection[str]) -> list[Call]:

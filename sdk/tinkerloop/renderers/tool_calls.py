@@ -253,18 +253,20 @@ def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Tool
 # ---- keys and values in tags that are control tokens: GLM
 
 
-def write_keyed_call(call: ToolCall) -> Pieces:
+def write_keyed_call(call: ToolCall, newline: str = "") -> Pieces:
     """Yield the pieces of a call in the form `NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value>...`.
 
-    Strings are written without quotes, other values as JSON.
+    Strings are written without quotes, other values as JSON. GLM-4.5 writes a newline after the name and each tag that
+    closes.
     """
     yield text(checked_name(call.function.name), Part.TOOL_CALL)
+    yield markup(newline, Part.TOOL_CALL)
     for key, value in arguments_of(call).items():
         spelled = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for tag, inside in (("arg_key", key), ("arg_value", spelled)):
             yield markup(f"<{tag}>", Part.TOOL_CALL)
             yield text(inside, Part.TOOL_CALL)
-            yield markup(f"</{tag}>", Part.TOOL_CALL)
+            yield markup(f"</{tag}>{newline}", Part.TOOL_CALL)
 
 
 def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:

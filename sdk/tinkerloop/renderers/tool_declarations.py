@@ -58,11 +58,27 @@ _XML_CALLS = (
     "language BEFORE the function call, but NOT after\n- If there is no function call available, answer the question "
     "like normal with your current knowledge and do not tell the user about function calls\n</IMPORTANT>"
 )
-_KEYED_CALLS = (
-    "\n</tools>\n\nFor each function call, output the function name and arguments within the following XML format:\n"
-    "<tool_call>{function-name}<arg_key>{arg-key-1}</arg_key><arg_value>{arg-value-1}</arg_value>"
-    "<arg_key>{arg-key-2}</arg_key><arg_value>{arg-value-2}</arg_value>...</tool_call>"
+_CODER_CALLS = (
+    "\n</tools>\n\nIf you choose to call a tool ONLY reply in the following format with NO suffix:\n\n"
+    "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n"
+    "<parameter=example_parameter_2>\nvalue_2\n</parameter>\n</function>\n</tool_call>\n\n<IMPORTANT>\nReminder:\n"
+    "- Function calls MUST follow the specified format: the tool calling block MUST begin with an opening <tool_call> "
+    "tag and end with a closing </tool_call> tag.\n- Required parameters MUST be specified\n- You may provide optional "
+    "reasoning for your function call in natural language BEFORE the function call, but NOT after\n- If there is no "
+    "function call available, answer the question like normal with your current knowledge and do not tell the user "
+    "about function calls\n</IMPORTANT>"
 )
+_KEYED_CALLS = (
+    "\n</tools>\n\nFor each function call, output the function name and arguments within the following XML format:\n",
+    "<tool_call>{function-name}",
+    "<arg_key>{arg-key-1}</arg_key>",
+    "<arg_value>{arg-value-1}</arg_value>",
+    "<arg_key>{arg-key-2}</arg_key>",
+    "<arg_value>{arg-value-2}</arg_value>",
+    "...",
+    "</tool_call>",
+)
+"""The request for calls: its beginning, and its lines, which only GLM-4.5 divides by newlines."""
 
 
 def declare_for_json_calls(tools: Sequence[ToolSpec]) -> Pieces:
@@ -76,6 +92,31 @@ def declare_for_xml_calls(
     """Declare tools, each as the text `declaration(tool)`, and ask for calls as XML in tags (Qwen3.5, Nemotron 3)."""
     head = "# Tools\n\nYou have access to the following functions:\n\n<tools>"
     return _declare(head, ["\n" + declaration(tool) for tool in tools], _XML_CALLS)
+
+
+def declare_for_coder_calls(tools: Sequence[ToolSpec]) -> Pieces:
+    """Declare tools as XML, and ask for calls as XML in tags (Qwen3-Coder)."""
+    head = "# Tools\n\nYou have access to the following tools:\n\n<tools>"
+    return _declare(head, ["\n" + _coder_declaration(tool) for tool in tools], _CODER_CALLS)
+
+
+def _coder_declaration(tool: ToolSpec) -> str:
+    """Return a declaration as XML (Qwen3-Coder): all keys but name, type and description in their order."""
+    parameters = tool.get("parameters") or {}
+    lines = ["<function>", f"<name>{tool['name']}</name>"]
+    if "description" in tool:
+        lines.append(f"<description>{str(tool['description']).strip()}</description>")
+    lines.append("<parameters>")
+    for name, schema in (parameters.get("properties") or {}).items():
+        lines += ["<parameter>", f"<name>{name}</name>"]
+        schema = schema if isinstance(schema, Mapping) else {}  # e.g. the JSON schema `true`, which allows any value
+        if "type" in schema:
+            lines.append(f"<type>{schema['type']}</type>")
+        if "description" in schema:
+            lines.append(f"<description>{str(schema['description']).strip()}</description>")
+        lines += [*_further_tags(schema, {"name", "type", "description"}), "</parameter>"]
+    lines += [*_further_tags(parameters, {"type", "properties"}), "</parameters>"]
+    return "\n".join([*lines, *_further_tags(tool, {"type", "name", "description", "parameters"}), "</function>"])
 
 
 def xml_declaration(tool: ToolSpec) -> str:
@@ -113,7 +154,14 @@ def declare_for_keyed_calls(tools: Sequence[ToolSpec]) -> Pieces:
     """Declare tools as JSON lines, and ask for calls as keys and values in tags (GLM)."""
     hidden = ("defer_loading", "strict")
     declarations = ["\n" + _json({k: v for k, v in tool.items() if k not in hidden}) for tool in tools]
-    return _declare("\n" + _FUNCTION_SIGNATURES, declarations, _KEYED_CALLS)
+    return _declare("\n" + _FUNCTION_SIGNATURES, declarations, "".join(_KEYED_CALLS))
+
+
+def declare_for_glm4_calls(tools: Sequence[ToolSpec], newline: str) -> Pieces:
+    """Like `declare_for_keyed_calls`, for GLM-4.5 and 4.7: declarations are wrapped, and `newline` divides the tags."""
+    declarations = ["\n" + json_declaration(tool) for tool in tools]
+    request = _KEYED_CALLS[0] + newline.join(_KEYED_CALLS[1:])
+    return _declare("\n" + _FUNCTION_SIGNATURES, declarations, request)
 
 
 # ---- calls between control tokens: DeepSeek (Kimi: `kimi_declarations`)

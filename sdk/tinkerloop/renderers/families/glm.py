@@ -20,7 +20,7 @@ from tinkerloop.renderers.tool_calls import read_keyed_call, write_keyed_call
 from tinkerloop.renderers.tool_declarations import declare_for_keyed_calls
 
 _REASONING = Block(Part.REASONING, "<think>", "</think>")
-_CALL = Block(
+CALL = Block(
     Part.TOOL_CALL,
     "<tool_call>",
     "</tool_call>",
@@ -54,7 +54,7 @@ class Glm(base.Renderer):
 
     def make_grammar(self) -> Grammar:
         stops = ("<|user|>", "<|observation|>", "<|endoftext|>")
-        return Grammar(stops, (_REASONING, _CALL), read_call=read_keyed_call)
+        return Grammar(stops, (_REASONING, CALL), read_call=read_keyed_call)
 
     def header(self, role: str) -> str:
         return _ROLE_TOKENS[role]

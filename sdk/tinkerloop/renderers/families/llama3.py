@@ -16,9 +16,9 @@ from tinkerloop.messages import ChatMessage, CheckedConversation
 from tinkerloop.renderers import base
 from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
 from tinkerloop.renderers.normalization import trim_content
-from tinkerloop.renderers.parsing.grammar import Grammar
+from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, scaffold, stop, text
-from tinkerloop.renderers.text_calls import PYTHON_TAG, find_call, read_text_calls, write_text_call
+from tinkerloop.renderers.text_calls import PYTHON_TAG, find_call, read_tagged_calls, read_text_calls, write_text_call
 from tinkerloop.renderers.tool_declarations import declare_for_text_calls
 
 
@@ -45,7 +45,12 @@ class Llama3(base.Renderer):
 
     def make_grammar(self) -> Grammar:
         return Grammar(
-            ("<|eot_id|>",), eos=("<|end_of_text|>", "<|eom_id|>"), find_call=find_call, read_text=read_text_calls
+            ("<|eot_id|>",),
+            (Block(Part.TOOL_CALL, PYTHON_TAG, ""),),
+            eos=("<|end_of_text|>", "<|eom_id|>"),
+            read_call=read_tagged_calls,
+            find_call=find_call,
+            read_text=read_text_calls,
         )
 
     def get_stop_sequences(self) -> list[int] | list[str]:

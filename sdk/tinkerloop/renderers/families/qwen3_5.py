@@ -13,14 +13,13 @@ from typing import Literal
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import VisionChatML
-from tinkerloop.renderers.normalization import extract_inline_reasoning, trim_content
+from tinkerloop.renderers.normalization import WHITESPACE, extract_inline_reasoning, trim_content
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, markup, scaffold, stop, text
 from tinkerloop.renderers.tool_calls import read_xml_call, write_xml_call
 from tinkerloop.renderers.tool_declarations import declare_for_xml_calls
 
-_WHITESPACE = " \t\n\r\x0b\x0c"
-_REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim=_WHITESPACE)
+_REASONING = Block(Part.REASONING, "<think>", "</think>", head="\n", foot="\n", gap="\n\n", trim=WHITESPACE)
 XML_CALL = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n\n", between="\n")
 _EFFORTS = {
     "xhigh": "Reasoning effort is set to xhigh. Please think carefully through the task, validate key assumptions, "

@@ -211,7 +211,7 @@ class ReplyParser:
     def _open(self, block: Block) -> None:
         before = block.between if self._calls else block.lead
         is_after_text = self._buffer.pending.endswith(before)
-        self._release(self._buffer.close(suffix=before if is_after_text else before.lstrip()))
+        self._end_text(self._buffer.close(suffix=before if is_after_text else before.lstrip()))
         self._block = block
         if block.part is _TOOL_CALL:
             self._fields, self._call_start = [[]], self._position
@@ -228,7 +228,8 @@ class ReplyParser:
             fields[-1] = fields[-1].removesuffix(block.foot)
             for call in _several(self._grammar.read_call(fields, self._tools)):
                 if isinstance(call, UnparsedToolCall):
-                    call = UnparsedToolCall(self._sampled_call(self._position + 1), call.error)
+                    end = self._position + bool(block.close)  # a block without a closing token ends before the stop
+                    call = UnparsedToolCall(self._sampled_call(end), call.error)
                 self._calls.append(call)
         else:
             self._release(self._buffer.close(suffix=block.foot, trim=block.trim))
