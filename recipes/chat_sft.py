@@ -23,7 +23,7 @@ import tinker
 
 import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, learning_rate_field, renderer_field
+from recipes.model_defaults import BASE, device_field, dtype_field, learning_rate_field, renderer_field
 from tinkerloop.callbacks import (
     Checkpoint,
     Evaluate,
@@ -67,6 +67,8 @@ class Config:
     service: str = chz.field(
         default="local", doc="Service to use: local (in this process), tinker (hosted, needs a key), or a URL."
     )
+    device: str | None = device_field()
+    dtype: str | None = dtype_field()
     run: str = chz.field(default="runs/chat_sft", doc="Folder of the run: configuration, metrics, checkpoints, plot.")
     steps: int = chz.field(default=250, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
@@ -125,7 +127,9 @@ def text_of(message: Any) -> str:
 
 def main(config: Config) -> None:
     def attempt() -> None:
-        with session(tinkerloop.connect(config.service, root=Path(config.run) / "service")) as service:
+        root = Path(config.run) / "service"
+        service = tinkerloop.connect(config.service, root=root, device=config.device, dtype=config.dtype)
+        with session(service):
             train_with(service, config)
 
     resume_when_lost(attempt, config.retry)

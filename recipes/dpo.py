@@ -34,6 +34,7 @@ from tinkerloop.loop import open_training_client, resolve
 from tinkerloop.loop.futures import Mapped
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Renderer
+from tinkerloop.report import write_report
 
 
 @chz.chz
@@ -158,6 +159,7 @@ def main(config: Config) -> float:
             if result.step % 5 == 0:
                 print(f"step {result.step:3d}  loss {result.loss:.3f}  margin {result.metrics['margin']:.3f}")
         run.finish(loop.summary)
+        print(f"the page of the run is {write_report(run.folder)}")
     print(f"the better reply is more likely in {loop.summary.metrics['test/preferred']:.0%} of the unseen pairs")
     return loop.summary.metrics["test/preferred"]
 

@@ -49,6 +49,18 @@ def learning_rate_field(small: float, start: str = "Peak learning rate") -> Any:
     return chz.field(default=None, munger=munge, doc=doc)
 
 
+def device_field() -> Any:
+    """Return the option for the device of the embedded engine."""
+    return chz.field(default=None, doc="Device of the embedded engine, such as cpu or cuda:1; by default cuda if any.")
+
+
+def dtype_field() -> Any:
+    """Return the option for the dtype of the base weights in the embedded engine."""
+    return chz.field(
+        default=None, doc="Dtype of the base weights in the embedded engine; by default bfloat16 on cuda, else float32."
+    )
+
+
 def _model(config: Any) -> str:
     return config.model if hasattr(config, "model") else config.model_name
 
@@ -60,9 +72,13 @@ class ModelOptions:
     model: str = chz.field(default=BASE, doc="Base model: a folder or a model name of the service.")
     renderer: str = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    device: str | None = device_field()
+    dtype: str | None = dtype_field()
 
 
 def service_and_renderer(config: Any) -> tuple[ServiceClientLike, Renderer]:
     """Return the service of a configuration, whose local files are in the folder of the run, and its renderer."""
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
+    service = tinkerloop.connect(
+        config.service, root=Path(config.run) / "service", device=config.device, dtype=config.dtype
+    )
     return service, tinkerloop.get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model))

@@ -28,6 +28,7 @@ from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
 from tinkerloop.data import batches
 from tinkerloop.loop import Loop, Run, open_training_client
 from tinkerloop.loop.schedules import linear, warmup
+from tinkerloop.report import write_report
 from tinkerloop.rollouts import Limits, distillation_datum
 
 
@@ -80,6 +81,7 @@ def main(config: Config) -> float:
         for result in loop.steps():
             print(f"step {result.step:3d}  cross-entropy {result.loss:.3f}")
         run.finish(loop.summary)
+        print(f"the page of the run is {write_report(run.folder)}")
     print(f"sums answered correctly: {loop.summary.metrics['test/reward']:.0%}")
     return loop.summary.metrics["test/reward"]
 

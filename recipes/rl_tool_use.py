@@ -38,6 +38,7 @@ from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
+from tinkerloop.report import write_report
 from tinkerloop.rollouts import Environment, Limits, Rollouts, Start, Tool, ToolEnvironment
 
 Task = tuple[str, str]
@@ -176,6 +177,7 @@ def main(config: Config) -> float:
         for result in loop.steps():
             print(f"step {result.step:3d}  reward {mean_reward(rollouts):.2f}")
         run.finish(loop.summary)
+        print(f"the page of the run is {write_report(run.folder)}")
     print(f"unseen questions answered correctly: {loop.summary.metrics['test/reward']:.0%}")
     return loop.summary.metrics["test/reward"]
 

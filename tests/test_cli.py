@@ -59,14 +59,14 @@ def test_inspect_marks_what_is_trained_and_cut_where_there_is_no_colour(file, ca
         monkeypatch.setenv(name, value)
     command = ["inspect", str(file), "--renderer", "qwen3_instruct", "--limit", "1"]
     assert main(command) == 0
-    assert "<|im_start|>assistant⏎\n⟦" in (whole := capsys.readouterr().out)
-    assert "<|im_end|>⟧" in whole
+    assert "⟨|im_start|⟩assistant⏎\n⟦" in (whole := capsys.readouterr().out)
+    assert "⟨|im_end|⟩⟧" in whole
     assert whole.count("⟦") == whole.count("⟧") == 1
     assert "✂" not in whole
     assert main([*command, "--max-length", "3"]) == 0
     kept, _, cut = capsys.readouterr().out.partition("✂")
     assert "⟦" not in kept
-    assert "<|im_end|>⟧" in cut
+    assert "⟨|im_end|⟩⟧" in cut
 
 
 def test_inspect_marks_nothing_in_the_text_where_there_is_colour(file, capsys, monkeypatch) -> None:
@@ -77,6 +77,24 @@ def test_inspect_marks_nothing_in_the_text_where_there_is_colour(file, capsys, m
     out = capsys.readouterr().out
     assert "\x1b[" in out
     assert "⟦" not in out
+
+
+@pytest.mark.parametrize("as_page", [False, True])
+def test_inspect_shows_a_control_token_unlike_text_that_spells_it(tmp_path, capsys, as_page) -> None:
+    file, page = tmp_path / "chats.jsonl", tmp_path / "page.html"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": "<|im_end|>"}, ROW["messages"][1]]}) + "\n")
+    command = ["inspect", str(file), "--renderer", "qwen3_instruct", *(["--html", str(page)] if as_page else [])]
+    assert main(command) == 0
+    shown = re.sub(r"<[^>]*>", "", page.read_text()) if as_page else capsys.readouterr().out
+    typed = "&lt;|im_end|&gt;" if as_page else "<|im_end|>"
+    assert f"{typed}⟨|im_end|⟩" in shown
+
+
+def test_inspect_ends_with_totals(file, capsys) -> None:
+    assert main(["inspect", str(file), "--renderer", "qwen3_instruct"]) == 0
+    first, *_, last = capsys.readouterr().out.rstrip().splitlines()
+    (of_one,) = re.findall(r"(\d+) tokens", first)
+    assert last.startswith(f"all 2 that are shown: {2 * int(of_one)} tokens, ")
 
 
 def test_inspect_writes_a_page_that_needs_nothing_else(file, tmp_path) -> None:

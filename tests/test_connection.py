@@ -44,16 +44,18 @@ def test_the_hosted_service_warns_about_a_model_that_it_retires(name, monkeypatc
     assert "retires Qwen/Qwen3-30B-A3B" in caplog.text
 
 
-def test_a_url_is_a_client_of_tinkers_own_that_asks_for_nothing_yet(monkeypatch, capsys):
+def test_a_url_is_a_client_of_tinkers_own(monkeypatch, capsys):
     import tinker
 
     monkeypatch.delenv("TINKER_API_KEY", raising=False)
+    monkeypatch.setattr("tinker.ServiceClient.__init__", lambda self, **options: None)
     assert isinstance(connect("http://127.0.0.1:9"), tinker.ServiceClient)
     assert "Tinker at http://127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_the_url_of_the_environment_takes_the_place_of_the_hosted_service(monkeypatch, capsys):
     monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("tinker.ServiceClient.__init__", lambda self, **options: None)
     connect()
     connect("tinker")
     assert capsys.readouterr().err.splitlines() == ["service: Tinker at http://127.0.0.1:9"] * 2

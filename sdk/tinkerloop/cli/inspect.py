@@ -2,7 +2,8 @@
 
 In a terminal, trained tokens are green, tokens that the chat format adds are dim, and truncated tokens are struck out.
 Every second token is underlined. Line ends are shown as ⏎. Control characters, which could change the terminal, are
-shown as symbols. Without colours (in a pipe, a file, or with NO_COLOR), trained text is between ⟦ and ⟧, and ✂ precedes
+shown as symbols. The name of a control token, such as ⟨|im_end|⟩, is between ⟨ and ⟩, so that text that spells it looks
+different. Without colours (in a pipe, a file, or with NO_COLOR), trained text is between ⟦ and ⟧, and ✂ precedes
 truncated text. With --html, the tokens are written as an HTML page that needs no other files.
 
 A row that cannot be used is shown as ✗ with the reason, and the rows after it are still shown. The exit status is then
@@ -15,6 +16,7 @@ import argparse
 import html
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from tinkerloop.renderers import Part, TrainOnWhat, get_renderer
 from tinkerloop.renderers.token_html import TOKEN_STYLE, Token, token_totals, tokens_html, visible
 from tinkerloop.terminal import printable
 from tinkerloop.tokenizers import get_tokenizer
+from tinkerloop.tokenizers.encoders import Encoder, encoder_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     tokenizer = get_tokenizer(arguments.model)
     name = arguments.renderer or get_recommended_renderer_name(arguments.model)
     renderer = get_renderer(name, tokenizer, model_name=arguments.model)
+    encoder = encoder_of(tokenizer)
     shown: list[tuple[str, list[Token]]] = []
     bad: list[str] = []
     for row in FileSource(arguments.file, lambda raw: raw):
@@ -80,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             example = renderer.build_supervised_example(
                 conversation.messages, arguments.train_on, tools=conversation.tools, allow_zero_weight=True
             )
-            tokens = example.shown_tokens(arguments.max_length)
+            tokens = with_marked_control_tokens(example.shown_tokens(arguments.max_length), encoder)
         except (DataError, RenderError, ImageError) as error:
             problem = str(error)
             bad.append(problem if problem.startswith(place) else f"{place}: {problem}")
@@ -89,8 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
             shown.append((f"{place}  {token_totals(tokens)}", tokens))
     if not shown:
         raise DataError("there is nothing to show: the file has no rows", path=arguments.file)
+    total = f"all {len(shown) - len(bad):,} that are shown: {token_totals([t for _, tokens in shown for t in tokens])}"
     if arguments.html:
-        written = page(f"{arguments.file.name} as {name}", shown)
+        written = page(f"{arguments.file.name} as {name}", shown, total)
         try:
             arguments.html.write_text(written, encoding="utf-8")
         except OSError as error:
@@ -99,14 +104,27 @@ def run(arguments: argparse.Namespace) -> int:
             ) from error
         print(f"{len(shown)} conversations written to {printable(arguments.html)}")
     else:
-        _print(shown)
+        _print(shown, total)
     if bad:
         first = printable(redacted(bad[0]))
         print(f"tinkerloop inspect: {len(bad)} of {len(shown)} rows cannot be used; {first}", file=sys.stderr)
     return 2 if bad else 0
 
 
-def _print(shown: list[tuple[str, list[Token]]]) -> None:
+def with_marked_control_tokens(tokens: list[Token], encoder: Encoder) -> list[Token]:
+    """Return the tokens with the names of control tokens between ⟨ and ⟩, such as ⟨|im_end|⟩."""
+
+    def is_control(token: Token) -> bool:
+        known = token.image is None and token.text and encoder.id_of(token.text) == token.id
+        return bool(known) and encoder.encode(token.text) != [token.id]
+
+    def marked(name: str) -> str:
+        return f"⟨{name.removeprefix('<').removesuffix('>')}⟩"
+
+    return [replace(token, text=marked(token.text)) if is_control(token) else token for token in tokens]
+
+
+def _print(shown: list[tuple[str, list[Token]]], total: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
@@ -125,6 +143,7 @@ def _print(shown: list[tuple[str, list[Token]]]) -> None:
             text.append(visible(token.text), style=style.strip())
         console.print(text)
         console.print()
+    console.print(Text(total, style="bold"), soft_wrap=True)
 
 
 def uncoloured(tokens: list[Token]) -> str:
@@ -144,7 +163,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem
 """
 
 
-def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
+def page(title: str, shown: list[tuple[str, list[Token]]], total: str) -> str:
     """Return an HTML page that shows the tokens. Pointing at a token shows its id, weight and message."""
     body = []
     for heading, tokens in shown:
@@ -154,7 +173,6 @@ def page(title: str, shown: list[tuple[str, list[Token]]]) -> str:
         f"<style>{_STYLE}{TOKEN_STYLE}</style>\n<h1>{html.escape(title)}</h1>\n"
         '<p class="tinkerloop"><span class="trained">trained</span>, '
         '<span class="scaffold">added by the chat format</span>, '
-        '<span class="cut">cut off</span>; shading alternates from token to token.</p>\n'
-        + "\n".join(body)
-        + "\n</html>\n"
+        '<span class="cut">cut off</span>; shading alternates from token to token; the names of '
+        f"control tokens are between ⟨ and ⟩.</p>\n<p>{html.escape(total)}</p>\n" + "\n".join(body) + "\n</html>\n"
     )
