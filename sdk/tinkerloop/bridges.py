@@ -251,7 +251,8 @@ def _watched_sampler(created: Any, watch: ServerWatch) -> Any:
 
     if not isinstance(created, tinker.APIFuture):
         return watched(created)
-    return type(created)(AwaitableConcurrentFuture(followed(watch, created, watched)))  # also usable as the client
+    future: Any = AwaitableConcurrentFuture(followed(watch, created, watched))
+    return type(created)(future)  # type: ignore[call-arg]  # also usable as the client
 
 
 def _probe(client: BridgedTrainingClient) -> bool:

@@ -12,14 +12,12 @@ from tinkerloop.model_info import warn_if_retired
 class HostedServiceClient(tinker.ServiceClient):
     """The service client that `connect` opens for the hosted service. Its arguments are those of tinker's own."""
 
-    def create_lora_training_client(self, base_model: str, *args: Any, **options: Any) -> tinker.TrainingClient:
+    def create_lora_training_client(self, base_model: str, *args: Any, **options: Any) -> Any:
         """Open a training client with a new model; log a warning if the service retires `base_model`."""
         warn_if_retired(base_model)
         return super().create_lora_training_client(base_model, *args, **options)
 
-    async def create_lora_training_client_async(
-        self, base_model: str, *args: Any, **options: Any
-    ) -> tinker.TrainingClient:
+    async def create_lora_training_client_async(self, base_model: str, *args: Any, **options: Any) -> Any:
         """Open a training client with a new model; log a warning if the service retires `base_model`."""
         warn_if_retired(base_model)
         return await super().create_lora_training_client_async(base_model, *args, **options)

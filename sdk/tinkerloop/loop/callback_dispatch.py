@@ -281,7 +281,7 @@ def requests_of(name: str, event: str, answer: Any) -> list[Request]:
     if isinstance(answer, ALLOWED[event]):
         return [answer]
     try:
-        requests = [answer] if isinstance(answer, Request | Mapping | str) else list(answer)
+        requests: list[Any] = [answer] if isinstance(answer, Request | Mapping | str) else list(answer)
     except TypeError:
         requests = [answer]
     for request in requests:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
@@ -152,7 +152,7 @@ class Rollouts:
             seed=seed,
             limits=limits,
             on_failure=on_failure,
-            reference=resolve(reference),
+            reference=cast("SamplingClientLike | None", resolve(reference)),
             advantages=advantages,
             loss_fn=loss_fn,
             weighting=weighting,

@@ -6,7 +6,7 @@ the id of a model itself, from its session and a counter.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 
 def model_id(session: str, number: int) -> str:
@@ -24,7 +24,7 @@ def request_id(owner: str, number: int) -> str:
     return f"{owner}:{number}"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int]:
     """Return true if `value` can be the number of a model, of a sampler or of a request."""
     return type(value) is int and 0 <= value < 2**63
 
