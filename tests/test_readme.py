@@ -37,7 +37,7 @@ PRINTS = {
     "docs/how_to/servers.md": ["steps reached"],
     "docs/how_to/sweep.md": ["[(0.001, ", "learning_rate", "0.00047"],
     "docs/how_to/vision.md": ["'loss'"],
-    "docs/tutorial/first_run.md": ["16 rows, all used", "report.html", "<|im_start|>user"],
+    "docs/tutorial/first_run.md": ["16 rows, all used", "report.html", "⟨|im_start|⟩user"],
     "docs/tutorial/your_data.md": ["1 of 5 rows skipped (first: faq.jsonl:3)", "\nUnder the mat.<|im_end|>\n"],
     "docs/tutorial/your_loop.md": ["6 steps reached"],
     "sdk/tinkerloop/local/README.md": ["[None, -"],

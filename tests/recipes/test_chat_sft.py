@@ -172,8 +172,9 @@ def test_a_bad_row_is_skipped_and_counted_when_asked(bad_file, tmp_path, capsys)
 
 def test_long_replies_are_sampled_but_not_compared(tmp_path, capsys):
     file = tmp_path / "long.jsonl"
-    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "long reply " * 40}]}
-    file.write_text((json.dumps(row) + "\n") * 12)
+    reply = {"role": "assistant", "content": "long reply " * 40}
+    asked = [{"messages": [{"role": "user", "content": f"question {i}"}, reply]} for i in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked))
     main(file=str(file), run=str(tmp_path / "run"), steps=1, batch_size=2, eval_every=1)
     assert "exact match" not in capsys.readouterr().out
     assert not any("test/exact_match" in row for row in rows(tmp_path / "run"))

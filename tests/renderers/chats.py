@@ -91,9 +91,9 @@ def tokenizer_with(control: Iterable[str], chat_template: Any = A_TEMPLATE, **sp
     Args:
         special: tokens by the names of transformers, such as `eos_token`.
     """
-    from tinkerloop.tokenizers.tiny_tokenizer import _byte_characters
+    from tinkerloop.tokenizers.encoders import byte_of_character
 
-    characters = _byte_characters()
+    characters = {byte: character for character, byte in byte_of_character().items()}
     spelled = functools.partial("".join)
 
     def byte_level(text: str) -> str:
@@ -102,7 +102,7 @@ def tokenizer_with(control: Iterable[str], chat_template: Any = A_TEMPLATE, **sp
     pairs = [("\n", "\n"), ("\n\n", "\n\n"), ("\n\n", "\n"), (" ", " "), (">", "\n"), ("t", "h"), ("th", "e")]
     pairs += [(" ", "t"), ("e", "r"), ("i", "n"), ("o", "n"), (" ", "a"), ("u", "s"), ("us", "er")]
     merges = [(byte_level(a), byte_level(b)) for a, b in pairs]
-    vocab = {character: i for i, character in enumerate(characters)}
+    vocab = byte_of_character().copy()
     for a, b in merges:
         vocab.setdefault(a + b, len(vocab))
     core = Tokenizer(models.BPE(vocab=vocab, merges=merges))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -64,8 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = run_config(arguments.run)
-    service = arguments.service or config.get("service") or config.get("base_url") or "local"
-    sampler = open_sampler(arguments.run, arguments.root, service)
+    sampler = open_sampler(arguments.run, arguments.root, arguments.service or service_of(config))
     tokenizer = get_tokenizer(arguments.tokenizer) if arguments.tokenizer else sampler.get_tokenizer()
     name = arguments.renderer or config.get("renderer_name") or config.get("renderer")
     renderer = get_renderer(name or get_recommended_renderer_name(sampler.get_base_model()), tokenizer)
@@ -77,6 +76,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     talk(Chat(sampler, renderer, params, arguments.system), sys.stdin, sys.stdout)
     return 0
+
+
+def service_of(config: Mapping[str, Any]) -> str:
+    """Return the service of a run with this configuration; local if it was given as an object and not by its name."""
+    named = config.get("service") or config.get("base_url")
+    return named if isinstance(named, str) and (named == "tinker" or "://" in named) else "local"
 
 
 def open_sampler(place: str, root: Path | None, service: str = "local") -> SamplingClientLike:
