@@ -13,7 +13,6 @@ from typing import Any
 
 import griffe
 
-
 _EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1(?=\S).*)*", re.MULTILINE)
 _ARGUMENTS = re.compile(r"^( +)(\*{0,2}\w+(?:, \*{0,2}\w+)+)(: .*)$", re.MULTILINE)
 
