@@ -26,7 +26,7 @@ check: $(VENV)/.ready
 	$(MAKE) docs
 
 docs: $(VENV)/.ready
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 	@echo "to read it, with search: $(PY) -m http.server --bind 127.0.0.1 --directory site"
 
 $(VENV)/.ready: pyproject.toml constraints.txt

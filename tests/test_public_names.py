@@ -30,6 +30,11 @@ def test_importing_loads_neither_torch_nor_transformers(module):
     assert loaded_by(f"import {module}") == []
 
 
+def test_importing_the_package_alone_imports_no_large_module():
+    code = "import sys, tinkerloop; print(*(name for name in ('numpy', 'PIL') if name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
 def test_importing_starts_no_thread_and_touches_no_signal():
     code = (
         "import signal, threading\nbefore = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)\n"

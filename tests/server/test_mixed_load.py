@@ -18,7 +18,7 @@ import pytest
 import tinker
 
 from tests.server.conftest import KEY
-from tests.server.hostile import Hostile
+from tests.server.hostile import BODY_BYTES, Hostile
 from tests.server.test_hostile import losses
 from tests.server.test_loop_over_http import finish, outcome, start, train, wait_for_row
 from tests.server.test_serve_command import serving
@@ -57,7 +57,8 @@ def test_under_mixed_load_the_memory_is_flat_and_nothing_is_lost(tmp_path):
         thread.start()
         return thread
 
-    with serving("--root", str(root), "--quiet", OMP_NUM_THREADS="1") as (server, url):
+    options = ["--root", str(root), "--quiet", "--model", "tiny-vl", "--max-body-mib", str(BODY_BYTES // 2**20)]
+    with serving(*options, OMP_NUM_THREADS="1") as (server, url):
         expected_losses, expected_samples = losses(url, 10), sampled(url)
         train(tmp_path / "expected", url, 1)
         expected = outcome(tmp_path / "expected", root)

@@ -2,13 +2,15 @@
 
 A command is a module that defines `add_arguments(parser)` and `run(arguments) -> int`. The first line of the module's
 docstring is the help text of the command. To add a command, add its module to `COMMANDS`. The module of a command is
-imported only when the command is used.
+imported only when the command is used; its help text is read from its file.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
+import importlib.resources
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -52,12 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     module = None
     for command, path in COMMANDS.items():
-        if name != command and name not in ("-h", "--help"):
-            commands.add_parser(command)
+        if name != command:
+            commands.add_parser(command, help=_first_line(path) if name in ("-h", "--help") else None)
             continue
         module = importlib.import_module(path)
-        line = (module.__doc__ or "").strip().partition("\n")[0]
-        module.add_arguments(commands.add_parser(command, help=line, description=module.__doc__))
+        module.add_arguments(commands.add_parser(command, description=module.__doc__))
     arguments = parser.parse_args(argv or ["--help"])
     assert module is not None, "argparse should have rejected the unknown command"
     try:
@@ -82,3 +83,9 @@ def _shown_by(command: str, others: Callable[..., None]) -> Callable[..., None]:
             others(message, category, *args, **options)
 
     return show
+
+
+def _first_line(module: str) -> str:
+    """Return the first line of the docstring of a module, without importing it."""
+    path = importlib.resources.files(module.rpartition(".")[0]) / f"{module.rpartition('.')[2]}.py"
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]

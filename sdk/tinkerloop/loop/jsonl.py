@@ -37,10 +37,10 @@ def read_lines(path: Path, *, restore_numbers: bool = True) -> Iterator[dict[str
             if not line.endswith(b"\n"):
                 return
             try:
-                value = json.loads(line)
+                value = json.loads(line.decode())
             except ValueError:
                 value = None
-            if restore_numbers and any(mark in line for mark in _MARKS):
+            if restore_numbers and (b'NaN"' in line or b'Infinity"' in line):
                 value = _with_numbers(value)
             if not isinstance(value, dict):
                 raise CheckpointError(
@@ -159,5 +159,4 @@ def _number(value: Any) -> Any:
 
 NON_FINITE = ("NaN", "Infinity", "-Infinity")
 """The strings that stand for numbers which JSON cannot write."""
-_MARKS = tuple(f'"{name}"'.encode() for name in NON_FINITE)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_number)

@@ -129,12 +129,14 @@ def read_run(folder: str | Path) -> RunData:
 def _series(file: Path) -> dict[str, Series]:
     columns: dict[str, tuple[list[int], list[float]]] = {}
     for number, row in enumerate(read_lines(file)):
-        step = row.get("step", number)  # a row without a step has the number of its line
+        step = int(row.pop("step", number))  # a row without a step has the number of its line
         for name, value in row.items():
-            if name != "step" and isinstance(value, int | float):
-                steps, values = columns.setdefault(name, ([], []))
-                steps.append(int(step))
-                values.append(float(value))
+            if isinstance(value, int | float):
+                column = columns.get(name)
+                if column is None:
+                    column = columns[name] = ([], [])
+                column[0].append(step)
+                column[1].append(value)
     return {name: Series(*column) for name, column in columns.items()}
 
 
