@@ -17,8 +17,8 @@ Rewards teach only a model that is right sometimes: if the reward of the first s
 The mean reward of the sampled episodes is printed after each step. The share of correct replies to unseen questions is
 printed at the end, and is in `metrics.jsonl` before and after.
 
-What you should see with seed 0: the share rises from 72 % after the supervised start to 100 %, and the mean reward from
-0.27 (first ten steps) to 0.67 (last ten steps).
+What you should see: the share rises from 72 % after the supervised start to 100 % with seed 0, and from 82 % to 98 %
+with seed 1. With seed 0 the mean reward rises from 0.27 (first ten steps) to 0.67 (last ten steps).
 """
 
 from __future__ import annotations

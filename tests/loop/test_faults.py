@@ -190,7 +190,7 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(service, batches,
 def test_a_missing_checkpoint_says_what_to_do(service, batches, tmp_path):
     run(service, batches, tmp_path)
     service.checkpoints.clear()
-    with pytest.raises(CheckpointError, match=r"the checkpoint of step 6 is gone: .* Resume from an older record"):
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 6 is not there: .* resume from an older record"):
         open_training_client(service, Checkpoints(tmp_path).latest())
 
 

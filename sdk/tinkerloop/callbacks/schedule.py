@@ -25,7 +25,7 @@ class LRSchedule(Callback):
             if not callable(schedule) and not (name == "learning_rate" and schedule is None):
                 raise PlanError(
                     f"{name} must be a schedule, a function from step to value, got {schedule!r}: for one value at all "
-                    "steps, pass constant(value), from tinkerloop.schedules"
+                    "steps, pass constant(value), from tinkerloop.loop.schedules"
                 )
         self._schedules = others if learning_rate is None else {"learning_rate": learning_rate, **others}
 

@@ -172,7 +172,7 @@ def obey(chat: Chat, command: str) -> str:
 
 def _help(chat: Chat, argument: str) -> str:
     """List these commands."""
-    return "\n".join(f"/{name:<12} {command.__doc__}" for name, command in CHAT_COMMANDS.items())
+    return "\n".join([*(f"/{name:<12} {command.__doc__}" for name, command in CHAT_COMMANDS.items()), _LEAVE])
 
 
 def _reset(chat: Chat, argument: str) -> str:
@@ -217,6 +217,9 @@ CHAT_COMMANDS: dict[str, Callable[[Chat, str], str]] = {
     "temperature": _temperature,
     "save": _save,
 }
+
+
+_LEAVE = "An empty line ends the chat."
 
 
 def write(delta: object, out: TextIO) -> None:

@@ -57,8 +57,9 @@ def open_training_client(
         client = resolve(service.create_training_client_from_state_with_optimizer(record.path))
     except (NotFoundError, FileNotFoundError) as error:
         raise CheckpointError(
-            f"the checkpoint of step {record.step} is gone: {record.path} was deleted or has expired. "
-            "Resume from an older record (see Checkpoints.records()), or start a new run in a new folder"
+            f"the checkpoint of step {record.step} is not there: {record.path}. For the embedded engine, open the "
+            "service with the root= of the run, such as connect('local', root=...). If the checkpoint was deleted or "
+            "has expired, resume from an older record (see Checkpoints.records()), or start a new run in a new folder"
         ) from error
     return mark_opened(client, record)
 

@@ -24,7 +24,7 @@ from tinkerloop.errors import CheckFailedError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.callback_dispatch import ALLOWED, requests_of
 from tinkerloop.loop.checkpoints import Checkpoints, Record
-from tinkerloop.loop.events import Boundary, Eval, EvalResult, Request, Requests, Retain, Save, StepResult, Summary
+from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Request, Requests, Retain, Save, StepResult, Summary
 from tinkerloop.loop.loop import Loop
 from tinkerloop.loop.plan import Plan
 from tinkerloop.loop.resume import open_training_client
@@ -86,6 +86,7 @@ def check_callback(
     others: Callable[[], Sequence[Callback]] = tuple,
     batches: Callable[[], Sequence[Sequence[Any]]] = sample_batches,
     ahead: int = 1,
+    ignored_metrics: tuple[str, ...] = (),
 ) -> CallbackReport:
     """Check a callback in small runs on `OrderedService`.
 
@@ -99,6 +100,8 @@ def check_callback(
         others: function that creates callbacks that it needs beside it, such as an evaluation.
         batches: function that returns the batches of a run; token ids must be below 64.
         ahead: the argument of `Loop`.
+        ignored_metrics: prefixes of metrics in `Log` that are not compared, such as "tokens_per_second", because they
+            are measured times.
 
     Returns:
         The cost of each event, to print.
@@ -109,7 +112,7 @@ def check_callback(
     if make() is make():
         raise CheckFailedError("`make` returned the same callback twice: create a new one in each call")
     with tempfile.TemporaryDirectory(prefix="check_callback-") as root, mock.patch("os.fsync", no_sync):
-        trial = _Trial(make, others, batches, ahead, Path(root), OrderedService())
+        trial = _Trial(make, others, batches, ahead, Path(root), OrderedService(), ignored_metrics)
         whole = trial.run("whole")
         _check_drivers(trial, whole)
         _check_resumes(trial, whole)
@@ -125,6 +128,7 @@ class _Recorded:
     """The behaviour of one run: the answers of the callback, in order, and the state of the callback at the end."""
 
     callback: Callback
+    ignored_metrics: tuple[str, ...]
     answers: list[tuple[str, int, Any]] = field(default_factory=list)
     report: CallbackReport = field(default_factory=CallbackReport)
     blocked: list[str] = field(default_factory=list)
@@ -163,6 +167,7 @@ class _Trial:
     ahead: int
     root: Path
     service: OrderedService
+    ignored_metrics: tuple[str, ...]
 
     def run(
         self,
@@ -173,7 +178,7 @@ class _Trial:
         fault: Callable[[Operation], None] | None = None,
     ) -> _Recorded:
         """Train in the folder `name`, from `record` if it is given, and return what the callback did."""
-        recorded = _Recorded(self.make())
+        recorded = _Recorded(self.make(), self.ignored_metrics)
         _record_answers(recorded)
 
         def watch(operation: Operation) -> None:
@@ -290,14 +295,14 @@ def _recording(recorded: _Recorded, name: str, handler: Callable[..., Any]) -> C
             report.calls[name] = report.calls.get(name, 0) + 1
             report.seconds[name] = report.seconds.get(name, 0.0) + seconds
         step = args[0] if isinstance(args[0], int) else args[0].step
-        recorded.answers.append((name, step, _comparable(type(recorded.callback).__name__, name, answer)))
+        recorded.answers.append((name, step, _comparable(recorded, name, answer)))
         return answer
 
     return handle
 
 
-def _comparable(callback: str, name: str, answer: Any) -> Any:
-    """Return an answer as a value that can be compared: futures and functions of requests are left out."""
+def _comparable(recorded: _Recorded, name: str, answer: Any) -> Any:
+    """Return an answer as a value that can be compared: without futures, functions and the ignored metrics."""
     if isinstance(answer, Plan):
         batches = [(len(batch.datums), str(batch.loss_fn)) for batch in answer.micro_batches]
         weights = [
@@ -305,10 +310,15 @@ def _comparable(callback: str, name: str, answer: Any) -> Any:
             for datum in answer.datums
         ]
         return answer.optim.model_dump(), batches, weights, answer.normalize
-    return [_without_functions(request) for request in requests_of(callback, name, answer)]
+    requests = requests_of(type(recorded.callback).__name__, name, answer)
+    return [kept for request in requests if (kept := _compared(request, recorded.ignored_metrics)) is not None]
 
 
-def _without_functions(request: Request) -> Any:
+def _compared(request: Request, ignored_metrics: tuple[str, ...]) -> Any:
+    """Return what is compared of a request; None for a `Log` that has only ignored metrics."""
+    if isinstance(request, Log) and ignored_metrics:
+        kept = {name: value for name, value in request.metrics.items() if not name.startswith(ignored_metrics)}
+        return Log(kept) if kept else None
     if isinstance(request, Eval):
         return "Eval", request.name, request.detached
     return "Retain" if isinstance(request, Retain) else request
