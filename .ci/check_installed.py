@@ -31,4 +31,10 @@ if extra == "serve":
     with background_server(ServerOptions({"tiny": "tiny"})) as url:
         client = tinkerloop.connect(url).create_lora_training_client(base_model="tiny", rank=4)
         assert client.model_id
+if extra == "testing":
+    from tinkerloop.callbacks import StopOnNonFinite
+    from tinkerloop.testing import RENDERER_CHECKS, check_callback
+
+    check_callback(StopOnNonFinite)
+    assert RENDERER_CHECKS
 print(f"{extra}: tinkerloop {tinkerloop.__version__} works")

@@ -39,6 +39,7 @@ from tinkerloop.callbacks import (
 from tinkerloop.clients import ServiceClientLike
 from tinkerloop.connection import session
 from tinkerloop.data import Conversation, batches, conversation_datums, load_conversations, train_test_split
+from tinkerloop.data.estimation import estimate_datums
 from tinkerloop.hyperparams import adapter_size
 from tinkerloop.loop import Loop, Run, open_training_client, resolve
 from tinkerloop.loop.schedules import linear, warmup
@@ -93,6 +94,9 @@ class Config:
     eval_every: int = chz.field(default=50, doc="Evaluate every this many steps.")
     save_every: int = chz.field(default=50, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for adapter initialisation and data order.")
+    dry_run: bool = chz.field(
+        default=False, doc="Only print the size of the run, and neither train nor write anything."
+    )
     retry: int = chz.field(
         default=0, doc="How often the run goes on from its newest record by itself after a server or a model was lost."
     )
@@ -108,6 +112,31 @@ def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]
     if test_file is None:
         return train_test_split(conversations, test=min(config.test_size, len(conversations) // 5), seed=config.seed)
     return conversations, load_conversations(test_file, on_bad=config.on_bad)[: config.test_size]
+
+
+ConversationsAndDatums = tuple[Sequence[Conversation], Sequence[tinker.Datum]]
+
+
+def rendered(config: Config) -> tuple[Renderer, ConversationsAndDatums, ConversationsAndDatums]:
+    """Return the renderer, and the training and held-out data as conversations and as datums."""
+    tokenizer = tinkerloop.get_tokenizer(config.model)
+    renderer = get_renderer(config.renderer, tokenizer, tags_in_replies=config.tags_in_replies)
+    train, test = read(config)
+    options: dict[str, Any] = {"on_bad": config.on_bad, "on_long": config.on_bad}
+    datums = conversation_datums(train, renderer, config.max_length, **options)
+    held_out = conversation_datums(test, renderer, config.max_length, **options)
+    print(f"rendered to train on: {datums.report}\nrendered to evaluate on: {held_out.report}")
+    return renderer, (train, datums), (test, held_out)
+
+
+def print_size(config: Config) -> None:
+    """Print rows, tokens, steps and evaluations of a run."""
+    _, (_, datums), (_, held_out) = rendered(config)
+    per_epoch = max(len(datums) // config.batch_size, 1)
+    epochs = -(-config.steps // per_epoch)
+    print(estimate_datums(datums, per_epoch, epochs=epochs, max_steps=config.steps))
+    evaluations = 1 + -(-config.steps // config.eval_every)
+    print(f"{evaluations} evaluations on {len(held_out)} held-out datums each")
 
 
 def reply_to(sampler: Any, renderer: Renderer, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
@@ -126,6 +155,10 @@ def text_of(message: Any) -> str:
 
 
 def main(config: Config) -> None:
+    if config.dry_run:
+        print_size(config)
+        return
+
     def attempt() -> None:
         root = Path(config.run) / "service"
         service = tinkerloop.connect(config.service, root=root, device=config.device, dtype=config.dtype)
@@ -137,15 +170,7 @@ def main(config: Config) -> None:
 
 def train_with(service: ServiceClientLike, config: Config) -> None:
     """Train on the service from the newest record of the run, or from the start, to the end."""
-    tokenizer = tinkerloop.get_tokenizer(config.model)
-    renderer = get_renderer(config.renderer, tokenizer, tags_in_replies=config.tags_in_replies)
-
-    # All data is read and checked before training starts.
-    train, test = read(config)
-    options: dict[str, Any] = {"on_bad": config.on_bad, "on_long": config.on_bad}
-    datums = conversation_datums(train, renderer, config.max_length, **options)
-    held_out = conversation_datums(test, renderer, config.max_length, **options)
-    print(f"rendered to train on: {datums.report}\nrendered to evaluate on: {held_out.report}")
+    renderer, (train, datums), (test, held_out) = rendered(config)  # all data is checked before training starts
     longest = max(int(np.count_nonzero(one.loss_fn_inputs["weights"].to_numpy())) for one in held_out)
     is_scored = config.score == "exact_match" or (config.score == "auto" and longest <= SHORT)
     max_tokens = longest + 8 if is_scored else min(longest, 2 * SHORT)
