@@ -39,6 +39,7 @@ from tinkerloop.callbacks import (
 from tinkerloop.clients import ServiceClientLike
 from tinkerloop.connection import session
 from tinkerloop.data import Conversation, batches, conversation_datums, load_conversations, train_test_split
+from tinkerloop.data.datums import Datums
 from tinkerloop.data.estimation import estimate_datums
 from tinkerloop.hyperparams import adapter_size
 from tinkerloop.loop import Loop, Run, open_training_client, resolve
@@ -114,11 +115,8 @@ def read(config: Config) -> tuple[Sequence[Conversation], Sequence[Conversation]
     return conversations, load_conversations(test_file, on_bad=config.on_bad)[: config.test_size]
 
 
-ConversationsAndDatums = tuple[Sequence[Conversation], Sequence[tinker.Datum]]
-
-
-def rendered(config: Config) -> tuple[Renderer, ConversationsAndDatums, ConversationsAndDatums]:
-    """Return the renderer, and the training and held-out data as conversations and as datums."""
+def rendered(config: Config) -> tuple[Renderer, Datums, Datums, Sequence[Conversation]]:
+    """Return the renderer, the training datums, the held-out datums, and the held-out conversations."""
     tokenizer = tinkerloop.get_tokenizer(config.model)
     renderer = get_renderer(config.renderer, tokenizer, tags_in_replies=config.tags_in_replies)
     train, test = read(config)
@@ -126,12 +124,12 @@ def rendered(config: Config) -> tuple[Renderer, ConversationsAndDatums, Conversa
     datums = conversation_datums(train, renderer, config.max_length, **options)
     held_out = conversation_datums(test, renderer, config.max_length, **options)
     print(f"rendered to train on: {datums.report}\nrendered to evaluate on: {held_out.report}")
-    return renderer, (train, datums), (test, held_out)
+    return renderer, datums, held_out, test
 
 
 def print_size(config: Config) -> None:
     """Print rows, tokens, steps and evaluations of a run."""
-    _, (_, datums), (_, held_out) = rendered(config)
+    _, datums, held_out, _ = rendered(config)
     per_epoch = max(len(datums) // config.batch_size, 1)
     epochs = -(-config.steps // per_epoch)
     print(estimate_datums(datums, per_epoch, epochs=epochs, max_steps=config.steps))
@@ -170,7 +168,7 @@ def main(config: Config) -> None:
 
 def train_with(service: ServiceClientLike, config: Config) -> None:
     """Train on the service from the newest record of the run, or from the start, to the end."""
-    renderer, (train, datums), (test, held_out) = rendered(config)  # all data is checked before training starts
+    renderer, datums, held_out, test = rendered(config)  # all data is checked before training starts
     longest = max(int(np.count_nonzero(one.loss_fn_inputs["weights"].to_numpy())) for one in held_out)
     is_scored = config.score == "exact_match" or (config.score == "auto" and longest <= SHORT)
     max_tokens = longest + 8 if is_scored else min(longest, 2 * SHORT)
