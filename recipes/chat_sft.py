@@ -38,8 +38,7 @@ from tinkerloop.callbacks import (
 )
 from tinkerloop.clients import ServiceClientLike
 from tinkerloop.connection import session
-from tinkerloop.data import Conversation, batches, conversation_datums, load_conversations, train_test_split
-from tinkerloop.data.datums import Datums
+from tinkerloop.data import Conversation, Datums, batches, conversation_datums, load_conversations, train_test_split
 from tinkerloop.data.estimation import estimate_datums
 from tinkerloop.hyperparams import adapter_size
 from tinkerloop.loop import Loop, Run, open_training_client, resolve
