@@ -131,6 +131,14 @@ CASES = [
     Case("nemotron3_ultra", "nemotron-3/ultra.jinja", **CHATML),
     Case("nemotron3_ultra_medium_thinking", "nemotron-3/ultra.jinja", {"medium_effort": True}, **CHATML),
     Case(
+        "gemma3",
+        "../templates/hf_gemma-3-4b-it.jinja",
+        {"bos_token": "<bos>"},
+        PLAIN | {"tools": False},
+        tools=False,
+        **CHATML,
+    ),
+    Case(
         "gpt_oss_medium_reasoning",
         "gpt-oss/chat_template.jinja",
         chats=ONE_CALL,

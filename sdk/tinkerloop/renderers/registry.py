@@ -22,6 +22,7 @@ Factory = Callable[..., Renderer]
 _FAMILIES = (
     "families.deepseekv3",
     "families.deepseekv4_1",
+    "families.gemma3",
     "families.glm",
     "families.glm4",
     "families.gpt_oss",
