@@ -43,6 +43,7 @@ UNCLAIMED = {
     r"gemma3": {*REASONING, *CALLS, "later_system"},
     r"llama3": {*REASONING, "parallel_calls", "text_with_calls"},
     r"gpt_oss.*": {"parallel_calls", "later_system"},
+    r"deepseek_r1_distill": {*REASONING, *CALLS, "later_system"} - {"reasoning"},
     r"deepseekv3_thinking": {"reasoning_after_results"},
     r"deepseekv3|qwen2_5|qwen3_coder|.*_disable_thinking": REASONING,
     r"template": {"episodes"},

@@ -81,7 +81,7 @@ def suited(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]] |
     if case.chats.get("tools") is False and any(m.get("tool_calls") for m in messages):
         return None
     inline = any("<think>" in m["content"] for m in messages)
-    if (inline and not case.name.startswith(("qwen3", "deepseek"))) or (
+    if (inline and not case.name.startswith(("qwen3", "deepseekv3"))) or (
         inline and re.search("instruct|coder", case.name)
     ):
         return None

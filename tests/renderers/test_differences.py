@@ -152,6 +152,28 @@ ROWS = [
         "<bos><start_of_turn>user\ns<end_of_turn>\n<start_of_turn>model\na<end_of_turn>", None,
     ),
     Difference(
+        "DeepSeek R1 distills", "begins with a reasoning block", "deepseek_r1_distill", [USER, REASONED],
+        "<｜Assistant｜><think>\nhm\n</think>\n\na<｜end▁of▁sentence｜>", "<｜Assistant｜>a<｜end▁of▁sentence｜>",
+    ),
+    Difference(
+        "DeepSeek R1 distills", "begins with a reasoning block", "deepseek_r1_distill", [USER, REPLY],
+        "<｜Assistant｜><think>\n\n</think>\n\na<｜end▁of▁sentence｜>", "<｜Assistant｜>a<｜end▁of▁sentence｜>",
+    ),
+    Difference(
+        "DeepSeek R1 distills", "newlines after inline reasoning", "deepseek_r1_distill",
+        [USER, REPLY | {"content": "<think>\nhm\n</think>\n\na"}, USER],
+        "<｜Assistant｜>a<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜><think>\n",
+        "<｜Assistant｜>\n\na<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜><think>\n", prompting=True,
+    ),
+    Difference(
+        "DeepSeek R1 distills", "is not the first message raises", "deepseek_r1_distill", [USER, LATE, REPLY],
+        None, "<｜begin▁of▁sentence｜>s<｜User｜>q<｜Assistant｜>a<｜end▁of▁sentence｜>",
+    ),
+    Difference(
+        "DeepSeek R1 distills", "tools and calls raise", "deepseek_r1_distill", [USER], None,
+        "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜><think>\n", prompting=True, tools=True,
+    ),
+    Difference(
         "Gemma 3", "is not the first message raises an error", "gemma3", [USER, LATE],
         None, "<start_of_turn>system\ns<end_of_turn>\n<start_of_turn>model\n", prompting=True,
     ),
