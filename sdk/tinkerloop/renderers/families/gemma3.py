@@ -1,8 +1,7 @@
 """Gemma 3's chat format for text: `<start_of_turn>user\\n...<end_of_turn>\\n<start_of_turn>model\\n...`.
 
 The format has two roles. A system message at the start is written into the first turn of the user. The texts of users
-and replies are trimmed. There are no tools and no reasoning. Preset: `gemma3`. The reference is the publisher's chat
-template, also of Gemma 3 models with images; images themselves raise an error.
+and replies are trimmed. There are no tools, no reasoning and no images. Preset: `gemma3`.
 """
 
 from __future__ import annotations
