@@ -40,8 +40,10 @@ REASONING = {
 CALLS = {"tools", "calls", "parallel_calls", "text_with_calls"}
 UNCLAIMED = {
     r"role_colon": {*REASONING, *CALLS},
+    r"gemma3": {*REASONING, *CALLS, "later_system"},
     r"llama3": {*REASONING, "parallel_calls", "text_with_calls"},
     r"gpt_oss.*": {"parallel_calls", "later_system"},
+    r"deepseek_r1_distill": {*REASONING, *CALLS, "later_system"} - {"reasoning"},
     r"deepseekv3_thinking": {"reasoning_after_results"},
     r"deepseekv3|qwen2_5|qwen3_coder|.*_disable_thinking": REASONING,
     r"template": {"episodes"},
@@ -49,7 +51,7 @@ UNCLAIMED = {
 """What the formats, given as regular expressions, cannot express. All others can express everything."""
 SORTING = ("tml_v0",)
 """The names of formats that sort the arguments of calls."""
-TRIMMING = ("glm4", "glm5_3", "llama3", "nemotron3", "qwen3_5", "qwen3_8")
+TRIMMING = ("gemma3", "glm4", "glm5_3", "llama3", "nemotron3", "qwen3_5", "qwen3_8")
 """The beginnings of the names of formats that trim the texts of replies."""
 WITHOUT_NEWLINES = ("qwen3", "qwen3_disable_thinking", "qwen3_thinking", "qwen3_vl")
 """The names of formats that trim newlines, and no spaces, at the start of the texts of replies."""

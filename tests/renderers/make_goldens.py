@@ -78,8 +78,10 @@ def suited(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]] |
     """Return the messages, without reasoning if the case has none; None if its template cannot express them."""
     if case.chats.get("parallel") is False and any(len(m.get("tool_calls", ())) > 1 for m in messages):
         return None
+    if case.chats.get("tools") is False and any(m.get("tool_calls") for m in messages):
+        return None
     inline = any("<think>" in m["content"] for m in messages)
-    if (inline and not case.name.startswith(("qwen3", "deepseek"))) or (
+    if (inline and not case.name.startswith(("qwen3", "deepseekv3"))) or (
         inline and re.search("instruct|coder", case.name)
     ):
         return None

@@ -144,6 +144,40 @@ ROWS = [
         "<think>hm</think>a<｜end▁of▁sentence｜>", "<｜Assistant｜></think>a<｜end▁of▁sentence｜>",
     ),
     Difference(
+        "Gemma 3", "in which roles do not alternate", "gemma3", [USER, USER, REPLY],
+        "user\nq<end_of_turn>\n<start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\na<end_of_turn>", None,
+    ),
+    Difference(
+        "Gemma 3", "in which roles do not alternate", "gemma3", [LATE, REPLY],
+        "<bos><start_of_turn>user\ns<end_of_turn>\n<start_of_turn>model\na<end_of_turn>", None,
+    ),
+    Difference(
+        "DeepSeek R1 distills", "begins with a reasoning block", "deepseek_r1_distill", [USER, REASONED],
+        "<｜Assistant｜><think>\nhm\n</think>\n\na<｜end▁of▁sentence｜>", "<｜Assistant｜>a<｜end▁of▁sentence｜>",
+    ),
+    Difference(
+        "DeepSeek R1 distills", "begins with a reasoning block", "deepseek_r1_distill", [USER, REPLY],
+        "<｜Assistant｜><think>\n\n</think>\n\na<｜end▁of▁sentence｜>", "<｜Assistant｜>a<｜end▁of▁sentence｜>",
+    ),
+    Difference(
+        "DeepSeek R1 distills", "newlines after inline reasoning", "deepseek_r1_distill",
+        [USER, REPLY | {"content": "<think>\nhm\n</think>\n\na"}, USER],
+        "<｜Assistant｜>a<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜><think>\n",
+        "<｜Assistant｜>\n\na<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜><think>\n", prompting=True,
+    ),
+    Difference(
+        "DeepSeek R1 distills", "is not the first message raises", "deepseek_r1_distill", [USER, LATE, REPLY],
+        None, "<｜begin▁of▁sentence｜>s<｜User｜>q<｜Assistant｜>a<｜end▁of▁sentence｜>",
+    ),
+    Difference(
+        "DeepSeek R1 distills", "tools and calls raise", "deepseek_r1_distill", [USER], None,
+        "<｜begin▁of▁sentence｜><｜User｜>q<｜Assistant｜><think>\n", prompting=True, tools=True,
+    ),
+    Difference(
+        "Gemma 3", "is not the first message raises an error", "gemma3", [USER, LATE],
+        None, "<start_of_turn>system\ns<end_of_turn>\n<start_of_turn>model\n", prompting=True,
+    ),
+    Difference(
         "llama3", "no system preamble with dates", "llama3", [USER],
         f"<|begin_of_text|>{HEAD}user<|end_header_id|>\n\nq<|eot_id|>{HEAD}assistant<|end_header_id|>\n\n",
         f"Today Date: 26 Jul 2024\n\n<|eot_id|>{HEAD}user<|end_header_id|>\n\nq<|eot_id|>"

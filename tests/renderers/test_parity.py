@@ -80,6 +80,14 @@ CASES = [
     Case("qwen3_5", "qwen3.5/chat_template.jinja", **CHATML),
     Case("qwen3_5_disable_thinking", "qwen3.5/chat_template.jinja", {"enable_thinking": False}, PLAIN, **CHATML),
     Case(
+        "deepseek_r1_distill",
+        "../templates/hf_deepseek-r1-distill-qwen-7b.jinja",
+        {"bos_token": "<｜begin▁of▁sentence｜>"},
+        {"tools": False},
+        tokenizer="deepseek-v3.1",
+        tools=False,
+    ),
+    Case(
         "deepseekv3",
         "deepseek-v3.1/chat_template.jinja",
         {"bos_token": "<｜begin▁of▁sentence｜>"},
@@ -131,6 +139,14 @@ CASES = [
     Case("nemotron3_ultra", "nemotron-3/ultra.jinja", **CHATML),
     Case("nemotron3_ultra_medium_thinking", "nemotron-3/ultra.jinja", {"medium_effort": True}, **CHATML),
     Case(
+        "gemma3",
+        "../templates/hf_gemma-3-4b-it.jinja",
+        {"bos_token": "<bos>"},
+        PLAIN | {"tools": False},
+        tools=False,
+        **CHATML,
+    ),
+    Case(
         "gpt_oss_medium_reasoning",
         "gpt-oss/chat_template.jinja",
         chats=ONE_CALL,
@@ -172,6 +188,8 @@ def differs(case: Case, messages: Messages) -> bool:
     if case.name.startswith("kimi") and "preserve" not in case.name:
         # The template empties the reasoning of the trained reply, and of the tool calls before it.
         return any(m.get("reasoning_content") for m in messages[last_answer(messages) + 1 :])
+    if case.name == "deepseek_r1_distill":
+        return True  # the document has no reasoning block, which the template's prompt opens
     if case.name == "deepseekv3_thinking":
         # After a user message, the template's prompt opens a reasoning block, but its document closes it at once.
         return next(m["role"] for m in reversed(messages[:-1]) if m["role"] != "system") == "user"

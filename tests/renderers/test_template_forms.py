@@ -11,6 +11,7 @@ from tests.renderers.test_template_replies import (
     CHATML,
     DECLARE,
     HEADER,
+    PROMPT,
     RESULT,
     SYNTAXES,
     TOOLS,
@@ -71,6 +72,13 @@ def test_reasoning_is_a_part_of_the_content_for_a_template_that_reads_it_there()
     ours = with_template(template(HEADER + parts + "{{ '<|im_end|>' }}"), "[THINK]", "[/THINK]")
     assert trained(ours, [USER, REASONED]) == ["[THINK]because[/THINK]a<|im_end|>"]
     assert trained(ours, [USER, ANSWER]) == ["a<|im_end|>"]
+    assert trained(ours, [USER, ANSWER | {"reasoning_content": ""}]) == ["a<|im_end|>"]
+
+
+@pytest.mark.parametrize(("prompt", "written"), [(THINKING_PROMPT, "\n</think>\n\na"), (PROMPT, "a")])
+def test_empty_reasoning_in_the_text_is_written_only_if_the_prompt_opens_it(prompt: str, written: str) -> None:
+    ours = with_template(INLINE.replace(THINKING_PROMPT, prompt))
+    assert trained(ours, [USER, ANSWER | {"reasoning_content": ""}]) == [f"{written}<|im_end|>"]
 
 
 def test_an_error_says_that_every_reply_needs_reasoning_if_this_makes_it_work() -> None:

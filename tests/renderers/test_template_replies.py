@@ -193,6 +193,18 @@ def test_an_example_ends_with_the_stop_token_where_the_template_ends_a_document_
     assert trained(ours, [USER, {"role": "assistant", "content": "a"}]) == ["a<|im_end|>"]
 
 
+@pytest.mark.parametrize("change", ["", ".strip('\\n')"], ids=["kept", "removed"])
+@pytest.mark.parametrize("around", ["", "\\n"], ids=["no fixed text", "fixed newlines"])
+def test_newlines_at_the_ends_of_reasoning_are_read_if_the_template_writes_them(change: str, around: str) -> None:
+    thought = (
+        f"{{{{ '<think>{around}' + m.reasoning_content{change} + '{around}</think>{around}' if m.reasoning_content }}}}"
+    )
+    ours = with_template(template(HEADER + thought + "{{ m.content + '<|im_end|>\\n' }}"))
+    (text,) = trained(ours, [USER, {"role": "assistant", "content": "a", "reasoning_content": "\nhm\n\n"}])
+    expected = "hm" if change else "\nhm\n\n"
+    assert parsed(ours, text)[0] == [{"type": "thinking", "thinking": expected}, {"type": "text", "text": "a"}]
+
+
 def test_reasoning_that_the_prompt_opens_is_read() -> None:
     prompt = "{{ '<|im_start|>assistant\\n<think>\\n' if add_generation_prompt }}"
     body = "{% if m.role == 'assistant' %}{{ '<think>\\n' + (m.reasoning or '') + '</think>' }}{% endif %}"
@@ -298,6 +310,20 @@ def test_several_calls_in_one_block_are_read_in_order() -> None:
     ours = with_template(calling_template(SYNTAXES["Mistral's name and arguments"]), *TOKENS)
     reply = '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS]{}<|im_end|>'
     assert parsed(ours, reply)[1] == [("f", {"a": 1}), ("g", {})]
+
+
+def test_text_that_the_template_writes_between_two_tokens_before_a_call_is_text() -> None:
+    """As in a template for Llama 4."""
+    wrapped = "{{ '<|python_start|>' + m.content + '<|python_end|>' if m.tool_calls else m.content }}"
+    ours = with_template(
+        calling_template(PARAMETERS).replace("{{ m.content }}", wrapped), "<|python_start|>", "<|python_end|>"
+    )
+    for content in ("", "Let me see."):
+        (reply,) = trained(ours, [USER, {**CALLING, "content": content}], tools=TOOLS)
+        assert reply.startswith(f"<|python_start|>{content}<|python_end|>{{")
+        assert parsed(ours, reply, TOOLS) == (content, [("get_weather", ARGUMENTS)], 0, "stop_sequence")
+    text, calls, unparsed, _ = parsed(ours, "<|python_start|>print(1)<|python_end|><|im_end|>", TOOLS)
+    assert (text, calls, unparsed) == ("print(1)", [], 1)
 
 
 def test_ids_that_the_template_checks_are_the_real_ones() -> None:

@@ -20,8 +20,10 @@ Preset = tuple[str, type[Renderer], Options]
 Factory = Callable[..., Renderer]
 
 _FAMILIES = (
+    "families.deepseek_r1",
     "families.deepseekv3",
     "families.deepseekv4_1",
+    "families.gemma3",
     "families.glm",
     "families.glm4",
     "families.gpt_oss",

@@ -190,8 +190,8 @@ class Template(base.Renderer):
             call = {"id": call_id, "function": {"name": "look_up", "arguments": {"word": "tree"}}}
             examples.append((fields, reply | {"content": "", "tool_calls": [call]}))
         examples.append((MessageForm("part"), reply))
-        if (opening := self._inline_opening(question)) is not None:
-            examples.append((MessageForm("inline", opening), reply))
+        if (inline := self._inline_form(question)) is not None:
+            examples.append((inline, reply))
         for form, example in examples:
             self._form = form
             with contextlib.suppress(RenderError):
@@ -199,8 +199,8 @@ class Template(base.Renderer):
                 return form
         return fields
 
-    def _inline_opening(self, question: Mapping[str, Any]) -> str | None:
-        """Return the tag that opens inline reasoning, with the newline after it unless the prompt writes it without.
+    def _inline_form(self, question: Mapping[str, Any]) -> MessageForm | None:
+        """Return the form with inline reasoning. A newline follows the opening tag unless the prompt ends with the tag.
 
         Return None if the template does not name the tags, if it reads reasoning elsewhere (perhaps with other
         variables), or if its prompt has already closed the reasoning.
@@ -213,7 +213,8 @@ class Template(base.Renderer):
             prompt = "".join(run.text for run in self._write(read_conversation([question], prompting=True))).rstrip(" ")
         if prompt.rstrip().endswith("</think>"):
             return None
-        return "<think>" if prompt.endswith("<think>") else "<think>\n"
+        opening = "<think>" if prompt.endswith("<think>") else "<think>\n"
+        return MessageForm("inline", opening, writes_empty=prompt.rstrip().endswith("<think>"))
 
     @staticmethod
     def _run(template: Any, inputs: Mapping[str, Any]) -> Any:

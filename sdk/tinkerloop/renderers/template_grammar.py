@@ -88,6 +88,7 @@ def learn_grammar(write: Write, control: Sequence[str], source: str, eos: str | 
     grammar = Grammar(
         stops,
         blocks,
+        wrappers=calls.wrappers,
         read_call=calls.read_fields,
         read_text=None if calls.block else calls.read_text,
         find_call=None if calls.block else calls.find_call,
@@ -180,7 +181,11 @@ def _first_stop(tail: str, control: Sequence[str], eos: str | None) -> str | Non
 
 
 def _reasoning_block(write: Write, control: Sequence[str], used: Sequence[str]) -> Block | None:
-    """Return the block of reasoning: the control tokens around it, and the fixed text next to them."""
+    """Return the block of reasoning: the control tokens around it, and the fixed text next to them.
+
+    If the template removes newlines at the ends of reasoning, they are removed in parsing too, with those that the
+    template writes there. Otherwise only the fixed text is removed.
+    """
     try:
         pieces = write([_USER, _REASONED])
     except RenderError:
@@ -193,11 +198,22 @@ def _reasoning_block(write: Write, control: Sequence[str], used: Sequence[str]) 
         return Block(Part.REASONING, "<think>", "</think>", trim="\n") if has_tags else None
     (start, open_token), (end, close_token) = opening[-1], closing[0]
     head, foot = before[start + len(open_token) :], after[:end]
-    head, foot = (fixed if fixed.strip("\n") else "" for fixed in (head, foot))
+    gap = after[end + len(close_token) :] if len(closing) == 1 else ""
+    trim = "" if _keeps_newlines(write) else "\n"
+    head, foot, gap = (fixed if fixed.strip(trim) else "" for fixed in (head, foot, gap))
     led = _whole(pieces[: places[0]])[: start - len(before) or None]  # up to the token that opens the block
     prompt = _whole(write([_USER], prompting=True))
     lead = led[len(prompt) :] if led.startswith(prompt) and led[len(prompt) :].isspace() else ""
-    return Block(Part.REASONING, open_token, close_token, head=head, foot=foot, lead=lead, trim="\n")
+    return Block(Part.REASONING, open_token, close_token, head=head, foot=foot, lead=lead, gap=gap, trim=trim)
+
+
+def _keeps_newlines(write: Write) -> bool:
+    """Return whether the template writes the newlines at both ends of reasoning."""
+    reasoning = "\nbecause\n"
+    with contextlib.suppress(RenderError):
+        pieces = write([_USER, _REASONED | {"reasoning_content": reasoning}])
+        return _whole(pieces[i] for i in _places(pieces, 1, Part.REASONING)) == reasoning
+    return False
 
 
 # ---- tool calls
@@ -217,6 +233,8 @@ class _CallFormat:
     """The token that ends a reply with calls; None if none does."""
     stop_is_written: bool
     """Whether the template writes `stop` after a last reply."""
+    wrappers: tuple[str, ...] = ()
+    """The token before the text of a reply with calls, if any. The token after this text opens the block."""
 
     def read_fields(self, fields: Sequence[str], tools: Sequence[ToolSpec]) -> Any:
         return self.reader(fields[0].removeprefix(self.head), tools) if self.reader else _read_unknown(fields, tools)
@@ -298,10 +316,12 @@ def _call_format(write: Write, control: Sequence[str], text_stop: str, reasoning
         close_token = ""
     body = body[: body.index(close_token)] if close_token else body
     head = next((token for position, token in control_tokens_in(body, control) if position == 0), "")
-    reader = reader_for(body.removeprefix(head), call, [_TOOL])
+    reader, wrappers = reader_for(body.removeprefix(head), call, [_TOOL]), ()
+    if head and _has_text_between(write, open_token, head, example):
+        wrappers, open_token, head = (open_token,), head, ""
     lead, between = _text_around(write, open_token, close_token, example)
     block = Block(Part.TOOL_CALL, open_token, close_token, lead=lead, between=between)
-    return _CallFormat(block, reader, head, stop, is_written)
+    return _CallFormat(block, reader, head, stop, is_written, wrappers)
 
 
 def _own_head(pieces: Sequence[tuple[int, Piece]], body: str) -> str:
@@ -340,6 +360,16 @@ def _stop_of_calls(
     if following and following[0][0] == 0:
         return following[0][1], False
     return (closing[-1], True) if len(closing) >= 2 and tail.endswith(closing[-1]) else (None, False)
+
+
+def _has_text_between(write: Write, first: str, second: str, example: _CallExample) -> bool:
+    """Return whether the text of a reply with calls is between these two control tokens, as in Llama 4."""
+    with contextlib.suppress(RenderError):
+        calling = _calling(example.call_id, content="answer", reasoning=example.reasoning)
+        pieces = write([_USER, calling], tools=example.tools)
+        place = _places(pieces, 1, Part.TEXT)[-1]
+        return _own_text(pieces, place, -1).endswith(first) and _own_text(pieces, place).startswith(second)
+    return False
 
 
 def _text_around(write: Write, open_token: str, close_token: str, example: _CallExample) -> tuple[str, str]:

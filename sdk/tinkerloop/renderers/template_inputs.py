@@ -32,6 +32,8 @@ class MessageForm:
     start of the text."""
     opening: str = "<think>\n"
     """The opening tag of inline reasoning, with the newline after it, if any."""
+    writes_empty: bool = False
+    """True if empty reasoning is written into the content too, because the prompt opens the reasoning of each reply."""
     arguments_are_text: bool = False
     """True if the arguments of calls are JSON text, False if they are dictionaries."""
     empty_is_none: bool = False
@@ -118,7 +120,7 @@ def _content(
     message: ChatMessage, i: int, is_final: bool, form: MessageForm, marking: Marking
 ) -> Iterator[tuple[str, Any]]:
     reasoning = None
-    if message.reasoning is not None:
+    if message.reasoning or (message.reasoning == "" and (form.reasoning == "fields" or form.writes_empty)):
         reasoning = marking.show(message.reasoning, i, Part.REASONING, is_final)
     if form.empty_is_none and message.tool_calls and not message.text:
         content = None

@@ -35,11 +35,11 @@ CONTROL = sorted(
 CONTROL += """
     ｜DSML｜ <｜System｜> <|message_user|> <|message_model|> <|message_system|> <|message_tool|> <|content_text|>
     <|content_thinking|> <|content_xml|> <|content_invoke_tool_json|> <|content_invoke_tool_text|> <|end_message|>
-    <|content_model_end_sampling|>
+    <|content_model_end_sampling|> <bos> <eos> <start_of_turn> <end_of_turn>
 """.split()  # noqa: SIM905
 """Control tokens of public chat formats, and some of no format."""
 
-BEGINNINGS = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[BOS]", "[gMASK]", "<sop>")
+BEGINNINGS = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[BOS]", "[gMASK]", "<sop>", "<bos>")
 """The tokens that begin a sequence in public chat formats."""
 
 WORDS = st.sampled_from(
