@@ -144,13 +144,13 @@ def _checkpoints(run: RunData) -> str:
         rows.append((record.get("step", record.get("name")), path, sampler, shown))
     left = len(run.records) - len(rows)
     note = f"<p>{left} older ones are not listed.</p>" if left > 0 else ""
-    table = _table(("step", "path", "for sampling", "metrics"), rows)
+    table = html_table(("step", "path", "for sampling", "metrics"), rows)
     return f"<section><h2>Checkpoints that are kept ({len(run.records)})</h2>{table}{note}</section>"
 
 
 def _what_was_run(run: RunData) -> str:
-    facts = _table(("", ""), run.facts.items()) if run.facts else ""
-    config = _table(("option", "value"), flat_options(run.config).items())
+    facts = html_table(("", ""), run.facts.items()) if run.facts else ""
+    config = html_table(("option", "value"), flat_options(run.config).items())
     environment = {k: v for k, v in run.environment.items() if k not in ("packages", "command")}
     environment["command"] = _command(run)
     environment |= run.environment.get("packages") or {}
@@ -158,7 +158,7 @@ def _what_was_run(run: RunData) -> str:
         "<section><h2>What was run</h2>"
         + facts
         + f"<details open><summary>Configuration</summary>{config}</details>"
-        + f"<details><summary>Environment and versions</summary>{_table(('', ''), environment.items())}</details>"
+        + f"<details><summary>Environment and versions</summary>{html_table(('', ''), environment.items())}</details>"
         + f"<details><summary>Starts ({len(run.starts)})</summary>{_starts(run)}</details></section>"
     )
 
@@ -171,10 +171,11 @@ def _starts(run: RunData) -> str:
         shown = ", ".join(f"{option}: {then} → {now}" for option, then, now in changes)
         rows.append((start.get("started"), start.get("step"), start.get("revision"), shown))
         before = config
-    return _table(("started", "at step", "code revision", "options changed since the start before"), rows)
+    return html_table(("started", "at step", "code revision", "options changed since the start before"), rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table of texts as HTML."""
     cells = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     top = f"<tr>{''.join(f'<th>{_text(name)}</th>' for name in head)}</tr>" if any(head) else ""
     return f'<div class="table"><table>{top}{cells}</table></div>'
