@@ -86,7 +86,7 @@ def document(title: str, before: str, data: Mapping[str, Any], *, badge: str = "
 
 
 def _badge(run: RunData) -> str:
-    good = run.state in ("steps reached", "data exhausted", "running")
+    good = run.is_complete or run.state == "running"
     return f'<span class="badge {"good" if good else "warn"}">{_text(run.state)}</span>'
 
 
@@ -106,9 +106,16 @@ def _totals(run: RunData) -> str:
     shown = "".join(f"<div><b>{_text(v)}</b><span>{k}</span></div>" for k, v in tiles.items() if v is not None)
     error = run.summary.get("error") if run.summary else None
     how = f'<p class="error">{_text(printable(error))}</p>' if error else ""
+    return f'<section class="totals">{shown}</section>{how}{_how_to_go_on(run)}'
+
+
+def _how_to_go_on(run: RunData) -> str:
+    if run.is_complete:
+        return "<p>Complete: to train further, raise steps / num_epochs.</p>"
     command = _command(run)
-    again = f"<p>To go on: <code>{_text(command)}</code></p>" if command and run.state != "running" else ""
-    return f'<section class="totals">{shown}</section>{how}{again}'
+    if command is None or run.state == "running":
+        return ""
+    return f"<p>Ended: {_text(one_line(run.state))}. To go on: <code>{_text(command)}</code></p>"
 
 
 def _conversations(title: str, shown: Sequence[Mapping[str, Any]]) -> str:
