@@ -58,7 +58,7 @@ def unlike_runs(tmp_path):
             tmp_path / "runs" / name,
             {"log_path": f"runs/{name}", "data": {"common": common, "seed": batch_size}, "train": train_options},
         )
-    write_run(tmp_path / "runs" / "by_hand", {"rate": 0.1, "note": "[bold]x"})
+    write_run(tmp_path / "runs" / "[b]hand", {"rate": 0.1})
     return tmp_path / "runs"
 
 
@@ -75,7 +75,7 @@ def test_columns_that_do_not_fit_into_the_terminal_are_counted(unlike_runs, caps
         monkeypatch.setenv(name, value)
     assert main(["runs", str(unlike_runs)]) == 0
     out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    for text in ("name", "state", "step", "loss", "tokens", "seconds", "test/nll", "by_hand", "1.25", "2.5"):
+    for text in ("name", "state", "step", "loss", "tokens", "seconds", "test/nll", "[b]hand", "1.25", "2.5"):
         assert text in out
     assert ("train.seed" in out) == (left == 0)
     assert (f"columns that do not fit into the terminal: {left}; see them with --html" in out) == (left > 0)

@@ -101,6 +101,5 @@ def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str], widest: int |
 
 
 def _width(table: Table) -> int:
-    """Return the width of a table in which only the cells of columns with a largest width are folded."""
-    endless = Console(width=1_000_000)
-    return endless.measure(table).maximum
+    """Return the width of the table if no more than the widest cells are folded."""
+    return Console(width=1_000_000).measure(table).maximum
