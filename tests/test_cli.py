@@ -95,6 +95,7 @@ def test_inspect_ends_with_totals(file, capsys) -> None:
     first, *_, last = capsys.readouterr().out.rstrip().splitlines()
     (of_one,) = re.findall(r"(\d+) tokens", first)
     assert last.startswith(f"all 2 that are shown: {2 * int(of_one)} tokens, ")
+    assert last.endswith("; tokenizer: tiny (bytes); pass --model for another one")
 
 
 def test_inspect_writes_a_page_that_needs_nothing_else(file, tmp_path) -> None:

@@ -32,6 +32,7 @@ def test_the_command_counts_what_is_skipped_and_why(tmp_path, capsys):
     status = main(["estimate", str(file), "--max-length", "100", "--epochs", "4", "--prices", str(prices)])
     out = capsys.readouterr().out
     assert status == 2
+    assert out.splitlines()[0] == "tokenizer: tiny (bytes); pass --model for another one"
     assert "2 of 3 rows skipped" in out
     assert "more than max_length=100" in out
     assert "steps                4 (1 batches in each of 4 epochs)" in out

@@ -36,7 +36,18 @@ def test_a_page_tells_totals_checkpoints_data_and_the_command(run_folder):
     assert "<b>24</b><span>trained tokens</span>" in text
     assert "Checkpoints that are kept (4)" in text
     assert "20 rows, all used" in text
-    assert "To go on: <code>" in text
+    assert "<td>command</td>" in text
+
+
+def test_a_page_says_how_to_go_on_only_if_there_is_more_to_train(run_folder):
+    complete = write_report(run_folder).read_text()
+    assert "Complete: to train further, raise steps / num_epochs." in complete
+    assert "To go on" not in complete
+    summary = json.loads((run_folder / "summary.json").read_text())
+    (run_folder / "summary.json").write_text(json.dumps(summary | {"reason": "received <SIGTERM>"}))
+    text = write_report(run_folder).read_text()
+    assert "Ended: received &lt;SIGTERM&gt;. To go on: <code>" in text
+    assert "Complete" not in text
 
 
 def test_texts_of_models_are_text_in_the_page(run_folder):

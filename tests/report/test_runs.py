@@ -1,4 +1,5 @@
 import json
+import re
 import urllib.error
 import urllib.request
 from threading import Thread
@@ -32,8 +33,53 @@ def test_runs_are_sorted_and_filtered(runs, capsys):
     assert out.index("slow/inner") < out.index("fast")
     main(["runs", str(runs), "--where", "steps=4"])
     assert "1 runs" in capsys.readouterr().out
-    assert main(["runs", str(runs), "--sort", "stepp"]) == 2
-    assert "expects one of the columns" in capsys.readouterr().err
+
+
+def test_a_column_that_is_not_there_gets_the_nearest_name(runs, capsys):
+    assert main(["runs", str(runs), "--sort", "lss"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("got 'lss'; did you mean 'loss'?")
+    assert main(["runs", str(runs), "--where", "unlike anything=1"]) == 2
+    assert "the columns are name, state, step, loss, tokens, seconds, " in capsys.readouterr().err
+
+
+def write_run(folder, config):
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1.25, "test/nll": 2.5, "tokens/total": 7}\n')
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def unlike_runs(tmp_path):
+    """Two runs with fifty dotted options, and one with an option of its own."""
+    for name, batch_size in (("first", 8), ("second", 16)):
+        common = {"batch_size": batch_size, "name": name} | {f"an_option_of_the_data_{i}": i for i in range(50)}
+        train_options = {"seed": {"first": 0, "second": 1}[name]}
+        write_run(
+            tmp_path / "runs" / name,
+            {"log_path": f"runs/{name}", "data": {"common": common, "seed": batch_size}, "train": train_options},
+        )
+    write_run(tmp_path / "runs" / "[b]hand", {"rate": 0.1})
+    return tmp_path / "runs"
+
+
+def test_only_options_that_two_runs_have_and_in_which_they_differ_are_columns(unlike_runs, capsys):
+    assert main(["runs", str(unlike_runs)]) == 0
+    head = capsys.readouterr().out.split("\n")[1].split()
+    fixed = ["name", "state", "step", "loss", "tokens", "seconds", "test/nll"]
+    assert head == [*fixed, "batch_size", "data.common.name", "data.seed", "train.seed"]
+
+
+@pytest.mark.parametrize(("width", "left"), [(80, 3), (110, 1), (200, 0)])
+def test_columns_that_do_not_fit_into_the_terminal_are_counted(unlike_runs, capsys, monkeypatch, width, left):
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(width)}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["runs", str(unlike_runs)]) == 0
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    for text in ("name", "state", "step", "loss", "tokens", "seconds", "test/nll", "[b]hand", "1.25", "2.5"):
+        assert text in out
+    assert ("train.seed" in out) == (left == 0)
+    assert (f"columns that do not fit into the terminal: {left}; see them with --html" in out) == (left > 0)
+    assert all(len(line) <= width for line in out.split("\n") if line.startswith(" "))
 
 
 def test_the_curves_of_runs_are_laid_over_each_other(runs, tmp_path):
@@ -41,6 +87,8 @@ def test_the_curves_of_runs_are_laid_over_each_other(runs, tmp_path):
     text = (tmp_path / "runs.html").read_text()
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     loss = next(chart for chart in data["charts"] if chart["title"] == "loss")
+    assert "<th>steps</th>" in text
+    assert "<td>slow/inner</td>" in text
     assert [(curve["name"], len(curve["steps"])) for curve in loss["curves"]] == [("fast", 4), ("slow/inner", 2)]
 
 

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tinkerloop.cli.inspect import at_least
+from tinkerloop.cli.inspect import at_least, tokenizer_line
 from tinkerloop.data import conversation_datums, load_conversations
 from tinkerloop.data.estimation import estimate_datums
 from tinkerloop.errors import PlanError, TinkerloopError
@@ -43,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accumulate", type=at_least(1), default=1, help="Batches per optimizer step (default: 1).")
     parser.add_argument("--steps", type=at_least(1), help="The largest number of steps.")
     parser.add_argument("--rank", type=at_least(1), default=32, help="Rank of the LoRA adapter (default: 32).")
-    parser.add_argument("--price", type=float, help="Price of a million trained tokens.")
+    parser.add_argument(
+        "--price",
+        type=float,
+        help="Price of a million tokens. All tokens of all steps count, also those that are not trained.",
+    )
     parser.add_argument(
         "--prices", type=Path, metavar="FILE", help='JSON file with a price per model: {"MODEL": 0.4, ...}.'
     )
@@ -72,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         rows=str(datums.report),
         price_per_million=_price(arguments),
     )
-    print(printable(f"{arguments.file} as {name}\n\n{estimate}\n\n{_model(arguments.model, arguments.rank)}"))
+    title = f"{tokenizer_line(arguments.model)}\n{arguments.file} as {name}"
+    print(printable(f"{title}\n\n{estimate}\n\n{_model(arguments.model, arguments.rank)}"))
     return 2 if datums.report.skipped else 0
 
 

@@ -68,6 +68,16 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def tokenizer_line(model: str) -> str:
+    """Return a text that names the tokenizer, and says how to choose another one if it is the built-in one.
+
+    >>> tokenizer_line("tiny")
+    'tokenizer: tiny (bytes); pass --model for another one'
+    """
+    is_built_in = model in ("tiny", "tiny-vl")
+    return f"tokenizer: {model}" + (" (bytes); pass --model for another one" if is_built_in else "")
+
+
 def run(arguments: argparse.Namespace) -> int:
     tokenizer = get_tokenizer(arguments.model)
     name = arguments.renderer or get_recommended_renderer_name(arguments.model)
@@ -93,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
             shown.append((f"{place}  {token_totals(tokens)}", tokens))
     if not shown:
         raise DataError("there is nothing to show: the file has no rows", path=arguments.file)
-    total = f"all {len(shown) - len(bad):,} that are shown: {token_totals([t for _, tokens in shown for t in tokens])}"
+    totals = token_totals([t for _, tokens in shown for t in tokens])
+    total = f"all {len(shown) - len(bad):,} that are shown: {totals}; {printable(tokenizer_line(arguments.model))}"
     if arguments.html:
         written = page(f"{arguments.file.name} as {name}", shown, total)
         try:

@@ -2,20 +2,26 @@
 
 tinkerloop runs runs/
 tinkerloop runs runs/ --sort test/nll --where state=running --where learning_rate=0.001
-tinkerloop runs runs/ --html runs.html      # the curves of all runs over each other
+tinkerloop runs runs/ --html runs.html      # the table, and the curves of all runs over each other
+
+An option of the configuration is a column if at least two runs have it with different values.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tinkerloop.errors import PlanError
-from tinkerloop.report.comparison import comparison_page, find_runs, run_rows
+from tinkerloop.loop.metric_names import did_you_mean
+from tinkerloop.report.comparison import comparison_page, find_runs, run_rows, shown_cell
 from tinkerloop.report.run_reading import read_run
 from tinkerloop.terminal import one_line
 
@@ -31,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="Show only runs with this value. Repeatable.",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="Also write a page with the curves of these runs.")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="Also write a page with the table and the curves.")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,31 +46,21 @@ def run(arguments: argparse.Namespace) -> int:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     for condition in arguments.where:
         name, sign, value = condition.partition("=")
-        if not sign or name not in columns:
-            raise PlanError(
-                f"--where expects COLUMN=VALUE with one of the columns {', '.join(columns)}, got {condition!r}"
-            )
+        if not sign:
+            raise PlanError(f"--where expects COLUMN=VALUE, such as state=running, got {condition!r}")
+        _check_column("--where", name, columns)
         kept = [i for i, row in enumerate(rows) if str(row.get(name)) == value]
         runs, rows = [runs[i] for i in kept], [rows[i] for i in kept]
     if arguments.sort:
-        if arguments.sort not in columns:
-            raise PlanError(f"--sort expects one of the columns {', '.join(columns)}, got {arguments.sort!r}")
+        _check_column("--sort", arguments.sort, columns)
         keys = [_sort_key(row.get(arguments.sort)) for row in rows]
         order = sorted(range(len(rows)), key=keys.__getitem__, reverse=arguments.reverse)
         order.sort(key=lambda i: rows[i].get(arguments.sort) is None)
         runs, rows = [runs[i] for i in order], [rows[i] for i in order]
-    table = Table(box=SIMPLE)
-    for name in columns:
-        table.add_column(one_line(name), overflow="fold")
-    for row in rows:
-        table.add_row(*[_shown(row.get(name)) for name in columns])
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width, so nothing needs to be wrapped
-        console = Console(width=100 * len(columns))
-    console.print(table)
+    _print_table(rows, columns)
     print(f"{len(rows)} runs in {one_line(arguments.folder)}")
     if arguments.html:
-        arguments.html.write_text(comparison_page(runs, arguments.folder), encoding="utf-8")
+        arguments.html.write_text(comparison_page(runs, rows, arguments.folder), encoding="utf-8")
         print(one_line(arguments.html))
     return 0
 
@@ -74,7 +70,36 @@ def _sort_key(value: object) -> tuple[bool, float, str]:
     return (not number, float(value) if number else 0.0, str(value))  # type: ignore[arg-type]
 
 
-def _shown(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.5g}" if isinstance(value, float) else one_line(value)
+def _check_column(option: str, name: str, columns: Sequence[str]) -> None:
+    if name not in columns:
+        hint = did_you_mean(name, columns) or f"; the columns are {', '.join(columns)}"
+        raise PlanError(f"{option} expects a column of the table, got {name!r}{hint}")
+
+
+def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Print the columns that fit into the terminal, from the left, and say how many do not; a pipe gets all."""
+    console, shown = Console(), len(columns)
+    if console.is_terminal:
+        widest = console.width // 3  # longer cells are folded
+        while shown > 1 and _width(_table(rows, columns[:shown], widest)) > console.width:
+            shown -= 1
+        console.print(_table(rows, columns[:shown], widest))
+    else:
+        table = _table(rows, columns, None)
+        Console(width=_width(table)).print(table)
+    if left := len(columns) - shown:
+        print(f"columns that do not fit into the terminal: {left}; see them with --html FILE, or in a pipe")
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str], widest: int | None) -> Table:
+    table = Table(box=SIMPLE)
+    for name in columns:
+        table.add_column(Text(one_line(name)), overflow="fold", max_width=widest)
+    for row in rows:
+        table.add_row(*[Text(shown_cell(row.get(name))) for name in columns])
+    return table
+
+
+def _width(table: Table) -> int:
+    """Return the width of the table if no more than the widest cells are folded."""
+    return Console(width=1_000_000).measure(table).maximum

@@ -33,7 +33,7 @@ class Estimate:
         max_steps: the largest number of steps; None: no limit.
         truncated: the number of conversations that were cut.
         rows: a text about the rows that were used and skipped.
-        price_per_million: the price of a million trained input tokens, in the currency of the caller; None: not known.
+        price_per_million: the price of a million input tokens, in the currency of the caller; None: not known.
     """
 
     lengths: Sequence[int]

@@ -93,6 +93,10 @@ class EvalResult:
     detached: bool = False
 
 
+COMPLETE = ("steps reached", "data exhausted")
+"""The reasons in the summary of a run that has trained all that it was asked to."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """Summary of a finished run: its last step, why it ended, and the final metrics.
@@ -113,7 +117,7 @@ class Summary:
     @property
     def stopped_early(self) -> bool:
         """True if the run ended before it reached its number of steps or the end of its data."""
-        return self.reason not in ("steps reached", "data exhausted")
+        return self.reason not in COMPLETE
 
     def __repr__(self) -> str:
         loss = f"{self.metrics['loss']:g}" if "loss" in self.metrics else None

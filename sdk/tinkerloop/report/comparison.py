@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.run_folder import flat_options
 from tinkerloop.report.curves import reduced_curve
-from tinkerloop.report.run_page import document
+from tinkerloop.report.run_page import document, html_table
 from tinkerloop.report.run_reading import RunData, is_run
+from tinkerloop.terminal import one_line
 
-_METRICS = 6  # columns of metrics, those that most runs have
+_METRICS = 5  # columns of metrics beside the loss, those that most runs have
+_FOLDER = "log_path"  # the option with the folder of a run, which its name tells
 _POINTS = 400  # points of each curve, because many runs share one page
 
 
@@ -30,28 +33,48 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def run_rows(runs: Sequence[RunData], folder: Path) -> list[dict[str, Any]]:
-    """Return one row per run: name, state, step, tokens, seconds, newest metrics, and the options that differ."""
-    options = [flat_options(run.config) for run in runs]
-    names = list(dict.fromkeys(name for one in options for name in one))
-    differing = [name for name in names if len({repr(one.get(name)) for one in options}) > 1]
-    counts: dict[str, int] = {}
-    for run in runs:
-        for name in run.last:
-            if name == "loss" or ("/" in name and not name.startswith(("time/", "tokens/"))):
-                counts[name] = counts.get(name, 0) + 1
-    metrics = sorted(counts, key=lambda name: (-counts[name], name != "loss", name))[:_METRICS]
-    return [
+    """Return one row per run: its state and totals, its newest metrics, and the options in which runs differ.
+
+    The most important columns are first. An option is shown if at least two runs have it with different values. Its
+    column has the last part of its name, `batch_size` for `dataset_builder.batch_size`, if no other option ends so.
+    """
+    counts = Counter(name for run in runs for name in run.last if _is_shown_metric(name))
+    metrics = sorted(counts, key=lambda name: (-counts[name], name))[:_METRICS]
+    rows: list[dict[str, Any]] = [
         {
             "name": run_name(run, folder),
             "state": run.state,
             "step": run.step,
+            "loss": run.last.get("loss"),
             "tokens": run.last.get("tokens/total"),
             "seconds": run.seconds,
             **{name: run.last.get(name) for name in metrics},
-            **{name: one.get(name) for name in differing},
         }
-        for run, one in zip(runs, options, strict=True)
+        for run in runs
     ]
+    options = [flat_options(run.config) for run in runs]
+    names = list(dict.fromkeys(name for one in options for name in one))
+    columns = _option_columns(names, taken={name for row in rows for name in row})
+    for name in names:
+        if name != _FOLDER and len({repr(one[name]) for one in options if name in one}) > 1:
+            for row, one in zip(rows, options, strict=True):
+                row[columns[name]] = one.get(name)
+    return rows
+
+
+def _is_shown_metric(name: str) -> bool:
+    return "/" in name and not name.startswith(("time/", "tokens/"))
+
+
+def _option_columns(names: Iterable[str], taken: set[str]) -> dict[str, str]:
+    """Return the name of the column of each option: the shortest that neither another option nor `taken` has."""
+    last = {name: name.rpartition(".")[2] for name in names}
+    counts = Counter(last.values())
+    columns = {}
+    for name, part in last.items():
+        column = part if counts[part] == 1 and part not in taken else name
+        columns[name] = f"config.{name}" if column in taken else column
+    return columns
 
 
 def run_name(run: RunData, folder: Path) -> str:
@@ -60,8 +83,15 @@ def run_name(run: RunData, folder: Path) -> str:
     return run.folder.resolve().name if name == "." else name
 
 
-def comparison_page(runs: Sequence[RunData], folder: Path) -> str:
-    """Return a page with one chart per metric, in which each run has a curve, as HTML."""
+def shown_cell(value: object) -> str:
+    """Return the text of a value in a row; empty if there is none."""
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else one_line(value)
+
+
+def comparison_page(runs: Sequence[RunData], rows: Sequence[dict[str, Any]], folder: Path) -> str:
+    """Return a page with the rows of the runs, and one chart per metric in which each run has a curve, as HTML."""
     names = list(dict.fromkeys(name for run in runs for name in run.series if name != "loss:sum"))
     charts = [
         {
@@ -72,4 +102,6 @@ def comparison_page(runs: Sequence[RunData], folder: Path) -> str:
         }
         for name in names
     ]
-    return document(f"{len(runs)} runs in {folder.resolve().name}", "", {"charts": charts, "resumes": []})
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    table = html_table(head, [[shown_cell(row.get(name)) for name in head] for row in rows])
+    return document(f"{len(runs)} runs in {folder.resolve().name}", table, {"charts": charts, "resumes": []})

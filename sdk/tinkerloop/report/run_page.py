@@ -86,7 +86,7 @@ def document(title: str, before: str, data: Mapping[str, Any], *, badge: str = "
 
 
 def _badge(run: RunData) -> str:
-    good = run.state in ("steps reached", "data exhausted", "running")
+    good = run.is_complete or run.state == "running"
     return f'<span class="badge {"good" if good else "warn"}">{_text(run.state)}</span>'
 
 
@@ -106,9 +106,16 @@ def _totals(run: RunData) -> str:
     shown = "".join(f"<div><b>{_text(v)}</b><span>{k}</span></div>" for k, v in tiles.items() if v is not None)
     error = run.summary.get("error") if run.summary else None
     how = f'<p class="error">{_text(printable(error))}</p>' if error else ""
+    return f'<section class="totals">{shown}</section>{how}{_how_to_go_on(run)}'
+
+
+def _how_to_go_on(run: RunData) -> str:
+    if run.is_complete:
+        return "<p>Complete: to train further, raise steps / num_epochs.</p>"
     command = _command(run)
-    again = f"<p>To go on: <code>{_text(command)}</code></p>" if command and run.state != "running" else ""
-    return f'<section class="totals">{shown}</section>{how}{again}'
+    if command is None or run.state == "running":
+        return ""
+    return f"<p>Ended: {_text(one_line(run.state))}. To go on: <code>{_text(command)}</code></p>"
 
 
 def _conversations(title: str, shown: Sequence[Mapping[str, Any]]) -> str:
@@ -144,13 +151,13 @@ def _checkpoints(run: RunData) -> str:
         rows.append((record.get("step", record.get("name")), path, sampler, shown))
     left = len(run.records) - len(rows)
     note = f"<p>{left} older ones are not listed.</p>" if left > 0 else ""
-    table = _table(("step", "path", "for sampling", "metrics"), rows)
+    table = html_table(("step", "path", "for sampling", "metrics"), rows)
     return f"<section><h2>Checkpoints that are kept ({len(run.records)})</h2>{table}{note}</section>"
 
 
 def _what_was_run(run: RunData) -> str:
-    facts = _table(("", ""), run.facts.items()) if run.facts else ""
-    config = _table(("option", "value"), flat_options(run.config).items())
+    facts = html_table(("", ""), run.facts.items()) if run.facts else ""
+    config = html_table(("option", "value"), flat_options(run.config).items())
     environment = {k: v for k, v in run.environment.items() if k not in ("packages", "command")}
     environment["command"] = _command(run)
     environment |= run.environment.get("packages") or {}
@@ -158,7 +165,7 @@ def _what_was_run(run: RunData) -> str:
         "<section><h2>What was run</h2>"
         + facts
         + f"<details open><summary>Configuration</summary>{config}</details>"
-        + f"<details><summary>Environment and versions</summary>{_table(('', ''), environment.items())}</details>"
+        + f"<details><summary>Environment and versions</summary>{html_table(('', ''), environment.items())}</details>"
         + f"<details><summary>Starts ({len(run.starts)})</summary>{_starts(run)}</details></section>"
     )
 
@@ -171,10 +178,11 @@ def _starts(run: RunData) -> str:
         shown = ", ".join(f"{option}: {then} → {now}" for option, then, now in changes)
         rows.append((start.get("started"), start.get("step"), start.get("revision"), shown))
         before = config
-    return _table(("started", "at step", "code revision", "options changed since the start before"), rows)
+    return html_table(("started", "at step", "code revision", "options changed since the start before"), rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table of texts as HTML."""
     cells = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     top = f"<tr>{''.join(f'<th>{_text(name)}</th>' for name in head)}</tr>" if any(head) else ""
     return f'<div class="table"><table>{top}{cells}</table></div>'

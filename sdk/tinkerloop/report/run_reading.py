@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinkerloop.errors import CheckpointError
+from tinkerloop.loop.events import COMPLETE
 from tinkerloop.loop.jsonl import read_lines
 
 _FILES = ("metrics.jsonl", "checkpoints.jsonl", "starts.jsonl", "config.json", "summary.json")
@@ -76,6 +77,11 @@ class RunData:
         if not self.starts:
             return "unknown"
         return "running" if _is_running(self.folder) else "interrupted"
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the run has reached its number of steps or the end of its data."""
+        return self.state in COMPLETE
 
     @cached_property
     def last(self) -> Mapping[str, float]:
