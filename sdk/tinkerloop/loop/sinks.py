@@ -64,6 +64,8 @@ class Sinks:
 
     def __init__(self, sinks: Sequence[Sink | Callable[[int, Row], object]]):
         given = [sinks] if isinstance(sinks, str | os.PathLike) else sinks
+        if isinstance(sinks, Sink) or callable(sinks):
+            raise PlanError(f"sinks must be a list, got the single sink {sinks!r}: pass sinks=[sink]")
         self._sinks = [_as_sink(sink) for sink in given]
         self._opened: list[Sink] = []
         self.rows = 0
