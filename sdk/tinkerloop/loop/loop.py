@@ -473,7 +473,7 @@ def _datums_of(batch: Any) -> tuple[tinker.Datum, ...]:
         if not isinstance(row, tinker.Datum):
             raise PlanError(
                 f"a batch must be a list of datums: expected tinker.Datum, got {_a(row)}; make datums with "
-                "conversation_datums(conversations, renderer, max_length), and batches of them with batches(datums, size)"
+                "conversation_datums(conversations, renderer, max_length), and batches with batches(datums, size)"
             )
     return rows
 
@@ -487,7 +487,8 @@ def _refuse_other_client(client: Any) -> None:
         )
     if not hasattr(client, "optim_step"):
         raise PlanError(
-            f"the first argument of Loop must be a training client, got {_a(client)}: the order is Loop(client, batches)"
+            f"the first argument of Loop must be a training client, got {_a(client)}: the order is "
+            "Loop(client, batches)"
         )
 
 
