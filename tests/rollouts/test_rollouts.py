@@ -507,3 +507,9 @@ def test_an_object_that_is_no_environment_is_refused_and_not_repeated_or_dropped
     rollouts = create(environment=lambda task, seed: made, on_failure=FailurePolicy(retries=2, then="drop"))
     with pytest.raises(PlanError, match=f"without {method}: return one_turn"):
         next(rollouts)
+
+
+def test_a_loop_that_lacks_the_loss_of_its_rollouts_is_refused_with_this_loss(create, service):
+    client = service.create_lora_training_client()
+    with pytest.raises(PlanError, match=r'loss cross_entropy: pass loss_fn="importance_sampling"'):
+        Loop(client, create(client=client), steps=1).run()
