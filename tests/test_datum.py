@@ -221,6 +221,11 @@ def foreign(n=3, **inputs):
         (foreign(weights=np.array([1, np.nan, 1], np.float32)), "cross_entropy", r"weights\[1\]: must be finite"),
         (foreign(weights=np.ones(3, np.int64)), "cross_entropy", r"weights: must be float32"),
         (foreign(mask=np.ones(3, np.float32)), "cross_entropy", r"loss_fn_inputs: wrong loss inputs for cross_entropy"),
+        (
+            foreign(advantages=np.ones(3, np.float32)),
+            "cross_entropy",
+            r"wrong loss inputs for cross_entropy; datums of rollouts .* pass loss_fn=.importance_sampling",
+        ),
         (foreign(), "ppo", r"wrong loss inputs for ppo"),
         (foreign(), "focal", r"loss_fn: unknown loss"),
     ],

@@ -261,8 +261,11 @@ def check_positions(
                 "unknown loss function", field="loss_fn", expected=" | ".join([*LOSS_INPUTS, "custom"]), given=loss_fn
             )
         if set(inputs) != set(LOSS_INPUTS[loss_fn]):
+            policy = loss_fn == "cross_entropy" and "advantages" in inputs
             raise DatumError(
-                f"wrong loss inputs for {loss_fn}",
+                f"wrong loss inputs for {loss_fn}"
+                + '; datums of rollouts need their own loss: pass loss_fn="importance_sampling" (the loss_fn of the '
+                "rollouts)" * policy,
                 field="loss_fn_inputs",
                 expected=sorted(LOSS_INPUTS[loss_fn]),
                 given=sorted(inputs),

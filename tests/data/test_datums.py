@@ -177,3 +177,19 @@ def test_a_misspelt_choice_is_refused(renderer):
 def test_the_bundled_conversations_all_become_datums(renderer):
     conversations = load_conversations(Path(__file__).parents[2] / "recipes/data/pig_latin_test.jsonl")
     assert len(conversation_datums(conversations, renderer, 512)) == len(conversations)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"renderer": "qwen3"}, r"renderer must be a renderer, got 'qwen3'; pass get_renderer\('qwen3', tokenizer\)"),
+        ({"conversations": "cook.jsonl"}, r"got the path 'cook.jsonl'; read it: .*load_conversations\(path\)"),
+        ({"conversations": Path("cook.jsonl")}, r"got the path PosixPath\('cook.jsonl'\)"),
+        ({"max_length": "512"}, "max_length must be a whole number of tokens .* got '512'"),
+        ({"max_length": 0}, "max_length must be a whole number of tokens .* got 0"),
+    ],
+)
+def test_a_mistaken_argument_is_refused_whatever_is_skipped(renderer, changes, says):
+    arguments = {"conversations": [conversation(USER, REPLY)], "renderer": renderer, "on_bad": "skip"} | changes
+    with pytest.raises(DataError, match=says):
+        conversation_datums(**arguments)

@@ -185,3 +185,12 @@ def test_what_the_service_or_the_disk_refuses_is_one_line(run_folder, tmp_path, 
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"tinkerloop {command[0]}: ")
     assert problem in error
+
+
+@pytest.mark.parametrize("place", ["runs/typo", "./typo", "a/b/typo"])
+def test_chat_with_a_mistyped_run_folder_says_that_there_is_none(place, run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    run_folder.rename(tmp_path / "runs" / "first")
+    assert main(["chat", place]) == 2
+    assert f"no run folder {place}; pass" in capsys.readouterr().err

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule
+from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule, Progress
+from tinkerloop.data import Conversation
 from tinkerloop.errors import PlanError, TinkerloopError
-from tinkerloop.loop import Callback, Checkpoints, Jsonl, Loop, Save, Sink
+from tinkerloop.loop import Callback, Checkpoints, Console, Jsonl, Loop, Save, Sink
 
 
 def callback(**methods):
@@ -136,3 +137,41 @@ def test_sinks_are_synced_before_a_record_is_written(loop, tmp_path):
 
     loop(Checkpoint(every=2), steps=4, checkpoints=checkpoints, sinks=[Synced()]).run()
     assert seen == [[], [2]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "given"),
+    [
+        ([Conversation([{"role": "user", "content": "hi"}])], "a Conversation"),
+        ([{"messages": []}], "a dict"),
+        ("conversations.jsonl", "a str"),
+        (3, "an int"),
+    ],
+)
+def test_a_batch_of_other_things_than_datums_is_refused(service, rows, given):
+    with pytest.raises(PlanError, match=rf"expected tinker\.Datum, got {given}; make datums with conversation_datums"):
+        Loop(service.create_lora_training_client(), [rows]).run()
+
+
+def test_a_service_client_in_place_of_a_training_client_is_refused(service, batches):
+    with pytest.raises(PlanError, match="got the service client OrderedService: open one with open_training_client"):
+        Loop(service, batches)
+
+
+def test_swapped_arguments_of_a_loop_are_refused(service, batches):
+    with pytest.raises(PlanError, match=r"must be a training client, got a list: the order is Loop\(client, batches\)"):
+        Loop(batches, service.create_lora_training_client())
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [({"callbacks": Progress()}, r"callbacks=\[Progress\("), ({"sinks": Console()}, r"sinks=\[sink\]")],
+)
+def test_a_single_callback_or_sink_is_refused(service, batches, options, remedy):
+    with pytest.raises(PlanError, match=f"must be a list, got .*: pass {remedy}"):
+        Loop(service.create_lora_training_client(), batches, **options)
+
+
+def test_a_dict_from_a_callback_is_refused_with_the_request_that_logs_it(loop):
+    with pytest.raises(PlanError, match=r"wrap it: Log\(\{\.\.\.\}\)"):
+        loop(callback(on_step=lambda self, result: {"mine": 1.0})).run()

@@ -1,11 +1,13 @@
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from tinkerloop.callbacks import LRSchedule
+from tinkerloop.errors import MissingPackageError
 from tinkerloop.loop import (
     Callback,
     Checkpoints,
@@ -166,3 +168,10 @@ def test_mlflow_says_that_a_run_failed_until_it_is_resumed(service, batches, tmp
     assert status() == "FAILED"
     train(service, batches, tmp_path, 2, MLflow(tmp_path, tracking_uri=uri))
     assert status() == "FINISHED"
+
+
+def test_a_missing_package_of_a_sink_ends_the_run_at_its_start(service, batches, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingPackageError, match="the sink WandB needs the package wandb"):
+        train(service, batches, tmp_path, 1, WandB(tmp_path))
+    assert service.operations == []

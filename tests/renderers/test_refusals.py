@@ -376,3 +376,9 @@ def test_a_factory_that_makes_no_renderer_or_is_given_options_is_refused() -> No
             get_renderer("of_my_own", everyones_tokenizer(), options=Qwen3Options())
     finally:
         unregister_renderer("of_my_own")
+
+
+def test_swapped_arguments_of_get_renderer_are_refused():
+    with pytest.raises(UnknownRendererError, match=r"swapped\? Write get_renderer\('qwen3', tokenizer\)") as swapped:
+        get_renderer(everyones_tokenizer(), "qwen3")  # type: ignore[arg-type]
+    assert len(str(swapped.value)) < 200

@@ -490,3 +490,26 @@ def test_closed_rollouts_go_on_after_a_seek_only(create):
         next(rollouts)
     rollouts.seek(cursor)
     assert [datum.model_input for datum in next(rollouts)] == [datum.model_input for datum in first]
+
+
+def test_a_name_for_the_function_of_the_advantages_is_refused(create):
+    with pytest.raises(PlanError, match=r"advantages must be a function .*got 'centered': .*without quotes"):
+        create(advantages="centered")
+
+
+def test_an_environment_in_place_of_its_function_is_refused(create):
+    with pytest.raises(PlanError, match="environment must be a function from a task and a seed"):
+        create(environment=one_turn([], score))
+
+
+@pytest.mark.parametrize(("made", "method"), [(object(), "start"), (type("Half", (), {"start": print})(), "step")])
+def test_an_object_that_is_no_environment_is_refused_and_not_repeated_or_dropped(create, made, method):
+    rollouts = create(environment=lambda task, seed: made, on_failure=FailurePolicy(retries=2, then="drop"))
+    with pytest.raises(PlanError, match=f"without {method}: return one_turn"):
+        next(rollouts)
+
+
+def test_a_loop_that_lacks_the_loss_of_its_rollouts_is_refused_with_this_loss(create, service):
+    client = service.create_lora_training_client()
+    with pytest.raises(PlanError, match=r'loss cross_entropy: pass loss_fn="importance_sampling"'):
+        Loop(client, create(client=client), steps=1).run()

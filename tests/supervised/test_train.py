@@ -336,3 +336,10 @@ def test_a_dry_run_prints_an_estimate_and_writes_nothing(make, capsys):
     assert (summary.step, summary.reason) == (0, "dry run")
     assert "steps                15 (5 batches in each of 3 epochs)" in capsys.readouterr().out
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("option", [{"learning_rate": "1e-3"}, {"weight_decay": None}, {"batch_size": "4"}])
+def test_a_configuration_refuses_what_is_no_number(make, option):
+    ((name, value),) = option.items()
+    with pytest.raises(PlanError, match=f"{name} must be a number, got {value!r}"):
+        make(**option)

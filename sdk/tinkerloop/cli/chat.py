@@ -92,12 +92,25 @@ def open_sampler(place: str, root: Path | None, service: str = "local") -> Sampl
     if service != "local" and root is not None:
         raise TinkerloopError(f"--root is for the embedded engine, not for the service {printable(redacted(service))}")
     if not place.startswith("tinker://") and not (Path(place) / "checkpoints.jsonl").exists():
+        if _is_missing_folder(place):
+            raise TinkerloopError(f"no run folder {place}; pass a run folder, a tinker:// path or the name of a model")
         return resolve(connect(service, root=root).create_sampling_client(base_model=place))
     own_root, path = checkpoint_of(place, root)
     if service != "local":
         return _sampler_of(connect(service), path)
     with naming_root(own_root):
         return _sampler_of(connect(service, root=own_root), path)
+
+
+def _is_missing_folder(place: str) -> bool:
+    """Return whether `place` can only be a path, and nothing is there.
+
+    A name of the hub, such as OWNER/NAME, is a path only if there are run folders beside it.
+    """
+    path = Path(place).expanduser()
+    if path.exists():
+        return False
+    return place.startswith((".", "~", "/")) or place.count("/") > 1 or any(path.parent.glob("*/checkpoints.jsonl"))
 
 
 def _sampler_of(service: ServiceClientLike, path: str) -> SamplingClientLike:

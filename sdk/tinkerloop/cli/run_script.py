@@ -52,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from tinkerloop.local.runtime.checkpoint_store import default_root
-    from tinkerloop.server.base_models import BUILT_IN, read_models, write_built_in_tokenizer
+    from tinkerloop.server.base_models import read_models, write_built_in_tokenizer
     from tinkerloop.server.running import ServerOptions, background_server
+    from tinkerloop.tokenizers.loading import BUILT_IN
 
     if arguments.retry < 0:
         raise TinkerloopError(f"--retry must be at least 0, got {arguments.retry}")

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import copyreg
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 from tinkerloop.data.conversations import Conversation, OnBad, Report
@@ -86,6 +88,7 @@ def conversation_to_datum(
         RenderError: the chat format cannot express the conversation.
         DatumError: the datum cannot be trained on, for example because all its weights are zero.
     """
+    check_rendering(renderer, max_length)
     conversation = _checked(messages, tools)
     (rendered,) = _render(conversation, renderer, train_on_what, "never")
     if not renderer.has_extension_property and len(_render(conversation, renderer, train_on_what, "auto")) > 1:
@@ -116,6 +119,7 @@ def conversation_to_datums(
     Raises:
         DataError: the messages are not a valid conversation, or cannot be rendered or trained on.
     """
+    check_rendering(renderer, max_length)
     return render_conversation(
         _checked(messages, tools), renderer, max_length, train_on_what, on_long="truncate", split="auto"
     )[0]
@@ -165,11 +169,17 @@ def conversation_datums(
         The datums, with `.report` and `.truncated`.
 
     Raises:
-        DataError: a conversation could not be converted, or none could. The message gives the file, the line and a
-            remedy.
+        DataError: an argument is invalid, or a conversation could not be converted, or none could. The message gives
+            the file, the line and a remedy.
     """
     check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
     check_choices(split=(split, ("auto", "never")))
+    check_rendering(renderer, max_length)
+    if isinstance(conversations, str | bytes | os.PathLike):
+        raise DataError(
+            f"expected conversations, got the path {conversations!r}",
+            remedy="read it: conversation_datums(load_conversations(path), renderer)",
+        )
     datums, report, digest = Datums(), _copied(report), hashlib.blake2b(digest_size=8)
     datums.conversation_numbers, report.used = [], 0
     for conversation in conversations:
@@ -238,6 +248,19 @@ def check_choices(**choices: tuple[str, Sequence[str]]) -> None:
     for name, (value, known) in choices.items():
         if value not in known:
             raise DataError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def check_rendering(renderer: Any, max_length: Any) -> None:
+    """Raise DataError if `renderer` is no renderer, such as the name of one, or `max_length` is no positive number."""
+    if not hasattr(renderer, "build_supervised_example"):
+        name = repr(renderer) if isinstance(renderer, str) else "name"
+        raise DataError(
+            f"renderer must be a renderer, got {renderer!r:.80}", remedy=f"pass get_renderer({name}, tokenizer)"
+        )
+    if max_length is not None and (
+        isinstance(max_length, bool) or not isinstance(max_length, Integral) or max_length < 1
+    ):
+        raise DataError(f"max_length must be a whole number of tokens of at least 1, or None, got {max_length!r}")
 
 
 class TooLong(DataError):

@@ -29,7 +29,7 @@ import numpy as np
 from tinkerloop._lazy import tinker
 from tinkerloop.data.adapters import get_adapter
 from tinkerloop.data.conversations import OnBad, Report, Skipped, check_ignore_keys, is_hub_name, parse_conversation
-from tinkerloop.data.datums import OnLong, Split, TooLong, check_choices, render_conversation
+from tinkerloop.data.datums import OnLong, Split, TooLong, check_choices, check_rendering, render_conversation
 from tinkerloop.data.files import FileSource, PathLike, RawRow, find_files
 from tinkerloop.errors import DataError
 
@@ -121,6 +121,7 @@ def render_files(
     """
     check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
     check_choices(split=(split, ("auto", "never")))
+    check_rendering(renderer, max_length)
     get_adapter(adapter)
     if is_hub_name(path):
         raise DataError(

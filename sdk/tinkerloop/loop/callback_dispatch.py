@@ -43,6 +43,9 @@ class Dispatcher:
 
     def __init__(self, callbacks: Sequence[Callback]):
         self._callbacks: dict[str, Callback] = {}
+        if isinstance(callbacks, Callback):
+            name = type(callbacks).__name__
+            raise PlanError(f"callbacks must be a list, got a single {name}: pass callbacks=[{name}(...)]")
         for callback in callbacks:
             if not isinstance(callback, Callback):
                 raise PlanError(f"each item of callbacks must be a tinkerloop.Callback object, got {callback!r}")
@@ -287,5 +290,7 @@ def requests_of(name: str, event: str, answer: Any) -> list[Request]:
     for request in requests:
         if not isinstance(request, ALLOWED[event]):
             allowed = ", ".join([*(kind.__name__ for kind in ALLOWED[event]), "None"])
-            raise PlanError(f"{name}.{event} returned {request!r}, but it may return only {allowed}")
+            wrap = "; to log metrics, wrap it: Log({...})"
+            hint = wrap if isinstance(request, Mapping) and Log in ALLOWED[event] else ""
+            raise PlanError(f"{name}.{event} returned {request!r}, but it may return only {allowed}{hint}")
     return requests

@@ -162,6 +162,11 @@ def normalized(plan: Plan) -> Plan:
             f"step {plan.step} has no datums, or has an empty micro-batch: every micro-batch needs at least one datum"
         )
     for one in plan.micro_batches:
+        if one.loss_fn == "cross_entropy" and any("advantages" in datum.loss_fn_inputs for datum in one.datums):
+            raise PlanError(
+                f"step {plan.step} has datums with advantages, as of rollouts, but the loss cross_entropy: pass "
+                'loss_fn="importance_sampling" (the loss_fn of the rollouts) to the Loop'
+            )
         if one.loss_fn not in _PROPORTIONAL:
             _refuse_scaling(plan, one)
     if plan.normalize == "none":

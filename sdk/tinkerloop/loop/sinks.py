@@ -2,7 +2,8 @@
 
 A row is a mapping from metric name to value. The loop calls each sink as `sink(step, row)`, and all sinks get all rows.
 Any function of two arguments is a sink. Subclass `Sink` to open and close a resource, or to set `optional`. An
-exception in an optional sink does not end the run: it is logged, and the sink is removed.
+exception in an optional sink does not end the run: it is logged, and the sink is removed. Only a package that is not
+installed is an error of every sink, because the run can be started again at once with the package.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from tinkerloop.errors import CheckpointError, PlanError
+from tinkerloop.errors import CheckpointError, MissingPackageError, PlanError
 from tinkerloop.extras import needs_extra
 from tinkerloop.loop.jsonl import append_line, cut, encode, read_lines, set_aside, write_lines
 from tinkerloop.terminal import one_line
@@ -64,6 +65,8 @@ class Sinks:
 
     def __init__(self, sinks: Sequence[Sink | Callable[[int, Row], object]]):
         given = [sinks] if isinstance(sinks, str | os.PathLike) else sinks
+        if isinstance(sinks, Sink) or callable(sinks):
+            raise PlanError(f"sinks must be a list, got the single sink {sinks!r}: pass sinks=[sink]")
         self._sinks = [_as_sink(sink) for sink in given]
         self._opened: list[Sink] = []
         self.rows = 0
@@ -100,7 +103,7 @@ class Sinks:
         try:
             call(*args)
         except Exception as error:
-            if not sink.optional:
+            if not sink.optional or isinstance(error, MissingPackageError):
                 error.add_note(f"in the sink {type(sink).__name__}")
                 raise
             logger.warning("the optional sink %s failed and is removed", type(sink).__name__, exc_info=error)

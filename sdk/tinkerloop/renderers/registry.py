@@ -79,6 +79,11 @@ def get_renderer(
         RenderError: `tokenizer` is not a tokenizer or lacks a control token of the format, `options` has the wrong
             type, or a registered factory did not return a `Renderer`.
     """
+    if not isinstance(name, str) and isinstance(tokenizer, str):
+        raise UnknownRendererError(
+            f"the first argument must be the name of a renderer, got a {type(name).__name__}: are the arguments "
+            f"swapped? Write get_renderer({tokenizer!r}, tokenizer)"
+        )
     if not isinstance(name, str):
         raise UnknownRendererError(
             f"the name of a renderer must be a string, got {name!r}; see get_registered_renderer_names()"

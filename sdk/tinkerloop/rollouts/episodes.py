@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import SamplingClientLike
-from tinkerloop.errors import RenderError, RolloutError
+from tinkerloop.errors import PlanError, RenderError, RolloutError
 from tinkerloop.loop.futures import awaitable
 from tinkerloop.renderers import Episode, Parsed, Renderer
 from tinkerloop.renderers.episode import where_broken
@@ -95,13 +95,14 @@ async def run_group(
 
     Raises:
         RolloutError: an environment failed, and `on_failure` is to raise.
+        PlanError: `create` returned an object without `start` or `step`.
     """
 
     async def member(seed: int) -> tuple[Trajectory | None, list[str]]:
         failures: list[str] = []
         while True:
             try:
-                environment = await _ask("create", create)
+                environment = _checked(await _ask("create", create))
                 trajectory = await run_episode(
                     environment,
                     sampling_client,
@@ -132,6 +133,18 @@ async def run_group(
     trajectories = tuple(trajectory for trajectory, _ in members if trajectory is not None)
     failures = tuple(failure for _, texts in members for failure in texts)
     return Group(batch, slot, trajectories if len(trajectories) == len(seeds) else (), failures)
+
+
+def _checked(environment: Environment) -> Environment:
+    """Return the environment if it has the methods of one. A wrong object is no failure: a repetition has it too."""
+    for method in ("start", "step"):
+        if not callable(getattr(environment, method, None)):
+            raise PlanError(
+                f"an environment needs the methods start() and step(reply), but the function `environment` returned a "
+                f"{type(environment).__name__} without {method}: return one_turn(messages, reward), or an object that "
+                "has both"
+            )
+    return environment
 
 
 async def run_episode(

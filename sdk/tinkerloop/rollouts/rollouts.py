@@ -128,6 +128,15 @@ class Rollouts:
                 f"rollouts append to conversations, which the renderer {renderer.name!r} cannot do: pass the renderer "
                 "of the model's family, such as 'qwen3_instruct' for a model with <|im_start|> and <|im_end|>"
             )
+        if not callable(advantages):
+            raise PlanError(
+                f"advantages must be a function from a group to its advantages, got {advantages!r}: pass a function of "
+                "tinkerloop.rollouts, such as centered (without quotes), or your own"
+            )
+        if not callable(environment):
+            raise PlanError(
+                f"environment must be a function from a task and a seed to an environment, got {environment!r:.80}"
+            )
         choices = {"constant_groups": (constant_groups, ("drop", "keep")), "weighting": (weighting, WEIGHTING),
                    "loss_fn": (loss_fn, POLICY_LOSSES)}  # fmt: skip
         for name, (value, allowed) in choices.items():

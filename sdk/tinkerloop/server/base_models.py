@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tinkerloop.errors import TinkerloopError
-
-BUILT_IN = ("tiny", "tiny-vl")
+from tinkerloop.tokenizers.loading import BUILT_IN
 
 
 def read_models(options: Sequence[str]) -> dict[str, str]:

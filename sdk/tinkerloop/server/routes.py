@@ -23,11 +23,11 @@ from tinkerloop.local.request_errors import bad_request
 from tinkerloop.loopback import is_loopback
 from tinkerloop.server.access import BodyTooLargeError, read_body
 from tinkerloop.server.answers import category_of, message_of
-from tinkerloop.server.base_models import BUILT_IN
 from tinkerloop.server.checkpoint_routes import checkpoint_routes
 from tinkerloop.server.protobuf import read_forward_backward, read_head
 from tinkerloop.server.service import TinkerService
 from tinkerloop.terminal import printable
+from tinkerloop.tokenizers.loading import BUILT_IN
 
 POLL_SECONDS = 30.0
 """Seconds for which `retrieve_future` waits for an answer. The client gives up after 45 seconds."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -154,10 +155,14 @@ class Config:
     wandb_name: str | None = chz.field(default=None, doc="Name of the run in Weights & Biases.")
 
     @chz.validate
-    def _counts(self) -> None:
+    def _numbers(self) -> None:
+        for name in _RATES.split():
+            _refuse_other_than_number(name, getattr(self, name))
         for least, names in _LEAST.items():
             for name in names.split():
                 value = getattr(self, name)
+                if value is not None:
+                    _refuse_other_than_number(name, value)
                 if value is not None and value < least:
                     raise PlanError(f"{name} must be at least {least}, got {value}")
 
@@ -171,6 +176,14 @@ class Config:
             )
 
 
+def _refuse_other_than_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise PlanError(
+            f"{name} must be a number, got {value!r}" + ": write it without quotes" * isinstance(value, str)
+        )
+
+
+_RATES = "learning_rate adam_beta1 adam_beta2 adam_eps weight_decay grad_clip_norm"
 _LEAST = {
     0: "warmup_steps lora_rank eval_every infrequent_eval_every save_every save_every_tokens save_every_seconds "
     "rolling_save_every submit_ahead",

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     Tokenizer = PreTrainedTokenizerBase
 
 
+BUILT_IN = ("tiny", "tiny-vl")
+"""The names of the built-in models, which need no files."""
+
+NO_HUB_NAME = (
+    f"it is no folder and no built-in model (these are {' and '.join(BUILT_IN)}), and a name of the Hugging Face hub "
+    "has the form OWNER/NAME"
+)
+"""The reason why a name without a slash cannot be loaded."""
+
+
 @functools.lru_cache(maxsize=32)
 def get_tokenizer(name: str | Path) -> Tokenizer:
     """Return the tokenizer of a model. `name` is a hub name or a local folder. The result is cached.
@@ -26,6 +36,9 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
     Python code that comes with a model is never run. transformers raises an error for a tokenizer that needs such code.
     A folder with a `tiktoken.model` and no `tokenizer.json` (as for Kimi models) is read without the model's code.
 
+    The hub is not asked for a name without a slash, because a hub name is OWNER/NAME; a model with such a name is
+    loaded only if it is in the hub's cache on this machine.
+
     A suffix after a colon in a hub name (`"Qwen/Qwen3-8B:peft"`) is ignored. It names a variant of the model on a
     hosted service.
 
@@ -34,7 +47,7 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
         MissingPackageError: transformers is not installed.
     """
     name = str(name)
-    if name in ("tiny", "tiny-vl"):
+    if name in BUILT_IN:
         with needs_extra("local", "a tokenizer"):
             from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
         return tiny_tokenizer()
@@ -45,8 +58,15 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
     is_folder = folder.is_dir()
     if is_folder and (folder / RANKS_FILE).is_file() and not (folder / "tokenizer.json").is_file():
         return tokenizer_from_ranks(folder)
+    is_hub_name = not is_folder and "/" in name
     try:
-        return AutoTokenizer.from_pretrained(name if is_folder else name.partition(":")[0], trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            name if is_folder else name.partition(":")[0],
+            trust_remote_code=False,
+            local_files_only=not is_hub_name,
+        )
     except (OSError, ValueError) as error:
+        if not is_folder and not is_hub_name:
+            raise TinkerloopError(f"cannot load the tokenizer of {name!r}: {NO_HUB_NAME}") from error
         where = "" if is_folder else " (no such local folder, so it was searched on the hub)"
         raise TinkerloopError(f"cannot load the tokenizer of {name!r}{where}: {error}") from error

@@ -22,9 +22,10 @@ from tinkerloop.local.nn.layers import attention
 from tinkerloop.local.nn.load_check import packs
 from tinkerloop.local.nn.model import Model
 from tinkerloop.local.request_errors import bad_request
+from tinkerloop.tokenizers.loading import BUILT_IN, NO_HUB_NAME
 from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
 
-TINY_MODEL, TINY_VISION_MODEL = "tiny", "tiny-vl"
+TINY_MODEL, TINY_VISION_MODEL = BUILT_IN
 """The names of the built-in models, which are created by code without any files."""
 
 
@@ -64,15 +65,23 @@ def _read(name: str, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizer
 
         return cast(nn.Module, tiny_vl_model()).to(dtype=dtype), tiny_tokenizer()
     attention.register()
+    is_folder = Path(name).exists()
+    offline = is_folder or "/" not in name  # a name of the hub is OWNER/NAME
     try:
-        has_vision = hasattr(AutoConfig.from_pretrained(name), "vision_config")
+        has_vision = hasattr(AutoConfig.from_pretrained(name, local_files_only=offline), "vision_config")
         with _without_progress_bar():
             module = (AutoModelForImageTextToText if has_vision else AutoModelForCausalLM).from_pretrained(
-                name, dtype=dtype, attn_implementation=attention.NAME, use_safetensors=True
+                name,
+                dtype=dtype,
+                attn_implementation=attention.NAME,
+                use_safetensors=True,
+                local_files_only=offline,
             )
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=offline)
     except (OSError, ValueError) as error:
-        hint = "" if Path(name).exists() else ": there is no such folder, and the Hugging Face hub did not provide it"
+        if offline and not is_folder:
+            raise bad_request(f"cannot load base_model={name!r}: {NO_HUB_NAME}") from error
+        hint = "" if is_folder else ": there is no such folder, and the Hugging Face hub did not provide it"
         raise bad_request(f"cannot load base_model={name!r}{hint}: {error}") from error
     return cast(nn.Module, module), tokenizer
 
