@@ -16,7 +16,7 @@ def datums_of(batch: Any) -> tuple[tinker.Datum, ...]:
             "a batch must be a list of datums, got a single datum: create batches with tinkerloop.data.batches(...)"
         )
     is_row = isinstance(batch, str | Mapping) or not isinstance(batch, Iterable)
-    rows = (batch,) if is_row else tuple(batch)
+    rows: tuple[Any, ...] = (batch,) if is_row else tuple(batch)
     for row in rows:
         if not isinstance(row, tinker.Datum):
             raise PlanError(
