@@ -23,6 +23,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss, TrainingClientLike
 from tinkerloop.data.batches import Batches, SampledBatches
 from tinkerloop.errors import CheckpointError, NonFiniteError, PlanError
+from tinkerloop.loop.argument_checks import datums_of, refuse_other_client
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.callback_dispatch import Dispatcher
 from tinkerloop.loop.checkpoints import Checkpoints, Record
@@ -96,7 +97,7 @@ class Loop:
         normalize: Normalize = "token",
         ahead: int = 1,
     ):
-        _refuse_other_client(client)
+        refuse_other_client(client)
         if steps is not None and steps < 0:
             raise PlanError(f"steps must be >= 0, got {steps}")
         check_loss_name(loss_fn)
@@ -278,7 +279,7 @@ class Loop:
         return batches
 
     def _queue(self, batches: list[Sequence[tinker.Datum]]) -> None:
-        micro_batches = tuple(MicroBatch(_datums_of(batch), *self._loss) for batch in batches)
+        micro_batches = tuple(MicroBatch(datums_of(batch), *self._loss) for batch in batches)
         plan = self._callbacks.plan(Plan(self._step, micro_batches, self._optim, self._normalize))
         self._tokens += self._pipeline.step(plan).tokens
 
@@ -459,43 +460,6 @@ class Loop:
         lap = {"total": now - self._delivered_at, **self._waited, **self._callbacks.lap()}
         self._delivered_at, self._waited = now, {"data": 0.0, "server": 0.0}
         return lap
-
-
-def _datums_of(batch: Any) -> tuple[tinker.Datum, ...]:
-    """Return the datums of a batch. Raise PlanError if it is not a list of datums."""
-    if isinstance(batch, tinker.Datum):
-        raise PlanError(
-            "a batch must be a list of datums, got a single datum: create batches with tinkerloop.data.batches(...)"
-        )
-    is_row = isinstance(batch, str | Mapping) or not isinstance(batch, Iterable)
-    rows = (batch,) if is_row else tuple(batch)
-    for row in rows:
-        if not isinstance(row, tinker.Datum):
-            raise PlanError(
-                f"a batch must be a list of datums: expected tinker.Datum, got {_a(row)}; make datums with "
-                "conversation_datums(conversations, renderer, max_length), and batches with batches(datums, size)"
-            )
-    return rows
-
-
-def _refuse_other_client(client: Any) -> None:
-    """Raise if `client` does not train: it may be a service client, or the batches in its place."""
-    if hasattr(client, "create_lora_training_client"):
-        raise PlanError(
-            f"the loop needs a training client, got the service client {type(client).__name__}: open one with "
-            "open_training_client(service, None, base_model=...) or service.create_lora_training_client(...)"
-        )
-    if not hasattr(client, "optim_step"):
-        raise PlanError(
-            f"the first argument of Loop must be a training client, got {_a(client)}: the order is "
-            "Loop(client, batches)"
-        )
-
-
-def _a(value: object) -> str:
-    """Return the name of a value's type with an article, such as "a Conversation"."""
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _uses(batches: Batches) -> int:
