@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.renderers.chats import NAMES, TOOLS, everyones_tokenizer
+from tests.renderers.chats import NAMES, TOOLS, claims, everyones_tokenizer
 from tinkerloop.renderers import get_renderer
 
 _CALLS = [{"id": "functions.search:0", "function": {"name": "search", "arguments": {"größe": [1, None], "city": "3"}}}]
@@ -27,7 +27,7 @@ CHAT: list[dict[str, Any]] = [
 def digests(name: str) -> dict[str, str]:
     """Return hashes of a renderer's identity, its pickle, an example, a prompt and a parsed reply."""
     ours = get_renderer(name, everyones_tokenizer())
-    has_tools = name != "role_colon"
+    has_tools = claims(name).calls
     chat = CHAT if has_tools else [CHAT[0], CHAT[1] | {"content": "q"}, CHAT[-1]]
     tools = TOOLS if has_tools else None
     example = ours.build_supervised_example(chat, tools=tools)

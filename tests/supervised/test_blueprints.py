@@ -21,7 +21,7 @@ class Bins:
 
 
 @chz.chz
-class Sums(SupervisedDatasetBuilder):
+class SumsOfTwo(SupervisedDatasetBuilder):
     bins: Bins = Bins(edges=1)
     batch_size: int = 8
 
@@ -39,10 +39,10 @@ def blueprint(builder):
     [
         (FILE, "test_size", 4),
         (FILE, "common_config.batch_size", 4),
-        (Sums(), "batch_size", 4),
-        (Sums(bins=Bins(edges=5)), "bins.width", 3),
+        (SumsOfTwo(), "batch_size", 4),
+        (SumsOfTwo(bins=Bins(edges=5)), "bins.width", 3),
         (InterleavedDatasetBuilder(builders={"a": FILE}, weights={"a": 1.0}), "batch_size", 4),
-        (InterleavedDatasetBuilder(builders={"a": FILE, "b": Sums()}, weights={}), "builders.b.bins.edges", 7),
+        (InterleavedDatasetBuilder(builders={"a": FILE, "b": SumsOfTwo()}, weights={}), "builders.b.bins.edges", 7),
     ],
 )
 @pytest.mark.parametrize("from_argv", [True, False], ids=["command line", "apply"])
@@ -61,17 +61,17 @@ def fields(builder):
 
 def test_a_builder_is_chosen_by_the_name_of_its_class_on_the_command_line():
     values = chz.Blueprint(train.Config).apply({"model_name": "tiny", "log_path": "run"})
-    config = values.make_from_argv(["dataset_builder=Sums", "dataset_builder.bins.edges=4"])
-    assert config.dataset_builder == Sums(bins=Bins(edges=4))
+    config = values.make_from_argv(["dataset_builder=SumsOfTwo", "dataset_builder.bins.edges=4"])
+    assert config.dataset_builder == SumsOfTwo(bins=Bins(edges=4))
 
 
-@pytest.mark.parametrize("name", ["Sums", f"{__name__}:Sums"])
+@pytest.mark.parametrize("name", ["SumsOfTwo", f"{__name__}:SumsOfTwo"])
 def test_a_builder_class_without_required_fields_is_instantiated(name):
     values = chz.Blueprint(train.Config).apply({"model_name": "tiny", "log_path": "run"})
-    assert values.make_from_argv([f"dataset_builder={name}"]).dataset_builder == Sums()
+    assert values.make_from_argv([f"dataset_builder={name}"]).dataset_builder == SumsOfTwo()
 
 
-@pytest.mark.parametrize("builder", [FILE, Sums()])
+@pytest.mark.parametrize("builder", [FILE, SumsOfTwo()])
 def test_overriding_a_field_of_a_builder_object_says_that_the_object_is_a_value(builder):
     values = chz.Blueprint(train.Config).apply({"model_name": "a", "log_path": "b", "dataset_builder": builder})
     with pytest.raises(chz.blueprint.InvalidBlueprintArg, match="as a value, since subparameters were provided"):
