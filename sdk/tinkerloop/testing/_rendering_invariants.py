@@ -66,10 +66,10 @@ def no_text_becomes_a_control_token(subject: Subject) -> None:
         message["name"] = bad
     elif place == "reasoning_content" and message.get("reasoning_content"):
         message["reasoning_content"] = bad
-    elif "</think>" in bad and any(m["role"] == "assistant" and not m.get("reasoning_content") for m in messages):
-        return  # formats read the text before this tag as inline reasoning
     else:
         for other in messages:
+            if "</think>" in bad and other["role"] == "assistant" and not other.get("reasoning_content"):
+                continue  # formats read the text before this tag as inline reasoning
             other.update({key: f"a {bad}" for key in ("content", "reasoning_content") if other.get(key)})
     expected = subject.controls_in(subject.example(plain, tools=subject.tools).tokens)
     try:
