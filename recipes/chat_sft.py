@@ -177,15 +177,16 @@ def train_with(service: ServiceClientLike, config: Config) -> None:
     def replies_to_questions(sampler: Any) -> dict[str, Any]:
         replies = reply_to(sampler, renderer, questions, max_tokens)
         expected = [text_of(one.messages[-1]).strip() for one in questions]
-        right = [reply.strip() == wanted for reply, wanted in zip(replies, expected, strict=True)]
-        shown: list[dict[str, Any]] = [
+        samples: list[dict[str, Any]] = [
             {"messages": one.messages[:-1], "reply": reply, "reference": wanted}
-            for one, reply, wanted in list(zip(questions, replies, expected, strict=True))[:SHOWN]
+            for one, reply, wanted in zip(questions, replies, expected, strict=True)
         ]
         if not is_scored:
-            return {"samples": shown}
-        scored = [sample | {"score": float(correct)} for sample, correct in zip(shown, right, strict=False)]
-        return {"exact_match": sum(right) / len(questions), "samples": scored}
+            return {"samples": samples}
+        for sample in samples:
+            sample["score"] = float(sample["reply"].strip() == sample["reference"])
+        score = sum(sample["score"] for sample in samples) / len(samples)
+        return {"exact_match": score, "samples": samples[:SHOWN]}
 
     delete = service.create_rest_client().delete_checkpoint_from_tinker_path  # deletes old checkpoints
     with Run(config.run, config=chz.asdict(config), delete=delete) as run:
