@@ -113,7 +113,10 @@ class Run:
         self._write("facts.json", redacted(facts))
 
     def finish(self, summary: Summary) -> None:
-        """Write `summary`, which `Loop.run` returns, to summary.json."""
+        """Write `summary`, which `Loop.run` returns, to summary.json.
+
+        If the run was stopped before its end, for example by SIGTERM, also print to stderr how to go on.
+        """
         self._write(
             "summary.json",
             {
@@ -124,6 +127,14 @@ class Run:
                 "ended": _now(),
             },
         )
+        if summary.stopped_early and summary.error is None:
+            stopped = f"was stopped at step {summary.step} ({one_line(summary.reason)})"
+            print(f"the run in {one_line(self.folder)} {stopped}; {self._how_to_go_on()}", file=sys.stderr)
+
+    def _how_to_go_on(self) -> str:
+        latest = self.checkpoints.latest()
+        where = f"resumed at step {latest.step}, from {latest.path}" if latest else "started anew"
+        return f"it is {where}, by: {one_line(shlex.join(redacted_arguments(sys.orig_argv)))}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -132,9 +143,7 @@ class Run:
             if error is not None:
                 latest = self.checkpoints.latest()
                 self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
-                where = f"resumed at step {latest.step}, from {latest.path}" if latest else "started anew"
-                command = one_line(shlex.join(redacted_arguments(sys.orig_argv)))
-                print(f"the run in {one_line(self.folder)} failed; it is {where}, by: {command}", file=sys.stderr)
+                print(f"the run in {one_line(self.folder)} failed; {self._how_to_go_on()}", file=sys.stderr)
             elif (
                 self._ended is not None and not self._summary.exists()
             ):  # nothing was trained: the old summary is still valid
