@@ -128,8 +128,8 @@ class RunData:
 
 
 _METRICS = "metrics.jsonl"
-_TAIL = 2**16
-"""The number of bytes at the end of `metrics.jsonl` in which the newest values are looked for at first."""
+_TAILS = (2**12, 2**16)
+"""The numbers of bytes at the end of `metrics.jsonl` in which the newest values are looked for."""
 _TOTAL = re.compile(rb'"total":\s*([-+.eE0-9]+)')
 _STEP_METRICS = ("loss", "train_mean_nll", "learning_rate")
 
@@ -167,7 +167,15 @@ def newest_values(file: Path) -> dict[str, tuple[int, float]] | None:
     """
     data = file.read_bytes() if file.is_file() else b""
     data = data[: data.rfind(b"\n") + 1]  # the rest is an append that was interrupted
-    start = data.rfind(b"\n", 0, max(len(data) - _TAIL, 0)) + 1
+    for tail in _TAILS:
+        start = data.rfind(b"\n", 0, max(len(data) - tail, 0)) + 1
+        if (values := _values_from(data, start)) is not None:
+            return values
+    return None
+
+
+def _values_from(data: bytes, start: int) -> dict[str, tuple[int, float]] | None:
+    """Return the newest values in the rows from `start` on; None if other rows have further names, or texts."""
     try:
         rows = [json.loads(line) for line in data[start:].splitlines()]
         values = {name: (row["step"], value) for row in rows for name, value in row.items() if name != "step"}
