@@ -23,7 +23,8 @@ import tinker
 
 import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, device_field, dtype_field, learning_rate_field, renderer_field
+from recipes.model_defaults import BASE, device_field, dry_run_field, dtype_field, learning_rate_field, renderer_field
+from recipes.run_size import print_run_size
 from tinkerloop.callbacks import (
     Checkpoint,
     Evaluate,
@@ -39,7 +40,7 @@ from tinkerloop.callbacks import (
 from tinkerloop.clients import ServiceClientLike
 from tinkerloop.connection import session
 from tinkerloop.data import Conversation, Datums, batches, conversation_datums, load_conversations, train_test_split
-from tinkerloop.data.estimation import estimate_datums
+from tinkerloop.data.estimation import Evaluations, evaluation_count, input_tokens, read_prices
 from tinkerloop.hyperparams import adapter_size
 from tinkerloop.loop import Loop, Run, open_training_client, resolve
 from tinkerloop.loop.schedules import linear, warmup
@@ -94,8 +95,9 @@ class Config:
     eval_every: int = chz.field(default=50, doc="Evaluate every this many steps.")
     save_every: int = chz.field(default=50, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for adapter initialisation and data order.")
-    dry_run: bool = chz.field(
-        default=False, doc="Only print the size of the run, and neither train nor write anything."
+    dry_run: bool = dry_run_field()
+    prices: str | None = chz.field(
+        default=None, doc="TOML or JSON file with the prices of tokens per model, which dry_run multiplies."
     )
     retry: int = chz.field(
         default=0, doc="How often the run goes on from its newest record by itself after a server or a model was lost."
@@ -127,13 +129,25 @@ def rendered(config: Config) -> tuple[Renderer, Datums, Datums, Sequence[Convers
 
 
 def print_size(config: Config) -> None:
-    """Print rows, tokens, steps and evaluations of a run."""
-    _, datums, held_out, _ = rendered(config)
-    per_epoch = max(len(datums) // config.batch_size, 1)
-    epochs = -(-config.steps // per_epoch)
-    print(estimate_datums(datums, per_epoch, epochs=epochs, max_steps=config.steps))
-    evaluations = 1 + -(-config.steps // config.eval_every)
-    print(f"{evaluations} evaluations on {len(held_out)} held-out datums each")
+    """Print rows, tokens, steps, evaluations, memory and price of a run."""
+    _, datums, held_out, test = rendered(config)
+    questions, max_tokens, _ = scoring(config, held_out, test)
+    count = evaluation_count(config.steps, config.eval_every)
+    # Each evaluation reads the held-out datums, and the prompts of the questions, which are shorter than their datums.
+    read = input_tokens(held_out) + input_tokens(held_out[: len(questions)])
+    evaluations = Evaluations(count, read, max_tokens * len(questions))
+    prices = None if config.prices is None else read_prices(config.prices, config.model)
+    print_run_size(config, datums, evaluations, rank=config.lora_rank, prices=prices)
+
+
+def scoring(config: Config, held_out: Datums, test: Sequence[Conversation]) -> tuple[Sequence[Conversation], int, bool]:
+    """Return the conversations to reply to, the largest number of tokens of a reply, and if replies are scored."""
+    longest = max(int(np.count_nonzero(one.loss_fn_inputs["weights"].to_numpy())) for one in held_out)
+    is_scored = config.score == "exact_match" or (config.score == "auto" and longest <= SHORT)
+    questions = [one for one in test if one.messages[-1]["role"] == "assistant"]
+    if is_scored:
+        return questions, longest + 8, True
+    return questions[:UNSCORED], min(longest, 2 * SHORT), False
 
 
 def reply_to(sampler: Any, renderer: Renderer, conversations: Sequence[Conversation], max_tokens: int) -> list[str]:
@@ -168,11 +182,7 @@ def main(config: Config) -> None:
 def train_with(service: ServiceClientLike, config: Config) -> None:
     """Train on the service from the newest record of the run, or from the start, to the end."""
     renderer, datums, held_out, test = rendered(config)  # all data is checked before training starts
-    longest = max(int(np.count_nonzero(one.loss_fn_inputs["weights"].to_numpy())) for one in held_out)
-    is_scored = config.score == "exact_match" or (config.score == "auto" and longest <= SHORT)
-    max_tokens = longest + 8 if is_scored else min(longest, 2 * SHORT)
-    questions = [one for one in test if one.messages[-1]["role"] == "assistant"]
-    questions = questions if is_scored else questions[:UNSCORED]
+    questions, max_tokens, is_scored = scoring(config, held_out, test)
 
     def replies_to_questions(sampler: Any) -> dict[str, Any]:
         replies = reply_to(sampler, renderer, questions, max_tokens)
@@ -229,6 +239,8 @@ def train_with(service: ServiceClientLike, config: Config) -> None:
         if is_scored:
             print(f"exact match on {len(questions)} unseen prompts: {summary.metrics['test/exact_match']:.1%}")
         print(f"metrics, checkpoints and plot are in {run.folder}; the page of the run is {report}")
+        if summary.stopped_early:
+            print(f"not complete: stopped after {summary.step} steps ({summary.reason}); start it again to go on")
 
 
 def show(

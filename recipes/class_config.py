@@ -13,7 +13,7 @@ import asyncio
 import chz
 
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import learning_rate_field, renderer_field
+from recipes.model_defaults import dry_run_field, learning_rate_field, renderer_field
 from tinkerloop.renderers import TrainOnWhat
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder
@@ -36,6 +36,7 @@ class CLIConfig:
     learning_rate: float = learning_rate_field(2e-3)
     num_epochs: int = chz.field(default=1, doc="Number of epochs.")
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
+    dry_run: bool = dry_run_field()
 
 
 def build_dataset(cli_config: CLIConfig) -> FromConversationFileBuilder:
@@ -59,6 +60,7 @@ async def train_async(cli_config: CLIConfig) -> None:
         learning_rate=cli_config.learning_rate,
         num_epochs=cli_config.num_epochs,
         max_steps=cli_config.max_steps,
+        dry_run=cli_config.dry_run,
         warmup_steps=5,
     )
     await train.main(config)

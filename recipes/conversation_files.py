@@ -18,7 +18,7 @@ import asyncio
 import chz
 
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import learning_rate_of, renderer_field
+from recipes.model_defaults import dry_run_field, learning_rate_of, renderer_field
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder, InterleavedDatasetBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDatasetBuilder
@@ -44,6 +44,7 @@ class CLIConfig:
     )
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
+    dry_run: bool = dry_run_field()
 
 
 def build_dataset(cli_config: CLIConfig) -> SupervisedDatasetBuilder:
@@ -84,6 +85,7 @@ def main(cli_config: CLIConfig) -> None:
         learning_rate=learning_rate_of(cli_config.model_name, small=2e-3),
         warmup_steps=5,
         max_steps=cli_config.max_steps,
+        dry_run=cli_config.dry_run,
     )
     asyncio.run(train.main(config))
 

@@ -21,7 +21,8 @@ import chz
 
 import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import learning_rate_field, renderer_field
+from recipes.model_defaults import dry_run_field, learning_rate_field, renderer_field
+from recipes.run_size import print_run_size
 from tinkerloop import Callback, Log, Loop, Run, StepResult, Stop, open_training_client
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Progress
 from tinkerloop.data import batches, conversation_datums, load_conversations
@@ -81,13 +82,17 @@ class Config:
     learning_rate: float = learning_rate_field(2e-3)
     good_enough: float = chz.field(default=0.35, doc="Stop when the loss per token stays below this.")
     keep: int = chz.field(default=5, doc="Number of hardest examples to keep.")
+    dry_run: bool = dry_run_field()
 
 
 def main(config: Config) -> tinkerloop.Summary:
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
     tokenizer = tinkerloop.get_tokenizer(config.model)
     renderer = tinkerloop.get_renderer(config.renderer, tokenizer)
     datums = conversation_datums(load_conversations(config.file), renderer, 512)
+    if config.dry_run:
+        print_run_size(config, datums, rank=32)
+        return tinkerloop.Summary(0, "dry run", {})
+    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
     hard = HardExamples(renderer.decode, keep=config.keep, good_enough=config.good_enough)
 
     with Run(config.run, config=chz.asdict(config)) as run:

@@ -19,7 +19,7 @@ import tinker
 
 import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import learning_rate_field, renderer_field
+from recipes.model_defaults import dry_run_field, learning_rate_field, renderer_field
 from tinkerloop.renderers import TrainOnWhat, get_renderer
 from tinkerloop.supervised import train
 from tinkerloop.supervised.types import SupervisedDataset
@@ -37,6 +37,7 @@ class CustomDatasetConfig:
     batch_size: int = chz.field(default=32, doc="Sums per step.")
     learning_rate: float = learning_rate_field(2e-3)
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
+    dry_run: bool = dry_run_field()
 
 
 class CustomDataset(SupervisedDataset):
@@ -77,6 +78,7 @@ def main(config: CustomDatasetConfig) -> None:
                 ),
                 learning_rate=config.learning_rate,
                 max_steps=config.max_steps,
+                dry_run=config.dry_run,
                 warmup_steps=5,
             )
         )

@@ -23,6 +23,7 @@ import numpy as np
 import tinker
 
 from recipes.command_line import run_from_command_line
+from recipes.ending import end_with_score
 from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.stored import stored
 from tinkerloop import Callback, Loop, Plan, Run
@@ -34,7 +35,6 @@ from tinkerloop.loop import open_training_client, resolve
 from tinkerloop.loop.futures import Mapped
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Renderer
-from tinkerloop.report import write_report
 
 
 @chz.chz
@@ -158,10 +158,7 @@ def main(config: Config) -> float:
         for result in loop.steps():
             if result.step % 5 == 0:
                 print(f"step {result.step:3d}  loss {result.loss:.3f}  margin {result.metrics['margin']:.3f}")
-        run.finish(loop.summary)
-        print(f"the page of the run is {write_report(run.folder)}")
-    print(f"the better reply is more likely in {loop.summary.metrics['test/preferred']:.0%} of the unseen pairs")
-    return loop.summary.metrics["test/preferred"]
+        return end_with_score(run, loop.summary, "test/preferred", "unseen pairs whose better reply is more likely")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import datasets
 import tinker
 
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import learning_rate_field, renderer_field
+from recipes.model_defaults import dry_run_field, learning_rate_field, renderer_field
 from tinkerloop.data.datums import conversation_to_datum
 from tinkerloop.renderers import TrainOnWhat
 from tinkerloop.supervised import train
@@ -67,6 +67,7 @@ class CLIConfig:
     num_epochs: int = chz.field(default=1, doc="Number of epochs.")
     learning_rate: float = learning_rate_field(2e-3)
     max_steps: int | None = chz.field(default=None, doc="Stop after this many steps; None trains on all the data.")
+    dry_run: bool = dry_run_field()
 
 
 async def train_async(cli_config: CLIConfig) -> None:
@@ -89,6 +90,7 @@ async def train_async(cli_config: CLIConfig) -> None:
         learning_rate=cli_config.learning_rate,
         num_epochs=cli_config.num_epochs,
         max_steps=cli_config.max_steps,
+        dry_run=cli_config.dry_run,
         lora_rank=32,
         warmup_steps=5,
     )

@@ -61,6 +61,11 @@ def dtype_field() -> Any:
     )
 
 
+def dry_run_field() -> Any:
+    """Return the option that prints the size of a run in place of training."""
+    return chz.field(default=False, doc="Only print the size of the run, and neither train nor write anything.")
+
+
 def _model(config: Any) -> str:
     return config.model if hasattr(config, "model") else config.model_name
 

@@ -19,6 +19,7 @@ import tinker
 
 from recipes.arithmetic import ALL, datums, environment, question
 from recipes.command_line import run_from_command_line
+from recipes.ending import end_with_score
 from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards
 from recipes.stored import stored
@@ -28,7 +29,6 @@ from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
 from tinkerloop.data import batches
 from tinkerloop.loop import Loop, Run, open_training_client
 from tinkerloop.loop.schedules import linear, warmup
-from tinkerloop.report import write_report
 from tinkerloop.rollouts import Limits, distillation_datum
 
 
@@ -80,10 +80,7 @@ def main(config: Config) -> float:
         )
         for result in loop.steps():
             print(f"step {result.step:3d}  cross-entropy {result.loss:.3f}")
-        run.finish(loop.summary)
-        print(f"the page of the run is {write_report(run.folder)}")
-    print(f"sums answered correctly: {loop.summary.metrics['test/reward']:.0%}")
-    return loop.summary.metrics["test/reward"]
+        return end_with_score(run, loop.summary, "test/reward", "sums answered correctly")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import numpy as np
 import tinker
 
 from recipes.command_line import run_from_command_line
+from recipes.ending import end_with_score
 from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client, trained_sampler
@@ -37,7 +38,6 @@ from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.futures import awaitable
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.report import write_report
 from tinkerloop.rollouts import Environment, Limits, Rollouts, one_turn
 
 MAX_TOKENS = 12
@@ -164,10 +164,7 @@ def main(config: Config) -> float:
         )
         for result in loop.steps():
             print(f"step {result.step:3d}  reward {mean_reward(rollouts):.2f}")
-        run.finish(loop.summary)
-        print(f"the page of the run is {write_report(run.folder)}")
-    print(f"preferred replies to unseen words: {loop.summary.metrics['test/reward']:.0%}")
-    return loop.summary.metrics["test/reward"]
+        return end_with_score(run, loop.summary, "test/reward", "preferred replies to unseen words")
 
 
 if __name__ == "__main__":

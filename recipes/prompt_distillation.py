@@ -21,6 +21,7 @@ import chz
 import tinker
 
 from recipes.command_line import run_from_command_line
+from recipes.ending import end_with_score
 from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards
 from recipes.stored import stored
@@ -29,7 +30,6 @@ from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
 from tinkerloop.data import batches
 from tinkerloop.loop import Loop, Run, open_training_client, resolve
 from tinkerloop.loop.schedules import linear, warmup
-from tinkerloop.report import write_report
 from tinkerloop.rollouts import Environment, Limits, distillation_datum, one_turn
 
 SYLLABLES = [consonant + vowel for consonant in "bdgklmnprstw" for vowel in "aeiou"]
@@ -108,10 +108,7 @@ def main(config: Config) -> float:
         for result in loop.steps():
             if result.step % 10 == 0:
                 print(f"step {result.step:3d}  cross-entropy {result.loss:.3f}")
-        run.finish(loop.summary)
-        print(f"the page of the run is {write_report(run.folder)}")
-    print(f"replies to unseen texts that equal the teacher's: {loop.summary.metrics['test/reward']:.0%}")
-    return loop.summary.metrics["test/reward"]
+        return end_with_score(run, loop.summary, "test/reward", "replies to unseen texts that equal the teacher's")
 
 
 if __name__ == "__main__":

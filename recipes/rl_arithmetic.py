@@ -22,13 +22,13 @@ import tinker
 
 from recipes.arithmetic import ALL, datums, environment
 from recipes.command_line import run_from_command_line
+from recipes.ending import end_with_score
 from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
-from tinkerloop.report import write_report
 from tinkerloop.rollouts import Limits, Rollouts
 
 
@@ -85,10 +85,7 @@ def main(config: Config) -> float:
         )
         for result in loop.steps():
             print(f"step {result.step:3d}  reward {mean_reward(rollouts):.2f}")
-        run.finish(loop.summary)
-        print(f"the page of the run is {write_report(run.folder)}")
-    print(f"sums answered correctly: {loop.summary.metrics['test/reward']:.0%}")
-    return loop.summary.metrics["test/reward"]
+        return end_with_score(run, loop.summary, "test/reward", "sums answered correctly")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import chz
 import tinker
 
 from recipes.command_line import run_from_command_line
+from recipes.ending import end_with_score
 from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
@@ -37,7 +38,6 @@ from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.report import write_report
 from tinkerloop.rollouts import Environment, Limits, Outcome, Rollouts, Start, per_turn
 
 MAX_TOKENS = 4
@@ -145,10 +145,7 @@ def main(config: Config) -> float:
         )
         for result in loop.steps():
             print(f"step {result.step:3d}  reward {mean_reward(rollouts):.2f}")
-        run.finish(loop.summary)
-        print(f"the page of the run is {write_report(run.folder)}")
-    print(f"information found in greedy games: {loop.summary.metrics['test/reward']:.0%}")
-    return loop.summary.metrics["test/reward"]
+        return end_with_score(run, loop.summary, "test/reward", "information found in greedy games")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import asyncio
 import chz
 
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import renderer_field
+from recipes.model_defaults import dry_run_field, renderer_field
 from tinkerloop.supervised import train
 from tinkerloop.supervised.data import FromConversationFileBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
@@ -41,6 +41,7 @@ class Config:
         default=None,
         doc="Service to use: local, tinker, or a URL; by default tinker if TINKER_API_KEY is set, else local.",
     )
+    dry_run: bool = dry_run_field()
 
 
 async def sweep(config: Config) -> dict[float, float]:
@@ -71,14 +72,20 @@ async def sweep(config: Config) -> dict[float, float]:
                 eval_every=0,
                 save_every=0,
                 service=config.service,
+                dry_run=config.dry_run,
             )
         )
+        if config.dry_run:
+            print(f"the same for each of {len(config.learning_rates)} learning rates")
+            break
         losses[rate] = summary.metrics["test/nll"]
     return losses
 
 
 def main(config: Config) -> dict[float, float]:
     losses = asyncio.run(sweep(config))
+    if not losses:
+        return losses
     best = min(losses, key=lambda rate: losses[rate])
     print("\nlearning rate  test/nll")
     for rate, loss in losses.items():

@@ -17,9 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 import tinkerloop
 from recipes import make_images
-from recipes.model_defaults import learning_rate_field, renderer_field
+from recipes.model_defaults import dry_run_field, learning_rate_field, renderer_field
+from recipes.run_size import print_run_size
 from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule, Progress, StopOnNonFinite, nll, sampled, together
 from tinkerloop.data import batches
+from tinkerloop.data.estimation import Evaluations, evaluation_count, input_tokens
 from tinkerloop.images import open_image
 from tinkerloop.loop import Loop, Run, open_training_client, resolve
 from tinkerloop.loop.schedules import cosine, warmup
@@ -48,6 +50,7 @@ class Config:
     eval_every: int = chz.field(default=100, doc="Evaluate every this many steps.")
     test_size: int = chz.field(default=200, doc="Maximum number of test conversations to score.")
     seed: int = chz.field(default=0, doc="Random seed for initial weights and data order.")
+    dry_run: bool = dry_run_field()
 
 
 class Item(NamedTuple):
@@ -112,10 +115,14 @@ def chance(train: Sequence[Messages], items: Sequence[Item]) -> float:
     return sum(most_frequent.get(item.question) == item.answer for item in items) / len(items)
 
 
+def most_tokens(items: Sequence[Item]) -> int:
+    """Return the largest number of tokens of a sampled answer: no token is shorter than a character."""
+    return max(len(item.answer) for item in items) + 4
+
+
 def answers(sampler: Any, renderer: Renderer, items: Sequence[Item]) -> list[str]:
     """Return the model's greedy answer to each item."""
-    longest = max(len(item.answer) for item in items)
-    params = tinker.SamplingParams(max_tokens=longest + 4, temperature=0, stop=renderer.get_stop_sequences())
+    params = tinker.SamplingParams(max_tokens=most_tokens(items), temperature=0, stop=renderer.get_stop_sequences())
     prompts = [renderer.build_generation_prompt(item.messages) for item in items]
     futures = [sampler.sample(prompt=prompt, num_samples=1, sampling_params=params) for prompt in prompts]
     replies = [renderer.parse_response(future.result().sequences[0].tokens) for future in futures]
@@ -124,16 +131,23 @@ def answers(sampler: Any, renderer: Renderer, items: Sequence[Item]) -> list[str
 
 def train(config: Config, conversations: Sequence[Messages], test: Sequence[Messages]) -> float:
     """Train on all answers of `conversations`. Return the fraction of right answers on `test` after training."""
+    renderer = get_renderer(config.renderer, tinkerloop.get_tokenizer(config.model), model_name=config.model)
+    datums = [renderer.build_supervised_example(c, "all_assistant_messages").to_datum() for c in conversations]
+    held_out = [renderer.build_supervised_example(c, "all_assistant_messages").to_datum() for c in test]
+    items = items_of(test)
+    chance_level = chance(conversations, items)
+    print(f"{len(datums)} training and {len(test)} test conversations; chance is {chance_level:.1%}")
+    if config.dry_run:
+        count = evaluation_count(config.steps, config.eval_every)
+        # Each evaluation reads the held-out datums, and once more the prompt of each answer.
+        sampled_tokens = len(items) * most_tokens(items)
+        evaluations = Evaluations(count, 2 * input_tokens(held_out), sampled_tokens)
+        print_run_size(config, datums, evaluations, rank=config.lora_rank)
+        return 0.0
     service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
     with Run(config.run, config=chz.asdict(config)) as run:
         record = run.checkpoints.latest()
         client = open_training_client(service, record, base_model=config.model, rank=config.lora_rank, seed=config.seed)
-        renderer = get_renderer(config.renderer, client.get_tokenizer(), model_name=config.model)
-        datums = [renderer.build_supervised_example(c, "all_assistant_messages").to_datum() for c in conversations]
-        held_out = [renderer.build_supervised_example(c, "all_assistant_messages").to_datum() for c in test]
-        items = items_of(test)
-        chance_level = chance(conversations, items)
-        print(f"{len(datums)} training and {len(test)} test conversations; chance is {chance_level:.1%}")
 
         def accuracy(sampler: Any) -> dict[str, float]:
             predictions = answers(sampler, renderer, items)

@@ -102,3 +102,8 @@ def test_the_size_of_an_adapter_is_told_for_a_folder_of_a_model():
         == f"rank 32, {lora_parameter_count('recipes/base', 32):,} parameters"
     )
     assert hyperparams.adapter_size("recipes/base", 0) == "none: all weights are trained"
+
+
+def test_experts_are_counted_under_both_names_of_their_number():
+    renamed = {("num_local_experts" if name == "num_experts" else name): value for name, value in QWEN3_30B.items()}
+    assert lora_parameter_count(renamed) == lora_parameter_count(QWEN3_30B)

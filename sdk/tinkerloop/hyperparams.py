@@ -36,7 +36,8 @@ _HIDDEN_SIZES = {
 }
 
 _DENSE = ("llama", "mistral", "qwen2", "qwen3", "qwen3_vl_text")
-_EXPERTS = ("qwen3_moe", "qwen3_vl_moe_text")
+EXPERT_MODELS = ("qwen3_moe", "qwen3_vl_moe_text")
+"""The architectures with experts whose layers are counted here."""
 
 
 def recommended_learning_rate(model: str, rank: int = 32) -> float:
@@ -82,7 +83,7 @@ def _family_and_hidden_size(model: str) -> tuple[str, int | None]:
     if facts is not None and facts.organization:
         family = facts.organization.lower().removeprefix("meta-")
         return family, _HIDDEN_SIZES.get(facts.organization, {}).get(facts.size_str)
-    config = _read_config(model)
+    config = language_model_config(model)
     return config.get("model_type", ""), config.get("hidden_size")
 
 
@@ -116,12 +117,12 @@ def lora_parameter_count(
         NotImplementedError: the architecture has other layers than those that are counted here.
         MissingPackageError: the configuration must be read from the hub, and transformers is not installed.
     """
-    config = _language_model(model) if isinstance(model, Mapping) else _read_config(model)
+    config = language_model_config(model)
     kind = config.get("model_type")
-    if kind not in (*_DENSE, *_EXPERTS):
+    if kind not in (*_DENSE, *EXPERT_MODELS):
         raise NotImplementedError(
             f"lora_parameter_count does not support the layers of {kind!r}, only those of "
-            f"{', '.join((*_DENSE, *_EXPERTS))}"
+            f"{', '.join((*_DENSE, *EXPERT_MODELS))}"
         )
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         raise NotImplementedError("lora_parameter_count does not support layers with experts beside layers without")
@@ -129,12 +130,17 @@ def lora_parameter_count(
     head = config.get("head_dim") or hidden // heads
     queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
     attention = 2 * (hidden + queries) + 2 * (hidden + keys)  # q and o; k and v
-    if kind in _EXPERTS:
-        mlp = 3 * (hidden + config["num_experts"] * config["moe_intermediate_size"])  # gate, up and down
+    if kind in EXPERT_MODELS:
+        mlp = 3 * (hidden + expert_count(config) * config["moe_intermediate_size"])  # gate, up and down
     else:
         mlp = 3 * (hidden + config["intermediate_size"])
     layers = config["num_hidden_layers"] * (mlp * train_mlp + attention * train_attn)
     return rank * (layers + (hidden + config["vocab_size"]) * train_unembed)
+
+
+def expert_count(config: Mapping[str, Any]) -> int:
+    """Return the number of experts of a layer; transformers 5 writes it under another name than transformers 4."""
+    return config["num_experts" if "num_experts" in config else "num_local_experts"]
 
 
 def adapter_size(model: str, rank: int) -> str:
@@ -153,24 +159,33 @@ def adapter_size(model: str, rank: int) -> str:
         return f"rank {rank}"
 
 
+def language_model_config(model: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the configuration of a language model; in a model for images and text, the part for text.
+
+    Args:
+        model: a local folder with config.json, a name on the Hugging Face hub, or the contents of config.json.
+
+    Raises:
+        PlanError: there is no such configuration.
+        MissingPackageError: the configuration must be read from the hub, and transformers is not installed.
+    """
+    config = model if isinstance(model, Mapping) else _read_config(model)
+    return config.get("text_config", config)
+
+
 def _read_config(model: str) -> Mapping[str, Any]:
     if model in ("tiny", "tiny-vl"):
-        raise PlanError(f"no sizes are listed for the built-in model {model!r}: set the value")
+        raise PlanError(f"no sizes are listed for the built-in model {model!r}")
     path = Path(model) / "config.json"
     if os.path.isdir(model):
         if not path.is_file():
             raise PlanError(f"the model folder {model} has no config.json: pass a folder with it, or set the value")
-        return _language_model(json.loads(path.read_text(encoding="utf-8")))
+        return json.loads(path.read_text(encoding="utf-8"))
     with needs_extra("local", "reading the configuration of a model from the hub"):
         from transformers import AutoConfig
     try:
-        return _language_model(AutoConfig.from_pretrained(model.partition(":")[0]).to_dict())
+        return AutoConfig.from_pretrained(model.partition(":")[0]).to_dict()
     except (OSError, ValueError) as error:
         raise PlanError(
             f"the model {model!r} is neither a folder, nor a model with known sizes, nor on the hub: {error}"
         ) from error
-
-
-def _language_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a configuration that describes the language model; others describe images and sound."""
-    return config.get("text_config", config)

@@ -1,16 +1,23 @@
+import doctest
 import json
 
 import numpy as np
 import pytest
 
 from tinkerloop.cli.main import main
-from tinkerloop.data.estimation import Estimate, estimate_datums
+from tinkerloop.data import estimation
+from tinkerloop.data.estimation import Estimate, Evaluations, Prices, estimate_datums, read_prices
 from tinkerloop.datum import make_datum
+from tinkerloop.errors import PlanError
+
+
+def test_the_examples_of_the_module():
+    assert doctest.testmod(estimation).failed == 0
 
 
 def test_tokens_steps_and_price_follow_from_the_datums():
     datums = [make_datum(range(1, 6), [0, 0, 1, 1, 0]), make_datum(range(1, 9), np.ones(8))]
-    estimate = estimate_datums(datums * 3, 3, epochs=2, accumulate=2, price_per_million=1.5)
+    estimate = estimate_datums(datums * 3, 3, epochs=2, accumulate=2, prices=Prices(1.5))
     assert (sum(estimate.lengths), sum(estimate.trained)) == (3 * (4 + 7), 3 * (2 + 7))
     assert (estimate.steps, estimate.billed_tokens) == (3, 66)
     assert estimate.price == pytest.approx(66 * 1.5e-6)
@@ -27,8 +34,8 @@ def test_the_command_counts_what_is_skipped_and_why(tmp_path, capsys):
     rows.append({"messages": [{"role": "user", "content": "no reply"}]})
     file = tmp_path / "chats.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prices = tmp_path / "prices.json"
-    prices.write_text('{"tiny": 2.0}')
+    prices = tmp_path / "prices.toml"
+    prices.write_text("[tiny]\ntrain = 2.0\n")
     status = main(["estimate", str(file), "--max-length", "100", "--epochs", "4", "--prices", str(prices)])
     out = capsys.readouterr().out
     assert status == 2
@@ -36,13 +43,57 @@ def test_the_command_counts_what_is_skipped_and_why(tmp_path, capsys):
     assert "2 of 3 rows skipped" in out
     assert "more than max_length=100" in out
     assert "steps                4 (1 batches in each of 4 epochs)" in out
-    assert "at 2 per million tokens" in out
+    assert "at train 2 per million tokens" in out
 
 
-def test_a_price_that_is_missing_names_the_model(tmp_path, capsys):
-    file = tmp_path / "chats.jsonl"
+@pytest.fixture
+def file(tmp_path):
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    file.write_text(json.dumps(row) + "\n")
-    (tmp_path / "prices.json").write_text("{}")
-    assert main(["estimate", str(file), "--prices", str(tmp_path / "prices.json")]) == 2
-    assert "a number for 'tiny'" in capsys.readouterr().err
+    path = tmp_path / "chats.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 4)
+    return path
+
+
+def test_the_command_counts_evaluations_and_their_price(file, capsys):
+    options = ["--test-file", str(file), "--epochs", "5", "--eval-every", "2", "--sample-tokens", "10"]
+    assert (
+        main(["estimate", str(file), *options, "--price", "1", "--price-prefill", "10", "--price-sample", "100"]) == 0
+    )
+    out = capsys.readouterr().out
+    tokens = int(out.partition("tokens               ")[2].split()[0])
+    assert f"evaluations          4 of {2 * tokens} tokens and at most 40 sampled tokens each" in out
+    evaluations = 4 * (2 * tokens * 10 + 40 * 100) / 1e6
+    assert f"(steps {5 * tokens / 1e6:.4f}, evaluations {evaluations:.4f})" in out
+
+
+@pytest.mark.parametrize(("option", "needed"), [("--eval-every", "--test-file"), ("--price-sample", "--price")])
+def test_an_option_that_needs_another_one_names_it(file, capsys, option, needed):
+    assert main(["estimate", str(file), option, "3"]) == 2
+    assert f"need {needed}" in capsys.readouterr().err
+
+
+def test_evaluations_without_a_price_of_their_tokens_are_not_free():
+    estimate = Estimate((10,), (5,), 1, evaluations=Evaluations(2, 10, 10), prices=Prices(1.0, prefill=1.0))
+    assert "evaluations not known" in str(estimate)
+    assert estimate.price == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("prices.toml", '["a/b"]\ntrain = 1\nprefill = 2\n'),
+        ("prices.json", '{"a/b": {"train": 1, "prefill": 2}}'),
+    ],
+)
+def test_prices_are_read_from_toml_and_json(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_prices(tmp_path / name, "a/b") == Prices(1, 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "tiny = true", "[tiny]\nprefill = 1", "[tiny]\ntrain = 1\ninput = 2", "=", "tiny = -1"]
+)
+def test_a_price_that_is_missing_or_wrong_names_the_model(tmp_path, text):
+    (tmp_path / "prices.toml").write_text(text)
+    with pytest.raises(PlanError, match="expected a table for 'tiny'"):
+        read_prices(tmp_path / "prices.toml", "tiny")

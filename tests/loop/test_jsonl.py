@@ -95,3 +95,14 @@ def test_a_record_gives_back_states_and_metrics_that_are_not_finite(service, bat
 def test_a_state_that_would_be_read_back_as_a_number_is_refused(service, batches, tmp_path):
     with pytest.raises(CheckpointError, match=r"name is 'NaN'.*strings other than NaN, Infinity"):
         train(service, batches, tmp_path, Keeps("NaN"))
+
+
+@pytest.mark.parametrize("damage", ['{"step": 4', "3]", '{"step": 4}, {"step": 5}', "\udcff"])
+def test_a_damaged_line_among_many_is_named_after_the_rows_before_it(tmp_path, damage):
+    lines = [f'{{"step": {step}}}' for step in range(20_000)]
+    lines[12_345] = damage
+    (tmp_path / "m.jsonl").write_bytes("\n".join([*lines, "{"]).encode(errors="surrogateescape"))
+    rows = read_lines(tmp_path / "m.jsonl")
+    assert [next(rows)["step"] for _ in range(12_345)] == list(range(12_345))
+    with pytest.raises(CheckpointError, match=r"m\.jsonl:12346: not a JSON object"):
+        next(rows)

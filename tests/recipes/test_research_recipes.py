@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,17 @@ def test_the_callback_stops_a_run_and_remembers_over_a_resume():
     # Steps 0 to 3 were never below 0.35; from the resume on every step is good enough.
     assert (summary.step, summary.reason) == (15, "the loss was below 100.0 for ten steps in a row")
     assert custom_callback.main(config(steps=40, good_enough=100.0)) == summary, "a stopped run stays stopped"
+
+
+def test_a_dry_run_of_a_callback_or_a_sweep_prints_its_size_and_writes_nothing(capsys):
+    custom_callback.main(custom_callback.Config(run="run", steps=7, dry_run=True))
+    assert "steps                7 (" in capsys.readouterr().out
+    assert sweep.main(sweep.Config(max_steps=5, folder="run", dry_run=True)) == {}
+    printed = capsys.readouterr().out
+    assert "steps                5 (" in printed
+    assert "the same for each of 3 learning rates" in printed
+    assert "memory of the embedded engine: about" in printed
+    assert not Path("run").exists()
 
 
 def test_the_hood_opens_between_two_requests(capsys):
@@ -177,6 +189,27 @@ def test_a_recipe_trains_and_resumes_as_if_it_had_not_been_interrupted(recipe):
     assert rollouts(in_two) == rollouts(at_once)
     assert steps(in_two) == steps(at_once)
     assert newest_state(in_two) == newest_state(at_once)
+
+
+def test_a_recipe_that_is_stopped_by_a_signal_says_so_last_and_goes_on(capsys, monkeypatch):
+    def config(**options):
+        return dpo.Config(run="run", steps=8, **SMALL[dpo], **options)
+
+    def print_and_signal(*values, **options):
+        if str(values[0]).startswith("step   5"):
+            signal.raise_signal(signal.SIGTERM)
+        print(*values, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dpo, "print", print_and_signal, raising=False)
+        dpo.main(config())
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].endswith("the run is not complete (received SIGTERM): start it again to go on")
+    assert "the run in run was stopped at step" in printed.err
+    assert "it is resumed at step" in printed.err
+    dpo.main(config())
+    assert printed.out.splitlines()[-1].split(":")[0] == "unseen pairs whose better reply is more likely"
+    assert "not complete" not in capsys.readouterr().out
 
 
 @pytest.mark.soak

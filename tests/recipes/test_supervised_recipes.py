@@ -50,6 +50,16 @@ def test_a_recipe_trains_tests_and_resumes_where_it_stood(name):
     assert (Path("run") / "summary.json").exists()
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_dry_run_of_a_recipe_prints_its_size_and_writes_nothing(name, capsys):
+    RECIPES[name](log_path="run", max_steps=2, dry_run=True)
+    printed = capsys.readouterr().out
+    assert re.search(r"^steps +2 \(", printed, re.MULTILINE)
+    assert re.search(r"^evaluations +2 of [\d,]+ tokens each$", printed, re.MULTILINE)
+    assert "memory of the embedded engine: not known: no sizes are listed for the built-in model 'tiny'" in printed
+    assert not Path("run").exists()
+
+
 def test_the_blueprint_trains_with_overrides_from_the_command_line():
     config = blueprint.build_config_blueprint().make_from_argv(
         ["model_name=tiny", "log_path=run", "max_steps=2", "batch_size=4", "--dataset_builder.test_size=8"],

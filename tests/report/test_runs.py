@@ -8,6 +8,8 @@ import pytest
 
 from tests.report.conftest import train
 from tinkerloop.cli.main import main
+from tinkerloop.loop import Run, Summary
+from tinkerloop.report.run_reading import newest_values, read_run
 from tinkerloop.report.watching import watch
 from tinkerloop.testing import OrderedService
 
@@ -113,3 +115,41 @@ def test_a_watched_page_is_served_to_this_machine_only(runs):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(elsewhere)
         server.shutdown()
+
+
+STEPS = "".join(f'{{"step": {step}, "loss": {step / 7}, "é": 1}}\n' for step in range(4000))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("few rows", '{"step": 3, "loss": 2.0}\n{"step": 5, "test/nll": 1.0}\n{"step": 6, "lo'),
+        ("an evaluation only at the start", '{"step": 0, "test/nll": 1.5}\n' + STEPS),
+        ("a value that is not finite", '{"step": 0, "loss": "NaN"}\n' + STEPS + '{"step": 9999, "loss": "Infinity"}\n'),
+        ("rows without a step", STEPS.replace('"step": ', '"number": ')),
+        ("the same names in all rows", STEPS),
+        ("other spaces", STEPS.replace('"é', '  "é').replace('": ', '":')),
+    ],
+)
+def test_the_newest_values_are_the_last_of_the_curves(tmp_path, name, text):
+    (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
+    run = read_run(tmp_path)
+    assert run.newest == {name: (one.steps[-1], one.values[-1]) for name, one in run.series.items()}
+
+
+def test_a_long_file_of_equal_rows_is_not_parsed_for_the_table(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(STEPS + '{"step": 4000, "loss": 1}\n')
+    assert newest_values(tmp_path / "metrics.jsonl") == {"loss": (4000, 1), "é": (3999, 1)}
+    assert newest_values(tmp_path / "other.jsonl") == {}
+
+
+def test_a_run_without_times_of_its_steps_has_the_seconds_from_start_to_end(runs):
+    timings = runs / "fast" / "timings.jsonl"
+    timings.unlink()
+    seconds = read_run(runs / "fast").seconds
+    assert seconds == json.loads((runs / "fast" / "summary.json").read_text())["seconds"] > 0
+    with Run(runs / "fast") as run:
+        run.finish(Summary(4, "steps reached", {}))
+    assert (read_run(runs / "fast").seconds or 0) > seconds, "the seconds of earlier starts are added"
+    timings.write_text('{"step": 0, "total": 1.5e-1}\n{"step": 1, "total": 2}\n{"ste')
+    assert read_run(runs / "fast").seconds == 2.15

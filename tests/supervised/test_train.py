@@ -332,9 +332,13 @@ def test_the_learning_rate_none_is_the_recommended_one_of_the_model(make):
 
 
 def test_a_dry_run_prints_an_estimate_and_writes_nothing(make, capsys):
-    summary = run(make(num_epochs=3, dry_run=True))
+    Path("prices.toml").write_text("[tiny]\ntrain = 2\nprefill = 1\n")
+    summary = run(make(num_epochs=3, dry_run=True, prices="prices.toml"))
     assert (summary.step, summary.reason) == (0, "dry run")
-    assert "steps                15 (5 batches in each of 3 epochs)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "steps                15 (5 batches in each of 3 epochs)" in printed
+    assert "evaluations          3 of " in printed
+    assert "at train 2, prefill 1 per million tokens" in printed
     assert not Path("run").exists()
 
 

@@ -1,6 +1,6 @@
-"""Estimate a training run before it starts: rows, tokens, steps, memory, and what the tokens cost.
+"""Estimate a training run before it starts: rows, tokens, steps, evaluations, memory, and what the tokens cost.
 
-    tinkerloop estimate chats.jsonl --model path/to/model --batch-size 32 --epochs 3 --price 0.4
+    tinkerloop estimate chats.jsonl --model path/to/model --batch-size 32 --epochs 3 --prices prices.toml
 
 Rows that cannot be used are counted, with the first reasons. The exit status is 2 if there are any.
 """
@@ -8,18 +8,25 @@ Rows that cannot be used are counted, with the first reasons. The exit status is
 from __future__ import annotations
 
 import argparse
-import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tinkerloop.cli.inspect import at_least, tokenizer_line
-from tinkerloop.data import conversation_datums, load_conversations
-from tinkerloop.data.estimation import estimate_datums
+from tinkerloop.data import Datums, conversation_datums, load_conversations
+from tinkerloop.data.estimation import (
+    Evaluations,
+    Prices,
+    estimate_datums,
+    evaluation_count,
+    input_tokens,
+    read_prices,
+    step_count,
+)
+from tinkerloop.engine_memory import memory_lines
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.hyperparams import lora_parameter_count, recommended_learning_rate
 from tinkerloop.model_info import get_recommended_renderer_name
-from tinkerloop.renderers import TrainOnWhat, get_renderer
+from tinkerloop.renderers import Renderer, TrainOnWhat, get_renderer
 from tinkerloop.terminal import printable
 from tinkerloop.tokenizers import get_tokenizer
 
@@ -43,21 +50,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accumulate", type=at_least(1), default=1, help="Batches per optimizer step (default: 1).")
     parser.add_argument("--steps", type=at_least(1), help="The largest number of steps.")
     parser.add_argument("--rank", type=at_least(1), default=32, help="Rank of the LoRA adapter (default: 32).")
+    parser.add_argument("--test-file", type=Path, help="A file of held-out conversations that are evaluated.")
     parser.add_argument(
-        "--price",
-        type=float,
-        help="Price of a million tokens. All tokens of all steps count, also those that are not trained.",
+        "--eval-every",
+        type=at_least(1),
+        help="Steps between evaluations. The default is only at the start and the end.",
     )
     parser.add_argument(
-        "--prices", type=Path, metavar="FILE", help='JSON file with a price per model: {"MODEL": 0.4, ...}.'
+        "--sample-tokens",
+        type=at_least(1),
+        help="Each evaluation also samples a reply of at most this many tokens to each held-out conversation.",
+    )
+    for name, what in (
+        ("", "in training steps. All tokens of all steps count, also those that are not trained"),
+        ("-prefill", "that are only read, in evaluations"),
+        ("-sample", "that are sampled in evaluations"),
+    ):
+        parser.add_argument(f"--price{name}", type=float, help=f"Price of a million tokens {what}.")
+    parser.add_argument(
+        "--prices",
+        type=Path,
+        metavar="FILE",
+        help="TOML or JSON file that maps each model to a table of the prices of a million tokens: train, and "
+        "optionally prefill and sample.",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    prices = _prices(arguments)
     name = arguments.renderer or get_recommended_renderer_name(arguments.model)
     renderer = get_renderer(name, get_tokenizer(arguments.model), model_name=arguments.model)
-    conversations = load_conversations(arguments.file, on_bad="skip")
-    datums = conversation_datums(
+    datums = _datums(arguments, arguments.file, renderer)
+    held_out = None if arguments.test_file is None else _datums(arguments, arguments.test_file, renderer)
+    batches = -(-len(datums) // arguments.batch_size)
+    steps = step_count(batches, arguments.epochs, arguments.accumulate, arguments.steps)
+    estimate = estimate_datums(
+        datums,
+        batches,
+        epochs=arguments.epochs,
+        accumulate=arguments.accumulate,
+        max_steps=arguments.steps,
+        truncated=datums.truncated,
+        rows=str(datums.report),
+        evaluations=_evaluations(arguments, steps, held_out),
+        prices=prices,
+    )
+    title = f"{tokenizer_line(arguments.model)}\n{arguments.file} as {name}"
+    model = _model(arguments.model, arguments.rank, estimate.largest_batch)
+    print(printable(f"{title}\n\n{estimate}\n\n{model}"))
+    return 2 if datums.report.skipped or (held_out is not None and held_out.report.skipped) else 0
+
+
+def _datums(arguments: argparse.Namespace, file: Path, renderer: Renderer) -> Datums:
+    conversations = load_conversations(file, on_bad="skip")
+    return conversation_datums(
         conversations,
         renderer,
         arguments.max_length,
@@ -66,53 +112,36 @@ def run(arguments: argparse.Namespace) -> int:
         on_long=arguments.on_long,
         report=conversations.report,
     )
-    estimate = estimate_datums(
-        datums,
-        -(-len(datums) // arguments.batch_size),
-        epochs=arguments.epochs,
-        accumulate=arguments.accumulate,
-        max_steps=arguments.steps,
-        truncated=datums.truncated,
-        rows=str(datums.report),
-        price_per_million=_price(arguments),
-    )
-    title = f"{tokenizer_line(arguments.model)}\n{arguments.file} as {name}"
-    print(printable(f"{title}\n\n{estimate}\n\n{_model(arguments.model, arguments.rank)}"))
-    return 2 if datums.report.skipped else 0
 
 
-def _price(arguments: argparse.Namespace) -> float | None:
-    if arguments.price is not None or arguments.prices is None:
-        return arguments.price
-    try:
-        prices = json.loads(arguments.prices.read_text(encoding="utf-8"))
-        return float(prices[arguments.model])
-    except (ValueError, TypeError, KeyError) as error:
-        raise PlanError(
-            f"{arguments.prices} must be a JSON object with a number for {arguments.model!r}, such as "
-            f'{{"{arguments.model}": 0.4}}'
-        ) from error
+def _evaluations(arguments: argparse.Namespace, steps: int, held_out: Datums | None) -> Evaluations:
+    if held_out is None:
+        if arguments.eval_every or arguments.sample_tokens:
+            raise PlanError("--eval-every and --sample-tokens need --test-file, the held-out conversations")
+        return Evaluations()
+    read, sampled = input_tokens(held_out), (arguments.sample_tokens or 0) * len(held_out)
+    # To sample, the prompts are read once more. They are shorter than the datums.
+    return Evaluations(evaluation_count(steps, arguments.eval_every), read * (2 if sampled else 1), sampled)
 
 
-def _model(model: str, rank: int) -> str:
+def _prices(arguments: argparse.Namespace) -> Prices | None:
+    given = {"prefill": arguments.price_prefill, "sample": arguments.price_sample}
+    if arguments.price is not None:
+        return Prices(arguments.price, **given)
+    if any(price is not None for price in given.values()):
+        raise PlanError("--price-prefill and --price-sample need --price, the price of tokens in training steps")
+    return None if arguments.prices is None else read_prices(arguments.prices, arguments.model)
+
+
+def _model(model: str, rank: int, largest_batch: Sequence[int]) -> str:
     """Return lines about the adapter, the memory of the embedded engine, and a learning rate, as far as known."""
     lines: list[str] = []
-    facts: dict[str, Any] = {}
-    for fact, find in (("adapter", lora_parameter_count), ("learning rate", recommended_learning_rate)):
+    for text, find in (
+        (f"adapter of rank {rank}: {{:,}} parameters", lora_parameter_count),
+        ("learning rate to start from: {:.2g}", recommended_learning_rate),
+    ):
         try:
-            facts[fact] = find(model, rank)
+            lines.append(text.format(find(model, rank)))
         except (TinkerloopError, NotImplementedError, KeyError, OSError):
-            lines.append(f"{fact}: not known for {model}")
-    if "adapter" in facts:
-        lines.append(f"adapter of rank {rank}: {facts['adapter']:,} parameters")
-    if os.path.isdir(model) and "adapter" in facts:
-        weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
-        # An adapter parameter takes 16 bytes: its float32 value, its gradient and the two moments of Adam.
-        total = weights + 16 * facts["adapter"]
-        lines.append(
-            f"memory of the embedded engine: about {total / 1e9:.2f} GB for the weights as stored, the adapter and "
-            "Adam; the tokens of a step come on top"
-        )
-    if "learning rate" in facts:
-        lines.append(f"learning rate to start from: {facts['learning rate']:.2g}")
-    return "\n".join(lines)
+            lines.append(f"{text.partition(':')[0]}: not known for {model}")
+    return "\n".join([*lines, *memory_lines(model, largest_batch, rank)])

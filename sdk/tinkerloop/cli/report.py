@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from tinkerloop.report import read_run, write_report
+from tinkerloop.report.run_page import run_page
 from tinkerloop.report.watching import watch
 from tinkerloop.terminal import one_line
 
@@ -25,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.watch:
         print(one_line(write_report(arguments.run, arguments.out)))
         return 0
-    read_run(arguments.run)  # an error now, and not in the browser
+    run_page(read_run(arguments.run))  # an error now, and not in the browser
     with watch(arguments.run, arguments.port) as server:
         print(f"http://127.0.0.1:{server.server_port}/ shows the run; press Ctrl-C to end", file=sys.stderr)
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +33,37 @@ def read_lines(path: Path, *, restore_numbers: bool = True) -> Iterator[dict[str
     if not path.exists():
         return
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+        number = 0
+        while lines := file.readlines(_AT_ONCE):
+            is_interrupted = not lines[-1].endswith(b"\n")
+            if is_interrupted:
+                lines.pop()
+            for line, value in zip(lines, _parsed(lines), strict=True):
+                number += 1
+                if restore_numbers and (b'NaN"' in line or b'Infinity"' in line):
+                    value = _with_numbers(value)
+                if not isinstance(value, dict):
+                    raise CheckpointError(
+                        f"{path}:{number}: not a JSON object: {line[:80]!r}; repair the line, or move the file"
+                    )
+                yield value
+            if is_interrupted:
                 return
-            try:
-                value = json.loads(line.decode())
-            except ValueError:
-                value = None
-            if restore_numbers and (b'NaN"' in line or b'Infinity"' in line):
-                value = _with_numbers(value)
-            if not isinstance(value, dict):
-                raise CheckpointError(
-                    f"{path}:{number}: not a JSON object: {line[:80]!r}; repair the line, or move the file"
-                )
-            yield value
+
+
+def _parsed(lines: Sequence[bytes]) -> list[Any]:
+    """Return the value of each line; None if it is not JSON. Parsing them together takes half the time."""
+    values = _value(b"[" + b",".join(lines) + b"]")
+    if isinstance(values, list) and len(values) == len(lines):
+        return values
+    return [_value(line) for line in lines]
+
+
+def _value(text: bytes) -> Any:
+    try:
+        return json.loads(text.decode())
+    except ValueError:
+        return None
 
 
 def cut(path: Path, lines: int | None = None) -> int:
@@ -157,6 +174,7 @@ def _number(value: Any) -> Any:
     )
 
 
+_AT_ONCE = 2**16  # bytes of lines that are read and parsed at a time
 NON_FINITE = ("NaN", "Infinity", "-Infinity")
 """The strings that stand for numbers which JSON cannot write."""
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_number)

@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,6 +97,7 @@ class Run:
         if then is not None and self.checkpoints.file.exists():
             _print_changes(changed_options(then, self.config))
         self._ended = self._summary.read_bytes() if self._summary.exists() else None
+        self._began, self._seconds = time.monotonic(), _seconds_before(self._ended)
         self._summary.unlink(missing_ok=True)
         self._write("config.json", self.config)
         self._write("environment.json", started)
@@ -113,7 +115,11 @@ class Run:
         self._write("facts.json", redacted(facts))
 
     def finish(self, summary: Summary) -> None:
-        """Write `summary`, which `Loop.run` returns, to summary.json."""
+        """Write `summary`, which `Loop.run` returns, to summary.json, with the seconds since the start.
+
+        The seconds of earlier starts are added, if these came to an end.
+        If the run was stopped before its end, for example by SIGTERM, also print to stderr how to go on.
+        """
         self._write(
             "summary.json",
             {
@@ -122,8 +128,17 @@ class Run:
                 "error": None if summary.error is None else redacted(repr(summary.error)),
                 "metrics": dict(summary.metrics),
                 "ended": _now(),
+                "seconds": round(self._seconds + time.monotonic() - self._began, 3),
             },
         )
+        if summary.stopped_early and summary.error is None:
+            stopped = f"was stopped at step {summary.step} ({one_line(summary.reason)})"
+            print(f"the run in {one_line(self.folder)} {stopped}; {self._how_to_go_on()}", file=sys.stderr)
+
+    def _how_to_go_on(self) -> str:
+        latest = self.checkpoints.latest()
+        where = f"resumed at step {latest.step}, from {latest.path}" if latest else "started anew"
+        return f"it is {where}, by: {one_line(shlex.join(redacted_arguments(sys.orig_argv)))}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -132,9 +147,7 @@ class Run:
             if error is not None:
                 latest = self.checkpoints.latest()
                 self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
-                where = f"resumed at step {latest.step}, from {latest.path}" if latest else "started anew"
-                command = one_line(shlex.join(redacted_arguments(sys.orig_argv)))
-                print(f"the run in {one_line(self.folder)} failed; it is {where}, by: {command}", file=sys.stderr)
+                print(f"the run in {one_line(self.folder)} failed; {self._how_to_go_on()}", file=sys.stderr)
             elif (
                 self._ended is not None and not self._summary.exists()
             ):  # nothing was trained: the old summary is still valid
@@ -170,6 +183,14 @@ class Run:
 
     def _write(self, name: str, value: Any) -> None:
         write_atomic(self.folder / name, json.dumps(without_non_finite(value), indent=2, default=str).encode() + b"\n")
+
+
+def _seconds_before(summary: bytes | None) -> float:
+    """Return the seconds in the summary of an earlier start; 0 if there is none."""
+    try:
+        return float(json.loads(summary or b"{}").get("seconds", 0.0))
+    except (ValueError, AttributeError, TypeError):
+        return 0.0
 
 
 def last_config(folder: str | Path) -> dict[str, Any] | None:

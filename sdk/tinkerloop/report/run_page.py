@@ -92,6 +92,7 @@ def _badge(run: RunData) -> str:
 
 def _totals(run: RunData) -> str:
     last, seconds = run.last, run.seconds
+    of_what = "time" if run.seconds_in_steps is None else "time in steps"
     trained = last.get("tokens/trained")
     tokens = last.get("tokens/total", run.records[-1].get("tokens") if run.records else None)
     tiles = {
@@ -99,7 +100,7 @@ def _totals(run: RunData) -> str:
         "loss": _number(last.get("loss")),
         "tokens": _number(tokens),
         "trained tokens": _number(trained),
-        "time in steps": None if seconds is None else _duration(seconds),
+        of_what: None if seconds is None else _duration(seconds),
         "tokens per second": None if not (tokens and seconds) else _number(tokens / seconds),
         "resumed": f"{len(run.starts) - 1} times" if len(run.starts) > 1 else None,
     }

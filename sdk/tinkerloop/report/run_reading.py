@@ -1,11 +1,13 @@
 """Read what a run folder tells about a run: a folder of tinkerloop, or the metrics of the Tinker Cookbook.
 
-Reading changes nothing in the folder, so it can be done while the run trains.
+Reading changes nothing in the folder, so it can be done while the run trains. The curves are read when they are first
+used: a table of many runs needs only the newest values, which are at the end of `metrics.jsonl`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
@@ -37,7 +39,7 @@ class Series:
 
 @dataclass(frozen=True)
 class RunData:
-    """The contents of a run folder. What is not there is empty.
+    """The contents of a run folder. What is not there is empty. Series, timings and samples are read at first use.
 
     Attributes:
         folder: the run folder.
@@ -46,9 +48,6 @@ class RunData:
         starts: the lines of `starts.jsonl`: one per start, oldest first.
         summary: how the newest training ended; None while it runs, and after a kill.
         records: the lines of `checkpoints.jsonl`, oldest first.
-        series: the values of each metric, by its name.
-        timings: the lines of `timings.jsonl`: how long each step took, in the order in which they were trained.
-        samples: the lines of `samples.jsonl`: replies that an evaluation has sampled.
         facts: what the program said of its data and model, in `facts.json`.
     """
 
@@ -58,15 +57,35 @@ class RunData:
     starts: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any] | None
     records: Sequence[Mapping[str, Any]]
-    series: Mapping[str, Series]
-    timings: Sequence[Mapping[str, Any]]
-    samples: Sequence[Mapping[str, Any]]
     facts: Mapping[str, Any]
+
+    @cached_property
+    def series(self) -> Mapping[str, Series]:
+        """The values of each metric, by its name."""
+        return _series(self.folder / _METRICS) | _times(self.timings)
+
+    @cached_property
+    def timings(self) -> Sequence[Mapping[str, Any]]:
+        """The lines of `timings.jsonl`: how long each step took, in the order in which they were trained."""
+        return list(read_lines(self.folder / "timings.jsonl"))
+
+    @cached_property
+    def samples(self) -> Sequence[Mapping[str, Any]]:
+        """The lines of `samples.jsonl`: replies that an evaluation has sampled."""
+        return list(read_lines(self.folder / "samples.jsonl"))
+
+    @cached_property
+    def newest(self) -> Mapping[str, tuple[int, float]]:
+        """The newest value of each metric in `metrics.jsonl`, with its step."""
+        newest = newest_values(self.folder / _METRICS)
+        if newest is None:
+            return {name: (one.steps[-1], one.values[-1]) for name, one in _series(self.folder / _METRICS).items()}
+        return newest
 
     @cached_property
     def step(self) -> int:
         """The number of steps whose results are known."""
-        steps = [series.steps[-1] + 1 for name, series in self.series.items() if name in _STEP_METRICS]
+        steps = [step + 1 for name, (step, _) in self.newest.items() if name in _STEP_METRICS]
         return max([*steps, *(int(record.get("step", record.get("batch", 0))) for record in self.records)], default=0)
 
     @cached_property
@@ -85,13 +104,22 @@ class RunData:
 
     @cached_property
     def last(self) -> Mapping[str, float]:
-        """The newest value of every metric."""
-        return {name: series.values[-1] for name, series in self.series.items()}
+        """The newest value of every metric in `metrics.jsonl`."""
+        return {name: value for name, (_, value) in self.newest.items()}
+
+    @cached_property
+    def seconds_in_steps(self) -> float | None:
+        """The seconds that all steps took together, those of earlier starts included; None without `Timing(file=)`."""
+        file = self.folder / "timings.jsonl"
+        seconds = _TOTAL.findall(file.read_bytes()) if file.is_file() else []  # parsing takes ten times as long
+        return math.fsum(map(float, seconds)) if seconds else None
 
     @cached_property
     def seconds(self) -> float | None:
-        """The seconds that all steps took together, those of earlier starts included; None if they are not known."""
-        return sum(row.get("total", 0.0) for row in self.timings) if self.timings else None
+        """The seconds of all steps, or else those between the start and the end of each start that came to an end."""
+        if self.seconds_in_steps is not None:
+            return self.seconds_in_steps
+        return None if self.summary is None else self.summary.get("seconds")
 
     @cached_property
     def resumed_at(self) -> Sequence[int]:
@@ -99,6 +127,10 @@ class RunData:
         return [int(start["step"]) for start in self.starts[1:] if "step" in start]
 
 
+_METRICS = "metrics.jsonl"
+_TAILS = (2**12, 2**16)
+"""The numbers of bytes at the end of `metrics.jsonl` in which the newest values are looked for."""
+_TOTAL = re.compile(rb'"total":\s*([-+.eE0-9]+)')
 _STEP_METRICS = ("loss", "train_mean_nll", "learning_rate")
 
 
@@ -116,20 +148,45 @@ def read_run(folder: str | Path) -> RunData:
     folder = Path(folder)
     if not is_run(folder):
         raise CheckpointError(f"{folder} is not a run folder: expected one with {_FILES[0]} or {_FILES[2]}")
-    timings = list(read_lines(folder / "timings.jsonl"))
-    lines = {name: list(read_lines(folder / name)) for name in ("starts.jsonl", "checkpoints.jsonl", "samples.jsonl")}
     return RunData(
         folder=folder,
         config=_json(folder / "config.json") or {},
         environment=_json(folder / "environment.json") or {},
-        starts=lines["starts.jsonl"],
+        starts=list(read_lines(folder / "starts.jsonl")),
         summary=_json(folder / "summary.json"),
-        records=lines["checkpoints.jsonl"],
-        series=_series(folder / "metrics.jsonl") | _times(timings),
-        timings=timings,
-        samples=lines["samples.jsonl"],
+        records=list(read_lines(folder / "checkpoints.jsonl")),
         facts=_json(folder / "facts.json") or {},
     )
+
+
+def newest_values(file: Path) -> dict[str, tuple[int, float]] | None:
+    """Return the newest value of each metric, with its step, from the end of the file; None if that is not enough.
+
+    It is enough if no other name is in the file. That is checked without reading the numbers: every quotation mark of
+    the file must belong to a name that the end of the file has.
+    """
+    data = file.read_bytes() if file.is_file() else b""
+    data = data[: data.rfind(b"\n") + 1]  # the rest is an append that was interrupted
+    for tail in _TAILS:
+        start = data.rfind(b"\n", 0, max(len(data) - tail, 0)) + 1
+        if (values := _values_from(data, start)) is not None:
+            return values
+    return None
+
+
+def _values_from(data: bytes, start: int) -> dict[str, tuple[int, float]] | None:
+    """Return the newest values in the rows from `start` on; None if other rows have further names, or texts."""
+    try:
+        rows = [json.loads(line) for line in data[start:].splitlines()]
+        values = {name: (row["step"], value) for row in rows for name, value in row.items() if name != "step"}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # a row without a step, or a damaged one, which reading all rows names
+    if not all(isinstance(value, int | float) for _, value in values.values()):
+        return None
+    names = [json.dumps(name, ensure_ascii=False).encode() for name in ("step", *values)]
+    if start and 2 * sum(data.count(name + b":", 0, start) for name in names) != data.count(b'"', 0, start):
+        return None
+    return values
 
 
 def _series(file: Path) -> dict[str, Series]:

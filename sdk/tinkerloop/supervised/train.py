@@ -30,7 +30,15 @@ from tinkerloop.callbacks import (
 )
 from tinkerloop.connection import connect, session
 from tinkerloop.data import Batches, prefetch
-from tinkerloop.data.estimation import Estimate, estimate_datums
+from tinkerloop.data.estimation import (
+    Evaluations,
+    estimate_datums,
+    evaluation_count,
+    input_tokens,
+    read_prices,
+    step_count,
+)
+from tinkerloop.engine_memory import memory_lines
 from tinkerloop.errors import CheckpointError, DataError, PlanError
 from tinkerloop.hyperparams import adapter_size, recommended_learning_rate
 from tinkerloop.loop import Callback, Checkpoints, Loop, Record, Run, Summary, WandB, open_training_client
@@ -150,7 +158,13 @@ class Config:
         default=None, doc="Weights & Biases project to which metrics are also logged; None disables this."
     )
     dry_run: bool = chz.field(
-        default=False, doc="Only print an estimate of the run (tokens, steps), and neither train nor write anything."
+        default=False,
+        doc="Only print an estimate of the run (tokens, steps, evaluations, memory), and neither train nor write "
+        "anything.",
+    )
+    prices: str | None = chz.field(
+        default=None,
+        doc="TOML or JSON file with the prices of tokens per model, which dry_run multiplies; see `read_prices`.",
     )
     wandb_name: str | None = chz.field(default=None, doc="Name of the run in Weights & Biases.")
 
@@ -209,7 +223,7 @@ async def main(config: Config) -> Summary:
     print(f"training data: {one_line(batches)}; {'unknown' if steps is None else steps} steps", file=sys.stderr)
 
     if config.dry_run:
-        print(_estimate(config, train_data))
+        print(_estimate(config, train_data, test_data))
         return Summary(0, "dry run", {})
     _refuse_another_run(config)
     service = config.service
@@ -277,17 +291,34 @@ def _learning_rate(config: Config) -> float:
     return config.learning_rate
 
 
-def _estimate(config: Config, train_data: Any) -> Estimate:
-    """Return the estimate of a run: reads the training data once, as one epoch."""
+def _estimate(config: Config, train_data: Any, test_data: Any) -> str:
+    """Return the estimate of a run as text: reads the training data once, as one epoch, and the test data."""
     epoch = as_dataset(train_data).batches(epochs=1, batch_size=config.batch_size, seed=config.seed)
     batches: list[Any] = list(epoch)  # type: ignore[call-overload]
-    return estimate_datums(
+    repeats = (config.num_epochs, config.gradient_accumulation_steps, config.max_steps)
+    evaluations = Evaluations()
+    if test_data is not None:
+        count = evaluation_count(step_count(len(batches), *repeats), config.eval_every or None)
+        evaluations = Evaluations(count, input_tokens(_datums(test_data)))
+    estimate = estimate_datums(
         [datum for batch in batches for datum in batch],
         len(batches),
         epochs=config.num_epochs,
         accumulate=config.gradient_accumulation_steps,
         max_steps=config.max_steps,
+        evaluations=evaluations,
+        prices=None if config.prices is None else read_prices(config.prices, config.model_name),
     )
+    lines = [str(estimate)]
+    if config.evaluator_builders or config.infrequent_evaluator_builders:
+        lines.append("the evaluations of evaluator_builders are not counted")
+    if config.base_url is None and config.service in (None, "local"):
+        lines += ["", *memory_lines(config.model_name, estimate.largest_batch, config.lora_rank)]
+    return "\n".join(lines)
+
+
+def _datums(data: Any) -> list[tinker.Datum]:
+    return [datum for batch in as_dataset(data).batches(seed=None) for datum in batch]  # type: ignore[attr-defined]
 
 
 def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:
@@ -421,7 +452,7 @@ def _callbacks(config: Config, steps: int | None, test_data: Any) -> list[Callba
         rolling.name = "rolling-checkpoint"
         callbacks.append(rolling)
     if test_data is not None:
-        datums = [datum for batch in as_dataset(test_data).batches(seed=None) for datum in batch]  # type: ignore[attr-defined]
+        datums = _datums(test_data)
         tokenizer = getattr(config.dataset_builder, "tokenizer", None)
         callbacks.append(Evaluate("test", NLLEvaluator(datums, tokenizer=tokenizer), every=config.eval_every or None))
     for name, builders, every in (
