@@ -29,7 +29,7 @@ from recipes.supervised_start import open_client, trained_sampler
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
-from tinkerloop.rollouts import Limits, Rollouts, reverse_kl
+from tinkerloop.rollouts import Limits, PolicyStats, Rollouts, reverse_kl
 
 
 @chz.chz
@@ -83,6 +83,7 @@ def main(config: Config) -> float:
             loss_fn="importance_sampling",
             callbacks=[
                 LRSchedule(warmup(5, constant(config.learning_rate))),
+                PolicyStats(rollouts),
                 evaluate_rewards(environment, ALL, renderer, max_tokens=6, limits=Limits()),
                 Checkpoint(every=config.save_every, keep_last=2),
                 Preempt(),

@@ -38,7 +38,7 @@ from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.futures import awaitable
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.rollouts import Environment, Limits, Rollouts, one_turn
+from tinkerloop.rollouts import Environment, Limits, PolicyStats, Rollouts, one_turn
 
 MAX_TOKENS = 12
 STYLES = (str.lower, str.capitalize, str.upper)  # from the worst to the best
@@ -151,6 +151,7 @@ def main(config: Config) -> float:
             loss_fn="importance_sampling",
             callbacks=[
                 LRSchedule(warmup(5, constant(config.learning_rate))),
+                PolicyStats(rollouts),
                 evaluate_rewards(
                     preferred, [word for word, *_ in test], renderer, max_tokens=MAX_TOKENS, limits=Limits()
                 ),

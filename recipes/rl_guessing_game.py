@@ -38,7 +38,7 @@ from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.rollouts import Environment, Limits, Outcome, Rollouts, Start, per_turn
+from tinkerloop.rollouts import Environment, Limits, Outcome, PolicyStats, Rollouts, Start, per_turn
 
 MAX_TOKENS = 4
 
@@ -134,6 +134,7 @@ def main(config: Config) -> float:
             loss_fn="importance_sampling",
             callbacks=[
                 LRSchedule(warmup(5, constant(config.learning_rate))),
+                PolicyStats(rollouts),
                 evaluate_rewards(environment, secrets, renderer, max_tokens=MAX_TOKENS, limits=limits),
                 Checkpoint(every=config.save_every, keep_last=2),
                 Preempt(),

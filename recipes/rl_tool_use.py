@@ -39,7 +39,7 @@ from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.rollouts import Environment, Limits, Rollouts, Start, Tool, ToolEnvironment
+from tinkerloop.rollouts import Environment, Limits, PolicyStats, Rollouts, Start, Tool, ToolEnvironment
 
 Task = tuple[str, str]
 """A word and its translation."""
@@ -165,6 +165,7 @@ def main(config: Config) -> float:
             loss_fn="importance_sampling",
             callbacks=[
                 LRSchedule(warmup(5, constant(config.learning_rate))),
+                PolicyStats(rollouts),
                 evaluate_rewards(environment, test, renderer, max_tokens=MAX_TOKENS, limits=LIMITS),
                 Checkpoint(every=config.save_every, keep_last=2),
                 Preempt(),
