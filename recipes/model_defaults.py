@@ -1,7 +1,7 @@
 """The model of a recipe: its options, those whose defaults depend on it, and its renderer. This is not a recipe.
 
 The small models of the recipes need large learning rates, and `recipes/base` has the chat format of `qwen3_instruct`.
-Every other model has its own chat format, and a learning rate by `tinkerloop.hyperparams`.
+Every other model has its own chat format, and a learning rate by `tinkerloop.hyperparams`, or a share of it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,21 @@ BASE = "recipes/base"
 SMALL = (BASE, "tiny", "tiny-vl")
 
 
+NOISY = 0.1
+"""The share of the recommended learning rate for losses with noisy gradients: policy losses and DPO.
+
+With the whole, a model of 135M parameters learned nothing from `rl_arithmetic`: its rewards went up and down.
+"""
+
+
 def renderer_of(model: str) -> str:
     """Return the name of the renderer of a model."""
     return "qwen3_instruct" if model == BASE else tinkerloop.get_recommended_renderer_name(model)
 
 
-def learning_rate_of(model: str, small: float, rank: int = 32) -> float:
-    """Return `small` for the small models of the recipes, and the recommended learning rate for every other model."""
-    return small if model in SMALL else recommended_learning_rate(model, rank)
+def learning_rate_of(model: str, small: float, rank: int = 32, share: float = 1.0) -> float:
+    """Return `small` for the small models of the recipes, else `share` of the model's recommended learning rate."""
+    return small if model in SMALL else share * recommended_learning_rate(model, rank)
 
 
 def renderer_field() -> Any:
@@ -39,13 +46,16 @@ def renderer_field() -> Any:
     )
 
 
-def learning_rate_field(small: float, start: str = "Peak learning rate") -> Any:
+def learning_rate_field(small: float, start: str = "Peak learning rate", share: float = 1.0) -> Any:
     """Return the option for the learning rate; None is replaced by `learning_rate_of` the configuration's model."""
 
     def munge(config: Any, rate: float | None) -> float:
-        return learning_rate_of(_model(config), small, getattr(config, "lora_rank", 32)) if rate is None else rate
+        return (
+            learning_rate_of(_model(config), small, getattr(config, "lora_rank", 32), share) if rate is None else rate
+        )
 
-    doc = f"{start}; by default {small:g} for the small model of the recipe, and the recommended one for another model."
+    of_other = "the recommended one" if share == 1 else f"{share:g} times the recommended one"
+    doc = f"{start}; by default {small:g} for the small model of the recipe, and {of_other} for another model."
     return chz.field(default=None, munger=munge, doc=doc)
 
 

@@ -9,7 +9,9 @@ The three usual stages, each with its own adapter or steps on the same small mod
 1. Supervised start: the model learns to say a word in three ways, with capitals, capitalised, or in small letters.
 2. Reward model: somebody has compared two of these replies to each question, and prefers capitals. The model learns to
    answer "yes" for the better reply of each pair and "no" for the worse. Its probability of "yes" is the reward.
-3. Reinforcement learning on this reward alone. The preference itself is only used to evaluate.
+3. Reinforcement learning on this reward. The preference itself is only used to evaluate. The reward model has only seen
+   replies that say the word, and is fooled by capitals that do not: each token is therefore penalised by how much less
+   likely the policy of stage 1 finds it (`reference_kl`). Try `kl_penalty=0` to see the difference.
 
 The share of unseen pairs about which the reward model is right is printed first. The share of unseen words to which the
 greedy reply is the preferred one is printed at the end, and is in `metrics.jsonl` before and after.
@@ -28,7 +30,7 @@ import tinker
 
 from recipes.command_line import run_from_command_line
 from recipes.ending import end_with_score
-from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
+from recipes.model_defaults import NOISY, ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client, trained_sampler
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
@@ -38,7 +40,7 @@ from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.futures import awaitable
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.rollouts import Environment, Limits, PolicyStats, Rollouts, one_turn
+from tinkerloop.rollouts import Environment, Limits, PolicyStats, Rollouts, one_turn, reference_kl
 
 MAX_TOKENS = 12
 STYLES = (str.lower, str.capitalize, str.upper)  # from the worst to the best
@@ -56,7 +58,8 @@ class Config(ModelOptions):
     questions: int = chz.field(default=8, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Replies to sample for each question.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
-    learning_rate: float = learning_rate_field(5e-4, "Learning rate of reinforcement learning")
+    learning_rate: float = learning_rate_field(5e-4, "Learning rate of reinforcement learning", share=NOISY)
+    kl_penalty: float = chz.field(default=0.1, doc="Factor of the penalty for leaving the supervised policy.")
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapters.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the words, the pairs, the adapters and the samples.")
@@ -141,6 +144,8 @@ def main(config: Config) -> float:
             group_size=config.group_size,
             sampling_params=tinker.SamplingParams(max_tokens=MAX_TOKENS),
             log=run.folder / "rollouts.jsonl",
+            advantages=reference_kl(config.kl_penalty),
+            reference=trained_sampler(service, run.folder / "start", replies, config),
             staleness=config.staleness,
             seed=config.seed,
         )

@@ -4,25 +4,27 @@ import pytest
 
 from tinkerloop.hyperparams import recommended_learning_rate
 
-RESEARCH = [
-    "chat_sft",
-    "dpo",
-    "off_policy_distillation",
-    "on_policy_distillation",
-    "preference",
-    "prompt_distillation",
-    "rl_arithmetic",
-    "rl_guessing_game",
-    "rl_tool_use",
-]
+SHARES = {
+    "chat_sft": 1.0,
+    "dpo": 0.1,
+    "off_policy_distillation": 1.0,
+    "on_policy_distillation": 0.1,
+    "preference": 0.1,
+    "prompt_distillation": 1.0,
+    "rl_arithmetic": 0.1,
+    "rl_guessing_game": 0.1,
+    "rl_tool_use": 0.1,
+}
+"""The learning rate of each recipe for a model of the user, as a share of the recommended one."""
 
 
-@pytest.mark.parametrize("name", RESEARCH)
+@pytest.mark.parametrize("name", SHARES)
 def test_the_renderer_and_the_learning_rate_of_a_recipe_are_those_of_its_model(name):
     Config = importlib.import_module(f"recipes.{name}").Config
     assert Config().renderer == "qwen3_instruct"
     own = Config(model="meta-llama/Llama-3.1-8B-Instruct")
     assert own.renderer == "llama3"
-    assert own.learning_rate == recommended_learning_rate("meta-llama/Llama-3.1-8B-Instruct") != Config().learning_rate
+    recommended = recommended_learning_rate("meta-llama/Llama-3.1-8B-Instruct")
+    assert own.learning_rate == SHARES[name] * recommended != Config().learning_rate
     chosen = Config(model="meta-llama/Llama-3.1-8B-Instruct", renderer="template", learning_rate=1e-5)
     assert (chosen.renderer, chosen.learning_rate) == ("template", 1e-5)
