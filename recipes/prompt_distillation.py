@@ -10,6 +10,8 @@ to its `top_k` most likely tokens. So the trained model does the same with short
 
 The share of replies to unseen texts that equal the teacher's token for token is printed at the end, and is in
 `metrics.jsonl` before and after training.
+
+What you should see: the share rises from 0 % to 100 % with seed 0 and with seed 1.
 """
 
 from __future__ import annotations

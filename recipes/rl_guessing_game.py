@@ -17,7 +17,8 @@ in whichever way it is found. With four guesses, only halving always finds one o
 with its own reward and a discounted share of the later ones, compared with the mean of the group at the same turn.
 
 What you should see: the model begins with random guesses, and greedily always with the same ones. The share of the
-information that greedy games find is printed at the end, and is in `metrics.jsonl` before and after.
+information that greedy games find rises from 35 % to 85 % with seed 0, and from 23 % to 86 % with seed 1. It is printed
+at the end, and is in `metrics.jsonl` before and after.
 """
 
 from __future__ import annotations
