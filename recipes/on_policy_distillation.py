@@ -26,10 +26,10 @@ from recipes.ending import end_with_score
 from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards
 from recipes.supervised_start import open_client, trained_sampler
-from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
+from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
-from tinkerloop.rollouts import Limits, Rollouts, reverse_kl
+from tinkerloop.rollouts import Limits, PolicyStats, Rollouts, reverse_kl
 
 
 @chz.chz
@@ -85,6 +85,8 @@ def main(config: Config) -> float:
                 LRSchedule(warmup(5, constant(config.learning_rate))),
                 evaluate_rewards(environment, ALL, renderer, max_tokens=6, limits=Limits()),
                 Checkpoint(every=config.save_every, keep_last=2),
+                PolicyStats(rollouts),
+                Timing(file=run.folder / "timings.jsonl"),
                 Preempt(),
             ],
             sinks=[run.metrics],

@@ -31,14 +31,14 @@ from recipes.ending import end_with_score
 from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client, trained_sampler
-from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
+from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
 from tinkerloop.clients import SamplingClientLike
 from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.futures import awaitable
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.rollouts import Environment, Limits, Rollouts, one_turn
+from tinkerloop.rollouts import Environment, Limits, PolicyStats, Rollouts, one_turn
 
 MAX_TOKENS = 12
 STYLES = (str.lower, str.capitalize, str.upper)  # from the worst to the best
@@ -155,6 +155,8 @@ def main(config: Config) -> float:
                     preferred, [word for word, *_ in test], renderer, max_tokens=MAX_TOKENS, limits=Limits()
                 ),
                 Checkpoint(every=config.save_every, keep_last=2),
+                PolicyStats(rollouts),
+                Timing(file=run.folder / "timings.jsonl"),
                 Preempt(),
             ],
             sinks=[run.metrics],

@@ -33,12 +33,12 @@ from recipes.ending import end_with_score
 from recipes.model_defaults import ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
-from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
+from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
 from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.rollouts import Environment, Limits, Outcome, Rollouts, Start, per_turn
+from tinkerloop.rollouts import Environment, Limits, Outcome, PolicyStats, Rollouts, Start, per_turn
 
 MAX_TOKENS = 4
 
@@ -136,6 +136,8 @@ def main(config: Config) -> float:
                 LRSchedule(warmup(5, constant(config.learning_rate))),
                 evaluate_rewards(environment, secrets, renderer, max_tokens=MAX_TOKENS, limits=limits),
                 Checkpoint(every=config.save_every, keep_last=2),
+                PolicyStats(rollouts),
+                Timing(file=run.folder / "timings.jsonl"),
                 Preempt(),
             ],
             sinks=[run.metrics],

@@ -34,12 +34,12 @@ from recipes.ending import end_with_score
 from recipes.model_defaults import SMALL, ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
-from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
+from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
 from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.renderers import Parsed, Renderer
-from tinkerloop.rollouts import Environment, Limits, Rollouts, Start, Tool, ToolEnvironment
+from tinkerloop.rollouts import Environment, Limits, PolicyStats, Rollouts, Start, Tool, ToolEnvironment
 
 Task = tuple[str, str]
 """A word and its translation."""
@@ -167,6 +167,8 @@ def main(config: Config) -> float:
                 LRSchedule(warmup(5, constant(config.learning_rate))),
                 evaluate_rewards(environment, test, renderer, max_tokens=MAX_TOKENS, limits=LIMITS),
                 Checkpoint(every=config.save_every, keep_last=2),
+                PolicyStats(rollouts),
+                Timing(file=run.folder / "timings.jsonl"),
                 Preempt(),
             ],
             sinks=[run.metrics],

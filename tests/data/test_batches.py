@@ -2,6 +2,7 @@ import gc
 import itertools
 import json
 import threading
+import warnings
 
 import datasets
 import pytest
@@ -254,3 +255,12 @@ def test_an_error_surfaces_at_its_place_in_the_order():
         with pytest.raises(ValueError, match="row 4"):
             next(fetched)
     assert fetched.cursor["row"] == 4
+
+
+def test_a_batch_size_beyond_the_rows_gives_a_warning_with_both_numbers():
+    with pytest.warns(UserWarning, match="batch_size=400 is more than the 60 rows") as given:
+        assert len(next(batches(range(60), 400))) == 60
+    assert given[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches(range(60), 60)

@@ -29,6 +29,7 @@ from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import Renderer, TrainOnWhat, get_renderer
 from tinkerloop.terminal import printable
 from tinkerloop.tokenizers import get_tokenizer
+from tinkerloop.tokenizers.loading import BUILT_IN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,6 +136,8 @@ def _prices(arguments: argparse.Namespace) -> Prices | None:
 
 def _model(model: str, rank: int, largest_batch: Sequence[int]) -> str:
     """Return lines about the adapter, the memory of the embedded engine, and a learning rate, as far as known."""
+    if model in BUILT_IN:
+        return f"{model} is built in, to try things out; for another --model, its adapter and memory are told here too"
     lines: list[str] = []
     for text, find in (
         (f"adapter of rank {rank}: {{:,}} parameters", lora_parameter_count),

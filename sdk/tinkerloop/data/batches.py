@@ -21,6 +21,7 @@ the rows have one, their fingerprint. `seek` raises DataError for a cursor of ot
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -114,7 +115,7 @@ def batches(
         drop_last: True drops the last batch of an epoch if it has fewer than `batch_size` rows.
 
     Returns:
-        An iterator of batches with a cursor.
+        An iterator of batches with a cursor. A batch size beyond the number of rows gives a warning.
 
     Raises:
         DataError: there are no rows, `drop_last` leaves no batch, or an argument is invalid.
@@ -159,6 +160,12 @@ class RowBatches:
             raise DataError(
                 f"{self.rows} rows do not fill one batch of {batch_size}, and drop_last=True drops a partial batch",
                 remedy="use a smaller batch_size or drop_last=False",
+            )
+        if batch_size > self.rows:
+            warnings.warn(
+                f"batch_size={batch_size} is more than the {self.rows} rows that there are: each batch is an epoch of "
+                f"{self.rows} rows; use a smaller batch_size, or batch_size={self.rows} if that is meant",
+                stacklevel=3,  # the caller of `batches`
             )
 
     @property

@@ -16,7 +16,7 @@ from typing import Any
 
 from tinkerloop._version import __version__
 from tinkerloop.loop.jsonl import write_atomic
-from tinkerloop.loop.run_folder import changed_options, flat_options
+from tinkerloop.loop.run_folder import changed_options, flat_options, which_trained
 from tinkerloop.report.curves import charts
 from tinkerloop.report.run_reading import RunData, read_run
 from tinkerloop.report.shown_rollouts import shown_rollouts, shown_samples
@@ -173,13 +173,16 @@ def _what_was_run(run: RunData) -> str:
 
 def _starts(run: RunData) -> str:
     rows, before = [], None
-    for start in run.starts:
+    trained = which_trained([int(start.get("step", 0)) for start in run.starts], run.step)
+    for start, has_trained in zip(run.starts, trained, strict=True):
         config = start.get("config") or {}
         changes = [] if before is None else changed_options(before, config)
         shown = ", ".join(f"{option}: {then} → {now}" for option, then, now in changes)
         rows.append((start.get("started"), start.get("step"), start.get("revision"), shown))
-        before = config
-    return html_table(("started", "at step", "code revision", "options changed since the start before"), rows)
+        before = config if has_trained or before is None else before
+    return html_table(
+        ("started", "at step", "code revision", "options other than at the last start that trained"), rows
+    )
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
