@@ -39,6 +39,7 @@ def test_a_stop_iteration_out_of_a_map_is_not_the_end_of_the_data(kind):
         next(train)
 
 
+@pytest.mark.filterwarnings("ignore:batch_size=")
 @given(
     rows=st.integers(1, 40),
     size=st.integers(1, 12),
@@ -64,6 +65,7 @@ def test_a_cursor_continues_with_exactly_the_batches_that_would_have_come(rows, 
     assert head + rest(second) == whole
 
 
+@pytest.mark.filterwarnings("ignore:batch_size=")
 @given(rows=st.integers(1, 60), size=st.integers(1, 20), epochs=st.integers(1, 3))
 @settings(deadline=None, max_examples=50)
 def test_each_epoch_holds_every_row_once(rows, size, epochs):
