@@ -140,5 +140,5 @@ def test_options_are_compared_with_those_of_the_last_start_that_trained(tmp_path
     rows = ({"step": step, "started": f"start {i}", "config": {"rate": rate}} for i, (step, rate) in enumerate(starts))
     (tmp_path / "starts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = write_report(tmp_path).read_text().partition("other than at the last start that trained")[2]
-    cells = re.findall(r"<td>start \d</td><td>\d+</td><td></td><td>(.*?)</td>", table)
+    cells = re.findall(r"<td>start \d</td><td class=number>\d+</td><td></td><td>(.*?)</td>", table)
     assert cells == ["", "rate: 1 → 2", "", "rate: 1 → 3"]

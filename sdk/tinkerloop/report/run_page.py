@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -22,6 +23,7 @@ from tinkerloop.report.run_reading import RunData, read_run
 from tinkerloop.report.shown_rollouts import shown_rollouts, shown_samples
 from tinkerloop.terminal import one_line, printable
 
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?")
 _RECORDS = 50  # checkpoints that are listed, the newest ones
 
 
@@ -186,10 +188,15 @@ def _starts(run: RunData) -> str:
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table of texts as HTML."""
-    cells = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    """Return a table of texts as HTML. Numbers are not broken into lines."""
+    cells = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     top = f"<tr>{''.join(f'<th>{_text(name)}</th>' for name in head)}</tr>" if any(head) else ""
     return f'<div class="table"><table>{top}{cells}</table></div>'
+
+
+def _cell(value: Any) -> str:
+    text = _text(value)
+    return f"<td class=number>{text}</td>" if _NUMBER.fullmatch(text) else f"<td>{text}</td>"
 
 
 def _steps(run: RunData) -> int | None:
