@@ -72,6 +72,13 @@ def test_an_option_that_needs_another_one_names_it(file, capsys, option, needed)
     assert f"need {needed}" in capsys.readouterr().err
 
 
+def test_prices_that_are_given_twice_or_negative_are_refused(file, capsys):
+    assert main(["estimate", str(file), "--price", "1", "--prices", "prices.toml"]) == 2
+    assert "prices are given twice" in capsys.readouterr().err
+    assert main(["estimate", str(file), "--price", "-1"]) == 2
+    assert "the price of train tokens must be a number of at least 0, got -1.0" in capsys.readouterr().err
+
+
 def test_evaluations_without_a_price_of_their_tokens_are_not_free():
     estimate = Estimate((10,), (5,), 1, evaluations=Evaluations(2, 10, 10), prices=Prices(1.0, prefill=1.0))
     assert "evaluations not known" in str(estimate)

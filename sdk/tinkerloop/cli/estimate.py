@@ -126,11 +126,13 @@ def _evaluations(arguments: argparse.Namespace, steps: int, held_out: Datums | N
 
 
 def _prices(arguments: argparse.Namespace) -> Prices | None:
-    given = {"prefill": arguments.price_prefill, "sample": arguments.price_sample}
-    if arguments.price is not None:
-        return Prices(arguments.price, **given)
+    given = {"train": arguments.price, "prefill": arguments.price_prefill, "sample": arguments.price_sample}
     if any(price is not None for price in given.values()):
-        raise PlanError("--price-prefill and --price-sample need --price, the price of tokens in training steps")
+        if arguments.prices is not None:
+            raise PlanError("prices are given twice: pass either --prices with a file, or --price and its variants")
+        if arguments.price is None:
+            raise PlanError("--price-prefill and --price-sample need --price, the price of tokens in training steps")
+        return Prices(**given)
     return None if arguments.prices is None else read_prices(arguments.prices, arguments.model)
 
 
