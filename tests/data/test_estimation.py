@@ -61,7 +61,7 @@ def test_the_command_counts_evaluations_and_their_price(file, capsys):
     )
     out = capsys.readouterr().out
     tokens = int(out.partition("tokens               ")[2].split()[0])
-    assert f"evaluations          4 of {2 * tokens} tokens and at most 40 sampled tokens each" in out
+    assert f"evaluations          4, each of {2 * tokens} tokens, at most 40 sampled tokens" in out
     evaluations = 4 * (2 * tokens * 10 + 40 * 100) / 1e6
     assert f"(steps {5 * tokens / 1e6:.4f}, evaluations {evaluations:.4f})" in out
 

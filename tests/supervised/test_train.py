@@ -350,7 +350,7 @@ def test_a_dry_run_prints_an_estimate_and_writes_nothing(make, capsys):
     assert (summary.step, summary.reason) == (0, "dry run")
     printed = capsys.readouterr().out
     assert "steps                15 (5 batches in each of 3 epochs)" in printed
-    assert "evaluations          3 of " in printed
+    assert "evaluations          3, each of " in printed
     assert "at train 2, prefill 1 per million tokens" in printed
     assert not Path("run").exists()
 

@@ -72,8 +72,8 @@ class Evaluations:
     sampled_tokens: int = 0
 
     def __str__(self) -> str:
-        sampled = f" and at most {self.sampled_tokens:,} sampled tokens" if self.sampled_tokens else ""
-        return f"{self.count:,} of {self.prefill_tokens:,} tokens{sampled} each"
+        sampled = f", at most {self.sampled_tokens:,} sampled tokens" if self.sampled_tokens else ""
+        return f"{self.count:,}, each of {self.prefill_tokens:,} tokens{sampled}"
 
     def price(self, prices: Prices) -> float | None:
         """Return the price of all evaluations; None if a price that they need is not known."""
