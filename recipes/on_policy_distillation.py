@@ -83,9 +83,9 @@ def main(config: Config) -> float:
             loss_fn="importance_sampling",
             callbacks=[
                 LRSchedule(warmup(5, constant(config.learning_rate))),
+                PolicyStats(rollouts),
                 evaluate_rewards(environment, ALL, renderer, max_tokens=6, limits=Limits()),
                 Checkpoint(every=config.save_every, keep_last=2),
-                PolicyStats(rollouts),
                 Timing(file=run.folder / "timings.jsonl"),
                 Preempt(),
             ],

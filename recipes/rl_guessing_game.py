@@ -134,9 +134,9 @@ def main(config: Config) -> float:
             loss_fn="importance_sampling",
             callbacks=[
                 LRSchedule(warmup(5, constant(config.learning_rate))),
+                PolicyStats(rollouts),
                 evaluate_rewards(environment, secrets, renderer, max_tokens=MAX_TOKENS, limits=limits),
                 Checkpoint(every=config.save_every, keep_last=2),
-                PolicyStats(rollouts),
                 Timing(file=run.folder / "timings.jsonl"),
                 Preempt(),
             ],

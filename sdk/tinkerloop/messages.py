@@ -14,16 +14,22 @@ Role = str
 
 
 class TextPart(TypedDict):
+    """Text in a message."""
+
     type: Literal["text"]
     text: str
 
 
 class ThinkingPart(TypedDict):
+    """Reasoning in an assistant message."""
+
     type: Literal["thinking"]
     thinking: str
 
 
 class ImagePart(TypedDict):
+    """An image in a message."""
+
     type: Literal["image"]
     image: Any
     """An image as bytes, a path, a PIL image, an array or a data URI."""
@@ -65,6 +71,8 @@ class ToolSpec(TypedDict):
 
 
 class Message(TypedDict):
+    """A message as users write it."""
+
     role: Role
     content: Content
     tool_calls: NotRequired[list[ToolCall]]

@@ -122,3 +122,16 @@ def test_no_block_is_used_where_the_place_of_a_row_changes_its_bits(monkeypatch)
     model = load_model("tiny", torch.device("cpu"), torch.float32)
     round_products(monkeypatch, lambda y: torch.cat([y[:-1], y[-1:] * 1.000001]))
     assert block_sizes(model) == ()
+
+
+def test_the_trial_of_packed_weights_runs_one_layer_of_each_kind_and_leaves_the_model_whole(monkeypatch):
+    monkeypatch.setattr("tinkerloop.local.nn.model.PACK_FROM", 0)
+    model = load_model("tiny", torch.device("cpu"), torch.float32)
+    first, second = model.trunk.layers
+    ran: list[torch.nn.Module] = []
+    for layer in (first, second):
+        layer.register_forward_hook(lambda layer, *_: ran.append(layer))
+    block_sizes(model)
+    assert first in ran
+    assert second not in ran
+    assert list(model.trunk.layers) == [first, second]

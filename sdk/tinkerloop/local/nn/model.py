@@ -58,7 +58,7 @@ class Model:
         self._bound: tuple[object, ...] | None = None
         self._weights: Weights | None = None
         self._base: dict[str, torch.Tensor] = {}
-        self._packed = False
+        self.weights_packed = False
         self.trained: LoraSpec | None = None
         """The kind of the active adapter, with seed 0. None: no adapter."""
         self.block_sizes: dict[tuple[int, LoraSpec | None], tuple[int, ...]] = {}
@@ -132,19 +132,19 @@ class Model:
 
         The packed copy takes as much memory as the weights.
         """
-        if self._packed or not self._packs_weights:
+        if self.weights_packed or not self._packs_weights:
             return
         for name, layer in self.layers.items():
             if isinstance(layer, LoRALinear) and self.kinds[name] != "vision":
                 layer.pack()
-        self._packed = True
+        self.weights_packed = True
 
     def unpack(self) -> None:
         """Free the packed weights, and compute the next products from the layers' own weights."""
         for layer in self.layers.values():
             if isinstance(layer, LoRALinear):
                 layer.packed, layer.sampling = None, False
-        self._packed = False
+        self.weights_packed = False
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Return the last layer's hidden states (T, H) of a packed batch, computed by the first replica."""

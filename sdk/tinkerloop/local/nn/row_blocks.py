@@ -8,9 +8,12 @@ equal bits is measured, because it depends on the processor, the number of threa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from tinkerloop.local.nn.inputs import PackedBatch
 from tinkerloop.local.nn.layers.experts import ExpertWeights
@@ -40,10 +43,42 @@ def block_sizes(model: Model) -> tuple[int, ...]:
     if model.block_sizes.get(key) != ():
         model.pack()
     if key not in model.block_sizes:
-        model.block_sizes[key] = _measure(model)
+        with _one_layer_of_each_kind(model):
+            model.block_sizes[key] = _measure(model)
         if not model.block_sizes[key]:
             model.unpack()
     return model.block_sizes[key]
+
+
+@contextmanager
+def _one_layer_of_each_kind(model: Model) -> Iterator[None]:
+    """Run a model with packed weights only up to the layer with which every kind of decoder layer has occurred.
+
+    The other layers have products of the same shapes, with weights of the same layout, so they round in the same way.
+    In a real model, trying all layers would take most of the time of the first samples. Weights that are not packed can
+    begin anywhere in memory, which may change the kernel: there, all layers run.
+    """
+    config = model.module.config.get_text_config()
+    stacks = [
+        (parent, name, child)
+        for parent in model.trunk.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
+    ]
+    if not model.weights_packed or len(stacks) != 1:
+        yield
+        return
+    parent, name, layers = stacks[0]
+    types = getattr(config, "layer_types", None) or [None] * len(layers)
+    kinds = [
+        (of_attention, *(parameter.shape for parameter in layer.parameters()))
+        for of_attention, layer in zip(types, layers, strict=True)
+    ]
+    setattr(parent, name, layers[: 1 + max(kinds.index(kind) for kind in kinds)])
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
 
 
 @torch.no_grad()
