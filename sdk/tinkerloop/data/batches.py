@@ -120,7 +120,7 @@ def batches(
     Raises:
         DataError: there are no rows, `drop_last` leaves no batch, or an argument is invalid.
     """
-    return RowBatches(
+    made = RowBatches(
         examples,
         batch_size,
         epochs=epochs,
@@ -129,6 +129,13 @@ def batches(
         flatmap_fn=flatmap_fn,
         drop_last=drop_last,
     )
+    if batch_size > made.rows:
+        warnings.warn(
+            f"batch_size={batch_size} is more than the {made.rows} rows that there are: each batch is an epoch of "
+            f"{made.rows} rows; use a smaller batch_size, or batch_size={made.rows} if that is meant",
+            stacklevel=2,
+        )
+    return made
 
 
 class RowBatches:
@@ -160,12 +167,6 @@ class RowBatches:
             raise DataError(
                 f"{self.rows} rows do not fill one batch of {batch_size}, and drop_last=True drops a partial batch",
                 remedy="use a smaller batch_size or drop_last=False",
-            )
-        if batch_size > self.rows:
-            warnings.warn(
-                f"batch_size={batch_size} is more than the {self.rows} rows that there are: each batch is an epoch of "
-                f"{self.rows} rows; use a smaller batch_size, or batch_size={self.rows} if that is meant",
-                stacklevel=3,  # the caller of `batches`
             )
 
     @property
