@@ -24,6 +24,8 @@ NOTEBOOK = ROOT / "docs/look_inside.ipynb"
 TABLE_CODE = re.compile(r"`[^`\n]+`(?=.*\|$)", re.MULTILINE)
 """Code in a row of a table. There GitHub wants `\\|` for a bar; Python-Markdown wants the bar alone."""
 FROM_ELSEWHERE = re.compile(r"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
+STUB = "*`make docs` fills this page with the text of the docstrings.*\n\n"
+"""The line of a page of the reference for those who read it in the repository."""
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
 _sources: dict[str, Path] = {}
@@ -47,7 +49,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Replace each link to a file of the repository by a link to its page. mkdocs reports a link that has no page."""
+    """Replace each link to a file of the repository by a link to its page. mkdocs reports a link that has no page.
+
+    The line for readers of the repository is removed from the pages of the reference.
+    """
     source = _sources[page.file.src_uri]
     addresses = {path: uri for uri, path in _sources.items()}
 
@@ -55,6 +60,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         target = Path(os.path.normpath(source.parent / link[1]))
         return relpath(addresses[target], dirname(page.file.src_uri) or ".") if target in addresses else link[1]
 
+    markdown = markdown.replace(STUB, "")
     markdown = TABLE_CODE.sub(lambda code: code[0].replace("\\|", "|"), markdown)
     return LINK.sub(address, markdown)
 

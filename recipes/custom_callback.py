@@ -21,7 +21,7 @@ import chz
 
 import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import dry_run_field, learning_rate_field, renderer_field
+from recipes.model_defaults import device_field, dry_run_field, dtype_field, learning_rate_field, renderer_field
 from recipes.run_size import print_run_size
 from tinkerloop import Callback, Log, Loop, Run, StepResult, Stop, open_training_client
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Progress
@@ -75,6 +75,8 @@ class Config:
     model: str = chz.field(default="recipes/base", doc="Base model: a folder or a model name of the service.")
     renderer: str = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    device: str | None = device_field()
+    dtype: str | None = dtype_field()
     file: str = chz.field(default="recipes/data/pig_latin_train.jsonl", doc="JSONL file with `messages` in each row.")
     run: str = chz.field(default="runs/custom_callback", doc="Folder of the run.")
     steps: int = chz.field(default=400, doc="Maximum number of optimizer steps.")
@@ -92,7 +94,8 @@ def main(config: Config) -> tinkerloop.Summary:
     if config.dry_run:
         print_run_size(config, datums, rank=32)
         return tinkerloop.Summary(0, "dry run", {})
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
+    root = Path(config.run) / "service"
+    service = tinkerloop.connect(config.service, root=root, device=config.device, dtype=config.dtype)
     hard = HardExamples(renderer.decode, keep=config.keep, good_enough=config.good_enough)
 
     with Run(config.run, config=chz.asdict(config)) as run:

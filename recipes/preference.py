@@ -33,7 +33,7 @@ from recipes.ending import end_with_score
 from recipes.model_defaults import NOISY, ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client, trained_sampler
-from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
+from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
 from tinkerloop.clients import SamplingClientLike
 from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
@@ -161,6 +161,7 @@ def main(config: Config) -> float:
                     preferred, [word for word, *_ in test], renderer, max_tokens=MAX_TOKENS, limits=Limits()
                 ),
                 Checkpoint(every=config.save_every, keep_last=2),
+                Timing(file=run.folder / "timings.jsonl"),
                 Preempt(),
             ],
             sinks=[run.metrics],

@@ -26,7 +26,7 @@ from recipes.ending import end_with_score
 from recipes.model_defaults import NOISY, ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
-from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
+from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
 from tinkerloop.rollouts import Limits, PolicyStats, Rollouts
@@ -77,6 +77,7 @@ def main(config: Config) -> float:
                 PolicyStats(rollouts),
                 evaluate_rewards(environment, ALL, renderer, max_tokens=6, limits=Limits()),
                 Checkpoint(every=config.save_every, keep_last=2),
+                Timing(file=run.folder / "timings.jsonl"),
                 Preempt(),
             ],
             sinks=[run.metrics],

@@ -34,7 +34,7 @@ from recipes.ending import end_with_score
 from recipes.model_defaults import NOISY, ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
-from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt
+from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
 from tinkerloop.data import conversation_to_datum
 from tinkerloop.loop import Loop, Run
 from tinkerloop.loop.schedules import constant, warmup
@@ -138,6 +138,7 @@ def main(config: Config) -> float:
                 PolicyStats(rollouts),
                 evaluate_rewards(environment, secrets, renderer, max_tokens=MAX_TOKENS, limits=limits),
                 Checkpoint(every=config.save_every, keep_last=2),
+                Timing(file=run.folder / "timings.jsonl"),
                 Preempt(),
             ],
             sinks=[run.metrics],

@@ -17,6 +17,7 @@ from recipes.model_defaults import learning_rate_of
 from tinkerloop.callbacks import LRSchedule
 from tinkerloop.clients import SamplingClientLike, ServiceClientLike, TrainingClientLike
 from tinkerloop.data import batches
+from tinkerloop.hyperparams import adapter_size
 from tinkerloop.loop import Checkpoints, Loop, Record, Run, open_training_client, resolve
 from tinkerloop.loop.schedules import constant
 
@@ -43,6 +44,7 @@ def open_client(
 
     In a new run, there is no record, and the client was trained on `datums` for `start_steps`.
     """
+    run.describe(supervised_start=f"{len(datums)} datums", adapter=adapter_size(config.model, config.lora_rank))
     record = run.checkpoints.latest()
     if record is not None:
         return open_training_client(service, record, base_model=config.model, rank=config.lora_rank), record

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import tinkerloop
 from recipes import make_images
-from recipes.model_defaults import dry_run_field, learning_rate_field, renderer_field
+from recipes.model_defaults import device_field, dry_run_field, dtype_field, learning_rate_field, renderer_field
 from recipes.run_size import print_run_size
 from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule, Progress, StopOnNonFinite, nll, sampled, together
 from tinkerloop.data import batches
@@ -36,6 +36,8 @@ class Config:
     model: str = chz.field(default="tiny-vl", doc="Base model: built in, a folder, or a model name of the service.")
     renderer: str = renderer_field()
     service: str = chz.field(default="local", doc="Service to use: local, tinker, or a URL.")
+    device: str | None = device_field()
+    dtype: str | None = dtype_field()
     run: str = chz.field(default="runs/vision", doc="Folder of the run.")
     steps: int = chz.field(default=300, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=32, doc="Conversations per step.")
@@ -144,7 +146,8 @@ def train(config: Config, conversations: Sequence[Messages], test: Sequence[Mess
         evaluations = Evaluations(count, 2 * input_tokens(held_out), sampled_tokens)
         print_run_size(config, datums, evaluations, rank=config.lora_rank)
         return 0.0
-    service = tinkerloop.connect(config.service, root=Path(config.run) / "service")
+    root = Path(config.run) / "service"
+    service = tinkerloop.connect(config.service, root=root, device=config.device, dtype=config.dtype)
     with Run(config.run, config=chz.asdict(config)) as run:
         record = run.checkpoints.latest()
         client = open_training_client(service, record, base_model=config.model, rank=config.lora_rank, seed=config.seed)

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import tinkerloop
-from tinkerloop.errors import MissingPackageError
+from tinkerloop.data import load_conversations
+from tinkerloop.errors import DataError, MissingPackageError
 from tinkerloop.extras import needs_extra
 from tinkerloop.loop import MLflow, TensorBoard, WandB
 from tinkerloop.plots import plot_schedule
@@ -39,6 +40,27 @@ def test_the_embedded_engine_names_its_extra(package):
     last = answer.stderr.strip().splitlines()[-1]
     assert f"the embedded engine needs the package {package}" in last
     assert "pip install 'tinkerloop-sdk[local]'" in last
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_the_server_names_its_extra(package, monkeypatch):
+    for name in [name for name in sys.modules if name == package or name.startswith("tinkerloop.server")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=rf"the server needs the package {package}.*tinkerloop-sdk\[serve\]"):
+        importlib.import_module("tinkerloop.server")
+
+
+@pytest.mark.parametrize(
+    ("package", "path"), [("datasets", "owner/name"), ("pyarrow", "rows.parquet"), ("pyarrow", "rows.jsonl.zst")]
+)
+def test_data_beyond_plain_files_name_their_extra(package, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    (tmp_path / "rows.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=rf"requires the package `?{package}.*pip install 'tinkerloop-sdk\[data\]'"):
+        load_conversations(path)
 
 
 def test_a_missing_module_of_the_package_itself_is_not_blamed_on_an_extra():

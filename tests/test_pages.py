@@ -53,6 +53,11 @@ def test_every_path_on_a_page_exists(page):
     assert missing(page) == []
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/reference").glob("*.md")), ids=lambda page: page.name)
+def test_a_page_of_the_reference_says_how_it_is_filled(page):
+    assert page.read_text(encoding="utf-8").partition("\n\n")[2].startswith("*`make docs` fills this page")
+
+
 @pytest.mark.parametrize("module", ["loop", "renderers"])
 def test_every_public_name_is_in_the_reference(module):
     page = (ROOT / f"docs/reference/{module}.md").read_text(encoding="utf-8")

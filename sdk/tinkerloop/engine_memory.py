@@ -82,8 +82,8 @@ def run_memory(
 ) -> RunMemory:
     """Estimate the memory of a training run in the embedded engine.
 
-    The estimate is within a fifth of the measured peak on the CPU, for models of at least some ten million weights.
-    Memory for sampling comes on top.
+    The estimate is within a fifth of the measured peak on the CPU, for models of at least some ten million weights. For
+    a GPU it is computed in the same way, and not yet compared with measured peaks. Memory for sampling comes on top.
 
         >>> qwen3 = {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "vocab_size": 151936}
         >>> qwen3 |= {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}

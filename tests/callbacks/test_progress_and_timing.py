@@ -4,7 +4,7 @@ import time
 import pytest
 
 from tinkerloop.callbacks import Evaluate, Progress, Timing, nll
-from tinkerloop.loop import Callback, Loop, Summary
+from tinkerloop.loop import Callback, Log, Loop, Summary
 
 
 def test_without_a_terminal_it_prints_plain_lines(service, batches):
@@ -15,6 +15,27 @@ def test_without_a_terminal_it_prints_plain_lines(service, batches):
     assert [line.split()[1] for line in lines[:-1]] == ["0", "0", "2", "3", "3", "4"]
     assert all("loss" in line and "tok/s" in line for line in lines[:-1] if "nll" not in line)
     assert lines[-1] == "ended at step 4: steps reached"
+
+
+def test_a_resumed_run_says_where_it_goes_on(service, batches):
+    out = io.StringIO()
+    progress = Progress(file=out)
+    progress.on_start(7, 10)
+    assert out.getvalue() == "resumed at step 7\n"
+
+
+@pytest.mark.parametrize("name", ["reward", "rollouts/reward_mean"])
+def test_it_shows_the_reward_that_another_callback_logs(service, batches, name):
+    out = io.StringIO()
+
+    class Rewards(Callback):
+        def on_step(self, result):
+            return Log({name: result.step / 4})
+
+    callbacks = [Progress(every=1, file=out), Rewards(), Evaluate("test", nll(batches[0]), every=1)]
+    Loop(service.create_lora_training_client(), batches, steps=2, callbacks=callbacks).run()
+    lines = [line for line in out.getvalue().splitlines() if "loss" in line]
+    assert [line[:26] for line in lines] == ["step      0  reward 0.000 ", "step      1  reward 0.250 "]
 
 
 def test_it_says_how_a_failed_run_ended(service, batches):

@@ -2,6 +2,7 @@ import gc
 import itertools
 import json
 import threading
+import warnings
 
 import datasets
 import pytest
@@ -38,6 +39,7 @@ def test_a_stop_iteration_out_of_a_map_is_not_the_end_of_the_data(kind):
         next(train)
 
 
+@pytest.mark.filterwarnings("ignore:batch_size=")
 @given(
     rows=st.integers(1, 40),
     size=st.integers(1, 12),
@@ -63,6 +65,7 @@ def test_a_cursor_continues_with_exactly_the_batches_that_would_have_come(rows, 
     assert head + rest(second) == whole
 
 
+@pytest.mark.filterwarnings("ignore:batch_size=")
 @given(rows=st.integers(1, 60), size=st.integers(1, 20), epochs=st.integers(1, 3))
 @settings(deadline=None, max_examples=50)
 def test_each_epoch_holds_every_row_once(rows, size, epochs):
@@ -254,3 +257,12 @@ def test_an_error_surfaces_at_its_place_in_the_order():
         with pytest.raises(ValueError, match="row 4"):
             next(fetched)
     assert fetched.cursor["row"] == 4
+
+
+def test_a_batch_size_beyond_the_rows_gives_a_warning_with_both_numbers():
+    with pytest.warns(UserWarning, match="batch_size=400 is more than the 60 rows") as given:
+        assert len(next(batches(range(60), 400))) == 60
+    assert given[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches(range(60), 60)

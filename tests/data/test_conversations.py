@@ -395,3 +395,24 @@ def test_a_split_holds_a_hash_of_every_row_and_not_what_it_says():
 def test_only_duplicates_cannot_be_split():
     with pytest.raises(DataError, match="remove duplicates"):
         train_test_split(["same"] * 10, 3)
+
+
+IN_MEMORY = [
+    {"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]},
+    {"messages": [{"role": "user", "content": "Hi."}]},
+]
+
+
+def test_rows_in_memory_are_checked_as_those_of_files_are():
+    conversations = load_conversations(IN_MEMORY, on_bad="skip")
+    assert [one.messages[-1]["content"] for one in conversations] == ["Hello."]
+    assert "rows in memory:2" in str(conversations.report)
+    with pytest.raises(DataError, match="rows in memory:2: "):
+        load_conversations(IN_MEMORY)
+
+
+def test_a_loaded_dataset_is_read_as_rows():
+    assert (
+        load_conversations(datasets.Dataset.from_list(IN_MEMORY[:1]))[0].messages
+        == load_conversations(IN_MEMORY[:1])[0].messages
+    )

@@ -193,3 +193,8 @@ def test_a_mistaken_argument_is_refused_whatever_is_skipped(renderer, changes, s
     arguments = {"conversations": [conversation(USER, REPLY)], "renderer": renderer, "on_bad": "skip"} | changes
     with pytest.raises(DataError, match=says):
         conversation_datums(**arguments)
+
+
+def test_rows_that_are_no_conversations_are_named(renderer):
+    with pytest.raises(DataError, match=r"got a dict among them; check the rows first: .*load_conversations\(rows\)"):
+        conversation_datums([{"messages": [USER, REPLY]}], renderer)

@@ -61,7 +61,7 @@ def test_the_command_counts_evaluations_and_their_price(file, capsys):
     )
     out = capsys.readouterr().out
     tokens = int(out.partition("tokens               ")[2].split()[0])
-    assert f"evaluations          4 of {2 * tokens} tokens and at most 40 sampled tokens each" in out
+    assert f"evaluations          4, each of {2 * tokens} tokens, at most 40 sampled tokens" in out
     evaluations = 4 * (2 * tokens * 10 + 40 * 100) / 1e6
     assert f"(steps {5 * tokens / 1e6:.4f}, evaluations {evaluations:.4f})" in out
 
@@ -70,6 +70,13 @@ def test_the_command_counts_evaluations_and_their_price(file, capsys):
 def test_an_option_that_needs_another_one_names_it(file, capsys, option, needed):
     assert main(["estimate", str(file), option, "3"]) == 2
     assert f"need {needed}" in capsys.readouterr().err
+
+
+def test_prices_that_are_given_twice_or_negative_are_refused(file, capsys):
+    assert main(["estimate", str(file), "--price", "1", "--prices", "prices.toml"]) == 2
+    assert "prices are given twice" in capsys.readouterr().err
+    assert main(["estimate", str(file), "--price", "-1"]) == 2
+    assert "the price of train tokens must be a number of at least 0, got -1.0" in capsys.readouterr().err
 
 
 def test_evaluations_without_a_price_of_their_tokens_are_not_free():

@@ -186,7 +186,7 @@ def test_long_replies_are_sampled_but_not_compared(tmp_path, capsys):
 def test_a_dry_run_prints_the_size_of_the_run_and_writes_nothing(tmp_path, capsys):
     main(run=str(tmp_path / "run"), dry_run=True, steps=8, eval_every=4, test_size=4)
     shown = capsys.readouterr().out
-    assert re.search(r"^evaluations +3 of [\d,]+ tokens and at most [\d,]+ sampled tokens each$", shown, re.MULTILINE)
+    assert re.search(r"^evaluations +3, each of [\d,]+ tokens, at most [\d,]+ sampled tokens$", shown, re.MULTILINE)
     assert "memory of the embedded engine: about" in shown
     assert re.search(r"^steps +8 ", shown, re.MULTILINE)
     assert not (tmp_path / "run").exists()

@@ -55,7 +55,7 @@ def test_a_dry_run_of_a_recipe_prints_its_size_and_writes_nothing(name, capsys):
     RECIPES[name](log_path="run", max_steps=2, dry_run=True)
     printed = capsys.readouterr().out
     assert re.search(r"^steps +2 \(", printed, re.MULTILINE)
-    assert re.search(r"^evaluations +2 of [\d,]+ tokens each$", printed, re.MULTILINE)
+    assert re.search(r"^evaluations +2, each of [\d,]+ tokens$", printed, re.MULTILINE)
     assert "memory of the embedded engine: not known: no sizes are listed for the built-in model 'tiny'" in printed
     assert not Path("run").exists()
 

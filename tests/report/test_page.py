@@ -132,3 +132,13 @@ def test_a_browser_draws_every_chart_without_an_error(run_folder, tmp_path):
 def test_samples_without_a_score_are_not_called_best_or_worst():
     samples = [{"step": 3, "messages": [], "reply": f"reply {i}"} for i in range(5)]
     assert [(one["kind"], one["reward"]) for one in shown_samples(samples)] == [("sample", None)] * 3
+
+
+def test_options_are_compared_with_those_of_the_last_start_that_trained(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in range(30)))
+    starts = [(0, 1), (20, 2), (20, 1), (20, 3)]  # (step, rate); the second and the third start failed
+    rows = ({"step": step, "started": f"start {i}", "config": {"rate": rate}} for i, (step, rate) in enumerate(starts))
+    (tmp_path / "starts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = write_report(tmp_path).read_text().partition("other than at the last start that trained")[2]
+    cells = re.findall(r"<td>start \d</td><td class=number>\d+</td><td></td><td>(.*?)</td>", table)
+    assert cells == ["", "rate: 1 → 2", "", "rate: 1 → 3"]

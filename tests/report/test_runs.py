@@ -58,7 +58,12 @@ def unlike_runs(tmp_path):
         train_options = {"seed": {"first": 0, "second": 1}[name]}
         write_run(
             tmp_path / "runs" / name,
-            {"log_path": f"runs/{name}", "data": {"common": common, "seed": batch_size}, "train": train_options},
+            {
+                "log_path": f"runs/{name}",
+                "run": f"runs/{name}",
+                "data": {"common": common, "seed": batch_size},
+                "train": train_options,
+            },
         )
     write_run(tmp_path / "runs" / "[b]hand", {"rate": 0.1})
     return tmp_path / "runs"

@@ -191,12 +191,25 @@ def test_a_resumed_run_prints_what_differs_from_its_last_start(make, capsys):
     run(make(max_steps=1, lr_schedule="constant"))
     assert "other options" not in capsys.readouterr().err
     run(make(max_steps=2, lr_schedule="constant", eval_every=5))
-    table = capsys.readouterr().err.partition("last start:\n")[2].splitlines()
+    table = capsys.readouterr().err.partition("the last start that trained it:\n")[2].splitlines()
     assert [line.split() for line in table[:3]] == [
         ["option", "then", "now"],
         ["max_steps", "1", "2"],
         ["eval_every", "10", "5"],
     ]
+
+
+def test_a_start_that_failed_is_not_what_a_resumed_run_is_compared_with(make, capsys):
+    class Broken(Callback):
+        def on_step(self, result):
+            raise RuntimeError("too much")
+
+    run(make(max_steps=1, lr_schedule="constant"))
+    with pytest.raises(RuntimeError, match="too much"):
+        run(make(max_steps=2, lr_schedule="constant", eval_every=5, callbacks=[Broken()]))
+    capsys.readouterr()
+    run(make(max_steps=1, lr_schedule="constant"))
+    assert "other options" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [{"weight_decay": 0.5}, {"grad_clip_norm": 1e-3}], ids=str)
@@ -337,7 +350,7 @@ def test_a_dry_run_prints_an_estimate_and_writes_nothing(make, capsys):
     assert (summary.step, summary.reason) == (0, "dry run")
     printed = capsys.readouterr().out
     assert "steps                15 (5 batches in each of 3 epochs)" in printed
-    assert "evaluations          3 of " in printed
+    assert "evaluations          3, each of " in printed
     assert "at train 2, prefill 1 per million tokens" in printed
     assert not Path("run").exists()
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import EvalResult, Requests, StepResult, Summary
 from tinkerloop.terminal import one_line
 
+_REWARDS = ("rollouts/reward_mean", "reward")
 _UPDATE_SECONDS = 0.1
 """The time between two updates of the bar in a notebook, each of which is a message to the browser."""
 
 
 class Progress(Callback):
-    """Show a progress bar with the loss, the learning rate and tokens per second.
+    """Show a progress bar with the loss, the learning rate, tokens per second, and the mean reward of rollouts.
+
+    The reward is shown if a callback logs it, as `rollouts/reward_mean` (`PolicyStats`) or `reward`.
 
     In a notebook, the bar is part of the cell's output. If the output is neither a terminal nor a notebook, print plain
     lines instead.
@@ -35,7 +39,7 @@ class Progress(Callback):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._steps, self._tokens, self._began = steps, 0, time.perf_counter()
+        self._steps, self._tokens, self._began, self._text = steps, 0, time.perf_counter(), ""
         self._console = Console(
             file=self._file or sys.stderr, highlight=False, markup=False, force_jupyter=False if self._file else None
         )
@@ -49,18 +53,25 @@ class Progress(Callback):
                 self._notebook_output = display(self._table(), display_id=True)
             else:
                 self._bar.start()
+        if step:
+            self._console.print(f"resumed at step {step}")
 
     def on_step(self, result: StepResult) -> Requests:
         self._tokens += result.plan.tokens
         rate = self._tokens / max(time.perf_counter() - self._began, 1e-9)
-        text = f"loss {result.loss:.4f}  lr {result.plan.optim.learning_rate:.2e}  {rate:,.0f} tok/s"
+        self._text = f"loss {result.loss:.4f}  lr {result.plan.optim.learning_rate:.2e}  {rate:,.0f} tok/s"
+
+    def on_row(self, step: int, row: Mapping[str, float]) -> Requests:
+        if "loss" not in row:  # the row of an evaluation
+            return
+        text = "".join([f"reward {row[name]:.3f}  " for name in _REWARDS if name in row][:1]) + self._text
         if self._bar:
-            self._bar.update(self._task, completed=result.step + 1, text=text)
+            self._bar.update(self._task, completed=step + 1, text=text)
             if self._notebook_output and time.perf_counter() - self._updated > _UPDATE_SECONDS:
                 self._notebook_output.update(self._table())
                 self._updated = time.perf_counter()
-        elif result.step % self._every == 0 or result.step + 1 == self._steps:
-            self._console.print(f"step {result.step:>6}  {text}")
+        elif step % self._every == 0 or step + 1 == self._steps:
+            self._console.print(f"step {step:>6}  {text}")
 
     def on_eval(self, result: EvalResult) -> Requests:
         if isinstance(result.value, dict):

@@ -29,6 +29,7 @@ from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.renderers import Renderer, TrainOnWhat, get_renderer
 from tinkerloop.terminal import printable
 from tinkerloop.tokenizers import get_tokenizer
+from tinkerloop.tokenizers.loading import BUILT_IN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,16 +126,20 @@ def _evaluations(arguments: argparse.Namespace, steps: int, held_out: Datums | N
 
 
 def _prices(arguments: argparse.Namespace) -> Prices | None:
-    given = {"prefill": arguments.price_prefill, "sample": arguments.price_sample}
-    if arguments.price is not None:
-        return Prices(arguments.price, **given)
+    given = {"train": arguments.price, "prefill": arguments.price_prefill, "sample": arguments.price_sample}
     if any(price is not None for price in given.values()):
-        raise PlanError("--price-prefill and --price-sample need --price, the price of tokens in training steps")
+        if arguments.prices is not None:
+            raise PlanError("prices are given twice: pass either --prices with a file, or --price and its variants")
+        if arguments.price is None:
+            raise PlanError("--price-prefill and --price-sample need --price, the price of tokens in training steps")
+        return Prices(**given)
     return None if arguments.prices is None else read_prices(arguments.prices, arguments.model)
 
 
 def _model(model: str, rank: int, largest_batch: Sequence[int]) -> str:
     """Return lines about the adapter, the memory of the embedded engine, and a learning rate, as far as known."""
+    if model in BUILT_IN:
+        return f"{model} is built in, to try things out; for another --model, its adapter and memory are told here too"
     lines: list[str] = []
     for text, find in (
         (f"adapter of rank {rank}: {{:,}} parameters", lora_parameter_count),

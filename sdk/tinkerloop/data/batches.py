@@ -21,6 +21,7 @@ the rows have one, their fingerprint. `seek` raises DataError for a cursor of ot
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -114,12 +115,12 @@ def batches(
         drop_last: True drops the last batch of an epoch if it has fewer than `batch_size` rows.
 
     Returns:
-        An iterator of batches with a cursor.
+        An iterator of batches with a cursor. A batch size beyond the number of rows gives a warning.
 
     Raises:
         DataError: there are no rows, `drop_last` leaves no batch, or an argument is invalid.
     """
-    return RowBatches(
+    made = RowBatches(
         examples,
         batch_size,
         epochs=epochs,
@@ -128,6 +129,13 @@ def batches(
         flatmap_fn=flatmap_fn,
         drop_last=drop_last,
     )
+    if batch_size > made.rows:
+        warnings.warn(
+            f"batch_size={batch_size} is more than the {made.rows} rows that there are: each batch is an epoch of "
+            f"{made.rows} rows; use a smaller batch_size, or batch_size={made.rows} if that is meant",
+            stacklevel=2,
+        )
+    return made
 
 
 class RowBatches:

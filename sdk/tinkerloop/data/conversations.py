@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from tinkerloop.errors import DataError
 SHOWN = 5
 """The number of conversations that a notebook shows."""
 
+_ROWS = "rows in memory"
 OnBad = Literal["error", "skip"]
 """What to do with a bad row: raise an error, or skip the row and count it."""
 
@@ -133,7 +134,7 @@ class Conversations(Sequence[Conversation]):
 
 
 def load_conversations(
-    path: PathLike | Sequence[PathLike],
+    path: PathLike | Sequence[PathLike] | Sequence[Mapping[str, Any]],
     *,
     on_bad: OnBad = "error",
     adapter: str | Adapter = "messages",
@@ -144,10 +145,11 @@ def load_conversations(
     """Load all conversations of files or of a Hugging Face dataset into memory, and check them.
 
     Args:
-        path: a file, a folder, a glob pattern, a list of these, or the name of a Hugging Face dataset, "owner/name".
+        path: a file, a folder, a glob pattern, a list of these, or the name of a Hugging Face dataset, "owner/name"; or
+            rows in memory: a `datasets.Dataset`, or a list of dicts.
         on_bad: "error" raises at the first bad row; "skip" leaves out bad rows and counts them in `.report`.
         adapter: a name in `ADAPTERS`, or a function that converts a row to `{"messages": ...}`.
-        split: the split to load of a Hugging Face dataset, such as "train".
+        split: the split to load of a Hugging Face dataset that is given by name, such as "train".
         ignore_keys: keys of rows or of messages that nothing reads and whose content may be lost. Any other key that
             could change the meaning of a row makes the row bad; `data/README.md` has the list.
         image_root: the folder that contains the images whose paths are in the rows, by default the folder of the data
@@ -175,6 +177,7 @@ def load_conversations(
     report.used = len(items)
     if not items:
         shown = os.fspath(path) if isinstance(path, str | os.PathLike) else ", ".join(map(str, path))
+        shown = _ROWS if _are_rows(path) else shown
         what = str(report) if report.skipped else "the file is empty"
         raise DataError(f"no conversation to train on: {what}", path=shown)
     return Conversations(items, report)
@@ -286,7 +289,17 @@ def parse_conversation(
 def _raw_rows(path: Any, split: str) -> Iterator[RawRow]:
     if is_hub_name(path):
         return _hub_rows(path, split)
+    if _are_rows(path):
+        rows = enumerate(path, start=1)
+        return (RawRow(_ROWS, number, without_nulls(row), is_in_file=False) for number, row in rows)
     return (row for row in FileSource(path, lambda raw: raw))
+
+
+def _are_rows(path: Any) -> bool:
+    """Return True if `path` is a table of rows in memory: a dataset of the package `datasets`, or a list of dicts."""
+    if isinstance(path, list | tuple):
+        return bool(path) and isinstance(path[0], Mapping)
+    return hasattr(path, "column_names") and hasattr(path, "__getitem__")
 
 
 def is_hub_name(path: Any) -> bool:

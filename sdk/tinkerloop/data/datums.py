@@ -183,6 +183,11 @@ def conversation_datums(
     datums, report, digest = Datums(), _copied(report), hashlib.blake2b(digest_size=8)
     datums.conversation_numbers, report.used = [], 0
     for conversation in conversations:
+        if not isinstance(conversation, Conversation):
+            raise DataError(
+                f"expected conversations, got a {type(conversation).__name__} among them",
+                remedy="check the rows first: conversation_datums(load_conversations(rows), renderer)",
+            )
         try:
             made, truncated = render_conversation(conversation, renderer, max_length, train_on_what, on_long, split)
             datums.extend(made)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,11 +37,20 @@ class Prices:
         train: of a token in a training step, also of one that is not trained.
         prefill: of a token that is only read: a prompt, or held-out data.
         sample: of a sampled token.
+
+    Raises:
+        PlanError: a price is negative or not finite.
     """
 
     train: float
     prefill: float | None = None
     sample: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train", "prefill", "sample"):
+            price = getattr(self, name)
+            if price is not None and not 0 <= price < math.inf:
+                raise PlanError(f"the price of {name} tokens must be a number of at least 0, got {price!r}")
 
     def __str__(self) -> str:
         known = {"train": self.train, "prefill": self.prefill, "sample": self.sample}
@@ -62,8 +72,8 @@ class Evaluations:
     sampled_tokens: int = 0
 
     def __str__(self) -> str:
-        sampled = f" and at most {self.sampled_tokens:,} sampled tokens" if self.sampled_tokens else ""
-        return f"{self.count:,} of {self.prefill_tokens:,} tokens{sampled} each"
+        sampled = f", at most {self.sampled_tokens:,} sampled tokens" if self.sampled_tokens else ""
+        return f"{self.count:,}, each of {self.prefill_tokens:,} tokens{sampled}"
 
     def price(self, prices: Prices) -> float | None:
         """Return the price of all evaluations; None if a price that they need is not known."""
@@ -228,7 +238,7 @@ def read_prices(file: str | Path, model: str) -> Prices:
 
 
 def _is_price(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def histogram(values: Sequence[int]) -> list[str]:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -93,8 +93,8 @@ class Run:
 
     def _start(self) -> None:
         started = environment()
-        then = last_config(self.folder)
-        if then is not None and self.checkpoints.file.exists():
+        then, latest = last_config(self.folder), self.checkpoints.latest()
+        if then is not None and latest is not None:
             _print_changes(changed_options(then, self.config))
         self._ended = self._summary.read_bytes() if self._summary.exists() else None
         self._began, self._seconds = time.monotonic(), _seconds_before(self._ended)
@@ -102,7 +102,6 @@ class Run:
         self._write("config.json", self.config)
         self._write("environment.json", started)
         cut(self.folder / "starts.jsonl")
-        latest = self.checkpoints.latest()
         started["step"] = latest.step if latest else 0
         append_line(self.folder / "starts.jsonl", {"config": self.config, **started})
 
@@ -194,11 +193,24 @@ def _seconds_before(summary: bytes | None) -> float:
 
 
 def last_config(folder: str | Path) -> dict[str, Any] | None:
-    """Return the configuration of the latest start of the run in `folder`; None if there was no start."""
-    config = None
-    for start in read_lines(Path(folder) / "starts.jsonl"):
-        config = start.get("config")
-    return without_non_finite(config)
+    """Return the configuration of the latest start that trained the run in `folder`; None if there was no such start.
+
+    A start that failed before it wrote a record has not changed the run.
+    """
+    starts = list(read_lines(Path(folder) / "starts.jsonl"))
+    latest = Checkpoints(folder).latest()
+    trained = which_trained([start.get("step", 0) for start in starts], latest.step if latest else 0)
+    configs = [start.get("config") for start, has_trained in zip(starts, trained, strict=True) if has_trained]
+    return without_non_finite(configs[-1]) if configs else None
+
+
+def which_trained(steps: Sequence[int], end: int) -> list[bool]:
+    """Return for each start, which began at one of `steps`, if the run went on after it; `end` is where the run is now.
+
+    >>> which_trained([0, 20, 20, 20], 50)  # the second and the third start failed
+    [True, False, False, True]
+    """
+    return [later > step for step, later in zip(steps, [*steps[1:], end], strict=False)]  # both may be empty
 
 
 def changed_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
@@ -225,7 +237,7 @@ def _print_changes(changes: list[tuple[str, Any, Any]]) -> None:
         return
     rows = [("option", "then", "now"), *(tuple(map(one_line, row)) for row in changes)]
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    print("the run is resumed with other options than at its last start:", file=sys.stderr)
+    print("the run is resumed with other options than at the last start that trained it:", file=sys.stderr)
     for option, then, now in rows:
         print(f"  {option:<{widths[0]}}  {then:<{widths[1]}}  {now}", file=sys.stderr)
 

@@ -16,7 +16,7 @@ from tinkerloop.report.run_reading import RunData, is_run
 from tinkerloop.terminal import one_line
 
 _METRICS = 5  # columns of metrics beside the loss, those that most runs have
-_FOLDER = "log_path"  # the option with the folder of a run, which its name tells
+_FOLDERS = ("log_path", "run")  # the options of `train.main` and of recipes with the folder, which the name tells
 _POINTS = 400  # points of each curve, because many runs share one page
 
 
@@ -56,7 +56,7 @@ def run_rows(runs: Sequence[RunData], folder: Path) -> list[dict[str, Any]]:
     names = list(dict.fromkeys(name for one in options for name in one))
     columns = _option_columns(names, taken={name for row in rows for name in row})
     for name in names:
-        if name != _FOLDER and len({repr(one[name]) for one in options if name in one}) > 1:
+        if name not in _FOLDERS and len({repr(one[name]) for one in options if name in one}) > 1:
             for row, one in zip(rows, options, strict=True):
                 row[columns[name]] = one.get(name)
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,21 +12,30 @@ from tinkerloop.report.run_reading import Series
 POINTS = 1500
 """The largest number of points of a curve. A wide screen has about 1500 columns for it."""
 
-_CHARTS = (  # (title, test of a metric's name); the first that fits is taken
-    ("Loss", lambda name: name == "loss" or name.endswith(("/nll", "_nll", "/loss"))),
-    ("Rewards", lambda name: "reward" in name or "solved" in name),
-    ("KL and policy", lambda name: "kl" in name.lower() or name.startswith("policy/")),
-    ("Rollouts", lambda name: name.startswith("rollouts/")),
-    ("Learning rate", lambda name: name == "learning_rate"),
-    ("Gradient", lambda name: "grad" in name),
-    ("Tokens", lambda name: name == "tokens" or name.startswith("tokens/")),
-    ("Seconds", lambda name: name.startswith("time/")),
-)
+_CHARTS = {  # title -> pattern of the names of its metrics, which have one scale; the first that matches is taken
+    "Loss": r"loss|(.*[/_])?nll|.*/loss",
+    "Rewards": r".*reward.*",
+    "KL": r"(.*[/_])?kl([/_].*)?",
+    "Log-ratios": r"policy/log_ratio_.*",
+    "Shares of the policy's tokens": r"policy/(ess|clip_fraction)",
+    "Shares of rollouts": r"rollouts/(solved|trained|constant|dropped|end_.*)",
+    "Groups of rollouts": r"rollouts/(groups|further|failures)",
+    "Tokens of replies": r"rollouts/reply_tokens_.*",
+    "Staleness": r"policy/staleness_.*",
+    "Learning rate": r"learning_rate",
+    "Gradient": r".*grad.*",
+    "Tokens of a step": r"tokens",
+    "Tokens": r"tokens/.*",
+    "Seconds": r"time/.*|rollouts/.*_seconds.*",
+}
 _HIDDEN = ("loss:sum",)  # the same as `loss`, or not comparable between steps
 
 
 def charts(series: Mapping[str, Series]) -> list[dict[str, Any]]:
     """Group metrics into charts, in a fixed order, with JSON-serializable curves.
+
+    The known groups share a chart each. Other metrics share one only if they differ in the name of the evaluation:
+    `test/score` and `other/score`.
 
     Returns:
         One dict per chart: `title`, and `curves`, each with `name`, `steps`, `values` (None where a value is not
@@ -35,16 +45,16 @@ def charts(series: Mapping[str, Series]) -> list[dict[str, Any]]:
     for name, one in series.items():
         if name not in _HIDDEN:
             grouped.setdefault(_title(name), []).append(reduced_curve(name, one))
-    order = [title for title, _ in _CHARTS]
+    order = list(_CHARTS)
     titles = sorted(grouped, key=lambda title: (order.index(title) if title in order else 2, title))
     return [{"title": title, "curves": grouped[title]} for title in titles]
 
 
 def _title(name: str) -> str:
-    for title, fits in _CHARTS:
-        if fits(name):
+    for title, pattern in _CHARTS.items():
+        if re.fullmatch(pattern, name, re.IGNORECASE | re.DOTALL):
             return title
-    return name.rpartition("/")[0] or "Other metrics"
+    return name.rpartition("/")[2]  # a chart of its own, because other metrics may have any scale
 
 
 def reduced_curve(name: str, series: Series, limit: int = POINTS) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -16,12 +17,13 @@ from typing import Any
 
 from tinkerloop._version import __version__
 from tinkerloop.loop.jsonl import write_atomic
-from tinkerloop.loop.run_folder import changed_options, flat_options
+from tinkerloop.loop.run_folder import changed_options, flat_options, which_trained
 from tinkerloop.report.curves import charts
 from tinkerloop.report.run_reading import RunData, read_run
 from tinkerloop.report.shown_rollouts import shown_rollouts, shown_samples
 from tinkerloop.terminal import one_line, printable
 
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?")
 _RECORDS = 50  # checkpoints that are listed, the newest ones
 
 
@@ -173,20 +175,28 @@ def _what_was_run(run: RunData) -> str:
 
 def _starts(run: RunData) -> str:
     rows, before = [], None
-    for start in run.starts:
+    trained = which_trained([int(start.get("step", 0)) for start in run.starts], run.step)
+    for start, has_trained in zip(run.starts, trained, strict=True):
         config = start.get("config") or {}
         changes = [] if before is None else changed_options(before, config)
         shown = ", ".join(f"{option}: {then} → {now}" for option, then, now in changes)
         rows.append((start.get("started"), start.get("step"), start.get("revision"), shown))
-        before = config
-    return html_table(("started", "at step", "code revision", "options changed since the start before"), rows)
+        before = config if has_trained or before is None else before
+    return html_table(
+        ("started", "at step", "code revision", "options other than at the last start that trained"), rows
+    )
 
 
 def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table of texts as HTML."""
-    cells = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    """Return a table of texts as HTML. Numbers are not broken into lines."""
+    cells = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     top = f"<tr>{''.join(f'<th>{_text(name)}</th>' for name in head)}</tr>" if any(head) else ""
     return f'<div class="table"><table>{top}{cells}</table></div>'
+
+
+def _cell(value: Any) -> str:
+    text = _text(value)
+    return f"<td class=number>{text}</td>" if _NUMBER.fullmatch(text) else f"<td>{text}</td>"
 
 
 def _steps(run: RunData) -> int | None:

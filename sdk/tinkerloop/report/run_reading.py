@@ -147,7 +147,10 @@ def read_run(folder: str | Path) -> RunData:
     """
     folder = Path(folder)
     if not is_run(folder):
-        raise CheckpointError(f"{folder} is not a run folder: expected one with {_FILES[0]} or {_FILES[2]}")
+        raise CheckpointError(
+            f"{folder} is not a run folder: expected one with {_FILES[0]} or {_FILES[2]}; for a folder with several "
+            "runs in it, use `tinkerloop runs`"
+        )
     return RunData(
         folder=folder,
         config=_json(folder / "config.json") or {},

@@ -7,7 +7,7 @@ The kits hold a user's part to what the package's own parts are held to; the pac
 * `check_loop`: kill a run of your own at every operation, resume it, and compare the outcome.
 * `check_loop_in_processes`: the same with real processes that are killed by SIGKILL, e.g. on the embedded engine.
 * `check_renderer`, `RENDERER_CHECKS`, `FormatClaims`, `probe_claims`, `random_conversations`: check a chat format. They
-  need hypothesis: `pip install 'tinkerloop-sdk[testing]'`.
+  need hypothesis: `pip install 'tinkerloop-sdk[testing]'`. No kit needs pytest; all work in a test of any tool.
 """
 
 from __future__ import annotations
