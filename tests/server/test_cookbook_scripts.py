@@ -126,14 +126,14 @@ class Workplace:
             done = subprocess.run(command, cwd=self.folder, env={**os.environ, **caches}, stdout=output, stderr=output)
         print(f"\n| {name} | {' '.join(script)} | exit {done.returncode} | {time.monotonic() - start:.0f} s |")
         assert done.returncode == 0, (self.folder / f"{name}.txt").read_text()[-3000:]
-        return read_lines(self.folder / name / "metrics.jsonl")
+        return list(read_lines(self.folder / name / "metrics.jsonl"))
 
     def recipe(self, name: str, module: str, **options: object) -> list[dict[str, Any]]:
         given = {"model_name": MODEL, "log_path": name, "behavior_if_log_dir_exists": "delete", **options}
         return self.run(name, "-m", f"{RECIPES}.{module}", *(f"{key}={value}" for key, value in given.items()))
 
     def sampler_path(self, name: str) -> str:
-        return read_lines(self.folder / name / "checkpoints.jsonl")[-1]["sampler_path"]
+        return list(read_lines(self.folder / name / "checkpoints.jsonl"))[-1]["sampler_path"]
 
     def state_path(self, name: str) -> str:
         return training_path(str(self.folder / name))

@@ -106,8 +106,8 @@ class AccessControl:
             else:
                 await _reject(watch, problem)
         finally:
-            milliseconds = 1000 * (time.monotonic() - begun)
-            logger.info("%s", _line(scope, status, milliseconds))
+            if logger.isEnabledFor(logging.INFO):
+                logger.info("%s", _line(scope, status, 1000 * (time.monotonic() - begun)))
 
     def _problem(self, path: str, headers: Headers) -> str | None:
         """Return why the request is not permitted; None if it is."""
