@@ -17,7 +17,7 @@ PROGRAM = "import runpy; runpy.run_module('recipes.chat_sft', run_name='__main__
 
 
 def start(folder):
-    return Process(PROGRAM, f"run={folder}", *SMALL, output=folder.with_name("output"))
+    return Process(PROGRAM, f"run={folder}", *SMALL, output=folder.with_name(f"{folder.name}.log"))
 
 
 def rows(folder):

@@ -31,7 +31,7 @@ SMALL = [
 
 
 def start(folder):
-    return Process(PROGRAM, f"run={folder}", *SMALL, output=folder.with_name("output"))
+    return Process(PROGRAM, f"run={folder}", *SMALL, output=folder.with_name(f"{folder.name}.log"))
 
 
 def outcome(folder):

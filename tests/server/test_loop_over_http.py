@@ -143,7 +143,7 @@ from tests.server.test_loop_over_http import Path, train
 from tinkerloop.lost_server import resume_when_lost
 resume_when_lost(lambda: train(Path({str(folder)!r}), {url!r}, 1), retry=3)
 """
-    return Process(code, output=folder.with_name("output"))
+    return Process(code, output=folder.with_name(f"{folder.name}.log"))
 
 
 def wait_for_row(folder: Path, number: int, process: Process) -> None:
