@@ -22,6 +22,7 @@ check: $(VENV)/.ready
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) -m pyright --pythonpath $(PY) --project tests/typed
 	$(VENV)/bin/lint-imports --no-cache
 	$(MAKE) docs
 

@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out the long runs unless a marker expression is given: `pytest -m soak`."""
     if config.option.markexpr:
         return
-    long = [item for item in items if item.get_closest_marker("soak")]
+    long = {item for item in items if item.get_closest_marker("soak")}
     if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in set(long)]
+        config.hook.pytest_deselected(items=[item for item in items if item in long])
+        items[:] = [item for item in items if item not in long]

@@ -12,7 +12,7 @@ def loaded_by(statement):
     heavy = ("tinker", "torch", "transformers", "datasets")
     code = f"import sys\n{statement}\nprint(*(name for name in {heavy} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    return done.stdout.splitlines()[-1].split()
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,14 @@ def loaded_by(statement):
 )
 def test_importing_loads_neither_torch_nor_transformers(module):
     assert loaded_by(f"import {module}") == []
+
+
+def test_inspecting_a_file_loads_neither_tinker_nor_torch(tmp_path):
+    """A tokenizer needs transformers."""
+    file = tmp_path / "chats.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}\n')
+    statement = f"from tinkerloop.cli.main import main; main(['inspect', {str(file)!r}])"
+    assert loaded_by(statement) == ["transformers"]
 
 
 def test_importing_the_package_alone_imports_no_large_module():

@@ -150,7 +150,8 @@ def make_datum(
         assert isinstance(last, tinker.EncodedTextChunk)
         if len(last.tokens) > 1:
             inputs.append(_text_chunk(list(last.tokens[:-1])))
-    return _supervised_datum(inputs, target, weight, max_length if had_weight else None)
+    _check_any_weight(weight[1:], max_length if had_weight else None)
+    return _supervised_datum(inputs, target[1:], weight[1:])
 
 
 def datum_from_tokens(
@@ -167,13 +168,22 @@ def datum_from_tokens(
         ZeroWeightError: all weights of the targets are zero, or only zero weights are left after truncation.
         DatumError: fewer than two tokens, or a weight that is not finite.
     """
+    tokens, weights = cut_tokens(tokens, weights, max_length=max_length)
+    ids = np.fromiter(tokens, np.int64, len(tokens))
+    return _supervised_datum([_text_chunk(tokens[:-1])], ids[1:], weights[1:].copy())
+
+
+def cut_tokens(
+    tokens: list[int], weights: NDArray[np.float32], *, max_length: int | None = None
+) -> tuple[list[int], NDArray[np.float32]]:
+    """Return the tokens and the weights of `datum_from_tokens`, not shifted. Arguments and errors are the same."""
     _check_finite("weights", weights)
     had_weight = weights[1:].any()
     if max_length is not None and len(tokens) > max_length:
         tokens, weights = tokens[: max(max_length, 0)], weights[: max(max_length, 0)]
     _check_length(len(tokens))
-    ids = np.fromiter(tokens, np.int64, len(tokens))
-    return _supervised_datum([_text_chunk(tokens[:-1])], ids, weights.copy(), max_length if had_weight else None)
+    _check_any_weight(weights[1:], max_length if had_weight else None)
+    return tokens, weights
 
 
 def _check_length(length: int) -> None:
@@ -183,15 +193,11 @@ def _check_length(length: int) -> None:
         )
 
 
-def _supervised_datum(
-    inputs: list[ModelInputChunk], target: NDArray[np.int64], weight: NDArray[np.float32], cut_to: int | None
-) -> tinker.Datum:
-    """Build a datum from inputs and from unshifted targets and weights, (N,) or (N, K).
+def _check_any_weight(weight: NDArray[np.float32], cut_to: int | None) -> None:
+    """Raise if all weights of the targets are zero.
 
-    `cut_to` is the `max_length` to name in the error if all weights that are left are zero; None if truncation is not
-    the cause.
+    `cut_to` is the `max_length` to name in the error; None if truncation is not the cause.
     """
-    target, weight = target[1:], weight[1:]
     if not weight.any():
         raise ZeroWeightError(
             "all weights are zero, so nothing would be learned"
@@ -199,6 +205,12 @@ def _supervised_datum(
             else f"truncating to max_length={cut_to} leaves no trained token",
             field="weights",
         )
+
+
+def _supervised_datum(
+    inputs: list[ModelInputChunk], target: NDArray[np.int64], weight: NDArray[np.float32]
+) -> tinker.Datum:
+    """Build a datum from inputs and from the targets and weights of their positions, (N,) or (N, K)."""
     return tinker.Datum(
         model_input=tinker.ModelInput(chunks=inputs),
         loss_fn_inputs={

@@ -1,9 +1,20 @@
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tinkerloop.data import DatumStore, batches, conversation_datums, load_conversations, render_files
+from tinkerloop.data import (
+    DatumStore,
+    FileSource,
+    batches,
+    conversation_datums,
+    load_conversations,
+    render_files,
+    rendering,
+)
 from tinkerloop.errors import DataError
 from tinkerloop.renderers import Renderer, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
@@ -40,6 +51,23 @@ def test_stored_datums_are_those_of_rendering_now(tmp_path, path, renderer, work
     assert said(stored[-2:]) == said(now[-2:])
     assert stored.truncated == now.truncated > 0
     assert str(stored.report) == str(now.report)
+
+
+def test_a_worker_imports_neither_tinker_nor_torch_nor_transformers(path, renderer):
+    """Importing them takes longer than rendering thousands of rows."""
+    job = rendering._Job(renderer, 100, "all_assistant_messages", "messages", "truncate", frozenset(), "auto")
+    rows = list(FileSource([str(path)], lambda raw: raw))
+    program = (
+        "import pickle, sys\n"
+        "job, rows = pickle.load(sys.stdin.buffer)\n"
+        "print([row.tokens.tolist() for row in job(rows)[0]])\n"
+        "print(*(name for name in ('tinker', 'torch', 'transformers') if name in sys.modules))"
+    )
+    given = pickle.dumps((rendering._for_workers(job), rows))
+    done = subprocess.run([sys.executable, "-c", program], input=given, capture_output=True, check=True)
+    tokens, imported = done.stdout.decode().split("\n", 1)
+    assert json.loads(tokens) == [row.tokens.tolist() for row in job(rows)[0]]
+    assert imported.split() == []
 
 
 def test_split_conversations_are_stored_as_rendered_now(tmp_path, renderer):

@@ -2,24 +2,20 @@
 
 import asyncio
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from recipes import rl_tool_use
+from tests.processes import Process, timed
 from tests.recipes.run_files import newest_state, rollouts
 from tinkerloop.messages import Message, ToolCall
 from tinkerloop.renderers import Parsed, ParseTermination, get_renderer
 from tinkerloop.rollouts import read_rollouts
 from tinkerloop.tokenizers import get_tokenizer
 
-ROOT = Path(__file__).parents[2]
 # The tiny model is never right. Here any text is rewarded in its own way, so that rewards differ and training goes on.
 PROGRAM = """
 import zlib
@@ -35,22 +31,7 @@ SMALL = [
 
 
 def start(folder):
-    command = [sys.executable, "-c", PROGRAM, f"run={folder}", *SMALL]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def wait_for(process, path):
-    """Return when the file exists: the imports are done, and the run begins."""
-    while process.poll() is None and not path.exists():
-        time.sleep(0.01)
-
-
-def finish(folder):
-    process = start(folder)
-    output = process.communicate(timeout=1200)[0]
-    assert process.returncode == 0, output
+    return Process(PROGRAM, f"run={folder}", *SMALL, output=folder.with_name(f"{folder.name}.log"))
 
 
 def outcome(folder):
@@ -61,33 +42,27 @@ def outcome(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing happened to: its folder, and its duration in seconds after the imports."""
+    """A run that nothing happened to: its folder, and its duration in seconds from the first file on."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    process = start(folder)
-    wait_for(process, folder / "config.json")
-    began = time.monotonic()
-    output = process.communicate(timeout=1200)[0]
-    assert process.returncode == 0, output
+    _, duration = timed([sys.executable, "-c", PROGRAM, f"run={folder}", *SMALL], folder / "config.json")
     rewards = [group.rewards for group in read_rollouts(folder / "rollouts.jsonl")]
     assert any(one.min() < one.max() for one in rewards), "no rewards differ, so nothing is trained"
-    return folder, time.monotonic() - began
+    return folder, duration
 
 
 def kill_and_resume(folder, whole, moments):
     for moment in moments:
         process = start(folder)
-        wait_for(process, folder / "starts.jsonl")
+        process.wait_for(folder / "starts.jsonl")
         time.sleep(moment * whole[1])
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    finish(folder)
+        process.kill()
+    start(folder).finish()
     assert outcome(folder) == outcome(whole[0])
 
 
 @pytest.mark.slow
-def test_killed_at_two_random_moments_it_ends_bit_identical(whole, tmp_path):
-    chance = random.Random("kill")
-    kill_and_resume(tmp_path / "run", whole, [chance.uniform(0.2, 0.9) for _ in range(2)])
+def test_killed_at_a_random_moment_it_ends_bit_identical(whole, tmp_path):
+    kill_and_resume(tmp_path / "run", whole, [random.Random("kill").uniform(0.2, 0.9)])
 
 
 @pytest.mark.soak

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -16,6 +19,7 @@ pytest.importorskip("uvicorn")
 
 import torch
 
+from tests.processes import Process
 from tinkerloop.server.running import ServerOptions, background_server
 
 KEY = "tml-a-key-for-tests"
@@ -66,6 +70,27 @@ def client(service: tinker.ServiceClient) -> tinker.TrainingClient:
 def raw(url: str) -> Iterator[RawClient]:
     with RawClient(url) as client:
         yield client
+
+
+@contextmanager
+def forked_server(root: Path, port: int = 0) -> Iterator[tuple[Process, str]]:
+    """Run `tinkerloop serve` in a process of its own, at a port or a free one. The value is the process and the URL."""
+    code = """
+import sys, torch
+from tinkerloop.cli.main import main
+torch.set_num_threads(1)
+sys.exit(main(sys.argv[1:]))
+"""
+    log = root.with_name(f"log_{port}")
+    options = ["--port", str(port), "--root", str(root), "--model", "tiny"]
+    server = Process(code, "serve", *options, output=log)
+    try:
+        while not (shown := re.search(r"serving tiny at (\S+)\n", server.output)):
+            assert not server.has_ended, server.output
+            time.sleep(0.01)
+        yield server, shown[1]
+    finally:
+        server.kill()
 
 
 class RawClient(httpx.Client):

@@ -8,8 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.server.conftest import datum_of
-from tests.server.test_serve_command import serving
+from tests.processes import Process
+from tests.server.conftest import datum_of, forked_server
 from tinkerloop import connect
 from tinkerloop.bridges import BridgedTrainingClient
 from tinkerloop.callbacks import Checkpoint, EarlyStop, Evaluate, GradientAccumulation, LRSchedule, nll
@@ -138,25 +136,20 @@ def test_an_evaluation_has_the_weights_of_its_boundary(url):
 # -- SIGKILL of the script, and of the server -----------------------------------------------------------------------
 
 
-def start(folder: Path, url: str) -> subprocess.Popen[str]:
+def start(folder: Path, url: str) -> Process:
     """Start a script that trains, and that goes on by itself after its server was lost."""
     code = f"""
 from tests.server.test_loop_over_http import Path, train
 from tinkerloop.lost_server import resume_when_lost
 resume_when_lost(lambda: train(Path({str(folder)!r}), {url!r}, 1), retry=3)
 """
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    return Process(code, output=folder.with_name(f"{folder.name}.log"))
 
 
-def finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=1200)
-    assert process.returncode == 0, errors
-
-
-def wait_for_row(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
+def wait_for_row(folder: Path, number: int, process: Process) -> None:
     """Wait until the run has logged row `number`, or has ended."""
     file = folder / "metrics.jsonl"
-    while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= number):
+    while not process.has_ended and not (file.exists() and file.read_bytes().count(b"\n") >= number):
         time.sleep(0.002)
 
 
@@ -172,22 +165,20 @@ def kill_the_script(folder: Path, trial: int, url: str, root: Path) -> Path:
     process = start(folder, url)
     wait_for_row(folder, random.Random(f"script/{trial}").randrange(9), process)
     process.kill()
-    process.communicate()
-    finish(start(folder, url))
+    start(folder, url).finish()
     return root
 
 
 def kill_the_server(folder: Path, trial: int, *_: object) -> Path:
     """Kill the server while a script uses it, and start it again at its port. Return the root folder of the server."""
     root = folder.with_name("root")
-    with serving("--root", str(root), OMP_NUM_THREADS="1") as (server, url):
+    with forked_server(root) as (server, url):
         process = start(folder, url)
         wait_for_row(folder, random.Random(f"server/{trial}").randrange(1, 9), process)
         server.kill()
-        server.wait()
-    with serving("--root", str(root), "--port", url.rpartition(":")[2], OMP_NUM_THREADS="1") as (_, again):
+    with forked_server(root, int(url.rpartition(":")[2])) as (_, again):
         assert again == url
-        finish(process)
+        process.finish()
     return root
 
 

@@ -20,7 +20,7 @@ import tinker
 from tests.server.conftest import KEY
 from tests.server.hostile import BODY_BYTES, Hostile
 from tests.server.test_hostile import losses
-from tests.server.test_loop_over_http import finish, outcome, start, train, wait_for_row
+from tests.server.test_loop_over_http import outcome, start, train, wait_for_row
 from tests.server.test_serve_command import serving
 
 MINUTES = float(os.environ.get("TINKERLOOP_SOAK_MINUTES", "30"))
@@ -69,8 +69,7 @@ def test_under_mixed_load_the_memory_is_flat_and_nothing_is_lost(tmp_path):
             process = start(folder, url)
             wait_for_row(folder, random.Random(f"{name}/{number}").randrange(9), process)
             process.kill()
-            process.communicate()
-            finish(start(folder, url))
+            start(folder, url).finish()
             assert outcome(folder, root) == expected
 
         def train_again(number: int) -> None:

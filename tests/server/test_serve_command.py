@@ -13,7 +13,7 @@ import httpx
 import pytest
 import tinker
 
-from tests.server.conftest import RawClient
+from tests.server.conftest import RawClient, forked_server
 from tinkerloop.cli.main import main
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.server.access import check_token
@@ -37,16 +37,14 @@ def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Pope
 
 @pytest.mark.slow
 def test_sigterm_ends_the_server_after_the_queued_save(tmp_path):
-    with serving("--root", str(tmp_path)) as (process, url), RawClient(url) as raw:
+    with forked_server(tmp_path / "root") as (process, url), RawClient(url) as raw:
         model = raw.model()
         for number in range(1, 30):
             raw.step(model, number)
         raw.ask("save_weights", model_id=model, seq_id=30, path="last")
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=300)
-        assert process.returncode == 0
-        assert "queued requests are executed first" in log
-        assert (tmp_path / model.replace(":", "_") / "weights/last/checkpoint.json").exists()
+        process.terminate()
+        assert "queued requests are executed first" in process.finish()
+        assert (tmp_path / "root" / model.replace(":", "_") / "weights/last/checkpoint.json").exists()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tinkerloop.data.conversations import Conversation, OnBad, Report
 from tinkerloop.data.files import without_nulls
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import tinker
 
     from tinkerloop.renderers import Rendered, Renderer
+
+T = TypeVar("T")
 
 OnLong = Literal["error", "skip", "truncate"]
 """What to do with a conversation of more than `max_length` tokens: raise, skip and count it, or cut its end."""
@@ -120,9 +122,8 @@ def conversation_to_datums(
         DataError: the messages are not a valid conversation, or cannot be rendered or trained on.
     """
     check_rendering(renderer, max_length)
-    return render_conversation(
-        _checked(messages, tools), renderer, max_length, train_on_what, on_long="truncate", split="auto"
-    )[0]
+    conversation = _checked(messages, tools)
+    return render_conversation(conversation, renderer, max_length, train_on_what, "truncate", "auto", to_datum)[0]
 
 
 def _checked(messages: Any, tools: Any) -> Conversation:
@@ -189,7 +190,9 @@ def conversation_datums(
                 remedy="check the rows first: conversation_datums(load_conversations(rows), renderer)",
             )
         try:
-            made, truncated = render_conversation(conversation, renderer, max_length, train_on_what, on_long, split)
+            made, truncated = render_conversation(
+                conversation, renderer, max_length, train_on_what, on_long, split, to_datum
+            )
             datums.extend(made)
             datums.conversation_numbers += [report.used] * len(made)
             datums.truncated += truncated
@@ -211,6 +214,11 @@ def _copied(report: Report | None) -> Report:
     return Report() if report is None else replace(report, skipped=list(report.skipped), split=0)
 
 
+def to_datum(example: Rendered, max_length: int | None) -> tinker.Datum:
+    """Return the datum of an example, of at most `max_length` tokens."""
+    return example.to_datum(max_length=max_length)
+
+
 def render_conversation(
     conversation: Conversation,
     renderer: Renderer,
@@ -218,12 +226,13 @@ def render_conversation(
     train_on_what: Any,
     on_long: OnLong,
     split: Split,
-) -> tuple[list[tinker.Datum], bool]:
-    """Convert one conversation to datums.
+    convert: Callable[[Rendered, int | None], T],
+) -> tuple[list[T], bool]:
+    """Render one conversation, and convert each of its examples with `convert(example, max_length)`.
 
     Returns:
-        The datums, and True if the end of one was cut. A datum whose trained tokens are all cut away is left out,
-        unless it is the only one.
+        The results, and True if the end of an example was cut. An example whose trained tokens are all cut away is left
+        out, unless it is the only one.
 
     Raises:
         DataError: the conversation cannot be rendered or trained on. The message gives its file and line.
@@ -235,15 +244,15 @@ def render_conversation(
     if too_long and on_long != "truncate":
         raise TooLong(longest, max_length, conversation)
 
-    def cut() -> list[tinker.Datum]:
-        datums: list[tinker.Datum] = []
+    def cut() -> list[T]:
+        converted: list[T] = []
         for number, example in enumerate(rendered):
             try:
-                datums.append(example.to_datum(max_length=max_length))
+                converted.append(convert(example, max_length))
             except ZeroWeightError as error:
-                if not _is_cut_away(error) or (number == len(rendered) - 1 and not datums):
+                if not _is_cut_away(error) or (number == len(rendered) - 1 and not converted):
                     raise
-        return datums
+        return converted
 
     return _with_place(conversation, cut), too_long
 

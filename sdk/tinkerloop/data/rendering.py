@@ -10,6 +10,7 @@ takes milliseconds, and only the rows in use take memory.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,10 +32,10 @@ from tinkerloop.data.adapters import get_adapter
 from tinkerloop.data.conversations import OnBad, Report, Skipped, check_ignore_keys, is_hub_name, parse_conversation
 from tinkerloop.data.datums import OnLong, Split, TooLong, check_choices, check_rendering, render_conversation
 from tinkerloop.data.files import FileSource, PathLike, RawRow, find_files
-from tinkerloop.errors import DataError
+from tinkerloop.errors import DataError, RenderError
 
 if TYPE_CHECKING:
-    from tinkerloop.renderers import Renderer
+    from tinkerloop.renderers import Rendered, Renderer
 
 _VERSION = 2  # version of the layout of the arrays; part of the name of every cache entry
 _CHUNK = 256  # number of rows that are sent to a worker process at a time
@@ -181,22 +182,33 @@ class _Job:
     def _one(self, raw: RawRow, ignored: Counter[str]) -> list[_Row]:
         try:
             conversation = parse_conversation(raw, get_adapter(self.adapter), ignored, ignore_keys=self.ignore_keys)
-            datums, truncated = render_conversation(
-                conversation, self.renderer, self.max_length, self.train_on_what, self.on_long, self.split
+            rows, truncated = render_conversation(
+                conversation, self.renderer, self.max_length, self.train_on_what, self.on_long, self.split, _arrays
             )
-            return [self._arrays(datum, raw, number, truncated) for number, datum in enumerate(datums)]
+            return [_Row(*row, truncated and not number, is_further=number > 0) for number, row in enumerate(rows)]
         except DataError as error:  # send its fields, from which the error is created again
             where = (error.path if isinstance(error.path, str) else raw.path, error.line)
             return [_Row(None, None, False, error.problem, error.remedy, *where, isinstance(error, TooLong))]
 
-    def _arrays(self, datum: tinker.Datum, raw: RawRow, number: int, truncated: bool) -> _Row:
-        first, *others = datum.model_input.chunks
-        if others or not isinstance(first, tinker.EncodedTextChunk):
-            raise DataError("a conversation with images cannot be cached", path=raw.path, line=raw.line)
-        targets, weights = (datum.loss_fn_inputs[name].to_numpy() for name in ("target_tokens", "weights"))  # (N - 1,)
-        tokens = np.concatenate(([first.tokens[0]], targets), dtype=np.int32)
-        weights = np.concatenate(([0], weights), dtype=np.float32)
-        return _Row(tokens, weights, truncated and not number, is_further=number > 0)
+
+def _arrays(example: Rendered, max_length: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens and weights of a datum, (N,) int32 and float32. The first weight, which has no target, is 0."""
+    if example.images:
+        raise RenderError("a conversation with images cannot be cached")
+    tokens, weights = example.cut_tokens(max_length)
+    return np.fromiter(tokens, np.int32, len(tokens)), np.concatenate(([0], weights[1:]), dtype=np.float32)
+
+
+def _for_workers(job: _Job) -> _Job:
+    """Return a copy of the job that a process can unpickle and run without transformers, torch and tinker."""
+    from tinkerloop.renderers.core import RendererCore
+    from tinkerloop.tokenizers.encoders import StoredTokenizer
+
+    if not isinstance(job.renderer, RendererCore):
+        return job
+    renderer = copy.copy(job.renderer)
+    renderer.tokenizer = StoredTokenizer(renderer.tokenizer)  # type: ignore[assignment]
+    return replace(job, renderer=renderer)
 
 
 _job: _Job | None = None
@@ -220,7 +232,7 @@ def _render(files: Sequence[str], job: _Job, workers: int) -> Iterator[tuple[lis
         return
     # Spawn instead of fork: a process that already has threads (of torch or tokenizers) must not be forked.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(job,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(_for_workers(job),)) as pool:
         waiting = [pool.submit(_work, chunk) for chunk in islice(chunks, 2 * workers)]
         while waiting:
             done = waiting.pop(0).result()

@@ -108,7 +108,7 @@ class RendererCore(Format):
         return pieces
 
     def check_written(
-        self, conversation: CheckedConversation, pieces: Iterable[tuple[int, Piece]], first: int = 0
+        self, conversation: CheckedConversation, pieces: Sequence[tuple[int, Piece]], first: int = 0
     ) -> None:
         """Check that `pieces` contain every part of the messages from index `first` on, and every declared tool.
 

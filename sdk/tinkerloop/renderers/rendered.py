@@ -84,12 +84,7 @@ class Rendered:
     @cached_property
     def weights(self) -> NDArray[np.float32]:
         """The weights of the tokens, (N,) float32."""
-        weights = np.zeros(len(self.tokens), np.float32)
-        stops = self._stops
-        for i, weight in enumerate(self.span_table.weights):
-            if weight:
-                weights[self.span_table.starts[i] : stops[i]] = weight
-        return weights
+        return self._spread(self.span_table.weights, np.float32)
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
@@ -112,7 +107,7 @@ class Rendered:
         """The `Part` of each token as a number, (N,) uint8."""
         return self._spread([part for _, part in self.span_table.labels], np.uint8)
 
-    def _spread(self, values: list[int], dtype: Any) -> NDArray[Any]:
+    def _spread(self, values: list[Any], dtype: Any) -> NDArray[Any]:
         return np.repeat(np.array(values, dtype), np.subtract(self._stops, self.span_table.starts))
 
     def shown_tokens(self, max_length: int | None = None) -> list[Token]:
@@ -165,10 +160,22 @@ class Rendered:
 
         The rules and errors are those of `tinkerloop.make_datum`.
         """
-        limit = self.max_length if max_length is None else max_length
+        limit = self._limit(max_length)
         if self.images:
             return datum.make_datum(self.model_input, self.weights, max_length=limit)
         return datum.datum_from_tokens(self.tokens, self.weights, max_length=limit)
+
+    def cut_tokens(self, max_length: int | None = None) -> tuple[list[int], NDArray[np.float32]]:
+        """Return the tokens and weights of the datum that `to_datum` returns, not shifted.
+
+        The errors are those of `to_datum`. Not available if there are images. tinker is not imported.
+        """
+        if self.images:
+            raise RenderError("an example with images has several chunks; use .to_datum()")
+        return datum.cut_tokens(self.tokens, self.weights, max_length=self._limit(max_length))
+
+    def _limit(self, max_length: int | None) -> int | None:
+        return self.max_length if max_length is None else max_length
 
 
 def _ids_as_text(ids: list[int]) -> str:

@@ -49,7 +49,7 @@ from tinkerloop.renderers.template_inputs import (
     messages_of,
     tools_of,
 )
-from tinkerloop.renderers.template_limits import limited
+from tinkerloop.renderers.template_limits import TemplateLimitError, limited
 from tinkerloop.renderers.train_on_what import TokenWeights
 
 _SWITCHES = ("enable_thinking", "thinking")
@@ -180,7 +180,8 @@ class Template(base.Renderer):
     def _learn_form(self) -> MessageForm:
         """Return the form in which the template reads reasoning: the first with which it writes all of a reply.
 
-        If the template writes reasoning in no form, this is the form with fields.
+        If the template writes reasoning in no form, this is the form with fields. A template that reaches a limit does
+        so with these short messages in any form, so it is not tried again.
         """
         self._form = fields = MessageForm()
         question = {"role": "user", "content": "question"}
@@ -194,9 +195,13 @@ class Template(base.Renderer):
             examples.append((inline, reply))
         for form, example in examples:
             self._form = form
-            with contextlib.suppress(RenderError):
+            try:
                 self._write(read_conversation([question, example]))
-                return form
+            except TemplateLimitError:
+                raise
+            except RenderError:
+                continue
+            return form
         return fields
 
     def _inline_form(self, question: Mapping[str, Any]) -> MessageForm | None:

@@ -10,6 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import GeneratorType
 from typing import Any, NamedTuple
 
 from tinkerloop.errors import RenderError
@@ -56,7 +57,7 @@ def _json(
 
 
 def _counted(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield the values of a loop, and count each as a step."""
+    """Yield the values of a loop or of a filter such as `map`, and count each as a step."""
     for value in values:
         count_steps()
         yield value
@@ -75,12 +76,12 @@ def _limited(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _checked(value: Any) -> Any:
-    """Return a value that the template created, after checking its size."""
+    """Return a value that the template created, after checking its size. Values that are yielded one by one count."""
     if isinstance(value, (str, list, tuple, Mapping, range)):
         check_size(len(value))
     else:
         count_steps()
-    return value
+    return _counted(value) if isinstance(value, GeneratorType) else value
 
 
 _PADDING = frozenset(("center", "expandtabs", "ljust", "rjust", "zfill"))

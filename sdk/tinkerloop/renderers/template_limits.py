@@ -20,6 +20,10 @@ LARGEST_NUMBER = 100_000
 _CHARACTERS_PER_STEP = 100
 
 
+class TemplateLimitError(RenderError):
+    """Error for a chat template that reaches a limit."""
+
+
 class _Budget:
     """The steps that are left, and the limits for the error messages."""
 
@@ -50,14 +54,14 @@ def count_steps(steps: int = 1) -> None:
     """Count steps of the running template.
 
     Raises:
-        RenderError: the limit of steps is reached.
+        TemplateLimitError: the limit of steps is reached.
     """
     budget = _BUDGET.get()
     if budget is None:
         return
     budget.steps -= steps
     if budget.steps < 0:
-        raise RenderError(
+        raise TemplateLimitError(
             f"the chat template does not end: it took more than the limit of {budget.all_steps} steps for this "
             "conversation; use another template"
         )
@@ -67,12 +71,12 @@ def check_size(size: int) -> None:
     """Check the number of characters or elements of a value that the template is about to create, and count its steps.
 
     Raises:
-        RenderError: a limit is reached.
+        TemplateLimitError: a limit is reached.
     """
     budget = _BUDGET.get()
     limit = budget.characters if budget else 1_000_000
     if size > limit:
-        raise RenderError(
+        raise TemplateLimitError(
             f"the chat template writes too much: a text or list of {size} elements is longer than the limit of {limit} "
             "for this conversation; use another template"
         )
@@ -83,11 +87,11 @@ def check_number(value: object) -> None:
     """Check a number that decides how much an operation of the template creates.
 
     Raises:
-        RenderError: the number is larger than `LARGEST_NUMBER`.
+        TemplateLimitError: the number is larger than `LARGEST_NUMBER`.
     """
     if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
         shown = value if value.bit_length() < 1000 else f"a number of {value.bit_length()} bits"
-        raise RenderError(
+        raise TemplateLimitError(
             f"the chat template asks for {shown} elements in one operation, more than the limit of {LARGEST_NUMBER}; "
             "use another template"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tinkerloop.errors import RenderError
@@ -19,7 +19,7 @@ from tinkerloop.renderers.pieces import Part, Piece
 
 def check_all_is_written(
     conversation: CheckedConversation,
-    pieces: Iterable[tuple[int, Piece]],
+    pieces: Sequence[tuple[int, Piece]],
     *,
     format_name: str,
     leaves_out: Mapping[str, str],
@@ -36,15 +36,17 @@ def check_all_is_written(
         RenderError: a part is not in the pieces, or tool results whose ids are left out are not in the order of their
             calls.
     """
-    of_message: dict[int, list[Piece]] = defaultdict(list)
-    for index, piece in pieces:
-        of_message[index].append(piece)
+    # A format passes nearly all texts on as they are, so most messages need no more than a look at their own text.
+    passed_on = {(index, id(piece.text)) for index, piece in pieces}
+    of_message: dict[int, list[Piece]] = {}
     for i in range(first, len(conversation)):
-        is_earlier_reply = conversation.role(i) == "assistant" and (
-            conversation.prompting or not conversation.is_final(i)
-        )
+        message = conversation[i]
+        if message[2:7] == _ONLY_CONTENT and len(message.content) == 1 and (i, id(message.content[0])) in passed_on:
+            continue
+        of_message = of_message or _by_message(pieces)
+        is_earlier_reply = message.role == "assistant" and (conversation.prompting or not conversation.is_final(i))
         allowed = leaves_out if is_earlier_reply else leaves_out.keys() - {"reasoning", "text"}
-        for lost in _lost_parts(conversation[i], of_message[i], allowed):
+        for lost in _lost_parts(message, of_message.get(i, []), allowed):
             raise RenderError(
                 f"messages[{i}]: the chat format {format_name} does not write its {lost}, which would be lost; remove "
                 "it, use another format, or write it in the methods of the format"
@@ -52,7 +54,7 @@ def check_all_is_written(
     if "tool_call_id" in leaves_out:
         check_order_of_results(conversation, format_name)
     if conversation.tools and not first:
-        written = "".join(piece.text for group in of_message.values() for piece in group if piece.part is Part.SCAFFOLD)
+        written = "".join(piece.text for _, piece in pieces if piece.part is Part.SCAFFOLD)
         for tool in conversation.tools:
             if not _is_in(tool["name"], written):
                 raise RenderError(
@@ -61,10 +63,21 @@ def check_all_is_written(
                 )
 
 
+_ONLY_CONTENT = ChatMessage("user", ())[2:7]
+"""The fields `reasoning` to `name` of a message that has nothing but a content."""
+
+
+def _by_message(pieces: Sequence[tuple[int, Piece]]) -> dict[int, list[Piece]]:
+    of_message: dict[int, list[Piece]] = defaultdict(list)
+    for index, piece in pieces:
+        of_message[index].append(piece)
+    return of_message
+
+
 def _lost_parts(message: ChatMessage, pieces: Sequence[Piece], allowed: Any) -> Iterator[str]:
     """Yield the names of the parts of a message that are not in its pieces."""
     if any(piece.text is part for part in message.content for piece in pieces) and len(message.content) == 1:
-        written = ""  # fast path for nearly all messages
+        written = ""
     else:
         written = "".join(piece.text for piece in pieces)
         if "text" not in allowed and not all(_is_in(part.strip(), written) for part in _texts(message)):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import pickle
 import threading
 import unicodedata
 import weakref
@@ -54,8 +55,6 @@ class HuggingFaceEncoder:
     name = "huggingface"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        from tokenizers import Tokenizer as Core
-
         core = getattr(tokenizer, "backend_tokenizer", None)
         if core is None:
             raise TinkerloopError(
@@ -64,8 +63,19 @@ class HuggingFaceEncoder:
             )
         self._ids: dict[str, int] = {token.content: i for i, token in core.get_added_tokens_decoder().items()}
         self.json = ordinary_json(core.to_str())
-        self._core = Core.from_str(self.json)
-        self._bytes = TokenBytes(core.id_to_token, {i: t for t, i in self._ids.items()})
+
+    @functools.cached_property
+    def _core(self) -> Any:
+        from tokenizers import Tokenizer as Core
+
+        return Core.from_str(self.json)
+
+    @functools.cached_property
+    def _bytes(self) -> TokenBytes:
+        return TokenBytes(self._core.id_to_token, {i: t for t, i in self._ids.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_ids": self._ids, "json": self.json}
 
     def encode(self, text: str) -> list[int]:
         return self._core.encode(text, add_special_tokens=False).ids
@@ -146,10 +156,34 @@ class FastEncoder:
     """Encoder whose `encode` uses the engine `name` of `ENGINES`. `decode_bytes` and `id_of` are the reference's."""
 
     def __init__(self, reference: HuggingFaceEncoder, name: str):
-        self.name = name
+        self.name, self._reference = name, reference
         self.encode = ENGINES[name](reference.json)
         self.decode_bytes = reference.decode_bytes
         self.id_of = reference.id_of
+
+    def __reduce__(self) -> Any:  # an engine cannot be pickled
+        return type(self), (self._reference, self.name)
+
+
+class StoredTokenizer:
+    """A tokenizer in a form that a process can unpickle and encode with before it imports transformers.
+
+    It has the encoder, and the tokenizer as bytes. The first use of an attribute of the tokenizer unpickles the bytes,
+    which imports transformers.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.encoder = encoder_of(tokenizer)
+        self._bytes = pickle.dumps(tokenizer)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        return pickle.loads(self._bytes)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # pickle looks for special methods
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
 
 
 def _fastokens(tokenizer_json: str) -> Callable[[str], list[int]]:
@@ -203,8 +237,10 @@ _ENCODERS: weakref.WeakKeyDictionary[Any, Encoder] = weakref.WeakKeyDictionary()
 _BUILDING = threading.Lock()
 
 
-def encoder_of(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+def encoder_of(tokenizer: PreTrainedTokenizerBase | StoredTokenizer) -> Encoder:
     """Return the fastest encoder that gives the same ids as `tokenizer`. The choice is cached per tokenizer object."""
+    if isinstance(tokenizer, StoredTokenizer):
+        return tokenizer.encoder
     with _BUILDING:
         encoder = _ENCODERS.get(tokenizer)
         if encoder is None:

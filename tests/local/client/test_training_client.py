@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import subprocess
-import sys
 import weakref
 
 import numpy as np
@@ -14,6 +12,7 @@ import tinker
 import torch
 
 from tests.local.references import policy_datum, reference_gradient, reference_loss
+from tests.processes import Process
 from tinkerloop.local import ServiceClient, TrainingClient
 from tinkerloop.local.nn import adam as adam_module
 from tinkerloop.local.nn.losses import LOSSES
@@ -491,9 +490,8 @@ def test_continuing_from_a_checkpoint_is_bit_identical_and_weights_alone_are_not
 CONTINUE = """
 import hashlib, sys, tinker, torch
 torch.set_num_threads(1)
+from tests.local.conftest import datum_of
 from tinkerloop.local import ServiceClient
-sys.path.insert(0, sys.argv[3])
-from conftest import datum_of
 service = ServiceClient(root=sys.argv[1], device="cpu")
 client = service.create_training_client_from_state_with_optimizer(sys.argv[2])
 for step in range(3, 6):
@@ -504,16 +502,15 @@ print(hashlib.sha256(flat.numpy().tobytes()).hexdigest())
 """
 
 
-def test_continuing_in_another_process_is_bit_identical(service, datum, adam, tmp_path, request):
+def test_continuing_in_another_process_is_bit_identical(service, datum, adam, tmp_path):
     import hashlib
 
     client = lora(service)
     train_steps(client, datum, adam, range(3))
     path = client.save_state("half").result().path
-    command = [sys.executable, "-c", CONTINUE, str(tmp_path), path, str(request.path.parents[1])]
-    elsewhere = subprocess.run(command, capture_output=True, text=True, check=True)
+    elsewhere = Process(CONTINUE, str(tmp_path), path, output=tmp_path / "output").finish()
     train_steps(client, datum, adam, range(3, 6))
-    assert elsewhere.stdout.strip() == hashlib.sha256(flat(client).numpy().tobytes()).hexdigest()
+    assert elsewhere.split()[-1] == hashlib.sha256(flat(client).numpy().tobytes()).hexdigest()
 
 
 def test_overfitting_recites_greedily_from_the_saved_weights(service: ServiceClient, tokens, adam):

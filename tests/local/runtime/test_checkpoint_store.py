@@ -39,7 +39,7 @@ def test_a_checkpoint_can_be_read_and_listed_at_any_moment_while_others_save_and
     for reader in readers:
         reader.start()
     try:
-        for i in range(60):
+        for i in range(25):
             client.save_state("last", overwrite=True).result()
             service.create_rest_client().delete_checkpoint_from_tinker_path(client.save_state(f"{i}").result().path)
     finally:

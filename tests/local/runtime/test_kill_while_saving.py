@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
 from tinkerloop.local import RestClient, ServiceClient
@@ -35,17 +36,17 @@ while sys.stdin.readline():
     os.waitpid(child, 0)
     print("dead", flush=True)
 """
-KILLS = 6
 
 
-def test_a_finished_save_survives_a_kill_at_any_moment_of_the_next(tmp_path):
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.soak)])
+def test_a_finished_save_survives_a_kill_at_any_moment_of_the_next(kills, tmp_path):
     rng = random.Random("kill")
     service = ServiceClient(root=tmp_path, device="cpu")
     command = [sys.executable, "-c", SAVE_WITHOUT_END, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        for _ in range(KILLS):
+        for _ in range(kills):
             process.stdin.write("go\n")
             process.stdin.flush()
             child = int(process.stdout.readline().split()[1])
