@@ -54,6 +54,7 @@ class Model:
         weights = sum(layer.weight.numel() * 4 for layer in self.layers.values())
         self.fits_folded = self.dtype == torch.float32 and weights <= FOLD_LIMIT
         self._packs_weights = self.fits_folded and self.device.type == "cpu" and weights >= PACK_FROM
+        self._updates = self.dtype == torch.float32  # else the layers hold rounded copies of A and B
         self.end_tokens = _end_tokens(module, tokenizer)
         self._bound: tuple[object, ...] | None = None
         self._weights: Weights | None = None
@@ -118,6 +119,12 @@ class Model:
         # An equal key is not enough: a snapshot shares its version with the weights it was copied from. If those are
         # active and were trained since, their values are no longer those of this version.
         if self._bound == key and (self._weights is None or self._weights.version is version):
+            return
+        if self._weights is weights and self._bound is not None and self._bound[1:] == key[1:] and self._updates:
+            self.unpack()
+            for layer in self.layers.values():
+                layer.update(version)
+            self._bound = key
             return
         self._unbind()
         while len(self.replicas) < len(gradients):

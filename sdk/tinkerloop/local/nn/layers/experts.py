@@ -57,14 +57,20 @@ class ExpertWeights:
         """Attach an adapter. It is always folded, whatever `fold` is, because the kernels need whole matrices."""
         if self.fold_buffer is None:
             self.fold_buffer = torch.empty_like(self.weight, requires_grad=False)
-        if self.fold_version is not version:
-            delta = torch.einsum(f"ore,eri->{'eio' if self.transposed else 'eoi'}", self._b(b), self._a(a))
-            self.fold_buffer.copy_(self.weight.detach() + scale * delta)
-            self.fold_version = version
         grad_a, grad_b = gradients if gradients is not None else (None, None)
         self.adapter = BoundAdapter(
             a.detach().requires_grad_(), b, (a.detach(), b), scale, grad_a, grad_b, self.fold_buffer
         )
+        self.update(version)
+
+    def update(self, version: object) -> None:
+        """Compute W' in the buffer, if the buffer has not this version of A and B."""
+        adapter = self._adapter
+        if adapter is not None and adapter.folded is not None and self.fold_version is not version:
+            a, b = self._a(adapter.a.detach()), self._b(adapter.b)
+            delta = torch.einsum(f"ore,eri->{'eio' if self.transposed else 'eoi'}", b, a)
+            adapter.folded.copy_(self.weight.detach() + adapter.scale * delta)
+            self.fold_version = version
 
     def _before_forward(self, module: nn.Module, args: object) -> None:
         # An instance attribute hides the parameter of the same name. To autograd, W' is computed from A.

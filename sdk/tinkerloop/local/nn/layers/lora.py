@@ -137,7 +137,7 @@ def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
 
 def _with_min_rows(x: torch.Tensor) -> torch.Tensor:
     """Return x (T, n), with rows of zeros appended if T < MIN_ROWS."""
-    return x if len(x) >= MIN_ROWS else F.pad(x, (0, 0, 0, MIN_ROWS - len(x)))
+    return x if len(x) >= MIN_ROWS else torch.cat([x, x.new_zeros(MIN_ROWS - len(x), x.shape[1])])
 
 
 def _multiply(a: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
@@ -199,21 +199,24 @@ class LoRALinear(nn.Linear):
         fold: Fold,
         version: object,
     ) -> None:
-        """Attach an adapter to the layer. If it is folded, compute W' in a buffer that the layer keeps.
-
-        `version` is the version of A and B. If the buffer has been computed from it, it is not computed again.
-        """
-        if fold is Fold.WHOLE and self.fold_version is not version:
-            if self.fold_buffer is None:
-                self.fold_buffer = torch.empty_like(self.matrix, requires_grad=False)
-            torch.addmm(self.matrix.detach(), b, a, alpha=scale, out=self.fold_buffer)
-            self.fold_version = version
+        """Attach an adapter, whose A and B have this version, to the layer."""
+        if fold is Fold.WHOLE and self.fold_buffer is None:
+            self.fold_buffer = torch.empty_like(self.matrix, requires_grad=False)
         folded = self.fold_buffer if fold is Fold.WHOLE else None
         grad_a, grad_b = gradients if gradients is not None else (None, None)
         rounded = a.detach().to(self.weight.dtype), b.to(self.weight.dtype)
         self.adapter = BoundAdapter(
             a.detach().requires_grad_(), b, rounded, scale, grad_a, grad_b, folded, fold is Fold.PARTS
         )
+        self.update(version)
+
+    def update(self, version: object) -> None:
+        """Compute W' in the layer's buffer, if the adapter is folded and the buffer has not this version of A and B."""
+        adapter = self.adapter
+        if adapter is not None and adapter.folded is not None and self.fold_version is not version:
+            a = adapter.a.detach()
+            torch.addmm(self.matrix.detach(), adapter.b, a, alpha=adapter.scale, out=adapter.folded)
+            self.fold_version = version
 
     def tiles(self, size: int) -> Iterator[tuple[int, LoRALinear]]:
         """Split the layer into tiles, each a layer of at most `size` outputs that shares its tensors and buffers.
