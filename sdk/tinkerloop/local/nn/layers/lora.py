@@ -25,8 +25,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from tinkerloop.local.nn.layers.precision import product_dtype
+
 MIN_ROWS = 16
 """The minimum number of rows in a product. For fewer, BLAS sums in another order, so rows of zeros are appended."""
+
+MAX_DECODED_ROWS = 64
+"""In sampling, products of at most this many rows are computed in the dtype of W: converting W would take longer."""
 
 ALPHA = 32
 """Tinker's fixed LoRA alpha. The scale of an adapter is ALPHA / rank."""
@@ -250,9 +255,9 @@ class LoRALinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.sampling and self.packed is not None:
             return self.product(input.flatten(0, -2))[0].unflatten(0, input.shape[:-1])
-        if self.adapter is None:
+        if self.adapter is None and product_dtype(input) == input.dtype:
             return F.linear(input, self.matrix, self.bias)
-        y = _Adapted.apply(input.flatten(0, -2), self.adapter.a, self)
+        y = _Adapted.apply(input.flatten(0, -2), None if self.adapter is None else self.adapter.a, self)
         assert y is not None
         return y.unflatten(0, input.shape[:-1])
 
@@ -266,15 +271,18 @@ class LoRALinear(nn.Linear):
             y, x_a = self.product(_with_min_rows(x))
             return y[:rows], None if x_a is None else x_a[:rows]
         adapter = self.adapter
+        dtype = x.dtype
+        computed = dtype if self.sampling and rows <= MAX_DECODED_ROWS else product_dtype(x)
+        x = x.to(computed)
         if self.sampling and self.packed is not None:
             y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         else:
-            y = F.linear(x, self._summed, self.bias)
+            y = F.linear(x, self._summed.to(computed), None if self.bias is None else self.bias.to(computed))
         if adapter is None or adapter.folded is not None:
-            return y, None
-        a, b = adapter.rounded
+            return y.to(dtype), None
+        a, b = (factor.to(computed) for factor in adapter.rounded)
         x_a = x @ a.T
-        return y.addmm_(x_a, b.T, alpha=adapter.scale), x_a
+        return y.addmm_(x_a, b.T, alpha=adapter.scale).to(dtype), x_a
 
     def product_backward(
         self,
@@ -297,9 +305,12 @@ class LoRALinear(nn.Linear):
             onto: a tensor to which the gradient with respect to x is added, and which is then returned.
         """
         rows, adapter = len(x), self.adapter
+        dtype, computed = grad_y.dtype, product_dtype(grad_y)
+        x, grad_y = x.to(computed), grad_y.to(computed)
         tall = _with_min_rows(grad_y)  # (T', out), T' >= T
+        in_place = len(tall) == rows and computed == dtype
         # Added in the same order for any number of rows, because the order changes the rounding.
-        target = None if onto is None else _with_min_rows(onto)
+        target = None if onto is None else _with_min_rows(onto.to(computed))
         if adapter is None:
             if self.weight.grad is not None:  # full-parameter training
                 self.weight.grad.addmm_(tall.T, _with_min_rows(x))
@@ -307,21 +318,21 @@ class LoRALinear(nn.Linear):
                     self.bias.grad += tall.sum(0)
             if not need_x:
                 return None
-            grad_x = _multiply(tall, self.weight.detach(), target)
+            grad_x = _multiply(tall, self.weight.detach().to(computed), target)
         else:
-            a, b = adapter.rounded
+            a, b = (factor.to(computed) for factor in adapter.rounded)
             grad_y_b = tall @ b  # (T', rank)
             if x_a is None:
                 x_a = (_with_min_rows(x) @ a.T)[:rows]
             adapter.add_gradient(x, x_a, grad_y, grad_y_b[:rows], segments)
             if not need_x:
                 return None
-            grad_x = _multiply(tall, self._summed.detach(), target)
+            grad_x = _multiply(tall, self._summed.detach().to(computed), target)
             if adapter.folded is None:
                 grad_x = grad_x.addmm_(grad_y_b, a, alpha=adapter.scale)
-        if len(tall) == rows:
+        if in_place:
             return grad_x
-        return grad_x[:rows] if onto is None else onto.copy_(grad_x[:rows])
+        return grad_x[:rows].to(dtype) if onto is None else onto.copy_(grad_x[:rows])
 
 
 class LoRAConv1D(LoRALinear):
