@@ -121,7 +121,7 @@ class Model:
         if self._bound == key and (self._weights is None or self._weights.version is version):
             return
         if self._weights is weights and self._bound is not None and self._bound[1:] == key[1:] and self._updates:
-            self.unpack()
+            self.unpack()  # the layers hold views of these weights, so only what was computed from them is old
             for layer in self.layers.values():
                 layer.update(version)
             self._bound = key
@@ -170,6 +170,7 @@ class Model:
         return self.hidden(PackedBatch.of([Input(np.ones(length, np.int64))], self.device))
 
     def _unbind(self) -> None:
+        self._bound = None
         for replica in self.replicas:
             for layer in replica.layers.values():
                 layer.adapter = None
