@@ -1,6 +1,7 @@
 """Training throughput and memory of the embedded engine, compared with other ways to train on the same machine.
 
     python benchmarks/engine.py [--variants ours,trl-packing,...] [--rounds 3] [--vocab 4096] [--peers DIR]
+    python benchmarks/engine.py --model FOLDER [--batch 8] [--dtype bfloat16] --variants ours,peft-sorted ...
     python benchmarks/engine.py --device cuda --shape 0.6b --vocab 151936 --variants ours,peft-sorted,trl-packing ...
 
 The work is the same for all variants: conversations of lognormal length (median 180, at most 1024 tokens), batches of
@@ -11,8 +12,8 @@ take turns of a few steps, so that all run under the same conditions.
 
 The output gives tokens per second of wall-clock time and of processor time, which a busy machine disturbs less.
 Padding, the first step and the first turn are not counted. It also gives the peak memory, and the time from the start
-of the process to the end of the first step. For variants with a training client, it gives the time of a
-forward_backward and an optim_step on one datum of 8 tokens (median of 20).
+of the process to the end of the first step. For PEFT and variants with a training client, it gives the time of a step
+on one datum of 8 tokens (median of 20): the wall-clock time, and the processor time of the process.
 
 `--peers DIR` is a folder that contains the peers:
 - DIR/trl, a folder to put on the path: pip install --target DIR/trl trl
@@ -44,13 +45,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinker import TrainingClient
 
-BATCH = 32
 PAUSE = 4
 """Seconds to wait before each turn, so that the step of one variant does not disturb the next variant.
 
@@ -73,8 +74,8 @@ VARIANTS = (
     "trl-packing-onednn",
     "skyrl",
 )
-# With packing, a row has 1024 tokens: about 7 rows have as many tokens as 32 conversations.
-TRL: dict[str, dict[str, object]] = {
+# For batches of 32. With packing, a row has 1024 tokens: about 7 rows have as many tokens as 32 conversations.
+TRL: dict[str, dict[str, Any]] = {
     "trl-default": {},
     "trl-accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8},
     "trl-grouped": {
@@ -111,10 +112,10 @@ def conversations(count: int, vocab: int) -> list[Conversation]:
     return made
 
 
-def batches(data: Sequence[Conversation]) -> Iterator[list[Conversation]]:
+def batches(data: Sequence[Conversation], size: int) -> Iterator[list[Conversation]]:
     while True:
-        for start in range(0, len(data), BATCH):
-            yield list(data[start : start + BATCH])
+        for start in range(0, len(data), size):
+            yield list(data[start : start + size])
 
 
 def _tokens(batch: Sequence[Conversation]) -> int:
@@ -149,13 +150,12 @@ class Setup:
     """The settings that all variants of a run share."""
 
     folder: Path
+    model: Path
     vocab: int
+    batch: int
     device: str
+    dtype: str
     threads: int
-
-    @property
-    def dtype(self) -> str:
-        return "bfloat16" if self.device == "cuda" else "float32"
 
     @property
     def budget(self) -> int:
@@ -183,8 +183,8 @@ def write_model(folder: Path, vocab: int, shape: str = "small", dtype: str = "fl
 def ours(setup: Setup, skip: bool = True, unembed: bool = False) -> TrainingClient:
     from tinkerloop.local import ServiceClient
 
-    service = ServiceClient(root=setup.folder / "runs", device=setup.device, skip_zero_weight=skip)
-    return service.create_lora_training_client(str(setup.folder), rank=32, train_unembed=unembed)
+    service = ServiceClient(root=setup.folder / "runs", device=setup.device, dtype=setup.dtype, skip_zero_weight=skip)
+    return service.create_lora_training_client(str(setup.model), rank=32, train_unembed=unembed)
 
 
 def skyrl(setup: Setup) -> TrainingClient:
@@ -198,7 +198,7 @@ def skyrl(setup: Setup) -> TrainingClient:
         port = probe.getsockname()[1]
     uv = str(Path(sys.executable).with_name("uv"))
     command = [uv, "run", "--no-project", "--python", sys.executable, "-m", "skyrl.tinker.api"]
-    command += ["--host", "localhost", "--port", str(port), "--base-model", str(folder)]
+    command += ["--host", "localhost", "--port", str(port), "--base-model", str(setup.model)]
     command += ["--database-url", f"sqlite:///{folder / 'skyrl.db'}", "--checkpoints-base", str(folder / "skyrl")]
     command += ["--backend-config", '{"max_lora_adapters": 2}']  # the minimum: one is reserved for the base model
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -212,7 +212,7 @@ def skyrl(setup: Setup) -> TrainingClient:
             raise SystemExit("SkyRL's server exited before it accepted connections; its error output is above")
         time.sleep(0.1)
     service = tinker.ServiceClient(base_url=f"http://localhost:{port}", api_key="tml-dummy")
-    return service.create_lora_training_client(str(folder), rank=32)
+    return service.create_lora_training_client(str(setup.model), rank=32)
 
 
 CLIENTS: dict[str, Callable[[Setup], TrainingClient]] = {
@@ -238,24 +238,22 @@ def client_step(client: TrainingClient, batch: Sequence[Conversation]) -> None:
     assert len(forward_backward.result().loss_fn_outputs) == len(batch)
 
 
-def client_loop(client: TrainingClient, data: Sequence[Conversation]) -> Iterator[int]:
-    for batch in batches(data):
-        client_step(client, batch)
-        yield _tokens(batch)
+Step = Callable[[Sequence[Conversation]], None]
 
 
-def latency(client: TrainingClient) -> float:
-    """Return the median milliseconds of a forward_backward and an optim_step on a datum of 8 tokens."""
-    milliseconds = []
+def latency(step: Step) -> tuple[float, float]:
+    """Return the median milliseconds of wall-clock and of processor time that a step on a datum of 8 tokens takes."""
+    wall, processor = [], []
     for _ in range(23):
-        start = time.perf_counter()
-        client_step(client, [Conversation(list(range(10, 19)), [True] * 9)])
-        milliseconds.append(1000 * (time.perf_counter() - start))
-    return statistics.median(milliseconds[3:])  # the first three warm up
+        start, used = time.perf_counter(), time.process_time()
+        step([Conversation(list(range(10, 19)), [True] * 9)])
+        wall.append(1000 * (time.perf_counter() - start))
+        processor.append(1000 * (time.process_time() - used))
+    return statistics.median(wall[3:]), statistics.median(processor[3:])  # the first three warm up
 
 
-def peft_loop(setup: Setup, data: Sequence[Conversation], budget: int | None) -> Iterator[int]:
-    """Train with a hand-written loop on transformers and PEFT; yield the number of tokens of each batch.
+def peft_step(setup: Setup, budget: int | None) -> Step:
+    """Return a hand-written training step on transformers and PEFT.
 
     With `budget`, a batch is sorted by length and divided into micro-batches of at most `budget` tokens. Otherwise the
     whole batch is padded.
@@ -264,11 +262,12 @@ def peft_loop(setup: Setup, data: Sequence[Conversation], budget: int | None) ->
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(setup.folder, dtype=getattr(torch, setup.dtype)).to(setup.device)
+    base = AutoModelForCausalLM.from_pretrained(setup.model, dtype=getattr(torch, setup.dtype)).to(setup.device)
     model = get_peft_model(base, LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    for batch in batches(data):
-        groups = [batch]
+
+    def step(batch: Sequence[Conversation]) -> None:
+        groups = [list(batch)]
         if budget is not None:
             groups, width = [], 0
             for c in sorted(batch, key=lambda c: len(c.tokens), reverse=True):
@@ -291,7 +290,8 @@ def peft_loop(setup: Setup, data: Sequence[Conversation], budget: int | None) ->
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        yield _tokens(batch)
+
+    return step
 
 
 def trl(setup: Setup, data: Sequence[Conversation], wait: Callable[[int], bool], **options: object) -> None:
@@ -328,13 +328,13 @@ def trl(setup: Setup, data: Sequence[Conversation], wait: Callable[[int], bool],
         completion_only_loss=True,
         include_num_input_tokens_seen="non_padding",
         seed=0,
-        **{"per_device_train_batch_size": BATCH, **options},
+        **{"per_device_train_batch_size": setup.batch, **options},
     )
     SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(setup.folder, dtype=getattr(torch, setup.dtype)),
+        model=AutoModelForCausalLM.from_pretrained(setup.model, dtype=getattr(torch, setup.dtype)),
         args=config,
         train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(setup.folder),
+        processing_class=AutoTokenizer.from_pretrained(setup.model),
         peft_config=LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"),
         callbacks=[Turn()],
     ).train()
@@ -379,13 +379,20 @@ def child(variant: str, setup: Setup, started: float) -> None:
             torch.set_float32_matmul_precision("medium")
             variant = variant.removesuffix("-onednn")
     if variant.startswith("trl"):
-        trl(setup, data, report, **TRL[variant])
-    elif variant.startswith("peft"):
-        all(map(report, peft_loop(setup, data, setup.budget if variant == "peft-sorted" else None)))
+        options = dict(TRL[variant])
+        if "gradient_accumulation_steps" in options:
+            options["gradient_accumulation_steps"] = max(1, options["gradient_accumulation_steps"] * setup.batch // 32)
+        trl(setup, data, report, **options)
+        return
+    if variant.startswith("peft"):
+        step = peft_step(setup, setup.budget if variant == "peft-sorted" else None)
     else:
-        client = CLIENTS[variant](setup)
-        all(map(report, client_loop(client, data)))
-        print(json.dumps({"latency": latency(client)}), flush=True)
+        step = partial(client_step, CLIENTS[variant](setup))
+    for batch in batches(data, setup.batch):
+        step(batch)
+        if not report(_tokens(batch)):
+            break
+    print(json.dumps({"latency": latency(step)}), flush=True)
 
 
 @dataclass
@@ -399,10 +406,10 @@ class Process:
     processor: float = 0.0
     first: float = 0.0
     memory: float = 0.0
-    latency: float | None = None
+    latency: tuple[float, float] | None = None
     _used: float = 0.0
 
-    def read(self, key: str) -> dict[str, float]:
+    def read(self, key: str) -> dict[str, Any]:
         """Return the next report whose first key is `key`; skip lines that libraries print.
 
         The result is empty if the process has ended.
@@ -448,17 +455,22 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=4096, help="The size of the vocabulary.")
     parser.add_argument("--threads", type=int, default=2, help="The number of CPU threads of each variant.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="The device to train on.")
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="The shape of the model.")
+    parser.add_argument("--dtype", help="The dtype of the base model; by default float32, and bfloat16 on a GPU.")
+    parser.add_argument("--batch", type=int, default=32, help="The number of conversations in a batch.")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="The shape of the random model.")
+    parser.add_argument("--model", type=Path, help="The folder of a model to train instead of a random one.")
     parser.add_argument("--peers", type=Path, help="The folder that contains the peers; see above.")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        variant, folder, started = args.child
-        child(variant, Setup(Path(folder), args.vocab, args.device, args.threads), float(started))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        setup = Setup(Path(folder), args.vocab, args.device, args.threads)
-        write_model(setup.folder, args.vocab, args.shape, setup.dtype)
+    dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+    with tempfile.TemporaryDirectory() if not args.child else contextlib.nullcontext(args.child[1]) as folder:
+        model = args.model or Path(folder)
+        setup = Setup(Path(folder), model, args.vocab, args.batch, args.device, dtype, args.threads)
+        if args.child:
+            child(args.child[0], setup, float(args.child[2]))
+            return
+        if args.model is None:
+            write_model(setup.model, args.vocab, args.shape, dtype)
         processes = []
         for name in args.variants.split(","):
             # XLA reads its number of threads from NPROC.
@@ -470,7 +482,8 @@ def main() -> None:
                 environment.pop("PYTHONPATH", None)
                 python = str(args.peers / "skyrl" / "bin" / "python")
             command = [python, __file__, "--vocab", str(args.vocab), "--threads", str(args.threads)]
-            command += ["--device", args.device, "--child", name, folder, str(time.time())]
+            command += ["--device", args.device, "--dtype", dtype, "--batch", str(args.batch), "--model", str(model)]
+            command += ["--child", name, folder, str(time.time())]
             handle = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
             )
@@ -493,10 +506,10 @@ def main() -> None:
             f"| {process.name} | {rate:,.0f} | {process.tokens / process.processor:,.0f} | {reference / rate:.2f} "
             f"| {process.first:.1f} | {process.memory:.2f} |"
         )
-    print("\n| variant | forward_backward + optim_step of 8 tokens, ms |\n|---|---|")
+    print("\n| variant | step on 8 tokens, ms | processor ms |\n|---|---|---|")
     for process in processes:
         if process.latency is not None:
-            print(f"| {process.name} | {process.latency:.1f} |")
+            print(f"| {process.name} | {process.latency[0]:.1f} | {process.latency[1]:.1f} |")
 
 
 if __name__ == "__main__":

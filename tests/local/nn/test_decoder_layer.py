@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.local.tiny_models import write_model
 from tinkerloop.local import ServiceClient
+from tinkerloop.local.nn.inputs import Input, PackedBatch
 from tinkerloop.local.nn.layers import decoder_layer as decoder
+from tinkerloop.local.nn.layers import precision
+from tinkerloop.local.nn.layers.gradient_checkpointing import saved_bytes
 
 ARCHITECTURES = ["llama", "mistral", "qwen2", "qwen3"]
 
@@ -64,3 +69,29 @@ def test_recomputing_gives_the_same_bits(tmp_path, datum, adam):
         gradients.append(client.apply(lambda state: state.gradient.clone()).result())
     assert gradients[0].any()
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_in_bfloat16_it_is_float32_to_the_rounding_and_keeps_less(tmp_path, datum, monkeypatch, fast: bool):
+    """`fast` is True where products are computed in bfloat16, and False where in float32 from bfloat16 tensors."""
+    monkeypatch.setattr(precision, "_is_fast", lambda dtype: fast or dtype == torch.float32)
+    folder = write_model("qwen3", tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).float().save_pretrained(folder)  # rounded
+    data = [datum(0, 150, [0.0] * 60 + [1.0] * 20 + [0.0] * 30 + [0.5] * 40), datum(1, 9, [1.0, 0.0, 0.0] * 3)]
+    gradients, kept = [], []
+    for dtype in ("float32", "bfloat16"):
+        service = ServiceClient(root=tmp_path / dtype, device="cpu", dtype=dtype, skip_zero_weight=True)
+        client = service.create_lora_training_client(str(folder), rank=4)
+        client.apply(lambda state: state.weights.flat.add_(torch.linspace(-0.1, 0.1, len(state.weights.flat))))
+        client.forward_backward(data, "cross_entropy")
+        gradients.append(client.apply(lambda state: state.gradient.clone()).result())
+        (model,) = service._engine.models.values()
+        assert any(isinstance(part, decoder.DecoderLayer) for part in model.module.modules())
+        kept.append(saved_bytes(lambda model=model: model.hidden(batch_of(128))))
+    expected, found = gradients
+    assert float((found - expected).norm() / expected.norm()) < 0.03
+    assert kept[1] < (0.6 if fast else 0.75) * kept[0]  # attention keeps the tensors that it computes with
+
+
+def batch_of(length: int) -> PackedBatch:
+    return PackedBatch.of([Input(np.arange(length) % 256)], torch.device("cpu"))

@@ -47,6 +47,20 @@ class HalfRMSNorm(nn.Module):
         return nn.functional.rms_norm(x, (4,), self.weight, self.eps) / 2
 
 
+def test_in_bfloat16_the_gradient_is_that_of_float32_rounded_once():
+    generator = torch.Generator().manual_seed(0)
+    x, weight, grad = (torch.randn(shape, generator=generator).bfloat16() for shape in ((2, 5, 8), (8,), (2, 5, 8)))
+    found, expected = (
+        torch.autograd.grad(
+            norms.RMSNorm(nn.Parameter(weight.to(dtype)), 0.1, 0.0)(leaf := x.to(dtype, copy=True).requires_grad_()),
+            leaf,
+            grad.to(dtype),
+        )[0]
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    assert torch.equal(found, expected.bfloat16())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: CUDA_VISIBLE_DEVICES=0")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_on_a_gpu_a_model_keeps_its_numbers(tmp_path, dtype):
@@ -61,7 +75,7 @@ def test_on_a_gpu_a_model_keeps_its_numbers(tmp_path, dtype):
     assert sum(isinstance(part, norms.RMSNorm) for part in model.modules()) == 9
 
 
-@pytest.mark.parametrize("part", [HalfRMSNorm(), nn.RMSNorm(4, 1e-6, dtype=torch.bfloat16)])
+@pytest.mark.parametrize("part", [HalfRMSNorm(), nn.RMSNorm(4, 1e-6, dtype=torch.float16)])
 def test_what_gives_other_numbers_or_has_another_type_is_left(part):
     model = nn.Sequential(part)
     norms.use_own_norms(model)

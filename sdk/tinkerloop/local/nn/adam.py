@@ -50,7 +50,7 @@ def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
     Returns: a dict with one metric, "unclipped_grad_l2:mean": the norm before clipping.
     """
     check_adam(params)
-    norm = float(torch.linalg.vector_norm(state.gradient))
+    norm = float(torch.linalg.vector_norm(state.gradient)) if state.norm is None else state.norm
     if params.grad_clip_norm > 0 and norm > params.grad_clip_norm:
         state.gradient *= params.grad_clip_norm / norm
     flat = (state.weights.flat, state.gradient, state.exp_avg, state.exp_avg_sq)
@@ -72,6 +72,7 @@ def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
             maximize=False,
         )
     state.step += 1
+    state.step_tokens = state.pending_tokens
     state.weights.touch()
     state.clear_gradient()
     return {"unclipped_grad_l2:mean": norm}

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tinkerloop.local.nn.inputs import Input, PackedBatch
 from tinkerloop.local.nn.layers import attention, decoder_layer, norms
 from tinkerloop.local.nn.layers.gradient_checkpointing import GradientCheckpointing
-from tinkerloop.local.nn.layers.lora import LoRALinear, LoraSpec, initialise
+from tinkerloop.local.nn.layers.lora import Fold, LoRALinear, LoraSpec, initialise, worth_folding
 from tinkerloop.local.nn.parameters import ParameterLayout, Weights
 from tinkerloop.local.nn.replica import AdaptableLayer, Replica
 from tinkerloop.local.nn.vision import vision_of
@@ -52,8 +52,9 @@ class Model:
         self.vision = vision_of(folder or name, module)
         self.device, self.dtype = first.head.layer.weight.device, first.head.layer.weight.dtype
         weights = sum(layer.weight.numel() * 4 for layer in self.layers.values())
-        self.fold = self.dtype == torch.float32 and weights <= FOLD_LIMIT
-        self._packs_weights = self.fold and self.device.type == "cpu" and weights >= PACK_FROM
+        self.fits_folded = self.dtype == torch.float32 and weights <= FOLD_LIMIT
+        self._packs_weights = self.fits_folded and self.device.type == "cpu" and weights >= PACK_FROM
+        self._updates = self.dtype == torch.float32  # else the layers hold rounded copies of A and B
         self.end_tokens = _end_tokens(module, tokenizer)
         self._bound: tuple[object, ...] | None = None
         self._weights: Weights | None = None
@@ -99,6 +100,7 @@ class Model:
         spec: LoraSpec | None,
         weights: Weights | None,
         gradients: Sequence[Mapping[str, torch.Tensor] | None] = (None,),
+        step_tokens: int | None = None,
     ) -> None:
         """Make these weights and gradient buffers active, so that the next forward and backward passes use them.
 
@@ -107,12 +109,22 @@ class Model:
             weights: the weights to use; None: the base model without an adapter.
             gradients: for each replica that will be used, buffers by tensor name, to which gradients are added; None:
                 no gradients.
+            step_tokens: the number of tokens in a step, by which `worth_folding` decides whether adapters are folded.
+                None: not known; they are folded. Folded and separate products round differently. So that splitting a
+                batch does not change the rounding, this must be a number that does not depend on the split.
         """
         version = None if weights is None else weights.version
-        key = (version, *map(id, gradients))
+        fold = spec is not None and spec.rank > 0 and self._folds(spec, step_tokens)
+        key = (version, fold, *map(id, gradients))
         # An equal key is not enough: a snapshot shares its version with the weights it was copied from. If those are
         # active and were trained since, their values are no longer those of this version.
         if self._bound == key and (self._weights is None or self._weights.version is version):
+            return
+        if self._weights is weights and self._bound is not None and self._bound[1:] == key[1:] and self._updates:
+            self.unpack()  # the layers hold views of these weights, so only what was computed from them is old
+            for layer in self.layers.values():
+                layer.update(version)
+            self._bound = key
             return
         self._unbind()
         while len(self.replicas) < len(gradients):
@@ -121,7 +133,7 @@ class Model:
             if spec.rank == 0:
                 self._bind_parameters(weights, gradients[0])
             else:
-                self._bind_adapter(spec, weights, gradients[0])
+                self._bind_adapter(spec, weights, gradients[0], fold)
                 for replica, buffers in zip(self.replicas[1 : len(gradients)], gradients[1:], strict=True):
                     replica.share(self.replicas[0], buffers)
         self._bound, self._weights = key, weights
@@ -158,6 +170,7 @@ class Model:
         return self.hidden(PackedBatch.of([Input(np.ones(length, np.int64))], self.device))
 
     def _unbind(self) -> None:
+        self._bound = None
         for replica in self.replicas:
             for layer in replica.layers.values():
                 layer.adapter = None
@@ -169,14 +182,24 @@ class Model:
                 parameter.data = self._base[name]
             self._base = {}
 
-    def _bind_adapter(self, spec: LoraSpec, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
+    def _folds(self, spec: LoraSpec, step_tokens: int | None) -> bool:
+        if self.dtype != torch.float32 or step_tokens is None:
+            return self.dtype == torch.float32
+        layers = self.trained_layers(spec).values()
+        return worth_folding([layer for layer in layers if isinstance(layer, LoRALinear)], step_tokens)
+
+    def _bind_adapter(
+        self, spec: LoraSpec, weights: Weights, gradients: Mapping[str, torch.Tensor] | None, fold: bool
+    ) -> None:
         for name, layer in self.trained_layers(spec).items():
             a, b = f"{name}.lora_A", f"{name}.lora_B"
             pair = None if gradients is None else (gradients[a], gradients[b])
-            fold = self.fold and not (
-                layer is self.head.layer and self.head.tiled
-            )  # a tiled head folds each tile when the tile is used
-            layer.bind(weights.named[a], weights.named[b], spec.scale, pair, fold)
+            how = Fold.NO
+            if fold and layer is self.head.layer and self.head.tiled:
+                how = Fold.PARTS
+            elif fold and self.fits_folded:
+                how = Fold.WHOLE
+            layer.bind(weights.named[a], weights.named[b], spec.scale, pair, how, weights.version)
 
     def _bind_parameters(self, weights: Weights, gradients: Mapping[str, torch.Tensor] | None) -> None:
         for name, parameter in self.module.named_parameters():

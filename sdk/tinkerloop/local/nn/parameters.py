@@ -10,6 +10,7 @@ again after a failure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -80,6 +81,12 @@ class TrainState:
         self.step = 0
         self.pending = 0
         """The number of forward_backward calls whose gradients have been added since the gradient was last cleared."""
+        self.pending_tokens = 0
+        """The number of tokens of these calls."""
+        self.step_tokens: int | None = None
+        """The number of tokens of the last optimizer step. None: not known."""
+        self.norm: float | None = 0.0
+        """The L2 norm of the gradient. None: not known, because several buffers were added or the user changed it."""
         self._buffers = [self.gradient]  # the gradient, and the scratch buffers created so far
         self._views = [self.gradients]
         self._used: list[torch.Tensor] = []
@@ -95,34 +102,49 @@ class TrainState:
         first, second = (self.weights.layout.views(flat) for flat in (self.exp_avg, self.exp_avg_sq))
         return {name: (first[name], second[name]) for name in first}
 
+    @property
+    def gradient_is_zero(self) -> bool:
+        """True if every element of the gradient is 0."""
+        return not self.gradient.any() if self.norm is None else self.norm == 0
+
+    def touch(self) -> None:
+        """Mark weights, gradient and moments as changed by code outside this class."""
+        self.weights.touch()
+        self.norm = None
+
     def scratch(self, count: int) -> list[dict[str, torch.Tensor]]:
         """Return `count` sets of gradient buffers by tensor name, all zero, for one forward_backward.
 
         The caller must then call `commit_scratch` or `discard_scratch`. While the gradient is zero, it serves as one
         of the buffers, because a failure could not destroy anything in it.
         """
-        first = int(self.gradient.any())
+        first = int(not self.gradient_is_zero)
         while len(self._buffers) < first + count:
             self._buffers.append(torch.zeros_like(self.gradient))
             self._views.append(self.weights.layout.views(self._buffers[-1]))
         self._used = self._buffers[first : first + count]
         for flat in self._used:
-            flat.zero_()
+            if flat is not self.gradient:
+                flat.zero_()
         return self._views[first : first + count]
 
-    def commit_scratch(self) -> bool:
-        """Add the scratch buffers to the gradient and return True.
+    def commit_scratch(self, tokens: int) -> bool:
+        """Add the scratch buffers, with the gradient of this number of tokens, to the gradient, and return True.
 
         If they hold a value that is not finite, discard them and return False.
         """
-        if not all(torch.isfinite(torch.linalg.vector_norm(flat)) for flat in self._used):
+        norms = [float(torch.linalg.vector_norm(flat)) for flat in self._used]
+        if not all(map(math.isfinite, norms)):
             self.discard_scratch()
             return False
         for flat in self._used:
             if flat is not self.gradient:
                 self.gradient += flat
+        alone = len(self._used) == 1 and self._used[0] is self.gradient
+        self.norm = norms[0] if alone and norms[0] > 0 else None  # 0 may be an underflow
         self._used = []
         self.pending += 1
+        self.pending_tokens += tokens
         return True
 
     def discard_scratch(self) -> None:
@@ -132,6 +154,6 @@ class TrainState:
         self._used = []
 
     def clear_gradient(self) -> None:
-        """Set the gradient and the number of pending forward_backward calls to zero."""
+        """Set the gradient, and the number of pending forward_backward calls and of their tokens, to zero."""
         self.gradient.zero_()
-        self.pending = 0
+        self.norm, self.pending, self.pending_tokens = 0.0, 0, 0

@@ -71,6 +71,8 @@ class CheckpointInfo:
     lora: LoraSpec
     step: int
     time: str
+    step_tokens: int | None = None
+    """`TrainState.step_tokens`, so that a resumed run rounds like an uninterrupted one. None in older checkpoints."""
     expires_at: str | None = None
     user_metadata: dict[str, str] | None = None
     run_metadata: dict[str, str] | None = None

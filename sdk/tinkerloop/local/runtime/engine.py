@@ -209,7 +209,7 @@ class Engine:
 
     def optim_step(self, run: EngineRun, params: tinker.AdamParams) -> tinker.OptimStepResponse:
         run.begin()
-        if not run.state.pending and not run.state.gradient.any():
+        if not run.state.pending and run.state.gradient_is_zero:
             warnings.warn(
                 "optim_step without a forward_backward since the last optim_step: Adam uses a gradient of zeros",
                 stacklevel=2,
@@ -248,6 +248,7 @@ class Engine:
             base_model=run.model.name,
             lora=run.spec,
             step=state.step,
+            step_tokens=state.step_tokens,
             time=datetime.now(UTC).isoformat(),
             expires_at=expiry(ttl_seconds),
             user_metadata=user_metadata,
@@ -301,7 +302,7 @@ class Engine:
             run.poisoned = True
             raise CallerError(error) from error
         finally:
-            run.state.weights.touch()
+            run.state.touch()
 
     def run_custom(
         self,
@@ -337,7 +338,7 @@ class Engine:
         except BaseException:
             run.state.discard_scratch()
             raise
-        if work.backward and not run.state.commit_scratch():
+        if work.backward and not run.state.commit_scratch(sum(map(len, datums))):
             raise user_error(
                 f"NonFiniteInTensor: the gradient of the {work.name} loss contains NaN or infinity; "
                 "it was not added to the accumulated gradient"
@@ -355,7 +356,7 @@ class Engine:
             else replica_count([len(d) for d in datums], work.token_budget)
         )
         gradients = run.state.scratch(replicas) if work.backward else [None] * replicas
-        run.model.bind(run.spec, run.state.weights, gradients)
+        run.model.bind(run.spec, run.state.weights, gradients, run.state.step_tokens)
         return run_forward_backward(run.model, datums, work, replicas)
 
     def _named(self, record: CheckpointInfo) -> CheckpointInfo:
@@ -390,7 +391,7 @@ class Engine:
         if moments is not None:
             _fill(layout.views(state.exp_avg), moments["exp_avg"], record.path)
             _fill(layout.views(state.exp_avg_sq), moments["exp_avg_sq"], record.path)
-            state.step = record.step
+            state.step, state.step_tokens = record.step, record.step_tokens
         self.store.confirm(record)
 
 

@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from tinkerloop.local.nn.layers.attention_cpu import causal_attention
 from tinkerloop.local.nn.layers.attention_cuda import varlen_attention
 from tinkerloop.local.nn.layers.attention_decoding import decoding_attention
+from tinkerloop.local.nn.layers.precision import product_dtype
 
 NAME = "tinkerloop"
 
@@ -66,7 +67,7 @@ def attention(
 
     Args:
         wanted: for each packed sequence, the positions whose result is needed; None: all. The results at other
-            positions are undefined. It is used only in float32 on the CPU.
+            positions are undefined. It is used only where attention is computed in float32 on the CPU.
 
     Returns: the attention output (B, T, heads, D), and None in place of the attention weights.
     """
@@ -84,6 +85,9 @@ def attention(
     if query.device.type == "cuda" and not special:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return varlen_attention(q, k, v, lengths, scale, sliding_window)[None], None
+    dtype, computed = query.dtype, product_dtype(query)
+    exact = query.device.type == "cpu" and computed == torch.float32
+    query, key, value = (x.to(computed) for x in (query, key, value))
     # Split along positions, the first axis in memory, so that splitting and joining copy at most contiguous rows.
     parts = zip(*(x.transpose(1, 2).split(lengths, 1) for x in (query, key, value)), strict=True)
     outputs = []
@@ -96,9 +100,9 @@ def attention(
             band = _band(length, sliding_window, q.device)
         if special:
             outputs.append(_eager(q, k, v, band, scale, softcap, s_aux))
-        elif positions is not None and band is None and length >= MIN_WANTED:
+        elif exact and positions is not None and band is None and length >= MIN_WANTED:
             outputs.append(causal_attention(q, k, v, scale, positions))
-        elif band is None and 2 * BLOCK < length <= MAX_BLOCKED and q.device.type == "cpu" and q.dtype == torch.float32:
+        elif exact and band is None and 2 * BLOCK < length <= MAX_BLOCKED:
             outputs.append(_by_blocks(q, k, v, scale))
         else:
             outputs.append(
@@ -106,7 +110,7 @@ def attention(
                     q, k, v, attn_mask=band, is_causal=band is None, scale=scale, enable_gqa=grouped
                 )
             )
-    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1).to(dtype), None
 
 
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from tinkerloop.local.nn.layers.attention import attention
 from tinkerloop.local.nn.layers.lora import LoRALinear
-from tinkerloop.local.nn.layers.norms import RMSNorm, normalise, normalise_backward
+from tinkerloop.local.nn.layers.norms import RMSNorm, apply_factor, normalise, normalise_backward
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 """The decoder layer classes of transformers whose forward pass can be replaced."""
@@ -28,8 +28,8 @@ LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen
 def use_own_layers(module: nn.Module) -> None:
     """Replace the forward pass of supported decoder layers on the CPU by that of `DecoderLayer`.
 
-    Call `use_own_norms` first: only layers with `RMSNorm` norm layers are changed. On the CPU these are float32 layers.
-    Layers on a GPU keep their own forward pass, although their norm layers are replaced, too.
+    Call `use_own_norms` first: only layers with `RMSNorm` norm layers are changed. On the CPU these are float32 and
+    bfloat16 layers. Layers on a GPU keep their own forward pass, although their norm layers are replaced, too.
     """
     for layer in module.modules():
         if type(layer).__name__ not in LAYERS:
@@ -129,7 +129,7 @@ class _Project(torch.autograd.Function):
         x, inverse, cos, sin, rows, v_a, *saved = ctx.saved_tensors
         saved_q, saved_k = saved[:3], saved[3:]
         attn, weight, need_x = ctx.layer.self_attn, ctx.layer.input_layernorm.weight, ctx.needs_input_grad[0]
-        n = torch.mul(x, inverse).mul_(weight)
+        n = apply_factor(x, weight, inverse)
         grad_q, n_q, cos_q, sin_q = (_pick(tensor, rows) for tensor in (grad_q, n, cos, sin))
         from_q = _rope_norm_backward(attn, "q", grad_q, n_q, cos_q, sin_q, saved_q, need_x)
         grad_n = _rope_norm_backward(attn, "k", grad_k, n, cos, sin, saved_k, need_x)
@@ -208,7 +208,7 @@ class _Finish(torch.autograd.Function):
         inner = mlp.down_proj.product_backward(grad, open_gate * up, down_a, segments)
         grad_up = open_gate.mul_(inner)
         grad_gate = torch.ops.aten.silu_backward(inner.mul_(up), gate)
-        m = torch.mul(middle, inverse).mul_(weight)
+        m = apply_factor(middle, weight, inverse)
         grad_m = mlp.gate_proj.product_backward(grad_gate, m, gate_a, segments)
         mlp.up_proj.product_backward(grad_up, m, up_a, segments, onto=grad_m)
         grad_middle = normalise_backward(grad_m, middle, weight, inverse).add_(grad)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from tinkerloop.local.nn.layers.lora import BoundAdapter
+from tinkerloop.local.nn.layers.lora import BoundAdapter, Fold
 
 
 class ExpertWeights:
@@ -28,6 +28,7 @@ class ExpertWeights:
         self.out_features, self.in_features = (second, first) if self.transposed else (first, second)
         self.segments: Sequence[int] = ()
         self.fold_buffer: torch.Tensor | None = None
+        self.fold_version: object = None
         self._adapter: BoundAdapter | None = None
         module.register_forward_pre_hook(self._before_forward)
 
@@ -50,16 +51,26 @@ class ExpertWeights:
         b: torch.Tensor,
         scale: float,
         gradients: tuple[torch.Tensor, torch.Tensor] | None,
-        fold: bool,
+        fold: Fold,
+        version: object,
     ) -> None:
+        """Attach an adapter. It is always folded, whatever `fold` is, because the kernels need whole matrices."""
         if self.fold_buffer is None:
             self.fold_buffer = torch.empty_like(self.weight, requires_grad=False)
-        delta = torch.einsum(f"ore,eri->{'eio' if self.transposed else 'eoi'}", self._b(b), self._a(a))
-        self.fold_buffer.copy_(self.weight.detach() + scale * delta)
         grad_a, grad_b = gradients if gradients is not None else (None, None)
         self.adapter = BoundAdapter(
             a.detach().requires_grad_(), b, (a.detach(), b), scale, grad_a, grad_b, self.fold_buffer
         )
+        self.update(version)
+
+    def update(self, version: object) -> None:
+        """Compute W' in the buffer, if the buffer has not this version of A and B."""
+        adapter = self._adapter
+        if adapter is not None and adapter.folded is not None and self.fold_version is not version:
+            a, b = self._a(adapter.a.detach()), self._b(adapter.b)
+            delta = torch.einsum(f"ore,eri->{'eio' if self.transposed else 'eoi'}", b, a)
+            adapter.folded.copy_(self.weight.detach() + adapter.scale * delta)
+            self.fold_version = version
 
     def _before_forward(self, module: nn.Module, args: object) -> None:
         # An instance attribute hides the parameter of the same name. To autograd, W' is computed from A.

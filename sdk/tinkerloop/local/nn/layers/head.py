@@ -8,8 +8,8 @@ with positions x vocabulary.
 If the vocabulary is small, the logits of a chunk are kept for the backward pass. With a large vocabulary, the same
 memory would hold the logits of only a few rows, and each such small chunk would read the whole weight matrix. To avoid
 this, a large vocabulary is split into tiles of columns. Every tile is computed twice: once for log z, which is
-log(sum(exp(logits))), and once for the gradient. An adapter is added to the weights of a tile ("folded") when the tile
-is used.
+log(sum(exp(logits))), and once for the gradient. A chunk of few rows keeps the logits of all tiles instead. With
+`Fold.PARTS`, an adapter is added to the weights of a tile ("folded") when the tile is used.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ TILE = 2048
 """The number of columns (tokens of the vocabulary) in a tile."""
 MIN_LOG_P = -80.0
 """Log-probabilities below this are computed from logits, not as log p: float32 loses digits of p below exp(-87)."""
+
+Tile = tuple[int, LoRALinear, torch.Tensor | None, torch.Tensor]
+"""The index of a tile's first column, its layer, the hidden states times A^T (None if A is folded), and its logits."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,10 @@ class Head:
             x, target = hidden[chunk_rows], targets[chunk_rows]
             need_x = grad_hidden is not None
             if self.tiled:
-                chosen, log_z = self._tiled_logits(x, target)
+                kept = [] if self._keeps_tiles(len(x)) else None
+                chosen, log_z = self._tiled_logits(x, target, kept)
                 part.copy_(chosen - log_z)
-                grad_x = self._tiled_backward(x, target, log_z, gradient_of(part, chunk_rows), segments, need_x)
+                grad_x = self._tiled_backward(x, target, log_z, gradient_of(part, chunk_rows), segments, need_x, kept)
             else:
                 raw, x_a = self.layer.product(x)
                 logits = self._cap(raw.float())
@@ -133,19 +137,44 @@ class Head:
                 grad_hidden[chunk_rows] = grad_x
         return logprobs
 
-    def _tiled_logits(self, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the targets' logits (n, K), and log z (n, 1) = log(sum(exp(logits))), for hidden states x (n, H)."""
+    def _keeps_tiles(self, rows: int) -> bool:
+        """Return True if the logits of this number of rows may be kept for all tiles.
+
+        Tiles that are folded when they are used are not kept: together, they would be a copy of the weights.
+        """
+        adapter = self.layer.adapter
+        return rows * self.layer.out_features <= self.chunk_elements and not (adapter and adapter.fold_parts)
+
+    def _tiles(self, x: torch.Tensor) -> Iterator[Tile]:
+        """Yield the tiles of the vocabulary, with their logits for the hidden states x (n, H)."""
+        for start, layer in self.layer.tiles(TILE):
+            raw, x_a = layer.product(x)
+            logits = self._cap(raw.float())
+            del raw
+            yield start, layer, x_a, logits
+            del logits  # before the next tile allocates its own
+
+    def _tiled_logits(
+        self, x: torch.Tensor, target: torch.Tensor, kept: list[Tile] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the targets' logits (n, K), and log z (n, 1) = log(sum(exp(logits))), for hidden states x (n, H).
+
+        If `kept` is given, the tiles are appended to it.
+        """
         chosen = torch.empty(target.shape, device=x.device)
         top = torch.full((len(x), 1), -math.inf, device=x.device)
         total = torch.zeros(len(x), 1, device=x.device, dtype=torch.float64)  # sum of exp(logit - top)
-        for start, tile in self.layer.tiles(TILE):
-            logits = self._cap(tile.product(x)[0].float())
-            inside, column = _columns(target, start, tile.out_features)
+        for tile in self._tiles(x):
+            start, layer, _, logits = tile
+            inside, column = _columns(target, start, layer.out_features)
             chosen = torch.where(inside, logits.gather(1, column), chosen)
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
+            if kept is not None:
+                kept.append(tile)
+                logits = logits.clone()
             total.mul_((top - higher).exp()).add_(logits.sub_(higher).exp_().sum(1, keepdim=True))
             top = higher
-            del logits  # before the next tile allocates its own
+            del tile, logits
         return chosen, (top + total.log()).float()
 
     def _tiled_backward(
@@ -156,20 +185,22 @@ class Head:
         g: torch.Tensor,
         segments: Sequence[int],
         need_x: bool,
+        kept: list[Tile] | None,
     ) -> torch.Tensor | None:
-        """Return dL/dx, given g = dL/dlp (n, K). Also add the gradients of the adapter to its buffers."""
+        """Return dL/dx, given g = dL/dlp (n, K). Also add the gradients of the adapter to its buffers.
+
+        The tiles in `kept` are not computed again, and their logits are overwritten.
+        """
         grad_x = torch.zeros_like(x) if need_x else None
         total = g.sum(1, keepdim=True)
-        for start, tile in self.layer.tiles(TILE):
-            raw, x_a = tile.product(x)
-            logits = self._cap(raw.float())
-            inside, column = _columns(target, start, tile.out_features)
+        for start, layer, x_a, logits in self._tiles(x) if kept is None else kept:
+            inside, column = _columns(target, start, layer.out_features)
             p = (logits.sub_(log_z) if self.softcap is None else logits - log_z).exp_()
             grad = self._grad_logits(p, logits, column, torch.where(inside, g, 0.0), total)
-            tile_grad_x = tile.product_backward(grad.to(x.dtype), x, x_a, segments, need_x)
+            tile_grad_x = layer.product_backward(grad.to(x.dtype), x, x_a, segments, need_x)
             if grad_x is not None and tile_grad_x is not None:
                 grad_x += tile_grad_x
-            del raw, logits, p, grad  # before the next tile allocates its own
+            del logits, p, grad
         return grad_x
 
     def _grad_logits(

@@ -1,10 +1,10 @@
 """LoRA for a frozen linear layer: W' = W + (alpha / rank) B A (Hu et al. 2021, arXiv:2106.09685).
 
-If the base is float32 and small enough, W' is computed once after each change of the adapter ("folded"). The forward
-pass is then one matrix product, and only the gradients of A and B are computed. Otherwise the products with W and with
-A and B are computed separately, in the dtype of W. For a bf16 base, A and B are rounded to bf16 in these products. The
-stored A and B stay float32, and their gradients are float32 or wider. Rounding W' to bf16 instead would lose updates
-that are small relative to W.
+If the base is float32 and small enough, and steps have enough tokens (see `worth_folding`), W' is computed once after
+each change of the adapter ("folded"). The forward pass is then one matrix product, and only the gradients of A and B
+are computed. Otherwise the products with W and with A and B are computed separately, in the dtype of W. For a bf16
+base, A and B are rounded to bf16 in these products. The stored A and B stay float32, and their gradients are float32 or
+wider. Rounding W' to bf16 instead would lose updates that are small relative to W.
 
 Splitting a batch into several requests must not change the update. Adam can turn rounding noise in a near-zero gradient
 into a full step, so even rounding must not depend on the split. Therefore, on the CPU, each datum's gradient is a
@@ -18,14 +18,20 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from tinkerloop.local.nn.layers.precision import product_dtype
+
 MIN_ROWS = 16
 """The minimum number of rows in a product. For fewer, BLAS sums in another order, so rows of zeros are appended."""
+
+MAX_DECODED_ROWS = 64
+"""In sampling, products of at most this many rows are computed in the dtype of W: converting W would take longer."""
 
 ALPHA = 32
 """Tinker's fixed LoRA alpha. The scale of an adapter is ALPHA / rank."""
@@ -50,6 +56,27 @@ class LoraSpec:
         return bool(getattr(self, f"train_{kind}"))
 
 
+class Fold(Enum):
+    """The way in which a layer is computed with its adapter."""
+
+    NO = auto()
+    """The products with W and with A and B are separate."""
+    WHOLE = auto()
+    """W' is computed once for all requests with the same adapter."""
+    PARTS = auto()
+    """W' is computed for a part of the outputs when the part is used."""
+
+
+def worth_folding(layers: Sequence[LoRALinear], tokens: int) -> bool:
+    """Return True if folding the adapters of these layers takes fewer multiplications than it saves in a step.
+
+    Folding takes rank * in * out multiplications for each layer. Without it, each token of a step takes
+    rank * (in + out) more: rank * out in the forward pass, and rank * in in the backward pass.
+    """
+    saved = tokens * sum(layer.in_features + layer.out_features for layer in layers)
+    return saved >= sum(layer.in_features * layer.out_features for layer in layers)
+
+
 @dataclass
 class BoundAdapter:
     """The adapter attached to a layer: A and B, their gradient buffers (None for sampling), and W' if it is folded."""
@@ -61,14 +88,16 @@ class BoundAdapter:
     grad_a: torch.Tensor | None  # float64
     grad_b: torch.Tensor | None
     folded: torch.Tensor | None  # (out, in)
+    fold_parts: bool = False
+    """True if each part of the adapter is folded when it is used."""
 
     def part(self, outputs: slice, weight: torch.Tensor) -> BoundAdapter:
-        """Return the part of the adapter for a slice of the outputs; it is folded if their base `weight` is float32."""
+        """Return the part of the adapter for a slice of the outputs, whose base weights are `weight`."""
         b = self.b[outputs]
         folded = None
         if self.folded is not None:
             folded = self.folded[outputs]
-        elif weight.dtype == torch.float32:
+        elif self.fold_parts:
             folded = torch.addmm(weight.detach(), b, self.a.detach(), alpha=self.scale)
         rounded = (self.rounded[0], self.rounded[1][outputs])
         grad_b = None if self.grad_b is None else self.grad_b[outputs]
@@ -91,8 +120,10 @@ class BoundAdapter:
             return
         if sum(segments) != len(x):
             segments = [len(x)]
-        split = (rows.split(list(segments)) for rows in (x, x_a, grad_y, grad_y_b))
-        for x_part, x_a_part, grad_part, grad_b_part in zip(*split, strict=True):
+        parts = [(x, x_a, grad_y, grad_y_b)]
+        if len(segments) > 1:
+            parts = zip(*(rows.split(list(segments)) for rows in (x, x_a, grad_y, grad_y_b)), strict=True)
+        for x_part, x_a_part, grad_part, grad_b_part in parts:
             grad_a, grad_b = _over_rows(grad_b_part, x_part), _over_rows(grad_part, x_a_part)
             # Scale in float32, before the sum. Summing float32 values in float64 is exact except in extreme cases, so
             # the result does not depend on the order of the datums.
@@ -107,6 +138,11 @@ def _part(parameter: torch.Tensor, part: slice) -> nn.Parameter:
     some = nn.Parameter(parameter.data[part], requires_grad=parameter.requires_grad)
     some.grad = None if parameter.grad is None else parameter.grad[part]
     return some
+
+
+def _with_min_rows(x: torch.Tensor) -> torch.Tensor:
+    """Return x (T, n), with rows of zeros appended if T < MIN_ROWS."""
+    return x if len(x) >= MIN_ROWS else torch.cat([x, x.new_zeros(MIN_ROWS - len(x), x.shape[1])])
 
 
 def _multiply(a: torch.Tensor, b: torch.Tensor, onto: torch.Tensor | None) -> torch.Tensor:
@@ -138,6 +174,8 @@ class LoRALinear(nn.Linear):
     packed: torch.Tensor | None = None
     """W, or W' if it is folded, in the layout of oneDNN. See `pack`."""
     fold_buffer: torch.Tensor | None = None
+    fold_version: object = None
+    """The `Weights.version` of the adapter from which `fold_buffer` was computed."""
 
     @classmethod
     def wrap(cls, linear: nn.Linear) -> LoRALinear:
@@ -163,17 +201,27 @@ class LoRALinear(nn.Linear):
         b: torch.Tensor,
         scale: float,
         gradients: tuple[torch.Tensor, torch.Tensor] | None,
-        fold: bool,
+        fold: Fold,
+        version: object,
     ) -> None:
-        """Attach an adapter to the layer. If `fold` is True, compute W' in a buffer that the layer keeps."""
-        folded = None
-        if fold:
-            if self.fold_buffer is None:
-                self.fold_buffer = torch.empty_like(self.matrix, requires_grad=False)
-            folded = torch.addmm(self.matrix.detach(), b, a, alpha=scale, out=self.fold_buffer)
+        """Attach an adapter, whose A and B have this version, to the layer."""
+        if fold is Fold.WHOLE and self.fold_buffer is None:
+            self.fold_buffer = torch.empty_like(self.matrix, requires_grad=False)
+        folded = self.fold_buffer if fold is Fold.WHOLE else None
         grad_a, grad_b = gradients if gradients is not None else (None, None)
         rounded = a.detach().to(self.weight.dtype), b.to(self.weight.dtype)
-        self.adapter = BoundAdapter(a.detach().requires_grad_(), b, rounded, scale, grad_a, grad_b, folded)
+        self.adapter = BoundAdapter(
+            a.detach().requires_grad_(), b, rounded, scale, grad_a, grad_b, folded, fold is Fold.PARTS
+        )
+        self.update(version)
+
+    def update(self, version: object) -> None:
+        """Compute W' in the layer's buffer, if the adapter is folded and the buffer has not this version of A and B."""
+        adapter = self.adapter
+        if adapter is not None and adapter.folded is not None and self.fold_version is not version:
+            a = adapter.a.detach()
+            torch.addmm(self.matrix.detach(), adapter.b, a, alpha=adapter.scale, out=adapter.folded)
+            self.fold_version = version
 
     def tiles(self, size: int) -> Iterator[tuple[int, LoRALinear]]:
         """Split the layer into tiles, each a layer of at most `size` outputs that shares its tensors and buffers.
@@ -207,9 +255,9 @@ class LoRALinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.sampling and self.packed is not None:
             return self.product(input.flatten(0, -2))[0].unflatten(0, input.shape[:-1])
-        if self.adapter is None:
+        if self.adapter is None and product_dtype(input) == input.dtype:
             return F.linear(input, self.matrix, self.bias)
-        y = _Adapted.apply(input.flatten(0, -2), self.adapter.a, self)
+        y = _Adapted.apply(input.flatten(0, -2), None if self.adapter is None else self.adapter.a, self)
         assert y is not None
         return y.unflatten(0, input.shape[:-1])
 
@@ -220,18 +268,21 @@ class LoRALinear(nn.Linear):
         """
         rows = len(x)
         if rows < MIN_ROWS and not self.sampling:
-            y, x_a = self.product(F.pad(x, (0, 0, 0, MIN_ROWS - rows)))
+            y, x_a = self.product(_with_min_rows(x))
             return y[:rows], None if x_a is None else x_a[:rows]
         adapter = self.adapter
+        dtype = x.dtype
+        computed = dtype if self.sampling and rows <= MAX_DECODED_ROWS else product_dtype(x)
+        x = x.to(computed)
         if self.sampling and self.packed is not None:
             y = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         else:
-            y = F.linear(x, self._summed, self.bias)
+            y = F.linear(x, self._summed.to(computed), None if self.bias is None else self.bias.to(computed))
         if adapter is None or adapter.folded is not None:
-            return y, None
-        a, b = adapter.rounded
+            return y.to(dtype), None
+        a, b = (factor.to(computed) for factor in adapter.rounded)
         x_a = x @ a.T
-        return y.addmm_(x_a, b.T, alpha=adapter.scale), x_a
+        return y.addmm_(x_a, b.T, alpha=adapter.scale).to(dtype), x_a
 
     def product_backward(
         self,
@@ -253,30 +304,35 @@ class LoRALinear(nn.Linear):
             need_x: if False, the gradient with respect to x is not computed, and the result is None.
             onto: a tensor to which the gradient with respect to x is added, and which is then returned.
         """
-        rows = len(x)
-        if rows < MIN_ROWS:
-            padding = (0, 0, 0, MIN_ROWS - rows)
-            grad_y, x = F.pad(grad_y, padding), F.pad(x, padding)
-            x_a = None if x_a is None else F.pad(x_a, padding)
-            grad_x = self.product_backward(grad_y, x, x_a, [*segments, MIN_ROWS - rows], need_x)
-            if grad_x is None:
-                return None
-            return grad_x[:rows] if onto is None else onto.add_(grad_x[:rows])
-        adapter = self.adapter
+        rows, adapter = len(x), self.adapter
+        dtype, computed = grad_y.dtype, product_dtype(grad_y)
+        x, grad_y = x.to(computed), grad_y.to(computed)
+        tall = _with_min_rows(grad_y)  # (T', out), T' >= T
+        in_place = len(tall) == rows and computed == dtype
+        # Added in the same order for any number of rows, because the order changes the rounding.
+        target = None if onto is None else _with_min_rows(onto.to(computed))
         if adapter is None:
             if self.weight.grad is not None:  # full-parameter training
-                self.weight.grad.addmm_(grad_y.T, x)
+                self.weight.grad.addmm_(tall.T, _with_min_rows(x))
                 if self.bias is not None and self.bias.grad is not None:
-                    self.bias.grad += grad_y.sum(0)
-            return _multiply(grad_y, self.weight.detach(), onto) if need_x else None
-        a, b = adapter.rounded
-        grad_y_b = grad_y @ b  # (T, rank)
-        adapter.add_gradient(x, x @ a.T if x_a is None else x_a, grad_y, grad_y_b, segments)
-        if not need_x:
-            return None
-        if adapter.folded is not None:
-            return _multiply(grad_y, adapter.folded, onto)
-        return _multiply(grad_y, self.matrix.detach(), onto).addmm_(grad_y_b, a, alpha=adapter.scale)
+                    self.bias.grad += tall.sum(0)
+            if not need_x:
+                return None
+            grad_x = _multiply(tall, self.weight.detach().to(computed), target)
+        else:
+            a, b = (factor.to(computed) for factor in adapter.rounded)
+            grad_y_b = tall @ b  # (T', rank)
+            if x_a is None:
+                x_a = (_with_min_rows(x) @ a.T)[:rows]
+            adapter.add_gradient(x, x_a, grad_y, grad_y_b[:rows], segments)
+            if not need_x:
+                return None
+            grad_x = _multiply(tall, self._summed.detach().to(computed), target)
+            if adapter.folded is None:
+                grad_x = grad_x.addmm_(grad_y_b, a, alpha=adapter.scale)
+        if in_place:
+            return grad_x
+        return grad_x[:rows].to(dtype) if onto is None else onto.copy_(grad_x[:rows])
 
 
 class LoRAConv1D(LoRALinear):

@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
 def use_own_norms(module: nn.Module) -> None:
     """Replace every norm layer that computes the same as `RMSNorm`.
 
-    On the CPU only float32 layers are replaced; on a GPU, layers of any dtype.
+    On the CPU only float32 and bfloat16 layers are replaced; on a GPU, layers of any dtype.
     """
     dtype = next(module.parameters()).dtype
     for name, part in list(module.named_modules()):
@@ -48,17 +48,14 @@ def _equal(norm: nn.Module, dtype: torch.dtype) -> RMSNorm | None:
     if not isinstance(weight, nn.Parameter) or not isinstance(eps, float) or len(arguments) != 1:
         return None
     is_float32 = dtype == torch.float32
-    if (
-        weight.ndim != 1
-        or weight.dtype != dtype
-        or not (weight.device.type == "cuda" or (is_float32 and weight.is_cpu))
-    ):
+    on_cpu = weight.is_cpu and dtype in (torch.float32, torch.bfloat16)
+    if weight.ndim != 1 or weight.dtype != dtype or not (weight.device.type == "cuda" or on_cpu):
         return None
     # The values of the last row are so small that eps affects the result.
     x = torch.linspace(-2, 3, 3 * len(weight)).view(3, -1) * torch.tensor([[1.0], [30.0], [eps**0.5]])
     x = x.to(weight)
     expected = norm(x)
-    # In a 16-bit dtype, models round twice and the kernel once; 1 + weight is not exact, so offset 1 is not tried.
+    # In a 16-bit dtype, models round twice, and this layer once; 1 + weight is not exact, so offset 1 is not tried.
     tolerance, offsets = (1e-5, (0.0, 1.0)) if is_float32 else (2 * torch.finfo(dtype).eps, (0.0,))
     for offset in offsets:
         ours = RMSNorm(weight, eps, offset)
@@ -68,13 +65,18 @@ def _equal(norm: nn.Module, dtype: torch.dtype) -> RMSNorm | None:
 
 
 def normalise(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x / sqrt(mean(x^2) + eps) * weight, and the factor 1 / sqrt(mean(x^2) + eps).
+    """Return x / sqrt(mean(x^2) + eps) * weight, and the factor 1 / sqrt(mean(x^2) + eps) in float32.
 
     Autograd cannot differentiate this function, because it works in place; use `normalise_backward`.
     """
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
     inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (x * inverse).mul_(weight), inverse
+    return apply_factor(x, weight, inverse), inverse
+
+
+def apply_factor(x: torch.Tensor, weight: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """Return the result of `normalise` again, given the factor that it returned."""
+    return torch.mul(x, inverse).mul_(weight).to(x.dtype)
 
 
 def normalise_backward(
@@ -84,9 +86,9 @@ def normalise_backward(
 
     `inverse` is the factor that `normalise` returned.
     """
-    scaled = grad * weight
+    scaled = grad.float() * weight
     along = (scaled * x).sum(-1, keepdim=True).mul_(inverse**3).div_(-x.shape[-1])
-    return scaled.mul_(inverse).addcmul_(x, along)
+    return scaled.mul_(inverse).addcmul_(x.float(), along).to(x.dtype)
 
 
 class _Normalised(torch.autograd.Function):
