@@ -30,12 +30,11 @@ def test_importing_loads_neither_torch_nor_transformers(module):
     assert loaded_by(f"import {module}") == []
 
 
-def test_inspecting_a_file_loads_neither_tinker_nor_torch(tmp_path):
-    """A tokenizer needs transformers."""
+def test_inspecting_a_file_with_the_built_in_tokenizer_loads_no_heavy_package(tmp_path):
     file = tmp_path / "chats.jsonl"
     file.write_text('{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]}\n')
     statement = f"from tinkerloop.cli.main import main; main(['inspect', {str(file)!r}])"
-    assert loaded_by(statement) == ["transformers"]
+    assert loaded_by(statement) == []
 
 
 def test_importing_the_package_alone_imports_no_large_module():

@@ -42,7 +42,7 @@ def test_ids_that_no_token_has_become_replacement_characters() -> None:
 
 def test_an_engine_that_differs_on_a_probe_is_not_used(monkeypatch, caplog) -> None:
     monkeypatch.setattr(encoders, "ENGINES", {"wrong": lambda spec: lambda text: [0]})
-    assert encoders._fastest(REFERENCE).name == "huggingface"
+    assert encoders.fastest(REFERENCE).name == "huggingface"
     assert "wrong encodes" in caplog.text
 
 
@@ -51,7 +51,7 @@ def test_an_engine_that_is_not_installed_is_passed_over(monkeypatch) -> None:
         raise ImportError("no module")
 
     monkeypatch.setattr(encoders, "ENGINES", {"missing": missing})
-    assert encoders._fastest(REFERENCE).name == "huggingface"
+    assert encoders.fastest(REFERENCE).name == "huggingface"
 
 
 def test_the_encoder_of_a_tokenizer_is_built_once() -> None:

@@ -28,8 +28,8 @@ from tinkerloop.redaction import redacted
 from tinkerloop.renderers import Part, TrainOnWhat, get_renderer
 from tinkerloop.renderers.token_html import TOKEN_STYLE, Token, token_totals, tokens_html, visible
 from tinkerloop.terminal import printable
-from tinkerloop.tokenizers import get_tokenizer
 from tinkerloop.tokenizers.encoders import Encoder, encoder_of
+from tinkerloop.tokenizers.loading import tokenizer_to_render
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,7 @@ def tokenizer_line(model: str) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    tokenizer = get_tokenizer(arguments.model)
+    tokenizer = tokenizer_to_render(arguments.model)
     name = arguments.renderer or get_recommended_renderer_name(arguments.model)
     renderer = get_renderer(name, tokenizer, model_name=arguments.model)
     encoder = encoder_of(tokenizer)

@@ -15,12 +15,14 @@ import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,12 +204,13 @@ def _arrays(example: Rendered, max_length: int | None) -> tuple[np.ndarray, np.n
 def _for_workers(job: _Job) -> _Job:
     """Return a copy of the job that a process can unpickle and run without transformers, torch and tinker."""
     from tinkerloop.renderers.core import RendererCore
-    from tinkerloop.tokenizers.encoders import StoredTokenizer
+    from tinkerloop.tokenizers.encoders import LazyTokenizer, encoder_of
 
     if not isinstance(job.renderer, RendererCore):
         return job
     renderer = copy.copy(job.renderer)
-    renderer.tokenizer = StoredTokenizer(renderer.tokenizer)  # type: ignore[assignment]
+    load = partial(pickle.loads, pickle.dumps(renderer.tokenizer))
+    renderer.tokenizer = LazyTokenizer(encoder_of(renderer.tokenizer), load)  # type: ignore[assignment]
     return replace(job, renderer=renderer)
 
 

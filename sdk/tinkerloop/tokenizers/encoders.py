@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import pickle
 import threading
 import unicodedata
 import weakref
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tinkerloop.errors import TinkerloopError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -50,12 +50,16 @@ class Encoder(Protocol):
 
 
 class HuggingFaceEncoder:
-    """Reference encoder: a copy of a Hugging Face tokenizer without its added tokens."""
+    """Reference encoder: a copy of a Hugging Face tokenizer without its added tokens.
+
+    `tokenizer` is the tokenizer of transformers or the `tokenizers.Tokenizer` inside it.
+    """
 
     name = "huggingface"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        core = getattr(tokenizer, "backend_tokenizer", None)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | Tokenizer):
+        is_core = hasattr(tokenizer, "get_added_tokens_decoder")
+        core: Any = tokenizer if is_core else getattr(tokenizer, "backend_tokenizer", None)
         if core is None:
             raise TinkerloopError(
                 f"{type(tokenizer).__name__} is not supported: it has no `backend_tokenizer`; "
@@ -165,25 +169,27 @@ class FastEncoder:
         return type(self), (self._reference, self.name)
 
 
-class StoredTokenizer:
-    """A tokenizer in a form that a process can unpickle and encode with before it imports transformers.
+class LazyTokenizer:
+    """A tokenizer that is loaded when one of its attributes is first used. Its encoder is there from the start.
 
-    It has the encoder, and the tokenizer as bytes. The first use of an attribute of the tokenizer unpickles the bytes,
-    which imports transformers.
+    Loading a tokenizer imports transformers, which takes longer than rendering thousands of rows. Most renderers need
+    the encoder only.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.encoder = encoder_of(tokenizer)
-        self._bytes = pickle.dumps(tokenizer)
+    def __init__(self, encoder: Encoder, load: Callable[[], Any]):
+        self.encoder, self._load = encoder, load
 
     @functools.cached_property
-    def _tokenizer(self) -> Any:
-        return pickle.loads(self._bytes)
+    def _loaded(self) -> Any:
+        return self._load()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # pickle looks for special methods
             raise AttributeError(name)
-        return getattr(self._tokenizer, name)
+        return getattr(self._loaded, name)
+
+    def decode(self, *arguments: Any, **options: Any) -> Any:  # so that a check for a tokenizer does not load it
+        return self._loaded.decode(*arguments, **options)
 
 
 def _fastokens(tokenizer_json: str) -> Callable[[str], list[int]]:
@@ -237,18 +243,19 @@ _ENCODERS: weakref.WeakKeyDictionary[Any, Encoder] = weakref.WeakKeyDictionary()
 _BUILDING = threading.Lock()
 
 
-def encoder_of(tokenizer: PreTrainedTokenizerBase | StoredTokenizer) -> Encoder:
+def encoder_of(tokenizer: PreTrainedTokenizerBase | LazyTokenizer) -> Encoder:
     """Return the fastest encoder that gives the same ids as `tokenizer`. The choice is cached per tokenizer object."""
-    if isinstance(tokenizer, StoredTokenizer):
+    if isinstance(tokenizer, LazyTokenizer):
         return tokenizer.encoder
     with _BUILDING:
         encoder = _ENCODERS.get(tokenizer)
         if encoder is None:
-            encoder = _ENCODERS[tokenizer] = _fastest(HuggingFaceEncoder(tokenizer))
+            encoder = _ENCODERS[tokenizer] = fastest(HuggingFaceEncoder(tokenizer))
     return encoder
 
 
-def _fastest(reference: HuggingFaceEncoder) -> Encoder:
+def fastest(reference: HuggingFaceEncoder) -> Encoder:
+    """Return the first encoder that gives the same ids as the reference."""
     strings = (*probes(), *reference.some_tokens(200))
     expected = [reference.encode(string) for string in strings]
     for name in ENGINES:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.extras import needs_extra
+from tinkerloop.tokenizers.encoders import HuggingFaceEncoder, LazyTokenizer, fastest
 from tinkerloop.tokenizers.tiktoken_file import RANKS_FILE, tokenizer_from_ranks
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
     if name in BUILT_IN:
         with needs_extra("local", "a tokenizer"):
             from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer
-        return tiny_tokenizer()
+
+            return tiny_tokenizer()
     with needs_extra("local", "a tokenizer"):
         from transformers import AutoTokenizer
 
@@ -70,3 +72,12 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
             raise TinkerloopError(f"cannot load the tokenizer of {name!r}: {NO_HUB_NAME}") from error
         where = "" if is_folder else " (no such local folder, so it was searched on the hub)"
         raise TinkerloopError(f"cannot load the tokenizer of {name!r}{where}: {error}") from error
+
+
+def tokenizer_to_render(name: str) -> Any:
+    """Return a tokenizer for renderers. The built-in one does not import transformers before a renderer needs that."""
+    if name not in BUILT_IN:
+        return get_tokenizer(name)
+    with needs_extra("local", "a tokenizer"):
+        from tinkerloop.tokenizers.tiny_tokenizer import tiny_core, tiny_tokenizer
+    return LazyTokenizer(fastest(HuggingFaceEncoder(tiny_core())), tiny_tokenizer)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from tinkerloop.tokenizers.encoders import byte_of_character
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 CONTROL_TOKENS: dict[str, bool] = {
     "<|endoftext|>": True,
@@ -49,6 +53,20 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     and decoding returns NFC text exactly. As with any Hugging Face tokenizer, the name of a control token in text is
     encoded as this control token.
     """
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tiny_core(),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=_CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=32768,
+    )
+
+
+def tiny_core() -> Tokenizer:
+    """Return the part of `tiny_tokenizer` that encodes and decodes. transformers is not imported."""
     core = Tokenizer(models.BPE(vocab=byte_of_character(), merges=[]))
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -57,11 +75,4 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     for token, special in CONTROL_TOKENS.items():
         added = AddedToken(token, normalized=False, special=special)
         (core.add_special_tokens if special else core.add_tokens)([added])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=_CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=32768,
-    )
+    return core
