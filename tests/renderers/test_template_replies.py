@@ -324,6 +324,8 @@ def test_text_that_the_template_writes_between_two_tokens_before_a_call_is_text(
         assert parsed(ours, reply, TOOLS) == (content, [("get_weather", ARGUMENTS)], 0, "stop_sequence")
     text, calls, unparsed, _ = parsed(ours, "<|python_start|>print(1)<|python_end|><|im_end|>", TOOLS)
     assert (text, calls, unparsed) == ("print(1)", [], 1)
+    for reply in ("<|python_start|>print(1)<|im_end|>", "<|python_start|><|im_end|>", "<|python_start|>print(1)"):
+        assert parsed(ours, reply, TOOLS)[3] == "malformed"  # nothing tells where the call would begin
 
 
 def test_ids_that_the_template_checks_are_the_real_ones() -> None:

@@ -89,6 +89,7 @@ def learn_grammar(write: Write, control: Sequence[str], source: str, eos: str | 
         stops,
         blocks,
         wrappers=calls.wrappers,
+        announcing=calls.wrappers,
         read_call=calls.read_fields,
         read_text=None if calls.block else calls.read_text,
         find_call=None if calls.block else calls.find_call,
