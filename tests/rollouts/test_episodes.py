@@ -171,7 +171,7 @@ def test_a_reply_that_the_template_cannot_write_ends_the_episode_not_the_run() -
     renderer = get_renderer("template", tiny_renderer().tokenizer, options=options)
     call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
     sampler = ScriptedSampler(["one", f"{call}\n{call}"], renderer)
-    trajectory = run(run_episode(Counting(9), sampler, renderer, sampling_params=params(), seed=7))
+    trajectory = run(run_episode(Counting(9), sampler, renderer, sampling_params=params(max_tokens=256), seed=7))
     assert (trajectory.end, len(trajectory.turns)) == (End.BROKEN_REPLY, 2)
 
 
