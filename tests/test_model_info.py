@@ -106,9 +106,21 @@ def test_what_is_no_name_is_no_folder(name) -> None:
 
 
 def test_a_folder_is_known_by_its_name_or_has_its_own_template(tmp_path) -> None:
-    for name, renderer in (("Qwen3-8B", "qwen3"), ("mystery", "template")):
+    for name, renderer in (
+        ("Qwen3-8B", "qwen3"),
+        ("gemma-3-4b-it", "gemma3"),
+        ("DeepSeek-R1-Distill-Qwen-1.5B", "deepseek_r1_distill"),
+        ("gemma-3n-E2B-it", "template"),  # another chat format
+        ("gemma-3-4b-pt", "template"),  # a base model
+        ("mystery", "template"),
+    ):
         (tmp_path / name).mkdir()
         assert model_info.get_recommended_renderer_name(str(tmp_path / name)) == renderer
+
+
+@pytest.mark.parametrize("pattern", model_info._NOT_SERVED)
+def test_the_renderers_of_models_that_are_not_served_are_known(pattern: str) -> None:
+    assert set(model_info._NOT_SERVED[pattern]) <= set(get_registered_renderer_names())
 
 
 def test_a_renderer_that_was_not_made_for_the_model_is_warned_about(caplog) -> None:

@@ -7,6 +7,7 @@
   x RenderError (also ValueError)           messages that a renderer cannot turn into tokens
     - UnknownRendererError                  no renderer or model with this name is known
     - EpisodeError                          messages or ids that cannot be appended to an episode
+      + BrokenReplyError                    a sampled reply that no message can follow
   x ImageError (also ValueError)            an image that cannot be opened, converted or counted in tokens
   x PlanError (also ValueError)             a training step or a callback with invalid settings
   x RolloutError                            an episode that cannot be sampled, e.g. because its environment failed
@@ -82,6 +83,13 @@ class EpisodeError(RenderError):
     """Error for messages or sampled ids that cannot be appended to an `Episode`.
 
     For example, the chat format would write an already sampled reply differently once the new messages follow it.
+    """
+
+
+class BrokenReplyError(EpisodeError):
+    """Error for a sampled reply that no message can follow, so that its `Episode` must end with it.
+
+    For example, the reply ends inside a tool call, or the chat format cannot express it.
     """
 
 

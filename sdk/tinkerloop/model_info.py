@@ -1,7 +1,7 @@
 """Table of the models that Tinker serves: their organizations, sizes, and recommended renderers.
 
 It also contains models that Tinker no longer serves, because they can still be trained elsewhere, and their checkpoints
-still be used.
+still be used. Other models with a chat format of this package are recognised by their names.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,6 +146,18 @@ _RETIRED: dict[str, str] = {
     "Qwen/Qwen3-VL-30B-A3B-Instruct": "Qwen/Qwen3.6-35B-A3B",
 }
 """Models whose retirement was announced on 2026-06-12, each with the served model that is nearest in size and kind."""
+_NOT_SERVED: dict[str, tuple[str, ...]] = {
+    r"gemma-3-\d+[bm]-it": ("gemma3",),
+    r"DeepSeek-R1-Distill-(Qwen|Llama)-[\d.]+B": ("deepseek_r1_distill",),
+    r"Llama-3\.[123]-\d+B-Instruct": _LLAMA3,
+    r"Qwen2\.5-[\d.]+B-Instruct": ("qwen2_5",),
+    r"Qwen3-Coder-\d+B-A\d+B-Instruct": ("qwen3_coder",),
+    r"Qwen3-\d+B(-A\d+B)?-Thinking-2507": ("qwen3_thinking",),
+    r"GLM-4\.[56](-Air)?": ("glm4_5", "glm4_5_disable_thinking"),
+    r"GLM-4\.7(-Flash)?": ("glm4_7", "glm4_7_disable_thinking", "glm4_7_preserve_thinking"),
+}
+"""Models that Tinker does not serve, such as those in local folders: regular expressions for their names, without the
+organization, and the renderers of their chat formats."""
 _TINY = ModelAttributes("tinkerloop", "1", "0.13M", True, ("qwen3_instruct", "qwen3", "qwen3_disable_thinking"))
 _TINY_VL = ModelAttributes("tinkerloop", "1", "0.48M", True, ("qwen3_vl_instruct", "qwen3_vl"), is_vl=True)
 
@@ -182,6 +195,9 @@ def get_model_attributes(model_name: str) -> ModelAttributes:
             is_retired = f"{owner}/{model}" in _RETIRED
             is_chat = renderers != _BASE
             return ModelAttributes(owner, version, size, is_chat, renderers, "V" in senses, "A" in senses, is_retired)
+    for pattern, renderers in _NOT_SERVED.items():
+        if re.fullmatch(pattern, model):
+            return ModelAttributes("", "", "", True, renderers)
     if is_folder:
         return ModelAttributes("", "", "", True, ("template",))
     if organization in ("thinkingmachines", "") and model.startswith("Inkling"):

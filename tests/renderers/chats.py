@@ -46,7 +46,6 @@ UNCLAIMED = {
     r"deepseek_r1_distill": {*REASONING, *CALLS, "later_system"} - {"reasoning"},
     r"deepseekv3_thinking": {"reasoning_after_results"},
     r"deepseekv3|qwen2_5|qwen3_coder|.*_disable_thinking": REASONING,
-    r"template": {"episodes"},
 }
 """What the formats, given as regular expressions, cannot express. All others can express everything."""
 SORTING = ("tml_v0",)

@@ -17,11 +17,6 @@ QUESTION = [{"role": "user", "content": "q"}]
 ANSWER = [{"role": "user", "content": "and?"}]
 
 
-def test_a_template_has_no_episodes() -> None:
-    with pytest.raises(RenderError, match="cannot append to a conversation"):
-        renderer("template").episode(QUESTION)
-
-
 def sample(name: str, messages: list[Any], reply: dict[str, Any], tools: Any = None) -> list[int]:
     """Return the ids that a model would sample as the message `reply`."""
     return sampled_tokens(renderer(name).build_supervised_example([*messages, reply], tools=tools))

@@ -50,7 +50,7 @@ def with_template(file: Path) -> tuple[Renderer, FormatClaims]:
     source = file.read_text(encoding="utf-8")
     tokenizer = get_tokenizer(str(file.parent)) if real else tokenizer_for(source)
     ours = get_renderer("template", tokenizer, options=TemplateOptions(source, today=TODAY))
-    return ours, probe_claims(ours, episodes=False)
+    return ours, probe_claims(ours)
 
 
 @pytest.mark.soak

@@ -140,3 +140,13 @@ def test_an_error_of_python_about_a_form_is_not_shown_if_another_form_tells_more
     call = "{{ '<tool_call>' + c.function.arguments + raise_exception('one call only') }}"
     with pytest.raises(RenderError, match="one call only"):
         with_template(calling_template(call)).build_supervised_example([USER, CALLING])
+
+
+def test_the_error_names_the_renderer_of_the_family_if_there_is_one() -> None:
+    source = (
+        "{% for m in messages %}{{ '<｜User｜>' if m.role == 'user' else '<｜Assistant｜>' }}{{ m.content }}"
+        "{{ '<｜end▁of▁sentence｜>' if m.role != 'user' }}{% endfor %}"
+        "{{ '<｜Assistant｜><think>\\n' if add_generation_prompt }}"
+    )
+    with pytest.raises(RenderError, match="use the renderer 'deepseek_r1_distill'"):
+        with_template(source).build_supervised_example([USER, {"role": "assistant", "content": "a"}])

@@ -9,7 +9,9 @@ import pytest
 
 from tests.renderers.chats import CONTROL, decode, everyones_tokenizer, tokenizer_with
 from tinkerloop.errors import RenderError
+from tinkerloop.messages import ToolCall
 from tinkerloop.renderers import Renderer, get_renderer
+from tinkerloop.renderers.parsing.call_syntaxes import read_invokes
 from tinkerloop.renderers.template import TemplateOptions
 
 USER = {"role": "user", "content": "q"}
@@ -324,6 +326,20 @@ def test_text_that_the_template_writes_between_two_tokens_before_a_call_is_text(
         assert parsed(ours, reply, TOOLS) == (content, [("get_weather", ARGUMENTS)], 0, "stop_sequence")
     text, calls, unparsed, _ = parsed(ours, "<|python_start|>print(1)<|python_end|><|im_end|>", TOOLS)
     assert (text, calls, unparsed) == ("print(1)", [], 1)
+    for reply in ("<|python_start|>print(1)<|im_end|>", "<|python_start|><|im_end|>", "<|python_start|>print(1)"):
+        assert parsed(ours, reply, TOOLS)[3] == "malformed"  # nothing tells where the call would begin
+
+
+def test_a_token_between_the_text_and_the_stop_token_is_no_text() -> None:
+    """As in Cohere's templates."""
+    ours = with_template(
+        template(HEADER + "{{ m.content }}{{ '<|END_RESPONSE|>' if m.role == 'assistant' }}{{ '<|im_end|>' }}"),
+        "<|END_RESPONSE|>",
+        eos_token="<|im_end|>",
+    )
+    (reply,) = trained(ours, [USER, {"role": "assistant", "content": "a"}])
+    assert reply == "a<|END_RESPONSE|><|im_end|>"
+    assert parsed(ours, reply) == ("a", [], 0, "stop_sequence")
 
 
 def test_ids_that_the_template_checks_are_the_real_ones() -> None:
@@ -355,3 +371,13 @@ def test_results_in_another_order_than_their_calls_are_refused_if_the_template_w
     results = [{**RESULT, "tool_call_id": "second"}, RESULT]
     with pytest.raises(RenderError, match="order of the calls"):
         ours.build_generation_prompt([USER, calling, *results], tools=TOOLS)
+
+
+def test_a_value_that_is_marked_as_no_string_is_json_whatever_its_declared_type() -> None:
+    """As in DeepSeek's DSML: null for a parameter that is declared as a string."""
+    tool: Any = {"name": "f", "description": "", "parameters": {"properties": {"city": {"type": "string"}}}}
+    for mark, value in (("false", None), ("true", "null")):
+        body = f'<invoke name="f"><parameter name="city" string="{mark}">null</parameter></invoke>'
+        (call,) = read_invokes(body, [tool])
+        assert isinstance(call, ToolCall)
+        assert json.loads(call.function.arguments) == {"city": value}

@@ -14,9 +14,11 @@ import pytest
 import tinker
 
 import tinkerloop
+from tests.renderers.chats import A_TEMPLATE
 from tests.rollouts.conftest import QUESTION, ScriptedSampler, params, run, tiny_renderer
 from tinkerloop.errors import RolloutError
-from tinkerloop.renderers import Parsed, ParseTermination
+from tinkerloop.renderers import Parsed, ParseTermination, get_renderer
+from tinkerloop.renderers.template import TemplateOptions
 from tinkerloop.rollouts.environments import Outcome, Start, one_turn
 from tinkerloop.rollouts.episodes import FailurePolicy, Limits, episode_segments, run_episode, run_group
 from tinkerloop.rollouts.trajectory import End, Group, Trajectory
@@ -158,6 +160,19 @@ def test_an_episode_ends_by(name: str) -> None:
     trajectory = play(environment, script, limits=Limits(**limits))
     assert (trajectory.end, len(trajectory.turns)) == (end, turns)
     assert trajectory.reward == sum(range(1, turns + 1))
+
+
+def test_a_reply_that_the_template_cannot_write_ends_the_episode_not_the_run() -> None:
+    one_call = (
+        "{% for m in messages if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one call') }}"
+        "{% endfor %}"
+    )
+    options = TemplateOptions(one_call + A_TEMPLATE)
+    renderer = get_renderer("template", tiny_renderer().tokenizer, options=options)
+    call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    sampler = ScriptedSampler(["one", f"{call}\n{call}"], renderer)
+    trajectory = run(run_episode(Counting(9), sampler, renderer, sampling_params=params(max_tokens=256), seed=7))
+    assert (trajectory.end, len(trajectory.turns)) == (End.BROKEN_REPLY, 2)
 
 
 def test_the_environment_sees_that_a_reply_was_cut() -> None:

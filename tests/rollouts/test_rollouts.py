@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tinker
 
-from tests.rollouts.conftest import tiny_renderer
 from tinkerloop.callbacks import GradientAccumulation
 from tinkerloop.errors import CheckpointError, DataError, PlanError, RolloutError
 from tinkerloop.loop import Callback, Checkpoints, Loop, open_training_client
@@ -467,11 +466,6 @@ def test_invalid_options_are_refused(options, create):
     (name,) = options
     with pytest.raises(PlanError, match=f"{name} must be"):
         create(**options)
-
-
-def test_a_renderer_without_episodes_is_refused(create):
-    with pytest.raises(PlanError, match="the renderer 'template' cannot do"):
-        create(renderer=tiny_renderer("template"))
 
 
 def test_rollouts_need_to_know_the_boundary(service, renderer, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from tinkerloop.messages import Message, ToolSpec
-from tinkerloop.renderers.core import RendererCore
+from tinkerloop.renderers.appending import AppendingRenderer
 from tinkerloop.renderers.episode import Episode
 from tinkerloop.renderers.format import Options
 from tinkerloop.renderers.openai_messages import from_openai_message, to_openai_message
@@ -18,11 +18,8 @@ from tinkerloop.renderers.train_on_what import TrainOnWhat, token_weights
 __all__ = ["Options", "Renderer"]
 
 
-class Renderer(RendererCore):
+class Renderer(AppendingRenderer):
     """Converts messages to tokens and sampled tokens back to messages, in one chat format."""
-
-    has_episodes = True
-    """False if the renderer cannot append to a conversation, so that `episode` raises an error."""
 
     def build_supervised_examples(
         self,

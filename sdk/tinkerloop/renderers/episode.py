@@ -9,18 +9,17 @@ unchanged, then the tokens of the new messages.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
+from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Literal
 
 from tinkerloop._lazy import tinker
-from tinkerloop.errors import EpisodeError, RenderError
+from tinkerloop.errors import BrokenReplyError, EpisodeError, RenderError
 from tinkerloop.message_checks import read_message
 from tinkerloop.messages import CheckedConversation
-from tinkerloop.renderers.core import RendererCore
-from tinkerloop.renderers.parsing.parsed import Parsed, ParseTermination
-from tinkerloop.renderers.pieces import Part, Piece
+from tinkerloop.renderers.appending import AppendingRenderer, RewrittenError
+from tinkerloop.renderers.parsing.parsed import Parsed
+from tinkerloop.renderers.pieces import Part
 from tinkerloop.renderers.rendered import Rendered, SpanLabel, SpanTable, model_input
 
 
@@ -83,7 +82,7 @@ class Episode:
 
     def __init__(
         self,
-        renderer: RendererCore,
+        renderer: AppendingRenderer,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Any] | None = None,
         *,
@@ -98,7 +97,7 @@ class Episode:
         self._on_rewrite = on_rewrite
         self._parsed: Parsed | None = None  # the last reply; None once messages follow it
         self._replies = 0  # the number of replies sampled so far
-        self._unsettled: list[tuple[int, str | None]] = []  # (index, text) of replies that a user message may rewrite
+        self._first_unsettled = len(self._conversation)  # a user message may rewrite the replies from this index on
         self.segments[-1].extend(renderer.assemble_prompt(self._conversation))
 
     @property
@@ -151,9 +150,10 @@ class Episode:
         If this raises, the episode is unchanged.
 
         Raises:
-            EpisodeError: the last turn is not a reply; the new messages contain an assistant message or tools; the
-                last reply ends inside its reasoning or a tool call, or continues after its end; or the format writes
-                earlier turns differently now, and `on_rewrite` is `"refuse"`.
+            BrokenReplyError: the last reply ends inside its reasoning or a tool call, or continues after its end, or
+                the format cannot express it.
+            EpisodeError: the last turn is not a reply; the new messages contain an assistant message or tools; or the
+                format writes earlier turns differently now, and `on_rewrite` is `"refuse"`.
             RenderError: the format cannot express a message.
         """
         if self._parsed is None:
@@ -167,35 +167,29 @@ class Episode:
         if "assistant" in roles:
             raise EpisodeError("the new messages contain an assistant message; append replies with add_sampled()")
         if place := where_broken(self._parsed):
-            raise EpisodeError(
+            raise BrokenReplyError(
                 f"no message can follow the last reply, which is {self._parsed.termination.value} {place}; "
                 "end the episode here"
             )
         try:
             reply = self.renderer.normalize(read_message(self.messages[-1]))
         except RenderError as error:
-            raise EpisodeError(f"no message can follow the last reply, which is not valid: {error}") from error
+            raise BrokenReplyError(f"no message can follow the last reply, which is not valid: {error}") from error
         before = self._conversation
-        index = len(before)
         after = CheckedConversation((*before.messages, reply, *new), before.tools, prompting=True)
-        has_user = "user" in roles
-        latest, rewritten = None, None
-        if "system" in roles or not self.renderer.has_extension_property:
-            latest = index, self._written(_finished(after, index), index)
-            rewritten = self._rewritten(after, index, [*self._unsettled, latest] if has_user else [latest])
-        if rewritten is not None and self._on_rewrite == "refuse":
-            raise EpisodeError(
-                f"with the new messages, the chat format {self.renderer.name} would write messages[{rewritten}] in "
-                "another way than it was sampled; use on_rewrite='segment', or a format that keeps history unchanged"
+        begins_segment = False
+        try:
+            rendered = self.renderer.assemble(
+                self.renderer.following(after, len(before), self._parsed, self._first_unsettled)
             )
-        begins_segment = rewritten is not None
-        rendered = self.renderer.assemble_prompt(after) if begins_segment else self._following(after, index)
+        except RewrittenError as error:
+            if self._on_rewrite == "refuse":
+                raise EpisodeError(f"{error}; use on_rewrite='segment', or a format that keeps history") from error
+            rendered, begins_segment = self.renderer.assemble_prompt(after), True
         # The episode changes only from here on, so an error above leaves it as it was.
         self._conversation, self._parsed = after, None
-        if has_user or begins_segment:
-            self._unsettled.clear()
-        elif latest is not None:
-            self._unsettled.append(latest)
+        if begins_segment or "user" in roles:
+            self._first_unsettled = len(after)
         self.messages += messages
         if begins_segment:
             self.segments.append(Segment())
@@ -205,67 +199,6 @@ class Episode:
         """Return one example for each segment. Sampled ids have weight 1, all other tokens have weight 0."""
         limit, decode = self.renderer.max_length, self.renderer.decode
         return [Rendered(s.tokens[:], s.span_table.copy(), tuple(s.images), limit, decode) for s in self.segments]
-
-    def _rewritten(
-        self, after: CheckedConversation, index: int, replies: Sequence[tuple[int, str | None]]
-    ) -> int | None:
-        """Return the index of the first message for which appending is not enough, or None if there is none.
-
-        Appending is not enough if the format now writes one of `replies` differently. It is not enough either if the
-        format writes a new message in another place, e.g. if it moves a system message to the front.
-
-        Args:
-            after: the conversation with the new messages.
-            index: the index of the last reply.
-            replies: (index, text as sampled) of the replies that may have changed.
-        """
-        changed = (i for i, written in replies if self._written(after, i) != written)
-        moved = (i for i in range(index + 1, len(after)) if not any(True for _ in self.renderer.message(after, i)))
-        return next(chain(changed, moved), None)
-
-    def _written(self, conversation: CheckedConversation, index: int) -> str | None:
-        """Return the text of reply `index` in this conversation, or None if the format cannot express the reply."""
-        try:
-            pieces = (*self.renderer.opening(conversation, index), *self.renderer.sampled_reply(conversation, index))
-        except RenderError:  # e.g. the model sampled reasoning although its prompt rules reasoning out
-            return None
-        return "".join(piece.text for piece in pieces)
-
-    def _following(self, conversation: CheckedConversation, index: int) -> Rendered:
-        """Return the tokens to append after the sampled ids of reply `index`.
-
-        These are the missing end of the reply, the new messages and the opening of the next reply.
-        """
-        renderer = self.renderer
-        pieces: list[tuple[int, Piece]] = []
-        assert self._parsed is not None
-        if not self._is_stopped(self._parsed):
-            reply = renderer.reply(_without_reasoning(_finished(conversation, index)), index)
-            stops = [piece for piece in reply if piece.part is Part.STOP]
-            pieces += [(index, piece._replace(part=Part.SCAFFOLD)) for piece in stops]
-        pieces += zip(repeat(index), renderer.after_reply(conversation, index))
-        end = len(conversation)
-        for i in range(index + 1, end):
-            pieces += zip(repeat(i), renderer.message(conversation, i))
-        renderer.check_written(conversation, pieces, index + 1)
-        pieces += zip(repeat(end), renderer.opening(conversation, end))
-        return renderer.assemble(pieces)
-
-    def _is_stopped(self, parsed: Parsed) -> bool:
-        """Return whether a reply ends with a stop token or a stop text, even if it is otherwise malformed."""
-        is_clean_stop = parsed.termination is ParseTermination.STOP_SEQUENCE
-        return is_clean_stop or (bool(parsed.ids) and parsed.ids[-1] in self.renderer.get_stop_sequences())
-
-
-def _finished(conversation: CheckedConversation, index: int) -> CheckedConversation:
-    """Return the finished conversation that ends with message `index`."""
-    return CheckedConversation(conversation.messages[: index + 1], conversation.tools)
-
-
-def _without_reasoning(conversation: CheckedConversation) -> CheckedConversation:
-    """Return the conversation without the reasoning of its last message, so that every format can express it."""
-    *before, last = conversation.messages
-    return replace(conversation, messages=(*before, last._replace(reasoning=None)))
 
 
 def where_broken(parsed: Parsed) -> str | None:

@@ -21,24 +21,26 @@ import copy
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-from tinkerloop.errors import RenderError
+from tinkerloop.errors import BrokenReplyError, RenderError
 from tinkerloop.message_checks import read_conversation
 from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers import base
+from tinkerloop.renderers.appending import RewrittenError, finished
 from tinkerloop.renderers.assembly import Encode
 from tinkerloop.renderers.families.harmony import HarmonyParser
 from tinkerloop.renderers.marked_text import OWN, MarkedRun, Slot, own_strings, runs_of
 from tinkerloop.renderers.parsing.grammar import Grammar
+from tinkerloop.renderers.parsing.parsed import Parsed
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
-from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, markup, scaffold, stop, text
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, text
 from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.template_checks import ReasoningLostError, check_nothing_is_lost, check_origins
-from tinkerloop.renderers.template_compiler import CompiledTemplate, compile_template
+from tinkerloop.renderers.template_compiler import CompiledTemplate, compile_template, named_sources
 from tinkerloop.renderers.template_grammar import learn_grammar
 from tinkerloop.renderers.template_inputs import (
     CALL_FORMS,
@@ -50,6 +52,14 @@ from tinkerloop.renderers.template_inputs import (
     tools_of,
 )
 from tinkerloop.renderers.template_limits import TemplateLimitError, limited
+from tinkerloop.renderers.template_replies import (
+    difference,
+    divided,
+    end_of_reply,
+    has_other_text,
+    pieces_from,
+    text_of,
+)
 from tinkerloop.renderers.train_on_what import TokenWeights
 
 _SWITCHES = ("enable_thinking", "thinking")
@@ -57,6 +67,10 @@ _SWITCHES = ("enable_thinking", "thinking")
 _READS_FIELDS = re.compile(r"reasoning_content|(?:\.|\[['\"])reasoning\b")
 """The places in the source of a template where it reads reasoning from a field of the message."""
 _UNKNOWN = Slot("", -1, Part.SCAFFOLD)
+_FAMILY_OF = {"<｜Assistant｜><think>": "deepseek_r1_distill", "<|im_middle|>": "kimi_k2"}
+"""The renderers of model families whose own templates cannot train all replies, by a text in these templates."""
+_CACHED = ("_named_tags", "_primer", "_stop_pattern")
+"""The cached properties of `Template`."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +91,11 @@ class Template(base.Renderer):
 
     family = "template"
     Options = TemplateOptions
-    has_episodes = False
     _is_trial = False
     """True for a renderer that is created only to try other variables of the template."""
 
     def _prepare(self) -> None:
-        self._sources = self._named_sources()
+        self._sources = named_sources(self.tokenizer, self.options.chat_template)
         self._templates = {name: compile_template(source) for name, source in self._sources.items()}
         added = [str(token) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()]
         self.control = tuple(token for token in added if token.strip())
@@ -90,33 +103,9 @@ class Template(base.Renderer):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for derived in ("_templates", "_form", "_learned", "_primer"):
+        for derived in ("_templates", "_form", "_learned", *_CACHED):
             state.pop(derived, None)
         return state
-
-    def _named_sources(self) -> dict[str, str]:
-        """Return the templates that can be needed, by name, as transformers chooses them.
-
-        The option `chat_template` is a template or the name of one. Without it, a tokenizer with several templates
-        uses `tool_use` for conversations with tools, if it has one, and `default` for all others.
-        """
-        chosen = self.options.chat_template
-        known = getattr(self.tokenizer, "chat_template", None)
-        if isinstance(known, (list, tuple)):  # the form in `tokenizer_config.json`
-            known = {one["name"]: one["template"] for one in known}
-        if isinstance(known, Mapping):
-            if chosen is not None:
-                return {"default": known.get(chosen, chosen)}
-            if "default" not in known:
-                raise RenderError(
-                    f"the tokenizer has several chat templates and none is called 'default': {sorted(known)}; choose "
-                    "one with TemplateOptions(chat_template=NAME)"
-                )
-            return {name: known[name] for name in ("default", "tool_use") if name in known}
-        source = known if chosen is None else chosen
-        if not isinstance(source, str):
-            raise RenderError("the tokenizer has no chat_template; pass one as TemplateOptions(chat_template=...)")
-        return {"default": source}
 
     def _compiled(self, conversation: CheckedConversation) -> CompiledTemplate:
         name = "tool_use" if conversation.tools and "tool_use" in self._templates else "default"
@@ -129,6 +118,8 @@ class Template(base.Renderer):
         self._form = self._learn_form()
         eos = getattr(self.tokenizer, "eos_token", None)
         self._learned = learn_grammar(write, self.control, "".join(self._sources.values()), eos)
+        if not self._learned.is_harmony:
+            self._form = replace(self._form, tags=self._learned.grammar.tags)
         return self._learned.grammar
 
     def make_parser(self, conversation: CheckedConversation) -> ReplyParser:
@@ -138,6 +129,10 @@ class Template(base.Renderer):
     @property
     def reply_tags(self) -> Sequence[str]:
         """All control tokens that the template names, because most templates have blocks that the grammar does not."""
+        return self._named_tags
+
+    @functools.cached_property
+    def _named_tags(self) -> list[str]:
         source = "".join(self._sources.values())
         return [token for token in self.control if token in source and token not in self.grammar.stops]
 
@@ -163,8 +158,7 @@ class Template(base.Renderer):
         source = self._compiled(conversation)
         marking = Marking()
         inputs = self._inputs(conversation, form, marking)
-        items = len(conversation) + len(conversation.tools) + sum(len(m.tool_calls) for m in conversation.messages)
-        with limited(items, sum(len(slot.value) for slot in marking.slots)):
+        with limited(_items(conversation), sum(len(slot.value) for slot in marking.slots)):
             marked = self._run(source.marked, own_strings(inputs))
             written = self._run(source.plain, self._inputs(conversation, form, NoMarking()))
         if str.__ne__(written, marked):
@@ -176,6 +170,15 @@ class Template(base.Renderer):
         check_origins(runs, self.control)
         check_nothing_is_lost(conversation, marking.slots, runs, self.name)
         return runs
+
+    def _text(self, conversation: CheckedConversation, size: int) -> str:
+        """Return the template's text for a part of a conversation of `size` characters, without following origins.
+
+        The caller compares it with the text of the whole conversation, whose origins are known. This takes a fifth of
+        the time. Calls are passed in the first of `CALL_FORMS`.
+        """
+        with limited(_items(conversation), size):
+            return self._run(self._compiled(conversation).plain, self._inputs(conversation, self._form, NoMarking()))
 
     def _learn_form(self) -> MessageForm:
         """Return the form in which the template reads reasoning: the first with which it writes all of a reply.
@@ -277,15 +280,18 @@ class Template(base.Renderer):
         starts = {self._start(conversation, pieces, i): i for i in replies}
         known = {start: i for start, i in starts.items() if start is not None}
         alone = {start: i for start, i in known.items() if self._is_alone(conversation, pieces, start, i, known)}
-        return list(self._divided(conversation, pieces, alone))
+        return list(divided(conversation, pieces, alone, self._stop_pattern))
 
     def _with_stop(self, conversation: CheckedConversation, pieces: list[tuple[int, Piece]]) -> list[tuple[int, Piece]]:
         """Add the stop token of the last reply, if the template writes it only as the start of the next turn."""
+        token = self._unwritten_stop(conversation)
+        return [*pieces, (-1, scaffold(token))] if token else pieces
+
+    def _unwritten_stop(self, conversation: CheckedConversation) -> str:
         last = conversation.messages[-1] if conversation.messages else None
         if last is None or last.role != "assistant":
-            return pieces
-        token = self._learned.unwritten_stops.get(bool(last.tool_calls))
-        return pieces if token is None else [*pieces, (-1, scaffold(token))]
+            return ""
+        return self._learned.unwritten_stops.get(bool(last.tool_calls), "")
 
     def _is_alone(
         self,
@@ -301,37 +307,37 @@ class Template(base.Renderer):
         message. The text up to this token was not sampled. Therefore no other reply and no text of another message may
         be in between, and the same text must end the reply if the conversation ends with this reply.
         """
-        stop_at = self._end(pieces, start)
-        if stop_at is None or any(start < other <= stop_at for other in starts):
+        end = end_of_reply(pieces, start, self._stop_pattern)
+        if end is None or any(start < other <= end for other in starts) or has_other_text(pieces, start, end, reply):
             return False
-        position = 0
-        for message, piece in pieces:
-            inside = position < stop_at and position + len(piece.text) > start
-            if inside and not piece.trusted and message not in (reply, -1):
-                return False
-            position += len(piece.text)
         if conversation.is_final(reply):
             return True
-        alone = replace(conversation, messages=conversation.messages[: reply + 1])
-        try:
-            last = self._with_stop(alone, self._aligned(alone))
-        except RenderError:
-            return False
-        whole, ending = _text_of(pieces), _text_of(last)
-        end = self._end(last, start) if ending.startswith(whole[:start]) else None  # whole[:start] is the prompt
-        return end is not None and ending[start:end].endswith(whole[start:stop_at])
+        text = text_of(pieces)
+        sampled = self._as_sampled(finished(conversation, reply), text[:start], text[start:end])
+        return sampled is not None and sampled.endswith(text[start:end])
 
-    def _end(self, pieces: list[tuple[int, Piece]], start: int) -> int | None:
-        """Return the position after the first stop token that the template writes at or after `start`."""
-        position = 0
-        for _, piece in pieces:
-            if piece.trusted and position + len(piece.text) > start:
-                first = max(0, start - position)
-                found = self._stop_pattern.search(piece.text, first)
-                if found:
-                    return position + found.end()
-            position += len(piece.text)
-        return None
+    def _as_sampled(self, conversation: CheckedConversation, prompt: str, written: str) -> str | None:
+        """Return the text of the last reply of a conversation, up to its stop token, as it is sampled from a prompt.
+
+        Return None if the template cannot write the reply, or does not write it between its prompt and a stop token.
+
+        Args:
+            written: the text of this reply in a longer conversation, whose origins are known. If the reply is written
+                in the same way here, no origins are followed; they are, if reasoning may be lost in both.
+        """
+        if not conversation.messages[-1].reasoning:
+            expected = prompt + written
+            with contextlib.suppress(RenderError):
+                text = self._text(conversation, len(expected)) + self._unwritten_stop(conversation)
+                if text.startswith(expected):
+                    return written
+        try:
+            pieces = self._with_stop(conversation, self._aligned(conversation))
+        except RenderError:
+            return None
+        text = text_of(pieces)
+        end = end_of_reply(pieces, len(prompt), self._stop_pattern) if text.startswith(prompt) else None
+        return None if end is None else text[len(prompt) : end]
 
     @functools.cached_property
     def _stop_pattern(self) -> re.Pattern[str]:
@@ -343,44 +349,17 @@ class Template(base.Renderer):
 
         Return None if the prompt for the reply is not a prefix of this text.
         """
-        prompting = CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
-        prompt, whole = _text_of(self._aligned(prompting)), _text_of(pieces)
+        whole = text_of(pieces)
+        prompt = self._prompt_of(conversation, index, whole)
         return len(prompt) if whole.startswith(prompt) else None
 
-    def _divided(
-        self, conversation: CheckedConversation, pieces: list[tuple[int, Piece]], starts: Mapping[int, int]
-    ) -> Iterator[tuple[int, Piece]]:
-        """Yield the pieces, split where replies begin and end. The format's text inside a reply is marked as sampled.
-
-        Args:
-            starts: mapping from the position of a reply's first character to the index of the reply.
-        """
-        position, reply = 0, None
-        for index, piece in pieces:
-            rest = piece.text
-            while rest or not piece.text:
-                cut = min((s - position for s in starts if position < s < position + len(rest)), default=len(rest))
-                if position in starts and reply is None:
-                    reply = starts[position]
-                    if conversation.is_final(reply):
-                        yield reply, SEAM
-                part, rest = rest[:cut], rest[cut:]
-                position += len(part)
-                if reply is None or not piece.trusted:
-                    # Strings of a reply whose start is unknown carry no weight; `example` raises if it is trained.
-                    owner = index if reply is None else reply
-                    has_known_start = conversation.role(index) != "assistant" or reply is not None
-                    own_part = Part.TEXT if reply is not None and index < 0 else piece.part  # e.g. a number in a call
-                    yield owner, piece._replace(text=part, part=own_part if has_known_start else Part.SCAFFOLD)
-                else:
-                    end = self._stop_pattern.search(part)
-                    yield reply, markup(part[: end.start()] if end else part, Part.TEXT)
-                    if end:
-                        yield reply, stop(end[0])
-                        yield reply, scaffold(part[end.end() :])
-                        reply = None
-                if not piece.text:
-                    break
+    def _prompt_of(self, conversation: CheckedConversation, index: int, whole: str) -> str:
+        """Return the text of the prompt for reply `index`. `whole` is the text of the conversation."""
+        prompting = CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
+        with contextlib.suppress(RenderError):
+            if whole.startswith(text := self._text(prompting, len(whole))):
+                return text
+        return text_of(self._aligned(prompting))
 
     def example(
         self, conversation: CheckedConversation, weights: TokenWeights, encode: Encode | None = None
@@ -410,15 +389,10 @@ class Template(base.Renderer):
     def _difference(self, conversation: CheckedConversation, index: int) -> str:
         """Return how the prompt for reply `index` and the rendered conversation differ, for the error message."""
         prompting = CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
-        prompt, whole = _text_of(self._aligned(prompting)), _text_of(self._aligned(conversation))
-        pairs = enumerate(zip(prompt, whole, strict=False))
-        same = next((i for i, (one, other) in pairs if one != other), min(len(prompt), len(whole)))
-        if same == len(prompt):
+        continued, written = difference(text_of(self._aligned(prompting)), text_of(self._aligned(conversation)))
+        if not continued:
             return ""
-        return (
-            f" (the prompt continues with {prompt[same : same + 40]!r}, the conversation with "
-            f"{whole[same : same + 40]!r})"
-        )
+        return f" (the prompt continues with {continued!r}, the conversation with {written!r})"
 
     def _trains(self, conversation: CheckedConversation, index: int) -> bool:
         """Return whether reply `index` can be trained."""
@@ -437,7 +411,7 @@ class Template(base.Renderer):
             if name not in source or (name, value) in self.options.variables:
                 continue
             other = copy.copy(self)
-            for cached in ("_stop_pattern", "_primer"):  # they depend on the variables
+            for cached in _CACHED:  # they depend on the variables
                 vars(other).pop(cached, None)
             other.options = replace(self.options, variables=(*self.options.variables, (name, value)))
             other._is_trial = True
@@ -452,9 +426,10 @@ class Template(base.Renderer):
             with contextlib.suppress(RenderError):
                 if works(self, reasoned):
                     remedies.append("give every reply reasoning ('reasoning_content')")
+        family = next((repr(name) for text, name in _FAMILY_OF.items() if text in source), "for this model family")
         return ", or ".join(remedies) or (
-            "no variable of the template changes this, so use the renderer for this model family, or another template "
-            "with TemplateOptions(chat_template=...)"
+            f"no variable of the template changes this, so use the renderer {family}, or another template with "
+            "TemplateOptions(chat_template=...)"
         )
 
     def opening(self, conversation: CheckedConversation, index: int) -> Pieces:
@@ -479,15 +454,55 @@ class Template(base.Renderer):
             return self._primer
         return self._primer_of(conversation)
 
-    def episode(self, *args: Any, **kwargs: Any) -> Any:
-        raise RenderError(
-            "the renderer 'template' cannot append to a conversation, so it has no episodes; use the renderer for this "
-            "model family"
-        )
+    def following(
+        self, conversation: CheckedConversation, index: int, parsed: Parsed, first: int
+    ) -> list[tuple[int, Piece]]:
+        """Like `AppendingRenderer.following`, but compares the template's whole text up to the end of the reply.
+
+        Appending is enough if the text for the longer conversation begins with the prompt of the reply, and goes on
+        with the reply as it was sampled. If the reply ends with another token than the template writes there, or with
+        none, the template's token is appended too.
+
+        Raises:
+            BrokenReplyError: the template cannot write the reply, so no message can follow it.
+        """
+        try:
+            pieces = self._aligned(conversation)
+        except RenderError as error:
+            if self._cannot_write(conversation, index):
+                raise BrokenReplyError(
+                    f"no message can follow the last reply, because the chat template cannot write it: {error}; end "
+                    "the episode here"
+                ) from error
+            raise
+        text = text_of(pieces)
+        prompt = self._prompt_of(conversation, index, text)
+        end = end_of_reply(pieces, len(prompt), self._stop_pattern) if text.startswith(prompt) else None
+        written = "" if end is None else text[len(prompt) : end]
+        sampled = self._as_sampled(finished(conversation, index), prompt, written)
+        if end is None or written != sampled or has_other_text(pieces, len(prompt), end, index):
+            was, now = difference(prompt + (sampled or ""), text)
+            raise RewrittenError(
+                f"with the new messages, the chat template would write messages[{index}], or the text before it, in "
+                f"another way than it was sampled ({now!r} instead of {was!r})"
+            )
+        end_token = max((token for token in self.grammar.stops if text.endswith(token, 0, end)), key=len)
+        is_stopped = bool(parsed.ids) and parsed.ids[-1] == self._assembler.id_of(end_token)
+        return list(pieces_from(pieces, end if is_stopped else end - len(end_token)))
+
+    def _cannot_write(self, conversation: CheckedConversation, index: int) -> bool:
+        """Return whether the template cannot write reply `index`, or writes it only as text, as an unparsed call."""
+        try:
+            self._aligned(finished(conversation, index))
+        except RenderError:
+            return True
+        return bool(conversation[index].unparsed)
 
 
-def _text_of(pieces: Iterable[tuple[int, Piece]]) -> str:
-    return "".join(piece.text for _, piece in pieces)
+def _items(conversation: CheckedConversation) -> int:
+    """Return the number of messages, tools and calls."""
+    calls = sum([len(message.tool_calls) for message in conversation.messages])
+    return len(conversation) + len(conversation.tools) + calls
 
 
 PRESETS: Sequence[tuple[str, type[base.Renderer], base.Options]] = (("template", Template, TemplateOptions()),)

@@ -18,7 +18,9 @@ class ReasoningLostError(RenderError):
 def check_origins(runs: Sequence[MarkedRun], control: Iterable[str]) -> None:
     """Raise if text of unknown origin spells a control token, which may be the template's own or a message's."""
     for run in runs:
-        token = next((t for t in control if run.origin is None and t in run.text), None)
+        if run.origin is not None:
+            continue
+        token = next((token for token in control if token in run.text), None)
         if token is not None:
             raise RenderError(
                 f"the template computes a text that spells the control token {token!r}, so it is unknown whether "

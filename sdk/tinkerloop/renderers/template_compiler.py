@@ -46,6 +46,33 @@ def compile_template(source: str) -> CompiledTemplate:
         ) from error
 
 
+def named_sources(tokenizer: Any, chosen: str | None) -> dict[str, str]:
+    """Return the templates of a tokenizer that can be needed, by name, as transformers chooses them.
+
+    `chosen` is a template to use instead, or the name of one. With None, a tokenizer with several templates uses
+    `tool_use` for conversations with tools, if it has one, and `default` for all others.
+
+    Raises:
+        RenderError: the tokenizer has no template, or several of which none is the default.
+    """
+    known = getattr(tokenizer, "chat_template", None)
+    if isinstance(known, (list, tuple)):  # the form in `tokenizer_config.json`
+        known = {one["name"]: one["template"] for one in known}
+    if isinstance(known, Mapping):
+        if chosen is not None:
+            return {"default": known.get(chosen, chosen)}
+        if "default" not in known:
+            raise RenderError(
+                f"the tokenizer has several chat templates and none is called 'default': {sorted(known)}; choose "
+                "one with TemplateOptions(chat_template=NAME)"
+            )
+        return {name: known[name] for name in ("default", "tool_use") if name in known}
+    source = known if chosen is None else chosen
+    if not isinstance(source, str):
+        raise RenderError("the tokenizer has no chat_template; pass one as TemplateOptions(chat_template=...)")
+    return {"default": source}
+
+
 def _raise_exception(message: str) -> None:
     raise RenderError(f"the chat template raises an error for this conversation: {message}")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tinkerloop.errors import RenderError
@@ -75,12 +75,12 @@ def learn_grammar(write: Write, control: Sequence[str], source: str, eos: str | 
     used = [token for token in control if token in source]
     if HARMONY_GRAMMAR.control <= set(control) and {"<|channel|>", "<|message|>", "<|start|>"} <= set(used):
         return LearnedGrammar(HARMONY_GRAMMAR, {}, is_harmony=True)
-    text_stop, is_written = _text_stop(write, control, eos)
+    text_stop, is_written, closers = _text_stop(write, control, eos)
     reasoning = _reasoning_block(write, control, used)
     calls = _call_format(write, control, text_stop, reasoning)
     unwritten = {} if is_written else {False: text_stop}
     if calls is None:
-        return LearnedGrammar(_without_calls(text_stop, reasoning, used), unwritten)
+        return LearnedGrammar(replace(_without_calls(text_stop, reasoning, used), wrappers=closers), unwritten)
     stops = (text_stop, *([calls.stop] if calls.stop not in (None, text_stop) else []))
     if calls.stop is not None and not calls.stop_is_written:
         unwritten[True] = calls.stop
@@ -88,7 +88,8 @@ def learn_grammar(write: Write, control: Sequence[str], source: str, eos: str | 
     grammar = Grammar(
         stops,
         blocks,
-        wrappers=calls.wrappers,
+        wrappers=(*closers, *calls.wrappers),
+        announcing=calls.wrappers,
         read_call=calls.read_fields,
         read_text=None if calls.block else calls.read_text,
         find_call=None if calls.block else calls.find_call,
@@ -142,8 +143,11 @@ def control_tokens_in(text: str, control: Iterable[str]) -> list[tuple[int, str]
 # ---- stop tokens
 
 
-def _text_stop(write: Write, control: Sequence[str], eos: str | None) -> tuple[str, bool]:
-    """Return the token that ends a reply without calls, and whether the template writes it after a last reply."""
+def _text_stop(write: Write, control: Sequence[str], eos: str | None) -> tuple[str, bool, tuple[str, ...]]:
+    """Return the token that ends a reply without calls, and whether the template writes it after a last reply.
+
+    The third value are the tokens between the text and the stop token, such as Cohere's `<|END_RESPONSE|>`.
+    """
     try:
         pieces = write([_USER, _REPLY])
     except RenderError as error:
@@ -151,8 +155,9 @@ def _text_stop(write: Write, control: Sequence[str], eos: str | None) -> tuple[s
             "the template does not write the text of messages whose content is a string, here of a question and its "
             f"answer; use the renderer for this model family. {error}"
         ) from error
-    if end := _first_stop(_own_text(pieces, _places(pieces, 1, Part.TEXT)[-1]), control, eos):
-        return end, True
+    tail = _own_text(pieces, _places(pieces, 1, Part.TEXT)[-1])
+    if end := _first_stop(tail, control, eos):
+        return end, True, tuple([token for _, token in control_tokens_in(tail[: tail.index(end)], control)])
     with contextlib.suppress(RenderError):
         pieces = write([_USER, _REPLY, _USER], prompting=True)
         end = _first_stop(_own_text(pieces, _places(pieces, 1, Part.TEXT)[-1]), control, None)
@@ -161,7 +166,7 @@ def _text_stop(write: Write, control: Sequence[str], eos: str | None) -> tuple[s
             "the template ends a reply without a control token and the tokenizer has no eos_token, so sampling could "
             "not stop; use a template that ends a reply with one of the tokenizer's added tokens"
         )
-    return end or str(eos), end is None  # with eos alone, nothing ends a reply, and training raises an error
+    return end or str(eos), end is None, ()  # with eos alone, nothing ends a reply, and training raises an error
 
 
 def _first_stop(tail: str, control: Sequence[str], eos: str | None) -> str | None:

@@ -7,7 +7,8 @@ the form by trying: a form is right if the template writes the whole message wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,6 +39,9 @@ class MessageForm:
     """True if the arguments of calls are JSON text, False if they are dictionaries."""
     empty_is_none: bool = False
     """True if the content of a reply with calls is None, not an empty text, if the reply has no text."""
+    tags: tuple[str, ...] | None = None
+    """The control tokens (such as `<tool_call>`) that can be in an unparsed call, which is written at the end of the
+    text; None: the template cannot write unparsed calls."""
 
 
 CALL_FORMS = ((False, False), (True, False), (False, True), (True, True))
@@ -105,7 +109,7 @@ def _fields(
         raise RenderError(
             f"messages[{i}]: the renderer 'template' has no images; use the renderer for this model family"
         )
-    if message.unparsed:
+    if message.unparsed and form.tags is None:
         raise RenderError(f"messages[{i}]: the renderer 'template' cannot write an unparsed tool call; remove the call")
     yield "role", message.role
     yield from _content(message, i, conversation.is_final(i), form, marking)
@@ -122,10 +126,12 @@ def _content(
     reasoning = None
     if message.reasoning or (message.reasoning == "" and (form.reasoning == "fields" or form.writes_empty)):
         reasoning = marking.show(message.reasoning, i, Part.REASONING, is_final)
-    if form.empty_is_none and message.tool_calls and not message.text:
+    if form.empty_is_none and message.tool_calls and not message.text and not message.unparsed:
         content = None
     else:
         content = marking.show(message.text, i, Part.TEXT, True)
+        for call in message.unparsed:
+            content = content + _as_sampled(call.raw_text, i, form.tags or (), marking)
     if reasoning is None or form.reasoning == "fields":
         yield "content", content
         if reasoning is not None:
@@ -137,6 +143,14 @@ def _content(
         newline = "\n" if form.opening.endswith("\n") else ""
         closing = f"{newline}</think>{2 * newline if content else ''}"
         yield "content", marking.literal(form.opening) + reasoning + marking.literal(closing) + (content or "")
+
+
+def _as_sampled(raw_text: str, i: int, tags: Sequence[str], marking: Marking) -> str:
+    """Return an unparsed call, in which the tags are the template's own, as they were sampled."""
+    pattern = "|".join(map(re.escape, sorted(tags, key=len, reverse=True)))
+    texts = re.split(f"({pattern})", raw_text) if tags else [raw_text]  # texts and tags in turn
+    shown = [marking.literal(x) if n % 2 else marking.show(x, i, Part.TOOL_CALL, True) for n, x in enumerate(texts)]
+    return marking.literal("").join(shown)
 
 
 def _call(call: ToolCall, i: int, form: MessageForm, marking: Marking) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import SamplingClientLike
-from tinkerloop.errors import PlanError, RenderError, RolloutError
+from tinkerloop.errors import BrokenReplyError, PlanError, RenderError, RolloutError
 from tinkerloop.loop.futures import awaitable
 from tinkerloop.renderers import Episode, Parsed, Renderer
 from tinkerloop.renderers.episode import where_broken
@@ -235,8 +235,10 @@ async def _turns(
 ) -> tuple[Episode, list[Turn], Sequence[Mapping[str, Any]], End]:
     """Return the episode, its turns, the messages after the last reply (which are only logged), and why it ended."""
     start: Start = await _ask("start", environment.start, returns=Start)
-    with _as_failure("the messages or the tools that start() returned are not valid"):
+    try:
         episode = renderer.episode(start.messages, start.tools or None, on_rewrite="segment")
+    except RenderError as error:
+        raise RolloutError(f"the messages or the tools that start() returned are not valid: {error}") from error
     turns: list[Turn] = []
     while True:
         room = None if limits.max_tokens is None else limits.max_tokens - len(episode.tokens)
@@ -258,8 +260,12 @@ async def _turns(
             return episode, turns, outcome.messages, end
         if not outcome.messages:
             raise RolloutError("step() returned neither messages nor done=True; return one of them")
-        with _as_failure("the messages that step() returned are not valid"):
+        try:
             episode.add(outcome.messages)
+        except BrokenReplyError:
+            return episode, turns, outcome.messages, End.BROKEN_REPLY
+        except RenderError as error:
+            raise RolloutError(f"the messages that step() returned are not valid: {error}") from error
 
 
 def _end(outcome: Outcome, reply: Parsed, *, is_cut: bool, is_last: bool) -> End | None:
@@ -290,12 +296,3 @@ async def _ask(method: str, function: Callable[..., Any], *args: Any, returns: t
     if returns is not None and not isinstance(value, returns):
         raise RolloutError(f"{method}() of an environment must return {returns.__name__}(...), got {value!r:.80}")
     return value
-
-
-@contextmanager
-def _as_failure(problem: str) -> Iterator[None]:
-    """Turn an error of a renderer into the error of an environment."""
-    try:
-        yield
-    except RenderError as error:
-        raise RolloutError(f"{problem}: {error}") from error

@@ -123,11 +123,6 @@ class Rollouts:
         for name, (value, smallest) in least.items():
             if value < smallest:
                 raise PlanError(f"{name} must be at least {smallest}, got {value}")
-        if not renderer.has_episodes:
-            raise PlanError(
-                f"rollouts append to conversations, which the renderer {renderer.name!r} cannot do: pass the renderer "
-                "of the model's family, such as 'qwen3_instruct' for a model with <|im_start|> and <|im_end|>"
-            )
         if not callable(advantages):
             raise PlanError(
                 f"advantages must be a function from a group to its advantages, got {advantages!r}: pass a function of "

@@ -38,7 +38,8 @@ class End(StrEnum):
     This is also the end of an episode whose environment returned `done` for a reply that was cut.
     """
     BROKEN_REPLY = "broken_reply"
-    """The last reply broke off inside a block, or continued after its end, so no message could follow it."""
+    """No message could follow the last reply: it broke off inside a block, continued after its end, or has a part
+    that the chat format cannot express."""
 
 
 class SampledSpan(NamedTuple):

@@ -38,7 +38,6 @@ class FormatClaims:
         spaces: spaces at both ends of the text of a reply. A format that trims texts does not claim this.
         newlines: newlines at both ends of the text of a reply.
         argument_order: the order of the arguments of a call. A format that does not claim this sorts them by name.
-        episodes: conversations that grow by sampled replies, with `Renderer.episode`.
         rewrites: a conversation that the format rewrites when it goes on, for a format without the extension property.
             Needed only if none of `REWRITTEN` is rewritten.
     """
@@ -58,7 +57,6 @@ class FormatClaims:
     spaces: bool = True
     newlines: bool = True
     argument_order: bool = True
-    episodes: bool = True
     rewrites: Sequence[Mapping[str, Any]] = ()
 
 
@@ -152,7 +150,6 @@ def probe_claims(renderer: Renderer, **stated: Any) -> FormatClaims:
     found["spaces"], found["newlines"] = keeps_text(renderer, " a "), keeps_text(renderer, "\na\n")
     found["argument_order"] = not found["calls"] or keeps_argument_order(renderer)
     found["images"] = not refuses(renderer, "images", with_image())
-    found["episodes"] = can_begin_episode(renderer)
     return replace(FormatClaims(**found), **stated)
 
 
@@ -175,8 +172,6 @@ def check_claims(renderer: Renderer, claims: FormatClaims) -> None:
                 f"the format does not claim {claim}, but this conversation is rendered: {messages}; claim it, or raise "
                 "a RenderError"
             )
-    if claims.episodes is not can_begin_episode(renderer):
-        raise CheckFailedError(f"the format claims episodes={claims.episodes}, but `episode` does the opposite")
     if claims.calls and claims.argument_order is not keeps_argument_order(renderer):
         raise CheckFailedError(
             f"the format claims argument_order={claims.argument_order}, but a call shows the opposite"
@@ -195,15 +190,6 @@ def refuses(renderer: Renderer, claim: str, messages: Messages) -> RenderError |
     except (RenderError, ImageError) as error:
         return error
     return None
-
-
-def can_begin_episode(renderer: Renderer) -> bool:
-    """Return whether the renderer has episodes."""
-    try:
-        renderer.episode([_user()])
-    except RenderError:
-        return False
-    return True
 
 
 def keeps_text(renderer: Renderer, text: str) -> bool:

@@ -61,6 +61,7 @@ class DeepSeekV3(base.Renderer):
             ("<｜end▁of▁sentence｜>",),
             (_REASONING, _CALL),
             wrappers=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+            announcing=("<｜tool▁calls▁begin｜>",),
             read_call=read_named_call,
         )
 

@@ -58,6 +58,7 @@ class Kimi(base.Renderer):
             ("<|im_end|>",),
             (_REASONING, _CALL),
             wrappers=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+            announcing=("<|tool_calls_section_begin|>",),
             eos=("[EOS]",),
             read_call=read_numbered_call,
         )

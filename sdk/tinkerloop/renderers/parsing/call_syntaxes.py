@@ -17,6 +17,7 @@ returns all calls in it. The reader for a template is the first one that reads b
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -120,6 +121,9 @@ def read_invokes(body: str, tools: Sequence[ToolSpec] = ()) -> Calls:
         arguments: dict[str, Any] = {}
         for _, key, is_string, value in _INVOKED.findall(inside):
             arguments[key] = value if is_string == "true" else read_value(value, schemas.get(key), root)
+            if is_string == "false":  # JSON, also where the declared type is a string
+                with contextlib.suppress(ValueError, RecursionError):
+                    arguments[key] = STRICT_JSON.decode(value)
         if _INVOKED.sub("", inside).strip():
             return _unparsed(body, f"not a parameter: {_INVOKED.sub('', inside).strip()[:80]!r}")
         calls.append(_call(name, arguments))

@@ -59,6 +59,8 @@ class Grammar:
     blocks: tuple[Block, ...] = ()
     wrappers: tuple[str, ...] = ()
     """Control tokens around a group of blocks. They are not part of the message."""
+    announcing: tuple[str, ...] = ()
+    """The tokens of `wrappers` after which a call must follow, so that a reply without one is malformed."""
     eos: tuple[str, ...] = ()
     """Control tokens that also end a reply, although the format never writes them."""
     stop_texts: tuple[str, ...] = ()

@@ -58,6 +58,7 @@ class ReplyParser:
         self._block: Block | None = None
         self._termination: ParseTermination | None = None
         self._malformed = False
+        self._is_announced = False  # True once a token was sampled after which a call must follow
         self._broke_off_in: Part | None = None
         self._deltas: list[MessageDelta] = [StreamingMessageHeader(role)]
         self._buffer = TextBuffer(
@@ -125,7 +126,7 @@ class ReplyParser:
             self._position = len(self._ids)
             self._close_all()
             self._termination = ParseTermination.TRUNCATED
-        if self._malformed:
+        if self._malformed or (self._is_announced and not self._calls):
             self._termination = ParseTermination.MALFORMED
         message = self._message()
         deltas, self._deltas = [*self._deltas, message], []
@@ -198,6 +199,8 @@ class ReplyParser:
         elif block is not None or name not in self._grammar.wrappers:
             self._malformed |= block is None  # inside a block the token is kept as text; outside it is an error
             self._push(name)
+        else:
+            self._is_announced |= name in self._grammar.announcing
         return part
 
     def _flush(self) -> None:

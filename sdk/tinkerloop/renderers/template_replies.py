@@ -1,0 +1,102 @@
+"""Find replies in what a chat template writes for a conversation.
+
+A template writes a conversation only as a whole, so a reply is found by comparing texts. It begins where the template's
+prompt for it ends, if this prompt is a prefix of the text. It ends after the first stop token (such as `<|im_end|>`)
+that the template itself writes from there on. `Written` pieces come from `template`: trusted pieces are the template's
+own text, and the index of other pieces is that of their message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from tinkerloop.messages import CheckedConversation
+from tinkerloop.renderers.pieces import SEAM, Part, Piece, markup, scaffold, stop
+
+Written = Sequence[tuple[int, Piece]]
+"""(message index, piece) pairs; the index is -1 for the template's own text."""
+
+
+def text_of(pieces: Written) -> str:
+    """Return the whole text of pieces."""
+    return "".join([piece.text for _, piece in pieces])
+
+
+def end_of_reply(pieces: Written, start: int, stops: re.Pattern[str]) -> int | None:
+    """Return the position after the first of the template's own stop tokens at or after `start`, or None."""
+    position = 0
+    for _, piece in pieces:
+        if piece.trusted and position + len(piece.text) > start:
+            found = stops.search(piece.text, max(0, start - position))
+            if found:
+                return position + found.end()
+        position += len(piece.text)
+    return None
+
+
+def has_other_text(pieces: Written, start: int, end: int, reply: int) -> bool:
+    """Return whether text of a message other than `reply` is between two positions."""
+    position = 0
+    for message, piece in pieces:
+        inside = position < end and position + len(piece.text) > start
+        if inside and not piece.trusted and message not in (reply, -1):
+            return True
+        position += len(piece.text)
+    return False
+
+
+def pieces_from(pieces: Written, start: int) -> Iterator[tuple[int, Piece]]:
+    """Yield the pieces from a position on. If the position is inside a piece, its rest is yielded first."""
+    position = 0
+    for message, piece in pieces:
+        cut = max(0, start - position)
+        if cut < len(piece.text):
+            yield message, piece._replace(text=piece.text[cut:])
+        position += len(piece.text)
+
+
+def difference(one: str, other: str, shown: int = 40) -> tuple[str, str]:
+    """Return the texts with which two texts go on after their longest common prefix, as far as they are shown."""
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[same : same + shown], other[same : same + shown]
+
+
+def divided(
+    conversation: CheckedConversation,
+    pieces: Iterable[tuple[int, Piece]],
+    starts: Mapping[int, int],
+    stops: re.Pattern[str],
+) -> Iterator[tuple[int, Piece]]:
+    """Yield the pieces, split where replies begin and end. The format's text inside a reply is marked as sampled.
+
+    Args:
+        starts: mapping from the position of a reply's first character to the index of the reply.
+        stops: pattern of the stop tokens.
+    """
+    position, reply = 0, None
+    for index, piece in pieces:
+        rest = piece.text
+        while rest or not piece.text:
+            cut = min((s - position for s in starts if position < s < position + len(rest)), default=len(rest))
+            if position in starts and reply is None:
+                reply = starts[position]
+                if conversation.is_final(reply):
+                    yield reply, SEAM
+            part, rest = rest[:cut], rest[cut:]
+            position += len(part)
+            if reply is None or not piece.trusted:
+                # Strings of a reply whose start is unknown carry no weight; `example` raises if it is trained.
+                owner = index if reply is None else reply
+                has_known_start = conversation.role(index) != "assistant" or reply is not None
+                own_part = Part.TEXT if reply is not None and index < 0 else piece.part  # e.g. a number in a call
+                yield owner, piece._replace(text=part, part=own_part if has_known_start else Part.SCAFFOLD)
+            else:
+                end = stops.search(part)
+                yield reply, markup(part[: end.start()] if end else part, Part.TEXT)
+                if end:
+                    yield reply, stop(end[0])
+                    yield reply, scaffold(part[end.end() :])
+                    reply = None
+            if not piece.text:
+                break
