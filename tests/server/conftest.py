@@ -20,6 +20,7 @@ pytest.importorskip("uvicorn")
 import torch
 
 from tests.processes import Process
+from tinkerloop.loop.futures import resolve
 from tinkerloop.server.running import ServerOptions, background_server
 
 KEY = "tml-a-key-for-tests"
@@ -63,7 +64,7 @@ def service(url: str) -> Iterator[tinker.ServiceClient]:
 
 @pytest.fixture
 def client(service: tinker.ServiceClient) -> tinker.TrainingClient:
-    return service.create_lora_training_client("tiny", rank=8, seed=1).result()
+    return resolve(service.create_lora_training_client("tiny", rank=8, seed=1))
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ class RawClient(httpx.Client):
     """Client that sends what a test writes, and not what the tinker client would."""
 
     def __init__(self, url: str):
-        super().__init__(base_url=f"{url}/api/v1/", headers={"X-API-Key": KEY}, timeout=60)
+        super().__init__(base_url=f"{url}/api/v1/", headers={"X-API-Key": KEY}, timeout=600)
 
     def ask(self, place: str, /, **body: object) -> dict:
         return self.post(place, json=body).raise_for_status().json()

@@ -340,7 +340,7 @@ class Hostile:
                 b"",
             ]
         )
-        with socket.create_connection((address.hostname or "", address.port or 0), timeout=20) as connection:
+        with socket.create_connection((address.hostname or "", address.port or 0), timeout=600) as connection:
             try:
                 connection.sendall(content)
                 connection.shutdown(socket.SHUT_WR)

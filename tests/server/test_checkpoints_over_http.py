@@ -6,6 +6,7 @@ import pytest
 import tinker
 
 from tinkerloop.local import ServiceClient
+from tinkerloop.loop.futures import resolve
 from tinkerloop.server.running import ServerOptions, background_server
 
 ADAM = tinker.AdamParams(learning_rate=1e-2)
@@ -24,9 +25,9 @@ def test_training_goes_on_from_a_checkpoint_with_its_optimizer_state(service, cl
     losses(client, datum, 3)
     path = client.save_state("three").result().path
     assert path == f"tinker://{client.model_id}/weights/three"
-    resumed = service.create_training_client_from_state_with_optimizer(path).result()
+    resumed = resolve(service.create_training_client_from_state_with_optimizer(path))
     assert resumed.model_id != client.model_id
-    fresh = service.create_training_client_from_state(path).result()
+    fresh = resolve(service.create_training_client_from_state(path))
     uninterrupted = losses(client, datum, 3)
     assert losses(resumed, datum, 3) == uninterrupted
     assert losses(fresh, datum, 3) != uninterrupted
@@ -35,7 +36,7 @@ def test_training_goes_on_from_a_checkpoint_with_its_optimizer_state(service, cl
 def test_a_checkpoint_is_loaded_into_a_model_that_has_done_nothing(service, client, datum):
     losses(client, datum, 2)
     path = client.save_state("two").result().path
-    loaded = service.create_lora_training_client("tiny", rank=8).result()
+    loaded = resolve(service.create_lora_training_client("tiny", rank=8))
     loaded.load_state_with_optimizer(path).result()
     assert losses(loaded, datum, 2) == losses(client, datum, 2)
     with pytest.raises(tinker.RequestFailedError, match="not permitted with seq_id"):
@@ -46,9 +47,9 @@ def test_a_server_opens_what_was_trained_in_process_and_the_reverse(service, roo
     with ServiceClient(root=root, device="cpu") as here:
         local = here.create_lora_training_client("tiny", rank=8, seed=1)
         losses(local, datum, 2)
-        opened = service.create_training_client_from_state_with_optimizer(
-            local.save_state("here").result().path
-        ).result()
+        opened = resolve(
+            service.create_training_client_from_state_with_optimizer(local.save_state("here").result().path)
+        )
         assert losses(opened, datum, 2) == losses(local, datum, 2)
         back = here.create_training_client_from_state_with_optimizer(opened.save_state("there").result().path)
         assert losses(back, datum, 2) == losses(opened, datum, 2)
@@ -98,7 +99,7 @@ def test_a_copy_lies_in_the_run_of_its_session_and_a_repeated_request_copies_onc
 
 def test_rest_shows_sessions_with_their_models_and_samplers(service, client):
     rest = service.create_rest_client()
-    sampler = service.create_sampling_client(base_model="tiny").result()
+    sampler = resolve(service.create_sampling_client(base_model="tiny"))
     session = client.model_id.partition(":")[0]
     assert session in rest.list_sessions().result().sessions
     found = rest.get_session(session).result()
@@ -119,8 +120,8 @@ def test_the_tokenizer_is_found_on_the_same_machine(client):
 def test_after_a_restart_checkpoints_are_there_and_a_lost_model_says_how_to_resume(tmp_path, datum):
     options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu")
     with background_server(options) as url:
-        client = (
-            tinker.ServiceClient(base_url=url, api_key="tml-key").create_lora_training_client("tiny", rank=4).result()
+        client = resolve(
+            tinker.ServiceClient(base_url=url, api_key="tml-key").create_lora_training_client("tiny", rank=4)
         )
         first = losses(client, datum, 2)
         path = client.save_state("kept").result().path
@@ -129,7 +130,7 @@ def test_after_a_restart_checkpoints_are_there_and_a_lost_model_says_how_to_resu
         with pytest.raises(tinker.RequestFailedError, match="resume from your newest record"):
             client.forward_backward([datum(1)], "cross_entropy").result()
         service = tinker.ServiceClient(base_url=url, api_key="tml-key")
-        resumed = service.create_training_client_from_state_with_optimizer(path).result()
+        resumed = resolve(service.create_training_client_from_state_with_optimizer(path))
         assert losses(resumed, datum, 2)[0] < first[0]
 
 
@@ -156,6 +157,6 @@ def test_paths_do_not_lead_out_of_the_root(raw, path):
 def test_no_folder_but_those_of_the_models_can_be_opened(service, tmp_path):
     for name in ("/etc", str(tmp_path), "Qwen/Qwen3-0.6B", "tiny/../tiny"):
         with pytest.raises(tinker.RequestFailedError, match="has no base model"):
-            service.create_lora_training_client(name).result()
+            resolve(service.create_lora_training_client(name))
         with pytest.raises(tinker.BadRequestError, match="has no base model"):
-            service.create_sampling_client(base_model=name).result()
+            resolve(service.create_sampling_client(base_model=name))

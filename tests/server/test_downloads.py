@@ -17,6 +17,7 @@ from tinkerloop.cli.checkpoint_download import fetch_archive
 from tinkerloop.cli.main import main
 from tinkerloop.errors import CheckpointError
 from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
+from tinkerloop.loop.futures import resolve
 
 ADAM = tinker.AdamParams(learning_rate=1e-2)
 
@@ -93,9 +94,9 @@ def test_a_link_opens_nothing_after_an_hour(service, trained, monkeypatch):
 def test_weights_for_other_programs_are_neither_trained_nor_sampled_from(service, trained):
     path = trained.save_weights_external("end").result().path
     with pytest.raises(tinker.RequestFailedError, match="a checkpoint for other programs"):
-        service.create_training_client_from_state(path).result()
+        resolve(service.create_training_client_from_state(path))
     with pytest.raises(tinker.BadRequestError, match="a checkpoint for other programs"):
-        service.create_sampling_client(model_path=path).result()
+        resolve(service.create_sampling_client(model_path=path))
 
 
 def test_a_published_checkpoint_is_listed_as_public_until_it_is_unpublished(service, trained):

@@ -11,6 +11,7 @@ import tinker
 
 from tests.server.conftest import KEY, datum_of
 from tests.server.hostile import BODY_BYTES, Hostile
+from tinkerloop.loop.futures import resolve
 from tinkerloop.server import routes
 from tinkerloop.server.running import ServerOptions, background_server
 from tinkerloop.server.sessions import ServerLimits
@@ -19,7 +20,7 @@ from tinkerloop.server.sessions import ServerLimits
 def losses(url: str, steps: int) -> list[float]:
     """Train for some steps. Return the losses."""
     with tinker.ServiceClient(base_url=url, api_key=KEY) as service:
-        client = service.create_lora_training_client("tiny", rank=4, seed=1).result()
+        client = resolve(service.create_lora_training_client("tiny", rank=4, seed=1))
         outputs = []
         for step in range(steps):
             outputs.append(client.forward_backward([datum_of(step), datum_of(step + 1, 30)], "cross_entropy"))

@@ -22,6 +22,7 @@ from tests.server.hostile import BODY_BYTES, Hostile
 from tests.server.test_hostile import losses
 from tests.server.test_loop_over_http import outcome, start, train, wait_for_row
 from tests.server.test_serve_command import serving
+from tinkerloop.loop.futures import resolve
 
 MINUTES = float(os.environ.get("TINKERLOOP_SOAK_MINUTES", "30"))
 
@@ -29,7 +30,7 @@ MINUTES = float(os.environ.get("TINKERLOOP_SOAK_MINUTES", "30"))
 def sampled(url: str) -> list[list[int]]:
     """Sample with seeds, and return the tokens."""
     with tinker.ServiceClient(base_url=url, api_key=KEY) as service:
-        sampler = service.create_sampling_client(base_model="tiny").result()
+        sampler = resolve(service.create_sampling_client(base_model="tiny"))
         prompt = tinker.ModelInput.from_ints([1, 2, 3])
         params = [tinker.SamplingParams(max_tokens=20, seed=seed) for seed in range(8)]
         calls = [sampler.sample(prompt, 2, one) for one in params]

@@ -10,6 +10,8 @@ import tinker
 from tinker.proto import tinker_public_pb2 as messages
 from tinker.types import RequestErrorCategory
 
+from tinkerloop.loop.futures import resolve
+
 ADAM = tinker.AdamParams(learning_rate=1e-3)
 
 
@@ -58,7 +60,7 @@ def test_a_name_that_exists_fails_unless_it_may_be_overwritten(client):
 
 
 def test_mistakes_in_sampling_fail_at_once(service, client):
-    sampler = service.create_sampling_client(base_model="tiny").result()
+    sampler = resolve(service.create_sampling_client(base_model="tiny"))
     prompt = tinker.ModelInput.from_ints([1, 2])
     for params, count in ((tinker.SamplingParams(max_tokens=0), 1), (tinker.SamplingParams(max_tokens=1), 0)):
         with pytest.raises(tinker.RequestFailedError) as failure:
@@ -66,9 +68,9 @@ def test_mistakes_in_sampling_fail_at_once(service, client):
         assert failure.value.category is RequestErrorCategory.User
     path = client.save_state("not-for-sampling").result().path
     with pytest.raises(tinker.BadRequestError, match="sampler weights checkpoint"):
-        service.create_sampling_client(model_path=path).result()
+        resolve(service.create_sampling_client(model_path=path))
     with pytest.raises(tinker.NotFoundError):
-        service.create_sampling_client(model_path=path.replace("/weights/", "/sampler_weights/")).result()
+        resolve(service.create_sampling_client(model_path=path.replace("/weights/", "/sampler_weights/")))
 
 
 def test_a_fault_of_the_server_has_the_category_server(client, root, monkeypatch):
@@ -126,7 +128,7 @@ def test_a_request_that_is_too_large_fails_in_its_place(tmp_path, datum):
     options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu", limits=ServerLimits(body_bytes=10_000))
     with background_server(options) as url:
         with tinker.ServiceClient(base_url=url, api_key="tml-key") as service:
-            client = service.create_lora_training_client("tiny", rank=4).result()
+            client = resolve(service.create_lora_training_client("tiny", rank=4))
             large = client.forward_backward([datum(1, 2000)], "cross_entropy")
             step = client.optim_step(ADAM)
             with pytest.raises(tinker.RequestFailedError, match="more than 10000 bytes"):

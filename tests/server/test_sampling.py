@@ -22,6 +22,7 @@ from tinkerloop.local import ServiceClient
 from tinkerloop.local.client import sampling_client
 from tinkerloop.local.runtime.engine import Sampler
 from tinkerloop.local.runtime.sampling_requests import SampleCall, answer_calls
+from tinkerloop.loop.futures import resolve
 from tinkerloop.renderers import get_renderer
 from tinkerloop.server.service import TinkerService
 from tinkerloop.tokenizers import get_tokenizer
@@ -31,7 +32,7 @@ PROMPT = tinker.ModelInput.from_ints([72, 101, 108, 108, 111])
 
 @pytest.fixture
 def sampler(service: tinker.ServiceClient) -> tinker.SamplingClient:
-    return service.create_sampling_client(base_model="tiny").result()
+    return resolve(service.create_sampling_client(base_model="tiny"))
 
 
 @pytest.fixture
@@ -89,12 +90,12 @@ def test_compute_logprobs_is_that_of_the_engine(sampler, sampler_in_process):
 
 
 def test_a_snapshot_keeps_its_weights_while_training_goes_on(client, datum):
-    before = client.save_weights_and_get_sampling_client().result()
+    before = resolve(client.save_weights_and_get_sampling_client())
     first = before.compute_logprobs(PROMPT).result()
     for step in range(2):
         client.forward_backward([datum(step)], "cross_entropy")
         client.optim_step(tinker.AdamParams(learning_rate=0.1)).result()
-    after = client.save_weights_and_get_sampling_client().result()
+    after = resolve(client.save_weights_and_get_sampling_client())
     assert before.compute_logprobs(PROMPT).result() == first
     assert after.compute_logprobs(PROMPT).result() != first
     assert after.get_base_model() == "tiny"
@@ -104,8 +105,8 @@ def test_a_saved_checkpoint_can_be_sampled_from(service, client, datum):
     client.forward_backward([datum(1)], "cross_entropy")
     client.optim_step(tinker.AdamParams(learning_rate=0.1))
     path = client.save_weights_for_sampler("trained").result().path
-    sampler = service.create_sampling_client(model_path=path).result()
-    snapshot = client.save_weights_and_get_sampling_client().result()
+    sampler = resolve(service.create_sampling_client(model_path=path))
+    snapshot = resolve(client.save_weights_and_get_sampling_client())
     assert sampler.compute_logprobs(PROMPT).result() == snapshot.compute_logprobs(PROMPT).result()
 
 
@@ -156,9 +157,9 @@ def test_a_session_has_at_most_so_many_samplers_and_the_least_recently_used_one_
 
     options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu", limits=ServerLimits(samplers=2))
     with background_server(options) as url, tinker.ServiceClient(base_url=url, api_key="tml-key") as service:
-        samplers = [service.create_sampling_client(base_model="tiny").result() for _ in range(2)]
+        samplers = [resolve(service.create_sampling_client(base_model="tiny")) for _ in range(2)]
         samplers[0].compute_logprobs(PROMPT).result()
-        service.create_sampling_client(base_model="tiny").result()
+        resolve(service.create_sampling_client(base_model="tiny"))
         samplers[0].compute_logprobs(PROMPT).result()
         with pytest.raises(tinker.RequestFailedError, match="newer samplers have replaced it"):
             samplers[1].compute_logprobs(PROMPT).result()

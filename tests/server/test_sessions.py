@@ -14,6 +14,7 @@ import torch
 
 from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 from tinkerloop.local.runtime.engine import Engine
+from tinkerloop.loop.futures import resolve
 from tinkerloop.server.answers import KEEP_FETCHED, KEEP_UNFETCHED
 from tinkerloop.server.request_order import GAP_SECONDS
 from tinkerloop.server.service import TinkerService
@@ -117,7 +118,7 @@ def test_an_answer_is_kept_for_some_minutes(tmp_path, fetched, seconds):
 
 def test_closing_the_client_ends_the_session(url):
     service = tinker.ServiceClient(base_url=url, api_key="tml-key")
-    client = service.create_lora_training_client("tiny", rank=4).result()
+    client = resolve(service.create_lora_training_client("tiny", rank=4))
     session = client.model_id.partition(":")[0]
     rest = tinker.RestClient(base_url=url, api_key="tml-key")
     assert session in rest.list_sessions().result().sessions

@@ -13,6 +13,7 @@ import torch
 
 from tinkerloop.images import image_chunk
 from tinkerloop.local import ServiceClient
+from tinkerloop.loop.futures import resolve
 
 ADAM = tinker.AdamParams(learning_rate=1e-3)
 
@@ -43,7 +44,7 @@ def test_two_users_at_once_train_as_if_each_were_alone(url, in_process, datum):
 
     def use() -> None:
         with tinker.ServiceClient(base_url=url, api_key="tml-another-user") as service:
-            numbers.append(trained(service.create_lora_training_client("tiny", rank=8, seed=1).result(), datum))
+            numbers.append(trained(resolve(service.create_lora_training_client("tiny", rank=8, seed=1)), datum))
 
     users = [threading.Thread(target=use) for _ in range(2)]
     for user in users:
@@ -72,7 +73,7 @@ def test_forward_leaves_the_gradient_as_it_is(service, client, datum):
             getattr(client, between)([datum(2)], "cross_entropy")
         return client.optim_step(ADAM).result().metrics["unclipped_grad_l2:mean"]
 
-    others = [service.create_lora_training_client("tiny", rank=8, seed=1).result() for _ in range(2)]
+    others = [resolve(service.create_lora_training_client("tiny", rank=8, seed=1)) for _ in range(2)]
     assert norm(client, "") == norm(others[0], "forward") != norm(others[1], "forward_backward")
 
 
@@ -137,8 +138,8 @@ def test_images_are_trained_on_and_sampled_from(service, in_process):
         return loss, sampler.sample(prompt, 1, params).result().sequences[0].tokens
 
     over_http = numbers(
-        service.create_lora_training_client("tiny-vl", rank=4, seed=1).result(),
-        service.create_sampling_client(base_model="tiny-vl").result(),
+        resolve(service.create_lora_training_client("tiny-vl", rank=4, seed=1)),
+        resolve(service.create_sampling_client(base_model="tiny-vl")),
     )
     here = in_process.create_lora_training_client("tiny-vl", rank=4, seed=1)
     assert over_http == numbers(here, in_process.create_sampling_client(base_model="tiny-vl"))
