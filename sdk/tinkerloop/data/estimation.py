@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -234,7 +234,7 @@ def read_prices(file: str | Path, model: str) -> Prices:
     names = Prices.__dataclass_fields__
     if "train" not in prices or not set(prices) <= set(names) or not all(map(_is_price, prices.values())):
         raise PlanError(f"{path} has {given!r} for {model!r}; {expected}, and optionally prefill and sample")
-    return Prices(**prices)
+    return Prices(**cast("Mapping[str, float]", prices))
 
 
 def _is_price(value: object) -> bool:

@@ -70,3 +70,14 @@ def test_requests_with_the_same_weights_fold_them_once(service, client, datum, a
     step(client, [datum(4)], adam)
     client.save_weights_and_get_sampling_client().compute_logprobs(datum(5).model_input).result()
     assert [layer.fold_buffer._version for layer in layers(service)] == [count + 1 for count in writes]
+
+
+def test_a_resumed_run_rounds_like_an_uninterrupted_one(service, client, datum, adam):
+    step(client, [datum(0, FEW)], adam)
+    path = client.save_state("saved").result().path
+    resumed = service.create_training_client_from_state_with_optimizer(path)
+    gradients = []
+    for one in (client, resumed):
+        one.forward_backward([datum(1, FEW)], "cross_entropy").result()
+        gradients.append(one.apply(lambda state: state.gradient.clone()).result())
+    assert torch.equal(*gradients)
