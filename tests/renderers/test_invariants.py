@@ -182,3 +182,22 @@ def test_a_call_that_cannot_be_read_has_exactly_the_text_that_was_sampled(name, 
     )
     tokens = "".join(f" {token}" for token in encode(spelled, add_special_tokens=False))
     assert tokens in "".join(f" {token}" for token in again.tokens)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "converted"),
+    [
+        ("qwen3_8_disable_thinking", "None", "null"),
+        ("qwen3_5_disable_thinking", "null", "None"),
+        ("qwen3_coder", "true", "True"),
+    ],
+)
+def test_without_a_declaration_a_literal_that_the_format_writes_otherwise_stays_text(
+    name: str, kept: str, converted: str
+) -> None:
+    for written, is_text in ((kept, True), (converted, False)):
+        call = f"<function=f>\n<parameter=a>\n{written}\n</parameter>\n</function>"
+        ids = everyones_tokenizer().encode(f"<tool_call>\n{call}\n</tool_call><|im_end|>", add_special_tokens=False)
+        message = renderer(name).parse_response(ids).message
+        (read,) = message["tool_calls"]
+        assert isinstance(json.loads(read.function.arguments)["a"], str) is is_text

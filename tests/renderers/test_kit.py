@@ -163,8 +163,9 @@ MISTAKES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_a_format_is_found(mistake: str) -> None:
     right = probe_claims(Turns(tokenizer()))
+    examples = 30 if mistake == "lost letter" else 6  # few of the drawn texts have the letter
     with pytest.raises(CheckFailedError, match="breaks the invariant"):
-        check_renderer(mistaken(mistake), examples=6, claims=right, shrink=False)
+        check_renderer(mistaken(mistake), examples=examples, claims=right, shrink=False)
 
 
 def test_a_format_without_the_role_system_passes() -> None:

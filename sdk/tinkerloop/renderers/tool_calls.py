@@ -212,12 +212,7 @@ def write_xml_call(call: ToolCall, *, json_scalars: bool) -> str:
     """
     written = [f"<function={checked_name(call.function.name)}>\n"]
     for key, value in arguments_of(call).items():
-        if isinstance(value, str):
-            spelled = value
-        elif json_scalars or isinstance(value, (dict, list)):
-            spelled = json.dumps(value, ensure_ascii=False)
-        else:
-            spelled = str(value)
+        spelled = _spelled(value, json_scalars)
         if "\n</parameter>" in spelled or not _PLAIN_NAME.fullmatch(key):
             raise RenderError(
                 f"the argument {key!r} of {call.function.name!r} could not be read back by a parser; remove spaces, "
@@ -227,11 +222,23 @@ def write_xml_call(call: ToolCall, *, json_scalars: bool) -> str:
     return "".join(written) + "</function>"
 
 
-def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+def _spelled(value: Any, json_scalars: bool) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False) if json_scalars or isinstance(value, (dict, list)) else str(value)
+
+
+def read_xml_call(
+    fields: Sequence[str], tools: Sequence[ToolSpec] = (), *, json_scalars: bool | None = None
+) -> ToolCall | UnparsedToolCall:
     """Parse a call that `write_xml_call` wrote.
 
     A parameter that is declared as a string stays a string. Without a declaration, `3`, `true`, `True`, `null`, `None`,
     `{...}` and `[...]` are converted to values, because the format does not mark strings.
+
+    Args:
+        json_scalars: how the format writes truth values and null. Without a declaration, those of the other spelling
+            stay strings, because the format would write their values otherwise. None: both are converted.
     """
     (body,) = fields
     call = re.fullmatch(r"\s*<function=([^>\n]+)>\n(.*)</function>\s*", body, re.DOTALL)
@@ -243,7 +250,12 @@ def read_xml_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Tool
     for parameter in _XML_PARAMETER.finditer(call[2]):
         if call[2][position : parameter.start()].strip():
             break
-        arguments[parameter[1]] = read_value(parameter[2], schemas.get(parameter[1]), root, python=True)
+        written, schema = parameter[2], schemas.get(parameter[1])
+        value = read_value(written, schema, root, python=True)
+        is_scalar = value is None or isinstance(value, bool)
+        if is_scalar and schema is None and json_scalars is not None and written != _spelled(value, json_scalars):
+            value = written
+        arguments[parameter[1]] = value
         position = parameter.end()
     if call[2][position:].strip():
         return UnparsedToolCall(body, f"not a parameter: {call[2][position:].strip()[:80]!r}")

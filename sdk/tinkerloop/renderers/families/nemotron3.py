@@ -8,6 +8,7 @@ lower effort: `nemotron3_low_thinking` and `nemotron3_ultra_medium_thinking`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
@@ -48,7 +49,7 @@ class Nemotron3(ChatML):
         around = "" if self.options.tight else "\n"
         reasoning = Block(Part.REASONING, "<think>", "</think>", head="\n", foot=around, gap=around)
         call = Block(Part.TOOL_CALL, "<tool_call>", "</tool_call>", head="\n", foot="\n", lead="\n", between="\n")
-        return Grammar(("<|im_end|>",), (reasoning, call), read_call=read_xml_call)
+        return Grammar(("<|im_end|>",), (reasoning, call), read_call=partial(read_xml_call, json_scalars=False))
 
     def declarations(self, conversation: CheckedConversation) -> Pieces:
         return declare_for_xml_calls(conversation.tools, xml_declaration)

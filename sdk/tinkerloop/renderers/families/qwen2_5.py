@@ -7,6 +7,7 @@ The reference of both is the publisher's chat template.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
@@ -69,7 +70,9 @@ class Qwen3Coder(Qwen25):
     default_system = "You are Qwen, a helpful AI assistant that can interact with a computer to solve tasks."
 
     def make_grammar(self) -> Grammar:
-        return Grammar(("<|im_end|>",), (XML_CALL,), eos=("<|endoftext|>",), read_call=read_xml_call)
+        return Grammar(
+            ("<|im_end|>",), (XML_CALL,), eos=("<|endoftext|>",), read_call=partial(read_xml_call, json_scalars=False)
+        )
 
     def declarations(self, conversation: CheckedConversation) -> Pieces:
         return declare_for_coder_calls(conversation.tools)

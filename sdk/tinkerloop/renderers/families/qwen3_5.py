@@ -8,6 +8,7 @@ and writes the reasoning effort in the system message.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
@@ -51,7 +52,12 @@ class Qwen35(VisionChatML):
         return not self.options.thinking
 
     def make_grammar(self) -> Grammar:
-        return Grammar(("<|im_end|>",), (_REASONING, XML_CALL), eos=("<|endoftext|>",), read_call=read_xml_call)
+        return Grammar(
+            ("<|im_end|>",),
+            (_REASONING, XML_CALL),
+            eos=("<|endoftext|>",),
+            read_call=partial(read_xml_call, json_scalars=self.options.json_scalars),
+        )
 
     def declarations(self, conversation: CheckedConversation) -> Pieces:
         return declare_for_xml_calls(conversation.tools)
