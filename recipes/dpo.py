@@ -24,7 +24,7 @@ import tinker
 
 from recipes.command_line import run_from_command_line
 from recipes.ending import end_with_score
-from recipes.model_defaults import NOISY, ModelOptions, learning_rate_field, service_and_renderer
+from recipes.model_defaults import NOISY_LOSS_SHARE, ModelOptions, learning_rate_field, service_and_renderer
 from recipes.stored import stored
 from tinkerloop import Callback, Loop, Plan, Run
 from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule, Preempt
@@ -45,7 +45,7 @@ class Config(ModelOptions):
     beta: float = chz.field(default=0.1, doc="DPO's beta. A larger value keeps the model closer to the base model.")
     steps: int = chz.field(default=30, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Pairs per step.")
-    learning_rate: float = learning_rate_field(5e-4, share=NOISY)
+    learning_rate: float = learning_rate_field(5e-4, share=NOISY_LOSS_SHARE)
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the pairs, their order and the adapter.")
 

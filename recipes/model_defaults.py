@@ -20,7 +20,7 @@ BASE = "recipes/base"
 SMALL = (BASE, "tiny", "tiny-vl")
 
 
-NOISY = 0.1
+NOISY_LOSS_SHARE = 0.1
 """The share of the recommended learning rate for losses with noisy gradients: policy losses and DPO.
 
 With the whole, a model of 135M parameters learned nothing from `rl_arithmetic`: its rewards went up and down.

@@ -26,7 +26,7 @@ import tinker
 from recipes.arithmetic import ALL, datums, environment
 from recipes.command_line import run_from_command_line
 from recipes.ending import end_with_score
-from recipes.model_defaults import NOISY, ModelOptions, learning_rate_field, service_and_renderer
+from recipes.model_defaults import NOISY_LOSS_SHARE, ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards
 from recipes.supervised_start import open_client, trained_sampler
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
@@ -45,7 +45,7 @@ class Config(ModelOptions):
     questions: int = chz.field(default=16, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Answers to sample for each question.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
-    learning_rate: float = learning_rate_field(5e-4, "Learning rate", share=NOISY)
+    learning_rate: float = learning_rate_field(5e-4, "Learning rate", share=NOISY_LOSS_SHARE)
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapters.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the adapters, the questions and the samples.")

@@ -34,7 +34,7 @@ import tinker
 
 from recipes.command_line import run_from_command_line
 from recipes.ending import end_with_score
-from recipes.model_defaults import NOISY, ModelOptions, learning_rate_field, service_and_renderer
+from recipes.model_defaults import NOISY_LOSS_SHARE, ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client, trained_sampler
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
@@ -62,7 +62,7 @@ class Config(ModelOptions):
     questions: int = chz.field(default=8, doc="Questions per step.")
     group_size: int = chz.field(default=8, doc="Replies to sample for each question.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
-    learning_rate: float = learning_rate_field(5e-4, "Learning rate of reinforcement learning", share=NOISY)
+    learning_rate: float = learning_rate_field(5e-4, "Learning rate of reinforcement learning", share=NOISY_LOSS_SHARE)
     kl_penalty: float = chz.field(default=0.1, doc="Factor of the penalty for leaving the supervised policy.")
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapters.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")

@@ -31,7 +31,7 @@ import tinker
 
 from recipes.command_line import run_from_command_line
 from recipes.ending import end_with_score
-from recipes.model_defaults import NOISY, ModelOptions, learning_rate_field, service_and_renderer
+from recipes.model_defaults import NOISY_LOSS_SHARE, ModelOptions, learning_rate_field, service_and_renderer
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
@@ -56,7 +56,7 @@ class Config(ModelOptions):
     group_size: int = chz.field(default=8, doc="Games to sample for each number.")
     discount: float = chz.field(default=0.5, doc="How much the reward of a turn counts one turn earlier, from 0 to 1.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
-    learning_rate: float = learning_rate_field(1e-3, "Learning rate", share=NOISY)
+    learning_rate: float = learning_rate_field(1e-3, "Learning rate", share=NOISY_LOSS_SHARE)
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the adapter, the games and the samples.")

@@ -31,7 +31,13 @@ import tinker
 
 from recipes.command_line import run_from_command_line
 from recipes.ending import end_with_score
-from recipes.model_defaults import NOISY, SMALL, ModelOptions, learning_rate_field, service_and_renderer
+from recipes.model_defaults import (
+    NOISY_LOSS_SHARE,
+    SMALL,
+    ModelOptions,
+    learning_rate_field,
+    service_and_renderer,
+)
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
@@ -60,7 +66,7 @@ class Config(ModelOptions):
     questions: int = chz.field(default=6, doc="Questions per step.")
     group_size: int = chz.field(default=6, doc="Episodes to sample for each question.")
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
-    learning_rate: float = learning_rate_field(5e-4, "Learning rate", share=NOISY)
+    learning_rate: float = learning_rate_field(5e-4, "Learning rate", share=NOISY_LOSS_SHARE)
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
     test_questions: int = chz.field(default=50, doc="Number of questions held out for evaluation.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")

@@ -1,8 +1,9 @@
-"""Settings of the whole suite: no GPU unless named, the hypothesis profile, long runs left out."""
+"""Settings of the whole suite (no GPU unless named, hypothesis, no long runs), and a network without hosts."""
 
 from __future__ import annotations
 
 import os
+import socket
 
 # The tests expect the CPU's numbers. A GPU is used, and tested, only where CUDA_VISIBLE_DEVICES names it.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -12,6 +13,22 @@ from hypothesis import settings
 
 settings.register_profile("suite", deadline=None)  # a slow example on a busy machine is not a failure
 settings.load_profile("suite")
+
+
+@pytest.fixture
+def asked_hosts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the hosts that the test asks for. None of them is found."""
+    from huggingface_hub.utils import build_hf_headers
+
+    build_hf_headers()  # asks the hub once in a process, for no model
+    hosts: list[str] = []
+
+    def getaddrinfo(host: str, *args: object, **options: object) -> None:
+        hosts.append(host)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return hosts
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

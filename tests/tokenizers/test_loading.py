@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 
 import pytest
-from huggingface_hub.utils import build_hf_headers
 
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.tokenizer_utils import get_tokenizer as same_get_tokenizer
@@ -31,15 +29,7 @@ def test_the_built_in_tokenizer_is_loaded_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_a_name_without_a_slash_is_not_searched_on_the_hub(monkeypatch):
-    asked = []
-    build_hf_headers()  # asks the hub once in a process, for no model
-
-    def getaddrinfo(host, *args, **options):
-        asked.append(host)
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+def test_a_name_without_a_slash_is_not_searched_on_the_hub(asked_hosts):
     with pytest.raises(TinkerloopError, match=r"tokenizer of 'tinny': .*built-in model \(these are tiny and tiny-vl\)"):
         get_tokenizer("tinny")
-    assert asked == []
+    assert asked_hosts == []

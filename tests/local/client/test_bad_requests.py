@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 
 import numpy as np
 import pytest
 import tinker
 import torch
-from huggingface_hub.utils import build_hf_headers
 
 from tests.local.sampling import sample
 from tinkerloop.client_versions import has_field
@@ -201,15 +199,7 @@ def test_an_unknown_base_model_says_so(service, tmp_path):
         service.create_lora_training_client("no/such/model/here")
 
 
-def test_a_base_model_without_a_slash_is_not_searched_on_the_hub(service, monkeypatch):
-    asked = []
-    build_hf_headers()  # asks the hub once in a process, for no model
-
-    def getaddrinfo(host, *args, **options):
-        asked.append(host)
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+def test_a_base_model_without_a_slash_is_not_searched_on_the_hub(service, asked_hosts):
     with pytest.raises(tinker.BadRequestError, match=r"'tinyy': .*built-in model \(these are tiny and tiny-vl\)"):
         service.create_lora_training_client("tinyy")
-    assert asked == []
+    assert asked_hosts == []
