@@ -355,7 +355,7 @@ class Template(base.Renderer):
 
     def _prompt_of(self, conversation: CheckedConversation, index: int, whole: str) -> str:
         """Return the text of the prompt for reply `index`. `whole` is the text of the conversation."""
-        prompting = CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
+        prompting = _prompting(conversation, index)
         with contextlib.suppress(RenderError):
             if whole.startswith(text := self._text(prompting, len(whole))):
                 return text
@@ -388,8 +388,8 @@ class Template(base.Renderer):
 
     def _difference(self, conversation: CheckedConversation, index: int) -> str:
         """Return how the prompt for reply `index` and the rendered conversation differ, for the error message."""
-        prompting = CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
-        continued, written = difference(text_of(self._aligned(prompting)), text_of(self._aligned(conversation)))
+        prompt = text_of(self._aligned(_prompting(conversation, index)))
+        continued, written = difference(prompt, text_of(self._aligned(conversation)))
         if not continued:
             return ""
         return f" (the prompt continues with {continued!r}, the conversation with {written!r})"
@@ -497,6 +497,11 @@ class Template(base.Renderer):
         except RenderError:
             return True
         return bool(conversation[index].unparsed)
+
+
+def _prompting(conversation: CheckedConversation, index: int) -> CheckedConversation:
+    """Return the conversation that prompts for reply `index`."""
+    return CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
 
 
 def _items(conversation: CheckedConversation) -> int:
