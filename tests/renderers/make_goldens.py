@@ -65,6 +65,12 @@ CHATS: dict[str, list[dict[str, Any]]] = {
         {"role": "tool", "content": "\ntwo ", "tool_call_id": "functions.get_weather:1"},
         {"role": "assistant", "content": "One and two.", "reasoning_content": "Both are here."},
     ],
+    "blank reasoning": [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [_CALL], "reasoning_content": " \r\n"},
+        {"role": "tool", "content": "21", "tool_call_id": "functions.search:0"},
+        {"role": "assistant", "content": "21 degrees.", "reasoning_content": "Here it is."},
+    ],
     "inline reasoning": [
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": "<think>\nold thought\n</think>\n\nold answer"},

@@ -183,8 +183,7 @@ def last_answer(messages: Messages) -> int:
 
 def differs(case: Case, messages: Messages) -> bool:
     """Return True if our text for this finished conversation differs from the template's on purpose."""
-    last = messages[-1]
-    reasons = bool((last.get("reasoning_content") or "").strip())
+    reasoning = messages[-1].get("reasoning_content") or ""
     if case.name.startswith("kimi") and "preserve" not in case.name:
         # The template empties the reasoning of the trained reply, and of the tool calls before it.
         return any(m.get("reasoning_content") for m in messages[last_answer(messages) + 1 :])
@@ -194,7 +193,8 @@ def differs(case: Case, messages: Messages) -> bool:
         # After a user message, the template's prompt opens a reasoning block, but its document closes it at once.
         return next(m["role"] for m in reversed(messages[:-1]) if m["role"] != "system") == "user"
     if case.name.startswith(("glm4_7", "nemotron3")) and "disable" not in case.name:
-        return not reasons  # the document does not continue the prompt, which opens a reasoning block
+        # The document does not continue the prompt, which opens a reasoning block.
+        return not (reasoning if case.name.startswith("glm4_7") else reasoning.strip())
     if case.name.startswith("gpt_oss"):
         # The template drops the reasoning of tool calls before the trained answer.
         led = messages[last_answer(messages) + 1 :]

@@ -49,11 +49,14 @@ class Glm47(Glm):
         return not self.options.thinking
 
     def normalize(self, message: ChatMessage) -> ChatMessage:
-        """Extract the inline reasoning of replies, and trim their reasoning and text."""
+        """Extract the inline reasoning of replies, and trim their reasoning and text.
+
+        The template writes an empty reasoning block for reasoning of whitespace, and none for an empty text.
+        """
         if message.role != "assistant":
             return message
         message = trim_content(extract_inline_reasoning(message))
-        return message if message.reasoning is None else message._replace(reasoning=message.reasoning.strip())
+        return message._replace(reasoning=message.reasoning.strip() if message.reasoning else None)
 
     def preamble(self, conversation: CheckedConversation) -> Pieces:
         yield scaffold("[gMASK]<sop>")
@@ -71,21 +74,21 @@ class Glm47(Glm):
         if role == "tool":
             yield scaffold(f"{newline}</tool_response>")
 
-    def _shown_reasoning(self, conversation: CheckedConversation, index: int) -> str:
-        """Return the reasoning of reply `index`, or an empty text if the template leaves it out of history."""
+    def _shown_reasoning(self, conversation: CheckedConversation, index: int) -> str | None:
+        """Return the reasoning of reply `index`, or None if there is none or the template leaves it out of history."""
         is_kept = self.options.preserve_thinking or index > conversation.last_user
-        return (conversation[index].reasoning or "") if is_kept else ""
+        return conversation[index].reasoning if is_kept else None
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
         if not self.options.thinking:
             return "</think>"
         opens = conversation.is_final(index) or index == len(conversation)
-        return "<think>" if opens or self._shown_reasoning(conversation, index) else "</think>"
+        return "<think>" if opens or self._shown_reasoning(conversation, index) is not None else "</think>"
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
         message = conversation[index]
         if self.primer(conversation, index) == "<think>":
-            yield text(self._shown_reasoning(conversation, index), Part.REASONING)
+            yield text(self._shown_reasoning(conversation, index) or "", Part.REASONING)
             yield markup("</think>", Part.REASONING)
         yield from self.content(message)
         yield from self.calls(message)
@@ -125,7 +128,7 @@ class Glm45(Glm47):
         message = conversation[index]
         if self.options.thinking:
             yield markup("\n<think>", Part.REASONING)
-            yield text(self._shown_reasoning(conversation, index), Part.REASONING)
+            yield text(self._shown_reasoning(conversation, index) or "", Part.REASONING)
             yield markup("</think>", Part.REASONING)
         yield markup("\n" if message.content else "", Part.TEXT)
         yield from self.content(message)
