@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import random
 import statistics
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from tests.server.test_serve_command import serving
 from tinkerloop.loop.futures import resolve
 
 MINUTES = float(os.environ.get("TINKERLOOP_SOAK_MINUTES", "30"))
+LONGEST_ROUND = 300.0
+"""The seconds after which a round of a user counts as hanging: it takes at most about 30 on a busy machine."""
 
 
 def sampled(url: str) -> list[list[int]]:
@@ -42,21 +46,31 @@ def test_under_mixed_load_the_memory_is_flat_and_nothing_is_lost(tmp_path):
     root, end = tmp_path / "root", time.monotonic() + 60 * MINUTES
     problems: list[str] = []
     rounds: dict[str, int] = {}
+    begun: dict[str, float] = {}
 
     def user(name: str, once: Callable[[int], None]) -> threading.Thread:
         """Start a user, which calls `once` with the number of the round until the time is over."""
 
         def repeat() -> None:
             while time.monotonic() < end and not problems:
+                begun[name] = time.monotonic()
                 try:
                     once(rounds.setdefault(name, 0))
                 except BaseException as error:
                     problems.append(f"{name}, round {rounds[name]}: {type(error).__name__}: {error}")
                 rounds[name] += 1
 
-        thread = threading.Thread(target=repeat, name=name)
+        thread = threading.Thread(target=repeat, name=name, daemon=True)
         thread.start()
         return thread
+
+    def hanging(thread: threading.Thread) -> bool:
+        """Report a user whose round takes too long, with the line it waits in."""
+        if not thread.is_alive() or time.monotonic() - begun[thread.name] < LONGEST_ROUND:
+            return False
+        stack = "".join(traceback.format_stack(sys._current_frames()[thread.ident]))
+        problems.append(f"{thread.name}, round {rounds[thread.name]}: hangs in\n{stack}")
+        return True
 
     options = ["--root", str(root), "--quiet", "--model", "tiny-vl", "--max-body-mib", str(BODY_BYTES // 2**20)]
     with serving(*options, OMP_NUM_THREADS="1") as (server, url):
@@ -94,13 +108,13 @@ def test_under_mixed_load_the_memory_is_flat_and_nothing_is_lost(tmp_path):
             user("hostile", attack),
         ]
         memory: list[float] = []
-        while any(thread.is_alive() for thread in users):
+        while any(thread.is_alive() for thread in users) and not any(map(hanging, users)):
             memory.append(psutil.Process(server.pid).memory_info().rss / 2**20)
             time.sleep(5)
         assert server.poll() is None
     third = len(memory) // 3
     before, after = statistics.median(memory[third : 2 * third]), statistics.median(memory[2 * third :])
     print(f"\nrounds {rounds}; memory in MiB: {before:.0f}, then {after:.0f}, largest {max(memory):.0f}")
-    assert not problems
+    assert not problems, problems[0]
     assert all(rounds.values())
     assert after < 1.1 * before
