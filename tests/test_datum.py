@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinkerloop.client_versions import has_field
-from tinkerloop.datum import check_datum, make_datum, scale_weights
+from tinkerloop.datum import make_datum
+from tinkerloop.datum_checks import check_datum, scale_weights
 from tinkerloop.errors import DatumError, TinkerloopError, ZeroWeightError
 from tinkerloop.renderers.pieces import Part
 from tinkerloop.renderers.rendered import Rendered, SpanTable

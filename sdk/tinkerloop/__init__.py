@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tinkerloop import loop as loop
     from tinkerloop import renderers as renderers
     from tinkerloop.connection import connect as connect
-    from tinkerloop.datum import check_datum as check_datum
     from tinkerloop.datum import make_datum as make_datum
+    from tinkerloop.datum_checks import check_datum as check_datum
     from tinkerloop.errors import TinkerloopError as TinkerloopError
     from tinkerloop.images.chunks import image_chunk as image_chunk
     from tinkerloop.images.processors import get_image_processor as get_image_processor
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "tinkerloop.connection": "connect",
-    "tinkerloop.datum": "check_datum make_datum",
+    "tinkerloop.datum": "make_datum",
+    "tinkerloop.datum_checks": "check_datum",
     "tinkerloop.errors": "TinkerloopError",
     "tinkerloop.images.chunks": "image_chunk",
     "tinkerloop.images.processors": "get_image_processor",

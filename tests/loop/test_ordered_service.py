@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tinker
 
-from tinkerloop.datum import fold_weights
+from tinkerloop.datum_checks import fold_weights
 from tinkerloop.errors import DatumError
 from tinkerloop.rollouts import policy_datum
 from tinkerloop.testing import MissingCheckpointError, OrderedService

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tinker
 
-from tinkerloop.datum import fold_weights, make_datum, scale_weights
+from tinkerloop.datum import make_datum
+from tinkerloop.datum_checks import fold_weights, scale_weights
 from tinkerloop.errors import PlanError
 from tinkerloop.loop import Callback, Log, Loop, MicroBatch, Plan
 from tinkerloop.loop.plan import normalized

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tinker
 
-from tinkerloop.datum import LOSS_INPUTS, POLICY_LOSSES, check_datum, fold_weights
+from tinkerloop.datum_checks import LOSS_INPUTS, POLICY_LOSSES, check_datum, fold_weights
 from tinkerloop.errors import DatumError, ZeroWeightError
 from tinkerloop.renderers import ParseTermination
 from tinkerloop.rollouts import (

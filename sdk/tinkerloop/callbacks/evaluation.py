@@ -14,7 +14,7 @@ import numpy as np
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
-from tinkerloop.datum import read_tensor
+from tinkerloop.datum_values import read_tensor
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from tinkerloop._lazy import tinker
-from tinkerloop.datum import read_tensor
+from tinkerloop.datum_values import read_tensor
 from tinkerloop.renderers.token_html import text_html
 
 SHOWN = 8

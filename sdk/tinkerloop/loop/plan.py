@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss
-from tinkerloop.datum import LOSS_INPUTS, POLICY_LOSSES, fold_weights, read_tensor, scale_weights
+from tinkerloop.datum_checks import LOSS_INPUTS, POLICY_LOSSES, fold_weights, scale_weights
+from tinkerloop.datum_values import read_tensor
 from tinkerloop.errors import PlanError
 
 Normalize = Literal["token", "example", "none"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinkerloop._lazy import tinker
 from tinkerloop.data.batches import Batches
-from tinkerloop.datum import read_tensor
+from tinkerloop.datum_values import read_tensor
 from tinkerloop.errors import PlanError
 
 

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tinkerloop._lazy import tinker
-from tinkerloop.datum import POLICY_LOSSES, check_chunks, check_datum, make_datum, real_array
+from tinkerloop.datum import make_datum
+from tinkerloop.datum_checks import POLICY_LOSSES, check_datum
+from tinkerloop.datum_values import check_chunks, real_array
 from tinkerloop.errors import DatumError
 from tinkerloop.renderers.rendered import model_input
 from tinkerloop.rollouts.advantages import per_token
@@ -48,12 +50,12 @@ def policy_datum(
         sampled: (N,) booleans, true where the token was sampled. S of them are true; the first is not.
         logprobs: (S,) the log-probabilities of the sampled tokens under the weights that sampled them.
         advantages: one number, or (S,) the advantage of each sampled token.
-        loss_fn: the policy loss that the datum is for, one of `tinkerloop.datum.POLICY_LOSSES`.
+        loss_fn: the policy loss that the datum is for, one of `tinkerloop.datum_checks.POLICY_LOSSES`.
         weight: the weight of each sampled token, greater than 0.
         vocab_size: if given, every token id must be less than this.
 
     Returns:
-        A datum with N - 1 positions. Its loss inputs are those of `tinkerloop.datum.LOSS_INPUTS[loss_fn]` and
+        A datum with N - 1 positions. Its loss inputs are those of `tinkerloop.datum_checks.LOSS_INPUTS[loss_fn]` and
         `weights`; `sequence_ratio_mask`, the mask of gspo, is 1 at the sampled tokens.
 
     Raises:

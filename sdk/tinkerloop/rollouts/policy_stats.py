@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
-from tinkerloop.datum import POLICY_LOSSES
+from tinkerloop.datum_checks import POLICY_LOSSES
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Log, Requests, StepResult

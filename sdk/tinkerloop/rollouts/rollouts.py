@@ -29,7 +29,7 @@ from typing import Any, Literal, cast
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
 from tinkerloop.data.batches import Cursor, check_cursor, fingerprint_of
-from tinkerloop.datum import POLICY_LOSSES
+from tinkerloop.datum_checks import POLICY_LOSSES
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.futures import background, resolve
 from tinkerloop.renderers import Renderer

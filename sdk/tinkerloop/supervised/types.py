@@ -11,7 +11,7 @@ import chz
 
 from tinkerloop._lazy import tinker
 from tinkerloop.data import Batches, RowBatches
-from tinkerloop.datum import check_datum
+from tinkerloop.datum_checks import check_datum
 from tinkerloop.errors import DataError, DatumError
 from tinkerloop.renderers import Renderer, TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
-from tinkerloop.datum import LOSS_INPUTS, check_datum
+from tinkerloop.datum_checks import LOSS_INPUTS, check_datum
 from tinkerloop.errors import DatumError
 from tinkerloop.testing._policy_losses import DEFAULTS, complete_config, policy_loss
 

@@ -13,7 +13,7 @@ import tinker
 import torch
 from numpy.typing import NDArray
 
-from tinkerloop.datum import chunk_ids
+from tinkerloop.datum_values import chunk_ids
 from tinkerloop.errors import DatumError
 from tinkerloop.images.chunks import image_chunk
 from tinkerloop.local.nn.vision import EncodedImage, Vision, image_tensors

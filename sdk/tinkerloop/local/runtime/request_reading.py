@@ -10,7 +10,8 @@ import tinker
 import torch
 from numpy.typing import NDArray
 
-from tinkerloop.datum import check_chunks, check_positions
+from tinkerloop.datum_checks import check_positions
+from tinkerloop.datum_values import check_chunks
 from tinkerloop.errors import DatumError, ImageError
 from tinkerloop.local.nn.inputs import Input, read_input
 from tinkerloop.local.nn.vision import Vision
