@@ -123,11 +123,14 @@ class UrlServiceClient(tinker.ServiceClient):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self.watch.lost or not hasattr(tinker.ServiceClient, "close"):  # `close` exists since tinker 0.28
+        if not hasattr(tinker.ServiceClient, "close"):  # it exists since tinker 0.28
             return
         interrupted = kind is not None and not issubclass(kind, Exception)
+        closed = self.close("interrupted" if interrupted else "errored" if kind else "success")
+        if self.watch.lost:
+            return  # the heartbeats stop when the server is back, or when the client gives up ending the session
         with suppress(Exception):  # a server without a call that ends sessions is no reason for a run to fail
-            self.close("interrupted" if interrupted else "errored" if kind else "success").result(_FINISH_SECONDS)
+            closed.result(_FINISH_SECONDS)
 
 
 _NORMALISES = (

@@ -206,6 +206,7 @@ def test_a_model_that_the_server_has_lost_is_recognised(tmp_path, datums):
     with background_server(ServerOptions(options.models, port=port, root=tmp_path, device="cpu")):
         with pytest.raises(tinker.RequestFailedError) as raised:
             client.forward_backward(datums[:1], "cross_entropy").result()
+        service.close("errored")  # stops its heartbeats
         assert is_lost(raised.value)
 
 

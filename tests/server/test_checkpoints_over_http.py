@@ -120,17 +120,16 @@ def test_the_tokenizer_is_found_on_the_same_machine(client):
 def test_after_a_restart_checkpoints_are_there_and_a_lost_model_says_how_to_resume(tmp_path, datum):
     options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu")
     with background_server(options) as url:
-        client = resolve(
-            tinker.ServiceClient(base_url=url, api_key="tml-key").create_lora_training_client("tiny", rank=4)
-        )
+        service = tinker.ServiceClient(base_url=url, api_key="tml-key")
+        client = resolve(service.create_lora_training_client("tiny", rank=4))
         first = losses(client, datum, 2)
         path = client.save_state("kept").result().path
     again = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu", port=int(url.rpartition(":")[2]))
-    with background_server(again):
+    with background_server(again), tinker.ServiceClient(base_url=url, api_key="tml-key") as new_service:
         with pytest.raises(tinker.RequestFailedError, match="resume from your newest record"):
             client.forward_backward([datum(1)], "cross_entropy").result()
-        service = tinker.ServiceClient(base_url=url, api_key="tml-key")
-        resumed = resolve(service.create_training_client_from_state_with_optimizer(path))
+        service.close("errored")  # stops its heartbeats
+        resumed = resolve(new_service.create_training_client_from_state_with_optimizer(path))
         assert losses(resumed, datum, 2)[0] < first[0]
 
 

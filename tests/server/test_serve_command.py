@@ -51,8 +51,11 @@ def test_sigterm_ends_the_server_after_the_queued_save(tmp_path):
 def test_a_token_is_needed_and_never_logged(tmp_path):
     token = "tml-0123456789-secret"
     with serving("--root", str(tmp_path), TINKERLOOP_SERVER_TOKEN=token) as (process, url):
-        with pytest.raises(tinker.AuthenticationError, match="not the token of this server"):
-            tinker.ServiceClient(base_url=url, api_key="tml-another-key").create_lora_training_client("tiny").result()
+        with (
+            tinker.ServiceClient(base_url=url, api_key="tml-another-key") as stranger,
+            pytest.raises(tinker.AuthenticationError, match="not the token of this server"),
+        ):
+            stranger.create_lora_training_client("tiny").result()
         with tinker.ServiceClient(base_url=url, api_key=token) as service:
             assert service.create_lora_training_client("tiny", rank=4).result().get_info().lora_rank == 4
         httpx.get(f"{url}/api/v1/checkpoints?api_key={token}", headers={"X-API-Key": token})
