@@ -86,8 +86,7 @@ class Sessions:
         """
         if len(self._sessions) >= self._limits.sessions:
             raise bad_request(
-                f"this server has {len(self._sessions)} sessions, which is its limit; a session ends when its program "
-                f"closes the ServiceClient, or {self._limits.silent_seconds:.0f} seconds after the program was killed"
+                f"this server has {len(self._sessions)} sessions, which is its limit; {self._when_a_session_ends}"
             )
         session = Session(str(uuid.uuid4()), user_metadata, display_name, time.monotonic())
         self._sessions[session.id] = session
@@ -140,8 +139,16 @@ class Sessions:
         models = sum(len(session.models) for session in self)
         if models >= self._limits.models:
             raise bad_request(
-                f"this server trains {models} models, which is its limit; a model is freed when its session ends"
+                f"this server trains {models} models, which is its limit; a model is freed when its session ends: "
+                f"{self._when_a_session_ends}"
             )
+
+    @property
+    def _when_a_session_ends(self) -> str:
+        return (
+            f"a session ends when its program closes the ServiceClient, or {self._limits.silent_seconds:.0f} seconds "
+            "after the program was killed"
+        )
 
     def add_sampler(self, session: Session, sampler_id: str, sampler: HostedSampler) -> None:
         """Add a sampler. If the session then has too many, free the least recently used one."""
