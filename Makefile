@@ -16,7 +16,7 @@ sft: $(VENV)/.ready
 	$(PY) -m recipes.chat_sft $(ARGS)
 
 test: $(VENV)/.ready
-	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(VENV)/.ready
 	$(PY) -m ruff check .

@@ -48,7 +48,7 @@ def test_a_stop_iteration_out_of_a_map_is_not_the_end_of_the_data(kind):
     drop_last=st.booleans(),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_a_cursor_continues_with_exactly_the_batches_that_would_have_come(rows, size, epochs, shuffle, drop_last, data):
     if drop_last and rows < size:
         return
@@ -67,7 +67,7 @@ def test_a_cursor_continues_with_exactly_the_batches_that_would_have_come(rows, 
 
 @pytest.mark.filterwarnings("ignore:batch_size=")
 @given(rows=st.integers(1, 60), size=st.integers(1, 20), epochs=st.integers(1, 3))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_each_epoch_holds_every_row_once(rows, size, epochs):
     seen = [row for batch in batches(list(range(rows)), size, epochs=epochs, shuffle=1) for row in batch]
     for epoch in range(epochs):
@@ -217,7 +217,7 @@ def test_they_satisfy_the_protocol_of_the_loop():
 
 
 @given(ahead=st.integers(1, 5), taken=st.integers(0, 7))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_prefetching_reports_the_position_of_what_was_handed_out(ahead, taken):
     def plain():
         return batches(range(14), 2, shuffle=0)

@@ -342,7 +342,7 @@ def test_streamed_conversations_equal_loaded_ones(tmp_path):
     fraction=st.floats(0.1, 0.9),
     seed=st.integers(0, 5),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_split_loses_nothing_and_lets_no_row_stand_on_both_sides(texts, fraction, seed):
     try:
         train, test = train_test_split(texts, fraction, seed=seed)

@@ -8,13 +8,13 @@ from tinkerloop.data.permutation import shuffled_positions
 
 
 @given(n=st.integers(1, 3000), key=st.text(max_size=5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_every_row_comes_exactly_once(n, key):
     assert sorted(shuffled_positions(key, n, 0, n)) == list(range(n))
 
 
 @given(n=st.integers(1, 500), data=st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_slice_is_that_slice_of_the_whole(n, data):
     start = data.draw(st.integers(0, n))
     stop = data.draw(st.integers(start, n))

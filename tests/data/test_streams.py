@@ -49,7 +49,7 @@ KINDS = ("function", "list", "files", "gzip", "parquet", "hf", "hf taken")
     drop_last=st.booleans(),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_a_stream_resumes_exactly_in_any_epoch(sources, kind, size, shuffle, buffer_size, length, drop_last, data):
     def make():
         return stream(
@@ -209,7 +209,7 @@ def test_prefetching_a_stream_keeps_its_position_exact():
     length=st.none() | st.integers(1, 30),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_a_mixture_keeps_its_proportions_and_resumes_exactly(weights, size, until, length, data):
     names = [f"part {i}" for i in range(len(weights))]
 

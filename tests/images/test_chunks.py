@@ -77,7 +77,7 @@ def test_arrays_become_png_without_loss(array):
     np.testing.assert_array_equal(pixels_of(chunk), array.squeeze())
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.integers(0, 9))
 def test_png_files_are_whole_and_hold_the_pixels(width, height, channels, seed):
     pixels = noise(width, height, channels, seed)
@@ -332,7 +332,7 @@ def test_the_model_must_be_named():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about broken TIFF tags
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_bytes_of_any_kind_give_a_chunk_or_an_image_error(data):
     good = encoded(smooth_image(size=(32, 32)), data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF"])))

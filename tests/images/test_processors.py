@@ -19,7 +19,7 @@ from tinkerloop.images.processors import KIMI_K25, QWEN2_VL, QWEN3_VL, TINY_VL, 
 side = st.integers(1, 8192) | st.integers(1, 64)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(side, side, st.sampled_from([QWEN3_VL, QWEN2_VL, TINY_VL]))
 def test_qwen_arithmetic_is_that_of_transformers(width, height, processor):
     smart_resize = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl").smart_resize
@@ -34,7 +34,7 @@ def test_qwen_arithmetic_is_that_of_transformers(width, height, processor):
     assert processor.tokens(width, height) == h * w // processor.factor**2
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_the_count_of_a_file_is_the_grid_that_transformers_makes_of_its_pixels(width, height):
     module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
@@ -100,7 +100,7 @@ def navit_resize():
     return namespace["navit_resize"]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.integers(1, 20_000), st.integers(1, 20_000))
 def test_kimi_arithmetic_is_that_of_transformers(navit_resize, width, height):
     (h, w), (padded_h, padded_w) = navit_resize(height, width, 14, 2, 16_384, 512)

@@ -126,7 +126,7 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(deadline=None, max_examples=6, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_prompts_are_those_of_the_official_template_with_its_placeholders_expanded(name, data):
     path, options = TEMPLATES[name]
@@ -150,7 +150,7 @@ def test_qwen3_vl_supervised_examples_are_the_official_template():
 
 
 @pytest.mark.parametrize("name", VISION)
-@settings(deadline=None, max_examples=6, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_prompt_is_the_beginning_of_its_example_and_the_rest_is_trained(name, data):
     messages = data.draw(with_images(("system", "user", "tool"), reasoning=False))

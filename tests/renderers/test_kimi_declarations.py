@@ -107,7 +107,7 @@ def test_declarations_are_written_in_typescript_since_k2_5(name: str) -> None:
     assert prompt.startswith(f"<|im_system|>tool_declare<|im_middle|>{typescript_declarations(tools)}<|im_end|>")
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(tool=DECLARATIONS)
 def test_declarations_equal_those_of_the_cookbook(tool: dict[str, Any]) -> None:
     reference = pytest.importorskip("tinker_cookbook.renderers.kimi_k2_5_tool_declaration_ts")

@@ -246,7 +246,7 @@ def check(case: Case, tokenizer: Any, data: st.DataObject) -> None:
 def run(case: Case, tokenizer: Any, examples: int) -> None:
     template_of(case.template)  # skips the test if the template is absent
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def test(data: st.DataObject) -> None:
         check(case, tokenizer, data)
@@ -265,7 +265,7 @@ def test_declarations_of_tools_equal_the_official_template(case: Case) -> None:
     renderer = get_renderer(case.name, everyones_tokenizer(), options=case.options)
     messages = [{"role": "user", "content": "q"}]
 
-    @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(tools=st.lists(DECLARATIONS, min_size=1, max_size=2))
     def test(tools: list[dict[str, Any]]) -> None:
         wanted = render_officially(case, messages, tools, prompting=True)

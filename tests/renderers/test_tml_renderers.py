@@ -124,7 +124,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), declare=st.booleans())
 def test_prompts_and_finished_conversations_are_the_wheels(name: str, data: st.DataObject, declare: bool) -> None:
     late_system = (

@@ -12,7 +12,7 @@ from tinkerloop.tokenizers.encoders import ENGINES, FastEncoder, HuggingFaceEnco
 
 REFERENCE = HuggingFaceEncoder(everyones_tokenizer())
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FEW = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 def engine(name: str) -> FastEncoder:

@@ -16,7 +16,7 @@ from tinkerloop.tokenizers import get_tokenizer
 from tinkerloop.tokenizers.encoders import HuggingFaceEncoder, encoder_of
 from tinkerloop.tokenizers.tiktoken_file import KIMI_PATTERN
 
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FEW = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 KIMI = {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}
 
