@@ -32,6 +32,7 @@ import numpy as np
 import tinker
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
+from tinkerloop.client_versions import rest_client
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.loop.futures import background
 from tinkerloop.loopback import LOCAL_KEY, is_loopback
@@ -63,6 +64,8 @@ class UrlServiceClient(tinker.ServiceClient):
                 self._sums_losses = _probe(client)
                 print(f"server: sums losses: {'yes' if self._sums_losses else _NORMALISES}", file=sys.stderr)
             return self._sums_losses
+
+    create_rest_client = rest_client
 
     def create_sampling_client(self, *args: Any, **options: Any) -> Any:
         return _watched_sampler(super().create_sampling_client(*args, **options), self.watch)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tinker
 
 
 @cache
@@ -13,3 +18,15 @@ def has_field(cls: type, name: str) -> bool:
     `has_field(tinker.SampledSequence, "sequence_id")` is False before tinker 0.26.
     """
     return name in inspect.signature(cls).parameters
+
+
+def rest_client(service: tinker.ServiceClient) -> tinker.RestClient:
+    """Return the REST client of a service client, without the warning of newer versions.
+
+    They advise to construct `tinker.RestClient` instead, which needs a holder of connections before tinker 0.36.
+    """
+    import tinker
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return tinker.ServiceClient.create_rest_client(service)

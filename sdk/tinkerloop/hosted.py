@@ -6,11 +6,14 @@ from typing import Any
 
 import tinker
 
+from tinkerloop.client_versions import rest_client
 from tinkerloop.model_info import warn_if_retired
 
 
 class HostedServiceClient(tinker.ServiceClient):
     """The service client that `connect` opens for the hosted service. Its arguments are those of tinker's own."""
+
+    create_rest_client = rest_client
 
     def create_lora_training_client(self, base_model: str, *args: Any, **options: Any) -> Any:
         """Open a training client with a new model; log a warning if the service retires `base_model`."""

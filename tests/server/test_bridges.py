@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -52,6 +53,12 @@ def datums():
     from tests.server.conftest import datum_of
 
     return [datum_of(seed, 8 + seed % 3) for seed in range(24)]
+
+
+def test_the_rest_client_of_a_service_is_given_without_a_warning(url):
+    with warnings.catch_warnings(), session(connect(url)) as service:
+        warnings.simplefilter("error")
+        assert isinstance(service.create_rest_client().list_training_runs().result().training_runs, list)
 
 
 def test_the_first_lines_name_the_server_and_what_its_loss_is(url, skyrl_like, datums, capsys):
