@@ -7,6 +7,8 @@ What it bridges, and why. On a server that lacks nothing, each is a plain call o
     name    some answer 409 to a second save of one name, which the client repeats for minutes: names get a suffix
     end     some have no call that ends a session: it ends there after a time without heartbeats
 
+Samples of a server that gives them no `sample_sequence_ids` cannot be read by tinker >= 0.26; the error says so.
+
 What it rejects: a server without `loss:sum` divides each datum's loss by the sum of its weights. There, negative
 weights and custom losses (which are sent as weights of both signs) would train something else.
 """
@@ -235,7 +237,7 @@ def followed(watch: ServerWatch, future: Any, finish: Callable[[Any], T] = lambd
         try:
             settle(outer, finish(done.result()))
         except BaseException as error:
-            settle(outer, error=error)
+            settle(outer, error=_explained(error))
 
     watch.add(outer)
     if isinstance(future, tinker.APIFuture) and hasattr(future, "future"):
@@ -244,6 +246,18 @@ def followed(watch: ServerWatch, future: Any, finish: Callable[[Any], T] = lambd
         future = background(future.result)
     future.add_done_callback(copy)
     return outer
+
+
+def _explained(error: BaseException) -> BaseException:
+    """Return the error to raise for an error of tinker: another one where its message does not say what to do."""
+    if not (isinstance(error, AssertionError) and "sample_sequence_ids" in str(error)):
+        return error
+    explained = TinkerloopError(
+        "this server's samples have no `sample_sequence_ids`, without which tinker >= 0.26 reads no sample; install "
+        "tinker==0.25.0, or train without evaluations that sample"
+    )
+    explained.__cause__ = error
+    return explained
 
 
 def _watched_sampler(created: Any, watch: ServerWatch) -> Any:

@@ -2,6 +2,7 @@
 
 - The loss of each datum is divided by the sum of its weights, and the mean over the datums of a request is taken. The
   outputs have no `loss:sum`, but `elementwise_loss`.
+- Samples have no `sample_sequence_ids`.
 - load_weights without model_id is answered with 422, a second save of one name with 409, failed work with 400, and the
   end of a session with 404.
 """
@@ -67,6 +68,9 @@ class Differences:
         if place.endswith("/finish"):
             await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
             return
+        if place == "asample":
+            await self._app(scope, receive, _without_sequence_ids(send))
+            return
         if place not in ("load_weights", "save_weights", "save_weights_for_sampler", "retrieve_future"):
             await self._app(scope, receive, send)
             return
@@ -92,6 +96,24 @@ class Differences:
                 return JSONResponse({"detail": "Checkpoint already exists"}, 409)
             self._names.add(key)
         return None
+
+
+def _without_sequence_ids(send: Send) -> Send:
+    """Return a function that sends an answer to a request for samples without their ids."""
+    start: list[Message] = []
+
+    async def changed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.append(message)
+            return
+        answer = json.loads(message["body"])
+        assert answer.pop("sample_sequence_ids")
+        first, body = start.pop(), json.dumps(answer).encode()
+        MutableHeaders(raw=first["headers"])["content-length"] = str(len(body))
+        await send(first)
+        await send({**message, "body": body})
+
+    return changed
 
 
 def _with_status_400(send: Send) -> Send:

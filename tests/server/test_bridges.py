@@ -16,7 +16,7 @@ from tinkerloop import connect
 from tinkerloop.bridges import UrlServiceClient
 from tinkerloop.callbacks import Checkpoint, Evaluate, GradientAccumulation, LRSchedule, nll
 from tinkerloop.connection import session
-from tinkerloop.errors import PlanError, ServerLostError
+from tinkerloop.errors import PlanError, ServerLostError, TinkerloopError
 from tinkerloop.loop import Checkpoints, Loop, open_training_client
 from tinkerloop.loop.futures import awaitable, resolve
 from tinkerloop.loop.schedules import linear
@@ -57,8 +57,16 @@ def datums():
 
 def test_the_rest_client_of_a_service_is_given_without_a_warning(url):
     with warnings.catch_warnings(), session(connect(url)) as service:
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", FutureWarning)
         assert isinstance(service.create_rest_client().list_training_runs().result().training_runs, list)
+
+
+def test_samples_that_the_installed_client_cannot_read_name_the_version_that_can(skyrl_like):
+    with session(connect(skyrl_like)) as service:
+        sampler = resolve(service.create_sampling_client(base_model="tiny"))
+        call = sampler.sample(tinker.ModelInput.from_ints([1, 2]), 1, tinker.SamplingParams(max_tokens=2))
+        with pytest.raises(TinkerloopError, match="install tinker==0"):
+            call.result()
 
 
 def test_the_first_lines_name_the_server_and_what_its_loss_is(url, skyrl_like, datums, capsys):
