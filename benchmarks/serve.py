@@ -1,12 +1,15 @@
 """The time that the server adds to the engine, and what it gains by computing sample calls together.
 
-    python benchmarks/serve.py [--steps 100] [--rounds 5]
+    python benchmarks/serve.py [--steps 100] [--rounds 5] [--model FOLDER] [--peer URL]
 
 latency   forward_backward + optim_step on one datum of 16 tokens: in process and over HTTP, in turns
 samples   64 sample calls of 64 tokens over HTTP: one after another, all at once by one user, and by 64 users
 
-Both parts use the built-in tiny model on one thread. The server runs in a process of its own, which the real `tinker`
-client uses. The table shows medians, and the smallest value of each, which a busy machine disturbs least.
+--peer is the URL of another server that serves the same model, such as SkyRL, for a row of the first part.
+
+Both parts use one model, by default the built-in tiny one, on one thread. The server runs in a process of its own,
+which the real `tinker` client uses. The table shows medians, and the smallest value of each, which a busy machine
+disturbs least.
 """
 
 from __future__ import annotations
@@ -62,10 +65,11 @@ def sampling_seconds(samplers: list[Any], together: bool) -> float:
 
 
 @contextmanager
-def serving() -> Iterator[str]:
+def serving(model: str) -> Iterator[str]:
     """Start a server. The value is its URL."""
     with tempfile.TemporaryDirectory() as root:
-        command = [sys.executable, "-m", "tinkerloop.cli", "serve", "--model", "tiny", "--port", "0", "--root", root]
+        command = [sys.executable, "-m", "tinkerloop.cli", "serve", "--port", "0", "--root", root]
+        command += ["--model", model if model == "tiny" else f"{model}={model}"]
         process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         try:
@@ -83,22 +87,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100, help="The number of steps in each round (default: 100).")
     parser.add_argument("--rounds", type=int, default=5, help="The number of rounds (default: 5).")
+    parser.add_argument("--model", default="tiny", help="The folder of the model (default: the built-in tiny one).")
+    parser.add_argument("--peer", help="The URL of another server with this model.")
     arguments = parser.parse_args()
+    model = arguments.model
     with ExitStack() as stack:
-        url = stack.enter_context(serving())
+        url = stack.enter_context(serving(model))
         root = stack.enter_context(tempfile.TemporaryDirectory())
         here = stack.enter_context(ServiceClient(root=root, device="cpu"))
         there = stack.enter_context(tinker.ServiceClient(base_url=url, api_key="tml-benchmark"))
-        clients = [resolved(s.create_lora_training_client("tiny", rank=8)) for s in (here, there)]
-        steps: list[list[float]] = [[], []]
+        services: list[Any] = [here, there]
+        if arguments.peer:
+            services.append(stack.enter_context(tinker.ServiceClient(base_url=arguments.peer, api_key="tml-benchmark")))
+        clients = [resolved(service.create_lora_training_client(model, rank=8)) for service in services]
+        steps: list[list[float]] = [[] for _ in clients]
         for number in range(arguments.rounds * arguments.steps):  # in turns, so that both see the same machine
             for client, seconds in zip(clients, steps, strict=True):
                 seconds.append(step_seconds(client))
             if number < 5:
-                steps = [[], []]
+                steps = [[] for _ in clients]
         users = [tinker.ServiceClient(base_url=url, api_key="tml-benchmark") for _ in range(CALLS - 1)]
         samplers = [
-            resolved(user.create_sampling_client(base_model="tiny"))
+            resolved(user.create_sampling_client(base_model=model))
             for user in (there, *map(stack.enter_context, users))
         ]
         alone, one_user, many_users = [], [], []
@@ -106,9 +116,10 @@ def main() -> None:
             alone.append(sampling_seconds(samplers, together=False))
             one_user.append(sampling_seconds(samplers[:1] * CALLS, together=True))
             many_users.append(sampling_seconds(samplers, together=True))
-    ratios = [statistics.median(steps[1]) / statistics.median(steps[0]), min(steps[1]) / min(steps[0])]
     print(f"in process          {milliseconds(steps[0])}")
-    print(f"over HTTP           {milliseconds(steps[1])}: {ratios[0]:.2f} ({ratios[1]:.2f}) times as long")
+    for name, seconds in zip(("over HTTP", "the other server"), steps[1:], strict=False):
+        ratios = [statistics.median(seconds) / statistics.median(steps[0]), min(seconds) / min(steps[0])]
+        print(f"{name:19} {milliseconds(seconds)}: {ratios[0]:.2f} ({ratios[1]:.2f}) times as long")
     print(f"{CALLS} calls in turn    {milliseconds(alone)}")
     for name, seconds in (("at once, one user", one_user), (f"at once, {CALLS} users", many_users)):
         ratios = [statistics.median(alone) / statistics.median(seconds), min(alone) / min(seconds)]
