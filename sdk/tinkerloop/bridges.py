@@ -67,7 +67,8 @@ class UrlServiceClient(tinker.ServiceClient):
                 print(f"server: sums losses: {'yes' if self._sums_losses else _NORMALISES}", file=sys.stderr)
             return self._sums_losses
 
-    create_rest_client = rest_client
+    def create_rest_client(self) -> tinker.RestClient:
+        return rest_client(self)
 
     def create_sampling_client(self, *args: Any, **options: Any) -> Any:
         return _watched_sampler(super().create_sampling_client(*args, **options), self.watch)

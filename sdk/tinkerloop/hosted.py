@@ -13,7 +13,8 @@ from tinkerloop.model_info import warn_if_retired
 class HostedServiceClient(tinker.ServiceClient):
     """The service client that `connect` opens for the hosted service. Its arguments are those of tinker's own."""
 
-    create_rest_client = rest_client
+    def create_rest_client(self) -> tinker.RestClient:
+        return rest_client(self)
 
     def create_lora_training_client(self, base_model: str, *args: Any, **options: Any) -> Any:
         """Open a training client with a new model; log a warning if the service retires `base_model`."""
