@@ -11,6 +11,7 @@ import torch
 
 from tests.local.tiny_models import write_model
 from tinkerloop.local.nn.layers import attention
+from tinkerloop.local.nn.load_check import TOLERANCE, logits_error
 from tinkerloop.local.nn.model_loading import load_model
 
 COMPLETE = attention.attention
@@ -24,8 +25,8 @@ def replace_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any
     attention.register()
 
 
-def load(folder: Path) -> None:
-    load_model(str(folder), torch.device("cpu"), torch.float32)
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    load_model(str(folder), torch.device("cpu"), dtype)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,24 @@ def test_a_model_is_rejected_if_attention_ignores_an_argument(architecture, argu
     replace_attention(lambda *args, **kwargs: COMPLETE(*args, **kwargs | {argument: None}))
     with pytest.raises(NotImplementedError, match="the engine would run wrongly"):
         load(folder)
+
+
+def test_a_model_in_16_bits_is_rejected_if_attention_is_wrong(tmp_path, replace_attention):
+    folder = write_model("llama", tmp_path)
+    load(folder, torch.bfloat16)
+    replace_attention(lambda *args, **kwargs: (-2 * COMPLETE(*args, **kwargs)[0], None))
+    with pytest.raises(NotImplementedError, match="the engine would run wrongly"):
+        load(folder, torch.bfloat16)
+
+
+def test_rounding_to_16_bits_may_throw_one_position_off_but_not_half_of_them():
+    logits = torch.linspace(-1, 1, 50).expand(8, 50)
+    given = logits.clone()
+    given[2] += 0.3
+    assert logits_error(given, logits, torch.float32) > TOLERANCE[torch.float32]
+    assert logits_error(given, logits, torch.bfloat16) < TOLERANCE[torch.bfloat16]
+    given[3:6] += 0.3
+    assert logits_error(given, logits, torch.bfloat16) > TOLERANCE[torch.bfloat16]
 
 
 def test_a_model_is_rejected_if_only_decoding_is_wrong(tmp_path, replace_attention):
