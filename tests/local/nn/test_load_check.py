@@ -11,7 +11,7 @@ import torch
 
 from tests.local.tiny_models import write_model
 from tinkerloop.local.nn.layers import attention
-from tinkerloop.local.nn.load_check import TOLERANCE, logits_error
+from tinkerloop.local.nn.load_check import error_of_rounding, logits_error
 from tinkerloop.local.nn.model_loading import load_model
 
 COMPLETE = attention.attention
@@ -54,10 +54,10 @@ def test_rounding_to_16_bits_may_throw_one_position_off_but_not_half_of_them():
     logits = torch.linspace(-1, 1, 50).expand(8, 50)
     given = logits.clone()
     given[2] += 0.3
-    assert logits_error(given, logits, torch.float32) > TOLERANCE[torch.float32]
-    assert logits_error(given, logits, torch.bfloat16) < TOLERANCE[torch.bfloat16]
+    assert logits_error(given, logits, torch.float32) > error_of_rounding(torch.float32)
+    assert logits_error(given, logits, torch.bfloat16) < error_of_rounding(torch.bfloat16)
     given[3:6] += 0.3
-    assert logits_error(given, logits, torch.bfloat16) > TOLERANCE[torch.bfloat16]
+    assert logits_error(given, logits, torch.bfloat16) > error_of_rounding(torch.bfloat16)
 
 
 def test_a_model_is_rejected_if_only_decoding_is_wrong(tmp_path, replace_attention):
