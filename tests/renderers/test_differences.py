@@ -6,6 +6,7 @@ a row. `test_parity` shows that there are no other differences.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ USER = {"role": "user", "content": "q"}
 REPLY = {"role": "assistant", "content": "a"}
 REASONED = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
 CALL = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": {}}}
+NINE = CALL | {"id": "123456789"}
 WRITTEN = CALL | {"function": {"name": "f", "arguments": "{}"}}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "r", "tool_call_id": "functions.f:0"}
@@ -52,6 +54,9 @@ ENDS_WITH_ROLES = (
     "{{ '<|assistant|>' if add_generation_prompt }}"
 )
 """A template as in GLM 4.5 to 5.2, in which no token ends the last reply."""
+_DECLARED = json.dumps([{"type": "function", "function": TOOLS[0]}], ensure_ascii=False)
+DECLARED = f"[AVAILABLE_TOOLS]{_DECLARED}[/AVAILABLE_TOOLS]"
+"""The declaration of a tool as Mistral writes it."""
 SAME = "the same text in other tokens"
 
 
@@ -182,6 +187,44 @@ ROWS = [
         f"<|begin_of_text|>{HEAD}user<|end_header_id|>\n\nq<|eot_id|>{HEAD}assistant<|end_header_id|>\n\n",
         f"Today Date: 26 Jul 2024\n\n<|eot_id|>{HEAD}user<|end_header_id|>\n\nq<|eot_id|>"
         f"{HEAD}assistant<|end_header_id|>\n\n", prompting=True, options=Llama3Options(),
+    ),
+    Difference(
+        "Mistral v3", "a system message is written into the last user message", "mistral_v3", [LATE, USER, REPLY],
+        "<s>[INST] s\n\nq[/INST] a</s>", "<s>[INST] q[/INST] a</s>",
+    ),
+    Difference(
+        "Mistral v7, v11, v13", "no default system message", "mistral_v7_tekken", [USER, REPLY],
+        "<s>[INST]q[/INST]a</s>", "[/SYSTEM_PROMPT][INST]q[/INST]a</s>",
+    ),
+    Difference(
+        "Mistral", "in which roles do not alternate", "mistral_v13", [LATE, USER, USER, REPLY],
+        "<s>[SYSTEM_PROMPT]s[/SYSTEM_PROMPT][INST]q[/INST][INST]q[/INST]a</s>", None,
+    ),
+    Difference(
+        "Mistral", "so are empty replies", "mistral_v13", [LATE, USER, REPLY | {"content": ""}],
+        "<s>[SYSTEM_PROMPT]s[/SYSTEM_PROMPT][INST]q[/INST]</s>", None,
+    ),
+    Difference(
+        "Mistral", "ids of any form", "mistral_v11", [LATE, USER, CALLING],
+        "[INST]q[/INST][TOOL_CALLS]f[CALL_ID]functions.f:0[ARGS]{}</s>", None,
+    ),
+    Difference(
+        "Mistral", "only the last user message declares tools", "mistral_v3_tekken", [USER, REPLY, USER],
+        f"<s>[INST]q[/INST]a</s>{DECLARED}[INST]q[/INST]", f"<s>{DECLARED}[INST]q[/INST]a</s>{DECLARED}[INST]q[/INST]",
+        prompting=True, tools=True,
+    ),
+    Difference(
+        "Mistral v3", "a reply with both text and tool calls", "mistral_v3_tekken",
+        [USER, {"role": "assistant", "content": "t", "tool_calls": [NINE]}],
+        None, '[TOOL_CALLS][{"name": "f", "arguments": {}, "id": "123456789"}]</s>',
+    ),
+    Difference(
+        "Mistral v3", "a system message that is not the first message", "mistral_v3", [USER, REPLY, LATE], None, None,
+    ),
+    Difference(
+        "Mistral v11", "the text of a reply with tool calls", "mistral_v11",
+        [LATE, USER, {"role": "assistant", "content": "t", "tool_calls": [NINE]}],
+        "[/INST]t[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{}</s>", "[/INST][TOOL_CALLS]f[CALL_ID]123456789[ARGS]{}</s>",
     ),
     Difference(
         "DeepSeek", "beside tool calls and after a tool result", "deepseekv3",

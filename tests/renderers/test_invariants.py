@@ -184,6 +184,14 @@ def test_a_call_that_cannot_be_read_has_exactly_the_text_that_was_sampled(name, 
     assert tokens in "".join(f" {token}" for token in again.tokens)
 
 
+def test_a_call_that_cannot_be_read_does_not_spoil_the_next_one() -> None:
+    spelled = "[TOOL_CALLS]f[ARGS]{bad[TOOL_CALLS]g[ARGS]{}</s>"
+    ids = everyones_tokenizer().encode(spelled, add_special_tokens=False)
+    message = renderer("mistral_v13").parse_response(ids).message
+    assert [call.function.name for call in message["tool_calls"]] == ["g"]
+    assert [call.raw_text for call in message["unparsed_tool_calls"]] == ["[TOOL_CALLS]f[ARGS]{bad"]
+
+
 @pytest.mark.parametrize(
     ("name", "kept", "converted"),
     [

@@ -29,6 +29,7 @@ _FAMILIES = (
     "families.gpt_oss",
     "families.kimi",
     "families.llama3",
+    "families.mistral",
     "families.nemotron3",
     "families.qwen2_5",
     "families.qwen3",
