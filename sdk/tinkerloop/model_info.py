@@ -148,6 +148,7 @@ _RETIRED: dict[str, str] = {
 """Models whose retirement was announced on 2026-06-12, each with the served model that is nearest in size and kind."""
 _NOT_SERVED: dict[str, tuple[str, ...]] = {
     r"gemma-3-\d+[bm]-it": ("gemma3",),
+    r"gemma-4-(26B-A4B|31B)-it": ("gemma4", "gemma4_thinking"),
     r"DeepSeek-R1-Distill-(Qwen|Llama)-[\d.]+B": ("deepseek_r1_distill",),
     r"Llama-3\.[123]-\d+B-Instruct": _LLAMA3,
     r"Ministral-3-\d+B-Instruct-2512(-BF16)?": ("mistral_v13",),

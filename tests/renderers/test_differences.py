@@ -49,6 +49,7 @@ KIMI_ANSWERED = (
     "<|im_assistant|>assistant<|im_middle|><think></think>a<|im_end|>"
 )
 GLM_ANSWERED = "<tool_call>f</tool_call><|observation|><tool_response>r</tool_response><|assistant|></think>a"
+GEMMA_ANSWERED = '<|tool_call>call:f{}<tool_call|><|tool_response>response:f{value:<|"|>r<|"|>}<tool_response|>a'
 ENDS_WITH_ROLES = (
     "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|assistant|>' }}{{ m.content }}{% endfor %}"
     "{{ '<|assistant|>' if add_generation_prompt }}"
@@ -187,6 +188,39 @@ ROWS = [
         f"<|begin_of_text|>{HEAD}user<|end_header_id|>\n\nq<|eot_id|>{HEAD}assistant<|end_header_id|>\n\n",
         f"Today Date: 26 Jul 2024\n\n<|eot_id|>{HEAD}user<|end_header_id|>\n\nq<|eot_id|>"
         f"{HEAD}assistant<|end_header_id|>\n\n", prompting=True, options=Llama3Options(),
+    ),
+    Difference(
+        "Gemma 4 with reasoning off", "begins with an empty reasoning block", "gemma4", [USER, REPLY],
+        "<|turn>model\n<|channel>thought\n<channel|>a<turn|>", "<|turn>model\na<turn|>\n",
+    ),
+    Difference(
+        "Gemma 4 with reasoning off", "loses its reasoning", "gemma4",
+        [USER, CALLING | {"reasoning_content": "hm"}, RESULT, REPLY],
+        f"<|turn>model\n{GEMMA_ANSWERED}<turn|>",
+        f"<|turn>model\n<|channel>thought\nhm\n<channel|>{GEMMA_ANSWERED}<turn|>\n",
+    ),
+    Difference(
+        "Gemma 4", "the reasoning of a last reply", "gemma4_thinking", [USER, REASONED],
+        "<|channel>thought\nhm\n<channel|>a<turn|>", "<|turn>model\na<turn|>\n",
+    ),
+    Difference(
+        "Gemma 4", "is written before them", "gemma4_thinking", [USER, CALLING | {"content": "t"}, RESULT],
+        'model\nt<|tool_call>call:f{}<tool_call|><|tool_response>response:f{value:<|"|>r<|"|>}<tool_response|>',
+        '<|tool_call>call:f{}<tool_call|><|tool_response>response:f{value:<|"|>r<|"|>}<tool_response|>t<turn|>\n',
+        prompting=True,
+    ),
+    Difference(
+        "Gemma 4", "stays in the reply", "gemma4_thinking", [USER, REPLY | {"content": "<|channel>x<channel|>y"}, USER],
+        "model\n<|channel>x<channel|>y<turn|>\n<|turn>user\nq<turn|>\n<|turn>model\n",
+        "model\ny<turn|>\n<|turn>user\nq<turn|>\n<|turn>model\n", prompting=True,
+    ),
+    Difference(
+        "Gemma 4", "a reply that follows a reply", "gemma4_thinking", [USER, REPLY, REPLY],
+        "model\na<turn|>\n<|turn>model\na<turn|>", "model\na<turn|>\na<turn|>\n",
+    ),
+    Difference(
+        "Gemma 4", "a tool result that follows no call", "gemma4_thinking", [USER, REPLY, RESULT],
+        None, "model\na<turn|>\n<|turn>model\n", prompting=True,
     ),
     Difference(
         "Mistral v3", "a system message is written into the last user message", "mistral_v3", [LATE, USER, REPLY],

@@ -184,6 +184,15 @@ def test_a_call_that_cannot_be_read_has_exactly_the_text_that_was_sampled(name, 
     assert tokens in "".join(f" {token}" for token in again.tokens)
 
 
+def test_an_argument_that_spells_the_quote_of_gemma4_stays_one_argument() -> None:
+    arguments = {"city": 'x<|"|>,n:<|"|>y', "l": [None, {"k": 1.5}, True, []], "n": "None", "z": "{a:1}"}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    ids = sampled(renderer("gemma4").build_supervised_example(messages))
+    (read,) = renderer("gemma4").parse_response(ids).message["tool_calls"]
+    assert json.loads(read.function.arguments) == arguments
+
+
 def test_a_call_that_cannot_be_read_does_not_spoil_the_next_one() -> None:
     spelled = "[TOOL_CALLS]f[ARGS]{bad[TOOL_CALLS]g[ARGS]{}</s>"
     ids = everyones_tokenizer().encode(spelled, add_special_tokens=False)

@@ -163,6 +163,14 @@ CASES = [
         tools=False,
         **CHATML,
     ),
+    Case("gemma4", "../templates/axo_gemma4.jinja", {"bos_token": "<bos>"}, LATE | PLAIN | WITHOUT_TEXT, **CHATML),
+    Case(
+        "gemma4_thinking",
+        "../templates/ik_google-gemma-4-31B-it.jinja",
+        {"bos_token": "<bos>", "enable_thinking": True},
+        LATE | WITHOUT_TEXT,
+        **CHATML,
+    ),
     Case(
         "gpt_oss_medium_reasoning",
         "gpt-oss/chat_template.jinja",
@@ -212,6 +220,10 @@ def differs(case: Case, messages: Messages) -> bool:
     if case.name.startswith(("glm4_7", "nemotron3")) and "disable" not in case.name:
         # The document does not continue the prompt, which opens a reasoning block.
         return not (reasoning if case.name.startswith("glm4_7") else reasoning.strip())
+    if case.name == "gemma4":
+        return messages[-2]["role"] != "tool"  # the document has no reasoning block, which the template's prompt has
+    if case.name == "gemma4_thinking":
+        return bool(reasoning)  # the template drops the reasoning of replies without calls
     if case.name.startswith("gpt_oss"):
         # The template drops the reasoning of tool calls before the trained answer.
         led = messages[last_answer(messages) + 1 :]

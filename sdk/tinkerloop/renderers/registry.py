@@ -24,6 +24,7 @@ _FAMILIES = (
     "families.deepseekv3",
     "families.deepseekv4_1",
     "families.gemma3",
+    "families.gemma4",
     "families.glm",
     "families.glm4",
     "families.gpt_oss",

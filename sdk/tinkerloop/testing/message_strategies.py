@@ -37,7 +37,8 @@ CONTROL += """
     <|content_thinking|> <|content_xml|> <|content_invoke_tool_json|> <|content_invoke_tool_text|> <|end_message|>
     <|content_model_end_sampling|> <bos> <eos> <start_of_turn> <end_of_turn> <s> </s> [INST] [/INST] [SYSTEM_PROMPT]
     [/SYSTEM_PROMPT] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [CALL_ID] [ARGS] [TOOL_RESULTS] [TOOL_CONTENT]
-    [/TOOL_RESULTS] [THINK] [/THINK]
+    [/TOOL_RESULTS] [THINK] [/THINK] <|turn> <turn|> <|think|> <|channel> <channel|> <|tool> <tool|> <|tool_call>
+    <tool_call|> <|tool_response> <tool_response|> <|"|>
 """.split()  # noqa: SIM905
 """Control tokens of public chat formats, and some of no format."""
 
