@@ -150,6 +150,8 @@ _NOT_SERVED: dict[str, tuple[str, ...]] = {
     r"gemma-3-\d+[bm]-it": ("gemma3",),
     r"gemma-4-(26B-A4B|31B)-it": ("gemma4", "gemma4_thinking"),
     r"DeepSeek-R1-Distill-(Qwen|Llama)-[\d.]+B": ("deepseek_r1_distill",),
+    r"granite-3\.1-\db-(a\d+m-)?instruct": ("granite3",),
+    r"Llama-4-(Scout|Maverick)-17B-\d+E-Instruct": ("llama4",),
     r"Llama-3\.[123]-\d+B-Instruct": _LLAMA3,
     r"Ministral-3-\d+B-Instruct-2512(-BF16)?": ("mistral_v13",),
     r"Ministral-3-\d+B-Reasoning-2512": ("mistral_v13_reasoning",),

@@ -41,13 +41,14 @@ CALLS = {"tools", "calls", "parallel_calls", "text_with_calls"}
 UNCLAIMED = {
     r"role_colon": {*REASONING, *CALLS},
     r"gemma3": {*REASONING, *CALLS, "later_system"},
+    r"granite3": {*REASONING, *CALLS},
     r"llama3": {*REASONING, "parallel_calls", "text_with_calls"},
     r"gpt_oss.*": {"parallel_calls", "later_system"},
     r"mistral_v3.*": {*REASONING, "text_with_calls", "later_system"},
     r"mistral_v7_tekken": {*REASONING, *CALLS},
     r"deepseek_r1_distill": {*REASONING, *CALLS, "later_system"} - {"reasoning"},
     r"deepseekv3_thinking": {"reasoning_after_results"},
-    r"deepseekv3|gemma4|mistral_v11|mistral_v13|qwen2_5|qwen3_coder|.*_disable_thinking": REASONING,
+    r"deepseekv3|gemma4|llama4|mistral_v11|mistral_v13|qwen2_5|qwen3_coder|.*_disable_thinking": REASONING,
 }
 """What the formats, given as regular expressions, cannot express. All others can express everything."""
 SORTING = ("gemma4", "gemma4_thinking", "tml_v0")

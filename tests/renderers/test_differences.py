@@ -266,7 +266,24 @@ ROWS = [
         "<｜tool▁output▁end｜>a<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜></think>",
         "<｜tool▁output▁end｜><think>x</think>a<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜></think>", prompting=True,
     ),
-    Difference("llama3", "must begin with a user message", "llama3", [REPLY], None, "}\n\na<|eot_id|>", tools=True),
+    Difference(
+        "llama3, llama4", "must begin with a user message", "llama4", [REPLY],
+        None, "}\n\na<|eot|>", tools=True,
+    ),
+    Difference(
+        "Granite 3", "no default system message", "granite3", [USER, REPLY],
+        "<|start_of_role|>user<|end_of_role|>q<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>a<|end_of_text|>",
+        "You are a helpful AI assistant.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>q<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>a<|end_of_text|>\n",
+    ),
+    Difference(
+        "Granite 3", "tools and calls raise", "granite3", [LATE, USER, CALLING],
+        None, "assistant<|end_of_role|><|end_of_text|>\n",
+    ),
+    Difference(
+        "llama3, llama4", "must begin with a user message", "llama3", [REPLY],
+        None, "}\n\na<|eot_id|>", tools=True,
+    ),
     Difference(
         "llama3, gpt-oss", "text or reasoning", "llama3", [USER, CALLING | {"content": "t"}],
         None, 'assistant<|end_header_id|>\n\n{"name": "f", "parameters": {}}<|eot_id|>',

@@ -193,6 +193,22 @@ def test_an_argument_that_spells_the_quote_of_gemma4_stays_one_argument() -> Non
     assert json.loads(read.function.arguments) == arguments
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        '<|python_start|><|python_end|>{"name": "f", "parameters": {"a": 1}}',
+        "<|python_start|>[f(a=1)]<|python_end|>",
+        '{"name": "f", "parameters": {"a": 1}}',
+        "[f(a=1)]",
+    ],
+)
+def test_calls_of_llama4_are_read_in_every_form_that_models_sample(spelled: str) -> None:
+    ids = everyones_tokenizer().encode(f"{spelled}<|eot|>", add_special_tokens=False)
+    message, termination = renderer("llama4").parse_response(ids)
+    assert (message["content"], termination) == ("", "stop_sequence")
+    assert [(call.function.name, call.function.arguments) for call in message["tool_calls"]] == [("f", '{"a": 1}')]
+
+
 def test_a_call_that_cannot_be_read_does_not_spoil_the_next_one() -> None:
     spelled = "[TOOL_CALLS]f[ARGS]{bad[TOOL_CALLS]g[ARGS]{}</s>"
     ids = everyones_tokenizer().encode(spelled, add_special_tokens=False)

@@ -61,6 +61,8 @@ class Case:
 PLAIN = {"reasoning": False}
 LATE = {"late_system": True}
 ONE_CALL = {"parallel": False}
+DATED = ("granite3", "mistral_v7_tekken", "mistral_v11", "mistral_v13")
+"""Formats without the default system message of their template, most of which contain the date."""
 WITHOUT_TEXT = {"text_with_calls": False}
 CHATML = {"ends_with": "\n"}
 MISTRAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -172,6 +174,15 @@ CASES = [
         **CHATML,
     ),
     Case(
+        "granite3",
+        "../templates/hf_granite-3.1-8b-instruct.jinja",
+        {},
+        LATE | PLAIN | {"tools": False},
+        tools=False,
+        **CHATML,
+    ),
+    Case("llama4", "../templates/axo_llama4.jinja", {"bos_token": "<|begin_of_text|>"}, LATE | PLAIN),
+    Case(
         "gpt_oss_medium_reasoning",
         "gpt-oss/chat_template.jinja",
         chats=ONE_CALL,
@@ -238,6 +249,8 @@ def fitted(case: Case, messages: Messages) -> tuple[Messages, Messages]:
         either = case.name.startswith("gpt_oss") and message.get("reasoning_content")
         if message.get("tool_calls") and (case.name == "llama3" or either):
             message["content"] = ""
+    if case.name in DATED and ours[0]["role"] != "system":
+        ours.insert(0, {"role": "system", "content": "s"})
     theirs = copy.deepcopy(ours)
     if case.name.startswith("mistral"):
         return _fitted_for_mistral(case.name, ours)
@@ -253,13 +266,11 @@ def fitted(case: Case, messages: Messages) -> tuple[Messages, Messages]:
 def _fitted_for_mistral(name: str, messages: Messages) -> tuple[Messages, Messages]:
     """Return messages with ids as Mistral's templates require them, for the renderer and for the template.
 
-    These templates write a default system message with a date, unless there is a system message. They compare messages
-    with the last user message, so an earlier one must differ. The template of v3 drops a system message that no user
-    message follows at the end, so it is given the text that the renderer writes into the last user message.
+    These templates compare messages with the last user message, so an earlier one must differ. The template of v3
+    drops a system message that no user message follows at the end, so it is given the text that the renderer writes
+    into the last user message.
     """
     ours = copy.deepcopy(messages)
-    if name in ("mistral_v7_tekken", "mistral_v11", "mistral_v13") and ours[0]["role"] != "system":
-        ours.insert(0, {"role": "system", "content": "s"})
     for i, message in enumerate(ours):
         if message["role"] == "user":
             message["content"] += f" {i}"
