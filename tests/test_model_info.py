@@ -111,6 +111,7 @@ def test_a_folder_is_known_by_its_name_or_has_its_own_template(tmp_path) -> None
         ("gemma-3-4b-it", "gemma3"),
         ("DeepSeek-R1-Distill-Qwen-1.5B", "deepseek_r1_distill"),
         ("gemma-4-31B-it", "gemma4"),
+        ("gemma-4-E2B-it", "gemma4_e4b"),
         ("granite-3.1-8b-instruct", "granite3"),
         ("Llama-4-Scout-17B-16E-Instruct", "llama4"),
         ("Mistral-7B-Instruct-v0.3", "mistral_v3"),

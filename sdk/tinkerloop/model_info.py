@@ -148,7 +148,8 @@ _RETIRED: dict[str, str] = {
 """Models whose retirement was announced on 2026-06-12, each with the served model that is nearest in size and kind."""
 _NOT_SERVED: dict[str, tuple[str, ...]] = {
     r"gemma-3-\d+[bm]-it": ("gemma3",),
-    r"gemma-4-(26B-A4B|31B)-it": ("gemma4", "gemma4_thinking"),
+    r"gemma-4-(12B|26B-A4B|31B)-it": ("gemma4", "gemma4_thinking"),
+    r"gemma-4-E[24]B-it": ("gemma4_e4b", "gemma4_thinking"),
     r"DeepSeek-R1-Distill-(Qwen|Llama)-[\d.]+B": ("deepseek_r1_distill",),
     r"granite-3\.1-\db-(a\d+m-)?instruct": ("granite3",),
     r"Llama-4-(Scout|Maverick)-17B-\d+E-Instruct": ("llama4",),

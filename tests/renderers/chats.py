@@ -48,10 +48,10 @@ UNCLAIMED = {
     r"mistral_v7_tekken": {*REASONING, *CALLS},
     r"deepseek_r1_distill": {*REASONING, *CALLS, "later_system"} - {"reasoning"},
     r"deepseekv3_thinking": {"reasoning_after_results"},
-    r"deepseekv3|gemma4|llama4|mistral_v11|mistral_v13|qwen2_5|qwen3_coder|.*_disable_thinking": REASONING,
+    r"deepseekv3|gemma4|gemma4_e4b|llama4|mistral_v11|mistral_v13|qwen2_5|qwen3_coder|.*_disable_thinking": REASONING,
 }
 """What the formats, given as regular expressions, cannot express. All others can express everything."""
-SORTING = ("gemma4", "gemma4_thinking", "tml_v0")
+SORTING = ("gemma4", "gemma4_e4b", "gemma4_thinking", "tml_v0")
 """The names of formats that sort the arguments of calls."""
 TRIMMING = re.compile(r"gemma3|gemma4.*|glm4.*|glm5_3.*|llama3|mistral_v3|nemotron3.*|qwen3_[58].*")
 """The names of formats that trim the texts of replies."""

@@ -166,6 +166,7 @@ CASES = [
         **CHATML,
     ),
     Case("gemma4", "../templates/axo_gemma4.jinja", {"bos_token": "<bos>"}, LATE | PLAIN | WITHOUT_TEXT, **CHATML),
+    Case("gemma4_e4b", "../templates/axo_gemma4.jinja", {"bos_token": "<bos>"}, LATE | PLAIN | WITHOUT_TEXT, **CHATML),
     Case(
         "gemma4_thinking",
         "../templates/ik_google-gemma-4-31B-it.jinja",
@@ -196,7 +197,8 @@ def render_officially(case: Case, messages: Messages, tools: Any, *, prompting: 
     """Return the text that the publisher's `apply_chat_template` gives.
 
     Kimi's tokenizer class sorts the keys of the tools. Since K2.5, it also passes the tools as TypeScript;
-    `test_kimi_declarations` checks this text. To the last reply of GLM, the token is added that ends it.
+    `test_kimi_declarations` checks this text. To the last reply of GLM, the token is added that ends it. The templates
+    of Gemma 4 E2B and E4B differ from those of larger models only by the empty block at the end of prompts.
     """
     variables = case.variables
     if case.name.startswith("kimi") and tools:
@@ -205,6 +207,8 @@ def render_officially(case: Case, messages: Messages, tools: Any, *, prompting: 
     written = official(
         template, messages, tools, sort_tools=case.name.startswith("kimi"), add_generation_prompt=prompting, **variables
     )
+    if case.name == "gemma4_e4b":
+        return written.removesuffix("<|channel>thought\n<channel|>")
     if case.name.startswith("glm4") and not prompting and messages[-1]["role"] == "assistant":
         # The token of the next role ends a reply. After the last reply the template does not write it.
         return written + ("<|observation|>" if messages[-1].get("tool_calls") else "<|user|>")

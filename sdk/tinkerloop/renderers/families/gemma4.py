@@ -1,8 +1,8 @@
 """Gemma 4's chat format for text: `<|turn>user\\n...<turn|>\\n<|turn>model\\n...<turn|>\\n`.
 
 A reply with tool calls ends with `<|tool_response>`, the token with which their results begin; the model's turn goes on
-after the results. All texts but results are trimmed. Presets: `gemma4`, whose prompts rule reasoning out, and
-`gemma4_thinking`. The reference is the publisher's chat template.
+after the results. All texts but results are trimmed. Presets: `gemma4` and `gemma4_e4b` (for E2B and E4B), whose
+prompts rule reasoning out, and `gemma4_thinking`, for all sizes. The reference is the publisher's chat template.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ _CALL = Block(Part.TOOL_CALL, "<|tool_call>", "<tool_call|>", separators=(QUOTE,
 @dataclass(frozen=True)
 class Gemma4Options(base.Options):
     thinking: bool = False
-    """If True, the model may reason. If False, every prompt for a new turn of the model has an empty reasoning block,
-    which history leaves out."""
+    """If True, the model may reason."""
+    has_empty_block: bool = True
+    """If True, every prompt of a model that may not reason has an empty reasoning block, which history leaves out. E2B
+    and E4B have none."""
 
 
 class Gemma4(base.Renderer):
@@ -43,6 +45,10 @@ class Gemma4(base.Renderer):
     Options = Gemma4Options
     leaves_out = LEFT_OUT_BY_TEMPLATES
     control = ("<bos>", "<|turn>", "<|think|>", "<|tool>", "<tool|>", "<tool_response|>")
+
+    @property
+    def has_extension_property(self) -> bool:
+        return not (self.options.thinking or self.options.has_empty_block)
 
     @property
     def disables_reasoning(self) -> bool:
@@ -110,7 +116,8 @@ class Gemma4(base.Renderer):
         return previous is not None and (previous.role == "tool" or bool(previous.tool_calls or previous.unparsed))
 
     def primer(self, conversation: CheckedConversation, index: int) -> str:
-        opens = not self.options.thinking and conversation.is_final(index) and not self._goes_on(conversation, index)
+        has_block = self.options.has_empty_block and not self.options.thinking
+        opens = has_block and conversation.is_final(index) and not self._goes_on(conversation, index)
         return _REASONING.open + _REASONING.head + _REASONING.close if opens else ""
 
     def reply(self, conversation: CheckedConversation, index: int) -> Pieces:
@@ -133,5 +140,6 @@ class Gemma4(base.Renderer):
 
 PRESETS: Sequence[tuple[str, type[base.Renderer], base.Options]] = (
     ("gemma4", Gemma4, Gemma4Options()),
+    ("gemma4_e4b", Gemma4, Gemma4Options(has_empty_block=False)),
     ("gemma4_thinking", Gemma4, Gemma4Options(thinking=True)),
 )
