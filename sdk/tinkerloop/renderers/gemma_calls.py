@@ -55,7 +55,10 @@ class _Fields(list[str]):
     def members(self, value: Mapping[str, Any], *, quotes_keys: bool = False) -> None:
         for i, (key, inside) in enumerate(_sorted(value)):
             self.add("," if i else "")
-            self.quote(key) if quotes_keys else self.add(key)
+            if quotes_keys:
+                self.quote(key)
+            else:
+                self.add(key)
             self.add(":")
             self.value(inside, quotes_keys=quotes_keys)
 
