@@ -110,6 +110,17 @@ def test_a_folder_is_known_by_its_name_or_has_its_own_template(tmp_path) -> None
         ("Qwen3-8B", "qwen3"),
         ("gemma-3-4b-it", "gemma3"),
         ("DeepSeek-R1-Distill-Qwen-1.5B", "deepseek_r1_distill"),
+        ("gemma-4-31B-it", "gemma4"),
+        ("gemma-4-E2B-it", "gemma4_e4b"),
+        ("granite-3.1-8b-instruct", "granite3"),
+        ("Llama-4-Scout-17B-16E-Instruct", "llama4"),
+        ("Mistral-7B-Instruct-v0.3", "mistral_v3"),
+        ("Mistral-Nemo-Instruct-2407", "mistral_v3_tekken"),
+        ("Mistral-Small-3.1-24B-Instruct-2503", "mistral_v7_tekken"),
+        ("Mistral-Small-3.2-24B-Instruct-2506", "mistral_v11"),
+        ("Ministral-3-8B-Instruct-2512", "mistral_v13"),
+        ("Ministral-3-14B-Reasoning-2512", "mistral_v13_reasoning"),
+        ("Mistral-7B-Instruct-v0.2", "template"),  # an older chat format
         ("gemma-3n-E2B-it", "template"),  # another chat format
         ("gemma-3-4b-pt", "template"),  # a base model
         ("mystery", "template"),

@@ -41,17 +41,20 @@ CALLS = {"tools", "calls", "parallel_calls", "text_with_calls"}
 UNCLAIMED = {
     r"role_colon": {*REASONING, *CALLS},
     r"gemma3": {*REASONING, *CALLS, "later_system"},
+    r"granite3": {*REASONING, *CALLS},
     r"llama3": {*REASONING, "parallel_calls", "text_with_calls"},
     r"gpt_oss.*": {"parallel_calls", "later_system"},
+    r"mistral_v3.*": {*REASONING, "text_with_calls", "later_system"},
+    r"mistral_v7_tekken": {*REASONING, *CALLS},
     r"deepseek_r1_distill": {*REASONING, *CALLS, "later_system"} - {"reasoning"},
     r"deepseekv3_thinking": {"reasoning_after_results"},
-    r"deepseekv3|qwen2_5|qwen3_coder|.*_disable_thinking": REASONING,
+    r"deepseekv3|gemma4|gemma4_e4b|llama4|mistral_v11|mistral_v13|qwen2_5|qwen3_coder|.*_disable_thinking": REASONING,
 }
 """What the formats, given as regular expressions, cannot express. All others can express everything."""
-SORTING = ("tml_v0",)
+SORTING = ("gemma4", "gemma4_e4b", "gemma4_thinking", "tml_v0")
 """The names of formats that sort the arguments of calls."""
-TRIMMING = ("gemma3", "glm4", "glm5_3", "llama3", "nemotron3", "qwen3_5", "qwen3_8")
-"""The beginnings of the names of formats that trim the texts of replies."""
+TRIMMING = re.compile(r"gemma3|gemma4.*|glm4.*|glm5_3.*|llama3|mistral_v3|nemotron3.*|qwen3_[58].*")
+"""The names of formats that trim the texts of replies."""
 WITHOUT_NEWLINES = ("qwen3", "qwen3_disable_thinking", "qwen3_thinking", "qwen3_vl")
 """The names of formats that trim newlines, and no spaces, at the start of the texts of replies."""
 
@@ -137,8 +140,8 @@ def claims(name: str) -> FormatClaims:
         **dict.fromkeys(unclaimed, False),
         roles=frozenset(renderer(name).roles),
         images=name in VISION,
-        spaces=not name.startswith(TRIMMING),
-        newlines=not name.startswith(TRIMMING) and name not in WITHOUT_NEWLINES,
+        spaces=not TRIMMING.fullmatch(name),
+        newlines=not TRIMMING.fullmatch(name) and name not in WITHOUT_NEWLINES,
         argument_order=name not in SORTING,
     )
 
@@ -192,6 +195,7 @@ def conversations(
     reasoning: bool = True,
     parallel: bool = True,
     late_system: bool = False,
+    text_with_calls: bool = True,
 ) -> st.SearchStrategy[list[dict[str, Any]]]:
     """Return a strategy for conversations with or without tool calls, reasoning, parallel calls, and late systems."""
     return random_conversations(
@@ -200,6 +204,8 @@ def conversations(
             reasoning=reasoning,
             reasoning_with_calls=reasoning,
             parallel_calls=parallel,
+            text_with_calls=text_with_calls,
+            text_and_reasoning_with_calls=text_with_calls,
             later_system=late_system,
         )
     )

@@ -86,6 +86,8 @@ def suited(case: Case, messages: list[dict[str, Any]]) -> list[dict[str, Any]] |
         return None
     if case.chats.get("tools") is False and any(m.get("tool_calls") for m in messages):
         return None
+    if case.chats.get("text_with_calls") is False:
+        messages = [m | {"content": ""} if m.get("tool_calls") else m for m in messages]
     inline = any("<think>" in m["content"] for m in messages)
     if (inline and not case.name.startswith(("qwen3", "deepseekv3"))) or (
         inline and re.search("instruct|coder", case.name)

@@ -6,6 +6,7 @@ a row. `test_parity` shows that there are no other differences.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ USER = {"role": "user", "content": "q"}
 REPLY = {"role": "assistant", "content": "a"}
 REASONED = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
 CALL = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": {}}}
+NINE = CALL | {"id": "123456789"}
 WRITTEN = CALL | {"function": {"name": "f", "arguments": "{}"}}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "content": "r", "tool_call_id": "functions.f:0"}
@@ -47,11 +49,15 @@ KIMI_ANSWERED = (
     "<|im_assistant|>assistant<|im_middle|><think></think>a<|im_end|>"
 )
 GLM_ANSWERED = "<tool_call>f</tool_call><|observation|><tool_response>r</tool_response><|assistant|></think>a"
+GEMMA_ANSWERED = '<|tool_call>call:f{}<tool_call|><|tool_response>response:f{value:<|"|>r<|"|>}<tool_response|>a'
 ENDS_WITH_ROLES = (
     "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '<|assistant|>' }}{{ m.content }}{% endfor %}"
     "{{ '<|assistant|>' if add_generation_prompt }}"
 )
 """A template as in GLM 4.5 to 5.2, in which no token ends the last reply."""
+_DECLARED = json.dumps([{"type": "function", "function": TOOLS[0]}], ensure_ascii=False)
+DECLARED = f"[AVAILABLE_TOOLS]{_DECLARED}[/AVAILABLE_TOOLS]"
+"""The declaration of a tool as Mistral writes it."""
 SAME = "the same text in other tokens"
 
 
@@ -184,12 +190,100 @@ ROWS = [
         f"{HEAD}assistant<|end_header_id|>\n\n", prompting=True, options=Llama3Options(),
     ),
     Difference(
+        "Gemma 4 with reasoning off", "begins with an empty reasoning block", "gemma4", [USER, REPLY],
+        "<|turn>model\n<|channel>thought\n<channel|>a<turn|>", "<|turn>model\na<turn|>\n",
+    ),
+    Difference(
+        "Gemma 4 with reasoning off", "loses its reasoning", "gemma4",
+        [USER, CALLING | {"reasoning_content": "hm"}, RESULT, REPLY],
+        f"<|turn>model\n{GEMMA_ANSWERED}<turn|>",
+        f"<|turn>model\n<|channel>thought\nhm\n<channel|>{GEMMA_ANSWERED}<turn|>\n",
+    ),
+    Difference(
+        "Gemma 4", "the reasoning of a last reply", "gemma4_thinking", [USER, REASONED],
+        "<|channel>thought\nhm\n<channel|>a<turn|>", "<|turn>model\na<turn|>\n",
+    ),
+    Difference(
+        "Gemma 4", "is written before them", "gemma4_thinking", [USER, CALLING | {"content": "t"}, RESULT],
+        'model\nt<|tool_call>call:f{}<tool_call|><|tool_response>response:f{value:<|"|>r<|"|>}<tool_response|>',
+        '<|tool_call>call:f{}<tool_call|><|tool_response>response:f{value:<|"|>r<|"|>}<tool_response|>t<turn|>\n',
+        prompting=True,
+    ),
+    Difference(
+        "Gemma 4", "stays in the reply", "gemma4_thinking", [USER, REPLY | {"content": "<|channel>x<channel|>y"}, USER],
+        "model\n<|channel>x<channel|>y<turn|>\n<|turn>user\nq<turn|>\n<|turn>model\n",
+        "model\ny<turn|>\n<|turn>user\nq<turn|>\n<|turn>model\n", prompting=True,
+    ),
+    Difference(
+        "Gemma 4", "a reply that follows a reply", "gemma4_thinking", [USER, REPLY, REPLY],
+        "model\na<turn|>\n<|turn>model\na<turn|>", "model\na<turn|>\na<turn|>\n",
+    ),
+    Difference(
+        "Gemma 4", "a tool result that follows no call", "gemma4_thinking", [USER, REPLY, RESULT],
+        None, "model\na<turn|>\n<|turn>model\n", prompting=True,
+    ),
+    Difference(
+        "Mistral v3", "a system message is written into the last user message", "mistral_v3", [LATE, USER, REPLY],
+        "<s>[INST] s\n\nq[/INST] a</s>", "<s>[INST] q[/INST] a</s>",
+    ),
+    Difference(
+        "Mistral v7, v11, v13", "no default system message", "mistral_v7_tekken", [USER, REPLY],
+        "<s>[INST]q[/INST]a</s>", "[/SYSTEM_PROMPT][INST]q[/INST]a</s>",
+    ),
+    Difference(
+        "Mistral", "in which roles do not alternate", "mistral_v13", [LATE, USER, USER, REPLY],
+        "<s>[SYSTEM_PROMPT]s[/SYSTEM_PROMPT][INST]q[/INST][INST]q[/INST]a</s>", None,
+    ),
+    Difference(
+        "Mistral", "so are empty replies", "mistral_v13", [LATE, USER, REPLY | {"content": ""}],
+        "<s>[SYSTEM_PROMPT]s[/SYSTEM_PROMPT][INST]q[/INST]</s>", None,
+    ),
+    Difference(
+        "Mistral", "ids of any form", "mistral_v11", [LATE, USER, CALLING],
+        "[INST]q[/INST][TOOL_CALLS]f[CALL_ID]functions.f:0[ARGS]{}</s>", None,
+    ),
+    Difference(
+        "Mistral", "only the last user message declares tools", "mistral_v3_tekken", [USER, REPLY, USER],
+        f"<s>[INST]q[/INST]a</s>{DECLARED}[INST]q[/INST]", f"<s>{DECLARED}[INST]q[/INST]a</s>{DECLARED}[INST]q[/INST]",
+        prompting=True, tools=True,
+    ),
+    Difference(
+        "Mistral v3", "a reply with both text and tool calls", "mistral_v3_tekken",
+        [USER, {"role": "assistant", "content": "t", "tool_calls": [NINE]}],
+        None, '[TOOL_CALLS][{"name": "f", "arguments": {}, "id": "123456789"}]</s>',
+    ),
+    Difference(
+        "Mistral v3", "a system message that is not the first message", "mistral_v3", [USER, REPLY, LATE], None, None,
+    ),
+    Difference(
+        "Mistral v11", "the text of a reply with tool calls", "mistral_v11",
+        [LATE, USER, {"role": "assistant", "content": "t", "tool_calls": [NINE]}],
+        "[/INST]t[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{}</s>", "[/INST][TOOL_CALLS]f[CALL_ID]123456789[ARGS]{}</s>",
+    ),
+    Difference(
         "DeepSeek", "beside tool calls and after a tool result", "deepseekv3",
         [USER, CALLING | {"tool_calls": [WRITTEN]}, RESULT, REPLY | {"content": "<think>x</think>a"}, USER],
         "<｜tool▁output▁end｜>a<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜></think>",
         "<｜tool▁output▁end｜><think>x</think>a<｜end▁of▁sentence｜><｜User｜>q<｜Assistant｜></think>", prompting=True,
     ),
-    Difference("llama3", "must begin with a user message", "llama3", [REPLY], None, "}\n\na<|eot_id|>", tools=True),
+    Difference(
+        "llama3, llama4", "must begin with a user message", "llama4", [REPLY],
+        None, "}\n\na<|eot|>", tools=True,
+    ),
+    Difference(
+        "Granite 3", "no default system message", "granite3", [USER, REPLY],
+        "<|start_of_role|>user<|end_of_role|>q<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>a<|end_of_text|>",
+        "You are a helpful AI assistant.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>q<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>a<|end_of_text|>\n",
+    ),
+    Difference(
+        "Granite 3", "tools and calls raise", "granite3", [LATE, USER, CALLING],
+        None, "assistant<|end_of_role|><|end_of_text|>\n",
+    ),
+    Difference(
+        "llama3, llama4", "must begin with a user message", "llama3", [REPLY],
+        None, "}\n\na<|eot_id|>", tools=True,
+    ),
     Difference(
         "llama3, gpt-oss", "text or reasoning", "llama3", [USER, CALLING | {"content": "t"}],
         None, 'assistant<|end_header_id|>\n\n{"name": "f", "parameters": {}}<|eot_id|>',

@@ -99,6 +99,38 @@ def test_a_refusal_leaves_the_episode_as_it_was(name: str, message: dict[str, An
     assert (one.messages, one.tokens) == (other.messages, other.tokens)
 
 
+GLM_CALL = "</think><tool_call>f</tool_call>"
+GEMMA_CALL = "<|tool_call>call:f{}<tool_call|>"
+
+
+@pytest.mark.parametrize(
+    ("name", "sampled", "role", "begins"),
+    [
+        ("glm5_3_max_reasoning", "</think>a<|user|>", "user", "next"),
+        ("glm5_3_max_reasoning", "</think>a<|observation|>", "user", "<|user|>next"),
+        ("glm5_3_max_reasoning", "</think>a<|endoftext|>", "user", "<|user|>next"),
+        ("glm5_3_max_reasoning", "</think>a", "user", "<|user|>next"),
+        ("glm5_3_max_reasoning", f"{GLM_CALL}<|user|>", "user", "next"),
+        ("glm5_3_max_reasoning", f"{GLM_CALL}<|user|>", "tool", "<|observation|><tool_response>next"),
+        ("glm5_3_max_reasoning", f"{GLM_CALL}<|observation|>", "tool", "<tool_response>next"),
+        ("glm4_5_disable_thinking", "a<|observation|>", "user", "<|user|>\nnext"),
+        ("glm4_7_disable_thinking", "a<|observation|>", "user", "<|user|>next"),
+        ("gemma4_thinking", f"{GEMMA_CALL}<|tool_response>", "tool", "response:f"),
+        ("gemma4_thinking", f"{GEMMA_CALL}<turn|>", "tool", "<|tool_response>response:f"),
+        ("gemma4_thinking", GEMMA_CALL, "tool", "<|tool_response>response:f"),
+        ("gemma4_thinking", "a<|tool_response>", "user", "\n<|turn>user\nnext"),
+    ],
+)
+def test_a_turn_has_one_header_whatever_token_the_model_stopped_with(
+    name: str, sampled: str, role: str, begins: str
+) -> None:
+    episode = renderer(name).episode(QUESTION)
+    episode.add_sampled(everyones_tokenizer().encode(sampled, add_special_tokens=False))
+    before = len(episode.tokens)
+    episode.add([{"role": role, "content": "next"}])
+    assert renderer(name).decode(episode.tokens[before:]).startswith(begins)
+
+
 def test_the_order_of_turns_is_held() -> None:
     episode = renderer("qwen3_instruct").episode(QUESTION)
     with pytest.raises(EpisodeError, match="no reply yet"):

@@ -184,6 +184,39 @@ def test_a_call_that_cannot_be_read_has_exactly_the_text_that_was_sampled(name, 
     assert tokens in "".join(f" {token}" for token in again.tokens)
 
 
+def test_an_argument_that_spells_the_quote_of_gemma4_stays_one_argument() -> None:
+    arguments = {"city": 'x<|"|>,n:<|"|>y', "l": [None, {"k": 1.5}, True, []], "n": "None", "z": "{a:1}"}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    ids = sampled(renderer("gemma4").build_supervised_example(messages))
+    (read,) = renderer("gemma4").parse_response(ids).message["tool_calls"]
+    assert json.loads(read.function.arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        '<|python_start|><|python_end|>{"name": "f", "parameters": {"a": 1}}',
+        "<|python_start|>[f(a=1)]<|python_end|>",
+        '{"name": "f", "parameters": {"a": 1}}',
+        "[f(a=1)]",
+    ],
+)
+def test_calls_of_llama4_are_read_in_every_form_that_models_sample(spelled: str) -> None:
+    ids = everyones_tokenizer().encode(f"{spelled}<|eot|>", add_special_tokens=False)
+    message, termination = renderer("llama4").parse_response(ids)
+    assert (message["content"], termination) == ("", "stop_sequence")
+    assert [(call.function.name, call.function.arguments) for call in message["tool_calls"]] == [("f", '{"a": 1}')]
+
+
+def test_a_call_that_cannot_be_read_does_not_spoil_the_next_one() -> None:
+    spelled = "[TOOL_CALLS]f[ARGS]{bad[TOOL_CALLS]g[ARGS]{}</s>"
+    ids = everyones_tokenizer().encode(spelled, add_special_tokens=False)
+    message = renderer("mistral_v13").parse_response(ids).message
+    assert [call.function.name for call in message["tool_calls"]] == ["g"]
+    assert [call.raw_text for call in message["unparsed_tool_calls"]] == ["[TOOL_CALLS]f[ARGS]{bad"]
+
+
 @pytest.mark.parametrize(
     ("name", "kept", "converted"),
     [

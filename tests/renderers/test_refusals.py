@@ -185,6 +185,33 @@ def test_role_colon_refuses_text_that_reads_as_a_header_and_all_tools() -> None:
         renderer("role_colon").build_supervised_example([USER, reply])
 
 
+@pytest.mark.parametrize("arguments", [{"a:b": 1}, {"a": [{"b c": 1}]}, {"": 1}, {"a": {'"': 1}}])
+def test_a_name_of_an_argument_that_gemma4_could_not_read_back_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(RenderError, match="could not be read back by a parser"):
+        renderer("gemma4").build_supervised_example(
+            [USER, {"role": "assistant", "content": "", "tool_calls": [calling(arguments)]}]
+        )
+
+
+@pytest.mark.parametrize("call_id", ["2", None])
+def test_a_result_without_its_call_is_refused_where_the_format_names_the_function(call_id: str | None) -> None:
+    reply = {"role": "assistant", "content": "", "tool_calls": [calling({})] if call_id else []}
+    with pytest.raises(RenderError, match=r"messages\[2\]: this tool result must follow a reply with a call"):
+        renderer("gemma4").build_generation_prompt(
+            [USER, reply, {"role": "tool", "content": "r", "tool_call_id": call_id}]
+        )
+
+
+@pytest.mark.parametrize("name", ["mistral_v3", "mistral_v3_tekken", "mistral_v11"])
+def test_a_call_or_a_result_without_an_id_is_refused_where_the_format_writes_ids(name: str) -> None:
+    reply = {"role": "assistant", "content": "", "tool_calls": [called("f", "{}")]}
+    with pytest.raises(RenderError, match="the call of 'f' has no 'id'"):
+        renderer(name).build_supervised_example([USER, reply])
+    reply["tool_calls"] = [called("f", "{}", "123456789")]
+    with pytest.raises(RenderError, match=r"messages\[2\]: this tool result has no 'tool_call_id'"):
+        renderer(name).build_generation_prompt([USER, reply, {"role": "tool", "content": "r"}])
+
+
 def test_a_function_name_that_could_not_be_read_back_is_refused() -> None:
     call = ToolCall(ToolCall.FunctionBody('f", "x": "', "{}"), id="1")
     with pytest.raises(RenderError, match="could not be read back"):

@@ -40,6 +40,14 @@ TOOLS_LAST = (
     "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}" + PROMPT
 )
 """A template like Mistral's: tools are declared before the last user message, so that they move."""
+HEADER_OF_CALLS = (
+    "{% for m in messages %}{% if m.role != 'assistant' %}{{ '<|' + m.role + '|>' + m.content }}{% else %}"
+    "{{ '<|assistant|>' if m.tool_calls or loop.index0 < 2 }}{{ m.content }}{% for c in m.tool_calls or [] %}"
+    '{{ \'<tool_call>{"name": "\' + c.function.name + \'", "arguments": \' }}{{ c.function.arguments | tojson }}'
+    "{{ '}</tool_call>' }}{% endfor %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{{ '<|assistant|>' if add_generation_prompt and messages[-1].role != 'tool' }}"
+)
+"""A template like DeepSeek V3's: after a tool result, calls have a header, but prompts and answers have none."""
 STRIPPING = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.reasoning_content and loop.last %}"
     "{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{ m.content + '<|im_end|>\\n' }}{% endfor %}"
@@ -87,6 +95,22 @@ def test_ids_that_the_template_would_write_in_another_way_stay_as_they_were_samp
     assert episode.tokens[: len(before) + len(ids)] == before + ids
     appended = decode(episode.tokens[len(before) + len(ids) :])
     assert appended == "\n<start_of_turn>user\nand?<end_of_turn>\n<start_of_turn>model\n"
+
+
+def test_a_reply_without_the_header_that_the_template_writes_before_it_is_not_trained_and_begins_a_segment() -> None:
+    ours = with_template(HEADER_OF_CALLS)
+    call = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": {}}}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    result = {"role": "tool", "content": "r", "tool_call_id": "call00001"}
+    answer = {"role": "assistant", "content": "a"}
+    assert decode(sampled_tokens(ours.build_supervised_example([*QUESTION, calling, result, answer]))) == "a<|im_end|>"
+    with pytest.raises(RenderError, match=r"the prompt ends before the header in '<\|assistant\|><tool_call>"):
+        ours.build_supervised_example([*QUESTION, calling, result, calling])
+    episode = ours.episode([*QUESTION, calling, result], on_rewrite="segment")
+    episode.add_sampled(ids_of(ours, '<tool_call>{"name": "f", "arguments": {}}</tool_call><|im_end|>'))
+    episode.add([result])
+    assert len(episode.segments) == 2
+    assert episode.tokens == ours.build_generation_prompt(episode.messages).to_ints()
 
 
 @pytest.mark.parametrize(

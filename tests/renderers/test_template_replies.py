@@ -342,6 +342,40 @@ def test_a_token_between_the_text_and_the_stop_token_is_no_text() -> None:
     assert parsed(ours, reply) == ("a", [], 0, "stop_sequence")
 
 
+def test_a_token_between_the_prompt_and_the_text_is_no_text() -> None:
+    """As in Cohere's templates for models that reason."""
+    opener = "{{ '<|START_RESPONSE|>' if m.role == 'assistant' }}"
+    ours = with_template(template(HEADER + opener + "{{ m.content + '<|im_end|>' }}"), "<|START_RESPONSE|>")
+    (reply,) = trained(ours, [USER, {"role": "assistant", "content": "a"}])
+    assert reply == "<|START_RESPONSE|>a<|im_end|>"
+    assert parsed(ours, reply) == ("a", [], 0, "stop_sequence")
+
+
+EMPTY_BLOCK = (
+    "{% if m.role == 'assistant' %}{{ '<think>' }}{{ m.reasoning_content if loop.index0 > 9 }}{{ '</think>' }}"
+    "{% endif %}{{ m.content + '<|im_end|>' }}"
+)
+"""A reply as in Kimi K2 Thinking: its reasoning is left out, but not the tags of reasoning."""
+
+
+def test_a_newline_after_an_empty_block_that_the_template_writes_is_text() -> None:
+    ours = with_template(template(HEADER + EMPTY_BLOCK))
+    (reply,) = trained(ours, [USER, {"role": "assistant", "content": "\na"}])
+    assert reply == "<think></think>\na<|im_end|>"
+    assert parsed(ours, reply)[0] == "\na"
+
+
+def test_reasoning_that_the_template_writes_only_beside_a_call_is_learned_there() -> None:
+    """As in Gemma 4's template."""
+    reasoning = "{% if m.tool_calls and m.reasoning_content %}{{ '<|channel>' + m.reasoning_content + '<channel|>' }}"
+    source = calling_template(SYNTAXES["JSON in tags"]).replace(HEADER, HEADER + reasoning + "{% endif %}")
+    ours = with_template(source, "<|channel>", "<channel|>")
+    (reply,) = trained(ours, [USER, {**CALLING, "reasoning_content": "because"}], tools=TOOLS)
+    content, calls, *_ = parsed(ours, reply, TOOLS)
+    assert content == [{"type": "thinking", "thinking": "because"}]
+    assert calls == [("get_weather", ARGUMENTS)]
+
+
 def test_ids_that_the_template_checks_are_the_real_ones() -> None:
     check = "{% if c.id | length != 9 %}{{ raise_exception('nine characters') }}{% endif %}"
     ours = with_template(calling_template(check + SYNTAXES["list in Mistral's token"]), *TOKENS)

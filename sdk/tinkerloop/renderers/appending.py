@@ -14,7 +14,7 @@ from tinkerloop.errors import EpisodeError, RenderError
 from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers.core import RendererCore
 from tinkerloop.renderers.parsing.parsed import Parsed, ParseTermination
-from tinkerloop.renderers.pieces import Part, Piece
+from tinkerloop.renderers.pieces import Part, Piece, scaffold
 
 
 class RewrittenError(EpisodeError):
@@ -45,13 +45,19 @@ class AppendingRenderer(RendererCore):
             replies = range(first if "user" in roles else index, index + 1)
             self._check_unchanged(conversation, [i for i in replies if conversation.role(i) == "assistant"])
         pieces: list[tuple[int, Piece]] = []
-        if not self._is_stopped(parsed):
+        new = [piece for piece in self.message(conversation, index + 1) if piece.text or piece.image]
+        header = scaffold(self.header(conversation[index + 1].role))
+        if header.text in self.grammar.stops:  # the reply may end with it; without it, the message must begin with it
+            written = new[1:] if new[:1] == [header] else new
+            new = written if self.decode(parsed.ids[-1:]) == header.text else [header, *written]
+        elif not self._is_stopped(parsed):
             reply = self.reply(_without_reasoning(finished(conversation, index)), index)
             stops = [piece for piece in reply if piece.part is Part.STOP]
             pieces += [(index, piece._replace(part=Part.SCAFFOLD)) for piece in stops]
         pieces += zip(repeat(index), self.after_reply(conversation, index))
+        pieces += zip(repeat(index + 1), new)
         end = len(conversation)
-        for i in range(index + 1, end):
+        for i in range(index + 2, end):
             pieces += zip(repeat(i), self.message(conversation, i))
         self.check_written(conversation, pieces, index + 1)
         pieces += zip(repeat(end), self.opening(conversation, end))

@@ -57,6 +57,7 @@ from tinkerloop.renderers.template_replies import (
     divided,
     end_of_reply,
     has_other_text,
+    has_own_token_at,
     pieces_from,
     text_of,
 )
@@ -69,7 +70,7 @@ _READS_FIELDS = re.compile(r"reasoning_content|(?:\.|\[['\"])reasoning\b")
 _UNKNOWN = Slot("", -1, Part.SCAFFOLD)
 _FAMILY_OF = {"<｜Assistant｜><think>": "deepseek_r1_distill", "<|im_middle|>": "kimi_k2"}
 """The renderers of model families whose own templates cannot train all replies, by a text in these templates."""
-_CACHED = ("_named_tags", "_primer", "_stop_pattern")
+_CACHED = ("_headers", "_named_tags", "_primer", "_stop_pattern")
 """The cached properties of `Template`."""
 
 
@@ -310,11 +311,21 @@ class Template(base.Renderer):
         end = end_of_reply(pieces, start, self._stop_pattern)
         if end is None or any(start < other <= end for other in starts) or has_other_text(pieces, start, end, reply):
             return False
+        if has_own_token_at(pieces, start, self._headers):
+            return False
         if conversation.is_final(reply):
             return True
         text = text_of(pieces)
         sampled = self._as_sampled(finished(conversation, reply), text[:start], text[start:end])
         return sampled is not None and sampled.endswith(text[start:end])
+
+    @functools.cached_property
+    def _headers(self) -> tuple[str, ...]:
+        """The tokens of the template that no reply contains.
+
+        DeepSeek V3's template ends a prompt after a tool result without a header, but writes one before a call there.
+        """
+        return tuple(token for token in self._named_tags if token not in self.grammar.control)
 
     def _as_sampled(self, conversation: CheckedConversation, prompt: str, written: str) -> str | None:
         """Return the text of the last reply of a conversation, up to its stop token, as it is sampled from a prompt.
@@ -388,10 +399,11 @@ class Template(base.Renderer):
 
     def _difference(self, conversation: CheckedConversation, index: int) -> str:
         """Return how the prompt for reply `index` and the rendered conversation differ, for the error message."""
-        prompt = text_of(self._aligned(_prompting(conversation, index)))
-        continued, written = difference(prompt, text_of(self._aligned(conversation)))
+        prompt, pieces = text_of(self._aligned(_prompting(conversation, index))), self._aligned(conversation)
+        continued, written = difference(prompt, text_of(pieces))
         if not continued:
-            return ""
+            has_header = has_own_token_at(pieces, len(prompt), self._headers)
+            return f" (the prompt ends before the header in {written!r})" if has_header else ""
         return f" (the prompt continues with {continued!r}, the conversation with {written!r})"
 
     def _trains(self, conversation: CheckedConversation, index: int) -> bool:
@@ -485,6 +497,11 @@ class Template(base.Renderer):
             raise RewrittenError(
                 f"with the new messages, the chat template would write messages[{index}], or the text before it, in "
                 f"another way than it was sampled ({now!r} instead of {was!r})"
+            )
+        if has_own_token_at(pieces, len(prompt), self._headers):
+            raise RewrittenError(
+                f"with the new messages, the chat template would write a header before messages[{index}], which was "
+                "sampled without one"
             )
         end_token = max((token for token in self.grammar.stops if text.endswith(token, 0, end)), key=len)
         is_stopped = bool(parsed.ids) and parsed.ids[-1] == self._assembler.id_of(end_token)

@@ -75,12 +75,14 @@ def learn_grammar(write: Write, control: Sequence[str], source: str, eos: str | 
     used = [token for token in control if token in source]
     if HARMONY_GRAMMAR.control <= set(control) and {"<|channel|>", "<|message|>", "<|start|>"} <= set(used):
         return LearnedGrammar(HARMONY_GRAMMAR, {}, is_harmony=True)
-    text_stop, is_written, closers = _text_stop(write, control, eos)
+    text_stop, is_written, around = _text_stop(write, control, eos)
     reasoning = _reasoning_block(write, control, used)
+    tags = (reasoning.open, reasoning.close) if reasoning else ()
+    around = (*[token for token in _openers(write, control) if token not in tags], *around)
     calls = _call_format(write, control, text_stop, reasoning)
     unwritten = {} if is_written else {False: text_stop}
     if calls is None:
-        return LearnedGrammar(replace(_without_calls(text_stop, reasoning, used), wrappers=closers), unwritten)
+        return LearnedGrammar(replace(_without_calls(text_stop, reasoning, used), wrappers=around), unwritten)
     stops = (text_stop, *([calls.stop] if calls.stop not in (None, text_stop) else []))
     if calls.stop is not None and not calls.stop_is_written:
         unwritten[True] = calls.stop
@@ -88,7 +90,7 @@ def learn_grammar(write: Write, control: Sequence[str], source: str, eos: str | 
     grammar = Grammar(
         stops,
         blocks,
-        wrappers=(*closers, *calls.wrappers),
+        wrappers=(*around, *calls.wrappers),
         announcing=calls.wrappers,
         read_call=calls.read_fields,
         read_text=None if calls.block else calls.read_text,
@@ -169,6 +171,16 @@ def _text_stop(write: Write, control: Sequence[str], eos: str | None) -> tuple[s
     return end or str(eos), end is None, ()  # with eos alone, nothing ends a reply, and training raises an error
 
 
+def _openers(write: Write, control: Sequence[str]) -> list[str]:
+    """Return the tokens between the prompt and the text of a reply, such as Cohere's `<|START_RESPONSE|>`."""
+    with contextlib.suppress(RenderError):
+        prompt, pieces = _whole(write([_USER], prompting=True)), write([_USER, _REPLY])
+        before = _whole(pieces[: _places(pieces, 1, Part.TEXT)[0]])
+        if before.startswith(prompt):
+            return [token for _, token in control_tokens_in(before[len(prompt) :], control)]
+    return []
+
+
 def _first_stop(tail: str, control: Sequence[str], eos: str | None) -> str | None:
     """Return the first control token of a text, or `eos` if it is among the tokens that follow it directly."""
     places = control_tokens_in(tail, control)
@@ -189,22 +201,23 @@ def _reasoning_block(write: Write, control: Sequence[str], used: Sequence[str]) 
     """Return the block of reasoning: the control tokens around it, and the fixed text next to them.
 
     If the template removes newlines at the ends of reasoning, they are removed in parsing too, with those that the
-    template writes there. Otherwise only the fixed text is removed.
+    template writes there. Otherwise only the fixed text is removed. Some templates write reasoning only beside a call.
     """
-    try:
-        pieces = write([_USER, _REASONED])
-    except RenderError:
+    for reasoned in (_REASONED, *(_calling(i, content="answer", reasoning="because") for i in CALL_IDS)):
         pieces = []
-    places = _places(pieces, 1, Part.REASONING)
-    before, after = (_own_text(pieces, places[0], -1), _own_text(pieces, places[-1])) if places else ("", "")
-    opening, closing = control_tokens_in(before, control), control_tokens_in(after, control)
-    if not opening or not closing:
-        has_tags = {"<think>", "</think>"} <= set(used)
-        return Block(Part.REASONING, "<think>", "</think>", trim="\n") if has_tags else None
+        with contextlib.suppress(RenderError):
+            pieces = write([_USER, reasoned])
+        places = _places(pieces, 1, Part.REASONING)
+        before, after = (_own_text(pieces, places[0], -1), _own_text(pieces, places[-1])) if places else ("", "")
+        opening, closing = control_tokens_in(before, control), control_tokens_in(after, control)
+        if opening and closing:
+            break
+    else:
+        return _unwritten_reasoning(write) if {"<think>", "</think>"} <= set(used) else None
     (start, open_token), (end, close_token) = opening[-1], closing[0]
     head, foot = before[start + len(open_token) :], after[:end]
     gap = after[end + len(close_token) :] if len(closing) == 1 else ""
-    trim = "" if _keeps_newlines(write) else "\n"
+    trim = "" if _keeps_newlines(write, reasoned) else "\n"
     head, foot, gap = (fixed if fixed.strip(trim) else "" for fixed in (head, foot, gap))
     led = _whole(pieces[: places[0]])[: start - len(before) or None]  # up to the token that opens the block
     prompt = _whole(write([_USER], prompting=True))
@@ -212,11 +225,23 @@ def _reasoning_block(write: Write, control: Sequence[str], used: Sequence[str]) 
     return Block(Part.REASONING, open_token, close_token, head=head, foot=foot, lead=lead, gap=gap, trim=trim)
 
 
-def _keeps_newlines(write: Write) -> bool:
+def _unwritten_reasoning(write: Write) -> Block:
+    """Return the block of reasoning of a template that writes no reasoning, but has its tags.
+
+    If the template writes an empty block before the text of a reply, this text is not trimmed.
+    """
+    pieces = write([_USER, _REPLY])
+    before, tag, gap = _own_text(pieces, _places(pieces, 1, Part.TEXT)[0], -1).rpartition("</think>")
+    if not tag or "<think>" not in before:
+        return Block(Part.REASONING, "<think>", "</think>", trim="\n")
+    return Block(Part.REASONING, "<think>", "</think>", head=before.rpartition("<think>")[2], gap=gap)
+
+
+def _keeps_newlines(write: Write, reasoned: Mapping[str, Any]) -> bool:
     """Return whether the template writes the newlines at both ends of reasoning."""
     reasoning = "\nbecause\n"
     with contextlib.suppress(RenderError):
-        pieces = write([_USER, _REASONED | {"reasoning_content": reasoning}])
+        pieces = write([_USER, {**reasoned, "reasoning_content": reasoning}])
         return _whole(pieces[i] for i in _places(pieces, 1, Part.REASONING)) == reasoning
     return False
 

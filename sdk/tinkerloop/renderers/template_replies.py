@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers.pieces import SEAM, Part, Piece, markup, scaffold, stop
@@ -44,6 +45,11 @@ def has_other_text(pieces: Written, start: int, end: int, reply: int) -> bool:
             return True
         position += len(piece.text)
     return False
+
+
+def has_own_token_at(pieces: Written, start: int, tokens: tuple[str, ...]) -> bool:
+    """Return whether the template itself writes one of `tokens` at a position."""
+    return any(piece.trusted and piece.text.startswith(tokens) for _, piece in islice(pieces_from(pieces, start), 1))
 
 
 def pieces_from(pieces: Written, start: int) -> Iterator[tuple[int, Piece]]:

@@ -331,6 +331,45 @@ def name_in_id(call_id: str) -> str:
     return re.sub(r":\d+$", "", call_id.removeprefix("functions.")) or call_id
 
 
+# ---- a list of JSON objects, and a name, an id and JSON: Mistral
+
+
+def _checked_call_id(call: ToolCall) -> str:
+    if not call.id:
+        raise RenderError(
+            f"the call of {call.function.name!r} has no 'id', which the chat format writes; set it, and the "
+            "'tool_call_id' of its result, to nine letters and digits"
+        )
+    return call.id
+
+
+def write_listed_calls(calls: Sequence[ToolCall]) -> str:
+    """Return all calls of a reply as a JSON list of objects with `name`, `arguments` and `id` (Mistral until v7)."""
+    listed = [
+        {"name": checked_name(call.function.name), "arguments": arguments_of(call), "id": _checked_call_id(call)}
+        for call in calls
+    ]
+    return json.dumps(listed, ensure_ascii=False)
+
+
+def write_identified_call(call: ToolCall, before_id: str, before_arguments: str) -> Pieces:
+    """Yield the pieces of a call: its name, its id and the unchanged text of the arguments, with control tokens."""
+    yield text(checked_name(call.function.name), Part.TOOL_CALL)
+    yield markup(before_id, Part.TOOL_CALL)
+    yield text(_checked_call_id(call), Part.TOOL_CALL)
+    yield markup(before_arguments, Part.TOOL_CALL)
+    yield text(call.function.arguments, Part.TOOL_CALL)
+
+
+def read_identified_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> ToolCall | UnparsedToolCall:
+    """Parse a call that `write_identified_call` wrote. The fields are the name, the id and the arguments."""
+    if len(fields) != 3:
+        return UnparsedToolCall("".join(fields), "expected a name, an id and arguments")
+    name, call_id, arguments = fields
+    call = read_named_call((name, arguments), tools)
+    return call if isinstance(call, UnparsedToolCall) or not call_id else ToolCall(call.function, id=call_id)
+
+
 # ---- XML tags that are spelled with one control token: DeepSeek V4.1
 
 DSML = "｜DSML｜"

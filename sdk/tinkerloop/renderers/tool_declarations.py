@@ -221,6 +221,32 @@ def declare_for_text_calls(tools: Sequence[ToolSpec]) -> Pieces:
     return _declare(_TEXT_CALLS, declarations)
 
 
+# ---- a JSON list between control tokens: Mistral
+
+
+def declare_for_listed_calls(tools: Sequence[ToolSpec], space: str) -> Pieces:
+    """Declare tools as a JSON list (Mistral v3). As in the official template, the tools' own strings are not escaped.
+
+    Args:
+        space: the text after `[AVAILABLE_TOOLS]`.
+    """
+    declarations: list[str] = []
+    for tool in tools:
+        fields = [
+            f'"{key}": "{value}"' if isinstance(value, str) else f'"{key}": {_json(value)}'
+            for key, value in tool.items()
+            if key != "return"  # the type of the result, which transformers adds to declarations
+        ]
+        declarations.append('{"type": "function", "function": {' + ", ".join(fields) + "}}")
+    return _declare(f"[AVAILABLE_TOOLS]{space}[", [", ".join(declarations)], "][/AVAILABLE_TOOLS]")
+
+
+def declare_for_identified_calls(tools: Sequence[ToolSpec]) -> Pieces:
+    """Declare tools as a JSON list (Mistral from v11). No tools are no text."""
+    declared = _json([openai_declaration(tool) for tool in tools])
+    return _declare("[AVAILABLE_TOOLS]", [declared], "[/AVAILABLE_TOOLS]") if tools else ()
+
+
 # ---- calls as messages: Inkling
 
 

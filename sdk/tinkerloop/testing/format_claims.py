@@ -130,6 +130,8 @@ REWRITTEN: list[Messages] = [
     # The text before a call is stripped only in history, or only in the last turn.
     [_user(), _reply(" x", calls=1), _result(), _reply(), _user(), _reply("b")],
     [_user(), _reply("x ", calls=1), _result(), _reply(), _user(), _reply("b")],
+    # The tools are declared in the last user message.
+    [{"role": "system", "content": "s", "tools": DECLARED_TOOLS}, _user(), _reply(), _user(), _reply("b")],
 ]
 """Conversations of which every known format without the extension property rewrites one."""
 

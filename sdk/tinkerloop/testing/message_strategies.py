@@ -35,11 +35,15 @@ CONTROL = sorted(
 CONTROL += """
     ｜DSML｜ <｜System｜> <|message_user|> <|message_model|> <|message_system|> <|message_tool|> <|content_text|>
     <|content_thinking|> <|content_xml|> <|content_invoke_tool_json|> <|content_invoke_tool_text|> <|end_message|>
-    <|content_model_end_sampling|> <bos> <eos> <start_of_turn> <end_of_turn>
+    <|content_model_end_sampling|> <bos> <eos> <start_of_turn> <end_of_turn> <s> </s> [INST] [/INST] [SYSTEM_PROMPT]
+    [/SYSTEM_PROMPT] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_CALLS] [CALL_ID] [ARGS] [TOOL_RESULTS] [TOOL_CONTENT]
+    [/TOOL_RESULTS] [THINK] [/THINK] <|turn> <turn|> <|think|> <|channel> <channel|> <|tool> <tool|> <|tool_call>
+    <tool_call|> <|tool_response> <tool_response|> <|"|> <|header_start|> <|header_end|> <|eot|> <|eom|>
+    <|python_start|> <|python_end|> <|start_of_role|> <|end_of_role|>
 """.split()  # noqa: SIM905
 """Control tokens of public chat formats, and some of no format."""
 
-BEGINNINGS = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[BOS]", "[gMASK]", "<sop>", "<bos>")
+BEGINNINGS = ("<|begin_of_text|>", "<｜begin▁of▁sentence｜>", "[BOS]", "[gMASK]", "<sop>", "<bos>", "<s>")
 """The tokens that begin a sequence in public chat formats."""
 
 _WORDS = (

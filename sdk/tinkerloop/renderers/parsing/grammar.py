@@ -48,6 +48,8 @@ class Block:
     """Characters to remove at both ends of the content, and at the start of the text after the block."""
     separators: tuple[str, ...] = ()
     """Control tokens that divide the content into fields."""
+    reopens: bool = False
+    """True if `open` inside the block closes it and opens the next one, as in Mistral's `[TOOL_CALLS]f[ARGS]{}`."""
 
 
 @dataclass(frozen=True)

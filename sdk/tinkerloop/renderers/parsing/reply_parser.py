@@ -193,6 +193,9 @@ class ReplyParser:
             return self._part
         elif block is not None and name == block.close:
             self._close(block)
+        elif block is not None and block.reopens and name == block.open:
+            self._close(block)
+            self._open(block)
         elif block is not None and name in block.separators:
             self._fields.append([])
             self._target = None
