@@ -34,7 +34,7 @@ import numpy as np
 import tinker
 from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
-from tinkerloop.client_versions import rest_client
+from tinkerloop.client_versions import open_rest_client
 from tinkerloop.errors import PlanError, TinkerloopError
 from tinkerloop.loop.futures import background
 from tinkerloop.loopback import LOCAL_KEY, is_loopback
@@ -68,7 +68,7 @@ class UrlServiceClient(tinker.ServiceClient):
             return self._sums_losses
 
     def create_rest_client(self) -> tinker.RestClient:
-        return rest_client(self)
+        return open_rest_client(self)
 
     def create_sampling_client(self, *args: Any, **options: Any) -> Any:
         return _watched_sampler(super().create_sampling_client(*args, **options), self.watch)

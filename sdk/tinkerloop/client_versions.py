@@ -20,7 +20,7 @@ def has_field(cls: type, name: str) -> bool:
     return name in inspect.signature(cls).parameters
 
 
-def rest_client(service: tinker.ServiceClient) -> tinker.RestClient:
+def open_rest_client(service: tinker.ServiceClient) -> tinker.RestClient:
     """Return the REST client of a service client, without the warning of newer versions.
 
     They advise to construct `tinker.RestClient` instead, which needs a holder of connections before tinker 0.36.

@@ -6,7 +6,7 @@ from typing import Any
 
 import tinker
 
-from tinkerloop.client_versions import rest_client
+from tinkerloop.client_versions import open_rest_client
 from tinkerloop.model_info import warn_if_retired
 
 
@@ -14,7 +14,7 @@ class HostedServiceClient(tinker.ServiceClient):
     """The service client that `connect` opens for the hosted service. Its arguments are those of tinker's own."""
 
     def create_rest_client(self) -> tinker.RestClient:
-        return rest_client(self)
+        return open_rest_client(self)
 
     def create_lora_training_client(self, base_model: str, *args: Any, **options: Any) -> Any:
         """Open a training client with a new model; log a warning if the service retires `base_model`."""

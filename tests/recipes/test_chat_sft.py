@@ -11,7 +11,8 @@ import pytest
 
 from tests.processes import ROOT, Process, timed
 
-SMALL = ["steps=8", "save_every=2", "eval_every=4", "test_size=4", "batch_size=8"]
+FEW_ROWS = "recipes/data/pig_latin_test.jsonl"
+SMALL = [f"file={FEW_ROWS}", "steps=8", "save_every=2", "eval_every=4", "test_size=4", "batch_size=8"]
 COMMAND = [sys.executable, "-m", "recipes.chat_sft"]
 PROGRAM = "import runpy; runpy.run_module('recipes.chat_sft', run_name='__main__', alter_sys=True)"
 

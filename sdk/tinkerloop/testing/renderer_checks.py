@@ -84,7 +84,7 @@ def check_renderer(
     claims: FormatClaims | None = None,
     template_variables: Mapping[str, Any] | None = None,
     may_refuse: bool = False,
-    seed: int | None = None,
+    seed: int = 0,
     shrink: bool = True,
 ) -> None:
     """Check a renderer against all invariants, or against one.
@@ -99,7 +99,7 @@ def check_renderer(
         template_variables: variables that `template` needs.
         may_refuse: True: a drawn conversation that raises a `RenderError` is replaced by another one. The renderer
             `template` needs this, because it rejects what it cannot prove. It is an error if all are rejected.
-        seed: another number draws other conversations; None: every run draws the same ones.
+        seed: another number draws other conversations. Every run with one number draws the same ones.
         shrink: False: report the first conversation found, without the search for a smaller one.
 
     Raises:
@@ -117,7 +117,6 @@ def check_renderer(
         max_examples=examples,
         deadline=None,
         database=None,
-        derandomize=True,
         report_multiple_bugs=False,
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
         suppress_health_check=list(HealthCheck),  # type: ignore[arg-type]
@@ -133,10 +132,11 @@ def _check(
     how: settings,
     *,
     may_refuse: bool,
-    seed: int | None,
+    seed: int,
 ) -> None:
     drawn: list[tuple[str, Any]] = []
 
+    @draw_with_seed(seed)
     @how
     @given(data=st.data())
     def hold(data: st.DataObject) -> None:
@@ -149,7 +149,7 @@ def _check(
             reject()
 
     try:
-        (hold if seed is None else draw_with_seed(seed)(hold))()
+        hold()
     except Exception as error:
         sentence = (invariant.__doc__ or "").strip().splitlines()[0]
         problem = str(error) if isinstance(error, CheckFailedError) else repr(error)
