@@ -98,7 +98,8 @@ def main() -> None:
         there = stack.enter_context(tinker.ServiceClient(base_url=url, api_key="tml-benchmark"))
         services: list[Any] = [here, there]
         if arguments.peer:
-            services.append(stack.enter_context(tinker.ServiceClient(base_url=arguments.peer, api_key="tml-benchmark")))
+            # It is not closed, because some servers have no call that ends a session.
+            services.append(tinker.ServiceClient(base_url=arguments.peer, api_key="tml-benchmark"))
         clients = [resolved(service.create_lora_training_client(model, rank=8)) for service in services]
         steps: list[list[float]] = [[] for _ in clients]
         for number in range(arguments.rounds * arguments.steps):  # in turns, so that both see the same machine
