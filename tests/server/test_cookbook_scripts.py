@@ -209,9 +209,10 @@ def test_prompt_distillation_lowers_the_loss(workplace):
 
 
 def test_a_script_that_is_started_again_resumes_from_its_checkpoint(workplace, sft):
-    options = {"dataset": "sums.jsonl", "learning_rate": 3e-3, "max_steps": 44, "behavior_if_log_dir_exists": "resume"}
-    rows = workplace.recipe("sft", "chat_sl.train", **SFT, **options)
-    assert [row["step"] for row in rows[len(sft) :]] == [40, 41, 42, 43]
+    # The record of its end stands for a whole epoch, of 50 steps, although the script stopped after 40.
+    options = {"dataset": "sums.jsonl", "learning_rate": 3e-3, "num_epochs": 2, "max_steps": 54}
+    rows = workplace.recipe("sft", "chat_sl.train", **SFT, **options, behavior_if_log_dir_exists="resume")
+    assert [row["step"] for row in rows[len(sft) :]] == [50, 51, 52, 53]
 
 
 def test_each_reads_the_run_folders_of_the_other_and_trains_on(workplace, sft):
