@@ -75,7 +75,7 @@ class MistralV7(base.Renderer):
         yield scaffold("<s>")
 
     def message(self, conversation: CheckedConversation, index: int) -> Pieces:
-        role = conversation.role(index)
+        role = conversation[index].role
         yield scaffold(self.header(role))
         yield from self.result(conversation[index], index) if role == "tool" else self.content(conversation[index])
         yield stop(f"[/{_TURNS[role]}]")
