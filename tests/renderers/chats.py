@@ -55,8 +55,10 @@ SORTING = ("gemma4", "gemma4_e4b", "gemma4_thinking", "tml_v0")
 """The names of formats that sort the arguments of calls."""
 TRIMMING = re.compile(r"gemma3|gemma4.*|glm4.*|glm5_3.*|llama3|mistral_v3|nemotron3.*|qwen3_[58].*")
 """The names of formats that trim the texts of replies."""
-WITHOUT_NEWLINES = ("qwen3", "qwen3_disable_thinking", "qwen3_thinking", "qwen3_vl")
-"""The names of formats that trim newlines, and no spaces, at the start of the texts of replies."""
+WITHOUT_NEWLINES = (
+    "qwen3", "qwen3_disable_thinking", "qwen3_instruct", "qwen3_thinking", "qwen3_vl", "qwen3_vl_instruct", "template",
+)  # fmt: skip
+"""The names of formats that trim newlines, and no spaces, at the start of the texts of replies, or of reasoned ones."""
 
 __all__ = ["CONTROL", "TEXTS", "TOOLS"]
 

@@ -36,7 +36,7 @@ class FormatClaims:
         later_system: system messages after the first message.
         images: images in messages of users.
         spaces: spaces at both ends of the text of a reply. A format that trims texts does not claim this.
-        newlines: newlines at both ends of the text of a reply.
+        newlines: newlines at both ends of the text of a reply, also after reasoning.
         argument_order: the order of the arguments of a call. A format that does not claim this sorts them by name.
         rewrites: a conversation that the format rewrites when it goes on, for a format without the extension property.
             Needed only if none of `REWRITTEN` is rewritten.
@@ -180,8 +180,10 @@ def check_claims(renderer: Renderer, claims: FormatClaims) -> None:
         )
     for claim, claimed, text in (("spaces", claims.spaces, " a "), ("newlines", claims.newlines, "\na\n")):
         if claimed is not keeps_text(renderer, text):
-            parsed = _parsed_back(renderer, _reply(text))["content"]
-            raise CheckFailedError(f"the format claims {claim}={claimed}, but a reply of {text!r} parses to {parsed!r}")
+            raise CheckFailedError(
+                f"the format claims {claim}={claimed}, but replies of the text {text!r} show the opposite, with "
+                "reasoning or without"
+            )
 
 
 def refuses(renderer: Renderer, claim: str, messages: Messages) -> RenderError | ImageError | None:
@@ -195,8 +197,15 @@ def refuses(renderer: Renderer, claim: str, messages: Messages) -> RenderError |
 
 
 def keeps_text(renderer: Renderer, text: str) -> bool:
-    """Return whether a reply of this text parses to the same text."""
-    return _parsed_back(renderer, _reply(text))["content"] == text
+    """Return whether a reply of this text parses to the same text, also if it has reasoning."""
+    replies = (_reply(text), _reply(text, reasoning="r"))
+    rendered = [reply for reply in replies if not refuses(renderer, "reasoning", [_user(), reply])]
+    return all(_text_of(_parsed_back(renderer, reply)) == text for reply in rendered)
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def keeps_argument_order(renderer: Renderer) -> bool:
