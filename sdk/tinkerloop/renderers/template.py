@@ -2,12 +2,12 @@
 
 For each conversation it checks which tokens can be trained, and that no text of a message becomes a control token.
 
-The template is run twice: on the conversation, and on a copy in which each string is a `MarkedText`, which records
-where each character of the result comes from. The two results must be equal. Only the template's literals can become
-control tokens (such as `<|im_end|>`); the strings of messages are encoded as ordinary text, and each of them must be
-written completely. Otherwise a `RenderError` is raised; nothing is guessed. A reply can be trained only if two things
-hold: the template's own prompt for this reply is a prefix of the rendered conversation, and the text from the end of
-this prompt to the reply's stop token belongs to this reply alone.
+`TemplateWriter` runs the template twice: on the conversation, and on a copy in which each string is a `MarkedText`,
+which records where each character of the result comes from. The two results must be equal. Only the template's
+literals can become control tokens (such as `<|im_end|>`); the strings of messages are encoded as ordinary text, and
+each of them must be written completely. Otherwise a `RenderError` is raised; nothing is guessed. A reply can be
+trained only if two things hold: the template's own prompt for this reply is a prefix of the rendered conversation,
+and the text from the end of this prompt to the reply's stop token belongs to this reply alone.
 
 Reasoning is passed as users of transformers pass it: in fields of the message, in a typed part of its content, or in
 the text as `<think>\\n...\\n</think>\\n\\n`. The text is used only for templates that name these tags and read
@@ -21,7 +21,7 @@ import copy
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
@@ -33,25 +33,14 @@ from tinkerloop.renderers import base
 from tinkerloop.renderers.appending import RewrittenError, finished
 from tinkerloop.renderers.assembly import Encode
 from tinkerloop.renderers.families.harmony import HarmonyParser
-from tinkerloop.renderers.marked_text import OWN, MarkedRun, Slot, own_strings, runs_of
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.parsing.parsed import Parsed
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
-from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold, text
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold
 from tinkerloop.renderers.rendered import Rendered
-from tinkerloop.renderers.template_checks import ReasoningLostError, check_nothing_is_lost, check_origins
-from tinkerloop.renderers.template_compiler import CompiledTemplate, compile_template, named_sources
+from tinkerloop.renderers.template_checks import ReasoningLostError
+from tinkerloop.renderers.template_compiler import named_sources
 from tinkerloop.renderers.template_grammar import learn_grammar
-from tinkerloop.renderers.template_inputs import (
-    CALL_FORMS,
-    CALL_IDS,
-    Marking,
-    MessageForm,
-    NoMarking,
-    messages_of,
-    tools_of,
-)
-from tinkerloop.renderers.template_limits import TemplateLimitError, limited
 from tinkerloop.renderers.template_replies import (
     difference,
     divided,
@@ -61,13 +50,11 @@ from tinkerloop.renderers.template_replies import (
     pieces_from,
     text_of,
 )
+from tinkerloop.renderers.template_writer import TemplateWriter
 from tinkerloop.renderers.train_on_what import TokenWeights
 
 _SWITCHES = ("enable_thinking", "thinking")
 """The variables with which templates turn reasoning on and off."""
-_READS_FIELDS = re.compile(r"reasoning_content|(?:\.|\[['\"])reasoning\b")
-"""The places in the source of a template where it reads reasoning from a field of the message."""
-_UNKNOWN = Slot("", -1, Part.SCAFFOLD)
 _FAMILY_OF = {"<｜Assistant｜><think>": "deepseek_r1_distill", "<|im_middle|>": "kimi_k2"}
 """The renderers of model families whose own templates cannot train all replies, by a text in these templates."""
 _CACHED = ("_headers", "_named_tags", "_primer", "_stop_pattern")
@@ -96,31 +83,30 @@ class Template(base.Renderer):
     """True for a renderer that is created only to try other variables of the template."""
 
     def _prepare(self) -> None:
-        self._sources = named_sources(self.tokenizer, self.options.chat_template)
-        self._templates = {name: compile_template(source) for name, source in self._sources.items()}
         added = [str(token) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()]
         self.control = tuple(token for token in added if token.strip())
+        special = getattr(self.tokenizer, "special_tokens_map", {})
+        variables = {k: str(v) for k, v in special.items() if isinstance(v, str)} | dict(self.options.variables)
+        if self.options.today is not None:
+            variables["strftime_now"] = self.options.today.strftime
+        sources = named_sources(self.tokenizer, self.options.chat_template)
+        self._writer = TemplateWriter(sources, variables, self.control, self.name)
         super()._prepare()
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for derived in ("_templates", "_form", "_learned", *_CACHED):
+        for derived in ("_writer", "_learned", *_CACHED):
             state.pop(derived, None)
         return state
 
-    def _compiled(self, conversation: CheckedConversation) -> CompiledTemplate:
-        name = "tool_use" if conversation.tools and "tool_use" in self._templates else "default"
-        return self._templates[name]
-
     def make_grammar(self) -> Grammar:
         def write(messages: Any, tools: Any = None, prompting: bool = False) -> list[tuple[int, Piece]]:
-            return self._aligned(read_conversation(messages, tools, prompting=prompting))
+            return self._writer.pieces(read_conversation(messages, tools, prompting=prompting))
 
-        self._form = self._learn_form()
         eos = getattr(self.tokenizer, "eos_token", None)
-        self._learned = learn_grammar(write, self.control, "".join(self._sources.values()), eos)
+        self._learned = learn_grammar(write, self.control, self._writer.source, eos)
         if not self._learned.is_harmony:
-            self._form = replace(self._form, tags=self._learned.grammar.tags)
+            self._writer.form = replace(self._writer.form, tags=self._learned.grammar.tags)
         return self._learned.grammar
 
     def make_parser(self, conversation: CheckedConversation) -> ReplyParser:
@@ -134,134 +120,8 @@ class Template(base.Renderer):
 
     @functools.cached_property
     def _named_tags(self) -> list[str]:
-        source = "".join(self._sources.values())
+        source = self._writer.source
         return [token for token in self.control if token in source and token not in self.grammar.stops]
-
-    # ---- running the template
-
-    def _write(self, conversation: CheckedConversation) -> tuple[MarkedRun, ...]:
-        """Return the template's text for a conversation, as runs of characters with one origin.
-
-        Calls are passed in the first of `CALL_FORMS` with which the template writes all of the conversation.
-        """
-        has_calls = any(message.tool_calls for message in conversation.messages)
-        errors: list[RenderError] = []
-        for are_text, is_none in CALL_FORMS if has_calls else CALL_FORMS[:1]:
-            form = replace(self._form, arguments_are_text=are_text, empty_is_none=is_none)
-            try:
-                return self._write_with(conversation, form)
-            except RenderError as error:
-                errors.append(error)
-        # A TypeError tells only that the template expects another form.
-        raise next((error for error in errors if not isinstance(error.__cause__, TypeError)), errors[0])
-
-    def _write_with(self, conversation: CheckedConversation, form: MessageForm) -> tuple[MarkedRun, ...]:
-        source = self._compiled(conversation)
-        marking = Marking()
-        inputs = self._inputs(conversation, form, marking)
-        with limited(_items(conversation), sum(len(slot.value) for slot in marking.slots)):
-            marked = self._run(source.marked, own_strings(inputs))
-            written = self._run(source.plain, self._inputs(conversation, form, NoMarking()))
-        if str.__ne__(written, marked):
-            raise RenderError(
-                "the template writes another text when the origins of its strings are followed, so control tokens "
-                "could not be told from text; use the renderer for this model family"
-            )
-        runs = runs_of(marked)
-        check_origins(runs, self.control)
-        check_nothing_is_lost(conversation, marking.slots, runs, self.name)
-        return runs
-
-    def _text(self, conversation: CheckedConversation, size: int) -> str:
-        """Return the template's text for a part of a conversation of `size` characters, without following origins.
-
-        The caller compares it with the text of the whole conversation, whose origins are known. This takes a fifth of
-        the time. Calls are passed in the first of `CALL_FORMS`.
-        """
-        with limited(_items(conversation), size):
-            return self._run(self._compiled(conversation).plain, self._inputs(conversation, self._form, NoMarking()))
-
-    def _learn_form(self) -> MessageForm:
-        """Return the form in which the template reads reasoning: the first with which it writes all of a reply.
-
-        If the template writes reasoning in no form, this is the form with fields. A template that reaches a limit does
-        so with these short messages in any form, so it is not tried again.
-        """
-        self._form = fields = MessageForm()
-        question = {"role": "user", "content": "question"}
-        reply = {"role": "assistant", "content": "answer", "reasoning_content": "because"}
-        examples = [(fields, reply)]
-        for call_id in CALL_IDS:
-            call = {"id": call_id, "function": {"name": "look_up", "arguments": {"word": "tree"}}}
-            examples.append((fields, reply | {"content": "", "tool_calls": [call]}))
-        examples.append((MessageForm("part"), reply))
-        if (inline := self._inline_form(question)) is not None:
-            examples.append((inline, reply))
-        for form, example in examples:
-            self._form = form
-            try:
-                self._write(read_conversation([question, example]))
-            except TemplateLimitError:
-                raise
-            except RenderError:
-                continue
-            return form
-        return fields
-
-    def _inline_form(self, question: Mapping[str, Any]) -> MessageForm | None:
-        """Return the form with inline reasoning. A newline follows the opening tag unless the prompt ends with the tag.
-
-        Return None if the template does not name the tags, if it reads reasoning elsewhere (perhaps with other
-        variables), or if its prompt has already closed the reasoning.
-        """
-        source = "".join(self._sources.values())
-        if "</think>" not in self.control or "</think>" not in source or _READS_FIELDS.search(source):
-            return None
-        prompt = ""
-        with contextlib.suppress(RenderError):
-            prompt = "".join(run.text for run in self._write(read_conversation([question], prompting=True))).rstrip(" ")
-        if prompt.rstrip().endswith("</think>"):
-            return None
-        opening = "<think>" if prompt.endswith("<think>") else "<think>\n"
-        return MessageForm("inline", opening, writes_empty=prompt.rstrip().endswith("<think>"))
-
-    @staticmethod
-    def _run(template: Any, inputs: Mapping[str, Any]) -> Any:
-        try:
-            return template.render(**inputs)
-        except RenderError:
-            raise
-        except RecursionError as error:
-            raise RenderError(
-                "the chat template does not end: it calls itself more often than Python's limit of nested calls; use "
-                "another template"
-            ) from error
-        except Exception as error:  # a template can raise any exception, on purpose or by mistake
-            raise RenderError(f"the chat template raises an error for this conversation: {error}") from error
-
-    def _inputs(self, conversation: CheckedConversation, form: MessageForm, marking: Marking) -> dict[str, Any]:
-        """Return the variables of the template, with the strings of the conversation marked."""
-        special = getattr(self.tokenizer, "special_tokens_map", {})
-        variables = {k: str(v) for k, v in special.items() if isinstance(v, str)} | dict(self.options.variables)
-        if self.options.today is not None:
-            variables["strftime_now"] = self.options.today.strftime
-        return variables | {
-            "messages": messages_of(conversation, form, marking),
-            "tools": tools_of(conversation, marking) or None,
-            "add_generation_prompt": conversation.prompting,
-        }
-
-    def _aligned(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
-        """Return the rendered conversation as pieces: the template's own text is trusted, all other text is not."""
-        pieces: list[tuple[int, Piece]] = []
-        for is_own, group in itertools.groupby(self._write(conversation), lambda run: run.origin is OWN):
-            if is_own:
-                pieces.append((-1, scaffold("".join(run.text for run in group))))
-                continue
-            for run in group:
-                origin = run.origin or _UNKNOWN
-                pieces.append((origin.message, text(run.text, origin.part)))
-        return pieces
 
     # ---- what `RendererCore` calls
 
@@ -270,9 +130,9 @@ class Template(base.Renderer):
 
     def pieces(self, conversation: CheckedConversation) -> list[tuple[int, Piece]]:
         try:
-            pieces = self._aligned(conversation)
+            pieces = self._writer.pieces(conversation)
         except ReasoningLostError as error:
-            remedy = self._remedy(conversation, lambda renderer, c: bool(renderer._aligned(c)))
+            remedy = self._remedy(conversation, lambda renderer, c: bool(renderer._writer.pieces(c)))
             raise RenderError(f"{error}, or {remedy}") from error
         if conversation.prompting:
             return pieces
@@ -339,11 +199,11 @@ class Template(base.Renderer):
         if not conversation.messages[-1].reasoning:
             expected = prompt + written
             with contextlib.suppress(RenderError):
-                text = self._text(conversation, len(expected)) + self._unwritten_stop(conversation)
+                text = self._writer.text(conversation, len(expected)) + self._unwritten_stop(conversation)
                 if text.startswith(expected):
                     return written
         try:
-            pieces = self._with_stop(conversation, self._aligned(conversation))
+            pieces = self._with_stop(conversation, self._writer.pieces(conversation))
         except RenderError:
             return None
         text = text_of(pieces)
@@ -368,9 +228,9 @@ class Template(base.Renderer):
         """Return the text of the prompt for reply `index`. `whole` is the text of the conversation."""
         prompting = _prompting(conversation, index)
         with contextlib.suppress(RenderError):
-            if whole.startswith(text := self._text(prompting, len(whole))):
+            if whole.startswith(text := self._writer.text(prompting, len(whole))):
                 return text
-        return text_of(self._aligned(prompting))
+        return text_of(self._writer.pieces(prompting))
 
     def example(
         self, conversation: CheckedConversation, weights: TokenWeights, encode: Encode | None = None
@@ -399,7 +259,8 @@ class Template(base.Renderer):
 
     def _difference(self, conversation: CheckedConversation, index: int) -> str:
         """Return how the prompt for reply `index` and the rendered conversation differ, for the error message."""
-        prompt, pieces = text_of(self._aligned(_prompting(conversation, index))), self._aligned(conversation)
+        prompt = text_of(self._writer.pieces(_prompting(conversation, index)))
+        pieces = self._writer.pieces(conversation)
         continued, written = difference(prompt, text_of(pieces))
         if not continued:
             has_header = has_own_token_at(pieces, len(prompt), self._headers)
@@ -418,7 +279,7 @@ class Template(base.Renderer):
         """
         if self._is_trial:
             return ""
-        source, remedies = "".join(self._sources.values()), list[str]()
+        source, remedies = self._writer.source, list[str]()
         for name, value in itertools.product(_SWITCHES, (True, False)):
             if name not in source or (name, value) in self.options.variables:
                 continue
@@ -456,7 +317,7 @@ class Template(base.Renderer):
         block = self.grammar.block(Part.REASONING)
         if block is None or self._learned.is_harmony:
             return ""
-        own = itertools.takewhile(lambda pair: pair[1].trusted, reversed(self._aligned(conversation)))
+        own = itertools.takewhile(lambda pair: pair[1].trusted, reversed(self._writer.pieces(conversation)))
         ending = "".join(reversed([piece.text for _, piece in own]))
         start = ending.rfind(block.open)
         return ending[start:] if start >= 0 else ""
@@ -479,7 +340,7 @@ class Template(base.Renderer):
             BrokenReplyError: the template cannot write the reply, so no message can follow it.
         """
         try:
-            pieces = self._aligned(conversation)
+            pieces = self._writer.pieces(conversation)
         except RenderError as error:
             if self._cannot_write(conversation, index):
                 raise BrokenReplyError(
@@ -510,7 +371,7 @@ class Template(base.Renderer):
     def _cannot_write(self, conversation: CheckedConversation, index: int) -> bool:
         """Return whether the template cannot write reply `index`, or writes it only as text, as an unparsed call."""
         try:
-            self._aligned(finished(conversation, index))
+            self._writer.pieces(finished(conversation, index))
         except RenderError:
             return True
         return bool(conversation[index].unparsed)
@@ -519,12 +380,6 @@ class Template(base.Renderer):
 def _prompting(conversation: CheckedConversation, index: int) -> CheckedConversation:
     """Return the conversation that prompts for reply `index`."""
     return CheckedConversation(conversation.messages[:index], conversation.tools, prompting=True)
-
-
-def _items(conversation: CheckedConversation) -> int:
-    """Return the number of messages, tools and calls."""
-    calls = sum([len(message.tool_calls) for message in conversation.messages])
-    return len(conversation) + len(conversation.tools) + calls
 
 
 PRESETS: Sequence[tuple[str, type[base.Renderer], base.Options]] = (("template", Template, TemplateOptions()),)
