@@ -71,10 +71,12 @@ class UrlServiceClient(tinker.ServiceClient):
         return open_rest_client(self)
 
     def create_sampling_client(self, *args: Any, **options: Any) -> Any:
-        return _watched_sampler(super().create_sampling_client(*args, **options), self.watch)
+        with self.watch.direct_call():
+            return _watched_sampler(super().create_sampling_client(*args, **options), self.watch)
 
     def create_lora_training_client(self, *args: Any, **options: Any) -> BridgedTrainingClient:  # type: ignore[override]
-        return self._bridged(super().create_lora_training_client(*args, **options))
+        with self.watch.direct_call():
+            return self._bridged(super().create_lora_training_client(*args, **options))
 
     def create_training_client_from_state(self, path: str, *args: Any, **options: Any) -> BridgedTrainingClient:  # type: ignore[override]
         direct = super().create_training_client_from_state
@@ -102,7 +104,8 @@ class UrlServiceClient(tinker.ServiceClient):
     ) -> BridgedTrainingClient:
         """Open a checkpoint with `direct`; if the server cannot, create a model and call its method `load`."""
         try:
-            return self._bridged(direct())
+            with self.watch.direct_call():
+                return self._bridged(direct())
         except tinker.UnprocessableEntityError:
             pass
         with warnings.catch_warnings():

@@ -11,8 +11,9 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
@@ -52,6 +53,15 @@ class ServerWatch:
                 self._thread.start()
         future.add_done_callback(self._remove)
 
+    @contextmanager
+    def direct_call(self) -> Iterator[None]:
+        """Raise a `ServerLostError` if the client gives up connecting, which only older versions do, in some calls."""
+        try:
+            yield
+        except tinker.APIConnectionError as error:
+            self.lost = True
+            raise self._error() from error
+
     def _remove(self, future: Future[Any]) -> None:
         with self._lock:
             self._waiting.discard(future)
@@ -82,8 +92,8 @@ class ServerWatch:
 
     def _error(self) -> ServerLostError:
         return ServerLostError(
-            f"the server at {printable(redacted(self._url))} has not answered for {self._patience:.0f} s: start it "
-            "again, then start this run again; it resumes from its newest record"
+            f"the server at {printable(redacted(self._url))} does not answer any more: start it again, then start this "
+            "run again; it resumes from its newest record"
         )
 
 
