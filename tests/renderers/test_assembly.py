@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.renderers.chats import decode, everyones_tokenizer
-from tinkerloop.renderers import Part
+from tinkerloop.errors import DatumError
+from tinkerloop.renderers import Part, get_renderer
 from tinkerloop.renderers.assembly import Assembler
 from tinkerloop.renderers.pieces import SEAM, Piece, scaffold, stop, text
 from tinkerloop.tokenizers.encoders import encoder_of
@@ -44,3 +45,11 @@ def test_boundaries_hold_where_the_tokenizer_normalises_across_them():
 
 def test_a_seam_keeps_apart_what_would_be_one_token():
     assert spelled(text("a>"), SEAM, scaffold("\n")) == [("a>", TEXT), ("\n", SCAFFOLD)]
+
+
+def test_a_conversation_without_a_token_has_empty_arrays_and_no_datum():
+    silent = get_renderer("gpt_oss_no_sysprompt", everyones_tokenizer())  # writes no empty system message
+    example = silent.build_supervised_example([{"role": "system", "content": ""}], allow_zero_weight=True)
+    assert [len(array) for array in (example.tokens, example.weights, example.parts, example.message_index)] == [0] * 4
+    with pytest.raises(DatumError, match="too short"):
+        example.to_datum()

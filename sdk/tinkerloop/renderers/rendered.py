@@ -108,7 +108,8 @@ class Rendered:
         return self._spread([part for _, part in self.span_table.labels], np.uint8)
 
     def _spread(self, values: list[Any], dtype: Any) -> NDArray[Any]:
-        return np.repeat(np.array(values, dtype), np.subtract(self._stops, self.span_table.starts))
+        lengths = np.array(self._stops, np.int64) - np.array(self.span_table.starts, np.int64)
+        return np.repeat(np.array(values, dtype), lengths)
 
     def shown_tokens(self, max_length: int | None = None) -> list[Token]:
         """Return the tokens with their text, or with their ids as text if `decode` is None.
