@@ -15,6 +15,7 @@ PY := $(VENV)/bin/python
 sft: $(VENV)/.ready
 	$(PY) -m recipes.chat_sft $(ARGS)
 
+# With bytecode, the many processes of the tests do not compile the package again.
 test: $(VENV)/.ready
 	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 

@@ -211,3 +211,17 @@ class Format:
                 if inside.endswith(block.close):
                     pieces.append(markup(block.close, Part.TOOL_CALL))
         return pieces
+
+
+class NoReasoning(Format):
+    """Base class, beside `Renderer`, for the formats of models that do not reason. Most keep history as it is."""
+
+    reasoning_remedy = "remove it from the message, or use the format of a model that reasons"
+
+    @property
+    def has_extension_property(self) -> bool:
+        return True
+
+    @property
+    def disables_reasoning(self) -> bool:
+        return True

@@ -11,28 +11,19 @@ from collections.abc import Sequence
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation
 from tinkerloop.renderers import base
-from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
+from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES, NoReasoning
 from tinkerloop.renderers.normalization import trim_content
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import Pieces, scaffold, stop
 
 
-class Gemma3(base.Renderer):
+class Gemma3(NoReasoning, base.Renderer):
     """Gemma 3's chat format. A system message that is not the first message raises an error."""
 
     family = "gemma3"
     leaves_out = LEFT_OUT_BY_TEMPLATES
     roles = frozenset({"system", "user", "assistant"})
     control = ("<bos>", "<start_of_turn>")
-    reasoning_remedy = "remove it from the message, or use the format of a model that reasons"
-
-    @property
-    def has_extension_property(self) -> bool:
-        return True
-
-    @property
-    def disables_reasoning(self) -> bool:
-        return True
 
     def make_grammar(self) -> Grammar:
         return Grammar(("<end_of_turn>",), eos=("<eos>",))

@@ -11,27 +11,18 @@ from collections.abc import Sequence
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers import base
-from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
+from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES, NoReasoning
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import Pieces, scaffold, stop
 
 
-class Granite3(base.Renderer):
+class Granite3(NoReasoning, base.Renderer):
     """Granite 3's chat format for text."""
 
     family = "granite3"
     leaves_out = LEFT_OUT_BY_TEMPLATES
     roles = frozenset({"system", "user", "assistant"})
     control = ("<|start_of_role|>", "<|end_of_role|>")
-    reasoning_remedy = "remove it from the message, or use the format of a model that reasons"
-
-    @property
-    def has_extension_property(self) -> bool:
-        return True
-
-    @property
-    def disables_reasoning(self) -> bool:
-        return True
 
     def make_grammar(self) -> Grammar:
         return Grammar(("<|end_of_text|>",))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers import base
-from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES
+from tinkerloop.renderers.format import LEFT_OUT_BY_TEMPLATES, NoReasoning
 from tinkerloop.renderers.normalization import trim_content
 from tinkerloop.renderers.parsing.call_syntaxes import read_json
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
@@ -24,7 +24,7 @@ from tinkerloop.renderers.tool_declarations import declare_for_text_calls
 _BEGIN, _CALL = "<|python_start|>", Block(Part.TOOL_CALL, "<|python_end|>", "")
 
 
-class Llama4(base.Renderer):
+class Llama4(NoReasoning, base.Renderer):
     """Llama 4's chat format. The first user message declares the tools.
 
     Calls as a Python list between the tags, and calls without tags, are read too (see `text_calls`).
@@ -33,15 +33,6 @@ class Llama4(base.Renderer):
     family = "llama4"
     leaves_out = LEFT_OUT_BY_TEMPLATES
     control = ("<|begin_of_text|>", "<|header_start|>", "<|header_end|>")
-    reasoning_remedy = "remove it from the message, or use the format of a model that reasons"
-
-    @property
-    def has_extension_property(self) -> bool:
-        return True
-
-    @property
-    def disables_reasoning(self) -> bool:
-        return True
 
     def make_grammar(self) -> Grammar:
         return Grammar(

@@ -14,7 +14,7 @@ from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, ToolCall
 from tinkerloop.renderers import base
 from tinkerloop.renderers.appending import RewrittenError
-from tinkerloop.renderers.format import REASONING_OF_HISTORY
+from tinkerloop.renderers.format import REASONING_OF_HISTORY, NoReasoning
 from tinkerloop.renderers.normalization import trim_content
 from tinkerloop.renderers.parsing.call_syntaxes import read_json
 from tinkerloop.renderers.parsing.grammar import Block, Grammar
@@ -43,22 +43,13 @@ _REASONING_SYSTEM = (
 )
 
 
-class MistralV7(base.Renderer):
+class MistralV7(NoReasoning, base.Renderer):
     """The chat format of Mistral Small 3: a system message is a turn of its own. There are no tools."""
 
     family = "mistral_v7_tekken"
     leaves_out = REASONING_OF_HISTORY | _NAMES
     roles = frozenset({"system", "user", "assistant"})
     control = ("<s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
-    reasoning_remedy = "remove it from the message, or use the format of a model that reasons"
-
-    @property
-    def has_extension_property(self) -> bool:
-        return True
-
-    @property
-    def disables_reasoning(self) -> bool:
-        return True
 
     def make_grammar(self) -> Grammar:
         return Grammar(("</s>",))

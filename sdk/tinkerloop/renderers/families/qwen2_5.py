@@ -15,6 +15,7 @@ from tinkerloop.renderers import base
 from tinkerloop.renderers.families.chatml import ChatML
 from tinkerloop.renderers.families.qwen3 import JSON_CALL
 from tinkerloop.renderers.families.qwen3_5 import XML_CALL
+from tinkerloop.renderers.format import NoReasoning
 from tinkerloop.renderers.normalization import trim_content
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.pieces import Part, Pieces, scaffold, stop, text
@@ -22,20 +23,11 @@ from tinkerloop.renderers.tool_calls import read_json_call, read_xml_call, write
 from tinkerloop.renderers.tool_declarations import declare_for_coder_calls, declare_for_json_calls
 
 
-class Qwen25(ChatML):
+class Qwen25(NoReasoning, ChatML):
     """Qwen2.5's chat format. A conversation without a system message gets a default one."""
 
     family = "qwen2_5"
     default_system: ClassVar[str] = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-    reasoning_remedy = "remove it from the message, or use the format of a model that reasons"
-
-    @property
-    def has_extension_property(self) -> bool:
-        return True
-
-    @property
-    def disables_reasoning(self) -> bool:
-        return True
 
     def make_grammar(self) -> Grammar:
         return Grammar(("<|im_end|>",), (JSON_CALL,), eos=("<|endoftext|>",), read_call=read_json_call)
