@@ -26,6 +26,8 @@ from tinkerloop.terminal import printable
 T = TypeVar("T")
 PATIENCE = 120.0
 """Seconds without an answer after which a server counts as lost."""
+START_PATIENCE = 30.0
+"""Seconds that the first call waits for a server that does not answer: it may be starting."""
 _PING_SECONDS = 5.0
 _LOST = re.compile(
     r"this server has no (model|sampler|session) "  # `tinkerloop serve`, after a restart or the end of the session
@@ -42,6 +44,7 @@ class ServerWatch:
         self._waiting: set[Future[Any]] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._was_there = False
         self.lost = False
 
     def add(self, future: Future[Any]) -> None:
@@ -55,12 +58,28 @@ class ServerWatch:
 
     @contextmanager
     def direct_call(self) -> Iterator[None]:
-        """Raise a `ServerLostError` if the client gives up connecting, which only older versions do, in some calls."""
+        """Raise a `ServerLostError` if the server does not answer the first call, or if the client gives up connecting.
+
+        In its first call, the client would ask without end and without a word. Only older versions give up.
+        """
+        self._wait_for_first_answer()
         try:
             yield
         except tinker.APIConnectionError as error:
             self.lost = True
             raise self._error() from error
+
+    def _wait_for_first_answer(self) -> None:
+        patience, begun = min(START_PATIENCE, self._patience), time.monotonic()
+        if not self._was_there and not self._is_there():
+            print(f"server: no answer yet, waiting up to {patience:.0f} s", file=sys.stderr)
+            while not self._is_there():
+                if time.monotonic() - begun > patience:
+                    raise ServerLostError(
+                        f"no server answers at {printable(redacted(self._url))}: start it, or correct the URL"
+                    )
+                time.sleep(min(_PING_SECONDS, patience / 4))
+        self._was_there = True
 
     def _remove(self, future: Future[Any]) -> None:
         with self._lock:

@@ -176,6 +176,19 @@ def test_train_main_ends_its_session(url, raw, datums, tmp_path):
     assert raw.get("sessions").json()["sessions"] == before
 
 
+def test_an_address_without_a_server_is_an_error_at_the_first_call(tmp_path):
+    with background_server(ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu")) as url:
+        pass
+    service = UrlServiceClient(url, patience=0.2)
+    for create in (
+        lambda: service.create_lora_training_client("tiny", rank=4),
+        lambda: service.create_sampling_client(base_model="tiny"),
+        lambda: service.create_training_client_from_state("tinker://run/weights/end"),
+    ):
+        with pytest.raises(ServerLostError, match="start it, or correct the URL"):
+            create()
+
+
 def test_a_server_that_is_gone_fails_the_requests_that_wait_for_it(tmp_path, datums):
     with background_server(ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu")) as url:
         service = UrlServiceClient(url, patience=0.5)

@@ -89,3 +89,11 @@ def test_the_command_names_what_is_wrong(capsys, tmp_path):
     error = capsys.readouterr().err
     assert "pass --model" in error
     assert "a token is needed" in error
+
+
+@pytest.mark.parametrize("written", ["99999", "-1", "http"])
+def test_what_is_no_port_is_refused_before_anything_is_loaded(written, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--model", "tiny", f"--port={written}"])
+    assert ended.value.code == 2
+    assert f"expected a port from 0 to 65535, got '{written}'" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from tinkerloop.cli.serve import port
 from tinkerloop.report import read_run, write_report
 from tinkerloop.report.run_page import run_page
 from tinkerloop.report.watching import watch
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="Run folder.")
     parser.add_argument("--out", type=Path, help="File to write. Default: report.html in the run folder.")
     parser.add_argument("--watch", action="store_true", help="Serve the page on 127.0.0.1 until you press Ctrl-C.")
-    parser.add_argument("--port", type=int, default=0, help="Port for --watch. Default: any free port.")
+    parser.add_argument("--port", type=port, default=0, help="Port for --watch. Default: any free port.")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ TOKEN_VARIABLE = "TINKERLOOP_SERVER_TOKEN"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="The address to listen on (default: 127.0.0.1).")
-    parser.add_argument("--port", type=int, default=8787, help="The port (default: 8787); 0 takes a free one.")
+    parser.add_argument("--port", type=port, default=8787, help="The port (default: 8787); 0 takes a free one.")
     add_engine_arguments(parser)
     parser.add_argument(
         "--token",
@@ -58,6 +58,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, help="The folder of the checkpoints (default: ~/.tinkerloop).")
     parser.add_argument("--device", help="The torch device (default: cuda if there is a GPU, otherwise cpu).")
     parser.add_argument("--dtype", help="The dtype of the base weights (default: bfloat16 on cuda, otherwise float32).")
+
+
+def port(written: str) -> int:
+    """Return a port for argparse's `type=`."""
+    if not written.isdecimal() or int(written) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {written!r}")
+    return int(written)
 
 
 def run(arguments: argparse.Namespace) -> int:
