@@ -235,3 +235,26 @@ def test_without_a_declaration_a_literal_that_the_format_writes_otherwise_stays_
         message = renderer(name).parse_response(ids).message
         (read,) = message["tool_calls"]
         assert isinstance(json.loads(read.function.arguments)["a"], str) is is_text
+
+
+@pytest.mark.parametrize(
+    ("declared", "written", "expected"),
+    [
+        ({"type": "integer"}, "None", "None"),
+        ({"type": "integer"}, "True", "True"),
+        ({"type": ["integer", "null"]}, "None", None),
+        ({"type": ["string", "null"]}, "None", "None"),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"type": "boolean"}, "True", True),
+        ({}, "None", "None"),
+    ],
+)
+def test_a_literal_of_the_other_spelling_is_a_value_only_where_the_declaration_asks_for_it(
+    declared: dict, written: str, expected: object
+) -> None:
+    """Otherwise the next prompt of an episode would have `null` where the model sampled `None`."""
+    tools = [{"name": "f", "description": "", "parameters": {"type": "object", "properties": {"a": declared}}}]
+    call = f"<function=f>\n<parameter=a>\n{written}\n</parameter>\n</function>"
+    ids = everyones_tokenizer().encode(f"<tool_call>\n{call}\n</tool_call><|im_end|>", add_special_tokens=False)
+    (read,) = renderer("qwen3_8_disable_thinking").parse_response(ids, tools=tools).message["tool_calls"]
+    assert json.loads(read.function.arguments) == {"a": expected}

@@ -237,8 +237,9 @@ def read_xml_call(
     `{...}` and `[...]` are converted to values, because the format does not mark strings.
 
     Args:
-        json_scalars: how the format writes truth values and null. Without a declaration, those of the other spelling
-            stay strings, because the format would write their values otherwise. None: both are converted.
+        json_scalars: how the format writes truth values and null. Those of the other spelling, which the format would
+            write otherwise, stay strings, unless the declaration allows the value and not the string. None: both are
+            converted.
     """
     (body,) = fields
     call = re.fullmatch(r"\s*<function=([^>\n]+)>\n(.*)</function>\s*", body, re.DOTALL)
@@ -253,8 +254,9 @@ def read_xml_call(
         written, schema = parameter[2], schemas.get(parameter[1])
         value = read_value(written, schema, root, python=True)
         is_scalar = value is None or isinstance(value, bool)
-        if is_scalar and schema is None and json_scalars is not None and written != _spelled(value, json_scalars):
-            value = written
+        if is_scalar and json_scalars is not None and written != _spelled(value, json_scalars):
+            is_declared = schema is not None and _allows(schema, value, root) and not _allows(schema, written, root)
+            value = value if is_declared else written
         arguments[parameter[1]] = value
         position = parameter.end()
     if call[2][position:].strip():
