@@ -1,4 +1,4 @@
-"""The tokens that top-k and top-p leave."""
+"""The tokens that top-k and top-p leave, and drawing one of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tinkerloop.local.nn.token_sampling import _truncated
+from tinkerloop.local.nn.token_sampling import BLOCK, _draw, _truncated
 
 
 def kept(probabilities: list[float], top_p: float, top_k: int = -1) -> list[int]:
@@ -31,3 +31,30 @@ def test_a_tie_below_the_most_probable_token_is_cut_where_the_sum_is_reached():
 def test_top_p_counts_what_top_k_leaves():
     assert kept([0.125, 0.5, 0.125, 0.25], 0.6, top_k=2) == [1]
     assert kept([0.125, 0.5, 0.125, 0.25], 0.7, top_k=2) == [1, 3]
+
+
+@pytest.mark.parametrize("size", [1, 5, BLOCK, 3 * BLOCK + 7])
+def test_each_token_is_drawn_as_often_as_its_probability_says(size):
+    """Of evenly spaced numbers u, each token gets its share, with at most one more or one less for each of its ends."""
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(size)) * 3
+    logits[size // 2 :: 3] = logits[size // 2 :: 3] - 40 if size > 1 else 0.0
+    count = 20_000
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    drawn = torch.bincount(_draw(logits.expand(count, size), u), minlength=size)
+    expected = logits.double().softmax(0) * count
+    assert float((drawn - expected).abs().max()) <= 1.01
+
+
+@pytest.mark.parametrize("excluded", [slice(0, 300), slice(-300, None), slice(100, 700)])
+def test_a_token_of_no_probability_is_never_drawn(excluded):
+    logits = torch.zeros(800)
+    logits[excluded] = -torch.inf
+    u = torch.tensor([0.0, 1e-17, 0.25, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert torch.isfinite(logits[_draw(logits.expand(len(u), 800), u)]).all()
+
+
+def test_a_draw_does_not_depend_on_the_other_rows():
+    generator = torch.Generator().manual_seed(0)
+    logits, u = torch.randn(7, 1000, generator=generator), torch.rand(7, generator=generator, dtype=torch.float64)
+    alone = [int(_draw(logits[i : i + 1], u[i : i + 1])) for i in range(7)]
+    assert _draw(logits, u).tolist() == alone

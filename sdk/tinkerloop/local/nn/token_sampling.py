@@ -21,6 +21,10 @@ Only the most likely token is drawn at such temperatures, so this does not chang
 """
 
 
+BLOCK = 256
+"""The number of tokens in a block of the vocabulary, of which one is drawn before the token."""
+
+
 @dataclass(frozen=True)
 class SampleRequest:
     """The arguments of one `sample` call, which generates `num_samples` independent continuations of one prompt."""
@@ -64,8 +68,11 @@ def sample_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[in
     # Every operation on a whole row must treat each row separately, or the bits would depend on the number of rows.
     # `logsumexp` does not: torch divides the sum over threads if there is only one row.
     log_p = logits.log_softmax(1)
-    chosen = logits.argmax(1)
+    chosen = torch.empty(len(rows), dtype=torch.int64, device=device)
     random = [i for i, row in enumerate(rows) if row.request.temperature > 0]
+    if len(random) < len(rows):
+        greedy = [i for i, row in enumerate(rows) if row.request.temperature <= 0]
+        chosen[greedy] = logits[greedy].argmax(1)
     if random:
         requests = [rows[i].request for i in random]
         temperature = torch.tensor([max(request.temperature, COLDEST) for request in requests], device=device)
@@ -74,7 +81,7 @@ def sample_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[in
         if any(request.top_k > 0 or request.top_p < 1 for request in requests):
             scaled = _truncated(scaled, requests)
         u = torch.tensor([rows[i].draws.random() for i in random], dtype=torch.float64, device=device)
-        chosen[random] = _inverse_cdf(scaled.softmax(1, dtype=torch.float64), u)
+        chosen[random] = _draw(scaled, u)
     logprobs = log_p.gather(1, chosen[:, None])[:, 0].tolist()
     width = max(row.request.topk for row in rows)
     best = log_p.topk(width, dim=1) if width else None
@@ -86,13 +93,38 @@ def sample_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[in
     return chosen.tolist()
 
 
-def _inverse_cdf(p: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Return for each row of p the first token whose cumulative probability exceeds u, a random number in [0, 1)."""
+def _draw(logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """Return for each row of logits (rows, vocabulary) a token, by the inverse of the cumulative distribution at u.
+
+    The vocabulary is divided into blocks. First a block is drawn by its total probability, then a token of it, with
+    what u leaves. This takes a tenth of the time of a cumulative sum over the whole vocabulary.
+
+    Args:
+        u: (rows,), float64, a random number in [0, 1) for each row.
+    """
+    rows, size = logits.shape
+    p = logits.new_empty(rows, -(-size // BLOCK) * BLOCK)
+    p[:, size:] = -torch.inf
+    torch.sub(logits, logits.amax(1, keepdim=True), out=p[:, :size])
+    p = p.exp_().view(rows, -1, BLOCK)
+    block, rest = _inverse_cdf(p.sum(2).double(), u)
+    inside, _ = _inverse_cdf(p[torch.arange(rows, device=p.device), block].double(), rest)
+    return block * BLOCK + inside
+
+
+def _inverse_cdf(p: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return for each row of p (rows, n) the first index whose cumulative probability exceeds u.
+
+    p need not add up to 1. The second result is the share of the index's own probability that u reaches, in [0, 1).
+    """
     cumulative = p.cumsum(1)
-    chosen = torch.searchsorted(cumulative, (u * cumulative[:, -1])[:, None], right=True)[:, 0]
-    # Rounding could select a token after the last one that has a probability above 0.
-    last = p.shape[1] - 1 - (p > 0).flip(1).int().argmax(1)
-    return torch.minimum(chosen, last)
+    target = (u * cumulative[:, -1])[:, None]
+    # Rounding could select an index after the last one that has a probability above 0.
+    last = p.shape[1] - 1 - (p > 0).flip(1).int().argmax(1, keepdim=True)
+    index = torch.minimum(torch.searchsorted(cumulative, target, right=True), last)
+    mass = p.gather(1, index)
+    share = (target - (cumulative.gather(1, index) - mass)) / mass
+    return index[:, 0], share[:, 0].clamp(0, 1 - 2**-53)
 
 
 def _truncated(logits: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
