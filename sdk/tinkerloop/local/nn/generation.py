@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from tinkerloop.local.nn.inputs import Input, PackedBatch
-from tinkerloop.local.nn.row_blocks import block_sizes, decode
+from tinkerloop.local.nn.row_blocks import block_sizes, decode, prompt_sizes
 from tinkerloop.local.nn.sequence_cache import SequenceCache
 from tinkerloop.local.nn.token_sampling import Continuation, SampleRequest, sample_tokens
 from tinkerloop.local.nn.vision import image_tensors
@@ -27,6 +27,8 @@ MAX_ROWS = 256
 """The maximum number of sequences that are decoded together."""
 MAX_PREFILL = 16384
 """The maximum number of prompt tokens in one prefill batch, padding included."""
+SHORT = 128
+"""Prompts of at most this many tokens share passes. Products of more rows are hardly faster."""
 
 
 def generate(model: Model, requests: Sequence[SampleRequest]) -> list[list[Continuation]]:
@@ -57,7 +59,7 @@ def generate(model: Model, requests: Sequence[SampleRequest]) -> list[list[Conti
 def _in_blocks(model: Model, rows: list[Continuation], sizes: tuple[int, ...]) -> None:
     """Generate the continuations in blocks of these numbers of rows.
 
-    Each prompt is computed alone. When a continuation is complete, the next one takes its place.
+    When a continuation is complete, the next one takes its place.
     """
     if not any(row.request.seeded for row in rows):
         sizes = tuple(sorted({1, *sizes}))  # one row alone takes the least time, even if its bits differ
@@ -69,7 +71,7 @@ def _in_blocks(model: Model, rows: list[Continuation], sizes: tuple[int, ...]) -
     hidden = torch.zeros(size, model.head.layer.in_features, dtype=model.dtype)
     while True:
         if waiting and None in places:
-            _fill(model, cache, places, waiting, hidden)
+            _fill(model, cache, places, waiting, hidden, sizes)
         alive = [i for i, row in enumerate(places) if row is not None]
         logits = model.head.logits(hidden)
         active = [row for row in places if row is not None]
@@ -98,24 +100,63 @@ def _fill(
     places: list[Continuation | None],
     waiting: deque[Continuation],
     hidden: torch.Tensor,
+    sizes: tuple[int, ...],
 ) -> None:
-    """Compute the prompts of the next continuations, each alone and equal ones once, and give them the unused places.
+    """Compute the prompts of the next continuations, equal ones once, and give them the unused places.
 
     The hidden states at the last tokens of the prompts are written to `hidden` (places, H).
     """
     unused = [i for i, row in enumerate(places) if row is None]
+    totals = prompt_sizes(model)
     while unused and waiting:
-        rows = [unused.pop(0)]
-        first = places[rows[0]] = waiting.popleft()
-        while unused and waiting and _prompt_key(waiting[0]) == _prompt_key(first):
-            places[unused[0]] = waiting.popleft()
-            rows.append(unused.pop(0))
-        prompt = first.request.prompt
-        batch = PackedBatch.of([prompt], model.device)
-        last = torch.zeros(len(prompt), dtype=torch.bool)
-        last[-1] = True
-        with model.replicas[0].restrict_to(last):
-            hidden[rows] = model.replicas[0].hidden(batch, cache, cache.fill(rows, len(prompt)))[-1]
+        prompts: list[tuple[list[int], Input]] = []  # each with the places of its continuations
+        tokens = 0
+        while unused and waiting:
+            first = waiting[0]
+            prompt = first.request.prompt
+            shares = bool(totals) and len(prompt) <= SHORT and not prompt.images
+            if prompts and not (shares and tokens + len(prompt) <= totals[-1] and len(prompts) < sizes[-1]):
+                break
+            rows: list[int] = []
+            while unused and waiting and _prompt_key(waiting[0]) == _prompt_key(first):
+                places[unused[0]] = waiting.popleft()
+                rows.append(unused.pop(0))
+            prompts.append((rows, prompt))
+            tokens += len(prompt)
+            if not shares:
+                break
+        _compute_prompts(model, cache, prompts, hidden, sizes, totals if shares else ())
+
+
+def _compute_prompts(
+    model: Model,
+    cache: SequenceCache,
+    prompts: list[tuple[list[int], Input]],
+    hidden: torch.Tensor,
+    sizes: tuple[int, ...],
+    totals: tuple[int, ...],
+) -> None:
+    """Compute prompts in one pass, which is filled up to one of the numbers of tokens in `totals` if there are any.
+
+    Its last layer computes as many rows as one of `sizes`. With both, the bits do not depend on the other prompts.
+    """
+    inputs = [prompt for _, prompt in prompts]
+    ends = np.cumsum([len(prompt) for prompt in inputs])
+    length, count = int(ends[-1]), len(inputs)
+    padding = 0
+    if totals:
+        count = _smallest(sizes, count)
+        padding = _smallest(totals, max(length, count)) - length
+    if padding:
+        inputs.append(Input(np.zeros(padding, np.int64)))
+    last = torch.zeros(length + padding, dtype=torch.bool)
+    last[ends - 1] = True
+    last[(~last).nonzero().flatten()[: count - int(last.sum())]] = True
+    mask = cache.fill([(rows, len(prompt)) for rows, prompt in prompts], padding)
+    with model.replicas[0].restrict_to(last):
+        states = model.replicas[0].hidden(PackedBatch.of(inputs, model.device), cache, mask)
+    for (rows, _), end in zip(prompts, ends, strict=True):
+        hidden[rows] = states[end - 1]
 
 
 def _prompt_key(row: Continuation) -> tuple[bytes, int]:

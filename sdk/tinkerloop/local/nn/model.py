@@ -64,6 +64,8 @@ class Model:
         """The kind of the active adapter, with seed 0. None: no adapter."""
         self.block_sizes: dict[tuple[int, LoraSpec | None], tuple[int, ...]] = {}
         """The results of `row_blocks.block_sizes`, by number of threads and kind of adapter."""
+        self.prompt_sizes: dict[tuple[int, LoraSpec | None], tuple[int, ...]] = {}
+        """The results of `row_blocks.prompt_sizes`, in the same way."""
         self.gradient_checkpointing = GradientCheckpointing(module, self._run_trial, gradient_checkpointing)
         self.packs = True
         """True if sequences can be packed into one row, False if each must run alone. `load_model` sets it."""

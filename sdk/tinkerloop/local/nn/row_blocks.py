@@ -1,4 +1,4 @@
-"""The numbers of rows with which a model decodes, so that the bits of a row do not depend on the other rows.
+"""The numbers of rows with which a model samples, so that the bits of a row do not depend on the other rows.
 
 BLAS chooses its kernel by the shape of a product, and kernels sum in different orders. A pass over 3 rows and a pass
 over 30 may therefore give one row different bits. But the bits of a row do not depend on the contents of other rows,
@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
-from tinkerloop.local.nn.inputs import PackedBatch
+from tinkerloop.local.nn.inputs import Input, PackedBatch
 from tinkerloop.local.nn.layers.experts import ExpertWeights
 from tinkerloop.local.nn.sequence_cache import SequenceCache
 
@@ -28,6 +29,11 @@ SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 """The numbers of rows that are tried."""
 TOKENS = 3
 """The number of tokens that the trial appends to each sequence, one after another."""
+
+PROMPT_TOKENS = tuple(range(32, 257, 32))
+"""The numbers of tokens that are tried for a pass over several prompts. All must give the same bits as the first."""
+TRIED_PROMPT = 13
+"""The length of the prompt that is computed in each of these passes, at the start and at the end."""
 
 
 def block_sizes(model: Model) -> tuple[int, ...]:
@@ -48,6 +54,22 @@ def block_sizes(model: Model) -> tuple[int, ...]:
         if not model.block_sizes[key]:
             model.unpack()
     return model.block_sizes[key]
+
+
+def prompt_sizes(model: Model) -> tuple[int, ...]:
+    """Return the numbers of tokens, ascending, with which short prompts can be computed in one pass.
+
+    In a pass of such a length, a prompt has the same bits at any place and beside any others. The result is empty if
+    there are none, and where `block_sizes` is empty. It is measured once for each kind of adapter and number of
+    threads, with the active weights.
+    """
+    if not block_sizes(model):
+        return ()
+    key = (torch.get_num_threads(), model.trained)
+    if key not in model.prompt_sizes:
+        with _one_layer_of_each_kind(model):
+            model.prompt_sizes[key] = _measure_prompts(model)
+    return model.prompt_sizes[key]
 
 
 @contextmanager
@@ -93,6 +115,23 @@ def _measure(model: Model) -> tuple[int, ...]:
         if all(torch.equal(_logits(model, tokens[:, some]), standard[some]) for some in rows):
             equal.append(size)
     return tuple(equal) if STANDARD in equal else ()
+
+
+@torch.no_grad()
+def _measure_prompts(model: Model) -> tuple[int, ...]:
+    tokens = np.arange(1, PROMPT_TOKENS[-1] + 1) * 31 % model.vocab_size
+    prompt, other = Input(tokens[:TRIED_PROMPT]), Input(tokens[TRIED_PROMPT:])
+    standard, equal = None, []
+    for total in PROMPT_TOKENS:
+        sequences = [prompt, other.until(total - 2 * TRIED_PROMPT), prompt]
+        cache = SequenceCache(len(sequences))
+        mask = cache.fill([([i], len(sequence)) for i, sequence in enumerate(sequences)])
+        hidden = model.replicas[0].hidden(PackedBatch.of(sequences, model.device), cache, mask)
+        first, last = hidden[:TRIED_PROMPT], hidden[-TRIED_PROMPT:]
+        standard = first if standard is None else standard
+        if torch.equal(first, standard) and torch.equal(last, standard):
+            equal.append(total)
+    return tuple(equal)
 
 
 def _logits(model: Model, tokens: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from tinkerloop.local.nn.layers.attention_decoding import decoding_mask, rounded
 class SequenceCache(Cache):
     """Keys and values of `rows` sequences, in one tensor (rows, key-value heads, capacity, D) for each layer.
 
-    Before a pass of the model, call `fill` if the pass computes one prompt, or `append` if it computes one new token of
+    Before a pass of the model, call `fill` if the pass computes prompts, or `append` if it computes one new token of
     every sequence. The model's attention layers then call `update`. The tokens of a pass form one packed row.
     """
 
@@ -25,16 +25,25 @@ class SequenceCache(Cache):
         self._capacity = 0
         self._keys: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
-        self._filled: list[int] | None = None
+        self._filled: list[tuple[Sequence[int], slice]] | None = None
         self._index = self._last = torch.empty(0, dtype=torch.int64)
 
-    def fill(self, rows: Sequence[int], length: int) -> torch.Tensor:
-        """Prepare a pass over a prompt of `length` tokens, with which these rows begin. Return the attention mask."""
-        self._filled = list(rows)
-        self._reserve(length)
-        for row in rows:
-            self.lengths[row] = length
-        return packed_mask([length])
+    def fill(self, prompts: Sequence[tuple[Sequence[int], int]], padding: int = 0) -> torch.Tensor:
+        """Prepare a pass over prompts that are packed into one row. Return the attention mask.
+
+        Args:
+            prompts: for each prompt, the rows that begin with it, and its length.
+            padding: the number of tokens after the last prompt, which are not stored.
+        """
+        self._filled, end = [], 0
+        self._reserve(max(length for _, length in prompts))
+        for rows, length in prompts:
+            end += length
+            self._filled.append((rows, slice(end - length, end)))
+            for row in rows:
+                self.lengths[row] = length
+        lengths = [length for _, length in prompts]
+        return packed_mask([*lengths, padding] if padding else lengths)
 
     def append(self, rows: Sequence[int]) -> torch.Tensor:
         """Prepare a pass over one token of every row, new only in these rows. Return the attention mask.
@@ -66,9 +75,11 @@ class SequenceCache(Cache):
                 stored.append(states.new_zeros(shape))  # a masked value must be finite
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self._filled is not None:
-            for row in self._filled:
-                keys[row, :, : key_states.shape[2]] = key_states[0]
-                values[row, :, : value_states.shape[2]] = value_states[0]
+            for rows, part in self._filled:
+                for stored, states in ((keys, key_states), (values, value_states)):
+                    prompt = states[0, :, part]
+                    for row in rows:
+                        stored[row, :, : prompt.shape[1]] = prompt
             return key_states, value_states
         keys[self._index, :, self._last] = key_states[0].transpose(0, 1)
         values[self._index, :, self._last] = value_states[0].transpose(0, 1)
