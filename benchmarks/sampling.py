@@ -7,7 +7,8 @@ seed of its own. With more than one request the lengths are unequal: prompts of 
 --tokens new ones. The requests of a round are submitted at once. `generate` gets them as one padded batch and stops
 after the longest, as it does for its users; only the tokens that were asked for count.
 
-The last line gives the processor time of a prompt of 512 tokens with one sample and with eight samples of one token.
+Then a line gives the processor time of a prompt of 512 tokens with one sample and with eight samples of one token. The
+last line gives that of the prompts of an episode: eight turns of 100 tokens, each prompt with all turns before it.
 
 Processor time is given beside wall-clock time, because other work on the machine disturbs it less. Both take turns. The
 models are float32 on a CPU and bfloat16 on a GPU.
@@ -87,13 +88,26 @@ def compare(sampler: SamplingClient, peer, work: list[Request], rounds: int) -> 
 
 
 def share_prompt(sampler: SamplingClient, rounds: int) -> None:
-    prompt = random.Random("prompt").choices(range(256), k=512)
     times: dict[int, list[tuple[float, float]]] = {1: [], 8: []}
-    for _ in range(rounds):
+    for i in range(rounds):
         for samples, turns in times.items():
-            turns.append(seconds(lambda samples=samples: ours(sampler, [(prompt, 1)], samples)))
+            # A prompt of its own for each turn: a prompt that is repeated is not computed again.
+            prompt = random.Random(f"prompt/{i}/{samples}").choices(range(256), k=512)
+            turns.append(seconds(lambda samples=samples, prompt=prompt: ours(sampler, [(prompt, 1)], samples)))
     one, eight = medians(times[1])[0], medians(times[8])[0]
     print(f"a prompt of 512 tokens: {one:.3f} CPU seconds for one sample, {eight / one:.2f} x as long for eight")
+
+
+def episode(sampler: SamplingClient, peer, rounds: int, turns: int = 8, new: int = 100) -> None:
+    own, other = [], []
+    for i in range(rounds):
+        history = random.Random(f"episode/{i}").choices(range(256), k=turns * new)
+        work = [(history[: turn * new], 1) for turn in range(1, turns + 1)]
+        own.append(seconds(lambda work=work: [ours(sampler, [prompt]) for prompt in work]))
+        if peer is not None:
+            other.append(seconds(lambda work=work: [theirs(peer, [prompt]) for prompt in work]))
+    line = f"the prompts of an episode of {turns} turns of {new} tokens: {medians(own)[0]:.3f} CPU seconds"
+    print(line + (f"; {medians(other)[0] / medians(own)[0]:.2f} x generate" if other else ""))
 
 
 def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
@@ -122,6 +136,7 @@ def main() -> None:
             compare(sampler, peer, requests(count, args.tokens, 256), args.rounds)
         if sampler._sampler.model.max_length > 512:
             share_prompt(sampler, args.rounds)
+            episode(sampler, peer, args.rounds)
 
 
 if __name__ == "__main__":

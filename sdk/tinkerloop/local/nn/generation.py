@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from tinkerloop.local.nn.inputs import Input, PackedBatch
-from tinkerloop.local.nn.row_blocks import block_sizes, decode, prompt_sizes
+from tinkerloop.local.nn.prompt_passes import Prompt, compute_prompts
+from tinkerloop.local.nn.row_blocks import block_sizes, decode, smallest
 from tinkerloop.local.nn.sequence_cache import SequenceCache
 from tinkerloop.local.nn.token_sampling import Continuation, SampleRequest, sample_tokens
 from tinkerloop.local.nn.vision import image_tensors
@@ -27,8 +28,6 @@ MAX_ROWS = 256
 """The maximum number of sequences that are decoded together."""
 MAX_PREFILL = 16384
 """The maximum number of prompt tokens in one prefill batch, padding included."""
-SHORT = 128
-"""Prompts of at most this many tokens share passes. Products of more rows are hardly faster."""
 
 
 def generate(model: Model, requests: Sequence[SampleRequest]) -> list[list[Continuation]]:
@@ -66,7 +65,7 @@ def _in_blocks(model: Model, rows: list[Continuation], sizes: tuple[int, ...]) -
     # Sorted by length, because neighbours of similar length share a call in `decoding_attention`. Equal prompts become
     # neighbours, too.
     waiting = deque(sorted(rows, key=lambda row: (len(row.request.prompt), _prompt_key(row))))
-    size = _smallest(sizes, len(waiting))
+    size = smallest(sizes, len(waiting))
     cache, places = SequenceCache(size), cast(list[Continuation | None], [None] * size)
     hidden = torch.zeros(size, model.head.layer.in_features, dtype=model.dtype)
     while True:
@@ -84,7 +83,7 @@ def _in_blocks(model: Model, rows: list[Continuation], sizes: tuple[int, ...]) -
         alive = [i for i in alive if places[i] is not None]
         if not alive and not waiting:
             return
-        size = _smallest(sizes, len(alive) + len(waiting))
+        size = smallest(sizes, len(alive) + len(waiting))
         if size < len(places):
             cache.select(alive, size)
             unused = [None] * (size - len(alive))
@@ -102,72 +101,27 @@ def _fill(
     hidden: torch.Tensor,
     sizes: tuple[int, ...],
 ) -> None:
-    """Compute the prompts of the next continuations, equal ones once, and give them the unused places.
+    """Give the unused places to the next continuations, and compute their prompts, equal ones once.
 
     The hidden states at the last tokens of the prompts are written to `hidden` (places, H).
     """
-    unused = [i for i, row in enumerate(places) if row is None]
-    totals = prompt_sizes(model)
+    unused = deque(i for i, row in enumerate(places) if row is None)
+    prompts: list[Prompt] = []
+    key = None
     while unused and waiting:
-        prompts: list[tuple[list[int], Input]] = []  # each with the places of its continuations
-        tokens = 0
-        while unused and waiting:
-            first = waiting[0]
-            prompt = first.request.prompt
-            shares = bool(totals) and len(prompt) <= SHORT and not prompt.images
-            if prompts and not (shares and tokens + len(prompt) <= totals[-1] and len(prompts) < sizes[-1]):
-                break
-            rows: list[int] = []
-            while unused and waiting and _prompt_key(waiting[0]) == _prompt_key(first):
-                places[unused[0]] = waiting.popleft()
-                rows.append(unused.pop(0))
-            prompts.append((rows, prompt))
-            tokens += len(prompt)
-            if not shares:
-                break
-        _compute_prompts(model, cache, prompts, hidden, sizes, totals if shares else ())
-
-
-def _compute_prompts(
-    model: Model,
-    cache: SequenceCache,
-    prompts: list[tuple[list[int], Input]],
-    hidden: torch.Tensor,
-    sizes: tuple[int, ...],
-    totals: tuple[int, ...],
-) -> None:
-    """Compute prompts in one pass, which is filled up to one of the numbers of tokens in `totals` if there are any.
-
-    Its last layer computes as many rows as one of `sizes`. With both, the bits do not depend on the other prompts.
-    """
-    inputs = [prompt for _, prompt in prompts]
-    ends = np.cumsum([len(prompt) for prompt in inputs])
-    length, count = int(ends[-1]), len(inputs)
-    padding = 0
-    if totals:
-        count = _smallest(sizes, count)
-        padding = _smallest(totals, max(length, count)) - length
-    if padding:
-        inputs.append(Input(np.zeros(padding, np.int64)))
-    last = torch.zeros(length + padding, dtype=torch.bool)
-    last[ends - 1] = True
-    last[(~last).nonzero().flatten()[: count - int(last.sum())]] = True
-    mask = cache.fill([(rows, len(prompt)) for rows, prompt in prompts], padding)
-    with model.replicas[0].restrict_to(last):
-        states = model.replicas[0].hidden(PackedBatch.of(inputs, model.device), cache, mask)
-    for (rows, _), end in zip(prompts, ends, strict=True):
-        hidden[rows] = states[end - 1]
+        row = places[unused[0]] = waiting.popleft()
+        if prompts and _prompt_key(row) == key:
+            prompts[-1].rows.append(unused.popleft())
+        else:
+            prompts.append(Prompt(row.request.prompt, [unused.popleft()]))
+            key = _prompt_key(row)
+    compute_prompts(model, cache, prompts, hidden, sizes)
 
 
 def _prompt_key(row: Continuation) -> tuple[bytes, int]:
     """Return a key that is equal for continuations of the same prompt."""
     prompt = row.request.prompt
     return prompt.tokens.tobytes(), id(prompt) if prompt.images else 0
-
-
-def _smallest(sizes: tuple[int, ...], rows: int) -> int:
-    """Return the smallest size that holds this number of rows, or the largest size if none does."""
-    return next((size for size in sizes if size >= rows), sizes[-1])
 
 
 def _padded(model: Model, rows: list[Continuation]) -> None:

@@ -15,6 +15,7 @@ from tinkerloop.local.nn.layers import attention, decoder_layer, norms
 from tinkerloop.local.nn.layers.gradient_checkpointing import GradientCheckpointing
 from tinkerloop.local.nn.layers.lora import Fold, LoRALinear, LoraSpec, initialise, worth_folding
 from tinkerloop.local.nn.parameters import ParameterLayout, Weights
+from tinkerloop.local.nn.prefix_store import PrefixStore
 from tinkerloop.local.nn.replica import AdaptableLayer, Replica
 from tinkerloop.local.nn.vision import vision_of
 
@@ -23,6 +24,8 @@ FOLD_LIMIT = 2 * 2**30
 PACK_FROM = 32 * 2**20
 """Weights are packed for sampling only if they take at least this many bytes in float32. In smaller models, the calls
 of oneDNN take longer than they save."""
+LEAST_PREFIXES = 64 * 2**20
+"""The starts of sampled prompts may take at least this many bytes, even if the weights take less."""
 
 
 class Model:
@@ -60,6 +63,8 @@ class Model:
         self._weights: Weights | None = None
         self._base: dict[str, torch.Tensor] = {}
         self.weights_packed = False
+        self.prefixes = PrefixStore(limit=max(weights // 2, LEAST_PREFIXES))
+        """The keys and values of the starts of sampled prompts, until other weights become active."""
         self.trained: LoraSpec | None = None
         """The kind of the active adapter, with seed 0. None: no adapter."""
         self.block_sizes: dict[tuple[int, LoraSpec | None], tuple[int, ...]] = {}
@@ -159,6 +164,7 @@ class Model:
             if isinstance(layer, LoRALinear):
                 layer.packed, layer.sampling = None, False
         self.weights_packed = False
+        self.prefixes.clear()
 
     def hidden(self, batch: PackedBatch) -> torch.Tensor:
         """Return the last layer's hidden states (T, H) of a packed batch, computed by the first replica."""

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tinkerloop.local.nn.inputs import Input, PackedBatch
+from tinkerloop.local.nn.layers.attention_prompts import BLOCK
 from tinkerloop.local.nn.layers.experts import ExpertWeights
 from tinkerloop.local.nn.sequence_cache import SequenceCache
 
@@ -125,13 +126,13 @@ def _measure_prompts(model: Model) -> tuple[int, ...]:
     for total in PROMPT_TOKENS:
         sequences = [prompt, other.until(total - 2 * TRIED_PROMPT), prompt]
         cache = SequenceCache(len(sequences))
-        mask = cache.fill([([i], len(sequence)) for i, sequence in enumerate(sequences)])
+        mask = cache.fill([(i, 0, len(sequence)) for i, sequence in enumerate(sequences)])
         hidden = model.replicas[0].hidden(PackedBatch.of(sequences, model.device), cache, mask)
         first, last = hidden[:TRIED_PROMPT], hidden[-TRIED_PROMPT:]
         standard = first if standard is None else standard
         if torch.equal(first, standard) and torch.equal(last, standard):
             equal.append(total)
-    return tuple(equal)
+    return tuple(equal) if equal and equal[-1] >= BLOCK else ()  # a long prompt is divided at multiples of BLOCK
 
 
 def _logits(model: Model, tokens: torch.Tensor) -> torch.Tensor:
@@ -157,6 +158,11 @@ def decode(
     positions = mask.flatten() - 1 + torch.tensor(shifts)
     batch = PackedBatch([1] * len(tokens), tokens[None].to(model.device), positions[None].to(model.device))
     return model.replicas[0].hidden(batch, cache, mask)
+
+
+def smallest(sizes: tuple[int, ...], rows: int) -> int:
+    """Return the smallest size that holds this number of rows, or the largest size if none does."""
+    return next((size for size in sizes if size >= rows), sizes[-1])
 
 
 def _has_experts(model: Model) -> bool:

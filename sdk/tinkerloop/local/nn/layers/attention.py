@@ -2,8 +2,9 @@
 
 A packed batch has shape (1, T) and needs block-diagonal attention. transformers passes a 4-D mask to the attention
 function unchanged. Therefore the mask of a packed batch is an int32 tensor of shape (1, 1, 1, sequences) that holds the
-lengths of the sequences. An int64 mask of this shape marks a decoding step, see `attention_decoding.py`. Any other mask
-has its usual meaning: a boolean mask for a padded batch, None for one causal sequence.
+lengths of the sequences. An int32 mask (1, 1, 2, sequences) marks prompts in sampling, see `attention_prompts.py`, and
+an int64 mask a decoding step, see `attention_decoding.py`. Any other mask has its usual meaning: a boolean mask for a
+padded batch, None for one causal sequence.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers.masking_utils import sdpa_mask
 from tinkerloop.local.nn.layers.attention_cpu import causal_attention
 from tinkerloop.local.nn.layers.attention_cuda import varlen_attention
 from tinkerloop.local.nn.layers.attention_decoding import decoding_attention
+from tinkerloop.local.nn.layers.attention_prompts import prompt_attention
 
 NAME = "tinkerloop"
 
@@ -72,15 +74,15 @@ def attention(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     special = softcap is not None or s_aux is not None
+    eager = partial(_eager, softcap=softcap, sinks=s_aux) if special else None
     if attention_mask is not None and attention_mask.dtype == torch.int64:
-        eager = partial(_eager, softcap=softcap, sinks=s_aux) if special else None
         return decoding_attention(query, key, value, attention_mask, scale, sliding_window, eager), None
     if attention_mask is None or attention_mask.dtype != torch.int32:
         if special:
             return _eager(query, key, value, attention_mask, scale, softcap, s_aux).transpose(1, 2), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **kwargs)
     grouped = query.shape[1] != key.shape[1]
-    lengths = attention_mask.flatten().tolist()
+    lengths, *key_lengths = attention_mask[0, 0].tolist()
     if query.device.type == "cuda" and not special:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return varlen_attention(q, k, v, lengths, scale, sliding_window)[None], None
@@ -88,6 +90,8 @@ def attention(
     dtype, exact = query.dtype, query.is_cpu
     if exact:
         query, key, value = (x.float() for x in (query, key, value))
+    if key_lengths:
+        return prompt_attention(query, key, value, lengths, *key_lengths, scale, sliding_window, eager).to(dtype), None
     # Split along positions, the first axis in memory, so that splitting and joining copy at most contiguous rows.
     parts = zip(*(x.transpose(1, 2).split(lengths, 1) for x in (query, key, value)), strict=True)
     outputs = []

@@ -69,7 +69,7 @@ class DecoderLayer(nn.Module):
         attn, x, rows, wanted = self.self_attn, hidden_states[0], None, None
         if self.active is not None:
             rows = self.active.nonzero().flatten()
-            parts = self.active.split(attention_mask.flatten().tolist())
+            parts = self.active.split(attention_mask[0, 0, 0].tolist())
             wanted = [part.nonzero().flatten().numpy() for part in parts]
         cos, sin = (table[0, :, None, : attn.head_dim // 2] for table in position_embeddings)  # both halves are equal
         q, k, v = _Project.apply(x, _trigger(attn.q_proj, attn.k_proj, attn.v_proj), self, cos, sin, rows)
