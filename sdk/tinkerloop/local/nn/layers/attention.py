@@ -82,7 +82,8 @@ def attention(
             return _eager(query, key, value, attention_mask, scale, softcap, s_aux).transpose(1, 2), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, 0.0, scaling, **kwargs)
     grouped = query.shape[1] != key.shape[1]
-    lengths, *key_lengths = attention_mask[0, 0].tolist()
+    rows: list[list[int]] = attention_mask[0, 0].tolist()
+    lengths = rows[0]
     if query.device.type == "cuda" and not special:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return varlen_attention(q, k, v, lengths, scale, sliding_window)[None], None
@@ -90,13 +91,13 @@ def attention(
     dtype, exact = query.dtype, query.is_cpu
     if exact:
         query, key, value = (x.float() for x in (query, key, value))
-    if key_lengths:
-        return prompt_attention(query, key, value, lengths, *key_lengths, scale, sliding_window, eager).to(dtype), None
+    if len(rows) == 2:
+        return prompt_attention(query, key, value, lengths, rows[1], scale, sliding_window, eager).to(dtype), None
     # Split along positions, the first axis in memory, so that splitting and joining copy at most contiguous rows.
     parts = zip(*(x.transpose(1, 2).split(lengths, 1) for x in (query, key, value)), strict=True)
     outputs = []
-    for i, rows in enumerate(parts):
-        q, k, v = (row.transpose(1, 2) for row in rows)
+    for i, part in enumerate(parts):
+        q, k, v = (tensor.transpose(1, 2) for tensor in part)
         length = q.shape[2]
         positions = wanted[i] if wanted is not None and query.requires_grad else None
         band = None
