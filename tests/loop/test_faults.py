@@ -289,21 +289,28 @@ def test_a_failed_run_leaves_its_error_in_the_summary(tmp_path):
     assert "out of luck" in json.loads((tmp_path / "summary.json").read_text())["error"]
 
 
-def test_a_failed_run_says_which_record_and_which_command_resume_it(service, batches, tmp_path, monkeypatch, capsys):
+def test_a_failed_run_says_which_record_and_which_command_resume_it(service, batches, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.orig_argv", ["python", "-m", "train", "name=a b", "api_key=s3cr3t"])
 
     with Run(tmp_path) as one:
         Loop(service.create_lora_training_client(), batches, steps=2, checkpoints=one.checkpoints).run()
     path = one.checkpoints.latest().path
-    with pytest.raises(RuntimeError), Run(tmp_path):
+    with pytest.raises(RuntimeError) as raised, Run(tmp_path):
         raise RuntimeError("out of luck")
-    assert f"it is resumed at step 2, from {path}, by: python -m train 'name=a b' " in (said := capsys.readouterr().err)
-    assert "s3cr3t" not in said
+    [note] = raised.value.__notes__
+    assert f"it is resumed at step 2, from {path}, by: python -m train 'name=a b' " in note
+    assert "s3cr3t" not in note
 
 
-def test_a_failed_run_without_a_record_says_that_it_starts_anew(tmp_path, capsys):
-    with pytest.raises(RuntimeError), Run(tmp_path):
+def test_a_failed_run_without_a_record_says_that_it_starts_anew(tmp_path):
+    with pytest.raises(RuntimeError) as raised, Run(tmp_path):
         raise RuntimeError("out of luck")
+    assert "it is started anew, by: " in raised.value.__notes__[-1]
+
+
+def test_a_program_that_exits_without_a_traceback_prints_how_to_go_on(tmp_path, capsys):
+    with pytest.raises(SystemExit), Run(tmp_path):
+        raise SystemExit(1)
     assert "it is started anew, by: " in capsys.readouterr().err
 
 

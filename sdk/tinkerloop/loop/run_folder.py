@@ -146,7 +146,11 @@ class Run:
             if error is not None:
                 latest = self.checkpoints.latest()
                 self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
-                print(f"the run in {one_line(self.folder)} failed; {self._how_to_go_on()}", file=sys.stderr)
+                failed = f"the run in {one_line(self.folder)} failed; {self._how_to_go_on()}"
+                if isinstance(error, Exception | KeyboardInterrupt):
+                    error.add_note(failed)  # Python prints it after the traceback, where it is seen
+                else:  # such as SystemExit, which ends a program without a traceback
+                    print(failed, file=sys.stderr)
             elif (
                 self._ended is not None and not self._summary.exists()
             ):  # nothing was trained: the old summary is still valid
