@@ -2,7 +2,8 @@
 
 The client asks a server that is gone again and again, without end. `ServerWatch` asks it for a sign of life meanwhile,
 and fails the requests that wait for it after some minutes. A server that was started again answers, but has lost its
-models; `is_lost` recognises its error. In both cases the run can be resumed from its newest record.
+models; `is_lost` recognises its error. In both cases the run can be resumed from its newest record, or started anew if
+nothing was saved yet: `Run` adds to the error which of both, and the command.
 """
 
 from __future__ import annotations
@@ -118,8 +119,7 @@ class ServerWatch:
 
     def _error(self) -> ServerLostError:
         return ServerLostError(
-            f"the server at {self._name} does not answer any more: start it again, then start this run again; it "
-            "resumes from its newest record"
+            f"the server at {self._name} does not answer any more: start it again, then start this run again"
         )
 
     @property

@@ -305,13 +305,13 @@ def test_a_failed_run_says_which_record_and_which_command_resume_it(service, bat
 def test_a_failed_run_without_a_record_says_that_it_starts_anew(tmp_path):
     with pytest.raises(RuntimeError) as raised, Run(tmp_path):
         raise RuntimeError("out of luck")
-    assert "it is started anew, by: " in raised.value.__notes__[-1]
+    assert "; nothing was saved yet, so it is started anew, by: " in raised.value.__notes__[-1]
 
 
 def test_a_program_that_exits_without_a_traceback_prints_how_to_go_on(tmp_path, capsys):
     with pytest.raises(SystemExit), Run(tmp_path):
         raise SystemExit(1)
-    assert "it is started anew, by: " in capsys.readouterr().err
+    assert "; nothing was saved yet, so it is started anew, by: " in capsys.readouterr().err
 
 
 HOLD = (

@@ -72,6 +72,17 @@ def test_the_command_that_goes_on_is_the_last_line(lines):
     assert re.match(r"the run in \S+/run failed; .*, by: \S*python", lines[-1])
 
 
+def test_a_run_without_a_record_does_not_say_that_it_resumes(lines):
+    assert "nothing was saved yet, so it is started anew, by: " in lines[-1]
+    assert not any("newest record" in line for line in lines)
+
+
+def test_a_run_with_a_record_says_where_it_resumes(tmp_path):
+    lines = lines_of_a_lost_run(tmp_path, save_every=2)
+    assert re.search(r"; it is resumed at step \d+, from tinker://\S+, by: ", lines[-1])
+    assert "anew" not in " ".join(lines)
+
+
 def test_a_server_that_answers_again_is_told(tmp_path):
     options = ServerOptions({"tiny": "tiny"}, root=tmp_path, device="cpu")
     with background_server(options) as url:

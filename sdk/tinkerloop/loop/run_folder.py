@@ -28,6 +28,7 @@ from tinkerloop.loop.sinks import Jsonl
 from tinkerloop.redaction import redacted, redacted_arguments
 from tinkerloop.terminal import one_line
 
+_ANEW = "nothing was saved yet, so it is started anew"
 _PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
 
@@ -136,8 +137,8 @@ class Run:
 
     def _how_to_go_on(self) -> str:
         latest = self.checkpoints.latest()
-        where = f"resumed at step {latest.step}, from {latest.path}" if latest else "started anew"
-        return f"it is {where}, by: {one_line(shlex.join(redacted_arguments(sys.orig_argv)))}"
+        where = f"it is resumed at step {latest.step}, from {latest.path}" if latest else _ANEW
+        return f"{where}, by: {one_line(shlex.join(redacted_arguments(sys.orig_argv)))}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
