@@ -224,6 +224,51 @@ def test_a_start_that_trains_nothing_leaves_the_summary_as_it_was(service, batch
     assert (tmp_path / "summary.json").read_bytes() == ended
 
 
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith("lock")}
+
+
+def started(service, batches, folder, config, model=None, sinks=()):
+    with Run(folder, config) as one:
+        record = one.checkpoints.latest()
+        one.describe(model=model)
+        client = service.create_lora_training_client(model) if model else open_training_client(service, record)
+        options = {"checkpoints": one.checkpoints, "record": record, "sinks": [one.metrics, *sinks]}
+        one.finish(Loop(client, batches, steps=config["steps"], **options).run())
+
+
+def test_a_start_that_is_refused_leaves_the_run_as_it_was(service, batches, tmp_path):
+    started(service, batches, tmp_path, {"steps": 2}, "unigram")
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError) as raised:
+        started(service, batches, tmp_path, {"steps": 3}, "bigram")
+    assert contents(tmp_path) == before
+    assert raised.value.__notes__[-1].endswith("is as it was before this start, which has trained nothing")
+    with Run(tmp_path, {"steps": 1}):  # it is complete
+        pass
+    assert contents(tmp_path) == before
+
+
+def test_a_start_that_is_refused_leaves_a_killed_run_without_a_summary(service, batches, tmp_path):
+    started(service, batches, tmp_path, {"steps": 2}, "unigram")
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(CheckpointError):
+        started(service, batches, tmp_path, {"steps": 3}, "bigram")
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_start_that_fails_in_its_first_step_is_an_error_of_the_run(service, batches, tmp_path):
+    started(service, batches, tmp_path, {"steps": 2}, "unigram")
+
+    def fails(step, row):
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError):
+        started(service, batches, tmp_path, {"steps": 4}, sinks=[fails])
+    assert "out of luck" in json.loads((tmp_path / "summary.json").read_text())["error"]
+    assert json.loads((tmp_path / "config.json").read_text()) == {"steps": 4}
+
+
 def test_a_config_may_hold_a_path(tmp_path):
     with Run(tmp_path, config={"data": tmp_path / "a.jsonl"}):
         assert json.loads((tmp_path / "config.json").read_text()) == {"data": str(tmp_path / "a.jsonl")}
