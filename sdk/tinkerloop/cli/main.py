@@ -65,9 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _shown_by(arguments.command, warnings.showwarning)
             return module.run(arguments)
-    except (TinkerloopError, tinker.TinkerError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, TinkerloopError | OSError) and not _is_of_tinker(error):
+            raise
         print(f"tinkerloop {arguments.command}: {printable(redacted(str(error)))}", file=sys.stderr)
         return 2
+
+
+def _is_of_tinker(error: Exception) -> bool:
+    """Return true if tinker has raised the error. Tinker, whose import takes seconds, is not imported for that."""
+    return "tinker" in sys.modules and isinstance(error, tinker.TinkerError)
 
 
 def _shown_by(command: str, others: Callable[..., None]) -> Callable[..., None]:
