@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tinkerloop.cli.output_files import check_output
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.metric_names import did_you_mean
 from tinkerloop.report.comparison import comparison_page, find_runs, run_rows, shown_cell
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_output("--html", arguments.html)
     runs = [read_run(folder) for folder in find_runs(arguments.folder)]
     rows = run_rows(runs, arguments.folder)
     columns = list(dict.fromkeys(name for row in rows for name in row))
