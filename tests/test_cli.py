@@ -59,6 +59,22 @@ def test_a_file_in_a_folder_that_is_missing_is_refused_with_the_folder(command, 
     assert "this is a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_keeps_its_examples_and_wraps_its_text(command, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.partition("\n\n")[2].splitlines()  # without the usage
+    lines = lines[: min(lines.index(head) for head in ("positional arguments:", "options:") if head in lines)]
+    documented = (importlib.import_module(COMMANDS[command]).__doc__ or "").splitlines()
+    examples = [line for line in documented if line.startswith(" ")]
+    assert [line for line in lines if line in examples] == examples
+    assert all(len(line) <= 70 for line in lines if line not in examples)
+    if command in ("estimate", "run", "runs"):
+        assert all(line.startswith(f"    tinkerloop {command} ") for line in examples)
+        assert examples
+
+
 def test_inspect_shows_what_truncation_cuts_off(file, capsys) -> None:
     assert main(["inspect", str(file), "--max-length", "30", "--limit", "1"]) == 0
     assert "cut off, 4 of them trained" in capsys.readouterr().out

@@ -35,7 +35,6 @@ _SITE = Path(__file__).parent / "script_site"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_engine_arguments(parser)
     parser.add_argument(
         "-m", dest="as_module", action="store_true", help="SCRIPT is the name of a module, as in `python -m`."
