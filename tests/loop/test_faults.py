@@ -249,6 +249,16 @@ def test_a_start_that_is_refused_leaves_the_run_as_it_was(service, batches, tmp_
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_start_with_no_steps_left_says_that_nothing_was_trained(steps, service, batches, tmp_path, capsys):
+    started(service, batches, tmp_path, {"steps": 2}, "unigram")
+    assert "nothing was trained" not in capsys.readouterr().err
+    started(service, batches, tmp_path, {"steps": steps})
+    assert f"is complete: it was already at step 2 of {steps}, so nothing was trained; " in capsys.readouterr().err
+    started(service, batches, tmp_path, {"steps": 3})
+    assert "nothing was trained" not in capsys.readouterr().err
+
+
 def test_a_start_that_is_refused_leaves_a_killed_run_without_a_summary(service, batches, tmp_path):
     started(service, batches, tmp_path, {"steps": 2}, "unigram")
     (tmp_path / "summary.json").unlink()

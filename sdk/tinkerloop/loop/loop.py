@@ -210,7 +210,7 @@ class Loop:
             error = raised
             raise
         finally:
-            self.summary = Summary(self._step, reason, dict(self._metrics), error)
+            self.summary = Summary(self._step, reason, dict(self._metrics), error, self._steps)
             failures = self._callbacks.end(self._step, self.summary)
             failures += self._sinks.close(failed=error is not None or bool(failures))
             for failure in failures[error is None :]:

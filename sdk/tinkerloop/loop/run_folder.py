@@ -122,7 +122,8 @@ class Run:
         """Write `summary`, which `Loop.run` returns, to summary.json, with the seconds since the start.
 
         The seconds of earlier starts are added, if these came to an end.
-        If the run was stopped before its end, for example by SIGTERM, also print to stderr how to go on.
+        If the run was stopped before its end, for example by SIGTERM, also print to stderr how to go on. If there was
+        nothing left to train, print that.
         """
         self._write(
             "summary.json",
@@ -135,7 +136,16 @@ class Run:
                 "seconds": round(self._seconds + time.monotonic() - self._began, 3),
             },
         )
-        if summary.stopped_early and summary.error is None:
+        if summary.error is not None:
+            return
+        if not summary.stopped_early and self._latest is not None and self._latest.step == summary.step:
+            steps = "" if summary.steps is None else f" of {summary.steps}"
+            print(
+                f"the run in {one_line(self.folder)} is complete: it was already at step {summary.step}{steps}, so "
+                f"nothing was trained; to train further, give it more {'data' if summary.steps is None else 'steps'}",
+                file=sys.stderr,
+            )
+        if summary.stopped_early:
             stopped = f"was stopped at step {summary.step} ({one_line(summary.reason)})"
             print(f"the run in {one_line(self.folder)} {stopped}; {self._how_to_go_on()}", file=sys.stderr)
 
