@@ -144,7 +144,7 @@ class Rollouts:
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise PlanError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        self._client, self._curriculum, self._max_in_flight = client, curriculum or Shuffled(), max_in_flight
+        self._client, self._curriculum, self._max_in_flight = resolve(client), curriculum or Shuffled(), max_in_flight
         self._staleness, self._substeps = staleness, substeps
         self._identity: Cursor = {
             "kind": "rollouts", "tasks": len(tasks), "fingerprint": fingerprint_of(tasks), "seed": seed,
