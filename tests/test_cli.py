@@ -8,6 +8,7 @@ import io
 import json
 import re
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,34 @@ def test_a_warning_of_a_command_is_one_line_without_a_place_in_the_code(monkeypa
     assert main(["runs", "folder"]) == 0
     assert capsys.readouterr().err == "tinkerloop runs: warning: the adapter must not be merged\n"
     assert warnings.showwarning is shown
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [("inspect", "--html"), ("report", "--out"), ("runs", "--html")], ids=str
+)
+def test_a_file_in_a_folder_that_is_missing_is_refused_with_the_folder(command, option, tmp_path, capsys) -> None:
+    file = tmp_path / "none" / "page.html"
+    assert main([command, str(tmp_path), option, str(file)]) == 2
+    problem = f"there is no folder {file.parent}; create it, or pass another file to {option}"
+    assert capsys.readouterr().err == f"tinkerloop {command}: {option} {file}: {problem}\n"
+    assert main([command, str(tmp_path), option, str(tmp_path)]) == 2
+    assert "this is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_keeps_its_examples_and_wraps_its_text(command, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.partition("\n\n")[2].splitlines()  # without the usage
+    lines = lines[: min(lines.index(head) for head in ("positional arguments:", "options:") if head in lines)]
+    documented = (importlib.import_module(COMMANDS[command]).__doc__ or "").splitlines()
+    examples = [line for line in documented if line.startswith(" ")]
+    assert [line for line in lines if line in examples] == examples
+    assert all(len(line) <= 70 for line in lines if line not in examples)
+    if command in ("estimate", "run", "runs"):
+        assert all(line.startswith(f"    tinkerloop {command} ") for line in examples)
+        assert examples
 
 
 def test_inspect_shows_what_truncation_cuts_off(file, capsys) -> None:
@@ -139,9 +168,10 @@ def test_inspect_refuses_numbers_that_show_nothing(file, capsys, option, problem
     assert problem in capsys.readouterr().err
 
 
-def test_a_page_that_cannot_be_written_is_named(file, tmp_path, capsys) -> None:
-    assert main(["inspect", str(file), "--html", str(tmp_path)]) == 2
-    assert f"cannot write the page {tmp_path}" in capsys.readouterr().err
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_page_that_cannot_be_written_is_named(file, capsys) -> None:
+    assert main(["inspect", str(file), "--html", "/dev/full"]) == 2
+    assert "cannot write the page /dev/full: No space left" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_rendered_is_named_with_its_line(tmp_path, capsys) -> None:

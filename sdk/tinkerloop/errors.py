@@ -121,7 +121,7 @@ class RunLockedError(TinkerloopError):
 
 
 class ServerLostError(TinkerloopError):
-    """Error for a server that does not answer any more. The run can be resumed from its newest record."""
+    """Error for a server that does not answer any more. A run that has a record can be resumed from it."""
 
 
 class MissingPackageError(TinkerloopError, ModuleNotFoundError):

@@ -2,11 +2,13 @@
 
 The client asks a server that is gone again and again, without end. `ServerWatch` asks it for a sign of life meanwhile,
 and fails the requests that wait for it after some minutes. A server that was started again answers, but has lost its
-models; `is_lost` recognises its error. In both cases the run can be resumed from its newest record.
+models; `is_lost` recognises its error. In both cases the run can be resumed from its newest record, or started anew if
+nothing was saved yet: `Run` adds to the error which of both, and the command.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import threading
@@ -46,6 +48,7 @@ class ServerWatch:
         self._thread: threading.Thread | None = None
         self._was_there = False
         self.lost = False
+        logging.getLogger("tinker.lib.telemetry").addFilter(_demote_lost_telemetry)  # once for all servers
 
     def add(self, future: Future[Any]) -> None:
         """Watch the server until `future` is done."""
@@ -75,9 +78,7 @@ class ServerWatch:
             print(f"server: no answer yet, waiting up to {patience:.0f} s", file=sys.stderr)
             while not self._is_there():
                 if time.monotonic() - begun > patience:
-                    raise ServerLostError(
-                        f"no server answers at {printable(redacted(self._url))}: start it, or correct the URL"
-                    )
+                    raise ServerLostError(f"no server answers at {self._name}: start it, or correct the URL")
                 time.sleep(min(_PING_SECONDS, patience / 4))
         self._was_there = True
 
@@ -86,7 +87,7 @@ class ServerWatch:
             self._waiting.discard(future)
 
     def _watch(self) -> None:
-        heard = time.monotonic()
+        heard, is_silent = time.monotonic(), False
         while True:
             time.sleep(min(_PING_SECONDS, self._patience / 4))
             with self._lock:
@@ -95,11 +96,18 @@ class ServerWatch:
                     self._thread = None  # the next request starts another one
                     return
             if self._is_there():
-                heard = time.monotonic()
+                if is_silent:
+                    print(f"the server at {self._name} answers again", file=sys.stderr)
+                heard, is_silent = time.monotonic(), False
             elif time.monotonic() - heard > self._patience:
                 self.lost = True
                 for future in waiting:
                     settle(future, error=self._error())
+            elif not is_silent:
+                is_silent = True
+                print(
+                    f"the server at {self._name} does not answer; waiting up to {self._patience:g} s", file=sys.stderr
+                )
 
     def _is_there(self) -> bool:
         """Return true if the server answers, with whatever status."""
@@ -111,9 +119,24 @@ class ServerWatch:
 
     def _error(self) -> ServerLostError:
         return ServerLostError(
-            f"the server at {printable(redacted(self._url))} does not answer any more: start it again, then start this "
-            "run again; it resumes from its newest record"
+            f"the server at {self._name} does not answer any more: start it again, then start this run again"
         )
+
+    @property
+    def _name(self) -> str:
+        return printable(redacted(self._url))
+
+
+def _demote_lost_telemetry(entry: logging.LogRecord) -> bool:
+    """Demote the log entry for telemetry of tinker that found no server to the level DEBUG, for a logger's filter.
+
+    Its long traceback would hide the errors of the run. All other entries stay as they are.
+    """
+    error = entry.exc_info[1] if entry.exc_info else None
+    if not isinstance(error, tinker.APIConnectionError):
+        return True
+    entry.levelno, entry.levelname = logging.DEBUG, "DEBUG"
+    return logging.getLogger(entry.name).isEnabledFor(logging.DEBUG)
 
 
 def settle(future: Future[T], value: T | None = None, error: BaseException | None = None) -> None:

@@ -224,6 +224,61 @@ def test_a_start_that_trains_nothing_leaves_the_summary_as_it_was(service, batch
     assert (tmp_path / "summary.json").read_bytes() == ended
 
 
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith("lock")}
+
+
+def started(service, batches, folder, config, model=None, sinks=()):
+    with Run(folder, config) as one:
+        record = one.checkpoints.latest()
+        one.describe(model=model)
+        client = service.create_lora_training_client(model) if model else open_training_client(service, record)
+        options = {"checkpoints": one.checkpoints, "record": record, "sinks": [one.metrics, *sinks]}
+        one.finish(Loop(client, batches, steps=config["steps"], **options).run())
+
+
+def test_a_start_that_is_refused_leaves_the_run_as_it_was(service, batches, tmp_path):
+    started(service, batches, tmp_path, {"steps": 2}, "unigram")
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError) as raised:
+        started(service, batches, tmp_path, {"steps": 3}, "bigram")
+    assert contents(tmp_path) == before
+    assert raised.value.__notes__[-1].endswith("is as it was before this start, which has trained nothing")
+    with Run(tmp_path, {"steps": 1}):  # it is complete
+        pass
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_start_with_no_steps_left_says_that_nothing_was_trained(steps, service, batches, tmp_path, capsys):
+    started(service, batches, tmp_path, {"steps": 2}, "unigram")
+    assert "nothing was trained" not in capsys.readouterr().err
+    started(service, batches, tmp_path, {"steps": steps})
+    assert f"is complete: it was already at step 2 of {steps}, so nothing was trained; " in capsys.readouterr().err
+    started(service, batches, tmp_path, {"steps": 3})
+    assert "nothing was trained" not in capsys.readouterr().err
+
+
+def test_a_start_that_is_refused_leaves_a_killed_run_without_a_summary(service, batches, tmp_path):
+    started(service, batches, tmp_path, {"steps": 2}, "unigram")
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(CheckpointError):
+        started(service, batches, tmp_path, {"steps": 3}, "bigram")
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_start_that_fails_in_its_first_step_is_an_error_of_the_run(service, batches, tmp_path):
+    started(service, batches, tmp_path, {"steps": 2}, "unigram")
+
+    def fails(step, row):
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError):
+        started(service, batches, tmp_path, {"steps": 4}, sinks=[fails])
+    assert "out of luck" in json.loads((tmp_path / "summary.json").read_text())["error"]
+    assert json.loads((tmp_path / "config.json").read_text()) == {"steps": 4}
+
+
 def test_a_config_may_hold_a_path(tmp_path):
     with Run(tmp_path, config={"data": tmp_path / "a.jsonl"}):
         assert json.loads((tmp_path / "config.json").read_text()) == {"data": str(tmp_path / "a.jsonl")}
@@ -289,22 +344,29 @@ def test_a_failed_run_leaves_its_error_in_the_summary(tmp_path):
     assert "out of luck" in json.loads((tmp_path / "summary.json").read_text())["error"]
 
 
-def test_a_failed_run_says_which_record_and_which_command_resume_it(service, batches, tmp_path, monkeypatch, capsys):
+def test_a_failed_run_says_which_record_and_which_command_resume_it(service, batches, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.orig_argv", ["python", "-m", "train", "name=a b", "api_key=s3cr3t"])
 
     with Run(tmp_path) as one:
         Loop(service.create_lora_training_client(), batches, steps=2, checkpoints=one.checkpoints).run()
     path = one.checkpoints.latest().path
-    with pytest.raises(RuntimeError), Run(tmp_path):
+    with pytest.raises(RuntimeError) as raised, Run(tmp_path):
         raise RuntimeError("out of luck")
-    assert f"it is resumed at step 2, from {path}, by: python -m train 'name=a b' " in (said := capsys.readouterr().err)
-    assert "s3cr3t" not in said
+    [note] = raised.value.__notes__
+    assert f"it is resumed at step 2, from {path}, by: python -m train 'name=a b' " in note
+    assert "s3cr3t" not in note
 
 
-def test_a_failed_run_without_a_record_says_that_it_starts_anew(tmp_path, capsys):
-    with pytest.raises(RuntimeError), Run(tmp_path):
+def test_a_failed_run_without_a_record_says_that_it_starts_anew(tmp_path):
+    with pytest.raises(RuntimeError) as raised, Run(tmp_path):
         raise RuntimeError("out of luck")
-    assert "it is started anew, by: " in capsys.readouterr().err
+    assert "; nothing was saved yet, so it is started anew, by: " in raised.value.__notes__[-1]
+
+
+def test_a_program_that_exits_without_a_traceback_prints_how_to_go_on(tmp_path, capsys):
+    with pytest.raises(SystemExit), Run(tmp_path):
+        raise SystemExit(1)
+    assert "; nothing was saved yet, so it is started anew, by: " in capsys.readouterr().err
 
 
 HOLD = (

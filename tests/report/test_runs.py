@@ -34,7 +34,9 @@ def test_runs_are_sorted_and_filtered(runs, capsys):
     out = capsys.readouterr().out
     assert out.index("slow/inner") < out.index("fast")
     main(["runs", str(runs), "--where", "steps=4"])
-    assert "1 runs" in capsys.readouterr().out
+    assert f"\n1 run in {runs}\n" in capsys.readouterr().out
+    main(["runs", str(runs), "--where", "state=steps reached"])
+    assert f"\n2 runs in {runs}\n" in capsys.readouterr().out
 
 
 def test_a_column_that_is_not_there_gets_the_nearest_name(runs, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,10 +15,10 @@ import pytest
 import tinker
 
 from tests.server.conftest import RawClient, forked_server
+from tinkerloop.cli.engine_options import read_models
 from tinkerloop.cli.main import main
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.server.access import check_token
-from tinkerloop.server.base_models import read_models
+from tinkerloop.loopback import check_token
 
 
 @contextmanager
@@ -89,6 +90,41 @@ def test_the_command_names_what_is_wrong(capsys, tmp_path):
     error = capsys.readouterr().err
     assert "pass --model" in error
     assert "a token is needed" in error
+
+
+REFUSED = [
+    (["serve"], "pass --model"),
+    (["serve", "--model", "none"], "not of the form NAME=FOLDER"),
+    (
+        ["serve", "--model", "tiny", "--device", "gpu"],
+        "expected a torch device, such as cpu, cuda or cuda:1, got 'gpu'",
+    ),
+    (["serve", "--model", "tiny", "--dtype", "int8"], "expected one of bfloat16, "),
+    (["serve", "--model", "tiny", "--host", "0.0.0.0"], "a token is needed"),
+    (["serve", "--model", "tiny", "--token", "short"], "the token must begin with 'tml-'"),
+    (["run", "none.py"], "there is no script 'none.py' in "),
+    (["run", "json.tool"], "there is no script 'json.tool' in .*; for a module, pass -m before its name"),
+    (["run", "-m", "no_such_package.module"], "there is no module 'no_such_package' in "),
+    (["run", "--retry", "-1", __file__], "--retry must be at least 0, got -1"),
+    (["run", "--model", "name=none", __file__], "none has no config.json"),
+]
+
+
+@pytest.mark.parametrize(("command", "error"), REFUSED, ids=lambda part: " ".join(part) if type(part) is list else "")
+def test_what_is_wrong_is_refused_before_torch_is_imported(command, error):
+    code = """
+import sys
+from tinkerloop.cli.main import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as ended:
+    status = ended.code
+assert "torch" not in sys.modules
+sys.exit(status)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert re.search(error, done.stderr)
 
 
 @pytest.mark.parametrize("written", ["99999", "-1", "http"])

@@ -20,6 +20,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from tinkerloop.cli.output_files import check_output
 from tinkerloop.data import FileSource
 from tinkerloop.data.conversations import parse_conversation
 from tinkerloop.errors import DataError, ImageError, RenderError, TinkerloopError
@@ -79,6 +80,7 @@ def tokenizer_line(model: str) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_output("--html", arguments.html)
     tokenizer = tokenizer_to_render(arguments.model)
     name = arguments.renderer or get_recommended_renderer_name(arguments.model)
     renderer = get_renderer(name, tokenizer, model_name=arguments.model)

@@ -58,16 +58,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             commands.add_parser(command, help=_first_line(path) if name in ("-h", "--help") else None)
             continue
         module = importlib.import_module(path)
-        module.add_arguments(commands.add_parser(command, description=module.__doc__))
+        module.add_arguments(commands.add_parser(command, description=module.__doc__, formatter_class=_HelpFormatter))
     arguments = parser.parse_args(argv or ["--help"])
     assert module is not None, "argparse should have rejected the unknown command"
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _shown_by(arguments.command, warnings.showwarning)
             return module.run(arguments)
-    except (TinkerloopError, tinker.TinkerError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, TinkerloopError | OSError) and not _is_of_tinker(error):
+            raise
         print(f"tinkerloop {arguments.command}: {printable(redacted(str(error)))}", file=sys.stderr)
         return 2
+
+
+def _is_of_tinker(error: Exception) -> bool:
+    """Return true if tinker has raised the error. Tinker, whose import takes seconds, is not imported for that."""
+    return "tinker" in sys.modules and isinstance(error, tinker.TinkerError)
 
 
 def _shown_by(command: str, others: Callable[..., None]) -> Callable[..., None]:
@@ -89,3 +96,14 @@ def _first_line(module: str) -> str:
     """Return the first line of the docstring of a module, without importing it."""
     path = importlib.resources.files(module.rpartition(".")[0]) / f"{module.rpartition('.')[2]}.py"
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Formatter that wraps each paragraph of a description for itself, and leaves indented ones as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            part if part.startswith(" ") else super(_HelpFormatter, self)._fill_text(part, width, indent)
+            for part in paragraphs
+        )

@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from tinkerloop.cli.output_files import check_output
 from tinkerloop.cli.serve import port
 from tinkerloop.report import read_run, write_report
 from tinkerloop.report.run_page import run_page
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_output("--out", arguments.out)
     if not arguments.watch:
         print(one_line(write_report(arguments.run, arguments.out)))
         return 0

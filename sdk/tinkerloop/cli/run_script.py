@@ -20,20 +20,21 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 
+from tinkerloop.cli.engine_options import add_engine_arguments, read_models
 from tinkerloop.cli.hub_names import environment_of
-from tinkerloop.cli.serve import add_engine_arguments
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.loopback import LOCAL_KEY
 from tinkerloop.redaction import redacted_arguments
 from tinkerloop.terminal import printable
+from tinkerloop.tokenizers.loading import BUILT_IN
 
 _SITE = Path(__file__).parent / "script_site"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_engine_arguments(parser)
     parser.add_argument(
         "-m", dest="as_module", action="store_true", help="SCRIPT is the name of a module, as in `python -m`."
@@ -51,14 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from tinkerloop.local.runtime.checkpoint_store import default_root
-    from tinkerloop.server.base_models import read_models, write_built_in_tokenizer
-    from tinkerloop.server.running import ServerOptions, background_server
-    from tinkerloop.tokenizers.loading import BUILT_IN
-
     if arguments.retry < 0:
         raise TinkerloopError(f"--retry must be at least 0, got {arguments.retry}")
     models = read_models([*arguments.model, *(name for name in BUILT_IN if name not in arguments.model)])
+    _check_script(arguments.script, arguments.as_module)
+    # What is wrong is refused before these imports, which take seconds.
+    from tinkerloop.local.runtime.checkpoint_store import default_root
+    from tinkerloop.server.base_models import write_built_in_tokenizer
+    from tinkerloop.server.running import ServerOptions, background_server
+
     options = ServerOptions(models, root=arguments.root, device=arguments.device, dtype=arguments.dtype)
     command = [*(["-m"] if arguments.as_module else []), arguments.script, *arguments.script_arguments]
     with tempfile.TemporaryDirectory() as folder, background_server(options) as url:
@@ -72,6 +74,31 @@ def run(arguments: argparse.Namespace) -> int:
         )
         environment = {**os.environ, **script_environment(url, folders)}
         return run_with_retries([sys.executable, *command], environment, arguments.retry)
+
+
+def _check_script(script: str, as_module: bool) -> None:
+    """Check that the script is there, without importing anything.
+
+    Raises:
+        TinkerloopError: the file or folder does not exist, or Python finds no module with the name.
+    """
+    here = os.getcwd()
+    if as_module and not _has_module(script):
+        raise TinkerloopError(
+            f"-m {script}: there is no module {script.partition('.')[0]!r} in {here} or on the path of "
+            f"{sys.executable}; start the command in the folder of the module, or install it"
+        )
+    if not as_module and script != "-" and not os.path.exists(script):  # "-" is the standard input
+        where = "" if os.path.isabs(script) else f" in {here}"
+        is_name = all(part.isidentifier() for part in script.split(".")) and not script.endswith(".py")
+        hint = "; for a module, pass -m before its name" * (is_name and _has_module(script))
+        raise TinkerloopError(f"there is no script {script!r}{where}{hint}")
+
+
+def _has_module(name: str) -> bool:
+    """Return true if `python -m` finds the module, or the package that contains it."""
+    first = name.partition(".")[0]
+    return first in sys.builtin_module_names or PathFinder.find_spec(first, [os.getcwd(), *sys.path]) is not None
 
 
 def script_environment(url: str, folders: Mapping[str, str]) -> dict[str, str]:

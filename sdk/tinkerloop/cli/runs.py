@@ -1,8 +1,8 @@
 """List the runs in a folder: state, steps, newest metrics, and the options in which they differ.
 
-tinkerloop runs runs/
-tinkerloop runs runs/ --sort test/nll --where state=running --where learning_rate=0.001
-tinkerloop runs runs/ --html runs.html      # the table, and the curves of all runs over each other
+    tinkerloop runs runs/
+    tinkerloop runs runs/ --sort test/nll --where state=running --where learning_rate=0.001
+    tinkerloop runs runs/ --html runs.html      # the table, and the curves of all runs over each other
 
 An option of the configuration is a column if at least two runs have it with different values.
 """
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tinkerloop.cli.output_files import check_output
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.metric_names import did_you_mean
 from tinkerloop.report.comparison import comparison_page, find_runs, run_rows, shown_cell
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_output("--html", arguments.html)
     runs = [read_run(folder) for folder in find_runs(arguments.folder)]
     rows = run_rows(runs, arguments.folder)
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         order.sort(key=lambda i: rows[i].get(arguments.sort) is None)
         runs, rows = [runs[i] for i in order], [rows[i] for i in order]
     _print_table(rows, columns)
-    print(f"{len(rows)} runs in {one_line(arguments.folder)}")
+    print(f"{len(rows)} run{'' if len(rows) == 1 else 's'} in {one_line(arguments.folder)}")
     if arguments.html:
         arguments.html.write_text(comparison_page(runs, rows, arguments.folder), encoding="utf-8")
         print(one_line(arguments.html))

@@ -10,7 +10,9 @@ import argparse
 import logging
 import os
 import sys
-from pathlib import Path
+
+from tinkerloop.cli.engine_options import add_engine_arguments, read_models
+from tinkerloop.loopback import check_token
 
 TOKEN_VARIABLE = "TINKERLOOP_SERVER_TOKEN"
 
@@ -45,21 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="Do not log the requests.")
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the models and the engine."""
-    parser.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="A base model: the name that programs use, and the folder with the model. It can be given several times; "
-        'no other model can be opened. "tiny" and "tiny-vl" are built in and need no folder.',
-    )
-    parser.add_argument("--root", type=Path, help="The folder of the checkpoints (default: ~/.tinkerloop).")
-    parser.add_argument("--device", help="The torch device (default: cuda if there is a GPU, otherwise cpu).")
-    parser.add_argument("--dtype", help="The dtype of the base weights (default: bfloat16 on cuda, otherwise float32).")
-
-
 def port(written: str) -> int:
     """Return a port for argparse's `type=`."""
     if not written.isdecimal() or int(written) > 65535:
@@ -68,14 +55,16 @@ def port(written: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from tinkerloop.server.base_models import read_models
-    from tinkerloop.server.running import ServerOptions, run_server
-    from tinkerloop.server.sessions import ServerLimits
-
     models = read_models(arguments.model)
     if not models:
         print("tinkerloop serve: no base model is given, so nothing can be trained; pass --model", file=sys.stderr)
         return 2
+    token = arguments.token or os.environ.get(TOKEN_VARIABLE) or None
+    check_token(arguments.host, token)
+    # What is wrong is refused before these imports, which take seconds.
+    from tinkerloop.server.running import ServerOptions, run_server
+    from tinkerloop.server.sessions import ServerLimits
+
     limits = ServerLimits(
         sessions=arguments.max_sessions,
         models=arguments.max_models,
@@ -90,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         root=arguments.root,
         device=arguments.device,
         dtype=arguments.dtype,
-        token=arguments.token or os.environ.get(TOKEN_VARIABLE) or None,
+        token=token,
         limits=limits,
     )
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)

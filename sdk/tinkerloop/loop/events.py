@@ -107,12 +107,15 @@ class Summary:
             the iteration over the steps early.
         metrics: the newest value of every metric, except those of detached evaluations, which are only logged.
         error: the error that ended the run, or None.
+        steps: the number of steps of the loop; None if it was not given. `step` is larger if the run was resumed with
+            fewer steps than were already done.
     """
 
     step: int
     reason: str
     metrics: Mapping[str, float]
     error: BaseException | None = None
+    steps: int | None = None
 
     @property
     def stopped_early(self) -> bool:

@@ -145,6 +145,11 @@ def resolve(value: Any) -> Any:
     return value.result() if hasattr(value, "result") else value
 
 
+async def resolve_async(value: Any) -> Any:
+    """Await `value` if it is a future, and return its result; return any other `value` itself."""
+    return await awaitable(value) if hasattr(value, "result") else value
+
+
 def is_done(future: Any) -> bool:
     """Return true if `future` is known to be finished. A future without a `done` method counts as not finished."""
     if isinstance(future, tinker.APIFuture):

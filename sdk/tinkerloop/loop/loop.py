@@ -40,7 +40,7 @@ from tinkerloop.loop.events import (
     Stop,
     Summary,
 )
-from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate
+from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate, resolve
 from tinkerloop.loop.pipeline import TOKEN_TOTALS, Pipeline, Queued, Result, SaveResult, submitted_eval
 from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan, check_loss_name
 from tinkerloop.loop.positioned_batches import as_batches, with_sources
@@ -56,7 +56,8 @@ class Loop:
     """Train a model through a training client, batch by batch, and call the callbacks at each event.
 
     Args:
-        client: a training client of tinker or of the embedded engine, or any other `TrainingClientLike`.
+        client: a training client of tinker or of the embedded engine, or any other `TrainingClientLike`; or the future
+            of one, as newer versions of tinker return it.
         batches: `Batches`, or an iterable of lists of datums. A run with `checkpoints` or `record` needs `Batches` or a
             list, because the position of a plain iterator cannot be saved. `Batches` that another loop has used are
             taken only with a `record`, which sets their position.
@@ -97,6 +98,7 @@ class Loop:
         normalize: Normalize = "token",
         ahead: int = 1,
     ):
+        client = resolve(client)  # newer versions of tinker warn at each use of a future of a client in its place
         refuse_other_client(client)
         if steps is not None and steps < 0:
             raise PlanError(f"steps must be >= 0, got {steps}")
@@ -210,7 +212,7 @@ class Loop:
             error = raised
             raise
         finally:
-            self.summary = Summary(self._step, reason, dict(self._metrics), error)
+            self.summary = Summary(self._step, reason, dict(self._metrics), error, self._steps)
             failures = self._callbacks.end(self._step, self.summary)
             failures += self._sinks.close(failed=error is not None or bool(failures))
             for failure in failures[error is None :]:

@@ -69,8 +69,9 @@ def mark_opened(client: ClientT, record: Record) -> ClientT:
 
     `open_training_client` calls it. Call it yourself only for a client that you opened by other means.
     """
-    _opened.set(client, record.path)
-    _models.set(client, {**_described(client), **(record.model or {})})
+    opened = resolve(client)
+    _opened.set(opened, record.path)
+    _models.set(opened, {**_described(opened), **(record.model or {})})
     return client
 
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +20,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tinkerloop._version import __version__
-from tinkerloop.errors import CheckpointError, RunLockedError
-from tinkerloop.loop.checkpoints import Checkpoints
+from tinkerloop.errors import CheckpointError, RunLockedError, ServerLostError, TinkerloopError
+from tinkerloop.loop.checkpoints import Checkpoints, Record
 from tinkerloop.loop.events import Summary
 from tinkerloop.loop.jsonl import append_line, cut, read_lines, without_non_finite, write_atomic
 from tinkerloop.loop.sinks import Jsonl
 from tinkerloop.redaction import redacted, redacted_arguments
 from tinkerloop.terminal import one_line
 
+_ANEW = "nothing was saved yet, so it is started anew"
+_OF_A_START = ("config.json", "environment.json", "facts.json", "summary.json")
 _PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
 
@@ -46,6 +48,8 @@ class Run:
         lock, lock.holder  the lock, and the process that holds it
         summary.json       how the latest training ended; absent while it runs and after a kill
 
+    A start that does not train, for example because its options are rejected, leaves a run that was trained before as
+    it was.
     NaN and the infinities, which JSON cannot write, are the strings "NaN", "Infinity" and "-Infinity" in all of them.
 
         with Run("runs/one", config={"steps": 100}) as run:
@@ -96,12 +100,13 @@ class Run:
         then, latest = last_config(self.folder), self.checkpoints.latest()
         if then is not None and latest is not None:
             _print_changes(changed_options(then, self.config))
-        self._ended = self._summary.read_bytes() if self._summary.exists() else None
-        self._began, self._seconds = time.monotonic(), _seconds_before(self._ended)
+        self._latest = latest
+        self._before = {name: _content(self.folder / name) for name in _OF_A_START}
+        self._began, self._seconds = time.monotonic(), _number_in(self._before["summary.json"], "seconds")
         self._summary.unlink(missing_ok=True)
         self._write("config.json", self.config)
         self._write("environment.json", started)
-        cut(self.folder / "starts.jsonl")
+        self._starts = cut(self.folder / "starts.jsonl")
         started["step"] = latest.step if latest else 0
         append_line(self.folder / "starts.jsonl", {"config": self.config, **started})
 
@@ -117,7 +122,8 @@ class Run:
         """Write `summary`, which `Loop.run` returns, to summary.json, with the seconds since the start.
 
         The seconds of earlier starts are added, if these came to an end.
-        If the run was stopped before its end, for example by SIGTERM, also print to stderr how to go on.
+        If the run was stopped before its end, for example by SIGTERM, also print to stderr how to go on. If there was
+        nothing left to train, print that.
         """
         self._write(
             "summary.json",
@@ -130,29 +136,67 @@ class Run:
                 "seconds": round(self._seconds + time.monotonic() - self._began, 3),
             },
         )
-        if summary.stopped_early and summary.error is None:
+        if summary.error is not None:
+            return
+        if not summary.stopped_early and self._latest is not None and self._latest.step == summary.step:
+            steps = "" if summary.steps is None else f" of {summary.steps}"
+            print(
+                f"the run in {one_line(self.folder)} is complete: it was already at step {summary.step}{steps}, so "
+                f"nothing was trained; to train further, give it more {'data' if summary.steps is None else 'steps'}",
+                file=sys.stderr,
+            )
+        if summary.stopped_early:
             stopped = f"was stopped at step {summary.step} ({one_line(summary.reason)})"
             print(f"the run in {one_line(self.folder)} {stopped}; {self._how_to_go_on()}", file=sys.stderr)
 
     def _how_to_go_on(self) -> str:
         latest = self.checkpoints.latest()
-        where = f"resumed at step {latest.step}, from {latest.path}" if latest else "started anew"
-        return f"it is {where}, by: {one_line(shlex.join(redacted_arguments(sys.orig_argv)))}"
+        where = f"it is resumed at step {latest.step}, from {latest.path}" if latest else _ANEW
+        return f"{where}, by: {one_line(shlex.join(redacted_arguments(sys.orig_argv)))}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
             if error is not None:
-                latest = self.checkpoints.latest()
-                self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
-                print(f"the run in {one_line(self.folder)} failed; {self._how_to_go_on()}", file=sys.stderr)
-            elif (
-                self._ended is not None and not self._summary.exists()
-            ):  # nothing was trained: the old summary is still valid
-                write_atomic(self._summary, self._ended)
+                self._fail(error)
+            elif not self._summary.exists() and self._is_as_before():
+                self._undo_start(keep=("facts.json",))
         finally:
             self._held.release()
+
+    def _fail(self, error: BaseException) -> None:
+        """Write the error to the summary, unless the start ended before it changed a run, and tell how to go on."""
+        run, latest = f"the run in {one_line(self.folder)}", self.checkpoints.latest()
+        note = f"{run} failed; {self._how_to_go_on()}"
+        if self._is_as_before():
+            self._undo_start()
+            if isinstance(error, TinkerloopError) and not isinstance(error, ServerLostError):
+                note = f"{run} is as it was before this start, which has trained nothing"
+        else:
+            self.finish(Summary(latest.step if latest else 0, "error", latest.metrics if latest else {}, error))
+        if isinstance(error, Exception | KeyboardInterrupt):
+            error.add_note(note)  # Python prints it after the traceback, where it is seen
+        else:  # such as SystemExit, which ends a program without a traceback
+            print(note, file=sys.stderr)
+
+    def _is_as_before(self) -> bool:
+        """Return true if the folder has a run that was trained before, and this start has not gone on with it."""
+        latest, rows = self.checkpoints.latest(), self.metrics.path
+        has_rows = rows.exists() and rows.stat().st_size > 0
+        was_trained = latest is not None or has_rows or _number_in(self._before["summary.json"], "step") > 0
+        return was_trained and not self.metrics.was_opened and _path(latest) == _path(self._latest)
+
+    def _undo_start(self, keep: Collection[str] = ()) -> None:
+        """Undo what this start has written about itself, except for the files `keep`."""
+        for name, content in self._before.items():
+            if name in keep:
+                continue
+            if content is None:
+                (self.folder / name).unlink(missing_ok=True)
+            else:
+                write_atomic(self.folder / name, content)
+        cut(self.folder / "starts.jsonl", self._starts)
 
     @property
     def _summary(self) -> Path:
@@ -184,10 +228,18 @@ class Run:
         write_atomic(self.folder / name, json.dumps(without_non_finite(value), indent=2, default=str).encode() + b"\n")
 
 
-def _seconds_before(summary: bytes | None) -> float:
-    """Return the seconds in the summary of an earlier start; 0 if there is none."""
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
+
+
+def _path(record: Record | None) -> str | None:
+    return None if record is None else record.path
+
+
+def _number_in(summary: bytes | None, name: str) -> float:
+    """Return a number in the summary of an earlier start; 0 if there is none."""
     try:
-        return float(json.loads(summary or b"{}").get("seconds", 0.0))
+        return float(json.loads(summary or b"{}").get(name, 0.0))
     except (ValueError, AttributeError, TypeError):
         return 0.0
 

@@ -132,6 +132,7 @@ class Jsonl(Sink):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.was_opened = False
 
     def open(self, rows: int, step: int) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,6 +148,7 @@ class Jsonl(Sink):
                 f"{rows} rows. Restore the file, or copy it to the folder in which the run is resumed"
             )
         self._file = self.path.open("ab", buffering=0)
+        self.was_opened = True
 
     def __call__(self, step: int, row: Row) -> None:
         line = memoryview(encode({"step": step, **row}))

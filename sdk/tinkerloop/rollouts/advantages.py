@@ -10,8 +10,9 @@ In the formulas, r_i is the reward of trajectory i and n is the number of trajec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,17 @@ AdvantageFunction = Callable[[Group], Sequence[Advantage]]
 """Function that returns the advantage of each trajectory of a group, in order."""
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_COMPARES = "_compares_trajectories"
+
+
+def _comparing(function: _Function) -> _Function:
+    """Mark a function that compares the trajectories of a group, so that a single one always gets 0."""
+    vars(function)[_COMPARES] = True
+    return function
+
+
+@_comparing
 def centered(group: Group) -> list[Advantage]:
     """Return the reward minus the mean reward of the group: A_i = r_i - mean(r).
 
@@ -33,6 +45,7 @@ def centered(group: Group) -> list[Advantage]:
     return list(_centered(group.rewards))
 
 
+@_comparing
 def standardized(group: Group, *, eps: float = 1e-6) -> list[Advantage]:
     """Return the centred reward in units of the group's standard deviation: A_i = (r_i - mean(r)) / (std(r) + eps).
 
@@ -43,6 +56,7 @@ def standardized(group: Group, *, eps: float = 1e-6) -> list[Advantage]:
     return list(deviations / (np.sqrt(np.mean(deviations**2)) + eps))
 
 
+@_comparing
 def leave_one_out(group: Group) -> list[Advantage]:
     """Return the reward minus the mean reward of the others: A_i = r_i - mean of r_j over j != i.
 
@@ -94,7 +108,7 @@ def per_turn(*, discount: float = 1.0, baseline: Literal["turn", "none"] = "turn
                 one[turn] = value
         return list(returns)
 
-    return turn_advantages
+    return _comparing(turn_advantages) if baseline == "turn" else turn_advantages
 
 
 def reference_kl(beta: float, base: AdvantageFunction = centered) -> AdvantageFunction:
@@ -135,6 +149,17 @@ def reverse_kl(group: Group) -> list[Advantage]:
         PlanError: a trajectory has no reference log-probabilities.
     """
     return [-_log_ratios(trajectory) for trajectory in group.trajectories]
+
+
+def compares_trajectories(function: AdvantageFunction) -> bool:
+    """Return true if `function` is one of this module that gives only 0 to a group of one trajectory.
+
+    >>> compares_trajectories(centered), compares_trajectories(no_baseline)
+    (True, False)
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    return bool(getattr(function, _COMPARES, False))
 
 
 def compute_advantages(function: AdvantageFunction, group: Group) -> list[Advantage]:

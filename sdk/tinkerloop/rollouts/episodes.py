@@ -17,7 +17,7 @@ from typing import Any, Literal
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import SamplingClientLike
 from tinkerloop.errors import BrokenReplyError, PlanError, RenderError, RolloutError
-from tinkerloop.loop.futures import awaitable
+from tinkerloop.loop.futures import awaitable, resolve_async
 from tinkerloop.renderers import Episode, Parsed, Renderer
 from tinkerloop.renderers.episode import where_broken
 from tinkerloop.rollouts.environments import Environment, Outcome, Start, invoke
@@ -163,7 +163,7 @@ async def run_episode(
 
     Args:
         environment: the environment of this episode. It cannot be used for another one.
-        sampling_client: the client to sample from.
+        sampling_client: the client to sample from, or the future of one.
         renderer: the chat format of the model.
         sampling_params: the parameters of each sample, without a seed. `max_tokens` limits one reply. If `stop` is
             None, replies end at the stop tokens of the chat format.
@@ -179,6 +179,7 @@ async def run_episode(
     """
     if sampling_params.seed is not None:
         raise RolloutError("sampling_params must have no seed; the argument `seed` decides the seed of each sample")
+    sampling_client, reference = await resolve_async(sampling_client), await resolve_async(reference)
     began = time.perf_counter()
     stop = renderer.get_stop_sequences() if sampling_params.stop is None else sampling_params.stop
     slots: AbstractAsyncContextManager[Any] = in_flight or nullcontext()

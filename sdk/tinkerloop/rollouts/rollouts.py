@@ -33,7 +33,7 @@ from tinkerloop.datum_checks import POLICY_LOSSES
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.futures import background, resolve
 from tinkerloop.renderers import Renderer
-from tinkerloop.rollouts.advantages import AdvantageFunction, centered
+from tinkerloop.rollouts.advantages import AdvantageFunction, centered, compares_trajectories
 from tinkerloop.rollouts.batch_sampling import (
     BatchBeginning,
     EventLoopThread,
@@ -65,7 +65,8 @@ class Rollouts:
             episodes of a group get the same seed.
         renderer: the chat format of the model.
         groups: the number of groups in a batch. A group is for one task.
-        group_size: the number of episodes in a group, which differ in the seeds of their samples only.
+        group_size: the number of episodes in a group, which differ in the seeds of their samples only. At least 2 for
+            advantages that compare the episodes of a group, as the default does.
         sampling_params: the parameters of each sample, without a seed; `max_tokens` limits one reply.
         log: the path of `rollouts.jsonl`, in the folder of the run.
         curriculum: which task each group is for. The default draws each task once per epoch, shuffled.
@@ -128,6 +129,12 @@ class Rollouts:
                 f"advantages must be a function from a group to its advantages, got {advantages!r}: pass a function of "
                 "tinkerloop.rollouts, such as centered (without quotes), or your own"
             )
+        if group_size == 1 and compares_trajectories(advantages):
+            name = getattr(getattr(advantages, "func", advantages), "__qualname__", "").partition(".")[0]
+            raise PlanError(
+                f"group_size=1 with advantages={name}, which compares the episodes of a group: all advantages would be "
+                "0, and nothing would be trained; use a group_size of at least 2, or advantages=no_baseline"
+            )
         if not callable(environment):
             raise PlanError(
                 f"environment must be a function from a task and a seed to an environment, got {environment!r:.80}"
@@ -137,7 +144,7 @@ class Rollouts:
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise PlanError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        self._client, self._curriculum, self._max_in_flight = client, curriculum or Shuffled(), max_in_flight
+        self._client, self._curriculum, self._max_in_flight = resolve(client), curriculum or Shuffled(), max_in_flight
         self._staleness, self._substeps = staleness, substeps
         self._identity: Cursor = {
             "kind": "rollouts", "tasks": len(tasks), "fingerprint": fingerprint_of(tasks), "seed": seed,

@@ -4,7 +4,7 @@ Every request that computes something is answered at once with a request id. The
 from `retrieve_future`, which waits until there is one. All state is in memory and is changed only on the event loop's
 thread; the engine computes on its own thread. Checkpoints are on disk, so they survive a restart of the server.
 
-    base_models      which base models exist: an allow-list of names and folders
+    base_models      the tokenizer of the built-in base models, as files
     protobuf         the binary messages: datums, outputs, samples
     request_ids      the ids of models, samplers and requests
     answers          finished and unfinished answers by request id; how an error is answered

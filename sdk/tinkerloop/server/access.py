@@ -18,15 +18,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.loopback import is_loopback
 from tinkerloop.redaction import redacted
 from tinkerloop.server.downloads import LINKS
 from tinkerloop.terminal import printable
 
 logger = logging.getLogger(__name__)
 
-KEY_PREFIX = "tml-"
-"""The client rejects keys with another beginning."""
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
 _OPEN_PATHS = ("/healthz", "/api/v1/healthz")
 
@@ -37,24 +34,6 @@ class BodyTooLargeError(TinkerloopError):
     def __init__(self, limit: int, beginning: bytes):
         self.beginning = beginning
         super().__init__(f"the body of the request has more than {limit} bytes, the largest size of this server")
-
-
-def check_token(host: str, token: str | None) -> None:
-    """Check that a server at the address `host` is protected by a token that the client can send.
-
-    Raises:
-        TinkerloopError: there is no token although other machines can reach the server, or the client rejects it.
-    """
-    if token is None and not is_loopback(host):
-        raise TinkerloopError(
-            f"--host {host} can be reached from other machines, so a token is needed: pass --token {KEY_PREFIX}..., "
-            "and give it to the users as their TINKER_API_KEY"
-        )
-    if token is not None and (not token.startswith(KEY_PREFIX) or len(token) < len(KEY_PREFIX) + 8):
-        raise TinkerloopError(
-            f"the token must begin with {KEY_PREFIX!r}, because the tinker client rejects other keys, and have at "
-            "least 8 more characters"
-        )
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -23,8 +23,8 @@ from typing import Any
 import uvicorn
 
 from tinkerloop.local.runtime.engine import open_engine
-from tinkerloop.loopback import is_loopback
-from tinkerloop.server.access import LOOPBACK_NAMES, AccessControl, check_token
+from tinkerloop.loopback import check_token, is_loopback
+from tinkerloop.server.access import LOOPBACK_NAMES, AccessControl
 from tinkerloop.server.base_models import write_built_in_tokenizer
 from tinkerloop.server.routes import create_app
 from tinkerloop.server.service import TinkerService

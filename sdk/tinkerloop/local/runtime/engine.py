@@ -36,6 +36,7 @@ from tinkerloop.local.runtime.checkpoint_store import (
     expiry,
 )
 from tinkerloop.local.runtime.custom_loss import custom_weights
+from tinkerloop.local.runtime.device import usable_device
 from tinkerloop.local.runtime.forward_backward import ForwardBackward, run_forward_backward
 from tinkerloop.local.runtime.peft_format import adapted_modules, tensor_names
 from tinkerloop.local.runtime.replica_threads import replica_count
@@ -406,11 +407,10 @@ def open_engine(
     """Return an engine with these options, or with the defaults that `ServiceClient` documents.
 
     Raises:
+        TinkerloopError: torch cannot use `device`.
         ValueError: `dtype` or `token_budget` is not valid.
     """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    device = usable_device(device)
     if dtype is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     elif isinstance(dtype, str):
