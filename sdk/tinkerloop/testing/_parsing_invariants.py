@@ -94,7 +94,7 @@ def declared_arguments_come_back_exactly(subject: Subject) -> None:
     call = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": arguments}}
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     schema = {"type": "object", "properties": {kind: {"type": kind} for kind in _TYPED}}
-    tools = [{"name": "f", "parameters": schema}]
+    tools = [{"name": "f", "description": "Do it.", "parameters": schema}]
     ids = sampled(subject.example(messages, tools=tools))
     message: Any = subject.renderer.parse_response(ids, tools=tools, messages=messages[:1]).message
     require("tool_calls" in message, f"the call is not read; the parsed message is {message}")
