@@ -11,14 +11,16 @@ formats take several hours of a CPU core with 500.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.renderers.chats import NAMES, claims, renderer
-from tests.renderers.template_table import TODAY, tokenizer_for
+from tests.renderers.template_table import SETTINGS, TODAY, tokenizer_for
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import Renderer, get_renderer
 from tinkerloop.renderers.template import TemplateOptions
@@ -30,6 +32,7 @@ FOLDERS = filter(None, os.environ.get("TINKERLOOP_TEMPLATES", "").split(os.paths
 FILES = [file for folder in FOLDERS for file in sorted(Path(folder).rglob("*.jinja"))]
 PROMISED = [check for check in RENDERER_CHECKS if check != "extension_property_holds"]
 """The checks for `template`, which does not say whether a template rewrites history."""
+REPLIES = ({"role": "assistant", "content": "a"}, {"role": "assistant", "content": "a", "reasoning_content": "r"})
 
 
 def seed(*parts: str) -> int:
@@ -46,20 +49,34 @@ def test_every_format_has_the_property_on_500_conversations(name: str, check: st
 
 @functools.cache
 def with_template(file: Path) -> tuple[Renderer, FormatClaims]:
+    """Return a renderer for the template, with the first variables with which it trains a reply.
+
+    Raises:
+        RenderError: the template is rejected, or trains no reply.
+    """
     real = (file.parent / "tokenizer.json").exists()
     source = file.read_text(encoding="utf-8")
     tokenizer = get_tokenizer(str(file.parent)) if real else tokenizer_for(source)
-    ours = get_renderer("template", tokenizer, options=TemplateOptions(source, today=TODAY))
-    return ours, probe_claims(ours)
+    for reply, setting in itertools.product(REPLIES, SETTINGS):
+        options = TemplateOptions(source, (setting,) if setting else (), today=TODAY)
+        ours = get_renderer("template", tokenizer, options=options)
+        try:
+            ours.build_supervised_example([{"role": "user", "content": "q"}, reply])
+            return ours, probe_claims(ours)
+        except RenderError as error:
+            rejected = error
+    raise rejected
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 @pytest.mark.parametrize("check", PROMISED)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_template_has_the_property_on_500_conversations(file: Path, check: str) -> None:
     try:
         ours, stated = with_template(file)
     except RenderError as error:
         pytest.skip(f"the template is rejected: {error}")
     source, number = file.read_text(encoding="utf-8"), seed(file.name, check)
-    check_renderer(ours, source, EXAMPLES, only=check, claims=stated, may_refuse=True, seed=number)
+    variables = dict(ours.options.variables)
+    how: dict[str, Any] = {"only": check, "claims": stated, "template_variables": variables, "seed": number}
+    check_renderer(ours, source, EXAMPLES, may_refuse=True, **how)
