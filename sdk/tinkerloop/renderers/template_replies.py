@@ -80,9 +80,9 @@ def divided(
         starts: mapping from the position of a reply's first character to the index of the reply.
         stops: pattern of the stop tokens.
     """
-    position, reply = 0, None
+    position, reply, latest = 0, None, -1
     for index, piece in pieces:
-        rest = piece.text
+        rest, latest = piece.text, max(latest, index)
         while rest or not piece.text:
             cut = min((s - position for s in starts if position < s < position + len(rest)), default=len(rest))
             if position in starts and reply is None:
@@ -96,6 +96,8 @@ def divided(
                 owner = index if reply is None else reply
                 has_known_start = conversation.role(index) != "assistant" or reply is not None
                 own_part = Part.TEXT if reply is not None and index < 0 else piece.part  # e.g. a number in a call
+                if not has_known_start and index < latest:
+                    owner = -1  # an earlier reply's text that is written again, such as the name in a tool's result
                 yield owner, piece._replace(text=part, part=own_part if has_known_start else Part.SCAFFOLD)
             else:
                 end = stops.search(part)
