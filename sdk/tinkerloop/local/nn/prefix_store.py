@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tinkerloop.local.nn.layers.attention_prompts import BLOCK
-from tinkerloop.local.nn.sequence_cache import Block
+from tinkerloop.local.nn.sequence_cache import KeyValueBlock
 
 
 class PrefixStore:
@@ -26,16 +26,16 @@ class PrefixStore:
 
     def __init__(self, limit: int):
         self.limit, self.size = limit, 0
-        self._blocks: OrderedDict[bytes, Block] = OrderedDict()
+        self._blocks: OrderedDict[bytes, KeyValueBlock] = OrderedDict()
 
-    def find(self, tokens: NDArray[np.int64]) -> list[Block]:
+    def find(self, tokens: NDArray[np.int64]) -> list[KeyValueBlock]:
         """Return the longest known start of a prompt as blocks, without the prompt's last token."""
         known = list(takewhile(self._blocks.__contains__, _keys(tokens[:-1])))
         for key in reversed(known):  # so that the start of a prompt is dropped after its end
             self._blocks.move_to_end(key)
         return [self._blocks[key] for key in known]
 
-    def add(self, tokens: NDArray[np.int64], block: Callable[[int], Block]) -> None:
+    def add(self, tokens: NDArray[np.int64], block: Callable[[int], KeyValueBlock]) -> None:
         """Keep all whole blocks of a prompt. `block` returns the block that begins at an index of the prompt."""
         new = [(i * BLOCK, key) for i, key in enumerate(_keys(tokens)) if key not in self._blocks]
         for start, key in reversed(new):
@@ -62,5 +62,5 @@ def _keys(tokens: NDArray[np.int64]) -> Iterator[bytes]:
         yield digest.digest()
 
 
-def _size(block: Block) -> int:
+def _size(block: KeyValueBlock) -> int:
     return sum(states.nbytes for pair in block for states in pair)

@@ -11,7 +11,7 @@ from transformers import Cache
 from tinkerloop.local.nn.layers.attention_decoding import decoding_mask, rounded_length
 from tinkerloop.local.nn.layers.attention_prompts import BLOCK, prompt_mask
 
-Block = list[tuple[torch.Tensor, torch.Tensor]]
+KeyValueBlock = list[tuple[torch.Tensor, torch.Tensor]]
 """For each layer, the keys and values (key-value heads, BLOCK, D) of `BLOCK` tokens of a sequence."""
 
 
@@ -58,14 +58,14 @@ class SequenceCache(Cache):
             for stored in (*self._keys, *self._values):
                 stored[other, :, :length] = stored[row, :, :length]
 
-    def block(self, row: int, start: int) -> Block:
+    def block(self, row: int, start: int) -> KeyValueBlock:
         """Return a copy of the keys and values of the `BLOCK` tokens of a row from index `start` on."""
         part = slice(start, start + BLOCK)
         return [
             (k[row, :, part].clone(), v[row, :, part].clone()) for k, v in zip(self._keys, self._values, strict=True)
         ]
 
-    def put(self, row: int, start: int, block: Block) -> None:
+    def put(self, row: int, start: int, block: KeyValueBlock) -> None:
         """Write the keys and values of `BLOCK` tokens into a row, from index `start` on."""
         self._reserve(start + BLOCK)
         for layer, pair in enumerate(block):
