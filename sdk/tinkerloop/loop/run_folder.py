@@ -29,7 +29,7 @@ from tinkerloop.redaction import redacted, redacted_arguments
 from tinkerloop.terminal import one_line
 
 _ANEW = "nothing was saved yet, so it is started anew"
-_OF_A_START = ("config.json", "environment.json", "facts.json", "summary.json")
+_WRITTEN_AT_START = ("config.json", "environment.json", "facts.json", "summary.json")
 _PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
 
@@ -101,7 +101,7 @@ class Run:
         if then is not None and latest is not None:
             _print_changes(changed_options(then, self.config))
         self._latest = latest
-        self._before = {name: _content(self.folder / name) for name in _OF_A_START}
+        self._before = {name: _content(self.folder / name) for name in _WRITTEN_AT_START}
         self._began, self._seconds = time.monotonic(), _number_in(self._before["summary.json"], "seconds")
         self._summary.unlink(missing_ok=True)
         self._write("config.json", self.config)

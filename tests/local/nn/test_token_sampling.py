@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tinkerloop.local.nn.token_sampling import BLOCK, _draw, _truncated
+from tinkerloop.local.nn.token_sampling import VOCABULARY_BLOCK, _draw, _truncated
 
 
 def kept(probabilities: list[float], top_p: float, top_k: int = -1) -> list[int]:
@@ -33,7 +33,7 @@ def test_top_p_counts_what_top_k_leaves():
     assert kept([0.125, 0.5, 0.125, 0.25], 0.7, top_k=2) == [1, 3]
 
 
-@pytest.mark.parametrize("size", [1, 5, BLOCK, 3 * BLOCK + 7])
+@pytest.mark.parametrize("size", [1, 5, VOCABULARY_BLOCK, 3 * VOCABULARY_BLOCK + 7])
 def test_each_token_is_drawn_as_often_as_its_probability_says(size):
     """Of evenly spaced numbers u, each token gets its share, with at most one more or one less for each of its ends."""
     logits = torch.randn(size, generator=torch.Generator().manual_seed(size)) * 3

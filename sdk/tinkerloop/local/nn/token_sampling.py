@@ -21,7 +21,7 @@ Only the most likely token is drawn at such temperatures, so this does not chang
 """
 
 
-BLOCK = 256
+VOCABULARY_BLOCK = 256
 """The number of tokens in a block of the vocabulary, of which one is drawn before the token."""
 
 
@@ -103,13 +103,13 @@ def _draw(logits: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         u: (rows,), float64, a random number in [0, 1) for each row.
     """
     rows, size = logits.shape
-    p = logits.new_empty(rows, -(-size // BLOCK) * BLOCK)
+    p = logits.new_empty(rows, -(-size // VOCABULARY_BLOCK) * VOCABULARY_BLOCK)
     p[:, size:] = -torch.inf
     torch.sub(logits, logits.amax(1, keepdim=True), out=p[:, :size])
-    p = p.exp_().view(rows, -1, BLOCK)
+    p = p.exp_().view(rows, -1, VOCABULARY_BLOCK)
     block, rest = _inverse_cdf(p.sum(2).double(), u)
     inside, _ = _inverse_cdf(p[torch.arange(rows, device=p.device), block].double(), rest)
-    return block * BLOCK + inside
+    return block * VOCABULARY_BLOCK + inside
 
 
 def _inverse_cdf(p: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
