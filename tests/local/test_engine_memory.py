@@ -56,7 +56,7 @@ def test_the_repeated_numbers_are_those_of_the_engine():
     assert engine_memory.TOKEN_BUDGET == engine.TOKEN_BUDGET
     assert (engine_memory.LOGITS_AT_A_TIME, engine_memory.TILE) == (head.CHUNK_ELEMENTS, head.TILE)
     assert (engine_memory.MIN_ROWS, engine_memory.FOLD_LIMIT) == (head.MIN_CHUNK, model.FOLD_LIMIT)
-    assert engine.TOKEN_BUDGET["cpu"] // replica_threads.REPLICA_TOKENS == engine_memory.MOST_REPLICAS
+    assert engine.TOKEN_BUDGET["cpu"] // replica_threads.REPLICA_BUDGET == engine_memory.MOST_REPLICAS
 
 
 @pytest.mark.parametrize("rank", [0, 4])

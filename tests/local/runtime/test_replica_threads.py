@@ -55,7 +55,14 @@ def test_work_grows_with_positions_their_pairs_and_those_that_have_a_loss(client
 
 @pytest.mark.parametrize(
     ("lengths", "budget", "expected"),
-    [([400] * 8, 2048, 3), ([400] * 8, 1024, 2), ([700] * 2, 2048, 2), ([3000], 2048, 1), ([20] * 9, 2048, 1)],
+    [
+        ([400] * 8, 2048, 3),
+        ([400] * 8, 1024, 2),
+        ([700] * 2, 2048, 2),
+        ([3000], 2048, 1),
+        ([20] * 9, 2048, 1),
+        ([129] * 2, 2048, 2),
+    ],
 )
 def test_a_replica_needs_a_thread_a_datum_and_tokens_enough(lengths, budget, expected):
     with threads(3):

@@ -18,17 +18,24 @@ import torch
 
 T = TypeVar("T")
 
-REPLICA_TOKENS = 512
-"""Smallest number of tokens per replica. With fewer, the overhead of one more replica exceeds the time it saves."""
+REPLICA_BUDGET = 512
+"""Smallest share of the token budget per replica. Each replica has gradient buffers, so this limits their memory."""
+
+REPLICA_TOKENS = 128
+"""Smallest number of tokens per replica. With fewer, the overhead of one more replica exceeds the time it saves.
+
+With two threads and batches of about 900 tokens, 128 trains a model of 4 layers of width 256 at 1.3 times the speed of
+512, and SmolLM2-135M at 1.1 times.
+"""
 
 
 def replica_count(lengths: Sequence[int], token_budget: int) -> int:
     """Return the number of replicas to use for datums with these lengths, at least 1.
 
-    Each replica needs a thread, a datum, `REPLICA_TOKENS` tokens of the budget and `REPLICA_TOKENS` tokens of data.
+    Each replica needs a thread, a datum, `REPLICA_BUDGET` tokens of the budget and `REPLICA_TOKENS` tokens of data.
     """
     return max(
-        1, min(torch.get_num_threads(), token_budget // REPLICA_TOKENS, sum(lengths) // REPLICA_TOKENS, len(lengths))
+        1, min(torch.get_num_threads(), token_budget // REPLICA_BUDGET, sum(lengths) // REPLICA_TOKENS, len(lengths))
     )
 
 
