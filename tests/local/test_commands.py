@@ -159,7 +159,7 @@ def test_the_commands_of_a_chat_change_what_is_sampled_and_save_it(run_folder, t
     [
         ("/bye", "there is no command /bye\n/help"),
         ("/temperature hot", "/temperature: expected a number of at least 0, got 'hot'"),
-        ("/temperature nan", "/temperature: expected a number of at least 0, got nan"),
+        ("/temperature nan", "/temperature: expected a number of at least 0, got 'nan'"),
         ("/save", "/save: expected the name of a file"),
         ("/save /dev/null/chats", "/save: [Errno 20] Not a directory"),
     ],
@@ -175,7 +175,6 @@ def test_a_mistyped_command_of_a_chat_is_answered_and_the_chat_goes_on(run_folde
     ("command", "problem"),
     [
         (["chat", "tinker://none/weights/00", "--root", "{tmp}"], "checkpoint tinker://none/weights/00 not found"),
-        (["chat", "tiny", "--root", "{tmp}", "--max-tokens", "0"], "max_tokens must be >= 1, got 0"),
         (["export", "{run}", "--to", "/dev/null/adapter"], "'/dev/null/adapter'"),
     ],
 )

@@ -100,13 +100,17 @@ REFUSED = [
         "expected a torch device, such as cpu, cuda or cuda:1, got 'gpu'",
     ),
     (["serve", "--model", "tiny", "--dtype", "int8"], "expected one of bfloat16, "),
+    (["serve", "--model", "tiny", "--max-models", "0"], "expected a whole number of at least 1, got '0'"),
+    (["serve", "--model", "tiny", "--silent-seconds", "9"], "expected a whole number of at least 30, got '9'"),
     (["serve", "--model", "tiny", "--host", "0.0.0.0"], "a token is needed"),
     (["serve", "--model", "tiny", "--token", "short"], "the token must begin with 'tml-'"),
     (["run", "none.py"], "there is no script 'none.py' in "),
     (["run", "json.tool"], "there is no script 'json.tool' in .*; for a module, pass -m before its name"),
     (["run", "-m", "no_such_package.module"], "there is no module 'no_such_package' in "),
-    (["run", "--retry", "-1", __file__], "--retry must be at least 0, got -1"),
+    (["run", "--retry", "-1", __file__], "expected a whole number of at least 0, got '-1'"),
     (["run", "--model", "name=none", __file__], "none has no config.json"),
+    (["chat", "tiny", "--max-tokens", "0"], "expected a whole number of at least 1, got '0'"),
+    (["chat", "tiny", "--temperature", "nan"], "expected a number of at least 0, got 'nan'"),
 ]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tinkerloop._lazy import tinker
+from tinkerloop.cli.number_options import at_least, non_negative
 from tinkerloop.cli.run_checkpoint import checkpoint_of, naming_root, run_config
 from tinkerloop.clients import SamplingClientLike, ServiceClientLike
 from tinkerloop.connection import connect
@@ -52,12 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", help="A system message at the start of the conversation.")
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=non_negative,
         default=0.7,
         help="The sampling temperature (default: 0.7); 0 always takes the most likely token.",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=512, help="The largest number of tokens in a reply (default: 512)."
+        "--max-tokens", type=at_least(1), default=512, help="The largest number of tokens in a reply (default: 512)."
     )
     parser.add_argument("--seed", type=int, help="The random seed for sampling, which makes replies repeatable.")
 
@@ -205,11 +206,9 @@ def _temperature(chat: Chat, argument: str) -> str:
     """Set the sampling temperature to the number after the command; without a number, show it."""
     if argument:
         try:
-            temperature = float(argument)
-        except ValueError:
-            raise TinkerloopError(f"expected a number of at least 0, got {argument!r}") from None
-        if not 0 <= temperature < float("inf"):
-            raise TinkerloopError(f"expected a number of at least 0, got {argument}")
+            temperature = non_negative(argument)
+        except argparse.ArgumentTypeError as error:
+            raise TinkerloopError(str(error)) from None
         chat.params = chat.params.model_copy(update={"temperature": temperature})
     return f"the temperature is {chat.params.temperature:g}"
 

@@ -11,7 +11,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinkerloop.cli.inspect import at_least, tokenizer_line
+from tinkerloop.cli.inspect import tokenizer_line
+from tinkerloop.cli.number_options import at_least, non_negative
 from tinkerloop.data import Datums, conversation_datums, load_conversations
 from tinkerloop.data.estimation import (
     Evaluations,
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("-prefill", "that are only read, in evaluations"),
         ("-sample", "that are sampled in evaluations"),
     ):
-        parser.add_argument(f"--price{name}", type=float, help=f"Price of a million tokens {what}.")
+        parser.add_argument(f"--price{name}", type=non_negative, help=f"Price of a million tokens {what}.")
     parser.add_argument(
         "--prices",
         type=Path,

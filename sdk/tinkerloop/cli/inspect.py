@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import html
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from tinkerloop.cli.number_options import at_least
 from tinkerloop.cli.output_files import check_output
 from tinkerloop.data import FileSource
 from tinkerloop.data.conversations import parse_conversation
@@ -56,17 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", type=Path, metavar="PAGE", help="Write an HTML page to this file instead of to the terminal."
     )
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return a function for argparse's `type=` that accepts whole numbers of at least `least`."""
-
-    def number(written: str) -> int:
-        if not written.isdecimal() or int(written) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {written!r}")
-        return int(written)
-
-    return number
 
 
 def tokenizer_line(model: str) -> str:

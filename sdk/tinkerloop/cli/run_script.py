@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tinkerloop.cli.engine_options import add_engine_arguments, read_models
 from tinkerloop.cli.hub_names import environment_of
+from tinkerloop.cli.number_options import at_least
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.loopback import LOCAL_KEY
 from tinkerloop.redaction import redacted_arguments
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--retry",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="Start the script again at most N times after it failed or was killed, so that it resumes (default: 0). "
@@ -52,8 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.retry < 0:
-        raise TinkerloopError(f"--retry must be at least 0, got {arguments.retry}")
     models = read_models([*arguments.model, *(name for name in BUILT_IN if name not in arguments.model)])
     _check_script(arguments.script, arguments.as_module)
     # What is wrong is refused before these imports, which take seconds.

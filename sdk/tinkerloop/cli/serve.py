@@ -12,6 +12,7 @@ import os
 import sys
 
 from tinkerloop.cli.engine_options import add_engine_arguments, read_models
+from tinkerloop.cli.number_options import at_least
 from tinkerloop.loopback import check_token
 
 TOKEN_VARIABLE = "TINKERLOOP_SERVER_TOKEN"
@@ -27,20 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"machines can reach. The default is the environment variable {TOKEN_VARIABLE}: other users of this machine "
         "can read the arguments of a command, but not its environment.",
     )
-    parser.add_argument("--max-sessions", type=int, default=64, help="The largest number of sessions (default: 64).")
     parser.add_argument(
-        "--max-models", type=int, default=32, help="The largest number of models in training (default: 32)."
+        "--max-sessions", type=at_least(1), default=64, help="The largest number of sessions (default: 64)."
+    )
+    parser.add_argument(
+        "--max-models", type=at_least(1), default=32, help="The largest number of models in training (default: 32)."
     )
     parser.add_argument(
         "--max-samplers",
-        type=int,
+        type=at_least(1),
         default=32,
         help="The largest number of samplers of one session; the least recently used one is freed (default: 32).",
     )
-    parser.add_argument("--max-body-mib", type=int, default=64, help="The largest size of a request (default: 64).")
+    parser.add_argument(
+        "--max-body-mib", type=at_least(1), default=64, help="The largest size of a request (default: 64)."
+    )
     parser.add_argument(
         "--silent-seconds",
-        type=float,
+        type=at_least(30),  # living programs call every 10 seconds
         default=300,
         help="The time after which a session whose program has been killed ends and is freed (default: 300).",
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinkerloop.cli.inspect import at_least
+from tinkerloop.cli.number_options import at_least
 from tinkerloop.errors import CheckpointError
 from tinkerloop.rollouts.rollout_log import read_rollouts
 from tinkerloop.rollouts.trajectory import Group, Trajectory
