@@ -462,6 +462,8 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="The folder that contains the peers; see above.")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if unknown := set(args.variants.split(",")).difference(VARIANTS):
+        parser.error(f"unknown variants {sorted(unknown)}; expected some of {', '.join(VARIANTS)}")
     dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     with tempfile.TemporaryDirectory() if not args.child else contextlib.nullcontext(args.child[1]) as folder:
         model = args.model or Path(folder)
