@@ -271,6 +271,19 @@ def test_a_call_is_read_in_the_syntax_in_which_the_template_writes_it(call: str)
     assert parsed(ours, "I am fine.<|im_end|>", TOOLS) == ("I am fine.", [], 0, "stop_sequence")
 
 
+@pytest.mark.parametrize(("spell", "null", "text"), [("v | tojson", "null", "None"), ("v", "None", "null")])
+@pytest.mark.parametrize("syntax", ["XML in tags", "XML without line breaks"])
+def test_an_undeclared_null_is_read_only_as_the_template_spells_it(
+    syntax: str, spell: str, null: str, text: str
+) -> None:
+    spelled = f"{{{{ v if v is string else ({spell}) }}}}"
+    ours = with_template(calling_template(SYNTAXES[syntax].replace("{{ v }}", spelled)), *TOKENS)
+    function = CALL["function"] | {"arguments": {"missing": None, "text": text, "true": True}}
+    (reply,) = trained(ours, [USER, CALLING | {"tool_calls": [CALL | {"function": function}]}])
+    assert null in reply
+    assert parsed(ours, reply)[1] == [("get_weather", {"missing": None, "text": text, "true": True})]
+
+
 @pytest.mark.parametrize("call", SYNTAXES.values(), ids=SYNTAXES)
 def test_a_broken_call_is_never_clean_text(call: str) -> None:
     """Text that only looks like a call, without a token around it, stays text: an answer can be JSON."""

@@ -40,10 +40,15 @@ _TOOL: ToolSpec = {
     },
 }
 _RESULT = {"role": "tool", "content": "plant", "name": "look_up"}
+_ARGUMENTS = ('{"exact": true, "limit": null, "word": "tree"}', '{"word": "tree"}')
+"""The arguments of example calls. The first ones show how the template spells undeclared truth values and null. If no
+reader reads them back, the second ones are tried."""
 
 
-def _calling(*ids: str, content: str = "", reasoning: str | None = None) -> dict[str, Any]:
-    calls = [ToolCall(ToolCall.FunctionBody("look_up", '{"word": "tree"}'), id=call_id) for call_id in ids]
+def _calling(
+    *ids: str, content: str = "", reasoning: str | None = None, arguments: str = _ARGUMENTS[-1]
+) -> dict[str, Any]:
+    calls = [ToolCall(ToolCall.FunctionBody("look_up", arguments), id=call_id) for call_id in ids]
     thought = {} if reasoning is None else {"reasoning_content": reasoning}
     return {"role": "assistant", "content": content, "tool_calls": calls, **thought}
 
@@ -79,7 +84,11 @@ def learn_grammar(write: Write, control: Sequence[str], source: str, eos: str | 
     reasoning = _reasoning_block(write, control, used)
     tags = (reasoning.open, reasoning.close) if reasoning else ()
     around = (*[token for token in _openers(write, control) if token not in tags], *around)
-    calls = _call_format(write, control, text_stop, reasoning)
+    calls = None
+    for arguments in _ARGUMENTS:
+        calls = _call_format(write, control, text_stop, reasoning, arguments)
+        if calls is not None and calls.reader is not None:
+            break
     unwritten = {} if is_written else {False: text_stop}
     if calls is None:
         return LearnedGrammar(replace(_without_calls(text_stop, reasoning, used), wrappers=around), unwritten)
@@ -203,7 +212,8 @@ def _reasoning_block(write: Write, control: Sequence[str], used: Sequence[str]) 
     If the template removes newlines at the ends of reasoning, they are removed in parsing too, with those that the
     template writes there. Otherwise only the fixed text is removed. Some templates write reasoning only beside a call.
     """
-    for reasoned in (_REASONED, *(_calling(i, content="answer", reasoning="because") for i in CALL_IDS)):
+    beside_calls = [_calling(i, content=t, reasoning="because") for t in ("answer", "") for i in CALL_IDS]
+    for reasoned in (_REASONED, *beside_calls):
         pieces = []
         with contextlib.suppress(RenderError):
             pieces = write([_USER, reasoned])
@@ -298,6 +308,7 @@ class _CallExample:
     """A conversation that ends with a call, and how the template writes it."""
 
     call_id: str
+    arguments: str
     tools: list[ToolSpec] | None
     reasoning: str | None
     pieces: list[tuple[int, Piece]]
@@ -305,7 +316,7 @@ class _CallExample:
     """The text of the prompt for the reply with the call."""
 
 
-def _call_example(write: Write) -> _CallExample | None:
+def _call_example(write: Write, arguments: str) -> _CallExample | None:
     """Return the first example call that the template writes after its prompt; None if it writes none.
 
     Some templates do not declare tools, and the prompts of some open a reasoning block, so that every reply needs
@@ -314,19 +325,21 @@ def _call_example(write: Write) -> _CallExample | None:
     for tools, call_id, reasoning in itertools.product(([_TOOL], None), CALL_IDS, (None, "because")):
         with contextlib.suppress(RenderError):
             prompt = _whole(write([_USER], tools=tools, prompting=True))
-            pieces = write([_USER, _calling(call_id, reasoning=reasoning)], tools=tools)
+            pieces = write([_USER, _calling(call_id, reasoning=reasoning, arguments=arguments)], tools=tools)
             if _whole(pieces).startswith(prompt):
-                return _CallExample(call_id, tools, reasoning, pieces, prompt)
+                return _CallExample(call_id, arguments, tools, reasoning, pieces, prompt)
     return None
 
 
-def _call_format(write: Write, control: Sequence[str], text_stop: str, reasoning: Block | None) -> _CallFormat | None:
-    """Return how the template writes calls; None if it does not write them."""
-    example = _call_example(write)
+def _call_format(
+    write: Write, control: Sequence[str], text_stop: str, reasoning: Block | None, arguments: str
+) -> _CallFormat | None:
+    """Return how the template writes a call with these arguments; None if it does not write it."""
+    example = _call_example(write, arguments)
     if example is None:
         return None
     call_id, pieces, prompt = example.call_id, example.pieces, example.prompt
-    call = _calling(call_id)["tool_calls"][0]
+    call = _calling(call_id, arguments=arguments)["tool_calls"][0]
     whole = _whole(pieces)
     body, tail = whole[len(prompt) :], _own_text(pieces, _places(pieces, 1, Part.TOOL_CALL)[-1])
     stop, is_written = _stop_of_calls(write, control, tail, text_stop, example)
@@ -375,7 +388,7 @@ def _stop_of_calls(
     closing = [token for _, token in control_tokens_in(tail, control)]
     if text_stop in closing:
         return text_stop, True
-    calling = _calling(example.call_id, reasoning=example.reasoning)
+    calling = _calling(example.call_id, reasoning=example.reasoning, arguments=example.arguments)
     try:
         result = _RESULT | {"tool_call_id": example.call_id}
         text, whole = (

@@ -21,6 +21,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from tinkerloop.message_checks import STRICT_JSON
@@ -94,8 +95,11 @@ def _json_call(value: Any) -> ToolCall | None:
 # ---- XML
 
 
-def read_functions(body: str, tools: Sequence[ToolSpec] = ()) -> Calls:
-    """Read `<function=NAME>` tags with `<parameter=KEY>` tags in them, with or without line breaks inside the tags."""
+def read_functions(body: str, tools: Sequence[ToolSpec] = (), *, json_scalars: bool) -> Calls:
+    """Read `<function=NAME>` tags with `<parameter=KEY>` tags in them, with or without line breaks inside the tags.
+
+    `json_scalars` tells how the template spells truth values and null (see `read_xml_call`).
+    """
     calls: list[ToolCall | UnparsedToolCall] = []
     for found in re.finditer(r"\s*(<function=[^>\n]+>)(.*?)</function>\s*|\s*(\S.*)", body, re.DOTALL):
         opening, inside, rest = found.groups()
@@ -103,7 +107,7 @@ def read_functions(body: str, tools: Sequence[ToolSpec] = ()) -> Calls:
             return _unparsed(body, f"not a function: {rest[:80]!r}")
         inside = re.sub(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*", r"<parameter=\1>\n\2\n</parameter>\n",
                         inside.lstrip(), flags=re.DOTALL)  # fmt: skip
-        calls.append(read_xml_call([f"{opening}\n{inside}</function>"], tools))
+        calls.append(read_xml_call([f"{opening}\n{inside}</function>"], tools, json_scalars=json_scalars))
     return calls or _unparsed(body, "expected <function=NAME> ... </function>")
 
 
@@ -287,8 +291,15 @@ def _gemma_comma(body: str, at: int, closing: str) -> int:
 
 
 READERS: tuple[Reader, ...] = (
-    read_json, read_functions, read_invokes, read_keys, read_named_json, read_python, read_gemma
-)  # fmt: skip
+    read_json,
+    partial(read_functions, json_scalars=True),
+    partial(read_functions, json_scalars=False),
+    read_invokes,
+    read_keys,
+    read_named_json,
+    read_python,
+    read_gemma,
+)
 """All readers, in the order in which they are tried."""
 
 
