@@ -38,6 +38,8 @@ class Subject:
     template_variables: Mapping[str, Any]
     control: frozenset[int]
     """The ids of all control tokens that the tokenizer has."""
+    twins: Callable[[], Sequence[Renderer]]
+    """Returns copies of the renderer: one by pickle, and one by `copy.deepcopy`."""
     data: st.DataObject
     shown: list[tuple[str, Any]] = field(default_factory=list)
     """What was drawn, for the error message."""

@@ -13,6 +13,8 @@ that breaks it, and, where tokens differ, both token sequences side by side.
 from __future__ import annotations
 
 import copy
+import functools
+import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -112,7 +114,8 @@ def check_renderer(
     ours.tags_in_replies = "text"  # texts of drawn conversations quote tags
     stated = probe_claims(renderer) if claims is None else claims
     control = all_control_ids(renderer)
-    subject_of = partial(Subject, ours, stated, template, template_variables or {}, control)
+    twins = functools.cache(lambda: (pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours)))
+    subject_of = partial(Subject, ours, stated, template, template_variables or {}, control, twins)
     how = settings(
         max_examples=examples,
         deadline=None,
