@@ -75,8 +75,11 @@ def test_an_option_that_needs_another_one_names_it(file, capsys, option, needed)
 def test_prices_that_are_given_twice_or_negative_are_refused(file, capsys):
     assert main(["estimate", str(file), "--price", "1", "--prices", "prices.toml"]) == 2
     assert "prices are given twice" in capsys.readouterr().err
-    assert main(["estimate", str(file), "--price", "-1"]) == 2
-    assert "the price of train tokens must be a number of at least 0, got -1.0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["estimate", str(file), "--price", "-1"])
+    assert "argument --price: expected a number of at least 0, got '-1'" in capsys.readouterr().err
+    with pytest.raises(PlanError, match="the price of train tokens must be a number of at least 0, got -1"):
+        Prices(-1.0)
 
 
 def test_evaluations_without_a_price_of_their_tokens_are_not_free():

@@ -8,10 +8,12 @@ and `test_differences` checks the table.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 import zlib
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 import pytest
@@ -31,10 +33,12 @@ from tests.renderers.chats import (
     stringified,
     template_of,
 )
+from tinkerloop.errors import RenderError
 from tinkerloop.renderers import Options, get_renderer
 from tinkerloop.renderers.families.gpt_oss import GptOssOptions
 from tinkerloop.renderers.families.llama3 import Llama3Options
 from tinkerloop.renderers.kimi_declarations import typescript_declarations
+from tinkerloop.renderers.template import TemplateOptions
 from tinkerloop.tokenizers import get_tokenizer
 
 Messages = list[dict[str, Any]]
@@ -362,6 +366,33 @@ def test_tokens_equal_the_official_template_on_500_conversations(case: Case) -> 
 def test_ids_equal_with_the_real_tokenizer_on_500_conversations(case: Case) -> None:
     template_of(case.template)
     run(case, get_tokenizer(str(MODELS / str(case.tokenizer))), 500)
+
+
+CALL = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": {"city": "Bern", "n": 3}}}
+REPLIES = [{"reasoning_content": "because"}, {"content": "", "tool_calls": [CALL]}]
+REPLIES.append(REPLIES[0] | REPLIES[1])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_renderer_for_any_template_gives_each_token_of_a_reply_the_part_that_the_family_gives_it(case) -> None:
+    variables = tuple((name, value) for name, value in case.variables.items() if not name.endswith("_token"))
+    options = TemplateOptions(template_of(case.template), variables, date.today())
+    family = get_renderer(case.name, everyones_tokenizer(), options=case.options)
+    compared = 0
+    for reply in REPLIES:
+        messages, _ = fitted(case, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **reply}])
+        with contextlib.suppress(RenderError):  # not every template or family can write each reply
+            ours = get_renderer("template", everyones_tokenizer(), options=options)
+            examples = [r.build_supervised_example(messages) for r in (ours, family)]
+            if examples[0].tokens[:-1] != examples[1].tokens[:-1]:  # other stop tokens need another eos token
+                continue
+            (at,) = (examples[0].weights > 0).nonzero()
+            # White space between reasoning and a call may belong to either.
+            at = [i for i in at[:-1] if ours.decode(examples[0].tokens[i : i + 1]).strip()]
+            assert examples[0].parts[at].tolist() == examples[1].parts[at].tolist()
+            compared += 1
+    if not compared:
+        pytest.skip("the template writes no such reply as the family does")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith("qwen3")], ids=str)

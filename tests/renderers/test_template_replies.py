@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tests.renderers.chats import CONTROL, decode, everyones_tokenizer, tokenizer_with
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import ToolCall
-from tinkerloop.renderers import Renderer, get_renderer
+from tinkerloop.renderers import Part, Renderer, get_renderer
 from tinkerloop.renderers.parsing.call_syntaxes import read_invokes
 from tinkerloop.renderers.template import TemplateOptions
 
@@ -213,6 +214,43 @@ def test_reasoning_that_the_prompt_opens_is_read() -> None:
     ours = with_template(template(HEADER + body + "{{ m.content + '<|im_end|>' }}", prompt))
     message, _ = ours.parse_response(ours.tokenizer.encode("hm</think>a<|im_end|>", add_special_tokens=False))
     assert [part.get("thinking") or part.get("text") for part in message["content"]] == ["hm", "a"]
+
+
+WRITTEN_CALL = '\n<call>get_weather{"city": "Bern", "days": 3}</call>'
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ({"reasoning_content": "hm"}, [("REASONING", "<think>\nhm\n</think>"), ("TEXT", "\n\na")]),
+        ({}, [("REASONING", "<think>\n\n</think>"), ("TEXT", "\n\na")]),
+        (
+            {"tool_calls": [CALL]},
+            [
+                ("REASONING", "<think>\n\n</think>"),
+                ("TEXT", "\n\na"),
+                ("TOOL_CALL", WRITTEN_CALL),
+            ],
+        ),
+        (
+            {"content": "", "reasoning_content": "hm", "tool_calls": [CALL, {**CALL, "id": "2"}]},
+            [
+                ("REASONING", "<think>\nhm\n</think>"),
+                ("TOOL_CALL", "\n\n" + 2 * WRITTEN_CALL),
+            ],
+        ),
+    ],
+    ids=["reasoning", "text", "call", "calls after reasoning"],
+)
+def test_the_text_that_the_template_writes_around_a_part_belongs_to_it(reply: Any, expected: Any) -> None:
+    thought = "{{ '<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' if m.role == 'assistant' }}"
+    call = "{{ '\\n<call>' + c.function.name }}{{ c.function.arguments | tojson }}{{ '</call>' }}"
+    body = thought + "{{ m.content }}{% for c in m.tool_calls or [] %}" + call + "{% endfor %}{{ '<|im_end|>\\n' }}"
+    ours = with_template(template(HEADER + body))
+    example = ours.build_supervised_example([USER, {"role": "assistant", "content": "a", **reply}])
+    pairs = [(t, p) for t, w, p in zip(example.tokens, example.weights, example.parts, strict=True) if w]
+    runs = [(Part(part).name, [t for t, _ in run]) for part, run in itertools.groupby(pairs, lambda pair: pair[1])]
+    assert [(part, decode(ids, ours.tokenizer)) for part, ids in runs] == [*expected, ("STOP", "<|im_end|>")]
 
 
 # ---- calls

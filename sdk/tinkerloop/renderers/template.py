@@ -141,7 +141,8 @@ class Template(base.Renderer):
         starts = {self._start(conversation, pieces, i): i for i in replies}
         known = {start: i for start, i in starts.items() if start is not None}
         alone = {start: i for start, i in known.items() if self._is_alone(conversation, pieces, start, i, known)}
-        return list(divided(conversation, pieces, alone, self._stop_pattern))
+        reasoning = self.grammar.block(Part.REASONING)
+        return list(divided(conversation, pieces, alone, self._stop_pattern, reasoning.close if reasoning else ""))
 
     def _with_stop(self, conversation: CheckedConversation, pieces: list[tuple[int, Piece]]) -> list[tuple[int, Piece]]:
         """Add the stop token of the last reply, if the template writes it only as the start of the next turn."""

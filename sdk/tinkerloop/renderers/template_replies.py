@@ -73,14 +73,17 @@ def divided(
     pieces: Iterable[tuple[int, Piece]],
     starts: Mapping[int, int],
     stops: re.Pattern[str],
+    closing: str,
 ) -> Iterator[tuple[int, Piece]]:
     """Yield the pieces, split where replies begin and end. The format's text inside a reply is marked as sampled.
 
     Args:
         starts: mapping from the position of a reply's first character to the index of the reply.
         stops: pattern of the stop tokens.
+        closing: the token that closes reasoning; `""` if there is none.
     """
     position, reply, latest = 0, None, -1
+    sampled: list[tuple[Part | None, Piece]] = []
     for index, piece in pieces:
         rest, latest = piece.text, max(latest, index)
         while rest or not piece.text:
@@ -91,20 +94,46 @@ def divided(
                     yield reply, SEAM
             part, rest = rest[:cut], rest[cut:]
             position += len(part)
-            if reply is None or not piece.trusted:
+            if reply is None:
                 # Strings of a reply whose start is unknown carry no weight; `example` raises if it is trained.
-                owner = index if reply is None else reply
-                has_known_start = conversation.role(index) != "assistant" or reply is not None
-                own_part = Part.TEXT if reply is not None and index < 0 else piece.part  # e.g. a number in a call
-                if not has_known_start and index < latest:
-                    owner = -1  # an earlier reply's text that is written again, such as the name in a tool's result
-                yield owner, piece._replace(text=part, part=own_part if has_known_start else Part.SCAFFOLD)
+                has_known_start = conversation.role(index) != "assistant"
+                # The second owner is for an earlier reply's text that is written again, as the name in a tool's result.
+                owner = index if has_known_start or index >= latest else -1
+                yield owner, piece._replace(text=part, part=piece.part if has_known_start else Part.SCAFFOLD)
+            elif not piece.trusted:  # without an index, e.g. a number in a call
+                sampled.append((piece.part if index >= 0 else None, piece._replace(text=part)))
             else:
                 end = stops.search(part)
-                yield reply, markup(part[: end.start()] if end else part, Part.TEXT)
+                sampled.append((None, scaffold(part[: end.start()] if end else part)))
                 if end:
+                    for inside in _with_parts(sampled, closing):
+                        yield reply, inside
                     yield reply, stop(end[0])
                     yield reply, scaffold(part[end.end() :])
-                    reply = None
+                    reply, sampled = None, []
             if not piece.text:
                 break
+
+
+def _with_parts(sampled: Sequence[tuple[Part | None, Piece]], closing: str) -> Iterator[Piece]:
+    """Yield the pieces of a reply with the part of each. Those of the format's own text, given as None, are derived.
+
+    The format's text belongs to the reasoning up to the token `closing`, to a call or reasoning that follows it, and
+    otherwise to the part before it.
+    """
+    following: list[Part | None] = [None]
+    for part, _ in reversed(sampled):
+        following.append(following[-1] if part is None else part)
+    before: Part | None = None
+    for (part, piece), after in zip(sampled, reversed(following[:-1]), strict=True):
+        if part is not None:
+            before = part
+            yield piece
+            continue
+        rest = piece.text
+        if closing and closing in rest and piece.trusted:
+            cut = rest.rindex(closing) + len(closing)
+            yield markup(rest[:cut], before or Part.REASONING)
+            rest, before = rest[cut:], Part.TEXT
+        is_ahead = before in (None, Part.TEXT) and after is not None
+        yield piece._replace(text=rest, part=after if is_ahead else before or Part.TEXT)

@@ -62,7 +62,7 @@ def no_text_becomes_a_control_token(subject: Subject) -> None:
     elif place == "tool_call_id" and message["role"] == "tool":
         message["tool_call_id"] = bad
     elif place == "name":
-        message["name"] = bad
+        message["name"], plain[target]["name"] = bad, "x"  # some templates look for equal messages
     elif place == "reasoning_content" and message.get("reasoning_content"):
         message["reasoning_content"] = bad
     else:
