@@ -72,7 +72,14 @@ def test_a_replica_needs_a_thread_a_datum_and_tokens_enough(lengths, budget, exp
 def test_replicas_run_side_by_side_on_their_share_of_the_threads():
     together = threading.Barrier(2, timeout=30)
     with threads(4):
-        assert run_replicas(2, lambda replica: (together.wait() >= 0, torch.get_num_threads())) == [(True, 2)] * 2
+        assert run_replicas(2, 512, lambda replica: (together.wait() >= 0, torch.get_num_threads())) == [(True, 2)] * 2
+        assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize(("tokens", "used"), [(8, 1), (255, 1), (256, 2), (9999, 4)])
+def test_few_tokens_are_computed_on_few_threads(tokens, used):
+    with threads(4):
+        assert run_replicas(1, tokens, lambda replica: torch.get_num_threads()) == [used]
         assert torch.get_num_threads() == 4
 
 
@@ -85,7 +92,7 @@ def test_a_replicas_error_comes_out_when_all_have_ended():
         ended.append(replica)
 
     with threads(3), pytest.raises(ValueError, match="replica 0"):
-        run_replicas(3, run)
+        run_replicas(3, 384, run)
     assert sorted(ended) == [1, 2]
 
 

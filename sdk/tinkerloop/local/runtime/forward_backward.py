@@ -84,7 +84,7 @@ def run_forward_backward(
         return results
 
     results = DatumResults()
-    for part in run_replicas(replicas, run):
+    for part in run_replicas(replicas, sum(lengths), run):
         results.logprobs |= part.logprobs
         results.losses |= part.losses
         results.sums.update(part.sums)  # Counter.update adds.
