@@ -78,7 +78,8 @@ def divided(
     """Yield the pieces, split where replies begin and end. The format's text inside a reply is marked as sampled.
 
     Args:
-        starts: mapping from the position of a reply's first character to the index of the reply.
+        starts: mapping from the position of a reply's first character to the index of the reply, for replies whose end
+            is written.
         stops: pattern of the stop tokens.
         closing: the token that closes reasoning; `""` if there is none.
     """
