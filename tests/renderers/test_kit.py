@@ -9,10 +9,11 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from tests.renderers.chats import everyones_tokenizer
 from tinkerloop import get_tokenizer, testing
 from tinkerloop.errors import CheckFailedError
 from tinkerloop.renderers import (
@@ -20,6 +21,7 @@ from tinkerloop.renderers import (
     Grammar,
     Part,
     UnparsedToolCall,
+    get_renderer,
     markup,
     read_json_call,
     scaffold,
@@ -27,7 +29,9 @@ from tinkerloop.renderers import (
     text,
     unregister_renderer,
 )
+from tinkerloop.renderers.template import TemplateOptions
 from tinkerloop.testing import RENDERER_CHECKS, check_renderer, probe_claims
+from tinkerloop.testing._invariant import Subject
 
 PAGE = Path(__file__).parents[2] / "sdk/tinkerloop/renderers/your_own_format.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -201,6 +205,18 @@ def test_the_template_of_a_model_is_compared() -> None:
     wrong = template.replace("{{ m.content }}", "{{ m.content }} ")
     with pytest.raises(CheckFailedError, match="differ from those of the template"):
         check_renderer(Turns(tokenizer()), wrong, 5, only="tokens_equal_the_template", claims=claims)
+
+
+def test_a_text_whose_only_token_begins_in_a_header_needs_no_token_of_its_own() -> None:
+    """The header ends with "t", and the tokenizer has the token "th"."""
+    source = "{% for m in messages %}{{ '<|im_start|>' + m.role + ' t' + m.content + '<|im_end|>' }}{% endfor %}"
+    source += "{% if add_generation_prompt %}{{ '<|im_start|>assistant t' }}{% endif %}"
+    ours: Any = get_renderer("template", everyones_tokenizer(), options=TemplateOptions(source))
+    messages = [{"role": "user", "content": "h"}, {"role": "assistant", "content": "a"}]
+    assert 0 not in ours.build_supervised_example(messages).message_index
+    subject: Any = Subject(ours, probe_claims(ours), None, {}, frozenset(), lambda: (), cast(Any, None))
+    subject.conversation = lambda: messages
+    RENDERER_CHECKS["every_token_has_one_span_and_message"](subject)
 
 
 def test_every_check_is_described_in_a_sentence() -> None:
