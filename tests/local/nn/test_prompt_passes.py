@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tinker
 import torch
@@ -172,6 +173,21 @@ def test_the_store_drops_the_ends_of_the_prompts_that_were_used_least_recently(t
     store.add(third[: BLOCK + 1], lambda start: block_of(1))
     assert [len(store.find(prompt)) for prompt in (first, second, third)] == [2, 1, 1]
     assert store.size == 4 * bytes_of_a_block
+
+
+def test_the_store_never_holds_more_than_its_limit_and_keeps_the_start_of_a_prompt(tokens):
+    bytes_of_a_block = 2 * BLOCK * 4
+    store, sizes = PrefixStore(limit=4 * bytes_of_a_block), []
+    prompt = np.array(tokens(0, 8 * BLOCK + 1))
+
+    def block(start: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        sizes.append(store.size)
+        return block_of(1)
+
+    for turn in (2, 4, 6, 8):
+        store.add(prompt[: turn * BLOCK + 1], block)
+        assert len(store.find(prompt)) == min(turn, 4)
+    assert max(sizes) <= store.limit
 
 
 def test_where_no_number_of_tokens_has_equal_bits_each_prompt_is_computed_alone(sampler, passes, monkeypatch):
