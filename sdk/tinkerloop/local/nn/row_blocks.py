@@ -38,7 +38,7 @@ The sequences have a common start of `BLOCK` tokens: with few keys, hardly any s
 PROMPT_TOKENS = tuple(range(32, 257, 32))
 """The numbers of tokens that are tried for a pass over several prompts. All must give the same bits as the first."""
 TRIED_PROMPT = 13
-"""The length of the prompt with whose copies each of these passes is filled."""
+"""The length of a prompt. Each of these passes computes copies of it, one after another."""
 
 
 def block_sizes(model: Model) -> tuple[int, ...]:
