@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import tinker
 import torch
@@ -12,6 +13,7 @@ from tests.local.tiny_models import write_model
 from tinkerloop.local import SamplingClient, ServiceClient
 from tinkerloop.local.nn import prompt_passes
 from tinkerloop.local.nn.layers.attention_prompts import BLOCK, prompt_attention
+from tinkerloop.local.nn.layers.lora import LoRALinear
 from tinkerloop.local.nn.model import Model
 from tinkerloop.local.nn.prefix_store import PrefixStore
 from tinkerloop.local.nn.replica import Replica
@@ -57,6 +59,27 @@ def most(sampler) -> int:
     return totals[-1]
 
 
+def test_a_model_with_few_learned_positions_is_sampled_up_to_the_last(tmp_path):
+    name = str(write_model("gpt2", tmp_path / "model", n_positions=20, max_position_embeddings=20))
+    sampler = ServiceClient(root=tmp_path, device="cpu").create_sampling_client(base_model=name)
+    prompts = [tokens_of(i, length) for i, length in enumerate((1, 17, 17, 9))]
+    assert sample(sampler, *prompts) == [sample(sampler, prompt)[0] for prompt in prompts]
+
+
+def test_every_place_of_a_pass_is_tried(sampler, most, monkeypatch):
+    model, product = model_of(sampler), LoRALinear.product
+    model.prompt_sizes.clear()
+
+    def rounded(self: LoRALinear, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        y, x_a = product(self, x)
+        if len(y) == most:
+            y[most // 2] *= 1.000001
+        return y, x_a
+
+    monkeypatch.setattr(LoRALinear, "product", rounded)
+    assert max(prompt_sizes(model)) < most
+
+
 def test_short_prompts_share_passes(sampler, most, passes):
     sample(sampler, *(tokens_of(i, 20) for i in range(6)))
     assert len(passes) == -(-120 // most)
@@ -80,6 +103,17 @@ def test_attention_of_a_part_of_a_prompt_is_that_of_the_whole(start, window):
     expected = scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=0.3, enable_gqa=True)[:, :, start:]
     found = prompt_attention(q[:, :, start:], k, v, [70], [start + 70], 0.3, window)
     torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [6, 10, 16])
+def test_attention_has_the_same_bits_at_any_place_of_a_pass(size):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, BLOCK + 1, size, generator=generator) for heads in (3, 3, 3))
+    alone = prompt_attention(q, k, v, [BLOCK + 1], [BLOCK + 1], 0.3, None)
+    for before in (1, 2, 3, 5):
+        row = [torch.cat([x[:, :, :before], x], 2) for x in (q, k, v)]
+        lengths = [before, BLOCK + 1]
+        assert torch.equal(prompt_attention(*row, lengths, lengths, 0.3, None)[:, before:], alone)
 
 
 def test_the_next_turn_of_an_episode_computes_only_what_is_new(sampler, most, passes):
@@ -141,7 +175,22 @@ def test_the_store_drops_the_ends_of_the_prompts_that_were_used_least_recently(t
     assert store.size == 4 * bytes_of_a_block
 
 
+def test_the_store_never_holds_more_than_its_limit_and_keeps_the_start_of_a_prompt(tokens):
+    bytes_of_a_block = 2 * BLOCK * 4
+    store, sizes = PrefixStore(limit=4 * bytes_of_a_block), []
+    prompt = np.array(tokens(0, 8 * BLOCK + 1))
+
+    def block(start: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        sizes.append(store.size)
+        return block_of(1)
+
+    for turn in (2, 4, 6, 8):
+        store.add(prompt[: turn * BLOCK + 1], block)
+        assert len(store.find(prompt)) == min(turn, 4)
+    assert max(sizes) <= store.limit
+
+
 def test_where_no_number_of_tokens_has_equal_bits_each_prompt_is_computed_alone(sampler, passes, monkeypatch):
     monkeypatch.setattr(prompt_passes, "prompt_sizes", lambda model: ())
     sample(sampler, tokens_of(0, 5), tokens_of(1, 7))
-    assert sorted(passes)[-2:] == [[5], [7]]
+    assert sorted(passes[-2:]) == [[5], [7]]

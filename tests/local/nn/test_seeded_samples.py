@@ -12,6 +12,8 @@ import torch
 from tests.local.tiny_models import write_model
 from tinkerloop.local import SamplingClient, ServiceClient
 from tinkerloop.local.nn import generation
+from tinkerloop.local.nn.layers import attention
+from tinkerloop.local.nn.layers.attention_decoding import decoding_attention, decoding_mask
 from tinkerloop.local.nn.layers.lora import LoRALinear
 from tinkerloop.local.nn.model_loading import load_model
 from tinkerloop.local.nn.row_blocks import block_sizes
@@ -88,13 +90,30 @@ def test_samples_with_a_seed_have_the_same_bits_where_no_block_has_equal_rows(sa
     assert [bits(answer) for answer in [submit(sampler, call) for call in range(CALLS)]] == alone
 
 
-def test_samples_with_a_seed_have_the_same_bits_with_packed_weights_on_two_threads(tmp_path, monkeypatch):
+@pytest.mark.parametrize("architecture", ["tiny", "gpt2"], indirect=True)
+def test_samples_with_a_seed_have_the_same_bits_with_packed_weights_on_two_threads(architecture, tmp_path, monkeypatch):
     monkeypatch.setattr("tinkerloop.local.nn.model.PACK_FROM", 0)
-    sampler = trained_sampler(ServiceClient(root=tmp_path, device="cpu"), "tiny")
-    torch.set_num_threads(2)
+    torch.set_num_threads(2)  # before the engine starts its thread, which keeps the number that it finds
     try:
+        sampler = trained_sampler(ServiceClient(root=tmp_path, device="cpu"), architecture)
         alone = [bits(submit(sampler, call)) for call in range(CALLS)]
         assert [bits(answer) for answer in [submit(sampler, call) for call in range(CALLS)]] == alone
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("heads", "queries"), [(8, 1), (3, 3), (1, 7), (2, 4)])
+def test_attention_in_decoding_has_the_same_bits_on_every_thread(heads, queries):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(size, generator=generator) for size in ((1, heads * queries, 6, 64), *[(6, heads, 128, 64)] * 2)
+    )
+    torch.set_num_threads(2)
+    try:
+        together = decoding_attention(q, k, v, decoding_mask([100] * 6), 0.1, None)
+        for i in range(6):
+            alone = decoding_attention(q[:, :, i : i + 1], k[i : i + 1], v[i : i + 1], decoding_mask([100]), 0.1, None)
+            assert torch.equal(alone[0, 0], together[0, i])
     finally:
         torch.set_num_threads(1)
 
@@ -122,6 +141,34 @@ def test_no_block_is_used_where_the_place_of_a_row_changes_its_bits(monkeypatch)
     model = load_model("tiny", torch.device("cpu"), torch.float32)
     round_products(monkeypatch, lambda y: torch.cat([y[:-1], y[-1:] * 1.000001]))
     assert block_sizes(model) == ()
+
+
+def test_numbers_of_rows_that_round_differently_with_many_keys_are_not_used(monkeypatch):
+    model = load_model("tiny", torch.device("cpu"), torch.float32)
+    sizes = block_sizes(model)
+    model.block_sizes.clear()
+
+    def attention_of(query: torch.Tensor, key: torch.Tensor, *args) -> torch.Tensor:
+        result = decoding_attention(query, key, *args)
+        return result * 1.000001 if len(key) == 8 and args[1].min() > 50 else result
+
+    monkeypatch.setattr(attention, "decoding_attention", attention_of)
+    assert block_sizes(model) == tuple(size for size in sizes if size != 8)
+
+
+def test_one_row_is_no_block_in_16_bits_where_rounding_hides_its_own_kernel():
+    assert 1 not in block_sizes(load_model("tiny", torch.device("cpu"), torch.bfloat16))
+
+
+def test_weights_are_not_packed_where_the_number_of_threads_has_no_block(monkeypatch):
+    monkeypatch.setattr("tinkerloop.local.nn.model.PACK_FROM", 0)
+    model = load_model("tiny", torch.device("cpu"), torch.float32)
+    if not block_sizes(model):
+        pytest.skip("on this processor no block has equal rows")
+    assert model.weights_packed
+    model.block_sizes[torch.get_num_threads(), None] = ()
+    assert block_sizes(model) == ()
+    assert not model.weights_packed
 
 
 def test_the_trial_of_packed_weights_runs_one_layer_of_each_kind_and_leaves_the_model_whole(monkeypatch):

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from tinkerloop.local.nn.token_sampling import VOCABULARY_BLOCK, _draw, _truncated
+from tinkerloop.local.nn.inputs import Input
+from tinkerloop.local.nn.token_sampling import (
+    VOCABULARY_BLOCK,
+    Continuation,
+    SampleRequest,
+    _draw,
+    _truncated,
+    sample_tokens,
+)
 
 
 def kept(probabilities: list[float], top_p: float, top_k: int = -1) -> list[int]:
@@ -58,3 +67,19 @@ def test_a_draw_does_not_depend_on_the_other_rows():
     logits, u = torch.randn(7, 1000, generator=generator), torch.rand(7, generator=generator, dtype=torch.float64)
     alone = [int(_draw(logits[i : i + 1], u[i : i + 1])) for i in range(7)]
     assert _draw(logits, u).tolist() == alone
+
+
+def test_the_most_likely_tokens_do_not_depend_on_how_many_other_rows_report():
+    """In 16 bits many logits are equal."""
+    logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(0)).mul(2).round()
+
+    def most_likely(*numbers: int) -> list[int]:
+        """Return the most likely tokens of the first row, when the rows report these numbers of tokens."""
+        rows = []
+        for topk in numbers:
+            request = SampleRequest(Input(np.ones(1, np.int64)), 1, 1, 1.0, -1, 1.0, 0, frozenset(), topk=topk)
+            rows.append(Continuation(request, 0, np.random.default_rng(0)))
+        sample_tokens(logits[: len(rows)], rows)
+        return rows[0].topk[0][0]
+
+    assert all(most_likely(k, 20) == most_likely(k) for k in range(1, 20))

@@ -37,13 +37,15 @@ class PrefixStore:
 
     def add(self, tokens: NDArray[np.int64], block: Callable[[int], KeyValueBlock]) -> None:
         """Keep all whole blocks of a prompt. `block` returns the block that begins at an index of the prompt."""
-        new = [(i * BLOCK, key) for i, key in enumerate(_keys(tokens)) if key not in self._blocks]
-        for start, key in reversed(new):
-            self._blocks[key] = block(start)
-            self.size += _size(self._blocks[key])
-        while self.size > self.limit:
-            _, oldest = self._blocks.popitem(last=False)
-            self.size -= _size(oldest)
+        # Known blocks, too: without the start of a prompt, its end would never be found.
+        for i, key in reversed(list(enumerate(_keys(tokens)))):
+            if key not in self._blocks:
+                self._blocks[key] = block(i * BLOCK)
+                self.size += _size(self._blocks[key])
+            self._blocks.move_to_end(key)
+            while self.size > self.limit:
+                _, oldest = self._blocks.popitem(last=False)
+                self.size -= _size(oldest)
 
     def clear(self) -> None:
         """Forget all blocks, because other weights became active."""

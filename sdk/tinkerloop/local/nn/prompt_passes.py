@@ -120,7 +120,6 @@ def _packed(parts: Sequence[_Part], total: int) -> PackedBatch:
         positions[place] = np.arange(part.start, part.stop)
         end += len(part)
     if end < total:
-        positions[end:] = np.arange(total - end)
         lengths.append(total - end)
     return PackedBatch(lengths, torch.from_numpy(tokens)[None], torch.from_numpy(positions)[None])
 

@@ -83,13 +83,11 @@ def sample_tokens(logits: torch.Tensor, rows: Sequence[Continuation]) -> list[in
         u = torch.tensor([rows[i].draws.random() for i in random], dtype=torch.float64, device=device)
         chosen[random] = _draw(scaled, u)
     logprobs = log_p.gather(1, chosen[:, None])[:, 0].tolist()
-    width = max(row.request.topk for row in rows)
-    best = log_p.topk(width, dim=1) if width else None
     for i, row in enumerate(rows):
         row.logprobs.append(logprobs[i])
-        if best is not None and row.request.topk:
-            k = row.request.topk
-            row.topk.append((best.indices[i, :k].tolist(), best.values[i, :k].tolist()))
+        if row.request.topk:  # for each row alone, because the order of equal values depends on their number
+            best = log_p[i].topk(row.request.topk)
+            row.topk.append((best.indices.tolist(), best.values.tolist()))
     return chosen.tolist()
 
 

@@ -4,6 +4,10 @@ The bits of a sequence's result depend on its own tokens alone, not on the other
 number of keys in a product is a function of the sequence's length: it is rounded up to a multiple of `KEYS`, and the
 keys after the end are masked. Neighbouring sequences with equal rounded lengths share one call of torch's kernel, which
 computes each sequence and head separately.
+
+Torch's kernel gives each thread a buffer, with a size proportional to the number of queries. With an odd number, the
+buffers of some threads begin at addresses that are no multiples of 16 bytes, where BLAS may round differently. Then the
+bits would depend on which thread computes a head, so the number of queries is rounded up to an even one.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from functools import lru_cache
 from itertools import groupby
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 KEYS = 128
 """The numbers of keys in the products are multiples of this. A smaller number would give more, smaller calls."""
@@ -48,6 +52,9 @@ def decoding_attention(
     """
     heads = key.shape[1]
     q = query[0].transpose(0, 1).unflatten(1, (heads, -1))  # (sequences, key-value heads, queries of a head, D)
+    queries = q.shape[2]
+    if eager is None and queries % 2:
+        q = pad(q, (0, 0, 0, 1))
     outputs = []
     for rows, keys, hidden in _groups(tuple(mask.flatten().tolist()), window, query.dtype, eager is not None):
         k, v = key[rows, :, :keys], value[rows, :, :keys]
@@ -55,7 +62,7 @@ def decoding_attention(
             outputs.append(scaled_dot_product_attention(q[rows], k, v, attn_mask=hidden, scale=scale))
         else:
             outputs.append(eager(query[:, :, rows], k, v, hidden, scale).view(-1, *q.shape[1:3], value.shape[3]))
-    return torch.cat(outputs).flatten(1, 2)[None]
+    return torch.cat(outputs)[:, :, :queries].flatten(1, 2)[None]
 
 
 @lru_cache(maxsize=4)

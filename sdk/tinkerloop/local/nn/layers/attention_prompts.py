@@ -48,6 +48,10 @@ def prompt_attention(
     outputs = []
     parts = zip(query.split(lengths, 2), key.split(key_lengths, 2), value.split(key_lengths, 2), strict=True)
     for q, k, v in parts:
+        if query.shape[3] % 4:
+            # At addresses that are no multiples of 16 bytes, BLAS may round differently. So the addresses must not
+            # depend on the place of a prompt in the row.
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         start = k.shape[2] - q.shape[2]
         for block in q.split(BLOCK, 2):
             end = start + block.shape[2]
