@@ -307,8 +307,9 @@ def _read_unknown(fields: Sequence[str], tools: Sequence[ToolSpec]) -> UnparsedT
 class _CallExample:
     """A conversation that ends with a call, and how the template writes it."""
 
+    calling: dict[str, Any]
+    """The reply with the call."""
     call_id: str
-    arguments: str
     tools: list[ToolSpec] | None
     reasoning: str | None
     pieces: list[tuple[int, Piece]]
@@ -325,9 +326,10 @@ def _call_example(write: Write, arguments: str) -> _CallExample | None:
     for tools, call_id, reasoning in itertools.product(([_TOOL], None), CALL_IDS, (None, "because")):
         with contextlib.suppress(RenderError):
             prompt = _whole(write([_USER], tools=tools, prompting=True))
-            pieces = write([_USER, _calling(call_id, reasoning=reasoning, arguments=arguments)], tools=tools)
+            calling = _calling(call_id, reasoning=reasoning, arguments=arguments)
+            pieces = write([_USER, calling], tools=tools)
             if _whole(pieces).startswith(prompt):
-                return _CallExample(call_id, arguments, tools, reasoning, pieces, prompt)
+                return _CallExample(calling, call_id, tools, reasoning, pieces, prompt)
     return None
 
 
@@ -338,8 +340,7 @@ def _call_format(
     example = _call_example(write, arguments)
     if example is None:
         return None
-    call_id, pieces, prompt = example.call_id, example.pieces, example.prompt
-    call = _calling(call_id, arguments=arguments)["tool_calls"][0]
+    (call,), pieces, prompt = example.calling["tool_calls"], example.pieces, example.prompt
     whole = _whole(pieces)
     body, tail = whole[len(prompt) :], _own_text(pieces, _places(pieces, 1, Part.TOOL_CALL)[-1])
     stop, is_written = _stop_of_calls(write, control, tail, text_stop, example)
@@ -388,11 +389,10 @@ def _stop_of_calls(
     closing = [token for _, token in control_tokens_in(tail, control)]
     if text_stop in closing:
         return text_stop, True
-    calling = _calling(example.call_id, reasoning=example.reasoning, arguments=example.arguments)
     try:
         result = _RESULT | {"tool_call_id": example.call_id}
         text, whole = (
-            _whole(write([_USER, calling, result], tools=example.tools, prompting=True)),
+            _whole(write([_USER, example.calling, result], tools=example.tools, prompting=True)),
             _whole(example.pieces),
         )
     except RenderError:
