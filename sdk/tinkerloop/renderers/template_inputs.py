@@ -16,7 +16,8 @@ from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, Image, ToolCall
 from tinkerloop.renderers.marked_text import Slot, from_slot, own, runs_of
 from tinkerloop.renderers.pieces import Part
-from tinkerloop.renderers.tool_calls import arguments_of, is_object, name_in_id
+from tinkerloop.renderers.tool_arguments import arguments_of, is_object
+from tinkerloop.renderers.tool_calls import name_in_id
 
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """The names under which chat templates read reasoning; transformers passes it under all of them, too."""

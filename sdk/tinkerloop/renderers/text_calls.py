@@ -25,7 +25,7 @@ from typing import Any
 
 from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
-from tinkerloop.renderers.tool_calls import arguments_of, checked_name, is_object, write_arguments
+from tinkerloop.renderers.tool_arguments import arguments_of, checked_name, is_object, write_arguments
 
 PYTHON_TAG = "<|python_tag|>"
 

@@ -10,152 +10,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tinkerloop.errors import RenderError
 from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, text
-
-# ---- names, arguments and values
-
-
-_PLAIN_NAME = re.compile(r"[^\s\"'\\<>{}]+")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def checked_name(name: str) -> str:
-    """Return a function name unchanged, after checking that it can be written without quotes.
-
-    Raises:
-        RenderError: a parser could not read the name back.
-    """
-    if not _PLAIN_NAME.fullmatch(name):
-        raise RenderError(
-            f"the function name {name!r} contains spaces, quotes or brackets and could not be read back by a parser; "
-            "rename the function"
-        )
-    return name
-
-
-def arguments_of(call: ToolCall) -> dict[str, Any]:
-    """Return the arguments of a call as a dictionary, for formats that write each argument separately.
-
-    Raises:
-        RenderError: the arguments are not a JSON object.
-    """
-    try:
-        arguments = STRICT_JSON.decode(call.function.arguments)
-        if "\\u" in call.function.arguments:  # JSON can escape an unpaired surrogate, which is not valid Unicode
-            json.dumps(arguments, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise RenderError(f"the arguments of {call.function.name!r} are not JSON in valid Unicode: {error}") from None
-    if not isinstance(arguments, dict):
-        raise RenderError(f"the arguments of {call.function.name!r} must be a JSON object, got {arguments!r}")
-    return arguments
-
-
-def is_object(text: str) -> bool:
-    """Return whether a text is a JSON object."""
-    try:
-        return isinstance(STRICT_JSON.decode(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def write_arguments(arguments: dict[str, Any]) -> str:
-    """Return arguments as JSON text. If they contain an unpaired surrogate, all non-ASCII characters are escaped.
-
-    A model can write an unpaired surrogate as an escape in JSON, but it is not valid Unicode.
-    """
-    written = json.dumps(arguments, ensure_ascii=False)
-    return json.dumps(arguments) if _SURROGATE.search(written) else written
-
-
-def declared_schemas(name: str, tools: Sequence[ToolSpec]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the parameters of tool `name`, and their properties; both empty without such a tool."""
-    for tool in tools:
-        parameters = tool.get("parameters") or {}
-        properties = parameters.get("properties")
-        if tool["name"] == name and isinstance(properties, Mapping):
-            return parameters, properties
-    return {}, {}
-
-
-_PYTHON_LITERALS: dict[str, Any] = {"True": True, "False": False, "None": None}
-
-
-def read_value(written: str, schema: Any, root: Mapping[str, Any], *, python: bool = False) -> Any:
-    """Convert an argument that is written without quotes to a value: `3` -> 3, `[1]` -> [1], `abc` -> "abc".
-
-    Without a schema, the text determines the type. With a schema, the value is the text itself if the schema allows
-    this string but not the other value, and also if it allows both, except for null.
-
-    Args:
-        schema: the declared JSON schema of the argument.
-        root: the schema of all parameters, to which a `$ref` refers.
-        python: also convert Python's `True`, `False` and `None`.
-    """
-    value = _value_of(written, python=python)
-    if isinstance(value, str) or (value is None and _allows(schema, value, root)):
-        return value
-    is_declared = isinstance(schema, Mapping) and not _allows(schema, object(), root)
-    return written if is_declared and _allows(schema, written, root) else value
-
-
-def _value_of(written: str, *, python: bool) -> Any:
-    if python and written in _PYTHON_LITERALS:
-        return _PYTHON_LITERALS[written]
-    try:
-        value = STRICT_JSON.decode(written)
-    except (ValueError, RecursionError):
-        return written
-    return written if isinstance(value, str) else value
-
-
-_JSON_TYPES: dict[str, Any] = {
-    "string": str, "number": (int, float), "integer": int, "boolean": bool, "null": type(None), "array": list,
-    "object": dict,
-}  # fmt: skip
-
-
-def _allows(schema: Any, value: Any, root: Mapping[str, Any], depth: int = 0) -> bool:
-    """Return whether a schema allows a value, by its `type`, `enum`, `const`, `anyOf`, `oneOf`, `allOf` and `$ref`.
-
-    An unknown or circular reference allows everything, and so does a schema without these keys. Any other object as
-    `value` stands for a value of no JSON type: it is allowed only by a schema that restricts nothing.
-    """
-    if not isinstance(schema, Mapping) or depth > 20:
-        return True
-    if isinstance(reference := schema.get("$ref"), str):
-        target: Any = root
-        for key in reference.removeprefix("#").split("/")[1:]:
-            target = target.get(key) if isinstance(target, Mapping) else None
-        return _allows(target, value, root, depth + 1)
-    if "const" in schema and not _is_equal(schema["const"], value):
-        return False
-    if isinstance(allowed := schema.get("enum"), list) and not any(_is_equal(one, value) for one in allowed):
-        return False
-    kinds = schema.get("type")
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if isinstance(kinds, list) and kinds and not any(_has_type(value, kind) for kind in kinds):
-        return schema.get("nullable") is True and value is None
-    return all(
-        combine(_allows(variant, value, root, depth + 1) for variant in schema[key])
-        for key, combine in (("anyOf", any), ("oneOf", any), ("allOf", all))
-        if isinstance(schema.get(key), list) and schema[key]
-    )
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and one == other
-
-
-def _has_type(value: Any, kind: Any) -> bool:
-    is_number = kind in ("number", "integer")
-    return isinstance(value, _JSON_TYPES.get(kind, ())) and not (is_number and isinstance(value, bool))
-
+from tinkerloop.renderers.tool_arguments import (
+    arguments_of,
+    checked_name,
+    declared_schemas,
+    is_object,
+    is_plain_name,
+    is_unicode,
+    read_value,
+    schema_allows,
+    write_arguments,
+)
 
 # ---- JSON in tags: Qwen3
 
@@ -182,13 +54,13 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
     except (ValueError, RecursionError) as error:
         return UnparsedToolCall(body, f"not JSON: {error}")
     name = call.get("name") if isinstance(call, dict) else None
-    if not isinstance(name, str) or not name or _SURROGATE.search(name):
+    if not isinstance(name, str) or not name or not is_unicode(name):
         return UnparsedToolCall(body, "expected an object with a 'name'")
     other_keys = [key for key in call if key != "name"]
     if other_keys and "arguments" not in call:  # arguments under another key would be lost
         return UnparsedToolCall(body, f"expected 'arguments' beside the name, got {other_keys}")
     arguments = call.get("arguments", {})
-    if isinstance(arguments, str) and is_object(arguments) and not _SURROGATE.search(arguments):
+    if isinstance(arguments, str) and is_object(arguments) and is_unicode(arguments):
         return ToolCall(ToolCall.FunctionBody(name, arguments))
     if not isinstance(arguments, dict):
         return UnparsedToolCall(body, "'arguments' is not an object")
@@ -213,7 +85,7 @@ def write_xml_call(call: ToolCall, *, json_scalars: bool) -> str:
     written = [f"<function={checked_name(call.function.name)}>\n"]
     for key, value in arguments_of(call).items():
         spelled = _spelled(value, json_scalars)
-        if "\n</parameter>" in spelled or not _PLAIN_NAME.fullmatch(key):
+        if "\n</parameter>" in spelled or not is_plain_name(key):
             raise RenderError(
                 f"the argument {key!r} of {call.function.name!r} could not be read back by a parser; remove spaces, "
                 "quotes and brackets from its name, and the text '\\n</parameter>' from its value"
@@ -255,7 +127,9 @@ def read_xml_call(
         value = read_value(written, schema, root, python=True)
         is_scalar = value is None or isinstance(value, bool)
         if is_scalar and json_scalars is not None and written != _spelled(value, json_scalars):
-            is_declared = schema is not None and _allows(schema, value, root) and not _allows(schema, written, root)
+            is_declared = (
+                schema is not None and schema_allows(schema, value, root) and not schema_allows(schema, written, root)
+            )
             value = value if is_declared else written
         arguments[parameter[1]] = value
         position = parameter.end()

@@ -19,7 +19,8 @@ from tinkerloop.renderers.families.tml_v0_parser import HEADER, STOP, TML_V0_GRA
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, markup, scaffold, stop, text
-from tinkerloop.renderers.tool_calls import checked_name, write_message_call
+from tinkerloop.renderers.tool_arguments import checked_name
+from tinkerloop.renderers.tool_calls import write_message_call
 from tinkerloop.renderers.tool_declarations import declare_for_message_calls
 
 _AUTHORS = {"assistant": HEADER, "user": "<|message_user|>", "system": "<|message_system|>", "tool": "<|message_tool|>"}

@@ -26,14 +26,8 @@ from typing import Any
 
 from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
-from tinkerloop.renderers.tool_calls import (
-    declared_schemas,
-    is_object,
-    name_in_id,
-    read_value,
-    read_xml_call,
-    write_arguments,
-)
+from tinkerloop.renderers.tool_arguments import declared_schemas, is_object, read_value, write_arguments
+from tinkerloop.renderers.tool_calls import name_in_id, read_xml_call
 
 Calls = Sequence[ToolCall | UnparsedToolCall]
 Reader = Callable[[str, Sequence[ToolSpec]], Calls]
