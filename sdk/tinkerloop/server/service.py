@@ -30,7 +30,7 @@ from tinker.types import (
 from tinkerloop.local import RestClient, SamplingClient, TrainingClient
 from tinkerloop.local.client.service_client import check_optimizer, new_lora_spec
 from tinkerloop.local.request_errors import bad_request, not_found, server_error, user_error
-from tinkerloop.local.runtime.checkpoint_store import metadata_of
+from tinkerloop.local.runtime.checkpoint_record import metadata_of
 from tinkerloop.local.runtime.engine import Engine, EngineRun, Sampler
 from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse_option

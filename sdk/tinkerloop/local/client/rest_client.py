@@ -15,7 +15,8 @@ import tinker
 from tinkerloop.local.client.async_methods import awaited
 from tinkerloop.local.request_errors import bad_request, not_found
 from tinkerloop.local.runtime.checkpoint_paths import KINDS, parse_path
-from tinkerloop.local.runtime.checkpoint_store import CheckpointInfo, CheckpointStore, default_root, expiry
+from tinkerloop.local.runtime.checkpoint_record import CheckpointInfo, expiry
+from tinkerloop.local.runtime.checkpoint_store import CheckpointStore, default_root
 from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse, refuse_option
 

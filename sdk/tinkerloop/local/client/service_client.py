@@ -16,7 +16,7 @@ from tinkerloop.local.client.training_client import TrainingClient
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.nn.model_loading import TINY_MODEL
 from tinkerloop.local.request_errors import bad_request
-from tinkerloop.local.runtime.checkpoint_store import metadata_of
+from tinkerloop.local.runtime.checkpoint_record import metadata_of
 from tinkerloop.local.runtime.custom_loss import loss_handles
 from tinkerloop.local.runtime.engine import Engine, open_engine
 from tinkerloop.local.runtime.request_future import RequestFuture

@@ -17,7 +17,7 @@ from tinkerloop.local.client.sampling_client import SamplingClient
 from tinkerloop.local.nn import losses
 from tinkerloop.local.nn.parameters import TrainState
 from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind
-from tinkerloop.local.runtime.checkpoint_store import metadata_of
+from tinkerloop.local.runtime.checkpoint_record import metadata_of
 from tinkerloop.local.runtime.custom_loss import as_function
 from tinkerloop.local.runtime.engine import Engine, EngineRun, Sampler
 from tinkerloop.local.runtime.forward_backward import ForwardBackward

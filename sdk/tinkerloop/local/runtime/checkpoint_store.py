@@ -27,22 +27,19 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from functools import cache
+from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 import tinker
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.request_errors import bad_request, conflict, not_found, server_error
 from tinkerloop.local.runtime.checkpoint_paths import KINDS, parse_path
+from tinkerloop.local.runtime.checkpoint_record import RECORD_FILE, CheckpointInfo, read_record, write_record
 from tinkerloop.local.runtime.peft_format import adapter_config
 
 logger = logging.getLogger(__name__)
@@ -51,38 +48,12 @@ _BACKUP = ".previous-"
 """Prefix of the folder name that a checkpoint has while a new one replaces it."""
 _STALE = 86400
 """Age in seconds after which the folder of an unfinished save or deletion is removed."""
-_FORMAT = 1
-"""Version of the files' format that this code writes, and the only one that it reads."""
-_RECORD, _ADAPTER, _ADAPTER_CONFIG, _FULL, _OPTIMIZER = (
-    "checkpoint.json",
+_ADAPTER, _ADAPTER_CONFIG, _FULL, _OPTIMIZER = (
     "adapter_model.safetensors",
     "adapter_config.json",
     "model.safetensors",
     "optimizer.safetensors",
 )
-
-
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """Record of a checkpoint: the contents of its checkpoint.json."""
-
-    path: str
-    base_model: str
-    lora: LoraSpec
-    step: int
-    time: str
-    step_tokens: int | None = None
-    """`TrainState.step_tokens`, so that a resumed run rounds like an uninterrupted one. None in older checkpoints."""
-    expires_at: str | None = None
-    user_metadata: dict[str, str] | None = None
-    run_metadata: dict[str, str] | None = None
-    size_bytes: int = 0
-    public: bool = False
-    """True if a user of a server has published the checkpoint. Whoever can read the root folder can open it anyway."""
-
-    @property
-    def expired(self) -> bool:
-        return self.expires_at is not None and datetime.fromisoformat(self.expires_at) <= datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -128,7 +99,7 @@ class CheckpointStore:
             _write_tensors(scratch, record, contents)
             size = sum(file.stat().st_size for file in scratch.iterdir())
             record = CheckpointInfo(**{**record.__dict__, "size_bytes": size})
-            _write_json(scratch / _RECORD, {**asdict(record), "format": _FORMAT})
+            write_record(scratch, record)
             _swap(scratch, folder)
         return record
 
@@ -145,9 +116,9 @@ class CheckpointStore:
         except ValueError as error:
             raise bad_request(str(error)) from error
         try:
-            record = _read_record(folder / _RECORD)
+            record = read_record(folder)
         except (FileNotFoundError, NotADirectoryError):
-            if (self._folder(path) / _RECORD).exists():  # A save replaced it during the read.
+            if (self._folder(path) / RECORD_FILE).exists():  # A save replaced it during the read.
                 return self.read(path)
             raise not_found(f"checkpoint {path} not found under {self.root}") from None
         except OSError as error:
@@ -207,7 +178,7 @@ class CheckpointStore:
             pass  # damaged
         except tinker.NotFoundError:
             folder = self._folder(path)
-            if (folder / _RECORD).exists() or not os.path.lexists(folder):
+            if (folder / RECORD_FILE).exists() or not os.path.lexists(folder):
                 raise
         try:
             self._remove(self._folder(path))
@@ -227,7 +198,7 @@ class CheckpointStore:
         with self._writing(new_path) as scratch:
             shutil.copytree(self._folder(path), scratch, dirs_exist_ok=True)
             self.confirm(source)
-            _write_json(scratch / _RECORD, {**asdict(record), "format": _FORMAT})
+            write_record(scratch, record)
             _swap(scratch, self._folder(new_path))
         return record
 
@@ -246,9 +217,9 @@ class CheckpointStore:
         """Replace fields of a checkpoint's record on disk. Return the new record."""
         record = CheckpointInfo(**{**self.read(path).__dict__, **changes})
         with self._writing(path) as scratch:
-            _write_json(scratch / _RECORD, {**asdict(record), "format": _FORMAT})
+            write_record(scratch, record)
             self.confirm(record)
-            os.replace(scratch / _RECORD, self._folder(path) / _RECORD)
+            os.replace(scratch / RECORD_FILE, self._folder(path) / RECORD_FILE)
         return record
 
     def records(self, run: str | None = None) -> Iterator[CheckpointInfo]:
@@ -269,7 +240,7 @@ class CheckpointStore:
     def _name_skipped(self, name: str, error: tinker.TinkerError) -> None:
         """Log that `name` (RUN/KIND/NAME on the disk) is skipped, unless it has just been deleted or has expired."""
         place = self.root / name
-        if isinstance(error, tinker.NotFoundError) and ((place / _RECORD).exists() or not os.path.lexists(place)):
+        if isinstance(error, tinker.NotFoundError) and ((place / RECORD_FILE).exists() or not os.path.lexists(place)):
             return
         if place.parent.name in KINDS and name not in self._named:
             self._named.add(name)
@@ -320,9 +291,9 @@ class CheckpointStore:
 
         Such a folder is removed when it is older than `_STALE`. A save in progress never takes that long.
         """
-        for file in self.run_folder(run).glob(f"*/*/{_RECORD}"):
+        for file in self.run_folder(run).glob(f"*/*/{RECORD_FILE}"):
             with suppress(OSError, tinker.TinkerError):  # just deleted, or damaged (then `read` raises)
-                if _read_record(file).expired:
+                if read_record(file.parent).expired:
                     self._remove(file.parent)
         for leftover in [*self.root.glob(".writing-*"), *self.root.glob(".deleting-*")]:
             with suppress(OSError):  # the save or deletion has just finished
@@ -341,71 +312,6 @@ class CheckpointStore:
 def default_root() -> Path:
     """Return the default root folder of checkpoints, ~/.tinkerloop."""
     return Path.home() / ".tinkerloop"
-
-
-def expiry(ttl_seconds: int | None) -> str | None:
-    """Return the time `ttl_seconds` from now, in ISO format; None for None (a checkpoint that never expires).
-
-    Raises:
-        tinker.BadRequestError: `ttl_seconds` is less than one hour or more than ten years.
-    """
-    if ttl_seconds is None:
-        return None
-    if not isinstance(ttl_seconds, int | float) or not 3600 <= ttl_seconds <= 10 * 366 * 86400:
-        raise bad_request(
-            f"ttl_seconds must be None or a number from 3600 (an hour) to 316224000 (ten years), got {ttl_seconds!r}"
-        )
-    return (datetime.now(UTC) + timedelta(seconds=ttl_seconds)).isoformat()
-
-
-def metadata_of(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
-    """Return a copy of user metadata, or None for None.
-
-    Raises:
-        tinker.BadRequestError: a key or a value is not a str, as tinker's types require.
-    """
-    if metadata is None:
-        return None
-    try:
-        return TypeAdapter(dict[str, str]).validate_python(metadata, strict=True)
-    except ValidationError as error:
-        raise bad_request(f"user_metadata must be a dict from str to str: {error}") from error
-
-
-def _read_record(file: Path) -> CheckpointInfo:
-    """Read the record of a checkpoint from its checkpoint.json.
-
-    Raises:
-        tinker.RequestFailedError: (category server) the file is damaged, another program has written it, or it has a
-            format that this version does not know.
-    """
-    text = file.read_bytes()
-    try:
-        fields = json.loads(text)
-        version = fields.pop("format")
-        if version == _FORMAT:
-            record = CheckpointInfo(**{**fields, "lora": LoraSpec(**fields["lora"])})
-            _check_record(record)
-            return record
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise server_error(f"{file} is not the record of a tinkerloop checkpoint, or is damaged: {error!r}") from error
-    raise server_error(
-        f"{file} has format {version!r}, but this version of tinkerloop reads only format {_FORMAT}; open the "
-        "checkpoint with the version that saved it"
-    )
-
-
-def _check_record(record: CheckpointInfo) -> None:
-    """Raise ValueError if a field has a wrong type, or a time has no time zone."""
-    _record_type().validate_json(json.dumps(asdict(record)), strict=True)
-    for moment in (record.time, record.expires_at):
-        if moment is not None and datetime.fromisoformat(moment).tzinfo is None:
-            raise ValueError(f"the time {moment!r} has no time zone")
-
-
-@cache
-def _record_type() -> TypeAdapter[CheckpointInfo]:
-    return TypeAdapter(CheckpointInfo)
 
 
 def _load_tensors(file: Path, path: str) -> dict[str, torch.Tensor]:
@@ -446,17 +352,11 @@ def _write_tensors(folder: Path, record: CheckpointInfo, contents: CheckpointCon
         save_file(on_cpu(contents.weights), folder / _FULL, metadata={"format": "pt"})
     else:
         save_file(on_cpu(contents.weights), folder / _ADAPTER, metadata={"format": "pt"})
-        _write_json(
-            folder / _ADAPTER_CONFIG, adapter_config(record.base_model, record.lora.rank, contents.peft_targets)
-        )
+        config = adapter_config(record.base_model, record.lora.rank, contents.peft_targets)
+        (folder / _ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     if contents.moments is not None:
         flat = {f"{kind}.{name}": t for kind, named in contents.moments.items() for name, t in named.items()}
         save_file(on_cpu(flat), folder / _OPTIMIZER)
-
-
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n")
-    _flush(file)
 
 
 def _flush(path: Path) -> None:

@@ -28,13 +28,8 @@ from tinkerloop.local.nn.parameters import TrainState, Weights
 from tinkerloop.local.request_errors import CallerError, bad_request, user_error
 from tinkerloop.local.runtime.allocator import keep_freed_memory
 from tinkerloop.local.runtime.checkpoint_paths import CheckpointKind, parse_path
-from tinkerloop.local.runtime.checkpoint_store import (
-    CheckpointContents,
-    CheckpointInfo,
-    CheckpointStore,
-    default_root,
-    expiry,
-)
+from tinkerloop.local.runtime.checkpoint_record import CheckpointInfo, expiry
+from tinkerloop.local.runtime.checkpoint_store import CheckpointContents, CheckpointStore, default_root
 from tinkerloop.local.runtime.custom_loss import custom_weights
 from tinkerloop.local.runtime.device import usable_device
 from tinkerloop.local.runtime.forward_backward import ForwardBackward, run_forward_backward
