@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tinkerloop.data import JsonlFile, batches, files, load_conversations, stream, stream_conversations
+from tinkerloop.data import JsonlFile, batches, file_readers, load_conversations, stream, stream_conversations
 from tinkerloop.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
@@ -270,7 +270,7 @@ def test_a_folder_without_data_says_what_would_be_data(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_a_line_that_would_fill_the_memory_is_refused_with_a_remedy(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", len(GOOD) + 1)
+    monkeypatch.setattr(file_readers, "MAX_LINE_BYTES", len(GOOD) + 1)
     lines = f"{GOOD}\n{GOOD[:-1]}  }}\n".encode()
     (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith(".gz") else lines)
     for read in (load_conversations, lambda path: list(stream(stream_conversations(path), 1))):

@@ -26,7 +26,7 @@ def test_the_examples_of_a_readme(readme: str) -> None:
         "data.adapters",
         "data.batches",
         "data.datums",
-        "data.files",
+        "data.file_readers",
         "data.permutation",
         "data.row_checks",
         "data.split",

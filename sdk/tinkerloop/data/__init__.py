@@ -13,7 +13,8 @@ from tinkerloop.data.conversations import (
     stream_conversations,
 )
 from tinkerloop.data.datums import Datums, conversation_datums, conversation_to_datum, conversation_to_datums
-from tinkerloop.data.files import FileSource, JsonlFile, RawRow, find_files
+from tinkerloop.data.file_search import find_files
+from tinkerloop.data.files import FileSource, JsonlFile, RawRow
 from tinkerloop.data.mixing import MixedBatches, mix
 from tinkerloop.data.prefetch import Prefetched, prefetch
 from tinkerloop.data.rendering import DatumStore, render_files

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tinkerloop.data.files import load_json
+from tinkerloop.data.file_readers import load_json
 from tinkerloop.errors import DataError
 
 Adapter = Callable[[dict[str, Any]], dict[str, Any]]

@@ -19,7 +19,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from tinkerloop.data.adapters import Adapter, get_adapter, suggest_adapter
-from tinkerloop.data.files import FileSource, PathLike, RawRow, without_nulls
+from tinkerloop.data.file_readers import without_nulls
+from tinkerloop.data.file_search import PathLike
+from tinkerloop.data.files import FileSource, RawRow
 from tinkerloop.data.image_paths import resolve_images
 from tinkerloop.data.row_checks import check_conversation
 from tinkerloop.data.row_shapes import read_row

@@ -25,7 +25,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tinkerloop.data.conversations import Conversation, OnBad, Report
-from tinkerloop.data.files import without_nulls
+from tinkerloop.data.file_readers import without_nulls
 from tinkerloop.data.row_checks import check_conversation
 from tinkerloop.errors import DataError, DatumError, ImageError, RenderError, ZeroWeightError
 

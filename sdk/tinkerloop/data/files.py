@@ -1,4 +1,4 @@
-"""Read rows from files, each with its file and line: JSONL (plain, gzip, zstd), JSON arrays and parquet.
+"""Rows of files, each with its file and line, in order (`FileSource`) or by index (`JsonlFile`).
 
 A bad row raises an error only when it is parsed, so that the caller can skip and count it. A file that cannot be read
 always raises an error.
@@ -6,30 +6,18 @@ always raises an error.
 
 from __future__ import annotations
 
-import difflib
-import glob
-import gzip
 import hashlib
-import itertools
 import json
 import os
-import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from tinkerloop.data.file_readers import bounded_lines, json_name, parse_line, read_rows
+from tinkerloop.data.file_search import PathLike, find_files
 from tinkerloop.errors import DataError
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
-"""The suffixes of data files; a file with another suffix is rejected."""
-
-MAX_LINE_BYTES = 1 << 28
-"""The largest line that is read, 256 MB."""
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,106 +40,15 @@ class RawRow:
         Raises:
             DataError: the row is not a JSON object. The message gives the file and the line.
         """
-        value = _parse_line(self.raw, self.path, self.line) if isinstance(self.raw, bytes) else self.raw
+        value = parse_line(self.raw, self.path, self.line) if isinstance(self.raw, bytes) else self.raw
         if not isinstance(value, dict):
             raise DataError(
-                f"a row must be a JSON object, got {_json_name(value)}",
+                f"a row must be a JSON object, got {json_name(value)}",
                 path=self.path,
                 line=self.line,
                 remedy='write one object per line, like {"messages": [...]}',
             )
         return value
-
-
-def find_files(path: PathLike | Sequence[PathLike]) -> list[str]:
-    """Return the data files that a path matches.
-
-    A folder, and `**` in a pattern, leave out names that begin with a dot or with two underscores, as the package
-    `datasets` does. Linked folders are searched too. A folder or file that is reached in several ways is read once.
-
-    Args:
-        path: a file, a folder (subfolders are searched too), a glob pattern, or a list of these.
-
-    Returns:
-        The files in the order of the list. Files of the same folder or pattern are sorted by name.
-
-    Raises:
-        DataError: no data file matches, or a file has an unknown suffix.
-    """
-    if isinstance(path, Sequence) and not isinstance(path, str):
-        return [file for one in path for file in find_files(one)]
-    path = os.path.expanduser(os.fspath(path))
-    if os.path.isdir(path):
-        names = (os.path.join(folder, name) for folder in _folders(path) for name in _visible(folder))
-        files = _once(name for name in names if name.endswith(SUFFIXES))
-        if not files:
-            raise DataError("no data file in this folder", path=path, remedy=f"known suffixes: {', '.join(SUFFIXES)}")
-        return files
-    if os.path.exists(path):
-        files = [path]
-    elif files := _once(_glob(path)):
-        pass
-    else:
-        raise DataError("no such file", path=path, remedy=f"searched {os.getcwd()}{_did_you_mean(path)}")
-    for file in files:
-        if not file.endswith(SUFFIXES):
-            raise DataError("unknown file suffix", path=file, remedy=f"known suffixes: {', '.join(SUFFIXES)}")
-    return files
-
-
-def _glob(pattern: str) -> Iterator[str]:
-    """Yield the paths that a pattern matches. `glob.glob` would follow a link to its own folder 40 levels deep."""
-    parts = pattern.replace(os.altsep or os.sep, os.sep).split(os.sep)
-    if "**" not in parts:
-        yield from glob.iglob(pattern)
-        return
-    first = parts.index("**")
-    rest = os.sep.join(parts[first + 1 :]) or "*"
-    for root in glob.glob(os.sep.join(parts[:first]) + os.sep) if first else [""]:
-        for folder in _folders(root) if os.path.isdir(root or ".") else ():
-            yield from _glob(os.path.join(glob.escape(folder), rest))
-
-
-def _folders(root: str) -> Iterator[str]:
-    """Yield a folder and the folders in it, each once. A linked folder comes after those that are not linked."""
-    seen, folders, linked = set(), [root], []
-    while folders or linked:
-        folder = (folders or linked).pop()
-        real = os.path.realpath(folder or ".")
-        if real in seen:
-            continue
-        seen.add(real)
-        yield folder
-        for name in _visible(folder):
-            inner = os.path.join(folder, name)
-            if os.path.isdir(inner):
-                (linked if os.path.islink(inner) else folders).append(inner)
-
-
-def _visible(folder: str) -> list[str]:
-    """Return the sorted names in a folder that are not hidden, such as `.git`, `._a.jsonl` or `__MACOSX`."""
-    try:
-        return sorted(name for name in os.listdir(folder or ".") if not name.startswith((".", "__")))
-    except OSError as error:
-        raise DataError(f"the folder cannot be read: {error}", path=folder, remedy="check its permissions") from error
-
-
-def _once(paths: Iterable[str]) -> list[str]:
-    """Return the files among the paths, sorted by name, without further names of the same file."""
-    files: dict[str, str] = {}
-    for path in sorted(paths):
-        if os.path.islink(path) and not os.path.exists(path):
-            raise DataError("the link leads to no file", path=path, remedy="repair the link or remove it")
-        if os.path.isfile(path):
-            files.setdefault(os.path.realpath(path), path)
-    return list(files.values())
-
-
-def _did_you_mean(path: str) -> str:
-    folder, name = os.path.split(path)
-    names = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {os.path.join(folder, near[0])}?" if near else ""
 
 
 class FileSource:
@@ -235,7 +132,7 @@ class OpenFiles:
         while self._file < len(self._files):
             path = self._files[self._file]
             if self._reading is None:
-                self._reading = _reader(path)(path, self._row, self._offset)
+                self._reading = read_rows(path, self._row, self._offset)
             try:
                 self._row, self._offset, raw = next(self._reading)
             except StopIteration:
@@ -276,7 +173,7 @@ class JsonlFile(Sequence[Any]):
         self._offsets, self._lines = array("q"), array("q")
         digest, offset = hashlib.blake2b(digest_size=8), 0
         with open(self.path, "rb") as file:
-            for number, line in enumerate(_lines(file, self.path), start=1):
+            for number, line in enumerate(bounded_lines(file, self.path), start=1):
                 digest.update(line)
                 if not line.isspace():
                     self._offsets.append(offset)
@@ -297,185 +194,3 @@ class JsonlFile(Sequence[Any]):
         with open(self.path, "rb") as file:
             file.seek(offset)
             return self._parse(RawRow(self.path, line, file.readline()))
-
-
-# Readers. Arguments: path, number of rows already read, byte offset at which to continue.
-# Yield: row number from 1, byte offset after the row, raw row. ------------------------------------------------------
-
-
-def _reader(path: str) -> Callable[[str, int, int], Iterator[tuple[int, int, Any]]]:
-    if path.endswith(".parquet"):
-        return _read_parquet
-    return _read_array if path.endswith(".json") else _read_lines
-
-
-def _read_lines(path: str, row: int, offset: int) -> Iterator[tuple[int, int, bytes]]:
-    plain = path.endswith(".jsonl")
-    try:
-        with _open(path) as file:
-            if plain:
-                file.seek(offset)
-            else:
-                next(itertools.islice(_lines(file, path), row, row), None)  # read the first `row` lines and drop them
-            for number, line in enumerate(_lines(file, path, row), start=row + 1):
-                offset += len(line)
-                if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                    raise DataError("the file is UTF-16", path=path, remedy="convert it to UTF-8")
-                if not line.isspace():
-                    yield number, offset, line
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"the file cannot be read: {error}", path=path, remedy="check that the file is complete"
-        ) from error
-
-
-def _lines(file: IO[bytes], path: str, row: int = 0) -> Iterator[bytes]:
-    """Yield the lines of a file. A small compressed file may contain a line that does not fit into memory."""
-    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=row + 1):
-        if len(line) > MAX_LINE_BYTES:
-            raise DataError(
-                f"the line has more than {MAX_LINE_BYTES:,} bytes",
-                path=path,
-                line=number,
-                remedy="check that it is data; to read it, raise tinkerloop.data.files.MAX_LINE_BYTES",
-            )
-        yield line
-
-
-def _open(path: str) -> IO[bytes]:
-    if path.endswith(".gz"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.endswith(".zst"):
-        return _open_zstd(path)
-    return open(path, "rb")
-
-
-def _open_zstd(path: str) -> IO[bytes]:
-    import io
-
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise _needs("pyarrow", path) from error
-    # pyarrow raises an error for a truncated file; the package zstandard would treat it as complete.
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(path), "zstd"))  # type: ignore[arg-type]
-
-
-def _read_array(path: str, row: int, offset: int) -> Iterator[tuple[int, int, Any]]:
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"the file cannot be read: {error}", path=path) from error
-    try:
-        text = content.decode("utf-8-sig")
-        rows = load_json(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"the file is not JSON: {error}", path=path, remedy="rename a file with one object per line to .jsonl"
-        ) from error
-    if not isinstance(rows, list):
-        raise DataError(
-            f"a .json file must contain an array of rows, got {_json_name(rows)}",
-            path=path,
-            remedy="rename a file with one object per line to .jsonl",
-        )
-    for number, value in enumerate(rows[row:], start=row + 1):
-        yield number, 0, value
-
-
-def _read_parquet(path: str, row: int, offset: int) -> Iterator[tuple[int, int, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise _needs("pyarrow", path) from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if number + rows <= row:
-                number += rows
-                continue
-            for batch in file.iter_batches(batch_size=512, row_groups=[group]):
-                for value in batch.to_pylist():
-                    number += 1
-                    if number > row:
-                        yield number, 0, without_nulls(value)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"the file cannot be read: {error}", path=path, remedy="check that the file is parquet and complete"
-        ) from error
-
-
-def without_nulls(value: Any) -> Any:
-    """Return a copy of the value without the dictionary entries that are null, at any depth.
-
-    In a table, every row has every field of a nested type, so a null means that the field is absent.
-
-    >>> without_nulls({"role": "user", "tool_calls": None, "content": [{"type": "text", "text": "a", "image": None}]})
-    {'role': 'user', 'content': [{'type': 'text', 'text': 'a'}]}
-    """
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [without_nulls(item) for item in value]
-    return value
-
-
-# Parsing of one line ---------------------------------------------------------------------------------------------
-
-
-def load_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: the text is not JSON, contains NaN or an infinity, or an object has a key twice.
-        RecursionError: the value is nested too deeply.
-    """
-    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
-
-
-def _parse_line(line: bytes, path: str, number: int) -> Any:
-    try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"the line is not UTF-8 at byte {error.start}", path=path, line=number, remedy="convert the file to UTF-8"
-        ) from error
-    try:
-        return load_json(text)
-    except json.JSONDecodeError as error:
-        cut = text.startswith("{") and not text.endswith(("}", "\n"))
-        remedy = "the file seems to be cut off here" if cut else "write one JSON object per line"
-        raise DataError(
-            f"the line is not JSON: {error.msg} at column {error.colno}", path=path, line=number, remedy=remedy
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the line is JSON that cannot be used: {error}", path=path, line=number) from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {repeated!r} occurs more than once in one object")
-    return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number in JSON")
-
-
-def _json_name(value: Any) -> str:
-    names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null", dict: "an object"}
-    return names.get(type(value), "a number")
-
-
-def _needs(package: str, path: str) -> DataError:
-    return DataError(
-        f"reading this file requires the package {package}", path=path, remedy="pip install 'tinkerloop-sdk[data]'"
-    )

@@ -33,7 +33,8 @@ from tinkerloop._lazy import tinker
 from tinkerloop.data.adapters import get_adapter
 from tinkerloop.data.conversations import OnBad, Report, Skipped, check_ignore_keys, is_hub_name, parse_conversation
 from tinkerloop.data.datums import OnLong, Split, TooLong, check_choices, check_rendering, render_conversation
-from tinkerloop.data.files import FileSource, PathLike, RawRow, find_files
+from tinkerloop.data.file_search import PathLike, find_files
+from tinkerloop.data.files import FileSource, RawRow
 from tinkerloop.errors import DataError, RenderError
 
 if TYPE_CHECKING:

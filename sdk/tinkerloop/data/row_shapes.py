@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from tinkerloop.data.files import load_json
+from tinkerloop.data.file_readers import load_json
 from tinkerloop.errors import DataError
 from tinkerloop.message_checks import MESSAGE_KEYS, is_empty
 
