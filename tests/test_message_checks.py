@@ -157,7 +157,10 @@ CASES: dict[str, list[Any]] = {
         function({}),
         call(ToolCall(ToolCall.FunctionBody("f", ""))),
     ],
-    "arguments that are not JSON": [
+    "arguments that are not JSON, or repeat a key": [
+        function('{"a": 1, "a": 2}'),
+        function('{"a": [{"b": 1, "b": 1}]}'),
+        function('{"a": 1e999}'),
         function('{"a":'),
         function("f(1)"),
         function(" "),

@@ -11,7 +11,6 @@ This is the only validator; data loading, renderers and episodes all use it. It 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, Image, Message, ToolCall, ToolSpec, UnparsedToolCall
+from tinkerloop.strict_json import STRICT_JSON
 
 MESSAGE_KEYS = frozenset(Message.__annotations__) | {"reasoning_content", "reasoning", "thinking"}
 """The keys that a message may have. A renderer raises for any other key whose value is not empty."""
@@ -290,17 +290,6 @@ def _check_call(call: Any, index: int) -> ToolCall:
     return call
 
 
-def _finite(number: str) -> float:
-    value = float(number)
-    return value if math.isfinite(value) else _refuse_constant(number)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number, which must be finite")
-
-
-STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-"""JSON decoder that rejects NaN and infinities, which Python's decoder accepts but strict JSON cannot express."""
 _scan_json: Any = vars(STRICT_JSON)["scan_once"]  # takes half the time of `decode`, which also skips white space
 _write_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 

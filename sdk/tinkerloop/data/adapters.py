@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tinkerloop.data.file_readers import load_json
 from tinkerloop.errors import DataError
+from tinkerloop.strict_json import STRICT_JSON
 
 Adapter = Callable[[dict[str, Any]], dict[str, Any]]
 """A function from a row to the same row with a key "messages"; it raises DataError if it cannot convert the row."""
@@ -156,7 +156,7 @@ def _calls(value: Any) -> list[Any]:
 
 def _read_json(text: str, name: str) -> Any:
     try:
-        return load_json(text)
+        return STRICT_JSON.decode(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name} must be JSON, got {text[:80]!r}: {error}") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tinkerloop.errors import DataError
+from tinkerloop.strict_json import STRICT_JSON
 
 MAX_LINE_BYTES = 1 << 28
 """The largest line that is read, 256 MB."""
@@ -98,7 +99,7 @@ def _read_array(path: str, row: int) -> RawRows:
         raise DataError(f"the file cannot be read: {error}", path=path) from error
     try:
         text = content.decode("utf-8-sig")
-        rows = load_json(text)
+        rows = STRICT_JSON.decode(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"the file is not JSON: {error}", path=path, remedy="rename a file with one object per line to .jsonl"
@@ -156,21 +157,11 @@ def without_nulls(value: Any) -> Any:
 # ---- parsing of one line
 
 
-def load_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: the text is not JSON, contains NaN or an infinity, or an object has a key twice.
-        RecursionError: the value is nested too deeply.
-    """
-    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
-
-
 def parse_line(line: bytes, path: str, number: int) -> Any:
     """Return the value of a line of JSON.
 
     Raises:
-        DataError: the line is not UTF-8, or not JSON as `load_json` reads it.
+        DataError: the line is not UTF-8, or not JSON as `STRICT_JSON` reads it.
     """
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -179,7 +170,7 @@ def parse_line(line: bytes, path: str, number: int) -> Any:
             f"the line is not UTF-8 at byte {error.start}", path=path, line=number, remedy="convert the file to UTF-8"
         ) from error
     try:
-        return load_json(text)
+        return STRICT_JSON.decode(text)
     except json.JSONDecodeError as error:
         cut = text.startswith("{") and not text.endswith(("}", "\n"))
         remedy = "the file seems to be cut off here" if cut else "write one JSON object per line"
@@ -188,19 +179,6 @@ def parse_line(line: bytes, path: str, number: int) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"the line is JSON that cannot be used: {error}", path=path, line=number) from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {repeated!r} occurs more than once in one object")
-    return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number in JSON")
 
 
 def json_name(value: Any) -> str:

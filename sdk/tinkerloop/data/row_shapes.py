@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from tinkerloop.data.file_readers import load_json
 from tinkerloop.errors import DataError
 from tinkerloop.message_checks import MESSAGE_KEYS, is_empty
+from tinkerloop.strict_json import STRICT_JSON
 
 # fmt: off
 BOOKKEEPING_KEYS = frozenset({
@@ -84,7 +84,7 @@ def _listed(value: Any, name: str) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
-        return load_json(value)
+        return STRICT_JSON.decode(value)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is JSON text that cannot be read: {error}") from error
 

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinkerloop.errors import RenderError
-from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.pieces import Part, Pieces, markup, text
 from tinkerloop.renderers.tool_arguments import arguments_of, checked_name, write_arguments
+from tinkerloop.strict_json import STRICT_JSON
 
 QUOTE = '<|"|>'
 

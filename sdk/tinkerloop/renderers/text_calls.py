@@ -23,9 +23,9 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
-from tinkerloop.renderers.tool_arguments import arguments_of, checked_name, is_object, write_arguments
+from tinkerloop.renderers.tool_arguments import arguments_of, checked_name, is_object, read_keywords, write_arguments
+from tinkerloop.strict_json import STRICT_JSON
 
 PYTHON_TAG = "<|python_tag|>"
 
@@ -242,13 +242,11 @@ def _parse_python(source: str) -> ast.expr | None:
 def _read_python_call(function: ast.expr, call: ast.Call, raw: str) -> ToolCall | None:
     """Return a call with literal keyword arguments, or None for another expression."""
     try:
-        arguments = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in call.keywords}
-        written = write_arguments(arguments)
-        is_same = STRICT_JSON.decode(written) == arguments  # not for tuples, sets, bytes and infinities
+        written = write_arguments(read_keywords(call))
         name = ast.unparse(function)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
-    if call.args or "" in arguments or not is_same or not re.fullmatch(r"[\w.]+", name):
+    if not re.fullmatch(r"[\w.]+", name):
         return None
     read = _checked(ToolCall(ToolCall.FunctionBody(name, written)), raw)
     return read if isinstance(read, ToolCall) else None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinkerloop.errors import RenderError
-from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec
+from tinkerloop.strict_json import STRICT_JSON, unique_dict
 
 _PLAIN_NAME = re.compile(r"[^\s\"'\\<>{}]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -112,6 +113,24 @@ def _value_of(written: str, *, python: bool) -> Any:
     except (ValueError, RecursionError):
         return written
     return written if isinstance(value, str) else value
+
+
+def read_keywords(call: ast.Call) -> dict[str, Any]:
+    """Return the arguments of a call in Python: `f(a=1, b=["x"])` -> {"a": 1, "b": ["x"]}.
+
+    Raises:
+        ValueError: an argument has no name, is not a literal or not a value of JSON, or a name or a key is repeated.
+            For some of these it is TypeError, and RecursionError or MemoryError for values that are nested too deeply.
+    """
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise ValueError("expected NAME(KEY=VALUE, ...)")
+    for node in ast.walk(call):
+        if isinstance(node, ast.Dict):
+            unique_dict([(ast.literal_eval(key), None) for key in node.keys if key is not None])
+    arguments = unique_dict([(str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in call.keywords])
+    if STRICT_JSON.decode(json.dumps(arguments)) != arguments:
+        raise ValueError("an argument has no equal in JSON, such as a tuple")
+    return arguments
 
 
 _JSON_TYPES: dict[str, Any] = {

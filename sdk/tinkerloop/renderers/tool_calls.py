@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinkerloop.errors import RenderError
-from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, text
 from tinkerloop.renderers.tool_arguments import (
@@ -28,6 +27,7 @@ from tinkerloop.renderers.tool_arguments import (
     schema_allows,
     write_arguments,
 )
+from tinkerloop.strict_json import STRICT_JSON, unique_dict
 
 # ---- JSON in tags: Qwen3
 
@@ -118,7 +118,7 @@ def read_xml_call(
     if call is None:
         return UnparsedToolCall(body, "expected <function=NAME> ... </function>")
     root, schemas = declared_schemas(call[1], tools)
-    arguments: dict[str, Any] = {}
+    arguments: list[tuple[str, Any]] = []
     position = 0
     for parameter in _XML_PARAMETER.finditer(call[2]):
         if call[2][position : parameter.start()].strip():
@@ -131,11 +131,11 @@ def read_xml_call(
                 schema is not None and schema_allows(schema, value, root) and not schema_allows(schema, written, root)
             )
             value = value if is_declared else written
-        arguments[parameter[1]] = value
+        arguments.append((parameter[1], value))
         position = parameter.end()
     if call[2][position:].strip():
         return UnparsedToolCall(body, f"not a parameter: {call[2][position:].strip()[:80]!r}")
-    return ToolCall(ToolCall.FunctionBody(call[1], write_arguments(arguments)))
+    return _call_of(body, call[1], arguments)
 
 
 # ---- keys and values in tags that are control tokens: GLM
@@ -168,8 +168,15 @@ def read_keyed_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> To
     if not name or len(inside) % 2 or any(between) or len(inside) != len(between):
         return UnparsedToolCall("".join(fields), "expected a name and pairs of keys and values")
     root, schemas = declared_schemas(name, tools)
-    arguments = {k: read_value(v, schemas.get(k), root) for k, v in zip(inside[::2], inside[1::2], strict=True)}
-    return ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments)))
+    arguments = [(k, read_value(v, schemas.get(k), root)) for k, v in zip(inside[::2], inside[1::2], strict=True)]
+    return _call_of("".join(fields), name, arguments)
+
+
+def _call_of(raw: str, name: str, arguments: Sequence[tuple[str, Any]]) -> ToolCall | UnparsedToolCall:
+    try:
+        return ToolCall(ToolCall.FunctionBody(name, write_arguments(unique_dict(arguments))))
+    except ValueError as error:
+        return UnparsedToolCall(raw, str(error))
 
 
 # ---- a name and JSON, divided by a control token: DeepSeek, Kimi

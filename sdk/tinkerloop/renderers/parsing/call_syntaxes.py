@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from tinkerloop.message_checks import STRICT_JSON
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
-from tinkerloop.renderers.tool_arguments import declared_schemas, is_object, read_value, write_arguments
+from tinkerloop.renderers.tool_arguments import declared_schemas, is_object, read_keywords, read_value, write_arguments
 from tinkerloop.renderers.tool_calls import name_in_id, read_xml_call
+from tinkerloop.strict_json import STRICT_JSON, unique_dict
 
 Calls = Sequence[ToolCall | UnparsedToolCall]
 Reader = Callable[[str, Sequence[ToolSpec]], Calls]
@@ -73,8 +73,13 @@ def _json_values(body: str) -> Iterator[Any]:
 
 def _json_call(value: Any) -> ToolCall | None:
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
-        value = value | value["function"]
+        outside = {key: value[key] for key in value if key != "function"}
+        if outside.keys() & value["function"].keys():
+            return None
+        value = outside | value["function"]
     if not isinstance(value, dict) or not _KEYS.issuperset(value):
+        return None
+    if any(len(value.keys() & set(keys)) > 1 for keys in (_NAMES, _ARGUMENTS, _IDS)):  # one of them would be lost
         return None
     name = next((value[key] for key in _NAMES if key in value), None)
     arguments = next((value[key] for key in _ARGUMENTS if key in value), {})
@@ -118,6 +123,8 @@ def read_invokes(body: str, tools: Sequence[ToolSpec] = ()) -> Calls:
         root, schemas = declared_schemas(name, tools)
         arguments: dict[str, Any] = {}
         for _, key, is_string, value in _INVOKED.findall(inside):
+            if key in arguments:
+                return _unparsed(body, f"the argument {key!r} occurs more than once")
             arguments[key] = value if is_string == "true" else read_value(value, schemas.get(key), root)
             if is_string == "false":  # JSON, also where the declared type is a string
                 with contextlib.suppress(ValueError, RecursionError):
@@ -142,7 +149,10 @@ def read_keys(body: str, tools: Sequence[ToolSpec] = ()) -> Calls:
     if not re.fullmatch(r"[^\s<>{}\"]+", name) or _KEYED.sub("", body).strip() != name or bool(tag) != bool(pairs):
         return _unparsed(body, "expected a name and pairs of keys and values")
     root, schemas = declared_schemas(name, tools)
-    return [_call(name, {key: read_value(value, schemas.get(key), root) for key, value in pairs})]
+    try:
+        return [_call(name, unique_dict([(key, read_value(value, schemas.get(key), root)) for key, value in pairs]))]
+    except ValueError as error:
+        return _unparsed(body, str(error))
 
 
 # ---- a name and JSON
@@ -197,11 +207,11 @@ def read_python(body: str, tools: Sequence[ToolSpec] = ()) -> Calls:
 
 
 def _python_call(node: ast.expr) -> ToolCall:
-    if not isinstance(node, ast.Call) or node.args or any(keyword.arg is None for keyword in node.keywords):
+    if not isinstance(node, ast.Call):
         raise ValueError("expected NAME(KEY=VALUE, ...)")
-    arguments = {str(k.arg): ast.literal_eval(_with_json_names(k.value)) for k in node.keywords}
-    json.dumps(arguments)  # raises for a set, bytes or a complex number
-    return _call(ast.unparse(node.func), arguments)
+    for keyword in node.keywords:
+        keyword.value = _with_json_names(keyword.value)
+    return _call(ast.unparse(node.func), read_keywords(node))
 
 
 def _with_json_names(node: ast.expr) -> ast.expr:
@@ -249,6 +259,8 @@ def _gemma_object(body: str, at: int) -> tuple[dict[str, Any], int]:
             if not colon:
                 raise ValueError(f"expected a key at character {at}")
             at += len(key)
+        if key in values:
+            raise ValueError(f"the key {key!r} occurs more than once in one object")
         values[key], at = _gemma_value(body, at + 1)
         at = _gemma_comma(body, at, "}")
     return values, at + 1
