@@ -25,6 +25,7 @@ def test_the_examples_of_a_readme(readme: str) -> None:
         "message_checks",
         "data.adapters",
         "data.batches",
+        "data.content",
         "data.datums",
         "data.file_readers",
         "data.permutation",

@@ -10,7 +10,6 @@ print(conversations.report)                                              # 3 of 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from tinkerloop.data.adapters import Adapter, get_adapter, suggest_adapter
+from tinkerloop.data.content import content_text
 from tinkerloop.data.file_readers import without_nulls
 from tinkerloop.data.file_search import PathLike
 from tinkerloop.data.files import FileSource, RawRow
@@ -51,7 +51,7 @@ class Conversation:
     @property
     def key(self) -> str:
         """A hash of the messages and the tools; equal conversations have equal hashes."""
-        content = json.dumps([self.messages, self.tools], sort_keys=True, default=repr)
+        content = content_text([self.messages, self.tools])
         return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

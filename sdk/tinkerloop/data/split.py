@@ -8,11 +8,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tinkerloop.data.batches import fingerprint_of
+from tinkerloop.data.content import content_text
 from tinkerloop.errors import DataError
 
 
@@ -87,4 +87,4 @@ def train_test_split(
 
 def _content(row: Any) -> str:
     row_key = getattr(row, "key", None)
-    return row_key if isinstance(row_key, str) else json.dumps(row, sort_keys=True, default=repr)
+    return row_key if isinstance(row_key, str) else content_text(row)

@@ -142,6 +142,19 @@ def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     return (height, width) if _orientation(pil_image) >= 5 else (width, height)
 
 
+def image_content(pil_image: Image.Image) -> bytes:
+    """Return bytes that are equal for equal PIL images, in every process, and different for others.
+
+    They are those of the file, if the image was opened from one and not changed. Otherwise they are all of the image
+    that `image_chunk` uses.
+    """
+    if file := _file_behind(pil_image):
+        return file
+    shown = pil_image.mode, pil_image.size, pil_image.info.get("transparency"), _orientation(pil_image)
+    palette = b"" if pil_image.palette is None else pil_image.palette.tobytes()
+    return repr(shown).encode() + palette + pil_image.tobytes()
+
+
 # ---- sources
 
 
