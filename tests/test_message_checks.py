@@ -63,12 +63,22 @@ CASES: dict[str, list[Any]] = {
     ],
     "a bookkeeping key (`id`, `timestamp`, `source`)": [user("q", id=0), user("q", timestamp="now", source="x")],
     "any other unknown key with a value": [user("q", colour="red"), reply(score=0), user("q", images=["a.png"])],
+    "an unknown key with a value in a part or a call (`max_pixels`, `cache_control`, `parameters`)": [
+        user([{"type": "text", "text": "q", "cache_control": {"type": "ephemeral"}}]),
+        user([{"type": "image", "image": IMAGE, "max_pixels": 1024}]),
+        reply([{"type": "text", "text": "a", "weight": 0.0}]),
+        call({"name": "f", "arguments": {}, "parameters": {"a": 1}}),
+        function({"a": 1}, result="3"),
+        call({"function": {"name": "f", "arguments": "{}", "output": "3"}}),
+        call({"function": {"name": "f", "arguments": "{}"}, "name": "g"}),
+    ],
     "the flag `loss`, `train` or `training` of a reply": [reply(loss=False), reply(train=True), reply(training=0)],
-    "such a flag that is not true or false, or that trains another role": [
+    "such a flag that is not true or false, contradicts `weight`, or trains another role": [
         reply(loss=0.5),
         reply(train="yes"),
         reply(loss=True, train=False),
         reply(loss=False, weight=2),
+        reply(loss=True, weight=0),
         user("q", train=True),
     ],
     "a call under `function_call`, and a result of the role `function`": [
@@ -106,6 +116,9 @@ CASES: dict[str, list[Any]] = {
     "an image part without an image": [
         user([{"type": "image", "image": ""}]),
         user([{"type": "image_url", "image_url": {}}]),
+    ],
+    'an image URL with a `detail` other than "auto"': [
+        user([{"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}}]),
     ],
     "an image, in a chat format without images": [user([{"type": "image", "image": IMAGE}])],
     "content of another type": [user(3), user({"text": "a"}), user(b"q"), user({"type": "text", "text": "a"})],

@@ -11,7 +11,7 @@ This is the only validator; data loading, renderers and episodes all use it. It 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,14 @@ MESSAGE_KEYS = frozenset(Message.__annotations__) | {"reasoning_content", "reaso
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _KEYS_OF_A_CALLING_REPLY = frozenset({"role", "content", "tool_calls"})
-_KEYS_OF_A_CALL = frozenset({"name", "arguments", "id", "type", "index", "function"})
 _PART_KINDS = ("text", "thinking", "image", "image_url")
+KEYS_OF_A_CALL = frozenset({"name", "arguments", "id", "type", "index", "function"})
+"""The keys that a tool call may have: its own, and those of its function, which may be written in it."""
+KEYS_OF_A_FUNCTION = frozenset({"name", "arguments"})
+"""The keys that the function of a tool call may have."""
+_KEYS_BESIDE_A_FUNCTION = KEYS_OF_A_CALL - KEYS_OF_A_FUNCTION
+KEYS_OF_A_PART = frozenset({"type", *_PART_KINDS})
+"""The keys that a part of a message's content may have."""
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 _KEEP_UNPARSED = "keep a sampled call that is not JSON as text under 'unparsed_tool_calls'"
 
@@ -132,10 +138,7 @@ def read_message(message: Any, index: int = 0) -> ChatMessage:
     if not isinstance(role, str):
         raise _fail(index, f"'role' must be a string, got {role!r}")
     if not MESSAGE_KEYS.issuperset(message):
-        unknown = sorted(str(key) for key in message if key not in MESSAGE_KEYS and not is_empty(message[key]))
-        if unknown:
-            known = ", ".join(sorted(MESSAGE_KEYS))
-            raise _fail(index, f"unknown keys {', '.join(unknown)}", f"remove them; known keys: {known}")
+        _refuse_other_keys(message, MESSAGE_KEYS, "", index)
 
     parts, thinking = _read_content(content, index)
     given = [_string(message, key, index) for key in _REASONING_KEYS if message.get(key) is not None]
@@ -206,8 +209,10 @@ def _read_content(content: Any, index: int) -> tuple[tuple[str | Image, ...], li
         if not isinstance(kind, str) or kind not in _PART_KINDS:
             shown = repr(kind) if kind is not None else f"a {type(part).__name__} without a type"
             raise _fail(index, f"unknown content part {shown}", f'its "type" must be one of {", ".join(_PART_KINDS)}')
-        if len(part) > 2 and (others := [k for k in _PART_KINDS if k != kind and not is_empty(part.get(k))]):
-            raise _fail(index, f"a {kind} part also has {', '.join(others)}", "write one part for each")
+        if len(part) > 2:
+            if others := [k for k in _PART_KINDS if k != kind and not is_empty(part.get(k))]:
+                raise _fail(index, f"a {kind} part also has {', '.join(others)}", "write one part for each")
+            _refuse_other_keys(part, KEYS_OF_A_PART, f"a {kind} part", index)
         value: Any = part.get(kind)
         if kind in ("text", "thinking"):
             if not isinstance(value, str):
@@ -223,11 +228,22 @@ def _read_content(content: Any, index: int) -> tuple[tuple[str | Image, ...], li
                 raise _fail(index, "a thinking part comes after text or an image", "put the thinking part first")
             thinking.append(value)
         else:
-            source = value.get("url") if kind == "image_url" and isinstance(value, Mapping) else value
+            source = value
+            if kind == "image_url" and isinstance(value, Mapping):
+                source = value.get("url")
+                known = ("url", "detail") if value.get("detail") == "auto" else ("url",)  # what it means without it
+                _refuse_other_keys(value, known, "an image_url", index)
             if source is None or (isinstance(source, (str, bytes, list, dict)) and not source):
                 raise _fail(index, f'an {kind} part needs an image under "{kind}", got {value!r}')
             parts.append(Image(source))
     return tuple(parts), thinking
+
+
+def _refuse_other_keys(given: Mapping[str, Any], known: Collection[str], place: str, index: int) -> None:
+    """Raise `MessageError` for a key that is not known and whose value is not empty."""
+    if unknown := sorted(str(key) for key in given if key not in known and not is_empty(given[key])):
+        remedy = f"remove them; known keys: {', '.join(sorted(known))}"
+        raise _fail(index, f"{place}{' has ' if place else ''}unknown keys {', '.join(unknown)}", remedy)
 
 
 def _utf8(text: str, index: int) -> str:
@@ -259,6 +275,11 @@ def _read_call(call: Any, index: int) -> ToolCall:
             _check_arguments(name, arguments, index)
     else:
         arguments = _write_arguments(name, arguments, body, index)
+    known = KEYS_OF_A_CALL if body is call else _KEYS_BESIDE_A_FUNCTION
+    if not known.issuperset(call):
+        _refuse_other_keys(call, known, f"the call of {name!r}", index)
+    if body is not call and not KEYS_OF_A_FUNCTION.issuperset(body):
+        _refuse_other_keys(body, KEYS_OF_A_FUNCTION, f"the function of the call of {name!r}", index)
     call_id = call.get("id")
     if call_id is not None and not (type(call_id) is str and call_id.isascii()):
         _string(call, "id", index)
@@ -317,7 +338,7 @@ def _check_arguments(name: str, arguments: str, index: int) -> None:
 def _write_arguments(name: str, arguments: Any, body: Mapping[str, Any], index: int) -> str:
     """Write arguments as JSON text, for arguments that are not a plain `str` yet. Absent and empty ones become `{}`."""
     if arguments is None or arguments == "":
-        others = sorted(str(key) for key in body if key not in _KEYS_OF_A_CALL and not is_empty(body[key]))
+        others = sorted(str(key) for key in body if key not in KEYS_OF_A_CALL and not is_empty(body[key]))
         if others:  # arguments under another key, such as "parameters", would be lost
             raise _fail(index, f"the call of {name!r} needs 'arguments', got {', '.join(others)} instead", _CALL_SHAPE)
         return "{}"

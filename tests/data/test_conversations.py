@@ -194,7 +194,10 @@ def test_system_prompts_and_inputs_of_other_rows_are_kept(tmp_path):
         ("sharegpt", {"conversations": [{"from": "function_call", "value": "f("}]}, "a function_call must be JSON"),
         ("alpaca", {"instruction": "hi"}, "needs a key 'output'"),
         ("alpaca", {"instruction": "a", "output": "b", "history": ["hi"]}, "must be a list of pairs"),
+        ("alpaca", {"instruction": "a", "input": 0, "output": "b"}, "input must be a string, got a int"),
+        ("alpaca", {"instruction": ["a"], "input": "c", "output": "b"}, "instruction must be a string, got a list"),
         ("prompt_completion", {"prompt": "a", "completion": "b", "response": "c"}, "both 'completion' and 'response'"),
+        ("prompt_completion", {"prompt": "a", "completion": "b", "label": False}, "the row has 'label', which nothing"),
         ("alpaca", {"instruction": "a", "output": "b", "messages": [USER]}, "has 'messages' beside the keys"),
     ],
 )
@@ -208,6 +211,26 @@ def test_bookkeeping_keys_of_messages_are_left_out_and_counted(tmp_path):
     conversations = load_conversations(write(tmp_path / "a.jsonl", rows))
     assert conversations[0].messages == [USER, REPLY]
     assert str(conversations.report) == "1 rows, all used; message keys ignored: id (2), source (1)"
+
+
+def test_keys_of_parts_and_calls_are_left_out_and_counted_like_those_of_messages(tmp_path):
+    part = {"type": "text", "text": "q", "cache_control": {"type": "ephemeral"}, "id": "p"}
+    call = {"id": "c", "function": {"name": "f", "arguments": "{}", "output": "3"}, "timestamp": 7}
+    rows = [{"messages": [{"role": "user", "content": [part]}, {**REPLY, "tool_calls": [call]}]}]
+    with pytest.raises(DataError, match=r"messages\[0\]: nothing reads 'cache_control'"):
+        load_conversations(rows)
+    (conversation,) = loaded = load_conversations(rows, ignore_keys=["cache_control", "output"])
+    assert conversation.messages[0]["content"] == [{"type": "text", "text": "q"}]
+    assert conversation.messages[1]["tool_calls"] == [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]
+    assert loaded.report.ignored_keys == {"id": 1, "cache_control": 1, "output": 1, "timestamp": 1}
+
+
+@pytest.mark.parametrize("column", [{"weight": 0.5}, {"sample_weight": 2}, {"label": True}])
+def test_a_column_that_says_how_to_train_a_row_is_refused_unless_it_is_named(column):
+    rows = [{"messages": [USER, REPLY], **column}]
+    with pytest.raises(DataError, match="which nothing reads"):
+        load_conversations(rows)
+    assert load_conversations(rows, ignore_keys=list(column))[0].extra == column
 
 
 @pytest.mark.parametrize("load", [load_conversations, lambda *a, **k: list(stream_conversations(*a, **k))])

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tinkerloop.errors import DataError
+from tinkerloop.message_checks import is_empty
 from tinkerloop.strict_json import STRICT_JSON
 
 Adapter = Callable[[dict[str, Any]], dict[str, Any]]
@@ -87,17 +88,22 @@ def alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
     message. An optional `history`, a list of pairs of an instruction and an output, becomes the messages before.
 
     Raises:
-        DataError: `instruction` or `output` is missing, or `history` is not a list of pairs.
+        DataError: `instruction` or `output` is missing, `input` is not a string, or `history` is not a list of pairs.
     """
     instruction, output = _one(row, "instruction"), _one(row, "output")
-    context = row.get("input") or ""
-    user = f"{instruction}\n\n{context}" if context else instruction
+    context = row.get("input")
+    if isinstance(context, str) and context:
+        if not isinstance(instruction, str):
+            raise DataError(f"instruction must be a string, got a {type(instruction).__name__}")
+        instruction = f"{instruction}\n\n{context}"
+    elif not is_empty(context):
+        raise DataError(f"input must be a string, got a {type(context).__name__}")
     messages = []
     for turn in row.get("history") or []:
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise DataError(f"history must be a list of pairs [instruction, output], got {str(turn)[:80]}")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-    messages += [{"role": "user", "content": user}, {"role": "assistant", "content": output}]
+    messages += [{"role": "user", "content": instruction}, {"role": "assistant", "content": output}]
     return _row(row, [*_system(row), *messages], "instruction", "input", "output", "system", "history")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from tinkerloop.errors import DataError
-from tinkerloop.message_checks import MESSAGE_KEYS, is_empty
+from tinkerloop.message_checks import KEYS_OF_A_CALL, KEYS_OF_A_FUNCTION, KEYS_OF_A_PART, MESSAGE_KEYS, is_empty
 from tinkerloop.strict_json import STRICT_JSON
 
 # fmt: off
@@ -26,8 +26,8 @@ BOOKKEEPING_KEYS = frozenset({
 """Keys of a message that say where it comes from, not what it says. They are left out and counted."""
 
 UNREAD_COLUMNS = frozenset({
-    "audio", "audios", "available_tools", "chat_template_kwargs", "documents", "kto_tag", "tool_definitions", "video",
-    "videos",
+    "audio", "audios", "available_tools", "chat_template_kwargs", "documents", "kto_tag", "loss_weight",
+    "sample_weight", "tool_definitions", "video", "videos", "weight", "weights",
 })
 """Keys of a row that contain part of a conversation, or change how it is trained, and that nothing reads."""
 # fmt: on
@@ -62,7 +62,10 @@ def read_row(row: Mapping[str, Any], ignore_keys: Collection[str] = (), ignored:
         read["tools"] = _tools(read["tools"])
     columns = {key for key in read.keys() & (_READ_COLUMNS | UNREAD_COLUMNS) if key not in ignore_keys}
     columns = {key for key in columns if read[key] is not None}
-    if unread := sorted(key for key in columns & UNREAD_COLUMNS if not is_empty(read[key])):
+    unread = sorted(key for key in columns & UNREAD_COLUMNS if not is_empty(read[key]))
+    if isinstance(read.get("label"), bool) and "label" not in ignore_keys:  # in TRL, false marks an undesired reply
+        unread.append("label")
+    if unread:
         raise DataError(
             f"the row has {', '.join(map(repr, unread))}, which nothing reads, so the row would lose it",
             remedy=_remedy("write its content into the messages with an adapter", unread),
@@ -105,15 +108,10 @@ def _message(message: Any, index: int, ignore_keys: Collection[str], ignored: Co
         return message
     if message.get("role") == "function":
         message = {**message, "role": "tool"}
-    # If there is no role, keep all keys: the error message about the missing role lists them.
-    if message.get("role") is None or MESSAGE_KEYS.issuperset(message):
-        return message
-    others = {key: value for key, value in message.items() if key not in MESSAGE_KEYS and not is_empty(value)}
-    read = {key: value for key, value in message.items() if key in MESSAGE_KEYS}
-    for key in [key for key in others if key in ignore_keys or key in BOOKKEEPING_KEYS]:
-        del others[key]
-        if ignored is not None:
-            ignored[key] += 1
+    if message.get("role") is None:
+        return message  # with all keys: the error message about the missing role lists them
+    others: dict[str, Any] = {}
+    read = _known(message, _KNOWN_KEYS, others, ignore_keys, ignored)
     if "function_call" in others:
         if read.get("tool_calls"):
             raise DataError(f"messages[{index}] has both tool_calls and function_call", remedy="keep one of them")
@@ -127,6 +125,34 @@ def _message(message: Any, index: int, ignore_keys: Collection[str], ignored: Co
             f"messages[{index}]: nothing reads {', '.join(map(repr, keys))}, so the message could lose its meaning",
             remedy=_remedy("convert it with an adapter", keys),
         )
+    return read
+
+
+_CALL = {**dict.fromkeys(KEYS_OF_A_CALL), "function": dict.fromkeys(KEYS_OF_A_FUNCTION)}
+_KNOWN_KEYS = {**dict.fromkeys(MESSAGE_KEYS), "content": [dict.fromkeys(KEYS_OF_A_PART)], "tool_calls": [_CALL]}
+"""The keys that a message may have, each with the keys in its value: a list if the value is one; None for any value."""
+
+
+def _known(given: Any, known: Any, others: dict[str, Any], keys: Collection[str], ignored: Counter[str] | None) -> Any:
+    """Return a message without the keys that are not known, also in its parts and calls. Add them to `others`.
+
+    Bookkeeping keys and `keys` are not added to `others`, but counted in `ignored`. A value of another type than
+    expected is returned unchanged; it is checked later.
+    """
+    if isinstance(known, list) and isinstance(given, list | tuple):
+        return [_known(item, known[0], others, keys, ignored) for item in given]
+    if not isinstance(known, dict) or not isinstance(given, Mapping):
+        return given
+    read: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in known:
+            read[key] = _known(value, known[key], others, keys, ignored)
+        elif is_empty(value):
+            continue
+        elif key not in keys and key not in BOOKKEEPING_KEYS:
+            others[key] = value
+        elif ignored is not None:
+            ignored[key] += 1
     return read
 
 
@@ -144,11 +170,11 @@ def _read_flags(message: dict[str, Any], flags: dict[str, Any], index: int) -> N
             f"messages[{index}]: {shown} asks to train a message of role {message.get('role')!r}",
             remedy='write "trainable" for every message and train with train_on_what="customized"',
         )
+    if message.get("weight") is not None and bool(message["weight"]) != trained:
+        raise DataError(
+            f"messages[{index}]: {shown} contradicts weight={message['weight']!r}", remedy="keep one of them"
+        )
     if not trained:
-        if message.get("weight"):
-            raise DataError(
-                f"messages[{index}]: {shown} contradicts weight={message['weight']!r}", remedy="keep one of them"
-            )
         message["weight"] = 0
 
 
