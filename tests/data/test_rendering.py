@@ -100,6 +100,14 @@ def test_a_second_run_and_a_second_epoch_render_nothing(tmp_path, path, renderer
     assert said(two_epochs) == first * 2
 
 
+def test_another_version_of_the_package_renders_again(tmp_path, path, renderer, monkeypatch):
+    names = []
+    for version in ("1.0", "1.1"):
+        monkeypatch.setattr(rendering, "__version__", version)
+        names.append(render_files(path, renderer, cache=tmp_path / "cache").fingerprint)
+    assert names[0] != names[1]
+
+
 def test_the_entry_depends_on_content_renderer_and_options_and_on_nothing_else(tmp_path, path, renderer):
     cache = tmp_path / "cache"
 

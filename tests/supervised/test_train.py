@@ -277,6 +277,11 @@ def test_workers_without_a_cache_are_refused(make):
         chz.replace(make().dataset_builder, workers=2)()
 
 
+def test_a_folder_of_images_beside_a_cache_is_refused(make, tmp_path):
+    with pytest.raises(DataError, match="image_root='images' has no effect with a cache"):
+        chz.replace(make().dataset_builder, cache=str(tmp_path), image_root="images")()
+
+
 def test_the_rows_of_a_file_are_said_also_when_all_are_used(make, capsys):
     make().dataset_builder()
     assert "conversations.jsonl: 24 rows, all used" in capsys.readouterr().err

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinkerloop._lazy import tinker
+from tinkerloop._version import __version__
 from tinkerloop.data.adapters import get_adapter
 from tinkerloop.data.conversations import OnBad, Report, Skipped, check_ignore_keys, is_hub_name, parse_conversation
 from tinkerloop.data.datums import OnLong, Split, TooLong, check_choices, check_rendering, render_conversation
@@ -40,7 +41,7 @@ from tinkerloop.errors import DataError, RenderError
 if TYPE_CHECKING:
     from tinkerloop.renderers import Rendered, Renderer
 
-_VERSION = 2  # version of the layout of the arrays; part of the name of every cache entry
+_VERSION = 3  # of the layout of the arrays and of what makes a row bad; part of the name of every cache entry
 _CHUNK = 256  # number of rows that are sent to a worker process at a time
 
 
@@ -291,7 +292,7 @@ def _write(
 def _entry_name(files: Sequence[str], job: _Job, on_bad: OnBad) -> str:
     digest = hashlib.blake2b(digest_size=16)
     options = [
-        _VERSION,
+        [_VERSION, __version__],
         job.renderer.fingerprint(),
         job.renderer.tags_in_replies,  # changes no tokens, but which rows are bad
         job.max_length,

@@ -301,6 +301,11 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
     def _datums(self) -> Any:
         common, options = self.common_config, {"on_bad": self.on_bad, "on_long": self.on_long, "split": self.split}
         if self.cache is not None:
+            if self.image_root is not None:
+                raise DataError(
+                    f"image_root={self.image_root!r} has no effect with a cache, because images cannot be cached",
+                    remedy="leave out cache or image_root",
+                )
             return render_files(
                 self.file_path,
                 self.renderer,
