@@ -1,0 +1,24 @@
+"""Checks of numbers that are given as arguments, where a wrong one would have another effect than its author means."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from tinkerloop.errors import PlanError, TinkerloopError
+
+
+def check_whole(name: str, value: Any, least: int, *, error: type[TinkerloopError] = PlanError) -> None:
+    """Raise `error` unless `value` is a whole number of at least `least`. True and 2.0 are none."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise error(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_finite_number(
+    name: str, value: Any, least: float | None = None, *, error: type[TinkerloopError] = PlanError
+) -> None:
+    """Raise `error` unless `value` is a finite number, of at least `least` if that is given. True is none."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (least is not None and value < least):
+        raise error(f"{name} must be a finite number{'' if least is None else f' of at least {least}'}, got {value!r}")
