@@ -20,6 +20,8 @@ SHAPES = {
     "path in a path": lambda path: {"type": "image", "image": {"path": {"path": path}}},
     "image_url": lambda path: {"type": "image_url", "image_url": path},
     "image_url as in OpenAI's API": lambda path: {"type": "image_url", "image_url": {"url": path}},
+    "a URL beside empty bytes": lambda path: {"type": "image_url", "image_url": {"bytes": [], "url": path}},
+    "a URL beside an empty path": lambda path: {"type": "image_url", "image_url": {"url": path, "path": {}}},
     "url of a path": lambda path: {"type": "image_url", "image_url": {"url": {"path": path}}},
     "column": None,
 }

@@ -44,13 +44,18 @@ def resolve_images(
 
 def _resolve_part(part: Any, folder: str | None, image_root: str | os.PathLike[str] | None) -> Any:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    return {**part, kind: _resolve(part.get(kind), folder, image_root)} if kind in _KINDS else part
+    if kind not in _KINDS:
+        return part
+    source = part.get(kind)
+    if kind == "image_url" and isinstance(source, Mapping):  # `message_checks` reads its "url" and nothing else
+        return {**part, kind: {**source, "url": _resolve(source.get("url"), folder, image_root)}}
+    return {**part, kind: _resolve(source, folder, image_root)}
 
 
 def _resolve(source: Any, folder: str | None, image_root: str | os.PathLike[str] | None) -> Any:
     """Return the source with a complete path. A source that contains its image, or a URL, is returned unchanged."""
     if isinstance(source, Mapping):
-        for key in ("bytes", "path", "url"):  # in the order in which `image_chunk` prefers them
+        for key in ("bytes", "path"):  # `image_chunk` reads the first that is not None, and nothing else
             if source.get(key) is not None:
                 return {**source, key: _resolve(source[key], folder, image_root)}
         return source
