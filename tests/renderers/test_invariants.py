@@ -157,7 +157,7 @@ def test_arguments_under_another_name_are_not_lost():
     message = ours.parse_response(reply).message
     assert "tool_calls" not in message
     assert body in message["unparsed_tool_calls"][0].raw_text
-    assert message["unparsed_tool_calls"][0].error == "expected 'arguments' beside the name, got ['parameters']"
+    assert message["unparsed_tool_calls"][0].error == "expected only 'arguments' beside the name, got ['parameters']"
 
 
 SAMPLED_CALLS = {

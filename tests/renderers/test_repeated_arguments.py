@@ -53,18 +53,6 @@ READERS: dict[str, tuple[Callable[[list[str]], Any], Callable[[str], list[str]]]
         of_syntax(call_syntaxes.read_json),
         lambda k: [f'{{"name": "f", "arguments": {{"a": 1, "{k}": 2}}}}'],
     ),
-    "template: arguments under two names": (
-        of_syntax(call_syntaxes.read_json),
-        lambda k: [
-            f'{{"name": "f", "{"parameters" if k == "a" else "id"}": {"{}" if k == "a" else 3}, "arguments": {{}}}}'
-        ],
-    ),
-    "template: a name in two places": (
-        of_syntax(call_syntaxes.read_json),
-        lambda k: [
-            f'{{"{"name" if k == "a" else "type"}": "function", "function": {{"name": "f", "arguments": {{}}}}}}'
-        ],
-    ),
     "template: functions": (
         lambda f: of_syntax(lambda b: call_syntaxes.read_functions(b, json_scalars=True))(f),
         lambda k: [xml(k)],
@@ -89,6 +77,31 @@ def test_a_repeated_argument_is_not_lost(form: str) -> None:
     read, written = READERS[form]
     assert isinstance(read(written("b")), ToolCall)
     assert isinstance(read(written("a")), UnparsedToolCall)
+
+
+@pytest.mark.parametrize(
+    "read, body",
+    [
+        (read_json_call, '{"name": "f", "arguments": {}, "parameters": {"a": 1}}'),
+        (read_json_call, '{"name": "f", "arguments": {}, "id": 5}'),
+        (read_json_call, r'{"name": "f", "arguments": {}, "id": "\ud800"}'),
+        (of_syntax(call_syntaxes.read_json), '{"name": "f", "arguments": {}, "parameters": {}}'),
+        (of_syntax(call_syntaxes.read_json), '{"name": "g", "function": {"name": "f", "arguments": {}}}'),
+        (of_syntax(call_syntaxes.read_json), '{"name": "f", "arguments": {}, "id": 5}'),
+        (of_syntax(call_syntaxes.read_json), '{"name": "f", "arguments": {}, "type": "custom"}'),
+        (of_syntax(call_syntaxes.read_json), r'{"name": "\ud800", "arguments": {}}'),
+        (of_syntax(call_syntaxes.read_invokes), '<invoke name="f"></invoke><invoke name="g"></calls>'),
+        (of_syntax(call_syntaxes.read_invokes), '<invoke name="f"></invoke><b>'),
+    ],
+)
+def test_what_a_call_cannot_hold_is_not_lost(read: Callable[[list[str]], Any], body: str) -> None:
+    assert read([body]).raw_text == body
+
+
+def test_an_id_of_a_json_call_is_kept() -> None:
+    call = read_json_call(['{"name": "f", "arguments": {}, "id": "c1"}'])
+    assert isinstance(call, ToolCall)
+    assert call.id == "c1"
 
 
 @pytest.mark.parametrize("repeated", ["[f(a=1, a=2)]", "[f(x={'a': 1, 'a': 2})]"])

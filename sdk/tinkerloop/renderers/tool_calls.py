@@ -56,15 +56,16 @@ def read_json_call(fields: Sequence[str], tools: Sequence[ToolSpec] = ()) -> Too
     name = call.get("name") if isinstance(call, dict) else None
     if not isinstance(name, str) or not name or not is_unicode(name):
         return UnparsedToolCall(body, "expected an object with a 'name'")
-    other_keys = [key for key in call if key != "name"]
-    if other_keys and "arguments" not in call:  # arguments under another key would be lost
-        return UnparsedToolCall(body, f"expected 'arguments' beside the name, got {other_keys}")
-    arguments = call.get("arguments", {})
+    if other_keys := [key for key in call if key not in ("name", "arguments", "id")]:  # they would be lost
+        return UnparsedToolCall(body, f"expected only 'arguments' beside the name, got {other_keys}")
+    arguments, call_id = call.get("arguments", {}), call.get("id")
+    if call_id is not None and not (isinstance(call_id, str) and is_unicode(call_id)):
+        return UnparsedToolCall(body, "'id' is not text")
     if isinstance(arguments, str) and is_object(arguments) and is_unicode(arguments):
-        return ToolCall(ToolCall.FunctionBody(name, arguments))
+        return ToolCall(ToolCall.FunctionBody(name, arguments), id=call_id)
     if not isinstance(arguments, dict):
         return UnparsedToolCall(body, "'arguments' is not an object")
-    return ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments)))
+    return ToolCall(ToolCall.FunctionBody(name, write_arguments(arguments)), id=call_id)
 
 
 # ---- XML in tags: Qwen3.5, Nemotron 3

@@ -25,7 +25,14 @@ from functools import partial
 from typing import Any
 
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
-from tinkerloop.renderers.tool_arguments import declared_schemas, is_object, read_keywords, read_value, write_arguments
+from tinkerloop.renderers.tool_arguments import (
+    declared_schemas,
+    is_object,
+    is_unicode,
+    read_keywords,
+    read_value,
+    write_arguments,
+)
 from tinkerloop.renderers.tool_calls import name_in_id, read_xml_call
 from tinkerloop.strict_json import STRICT_JSON, unique_dict
 
@@ -88,7 +95,9 @@ def _json_call(value: Any) -> ToolCall | None:
         arguments = STRICT_JSON.decode(arguments)
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
-    return _call(name, arguments, call_id if isinstance(call_id, str) else None)
+    if not isinstance(call_id, str | None) or value.get("type") not in (None, "function"):
+        return None
+    return _call(name, arguments, call_id) if is_unicode(f"{name}{call_id or ''}") else None
 
 
 # ---- XML
@@ -132,7 +141,7 @@ def read_invokes(body: str, tools: Sequence[ToolSpec] = ()) -> Calls:
         if _INVOKED.sub("", inside).strip():
             return _unparsed(body, f"not a parameter: {_INVOKED.sub('', inside).strip()[:80]!r}")
         calls.append(_call(name, arguments))
-    rest = re.sub(r"</?[^<>]*>|\w*calls>", "", _INVOKE.sub("", body)).strip(" \n<")
+    rest = re.sub(r"</?[^<>]*calls?>|\w*calls>", "", _INVOKE.sub("", body)).strip(" \n<")  # tags around all calls
     return _unparsed(body, f"not a call: {rest[:80]!r}") if rest or not calls else calls
 
 
