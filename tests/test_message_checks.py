@@ -226,6 +226,8 @@ CASES: dict[str, list[Any]] = {
     "tools in OpenAI's shape, or bare": [
         tools(DECLARED),
         tools(DECLARED["function"]),
+        tools({"type": "function", **DECLARED["function"]}),
+        tools({**DECLARED["function"], "strict": True}),
         ([{"role": "system", "content": "s", "tools": [DECLARED]}, USER, REPLY], None),
     ],
     "no tools: null or empty": [([USER, REPLY], value) for value in (None, [], "", {})],
@@ -235,7 +237,15 @@ CASES: dict[str, list[Any]] = {
         tools({"name": ""}),
         tools("f"),
         tools({"name": "f", "parameters": [1]}),
+        tools({"name": "f", "parameters": {"city": {"type": "string"}}}),
+        tools({"name": "f", "parameters": {"type": {"type": "string"}}}),
         tools({"name": "f", "description": "\ud800"}),
+    ],
+    "a tool of another type, with keys beside `function`, or with `input_schema`": [
+        tools({"type": "custom", "name": "f"}),
+        tools({**DECLARED, "strict": True}),
+        tools({"name": "f", "input_schema": {"type": "object", "properties": {}}}),
+        tools({"name": "f", "inputSchema": {"type": "object", "properties": {}}}),
     ],
     "tools on a message that is not a system message at the start": [user("q", tools=[DECLARED])],
     "tools declared twice": [
@@ -289,7 +299,6 @@ def test_renderers_and_datums_disagree_only_about_what_makes_a_row_training_data
     assert differing == {
         "empty or blank content, and nothing else",
         "reasoning and no content",
-        "a result of a call that was never made",
     }
 
 

@@ -370,7 +370,7 @@ def _read_unparsed(call: Any, index: int) -> UnparsedToolCall:
 def _read_tool(tool: Any, index: int) -> ToolSpec:
     """Check one tool declaration and return it bare.
 
-    The declaration may be wrapped as in OpenAI's `{"type": "function", "function": ...}`.
+    The declaration may be wrapped as in OpenAI's `{"type": "function", "function": ...}`, or have its `type` inside.
     """
 
     def fail(problem: str, remedy: str | None = None) -> MessageError:
@@ -385,11 +385,40 @@ def _read_tool(tool: Any, index: int) -> ToolSpec:
             f"a tool needs a name, got {str(tool)[:80]}",
             'declare {"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}',
         )
+    if tool.get("type") not in (None, "function"):
+        raise fail(f"the tool {name!r} has the type {tool['type']!r}", "only tools of the type 'function' are declared")
+    beside = () if body is tool else sorted(str(k) for k in tool if k not in _WRAPPER and not is_empty(tool[k]))
+    if beside:
+        raise fail(
+            f"the tool {name!r} has {', '.join(beside)} beside 'function'", "write them inside it, or remove them"
+        )
+    if body is tool and "type" in tool:
+        body = {key: value for key, value in tool.items() if key != "type"}
+    for key in ("input_schema", "inputSchema"):
+        if not is_empty(body.get(key)):
+            raise fail(f"the tool {name!r} has {key!r}, which no chat format writes", "name it 'parameters'")
     schema = body.get("parameters") or {}
-    if not isinstance(schema, Mapping) or not isinstance(schema.get("properties") or {}, Mapping):
-        raise fail(f"the parameters of tool {name!r} must be a JSON schema of an object, got {str(schema)[:80]}")
+    if not isinstance(schema, Mapping) or not _is_schema(schema):
+        raise fail(
+            f"the parameters of tool {name!r} must be a JSON schema of an object, got {str(schema)[:80]}",
+            'write {"type": "object", "properties": {...}}',
+        )
     try:
         json.dumps(dict(body), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise fail(f"the declaration of tool {name!r} is not JSON-serializable: {error}") from None
     return body  # type: ignore[return-value]
+
+
+_WRAPPER = frozenset({"type", "function"})
+_OF_A_SCHEMA = frozenset({"type", "properties", "$ref", "anyOf", "oneOf", "allOf", "additionalProperties"})
+
+
+def _is_schema(schema: Mapping[str, Any]) -> bool:
+    """Return whether a mapping is a JSON schema, and not a bare mapping of parameters."""
+    is_bare = bool(schema) and _OF_A_SCHEMA.isdisjoint(schema)
+    return (
+        not is_bare
+        and not isinstance(schema.get("type"), Mapping)
+        and isinstance(schema.get("properties") or {}, Mapping)
+    )

@@ -85,6 +85,16 @@ def test_a_tool_that_a_format_does_not_declare_is_refused() -> None:
         ours.build_generation_prompt([USER], tools=[{"name": "q"}])
 
 
+@pytest.mark.parametrize("key", ["returns", "examples"])
+def test_a_key_of_a_tool_that_a_format_does_not_write_is_refused(key: str) -> None:
+    tool = {"name": "q", "description": "", "parameters": {"type": "object", "properties": {}}}
+    declared = {**tool, "strict": True}  # for the server of an API, not for the model
+    renderer("gpt_oss_medium_reasoning").build_generation_prompt([USER], tools=[declared])
+    with pytest.raises(RenderError, match=f"does not write '{key}' of the tool 'q', which would be lost"):
+        renderer("gpt_oss_medium_reasoning").build_generation_prompt([USER], tools=[{**tool, key: "x"}])
+    renderer("qwen3").build_generation_prompt([USER], tools=[{**tool, key: "x"}])
+
+
 def test_arguments_and_texts_that_a_format_does_not_write_are_refused() -> None:
     with pytest.raises(RenderError, match=r"messages\[1\].* tool call's arguments"):
         WithNamesOfCalls(everyones_tokenizer()).build_supervised_example(
@@ -102,13 +112,43 @@ def test_a_part_that_a_format_leaves_out_on_purpose_is_not_refused() -> None:
         ours.build_supervised_example([USER, REPLY | {"reasoning_content": "hm"}])
 
 
+CALLING = {"role": "assistant", "content": "", "tool_calls": [call("f", id="c0"), call("g", id="c1")]}
+
+
 @pytest.mark.parametrize("name", ["qwen3", "deepseekv3", "glm5_3_max_reasoning"])
-def test_results_in_another_order_than_their_calls_are_refused_by_a_format_without_ids(name: str) -> None:
-    calling = {"role": "assistant", "content": "", "tool_calls": [call("f", id="c0"), call("g", id="c1")]}
-    results = [{"role": "tool", "content": f"r{i}", "tool_call_id": f"c{i}"} for i in range(2)]
-    renderer(name).build_generation_prompt([USER, calling, *results])
-    with pytest.raises(RenderError, match=r"messages\[3\].*sort the results by their calls"):
-        renderer(name).build_generation_prompt([USER, calling, *results[::-1]])
+@pytest.mark.parametrize(
+    "ids, wrong",
+    [
+        (["c0", "c1"], None),
+        (["c0"], None),
+        ([None, None], None),
+        (["c1", "c0"], 0),
+        (["c1"], 0),
+        (["c0", "c0"], 1),
+        (["c0", "other"], 1),
+        (["c0", "c1", "c2"], 2),
+        ([None, None, None], 2),
+    ],
+)
+def test_in_a_format_without_ids_the_nth_result_must_answer_the_nth_call(
+    name: str, ids: list[str | None], wrong: int | None
+) -> None:
+    messages = [USER, CALLING, *({"role": "tool", "content": "r", "tool_call_id": id} for id in ids)]
+    if wrong is None:
+        renderer(name).build_generation_prompt(messages)
+        return
+    with pytest.raises(
+        RenderError, match=rf"messages\[{wrong + 2}\]: this tool result is not in the order of the calls"
+    ):
+        renderer(name).build_generation_prompt(messages)
+
+
+def test_the_results_of_unparsed_calls_come_after_those_of_calls() -> None:
+    unparsed = CALLING | {"unparsed_tool_calls": [{"raw_text": "<tool_call>{</tool_call>", "error": "cut"}]}
+    results = [{"role": "tool", "content": "r", "tool_call_id": id} for id in ("c0", "c1", "invalid:0")]
+    renderer("qwen3").build_generation_prompt([USER, unparsed, *results])
+    with pytest.raises(RenderError, match=r"messages\[4\]: this tool result is not in the order"):
+        renderer("qwen3").build_generation_prompt([USER, CALLING, *results])
 
 
 def test_a_message_that_is_added_to_an_episode_is_checked_too() -> None:

@@ -61,8 +61,16 @@ def check_all_is_written(
                     f"the chat format {format_name} does not declare the tool {tool['name']!r}, which would be lost; "
                     "remove the tools, use another format, or declare them in `preamble`"
                 )
+            properties = (tool.get("parameters") or {}).get("properties") or {}
+            if lost := sorted(key for key in {*properties, *tool} - _OF_A_TOOL if not _is_in(key, written)):
+                raise RenderError(
+                    f"the chat format {format_name} does not write {', '.join(map(repr, lost))} of the tool "
+                    f"{tool['name']!r}, which would be lost; remove it, or write it in the description"
+                )
 
 
+_OF_A_TOOL = frozenset({"name", "description", "parameters", "strict"})
+"""The keys of a tool that need not be written by name. `strict` is for the server of an API, not for the model."""
 _ONLY_CONTENT = ChatMessage("user", ())[2:7]
 """The fields `reasoning` to `name` of a message that has nothing but a content."""
 
@@ -138,17 +146,24 @@ def _is_in(value: str, written: str) -> bool:
 
 
 def check_order_of_results(conversation: CheckedConversation, format_name: str) -> None:
-    """Raise if the results of several calls are not in the order of the calls."""
+    """Raise `RenderError` unless the n-th result after a reply answers its n-th call, as a model must read it.
+
+    The id of a result tells which call it answers. The results of unparsed calls, which have no id, come last.
+    """
     ids: list[str | None] = []
-    last = -1
+    count = number = 0
     for i, message in enumerate(conversation.messages):
         if message.role == "assistant":
-            ids, last = [call.id for call in message.tool_calls], -1
-        elif message.role == "tool" and message.tool_call_id in ids and ids.count(message.tool_call_id) == 1:
-            place = ids.index(message.tool_call_id)
-            if place < last:
+            ids = [call.id for call in message.tool_calls]
+            count, number = len(ids) + len(message.unparsed), 0
+        elif message.role == "tool" and count:
+            expected = ids[number] if number < len(ids) else None
+            given = message.tool_call_id
+            answers_another = given is not None and given != expected and (expected is not None or given in ids)
+            if number >= count or answers_another:
                 raise RenderError(
                     f"messages[{i}]: this tool result is not in the order of the calls. The chat format {format_name} "
-                    "writes no ids, so the result would answer another call; sort the results by their calls"
+                    "writes no ids, so the result would answer another call; write one result for each call, in the "
+                    "order of the calls"
                 )
-            last = place
+            number += 1
