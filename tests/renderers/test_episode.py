@@ -144,6 +144,24 @@ def test_the_order_of_turns_is_held() -> None:
         episode.add([{"role": "assistant", "content": "b"}])
 
 
+@pytest.mark.parametrize(
+    "ids, logprobs", [([104, 105], [0.0, float("nan")]), ([104, 105], [float("-inf"), 0.0]), ([104, -5], None)]
+)
+def test_ids_and_logprobs_that_no_service_can_sample_are_refused(ids: list[int], logprobs: list[float] | None) -> None:
+    episode = renderer("qwen3_instruct").episode(QUESTION)
+    before = list(episode.tokens)
+    with pytest.raises(EpisodeError, match="must be at least 0, and their logprobs finite"):
+        episode.add_sampled(ids, logprobs)
+    assert episode.tokens == before
+
+
+def test_messages_of_an_iterator_are_kept() -> None:
+    episode = renderer("qwen3_instruct").episode(iter(QUESTION))
+    episode.add_sampled(sample("qwen3_instruct", QUESTION, {"role": "assistant", "content": "a"}))
+    episode.add(message for message in ANSWER)
+    assert [message["content"] for message in episode.messages] == ["q", "a", "and?"]
+
+
 def test_logprobs_must_match_the_ids() -> None:
     with pytest.raises(EpisodeError, match="expected 2 logprobs"):
         renderer("qwen3_instruct").episode(QUESTION).add_sampled([97, 98], [-1.0])

@@ -8,7 +8,8 @@ unchanged, then the tokens of the new messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Literal
@@ -68,7 +69,8 @@ class Episode:
         examples = episode.examples()                # the sampled ids have weight 1
 
     Args:
-        messages: the conversation before the first reply.
+        messages: the conversation before the first reply. Only sampled ids are trained, so `weight` and `trainable` of
+            these messages, and of those that are added, have no effect.
         tools: declarations of the tools that the assistant may call.
         on_rewrite: what to do if the format writes earlier turns differently once new messages follow them, e.g.
             because it leaves reasoning out of history. `"refuse"` raises an `EpisodeError`. `"segment"` begins a new
@@ -91,6 +93,7 @@ class Episode:
         if on_rewrite not in ("refuse", "segment"):
             raise EpisodeError(f"on_rewrite must be 'refuse' or 'segment', got {on_rewrite!r}")
         self.renderer = renderer
+        messages = _readable_twice(messages)
         self._conversation = renderer.read(messages, tools, prompting=True)
         self.messages: list[Mapping[str, Any]] = list(messages)
         self.segments: list[Segment] = [Segment()]
@@ -123,7 +126,8 @@ class Episode:
             logprobs: the logprob of each id. If None, they are set to 0.
 
         Raises:
-            EpisodeError: the last turn is already a reply, or the number of logprobs differs from the number of ids.
+            EpisodeError: the last turn is already a reply, the number of logprobs differs from the number of ids, an id
+                is negative, or a logprob is not finite.
         """
         if self._parsed is not None:
             raise EpisodeError("cannot add two replies in a row; call add() with the messages between them first")
@@ -131,6 +135,8 @@ class Episode:
         id_logprobs = [0.0] * len(ids) if logprobs is None else [float(x) for x in logprobs]
         if len(id_logprobs) != len(ids):
             raise EpisodeError(f"expected {len(ids)} logprobs, one for each sampled id, got {len(id_logprobs)}")
+        if not all(map(math.isfinite, id_logprobs)) or min(ids, default=0) < 0:
+            raise EpisodeError("the sampled ids must be at least 0, and their logprobs finite: the service is at fault")
         parser = self.renderer.parser_for(self._conversation)
         parser.feed(ids)
         self._parsed = parsed = parser.finish()[1]
@@ -158,6 +164,7 @@ class Episode:
         """
         if self._parsed is None:
             raise EpisodeError("there is no reply yet that these messages could follow; call add_sampled() first")
+        messages = _readable_twice(messages)
         added = self.renderer.read(messages, None)
         if added.tools:
             raise EpisodeError(
@@ -199,6 +206,10 @@ class Episode:
         """Return one example for each segment. Sampled ids have weight 1, all other tokens have weight 0."""
         limit, decode = self.renderer.max_length, self.renderer.decode
         return [Rendered(s.tokens[:], s.span_table.copy(), tuple(s.images), limit, decode) for s in self.segments]
+
+
+def _readable_twice(messages: Any) -> Any:
+    return list(messages) if isinstance(messages, Iterator) else messages
 
 
 def where_broken(parsed: Parsed) -> str | None:
