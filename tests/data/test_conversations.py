@@ -192,6 +192,12 @@ def test_system_prompts_and_inputs_of_other_rows_are_kept(tmp_path):
         ("sharegpt", {"conversations": "hi"}, "must be a list of objects"),
         ("sharegpt", {"conversations": [{"from": "narrator", "value": "x"}]}, "unknown role 'narrator'"),
         ("sharegpt", {"conversations": [{"from": "function_call", "value": "f("}]}, "a function_call must be JSON"),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "gpt", "value": "a", "content": "b"}]},
+            "'content' beside",
+        ),
+        ("sharegpt", {"conversations": [{"from": "gpt", "value": "a", "role": "user"}]}, "'role' beside"),
         ("alpaca", {"instruction": "hi"}, "needs a key 'output'"),
         ("alpaca", {"instruction": "a", "output": "b", "history": ["hi"]}, "must be a list of pairs"),
         ("alpaca", {"instruction": "a", "input": 0, "output": "b"}, "input must be a string, got a int"),
@@ -204,6 +210,21 @@ def test_system_prompts_and_inputs_of_other_rows_are_kept(tmp_path):
 def test_a_row_that_its_adapter_cannot_read_is_located(tmp_path, adapter, row, problem):
     with pytest.raises(DataError, match=f"a.jsonl:1: .*{problem}"):
         load_conversations(write(tmp_path / "a.jsonl", [row]), adapter=adapter)
+
+
+def test_empty_keys_of_a_sharegpt_turn_do_not_replace_what_it_says():
+    call = '{"name": "f", "arguments": {}}'
+    turns = [
+        {"from": "human", "value": "q", "content": "", "role": None},
+        {"from": "function_call", "value": call, "tool_calls": [], "content": None},
+        {"from": "gpt", "value": "a", "content": "a", "weight": 0.5},
+    ]
+    (conversation,) = load_conversations([{"conversations": turns}], adapter="sharegpt")
+    assert conversation.messages == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]},
+        {"role": "assistant", "content": "a", "weight": 0.5},
+    ]
 
 
 def test_bookkeeping_keys_of_messages_are_left_out_and_counted(tmp_path):

@@ -60,8 +60,8 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
     these; a turn from "observation" is the result of a tool.
 
     Raises:
-        DataError: the list of turns is missing, a turn has no "from" or no "value", or the value of a "function_call"
-            is not JSON.
+        DataError: the list of turns is missing, a turn has no "from" or no "value" or contradicts itself, or the value
+            of a "function_call" is not JSON.
     """
     turns = _one(row, "conversations", "conversation")
     if isinstance(turns, str) and turns.lstrip().startswith("["):
@@ -71,13 +71,18 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
         if "from" not in turn or "value" not in turn:
             raise DataError(f'a ShareGPT turn must have the keys "from" and "value", got only {sorted(turn)}')
         name = turn["from"]
-        extra = {key: value for key, value in turn.items() if key not in ("from", "value")}
         if name == "function_call":
-            calls = _calls(turn["value"])
-            messages.append({"role": "assistant", "content": "", "tool_calls": calls, **extra})
-            continue
-        role = _SHAREGPT_ROLES.get(name, name) if isinstance(name, str) else name
-        messages.append({"role": role, "content": turn["value"], **extra})
+            message = {"role": "assistant", "content": "", "tool_calls": _calls(turn["value"])}
+        else:
+            role = _SHAREGPT_ROLES.get(name, name) if isinstance(name, str) else name
+            message = {"role": role, "content": turn["value"]}
+        extra = {key: value for key, value in turn.items() if key not in ("from", "value") and not is_empty(value)}
+        if twice := sorted(key for key in extra.keys() & message.keys() if extra[key] != message[key]):
+            raise DataError(
+                f'a ShareGPT turn has {", ".join(map(repr, twice))} beside "from" and "value", and they contradict',
+                remedy="keep one of them",
+            )
+        messages.append({**extra, **message})
     return _row(row, [*_system(row), *messages], "conversations", "conversation", "system")
 
 
