@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinkerloop.client_versions import has_field
-from tinkerloop.datum import make_datum
+from tinkerloop.datum import datum_from_tokens, make_datum
 from tinkerloop.datum_checks import check_datum, scale_weights
 from tinkerloop.errors import DatumError, TinkerloopError, ZeroWeightError
 from tinkerloop.renderers.pieces import Part
@@ -175,6 +175,13 @@ def test_weight_on_the_first_token_alone_trains_nothing():
 def test_losing_every_trained_token_to_truncation_says_so():
     with pytest.raises(ZeroWeightError, match="max_length=2"):
         make_datum([1, 2, 3], [0, 0, 1], max_length=2)
+
+
+@pytest.mark.parametrize("max_length", [0, -1, True, 2.0, "3"])
+def test_a_largest_length_that_is_no_number_of_tokens_is_refused(max_length):
+    for make in (make_datum, datum_from_tokens):
+        with pytest.raises(DatumError, match="max_length: must be a whole number of at least 1, or None"):
+            make([1, 2, 3], np.ones(3, np.float32), max_length=max_length)
 
 
 def test_an_image_larger_than_max_length_is_refused():

@@ -71,6 +71,7 @@ CASES: dict[str, list[Any]] = {
         function({"a": 1}, result="3"),
         call({"function": {"name": "f", "arguments": "{}", "output": "3"}}),
         call({"function": {"name": "f", "arguments": "{}"}, "name": "g"}),
+        call({"function": {"name": "f", "arguments": "{}"}, "type": "custom"}),
     ],
     "the flag `loss`, `train` or `training` of a reply": [reply(loss=False), reply(train=True), reply(training=0)],
     "such a flag that is not true or false, contradicts `weight`, or trains another role": [
@@ -209,6 +210,7 @@ CASES: dict[str, list[Any]] = {
     "unparsed calls without `raw_text`, or not in a list": [
         reply(unparsed_tool_calls=[{"error": "x"}]),
         reply(unparsed_tool_calls=["{"]),
+        reply(unparsed_tool_calls=[{"raw_text": "{", "error": "cut", "name": "f"}]),
         reply(unparsed_tool_calls=3),
     ],
     # other keys

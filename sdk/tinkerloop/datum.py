@@ -9,6 +9,7 @@ position i of the input predicts `target_tokens[i]`, so tokens t[0..N] become in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,7 +40,7 @@ def make_datum(
         targets: (N, K) alternative target tokens, not shifted, for (N, K) weights, e.g. for distillation. Row i holds
             the targets that replace token i. By default the targets are the tokens themselves.
         max_length: keep at most this many tokens and drop the rest. An image is never split: if it does not fit, it is
-            dropped together with everything after it.
+            dropped together with everything after it. An image that alone has more tokens is an error.
         vocab_size: if given, every token id must be less than this.
 
     Returns:
@@ -90,9 +91,10 @@ def make_datum(
         target = None
 
     had_weight = bool(np.any(weight[1:]))
+    _check_max_length(max_length)
     if max_length is not None and length > max_length:
         if chunks is None:
-            length = max(max_length, 0)
+            length = max_length
         else:
             chunks, length = _truncate(chunks, max_length)
         tokens, is_text, weight = tokens[:length], None if is_text is None else is_text[:length], weight[:length]
@@ -156,12 +158,20 @@ def cut_tokens(
 ) -> tuple[list[int], NDArray[np.float32]]:
     """Return the tokens and the weights of `datum_from_tokens`, not shifted. Arguments and errors are the same."""
     check_finite("weights", weights)
+    _check_max_length(max_length)
     had_weight = weights[1:].any()
     if max_length is not None and len(tokens) > max_length:
-        tokens, weights = tokens[: max(max_length, 0)], weights[: max(max_length, 0)]
+        tokens, weights = tokens[:max_length], weights[:max_length]
     _check_length(len(tokens))
     _check_any_weight(weights[1:], max_length if had_weight else None)
     return tokens, weights
+
+
+def _check_max_length(max_length: int | None) -> None:
+    if max_length is not None and (
+        isinstance(max_length, bool) or not isinstance(max_length, Integral) or max_length < 1
+    ):
+        raise DatumError("must be a whole number of at least 1, or None", field="max_length", given=max_length)
 
 
 def _check_length(length: int) -> None:

@@ -280,6 +280,8 @@ def _read_call(call: Any, index: int) -> ToolCall:
         _refuse_other_keys(call, known, f"the call of {name!r}", index)
     if body is not call and not KEYS_OF_A_FUNCTION.issuperset(body):
         _refuse_other_keys(body, KEYS_OF_A_FUNCTION, f"the function of the call of {name!r}", index)
+    if call.get("type") not in (None, "function"):
+        raise _fail(index, f"the call of {name!r} has the type {call['type']!r}", "only calls of functions are written")
     call_id = call.get("id")
     if call_id is not None and not (type(call_id) is str and call_id.isascii()):
         _string(call, "id", index)
@@ -360,6 +362,7 @@ def _not_an_object(name: str, value: Any, index: int) -> MessageError:
 
 def _read_unparsed(call: Any, index: int) -> UnparsedToolCall:
     if isinstance(call, Mapping) and isinstance(call.get("raw_text"), str):
+        _refuse_other_keys(call, ("raw_text", "error"), "the unparsed tool call", index)
         return UnparsedToolCall(_utf8(call["raw_text"], index), str(call.get("error") or ""))
     if not isinstance(call, UnparsedToolCall) or not isinstance(call.raw_text, str):
         raise _fail(index, f"an unparsed tool call needs 'raw_text' and 'error', got {str(call)[:80]}")

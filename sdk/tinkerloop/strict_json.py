@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 
 def _finite(number: str) -> float:
     value = float(number)
+    if not value and re.search("[1-9]", number.lower().partition("e")[0]):
+        raise ValueError(f"{number} is too small for a float, and would become 0")
     return value if math.isfinite(value) else _refuse_constant(number)
 
 
@@ -32,5 +35,6 @@ def unique_dict(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=unique_dict)
-"""Decoder that raises ValueError for NaN, infinities, numbers too large for a float, and a key that is repeated in one
-object (Python's decoder keeps only its last value). It raises RecursionError for values that are nested too deeply."""
+"""Decoder that raises ValueError for NaN, infinities, numbers too large or too small for a float, and a key that is
+repeated in one object (Python's decoder keeps only its last value). For values that are nested too deeply it raises
+RecursionError."""

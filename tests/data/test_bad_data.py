@@ -42,6 +42,7 @@ ROWS = {
     "cut off": (GOOD[:30], "not JSON"),
     "NaN": (row(USER, REPLY, score=float("nan")), "NaN is not a JSON number"),
     "a number too large": (GOOD[:-1] + ', "score": 1e999}', "1e999 is not a JSON number, which must be finite"),
+    "a number too small": (GOOD[:-1] + ', "score": 1e-400}', "1e-400 is too small for a float, and would become 0"),
     "a key twice": ('{"messages": [], ' + GOOD[1:], "the key 'messages' occurs more than once"),
     "nested too deeply": ("[" * 100_000 + "]" * 100_000, "JSON that cannot be used"),
     "an array": ("[1, 2]", "a row must be a JSON object, got an array"),

@@ -203,6 +203,12 @@ def test_system_prompts_and_inputs_of_other_rows_are_kept(tmp_path):
         ("alpaca", {"instruction": "a", "input": 0, "output": "b"}, "input must be a string, got a int"),
         ("alpaca", {"instruction": ["a"], "input": "c", "output": "b"}, "instruction must be a string, got a list"),
         ("prompt_completion", {"prompt": "a", "completion": "b", "response": "c"}, "both 'completion' and 'response'"),
+        (
+            "prompt_completion",
+            {"prompt": [{"role": "system", "content": "x"}, USER], "completion": "b", "system": "y"},
+            "the row has 'system', and its messages begin with another system message",
+        ),
+        ("prompt_completion", {"prompt": "a", "completion": "b", "reasoning": "hm"}, "the row has 'reasoning', which"),
         ("prompt_completion", {"prompt": "a", "completion": "b", "label": False}, "the row has 'label', which nothing"),
         ("alpaca", {"instruction": "a", "output": "b", "messages": [USER]}, "has 'messages' beside the keys"),
     ],

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tinkerloop.data.row_shapes import with_system
 from tinkerloop.errors import DataError
 from tinkerloop.message_checks import is_empty
 from tinkerloop.strict_json import STRICT_JSON
@@ -46,9 +47,7 @@ def prompt_completion(row: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(completion, str)
         else _messages(completion, "completion")
     )
-    return _row(
-        row, [*_system(row), *prompt_messages, *completion_messages], "prompt", "completion", "response", "system"
-    )
+    return _row(row, [*prompt_messages, *completion_messages], "prompt", "completion", "response", "system")
 
 
 def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
                 remedy="keep one of them",
             )
         messages.append({**extra, **message})
-    return _row(row, [*_system(row), *messages], "conversations", "conversation", "system")
+    return _row(row, messages, "conversations", "conversation", "system")
 
 
 def alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
             raise DataError(f"history must be a list of pairs [instruction, output], got {str(turn)[:80]}")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     messages += [{"role": "user", "content": instruction}, {"role": "assistant", "content": output}]
-    return _row(row, [*_system(row), *messages], "instruction", "input", "output", "system", "history")
+    return _row(row, messages, "instruction", "input", "output", "system", "history")
 
 
 ADAPTERS: dict[str, Adapter] = {
@@ -172,11 +171,9 @@ def _read_json(text: str, name: str) -> Any:
         raise DataError(f"{name} must be JSON, got {text[:80]!r}: {error}") from error
 
 
-def _system(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"role": "system", "content": row["system"]}] if row.get("system") else []
-
-
 def _row(row: Mapping[str, Any], messages: list[dict[str, Any]], *used: str) -> dict[str, Any]:
     if row.get("messages"):
         raise DataError("the row has 'messages' beside the keys that the adapter converts", remedy="remove the adapter")
+    if system := row.get("system"):
+        messages = with_system(messages, "system", system, "keep one of them")
     return {**{key: value for key, value in row.items() if key not in used}, "messages": messages}

@@ -26,8 +26,8 @@ BOOKKEEPING_KEYS = frozenset({
 """Keys of a message that say where it comes from, not what it says. They are left out and counted."""
 
 UNREAD_COLUMNS = frozenset({
-    "audio", "audios", "available_tools", "chat_template_kwargs", "documents", "kto_tag", "loss_weight",
-    "sample_weight", "tool_definitions", "video", "videos", "weight", "weights",
+    "audio", "audios", "available_tools", "chat_template_kwargs", "documents", "kto_tag", "loss_weight", "reasoning",
+    "reasoning_content", "sample_weight", "thinking", "tool_definitions", "video", "videos", "weight", "weights",
 })
 """Keys of a row that contain part of a conversation, or change how it is trained, and that nothing reads."""
 # fmt: on
@@ -185,7 +185,7 @@ def _read_columns(row: dict[str, Any], columns: set[str]) -> None:
     """Move columns of the row into its messages and tools."""
     for key in _SYSTEM_COLUMNS:
         if key in columns and (system := row.pop(key)):
-            _add_system(row, key, system)
+            row["messages"] = with_system(row["messages"], key, system, _remedy("keep one of them", [key]))
     if "functions" in columns and (functions := row.pop("functions")):
         if row.get("tools"):
             raise DataError("the row has both 'tools' and 'functions'", remedy="keep one of them")
@@ -198,15 +198,20 @@ def _read_columns(row: dict[str, Any], columns: set[str]) -> None:
         row["messages"] = _with_images(row["messages"], images, key)
 
 
-def _add_system(row: dict[str, Any], key: str, system: Any) -> None:
-    first = row["messages"][0] if row["messages"] else None
+def with_system(messages: list[Any], key: str, system: Any, remedy: str) -> list[Any]:
+    """Return the messages of a row with `system`, the value under `key`, as the first, unless it is there already.
+
+    Raises:
+        DataError: the messages begin with another system message.
+    """
+    first = messages[0] if messages else None
     if not isinstance(first, Mapping) or first.get("role") not in ("system", "developer"):
-        row["messages"] = [{"role": "system", "content": system}, *row["messages"]]
-    elif first.get("content") != system:
+        return [{"role": "system", "content": system}, *messages]
+    if first.get("content") != system:
         raise DataError(
-            f"the row has {key!r}, and its messages begin with another {first['role']} message",
-            remedy=_remedy("keep one of them", [key]),
+            f"the row has {key!r}, and its messages begin with another {first['role']} message", remedy=remedy
         )
+    return messages
 
 
 def _with_images(messages: list[Any], images: list[Any], key: str) -> list[Any]:
