@@ -1,16 +1,15 @@
-"""Supervised datasets over Hugging Face datasets, streams and conversation files, and mixtures of datasets."""
+"""Supervised datasets over Hugging Face datasets, streams and conversation files."""
 
 from __future__ import annotations
 
-import math
+import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import chz
 
 from tinkerloop.data import (
-    MixedBatches,
     RowBatches,
     StreamBatches,
     Subset,
@@ -18,14 +17,14 @@ from tinkerloop.data import (
     conversation_to_datum,
     conversation_to_datums,
     load_conversations,
-    mix,
     render_files,
     stream,
     train_test_split,
 )
-from tinkerloop.data.mixing import check_weights
+from tinkerloop.data.content import input_text
 from tinkerloop.errors import DataError
-from tinkerloop.supervised.types import ChatDatasetBuilder, SupervisedDataset, SupervisedDatasetBuilder
+from tinkerloop.supervised.mixtures import InterleavedDataset, InterleavedDatasetBuilder
+from tinkerloop.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinkerloop.terminal import printable
 
 if TYPE_CHECKING:
@@ -93,6 +92,16 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
 
     def __len__(self) -> int:
         return len(self.batches())
+
+    def without(self, held_out: Set[str]) -> tuple[SupervisedDatasetFromHFDataset, int]:
+        rows = enumerate(self.batches(batch_size=1, seed=None))
+        kept = [number for number, datums in rows if held_out.isdisjoint(map(input_text, datums))]
+        left_out = len(self.rows) - len(kept)
+        if not left_out:
+            return self, 0
+        remaining = copy.copy(self)
+        remaining.rows = Subset(self.rows, kept)
+        return remaining, left_out
 
     def set_epoch(self, seed: int = 0) -> None:
         """Select the epoch whose batches `get_batch` returns, and shuffle the rows for it.
@@ -165,76 +174,19 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
             drop_last=self.drop_last,
         )
 
+    def without(self, held_out: Set[str]) -> tuple[SupervisedDataset, int]:
+        raise DataError(
+            "the rows of a stream cannot be compared with test data before training, so some could be trained on",
+            remedy="build the mixture without test data, and pass the test data to NLLEvaluator in evaluator_builders "
+            "of train.Config; or use SupervisedDatasetFromHFDataset, which reads rows in any order",
+        )
+
     def __iter__(self) -> Iterator[tinker.Datum]:
         for batch in self.batches(seed=None):
             yield from batch
 
     def __len__(self) -> int:
         return len(self.batches())
-
-
-class InterleavedDataset(SupervisedDataset):
-    """A mixture of several datasets, with fixed proportions in every batch.
-
-    When all rows of a dataset were used, its rows are used again in a different order.
-
-    Args:
-        parts: the datasets by name.
-        weights: a positive number for each dataset. The share of a dataset is its weight divided by the sum of all
-            weights.
-        batch_size: the number of rows in a batch, of all datasets together.
-        length: the number of rows in an epoch, of all datasets together. By default it is large enough to use every
-            row of every dataset.
-
-    Raises:
-        DataError: `parts` and `weights` have different names, or `length` is not given and a dataset has no length.
-    """
-
-    def __init__(
-        self,
-        parts: Mapping[str, SupervisedDataset],
-        weights: Mapping[str, float],
-        batch_size: int,
-        *,
-        length: int | None = None,
-    ):
-        check_weights(parts, weights)
-        self.parts, self.weights = dict(parts), dict(weights)
-        self.batch_size: int = batch_size
-        self.length = length or self._all_rows()
-
-    def batches(self, *, epochs: int | None = 1, batch_size: int | None = None, seed: int | None = 0) -> MixedBatches:
-        parts = {
-            name: part.batches(epochs=None, batch_size=1, seed=None if seed is None else seed + number)
-            for number, (name, part) in enumerate(self.parts.items())
-        }
-        length = None if epochs is None else epochs * self.length
-        size = self.batch_size if batch_size is None else batch_size
-        return mix(parts, self.weights, size, length=length)
-
-    def __len__(self) -> int:
-        return len(self.batches())
-
-    def _all_rows(self) -> int:
-        total = sum(self.weights.values())
-        try:
-            rows = {name: len(part.batches(batch_size=1)) for name, part in self.parts.items()}  # type: ignore[arg-type]
-        except TypeError as error:
-            raise DataError(
-                "a dataset of the mixture has no length", remedy="pass length=N, the number of rows in an epoch"
-            ) from error
-        return max(math.ceil(count * total / self.weights[name]) for name, count in rows.items())
-
-
-class _Joined(SupervisedDataset):
-    """Several datasets, one after another; used for the test data of a mixture."""
-
-    def __init__(self, parts: Sequence[SupervisedDataset], batch_size: int):
-        self.parts, self.batch_size = parts, batch_size
-
-    def __iter__(self) -> Iterator[tinker.Datum]:
-        for part in self.parts:
-            yield from (datum for batch in part.batches(seed=None) for datum in batch)  # type: ignore[attr-defined]
 
 
 @chz.chz
@@ -292,7 +244,7 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         # The datums of one conversation stay together, so that no test datum begins like one that is trained on.
         contents: dict[int, str] = {}
         for number, datum in zip(datums.conversation_numbers, datums, strict=True):
-            contents[number] = contents.get(number, "") + _content(datum)
+            contents[number] = contents.get(number, "") + input_text(datum)
         groups = [contents[number] for number in datums.conversation_numbers]
         parts = train_test_split(range(len(datums)), self.test_size, seed=self.shuffle_seed, key=groups.__getitem__)
         train, test = (Subset(datums, list(part)) for part in parts)
@@ -345,35 +297,3 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
 
 def _itself(datum: tinker.Datum) -> tinker.Datum:
     return datum
-
-
-def _content(datum: tinker.Datum) -> str:
-    return str(datum.model_input.to_ints()) if not _has_images(datum) else datum.model_input.model_dump_json()
-
-
-def _has_images(datum: tinker.Datum) -> bool:
-    return any(chunk.type != "encoded_text" for chunk in datum.model_input.chunks)
-
-
-@chz.chz
-class InterleavedDatasetBuilder(SupervisedDatasetBuilder):
-    """Builder of a mixture of the training data of several builders. Their test data is joined, one after another."""
-
-    builders: dict[str, SupervisedDatasetBuilder] = chz.field(doc="Dataset builders by name.")
-    weights: dict[str, float] = chz.field(
-        doc="Weight of each dataset by name; its share of every batch is its weight divided by the sum."
-    )
-    batch_size: int = chz.field(default=32, doc="Rows in a batch, of all datasets together.")
-
-    length: int | None = chz.field(
-        default=None, doc="Number of rows in an epoch; None uses every row of every dataset at least once."
-    )
-
-    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        built = {name: builder() for name, builder in self.builders.items()}
-        train = {name: datasets[0] for name, datasets in built.items()}
-        test = [datasets[1] for datasets in built.values() if datasets[1] is not None]
-        return (
-            InterleavedDataset(train, self.weights, self.batch_size, length=self.length),
-            _Joined(test, self.batch_size) if test else None,
-        )

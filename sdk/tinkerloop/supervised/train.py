@@ -299,7 +299,7 @@ def _estimate(config: Config, train_data: Any, test_data: Any) -> str:
     evaluations = Evaluations()
     if test_data is not None:
         count = evaluation_count(step_count(len(batches), *repeats), config.eval_every or None)
-        evaluations = Evaluations(count, input_tokens(_datums(test_data)))
+        evaluations = Evaluations(count, input_tokens(as_dataset(test_data).all_datums()))
     estimate = estimate_datums(
         [datum for batch in batches for datum in batch],
         len(batches),
@@ -315,10 +315,6 @@ def _estimate(config: Config, train_data: Any, test_data: Any) -> str:
     if config.base_url is None and config.service in (None, "local"):
         lines += ["", *memory_lines(config.model_name, estimate.largest_batch, config.lora_rank)]
     return "\n".join(lines)
-
-
-def _datums(data: Any) -> list[tinker.Datum]:
-    return [datum for batch in as_dataset(data).batches(seed=None) for datum in batch]  # type: ignore[attr-defined]
 
 
 def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:
@@ -452,7 +448,7 @@ def _callbacks(config: Config, steps: int | None, test_data: Any) -> list[Callba
         rolling.name = "rolling-checkpoint"
         callbacks.append(rolling)
     if test_data is not None:
-        datums = _datums(test_data)
+        datums = as_dataset(test_data).all_datums()
         tokenizer = getattr(config.dataset_builder, "tokenizer", None)
         callbacks.append(Evaluate("test", NLLEvaluator(datums, tokenizer=tokenizer), every=config.eval_every or None))
     for name, builders, every in (

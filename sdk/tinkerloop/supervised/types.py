@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import chz
 
 from tinkerloop._lazy import tinker
 from tinkerloop.data import Batches, RowBatches
+from tinkerloop.data.content import input_text
 from tinkerloop.datum_checks import check_datum
 from tinkerloop.errors import DataError, DatumError
 from tinkerloop.renderers import Renderer, TrainOnWhat, get_renderer
@@ -38,6 +39,25 @@ class SupervisedDataset:
     def __iter__(self) -> Iterator[tinker.Datum]:
         for index in range(len(self)):  # type: ignore[arg-type]
             yield from self.get_batch(index)
+
+    def all_datums(self) -> list[tinker.Datum]:
+        """Return the datums of one epoch in order, as an evaluation reads test data."""
+        return [datum for batch in self.batches(seed=None) for datum in batch]  # type: ignore[attr-defined]
+
+    def without(self, held_out: Set[str]) -> tuple[SupervisedDataset, int]:
+        """Return the dataset without its held-out rows, and the number of these. It is unchanged if there are none.
+
+        Args:
+            held_out: the model inputs of test data, as `input_text` returns them. A row is held out if one of its
+                datums is.
+
+        Raises:
+            DataError: the rows of the dataset cannot be read in any order.
+        """
+        datums = list(self)
+        kept = [datum for datum in datums if input_text(datum) not in held_out]
+        left_out = len(datums) - len(kept)
+        return (_Datums(kept, self.batch_size), left_out) if left_out else (self, 0)
 
     def batches(self, *, epochs: int | None = 1, batch_size: int | None = None, seed: int | None = 0) -> Batches:
         """Return an iterator of batches with a cursor, for the loop to train on.
@@ -80,6 +100,16 @@ class SupervisedDataset:
                     error.add_note(f"in datum {number} of the dataset class {type(self).__name__}")
                     raise
         return RowBatches(datums, size, epochs=epochs, shuffle=seed)
+
+
+class _Datums(SupervisedDataset):
+    """A dataset of datums in memory."""
+
+    def __init__(self, datums: Sequence[tinker.Datum], batch_size: int | None):
+        self._datums, self.batch_size = datums, batch_size
+
+    def __iter__(self) -> Iterator[tinker.Datum]:
+        return iter(self._datums)
 
 
 class _IndexedBatches(RowBatches):
