@@ -8,6 +8,7 @@ from tinkerloop.supervised.data import (
     FromConversationFileBuilder,
     InterleavedDataset,
     InterleavedDatasetBuilder,
+    StreamingSupervisedDatasetFromHFDataset,
     SupervisedDatasetFromHFDataset,
 )
 from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDataset
@@ -82,6 +83,35 @@ def test_the_test_data_of_mixed_files_is_tested_one_after_another(conversations_
     trained = {tuple(datum.model_input.to_ints()) for batch in train.batches() for datum in batch}
     tested = {tuple(datum.model_input.to_ints()) for batch in test.batches(seed=None) for datum in batch}
     assert (len(trained), len(tested), len(trained & tested)) == (21 + 7, 6, 0)
+
+
+@pytest.mark.parametrize("batch_size", [4, 32])
+@pytest.mark.parametrize("in_mixture", [False, True])
+def test_dropping_the_last_batch_drops_no_test_data(conversations_file, batch_size, in_mixture):
+    common = ChatDatasetBuilderCommonConfig(
+        model_name_for_tokenizer="tiny", renderer_name="qwen3_instruct", batch_size=batch_size
+    )
+    builder = FromConversationFileBuilder(
+        common_config=common, file_path=str(conversations_file), test_size=6, drop_last=True
+    )
+    train, test = InterleavedDatasetBuilder(builders={"a": builder}, weights={"a": 1})() if in_mixture else builder()
+    assert len(test.all_datums()) == sum(map(len, test.batches())) == 6
+    if batch_size == 4 and not in_mixture:
+        assert [len(batch) for batch in train.batches()] == [4] * 4
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda rows, **options: SupervisedDatasetFromHFDataset(rows, 4, **options),
+        lambda rows, **options: StreamingSupervisedDatasetFromHFDataset(rows, 4, None, **options),
+    ],
+    ids=["rows", "stream"],
+)
+def test_an_evaluation_reads_rows_that_training_drops(kind):
+    rows = kind(list(range(6)), map_fn=lambda row: row, drop_last=True)
+    assert rows.all_datums() == list(range(6))
+    assert list(rows.batches(seed=None)) == [[0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("cache", [None, "cache"])

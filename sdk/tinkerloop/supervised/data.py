@@ -93,6 +93,9 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
     def __len__(self) -> int:
         return len(self.batches())
 
+    def all_datums(self) -> list[tinker.Datum]:
+        return _whole(self)
+
     def without(self, held_out: Set[str]) -> tuple[SupervisedDatasetFromHFDataset, int]:
         rows = enumerate(self.batches(batch_size=1, seed=None))
         kept = [number for number, datums in rows if held_out.isdisjoint(map(input_text, datums))]
@@ -174,6 +177,9 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
             drop_last=self.drop_last,
         )
 
+    def all_datums(self) -> list[tinker.Datum]:
+        return _whole(self)
+
     def without(self, held_out: Set[str]) -> tuple[SupervisedDataset, int]:
         raise DataError(
             "the rows of a stream cannot be compared with test data before training, so some could be trained on",
@@ -187,6 +193,12 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
 
     def __len__(self) -> int:
         return len(self.batches())
+
+
+def _whole(dataset: SupervisedDatasetFromHFDataset | StreamingSupervisedDatasetFromHFDataset) -> list[tinker.Datum]:
+    kept = copy.copy(dataset)
+    kept.drop_last = False
+    return [datum for batch in kept.batches(seed=None) for datum in batch]
 
 
 @chz.chz
@@ -218,7 +230,7 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
     image_root: str | None = chz.field(
         default=None, doc='Folder of the images; None means that of the data file, "anywhere" accepts every path.'
     )
-    drop_last: bool = chz.field(default=False, doc="Leave out the last batch of an epoch if it is not full.")
+    drop_last: bool = chz.field(default=False, doc="Leave out the last training batch of an epoch if it is not full.")
 
     cache: str | None = chz.field(
         default=None, doc="Folder in which rendered conversations are cached for later runs; None disables the cache."
@@ -240,7 +252,7 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         cut = f"; {datums.truncated:,} cut to {self.common_config.max_length} tokens" if datums.truncated else ""
         print(f"{printable(self.file_path)}: {printable(datums.report)}{cut}", file=sys.stderr)
         if not self.test_size:
-            return self._dataset(datums), None
+            return self._dataset(datums, self.drop_last), None
         # The datums of one conversation stay together, so that no test datum begins like one that is trained on.
         contents: dict[int, str] = {}
         for number, datum in zip(datums.conversation_numbers, datums, strict=True):
@@ -248,7 +260,7 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         groups = [contents[number] for number in datums.conversation_numbers]
         parts = train_test_split(range(len(datums)), self.test_size, seed=self.shuffle_seed, key=groups.__getitem__)
         train, test = (Subset(datums, list(part)) for part in parts)
-        return self._dataset(train), self._dataset(test)
+        return self._dataset(train, self.drop_last), self._dataset(test, False)
 
     def _datums(self) -> Any:
         common, options = self.common_config, {"on_bad": self.on_bad, "on_long": self.on_long, "split": self.split}
@@ -289,9 +301,9 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
             **options,  # type: ignore[arg-type]
         )
 
-    def _dataset(self, datums: Sequence[Any]) -> SupervisedDataset:
+    def _dataset(self, datums: Sequence[Any], drop_last: bool) -> SupervisedDataset:
         return SupervisedDatasetFromHFDataset(
-            datums, self.common_config.batch_size, map_fn=_itself, drop_last=self.drop_last
+            datums, self.common_config.batch_size, map_fn=_itself, drop_last=drop_last
         )
 
 

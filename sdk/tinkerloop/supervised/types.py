@@ -41,7 +41,7 @@ class SupervisedDataset:
             yield from self.get_batch(index)
 
     def all_datums(self) -> list[tinker.Datum]:
-        """Return the datums of one epoch in order, as an evaluation reads test data."""
+        """Return all datums once and in order, as an evaluation reads test data: `drop_last` drops none of them."""
         return [datum for batch in self.batches(seed=None) for datum in batch]  # type: ignore[attr-defined]
 
     def without(self, held_out: Set[str]) -> tuple[SupervisedDataset, int]:
