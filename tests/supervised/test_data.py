@@ -1,8 +1,10 @@
 import json
 from pathlib import Path
 
+import chz
 import pytest
 
+from tinkerloop.data import Subset, train_test_split
 from tinkerloop.errors import DataError
 from tinkerloop.supervised.data import (
     FromConversationFileBuilder,
@@ -114,15 +116,16 @@ def test_an_evaluation_reads_rows_that_training_drops(kind):
     assert list(rows.batches(seed=None)) == [[0, 1, 2, 3]]
 
 
+@pytest.mark.parametrize("test_size", [1, 9])
 @pytest.mark.parametrize("cache", [None, "cache"])
-def test_the_datums_of_one_conversation_are_not_divided_between_training_and_test(tmp_path, cache):
+def test_test_size_counts_conversations_which_are_not_divided(tmp_path, cache, test_size):
     turn = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning": "hm"}]
     rows = [[{"role": "user", "content": f"question {i}"}, *turn[1:], *turn * 2] for i in range(12)]
     path = tmp_path / "turns.jsonl"
     path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     common = ChatDatasetBuilderCommonConfig(model_name_for_tokenizer="tiny", renderer_name="qwen3", batch_size=4)
     build = FromConversationFileBuilder(
-        common_config=common, file_path=str(path), test_size=9, cache=cache and str(tmp_path / cache)
+        common_config=common, file_path=str(path), test_size=test_size, cache=cache and str(tmp_path / cache)
     )
 
     def questions(dataset):
@@ -131,7 +134,23 @@ def test_the_datums_of_one_conversation_are_not_divided_between_training_and_tes
         return [text.partition("question ")[2].partition("<")[0] for text in texts]
 
     train, test = map(questions, build())
-    assert (len(train), len(test), set(train) & set(test)) == (27, 9, set())
+    assert (len(train), len(test), set(train) & set(test)) == (3 * (12 - test_size), 3 * test_size, set())
+
+
+@pytest.mark.parametrize("test_size", [3, 0.25])
+def test_the_choice_among_conversations_of_one_datum_is_that_among_their_datums(conversations_file, test_size):
+    lines = conversations_file.read_text().splitlines()
+    conversations_file.write_text("\n".join([*lines, *lines[:5]]))  # equal rows stay together
+    common = ChatDatasetBuilderCommonConfig(model_name_for_tokenizer="tiny", renderer_name="qwen3_instruct")
+    builder = FromConversationFileBuilder(
+        common_config=common, file_path=str(conversations_file), test_size=test_size, shuffle_seed=3
+    )
+    datums = chz.replace(builder, test_size=0)()[0].rows
+    texts = [str(datum.model_input.to_ints()) for datum in datums]
+    expected = train_test_split(range(len(datums)), test_size, seed=3, key=texts.__getitem__)
+    built = [dataset.rows for dataset in builder()]
+    assert [part.numbers for part in built] == [part.numbers for part in expected]
+    assert built[0].fingerprint == Subset(datums, expected[0].numbers).fingerprint
 
 
 def test_a_reply_that_spells_a_tag_is_trained_as_text_only_by_choice(tmp_path):

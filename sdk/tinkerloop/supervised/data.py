@@ -253,13 +253,7 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         print(f"{printable(self.file_path)}: {printable(datums.report)}{cut}", file=sys.stderr)
         if not self.test_size:
             return self._dataset(datums, self.drop_last), None
-        # The datums of one conversation stay together, so that no test datum begins like one that is trained on.
-        contents: dict[int, str] = {}
-        for number, datum in zip(datums.conversation_numbers, datums, strict=True):
-            contents[number] = contents.get(number, "") + input_text(datum)
-        groups = [contents[number] for number in datums.conversation_numbers]
-        parts = train_test_split(range(len(datums)), self.test_size, seed=self.shuffle_seed, key=groups.__getitem__)
-        train, test = (Subset(datums, list(part)) for part in parts)
+        train, test = _split_conversations(datums, self.test_size, self.shuffle_seed)
         return self._dataset(train, self.drop_last), self._dataset(test, False)
 
     def _datums(self) -> Any:
@@ -305,6 +299,22 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         return SupervisedDatasetFromHFDataset(
             datums, self.common_config.batch_size, map_fn=_itself, drop_last=drop_last
         )
+
+
+def _split_conversations(datums: Any, test_size: int | float, seed: int) -> tuple[Subset, Subset]:
+    """Return the datums of training conversations, and those of `test_size` test conversations.
+
+    The datums of one conversation stay together, so that no test datum begins like one that is trained on.
+    """
+    contents: dict[int, str] = {}
+    for number, datum in zip(datums.conversation_numbers, datums, strict=True):
+        contents[number] = contents.get(number, "") + input_text(datum)
+    _, test = train_test_split(list(contents), test_size, seed=seed, key=contents.__getitem__)
+    chosen = set(test)
+    sides: tuple[list[int], list[int]] = ([], [])
+    for index, number in enumerate(datums.conversation_numbers):
+        sides[number in chosen].append(index)
+    return Subset(datums, sides[0]), Subset(datums, sides[1])
 
 
 def _itself(datum: tinker.Datum) -> tinker.Datum:
