@@ -13,30 +13,23 @@ from tinkerloop.supervised.data import (
     StreamingSupervisedDatasetFromHFDataset,
     SupervisedDatasetFromHFDataset,
 )
-from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig, SupervisedDataset
+from tinkerloop.supervised.types import ChatDatasetBuilderCommonConfig
 from tinkerloop.tokenizers import get_tokenizer
 
 
-class Numbers(SupervisedDataset):
-    """Rows that only have to be told apart."""
-
-    batch_size = 1
-
-    def __init__(self, name, count):
-        self.rows = [f"{name}{i}" for i in range(count)]
-
-    def __iter__(self):
-        return iter(self.rows)
+def rows_of(name, count):
+    """Return rows that only have to be told apart."""
+    return SupervisedDatasetFromHFDataset([f"{name}{i}" for i in range(count)], 1, map_fn=lambda row: row)
 
 
 def mixture(**weights):
-    return InterleavedDataset({"a": Numbers("a", 30), "b": Numbers("b", 5)}, weights, batch_size=8)
+    return InterleavedDataset({"a": rows_of("a", 30), "b": rows_of("b", 5)}, weights, batch_size=8)
 
 
 def test_every_mixed_batch_holds_its_share_and_an_epoch_every_row():
     mixed = list(mixture(a=3, b=1).batches())
     assert [sum(row.startswith("b") for row in batch) for batch in mixed] == [2] * 5
-    assert {row for batch in mixed for row in batch} == {*Numbers("a", 30), *Numbers("b", 5)}
+    assert {row for batch in mixed for row in batch} == {*rows_of("a", 30), *rows_of("b", 5)}
     assert len(mixture(a=3, b=1)) == 5
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import importlib
 import io
 import json
@@ -9,11 +10,11 @@ import chz
 import pytest
 
 import tinkerloop
-from tinkerloop import Callback, Log
+from tinkerloop import Callback, Log, make_datum
 from tinkerloop.cli import chat
 from tinkerloop.cli.main import main as cli
 from tinkerloop.data import batches, conversation_datums, load_conversations
-from tinkerloop.errors import CheckpointError, DataError, PlanError
+from tinkerloop.errors import CheckpointError, DataError, DatumError, PlanError
 from tinkerloop.local import ServiceClient
 from tinkerloop.loop.schedules import constant
 from tinkerloop.renderers import get_renderer
@@ -244,6 +245,32 @@ def test_bad_data_ends_a_run_before_it_starts(make):
     with pytest.raises(DataError, match=r"conversations\.jsonl:25: "):
         run(make())
     assert not Path("run").exists()
+
+
+def no_weights(datum):
+    inputs = {"target_tokens": datum.loss_fn_inputs["target_tokens"]}
+    return dataclasses.replace(datum, loss_fn_inputs=inputs)
+
+
+@pytest.mark.parametrize("place", ["training", "test"])
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [(lambda datum: None, "expected tinker.Datum, got a NoneType"), (no_weights, "wrong loss inputs")],
+)
+def test_a_datum_that_cannot_be_trained_on_ends_a_run_before_it_starts(make, place, spoil, problem):
+    good = [make_datum([number, 1, 2], [0, 1, 1]) for number in range(8)]
+    bad = [*good[:5], spoil(good[5]), *good[6:]]
+    data = (bad, good) if place == "training" else (good, bad)
+    with pytest.raises((DatumError, PlanError), match=problem) as caught:
+        run(make(dataset_builder=lambda: data, batch_size=2))
+    assert "in datum 5 of the dataset class list" in caught.value.__notes__[0]
+    assert not Path("run/metrics.jsonl").exists()
+
+
+def test_test_data_needs_no_batch_size(make):
+    datums = [make_datum([number, 1, 2], [0, 1, 1]) for number in range(8)]
+    run(make(dataset_builder=lambda: (datums, datums), batch_size=2, max_steps=1))
+    assert "test/nll" in rows()[0]
 
 
 @pytest.mark.parametrize(

@@ -212,8 +212,10 @@ async def main(config: Config) -> Summary:
         The summary of the run: its last step and the reason why it ended.
 
     Raises:
-        DataError: the data cannot be trained on. All three errors are raised before training starts.
-        PlanError: values of the configuration contradict each other.
+        DataError: the data cannot be trained on. All these errors are raised before training starts.
+        DatumError: a datum that a dataset yields cannot be trained on.
+            A dataset with `map_fn` or `get_batch` creates datums only when their batch is requested.
+        PlanError: values of the configuration contradict each other, or a dataset yields something other than datums.
         CheckpointError: the run in `config.log_path` cannot be resumed, or it or `load_checkpoint_path` has another
             model, rank or seed.
     """
