@@ -80,7 +80,7 @@ class MixedBatches:
         before = self.cursor
         try:
             batch = self._draw()
-        except Exception:
+        except BaseException:  # also KeyboardInterrupt, after which a notebook goes on with this object
             self._restore(before)  # the batch that failed was not returned, so the position must not change
             raise
         if not batch:

@@ -127,7 +127,7 @@ class StreamBatches:
             return self._next_batch()
         except StopIteration:
             raise
-        except Exception:
+        except BaseException:  # also KeyboardInterrupt, after which a notebook goes on with this object
             self._go_to(**{name: before[name] for name in ("epoch", "position", "first", "offset")})
             raise
 

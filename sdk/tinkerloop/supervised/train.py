@@ -213,8 +213,8 @@ async def main(config: Config) -> Summary:
 
     Raises:
         DataError: the data cannot be trained on. All these errors are raised before training starts.
-        DatumError: a datum that a dataset yields cannot be trained on.
-            A dataset with `map_fn` or `get_batch` creates datums only when their batch is requested.
+        DatumError: a datum that a dataset yields cannot be trained on. Datums that `map_fn` or `get_batch` creates are
+            checked when their batch is requested.
         PlanError: values of the configuration contradict each other, or a dataset yields something other than datums.
         CheckpointError: the run in `config.log_path` cannot be resumed, or it or `load_checkpoint_path` has another
             model, rank or seed.
