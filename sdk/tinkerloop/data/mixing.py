@@ -25,7 +25,8 @@ def mix(
 
     Args:
         parts: the batches of each part, by name. Create each part with `batch_size=1` and a seed as `shuffle`; a mixed
-            batch then has `batch_size` rows. A part with `epochs=None` never ends.
+            batch then has `batch_size` rows. A part with `epochs=None` never ends. The order of the parts belongs to
+            the cursor.
         weights: a positive number for each part. The share of a part is its weight divided by the sum of all weights.
         batch_size: the number of draws in a batch.
         until: "first" ends when the first part has ended; "all" continues with the other parts until all have ended.
@@ -119,6 +120,13 @@ class MixedBatches:
 
     def seek(self, cursor: Any) -> None:
         check_cursor(cursor, self._identity(), ("drawn",))
+        before, now = list(cursor["weights"]), list(self.weights)
+        if before != now:  # equal dictionaries may differ in their order
+            raise DataError(
+                f"the cursor was taken from parts in the order {before}, and their order is {now} now",
+                remedy="resume with the order of the run that saved the cursor, because the first of several parts "
+                "that are equally far below their shares is drawn; or start a new run folder",
+            )
         self._restore(cursor)
         # A part that had ended may have more rows now, because the run is extended by more epochs.
         extended = {name for name in self._ended if self._has_more(name)}

@@ -26,7 +26,7 @@ class InterleavedDataset(SupervisedDataset):
     When all rows of a dataset were used, its rows are used again in a different order.
 
     Args:
-        parts: the datasets by name.
+        parts: the datasets by name. Their order decides the order of their rows; a run is resumed with the same one.
         weights: a positive number for each dataset. The share of a dataset is its weight divided by the sum of all
             weights.
         batch_size: the number of rows in a batch, of all datasets together.
