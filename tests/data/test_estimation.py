@@ -78,7 +78,7 @@ def test_prices_that_are_given_twice_or_negative_are_refused(file, capsys):
     with pytest.raises(SystemExit):
         main(["estimate", str(file), "--price", "-1"])
     assert "argument --price: expected a number of at least 0, got '-1'" in capsys.readouterr().err
-    with pytest.raises(PlanError, match="the price of train tokens must be a number of at least 0, got -1"):
+    with pytest.raises(PlanError, match="the price of train tokens must be a finite number of at least 0, got -1"):
         Prices(-1.0)
 
 

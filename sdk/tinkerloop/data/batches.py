@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tinkerloop.data.permutation import shuffled_positions
 from tinkerloop.errors import DataError
+from tinkerloop.number_checks import check_whole
 
 if TYPE_CHECKING:
     import tinker
@@ -154,7 +155,7 @@ class RowBatches:
     ):
         check_batching(batch_size, epochs, shuffle, map_fn, flatmap_fn)
         refuse_path(examples)
-        self.examples, self.rows, self.batch_size = examples, len(examples), batch_size
+        self.examples, self.rows, self.batch_size = examples, len(examples), int(batch_size)  # a number of numpy, too
         self.epochs, self.shuffle, self.drop_last = epochs, shuffle, drop_last
         self._map = RowMap(map_fn, flatmap_fn)
         self._epoch = self._row = 0
@@ -296,10 +297,9 @@ def check_batching(
     batch_size: int, epochs: int | None, shuffle: int | None, map_fn: object, flatmap_fn: object
 ) -> None:
     """Check the arguments that `batches` and `stream` share; raise DataError if one is invalid."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise DataError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-    if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
-        raise DataError(f"epochs must be a whole number of at least 1 or None, got {epochs!r}")
+    check_whole("batch_size", batch_size, 1, error=DataError)
+    if epochs is not None:
+        check_whole("epochs", epochs, 1, error=DataError)
     if isinstance(shuffle, bool) or not isinstance(shuffle, int | None):
         raise DataError(
             f"shuffle must be a random seed (a whole number) or None, got {shuffle!r}",

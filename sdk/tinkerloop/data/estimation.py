@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tinkerloop.errors import PlanError
+from tinkerloop.number_checks import check_finite_number, check_whole
 
 if TYPE_CHECKING:
     import tinker
@@ -49,8 +50,8 @@ class Prices:
     def __post_init__(self) -> None:
         for name in ("train", "prefill", "sample"):
             price = getattr(self, name)
-            if price is not None and not 0 <= price < math.inf:
-                raise PlanError(f"the price of {name} tokens must be a number of at least 0, got {price!r}")
+            if price is not None:
+                check_finite_number(f"the price of {name} tokens", price, 0)
 
     def __str__(self) -> str:
         known = {"train": self.train, "prefill": self.prefill, "sample": self.sample}
@@ -70,6 +71,10 @@ class Evaluations:
     count: int = 0
     prefill_tokens: int = 0
     sampled_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("count", "prefill_tokens", "sampled_tokens"):
+            check_whole(name, getattr(self, name), 0)
 
     def __str__(self) -> str:
         sampled = f", at most {self.sampled_tokens:,} sampled tokens" if self.sampled_tokens else ""
@@ -110,6 +115,9 @@ class Estimate:
     rows: str = ""
     evaluations: Evaluations = Evaluations()
     prices: Prices | None = None
+
+    def __post_init__(self) -> None:
+        _check_counts(batches=self.batches, epochs=self.epochs, accumulate=self.accumulate, max_steps=self.max_steps)
 
     @property
     def steps(self) -> int:
@@ -190,6 +198,7 @@ def evaluation_count(steps: int, every: int | None) -> int:
     >>> evaluation_count(100, 50), evaluation_count(101, 50), evaluation_count(100, None)
     (3, 4, 2)
     """
+    _check_counts(every=every)
     return 1 + (1 if every is None else -(-steps // every))
 
 
@@ -199,8 +208,15 @@ def step_count(batches: int, epochs: int = 1, accumulate: int = 1, max_steps: in
     >>> step_count(5, epochs=3, accumulate=2), step_count(5, max_steps=2)
     (8, 2)
     """
+    _check_counts(epochs=epochs, accumulate=accumulate, max_steps=max_steps)
     steps = -(-batches * epochs // accumulate)
     return steps if max_steps is None else min(steps, max_steps)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None:
+            check_whole(name, count, 1)
 
 
 def input_tokens(datums: Iterable[tinker.Datum]) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tinkerloop.data.batches import Batches, Cursor, check_cursor, refuse_sampled
+from tinkerloop.data.streams import checked_length
 from tinkerloop.errors import DataError
+from tinkerloop.number_checks import check_finite_number, check_whole
 
 
 def mix(
@@ -47,8 +49,9 @@ def check_weights(parts: Iterable[str], weights: Mapping[str, float]) -> None:
     if not weights or set(parts) != set(weights):
         raise DataError(f"every part needs a weight: got parts {sorted(parts)}, but weights for {sorted(weights)}")
     for name, weight in weights.items():
-        if not 0 < weight < float("inf"):
-            raise DataError(f"the weight of {name!r} must be positive and finite, got {weight}")
+        check_finite_number(f"the weight of {name!r}", weight, error=DataError)
+        if weight <= 0:
+            raise DataError(f"the weight of {name!r} must be positive, got {weight!r}", remedy="or leave out this part")
 
 
 class MixedBatches:
@@ -66,11 +69,11 @@ class MixedBatches:
         check_weights(parts, weights)
         for part in parts.values():
             refuse_sampled(part, "mix")
-        if batch_size < 1 or (length is not None and length < 1):
-            raise DataError(f"batch_size and length must be at least 1, got {batch_size=} and {length=}")
+        check_whole("batch_size", batch_size, 1, error=DataError)
         if until not in ("first", "all"):
             raise DataError(f'until must be "first" or "all", got {until!r}')
-        self.parts, self.batch_size, self.until, self.length = dict(parts), batch_size, until, length
+        self.parts, self.batch_size, self.until = dict(parts), int(batch_size), until
+        self.length = checked_length(length)
         self.weights = {name: float(weights[name]) for name in self.parts}
         self._restart(0, dict.fromkeys(self.parts, 0), set())
 

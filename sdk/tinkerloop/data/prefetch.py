@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinkerloop.data.batches import Batches, refuse_sampled
 from tinkerloop.errors import DataError
+from tinkerloop.number_checks import check_whole
 
 if TYPE_CHECKING:
     import tinker
@@ -31,7 +32,7 @@ def prefetch(batches: Batches, n: int = 2) -> Prefetched:
         requested.
 
     Raises:
-        DataError: `n` is less than 1, or the batches are sampled from the weights in training.
+        DataError: `n` is no whole number of at least 1, or the batches are sampled from the weights in training.
     """
     return Prefetched(batches, n)
 
@@ -43,8 +44,7 @@ class Prefetched:
     """
 
     def __init__(self, batches: Batches, n: int):
-        if n < 1:
-            raise DataError(f"n, the number of batches to prepare ahead, must be at least 1, got {n}")
+        check_whole("n, the number of batches to prepare ahead,", n, 1, error=DataError)
         refuse_sampled(batches, "prefetch")
         self._inner, self._ahead = batches, n
         self._cursor = batches.cursor

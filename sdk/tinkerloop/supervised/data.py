@@ -22,7 +22,9 @@ from tinkerloop.data import (
     train_test_split,
 )
 from tinkerloop.data.content import input_text
+from tinkerloop.data.streams import checked_length
 from tinkerloop.errors import DataError
+from tinkerloop.number_checks import check_whole
 from tinkerloop.supervised.mixtures import InterleavedDataset, InterleavedDatasetBuilder
 from tinkerloop.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinkerloop.terminal import printable
@@ -141,7 +143,7 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
         drop_last: True drops the last batch of an epoch if it has fewer than `batch_size` rows.
 
     Raises:
-        DataError: neither or both of `map_fn` and `flatmap_fn` are given.
+        DataError: neither or both of `map_fn` and `flatmap_fn` are given, or a number is invalid.
     """
 
     def __init__(
@@ -160,7 +162,8 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
                 "a dataset needs either map_fn or flatmap_fn, got neither or both of them",
                 remedy="pass exactly one of them",
             )
-        self.source, self.length, self.buffer_size = hf_dataset, length, buffer_size
+        check_whole("buffer_size", buffer_size, 0, error=DataError)
+        self.source, self.length, self.buffer_size = hf_dataset, checked_length(length), buffer_size
         self.batch_size: int = batch_size
         self._map_fn, self._flatmap_fn, self.drop_last = map_fn, flatmap_fn, drop_last
 

@@ -12,7 +12,9 @@ import chz
 from tinkerloop.data import MixedBatches, mix
 from tinkerloop.data.content import input_text
 from tinkerloop.data.mixing import check_weights
+from tinkerloop.data.streams import checked_length
 from tinkerloop.errors import DataError
+from tinkerloop.number_checks import check_whole
 from tinkerloop.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 from tinkerloop.terminal import printable
 
@@ -34,7 +36,8 @@ class InterleavedDataset(SupervisedDataset):
             row of every dataset.
 
     Raises:
-        DataError: `parts` and `weights` have different names, or `length` is not given and a dataset has no length.
+        DataError: `parts` and `weights` have different names, a number is invalid, or `length` is not given and a
+            dataset has no length.
     """
 
     def __init__(
@@ -48,14 +51,16 @@ class InterleavedDataset(SupervisedDataset):
         check_weights(parts, weights)
         self.parts, self.weights = dict(parts), dict(weights)
         self.batch_size: int = batch_size
-        self._given_length = length
-        self.length = length or self._all_rows()
+        self._given_length = checked_length(length)
+        self.length: int = self._all_rows() if self._given_length is None else self._given_length
 
     def batches(self, *, epochs: int | None = 1, batch_size: int | None = None, seed: int | None = 0) -> MixedBatches:
         parts = {
             name: part.batches(epochs=None, batch_size=1, seed=None if seed is None else seed + number)
             for number, (name, part) in enumerate(self.parts.items())
         }
+        if epochs is not None:
+            check_whole("epochs", epochs, 1, error=DataError)
         length = None if epochs is None else epochs * self.length
         size = self.batch_size if batch_size is None else batch_size
         return mix(parts, self.weights, size, length=length)

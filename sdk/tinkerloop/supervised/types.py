@@ -86,7 +86,9 @@ class SupervisedDataset:
                 )
             return _IndexedBatches(self, epochs)
         datums = self._checked_datums()
-        own_size = self.batch_size or getattr(getattr(self, "config", None), "batch_size", None)
+        own_size = self.batch_size
+        if own_size is None:
+            own_size = getattr(getattr(self, "config", None), "batch_size", None)
         size = own_size if batch_size is None else batch_size
         if size is None:
             raise DataError(
