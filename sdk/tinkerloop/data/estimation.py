@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +18,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from tinkerloop.datum_values import trained_positions
 from tinkerloop.errors import PlanError
 from tinkerloop.number_checks import check_finite_number, check_whole
+from tinkerloop.strict_json import STRICT_JSON
 
 if TYPE_CHECKING:
     import tinker
@@ -94,7 +95,7 @@ class Estimate:
 
     Attributes:
         lengths: the number of input tokens of each datum.
-        trained: the number of tokens with a weight of each datum.
+        trained: the number of tokens with a weight of each datum; a token with several targets counts once.
         batches: the number of batches of one epoch.
         epochs: the number of passes over the datums.
         accumulate: batches per optimizer step.
@@ -185,8 +186,7 @@ def estimate_datums(datums: Iterable[tinker.Datum], batches: int, **options: Any
     lengths, trained = [], []
     for datum in datums:
         lengths.append(datum.model_input.length)
-        weights = datum.loss_fn_inputs.get("weights")
-        trained.append(lengths[-1] if weights is None else int(np.count_nonzero(weights.to_numpy())))
+        trained.append(trained_positions(datum))
     if not lengths or batches < 1:
         raise PlanError(f"an estimate needs at least one datum and one batch, got {len(lengths)} and {batches}")
     return Estimate(tuple(lengths), tuple(trained), batches, **options)
@@ -242,8 +242,8 @@ def read_prices(file: str | Path, model: str) -> Prices:
     expected = f'expected a table for {model!r} with prices per million tokens, such as ["{model}"] and train = 0.4'
     try:
         text = path.read_text(encoding="utf-8")
-        known = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
+        known = STRICT_JSON.decode(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"cannot read the prices in {path}: {error}; {expected}") from error
     given = known.get(model) if isinstance(known, Mapping) else None
     prices = given if isinstance(given, Mapping) else {"train": given}
