@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -46,6 +45,8 @@ from tinkerloop.loop.checkpoints import saved_paths
 from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.run_folder import last_config
 from tinkerloop.loop.schedules import Schedule, constant, cosine, linear, warmup
+from tinkerloop.number_checks import check_finite_number, check_whole
+from tinkerloop.redaction import redacted
 from tinkerloop.report import write_report
 from tinkerloop.supervised.evaluators import EvaluatorBuilder, NLLEvaluator, as_evaluator
 from tinkerloop.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
@@ -166,19 +167,36 @@ class Config:
         default=None,
         doc="TOML or JSON file with the prices of tokens per model, which dry_run multiplies; see `read_prices`.",
     )
-    wandb_name: str | None = chz.field(default=None, doc="Name of the run in Weights & Biases.")
+    wandb_name: str | None = chz.field(
+        default=None,
+        doc="Name of the run in Weights & Biases; has no effect without wandb_project, as in scripts of the Cookbook.",
+    )
 
     @chz.validate
     def _numbers(self) -> None:
         for name in _RATES.split():
-            _refuse_other_than_number(name, getattr(self, name))
+            check_finite_number(name, getattr(self, name), 0)
         for least, names in _LEAST.items():
             for name in names.split():
                 value = getattr(self, name)
                 if value is not None:
-                    _refuse_other_than_number(name, value)
-                if value is not None and value < least:
-                    raise PlanError(f"{name} must be at least {least}, got {value}")
+                    check_whole(name, value, least)
+
+    @chz.validate
+    def _known_schedule(self) -> None:
+        if not callable(self.lr_schedule) and self.lr_schedule not in ("constant", *_DECAYS):
+            raise PlanError(
+                f'lr_schedule must be "linear", "cosine", "constant" or a function, got {self.lr_schedule!r}'
+            )
+
+    @chz.validate
+    def _no_option_without_effect(self) -> None:
+        if self.prices is not None and not self.dry_run:
+            raise PlanError(
+                f"prices={self.prices!r} has no effect without dry_run: set dry_run=True, or leave out prices"
+            )
+        if self.base_url and self.service is not None:
+            raise PlanError(f"base_url={redacted(self.base_url)!r} has no effect beside service: pass only one of them")
 
     @chz.validate
     def _one_renderer(self) -> None:
@@ -190,16 +208,10 @@ class Config:
             )
 
 
-def _refuse_other_than_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise PlanError(
-            f"{name} must be a number, got {value!r}" + ": write it without quotes" * isinstance(value, str)
-        )
-
-
-_RATES = "learning_rate adam_beta1 adam_beta2 adam_eps weight_decay grad_clip_norm"
+_DECAYS: dict[str, Callable[[float, float, int], Schedule]] = {"linear": linear, "cosine": cosine}
+_RATES = "learning_rate adam_beta1 adam_beta2 adam_eps weight_decay grad_clip_norm save_every_seconds"
 _LEAST = {
-    0: "warmup_steps lora_rank eval_every infrequent_eval_every save_every save_every_tokens save_every_seconds "
+    0: "warmup_steps lora_rank eval_every infrequent_eval_every save_every save_every_tokens "
     "rolling_save_every submit_ahead",
     1: "num_epochs max_steps batch_size gradient_accumulation_steps ttl_seconds rolling_ttl_seconds",
 }
@@ -270,22 +282,19 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
     """Return the learning-rate schedule of a configuration, for a run of `steps` optimizer steps.
 
     Raises:
-        PlanError: the schedule is unknown, or it depends on the number of steps and `steps` is None.
+        PlanError: the schedule depends on the number of steps, and `steps` is None.
     """
     if callable(config.lr_schedule):
         return warmup(config.warmup_steps, config.lr_schedule)
     if config.lr_schedule == "constant":
         return warmup(config.warmup_steps, constant(_learning_rate(config)))
-    shapes: dict[str, Callable[[float, float, int], Schedule]] = {"linear": linear, "cosine": cosine}
-    if config.lr_schedule not in shapes:
-        raise PlanError(f'lr_schedule must be "linear", "cosine", "constant" or a function, got {config.lr_schedule!r}')
     if steps is None:
         raise PlanError(
             f"lr_schedule={config.lr_schedule!r} needs the number of steps, but the length of the data is unknown; "
             'set max_steps, or lr_schedule="constant"'
         )
     decay = max(steps - config.warmup_steps, 1)
-    return warmup(config.warmup_steps, shapes[config.lr_schedule](_learning_rate(config), 0.0, decay))
+    return warmup(config.warmup_steps, _DECAYS[config.lr_schedule](_learning_rate(config), 0.0, decay))
 
 
 def _learning_rate(config: Config) -> float:
