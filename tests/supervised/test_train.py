@@ -16,6 +16,7 @@ from tinkerloop.cli.main import main as cli
 from tinkerloop.data import batches, conversation_datums, load_conversations
 from tinkerloop.errors import CheckpointError, DataError, DatumError, PlanError
 from tinkerloop.local import ServiceClient
+from tinkerloop.loop import background
 from tinkerloop.loop.schedules import constant
 from tinkerloop.renderers import get_renderer
 from tinkerloop.supervised import train
@@ -196,6 +197,26 @@ def test_a_resumed_run_prints_what_differs_from_its_last_start(make, capsys):
         ["max_steps", "1", "2"],
         ["eval_every", "10", "5"],
     ]
+
+
+def test_an_unchanged_program_with_functions_is_resumed_without_other_options(make, tmp_path, capsys):
+    def start():
+        def build():
+            datums = [make_datum([number, 1, 2], [0, 1, 1]) for number in range(8)]
+            return datums, None
+
+        def evaluator():
+            return lambda client: background(lambda: {"x": 1.0})
+
+        service = ServiceClient(root=tmp_path / "root")
+        options = {"dataset_builder": build, "evaluator_builders": [evaluator], "service": service}
+        run(make(batch_size=2, max_steps=2, lr_schedule="constant", **options))
+        return json.loads(Path("run/config.json").read_text())
+
+    first = start()
+    assert start() == first
+    assert "other options" not in capsys.readouterr().err
+    assert first["service"] == "tinkerloop.local.client.service_client.ServiceClient"
 
 
 def test_a_start_that_failed_is_not_what_a_resumed_run_is_compared_with(make, capsys):

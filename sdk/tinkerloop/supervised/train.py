@@ -42,6 +42,7 @@ from tinkerloop.errors import CheckpointError, DataError, PlanError
 from tinkerloop.hyperparams import adapter_size, recommended_learning_rate
 from tinkerloop.loop import Callback, Checkpoints, Loop, Record, Run, Summary, WandB, open_training_client
 from tinkerloop.loop.checkpoints import saved_paths
+from tinkerloop.loop.config_json import json_form
 from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.run_folder import last_config
 from tinkerloop.loop.schedules import Schedule, constant, cosine, linear, warmup
@@ -248,7 +249,7 @@ async def main(config: Config) -> Summary:
 
 
 async def _train(config: Config, service: Any, batches: Batches, steps: int | None, test_data: Any) -> Summary:
-    with Run(config.log_path, config=_described(config) | _origin(config, service)) as run:
+    with Run(config.log_path, config=json_form(config) | _origin(config, service)) as run:
         record = run.checkpoints.latest()
         client = _open_client(config, service, record)
         run.describe(training_data=one_line(batches), adapter=adapter_size(config.model_name, config.lora_rank))
@@ -336,13 +337,6 @@ def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:
             remedy="return (data, None) if there is no test data",
         )
     return built
-
-
-def _described(value: Any) -> Any:
-    """Convert a configuration to a JSON-serializable value. Objects without a JSON form are replaced by their repr."""
-    if chz.is_chz(value):
-        return {name: _described(getattr(value, name)) for name in chz.chz_fields(value)}
-    return value if isinstance(value, str | int | float | None) else repr(value)
 
 
 def _origin(config: Config, service: Any) -> dict[str, Any]:
