@@ -109,8 +109,8 @@ def test_a_price_that_is_none_is_refused(name, value):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda two: batches(ROWS, two, epochs=two),
-        lambda two: stream(ROWS, two, epochs=two, shuffle=0, buffer_size=two, length=two),
+        lambda two: batches(ROWS, two, epochs=two, shuffle=two),
+        lambda two: stream(ROWS, two, epochs=two, shuffle=two, buffer_size=two, length=two),
         lambda two: mixed(two, length=two),
     ],
 )

@@ -69,12 +69,23 @@ def test_parts_that_share_no_test_data_are_unchanged():
     assert (train.parts["first"], train.parts["second"]) == (first, second)
 
 
-def test_a_stream_beside_test_data_is_refused_with_a_way_out():
-    stream = StreamingSupervisedDatasetFromHFDataset(lambda: range(10), 2, None, map_fn=datum)
-    with pytest.raises(DataError, match=r"stream cannot be compared with test data.*evaluator_builders") as caught:
-        mixed((stream, None), (Numbers(range(4)), Numbers([30])), length=8)
+class Indexed(SupervisedDataset):
+    def get_batch(self, index):
+        return [datum(index)]
+
+    def __len__(self):
+        return 10
+
+
+@pytest.mark.parametrize(
+    "data", [StreamingSupervisedDatasetFromHFDataset(lambda: range(10), 2, None, map_fn=datum), Indexed()]
+)
+def test_data_that_are_not_read_before_training_are_refused_beside_test_data(data):
+    problem = rf"rows of a {type(data).__name__} cannot be compared with the test data.*evaluator_builders"
+    with pytest.raises(DataError, match=problem) as caught:
+        mixed((data, None), (Numbers(range(4)), Numbers([30])), length=8)
     assert caught.value.__notes__ == ["in the part 'first' of the mixture"]
-    assert mixed((stream, None), (Numbers(range(4)), None), length=8)[1] is None
+    assert mixed((data, None), (Numbers(range(4)), None), length=8)[1] is None
 
 
 @pytest.mark.parametrize("held_out", [(20, 20), (0, 20)])

@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tinkerloop.data.permutation import shuffled_positions
@@ -156,7 +157,7 @@ class RowBatches:
         check_batching(batch_size, epochs, shuffle, map_fn, flatmap_fn)
         refuse_path(examples)
         self.examples, self.rows, self.batch_size = examples, len(examples), int(batch_size)  # a number of numpy, too
-        self.epochs, self.shuffle, self.drop_last = epochs, shuffle, drop_last
+        self.epochs, self.shuffle, self.drop_last = epochs, None if shuffle is None else int(shuffle), drop_last
         self._map = RowMap(map_fn, flatmap_fn)
         self._epoch = self._row = 0
         self._order: tuple[int, int, list[int]] | None = None  # (epoch, first position, row numbers from it on)
@@ -300,7 +301,7 @@ def check_batching(
     check_whole("batch_size", batch_size, 1, error=DataError)
     if epochs is not None:
         check_whole("epochs", epochs, 1, error=DataError)
-    if isinstance(shuffle, bool) or not isinstance(shuffle, int | None):
+    if isinstance(shuffle, bool) or not isinstance(shuffle, Integral | None):
         raise DataError(
             f"shuffle must be a random seed (a whole number) or None, got {shuffle!r}",
             remedy="pass shuffle=0 to shuffle with seed 0, or shuffle=None to keep the order of the rows",

@@ -109,7 +109,8 @@ class StreamBatches:
     ):
         check_batching(batch_size, epochs, shuffle, map_fn, flatmap_fn)
         check_whole("buffer_size", buffer_size, 1, error=DataError)
-        self.source, self.batch_size, self.epochs, self.shuffle = source, int(batch_size), epochs, shuffle
+        self.source, self.batch_size, self.epochs = source, int(batch_size), epochs
+        self.shuffle = None if shuffle is None else int(shuffle)
         self.buffer_size, self.length, self.drop_last = int(buffer_size), checked_length(length), drop_last
         self._map = RowMap(map_fn, flatmap_fn)
         self._rows: OpenRows | None = None

@@ -183,13 +183,6 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
     def all_datums(self) -> list[tinker.Datum]:
         return _whole(self)
 
-    def without(self, held_out: Set[str]) -> tuple[SupervisedDataset, int]:
-        raise DataError(
-            "the rows of a stream cannot be compared with test data before training, so some could be trained on",
-            remedy="build the mixture without test data, and pass the test data to NLLEvaluator in evaluator_builders "
-            "of train.Config; or use SupervisedDatasetFromHFDataset, which reads rows in any order",
-        )
-
     def __iter__(self) -> Iterator[tinker.Datum]:
         for batch in self.batches(seed=None):
             yield from batch

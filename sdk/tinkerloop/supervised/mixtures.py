@@ -138,7 +138,7 @@ class InterleavedDatasetBuilder(SupervisedDatasetBuilder):
             (training data, test data or None).
 
         Raises:
-            DataError: there is test data, and a training dataset is a stream, which cannot be compared with it.
+            DataError: there is test data, and a training dataset cannot be compared with it, such as a stream.
         """
         built = {name: builder() for name, builder in self.builders.items()}
         train = {name: datasets[0] for name, datasets in built.items()}

@@ -43,8 +43,7 @@ class SupervisedDataset:
 
     def all_datums(self) -> list[tinker.Datum]:
         """Return all datums once and in order, as an evaluation reads test data: `drop_last` drops none of them."""
-        cls = type(self)
-        if cls.batches is SupervisedDataset.batches and cls.get_batch is SupervisedDataset.get_batch:
+        if self._yields_datums():
             return self._checked_datums()  # which needs no batch size
         batches: Any = self.batches(seed=None)
         return [datum for batch in batches for datum in batch]
@@ -57,8 +56,15 @@ class SupervisedDataset:
                 datums is.
 
         Raises:
-            DataError: the rows of the dataset cannot be read in any order.
+            DataError: the rows of the dataset are not all read before training.
         """
+        if not self._yields_datums():
+            raise DataError(
+                f"the rows of a {type(self).__name__} cannot be compared with the test data of the mixture before "
+                "training, so test data could be trained on",
+                remedy="build the mixture without test data, and pass the test data to NLLEvaluator in "
+                "evaluator_builders of train.Config; or use SupervisedDatasetFromHFDataset, which has all rows",
+            )
         datums = self._checked_datums()
         kept = [datum for datum in datums if input_text(datum) not in held_out]
         left_out = len(datums) - len(kept)
@@ -96,6 +102,10 @@ class SupervisedDataset:
                 remedy="add an attribute batch_size to the class, or set batch_size in train.Config",
             )
         return RowBatches(datums, size, epochs=epochs, shuffle=seed)
+
+    def _yields_datums(self) -> bool:
+        cls = type(self)
+        return cls.batches is SupervisedDataset.batches and cls.get_batch is SupervisedDataset.get_batch
 
     def _checked_datums(self) -> list[tinker.Datum]:
         """Return the datums that `__iter__` yields, after a check that training cannot fail on one of them later."""
