@@ -55,12 +55,12 @@ class InterleavedDataset(SupervisedDataset):
         self.length: int = self._all_rows() if self._given_length is None else self._given_length
 
     def batches(self, *, epochs: int | None = 1, batch_size: int | None = None, seed: int | None = 0) -> MixedBatches:
+        if epochs is not None:
+            check_whole("epochs", epochs, 1, error=DataError)
         parts = {
             name: part.batches(epochs=None, batch_size=1, seed=None if seed is None else seed + number)
             for number, (name, part) in enumerate(self.parts.items())
         }
-        if epochs is not None:
-            check_whole("epochs", epochs, 1, error=DataError)
         length = None if epochs is None else epochs * self.length
         size = self.batch_size if batch_size is None else batch_size
         return mix(parts, self.weights, size, length=length)
