@@ -99,6 +99,18 @@ def read_tensor(field: str, data: tinker.TensorData) -> NDArray[Any]:
         raise DatumError(f"cannot be read as an array: {error}", field=field) from error
 
 
+def trained_positions(datum: tinker.Datum) -> int:
+    """Return the number of positions with a weight that is not 0; all positions of a datum without weights.
+
+    Raises:
+        DatumError: the weights cannot be read as an array.
+    """
+    if "weights" not in datum.loss_fn_inputs:
+        return datum.model_input.length
+    weights = read_tensor("weights", datum.loss_fn_inputs["weights"])  # (N,), or (N, K) for K targets per position
+    return int(np.count_nonzero(weights if weights.ndim == 1 else np.any(weights != 0, axis=1)))
+
+
 def _array(field: str, values: Any) -> NDArray[Any]:
     try:
         return np.asarray(values)

@@ -3,12 +3,15 @@ import json
 
 import numpy as np
 import pytest
+import tinker
 
 from tinkerloop.cli.main import main
 from tinkerloop.data import estimation
 from tinkerloop.data.estimation import Estimate, Evaluations, Prices, estimate_datums, read_prices
 from tinkerloop.datum import make_datum
 from tinkerloop.errors import PlanError
+from tinkerloop.loop import MicroBatch, Plan
+from tinkerloop.rollouts import distillation_datum
 
 
 def test_the_examples_of_the_module():
@@ -21,6 +24,13 @@ def test_tokens_steps_and_price_follow_from_the_datums():
     assert (sum(estimate.lengths), sum(estimate.trained)) == (3 * (4 + 7), 3 * (2 + 7))
     assert (estimate.steps, estimate.billed_tokens) == (3, 66)
     assert estimate.price == pytest.approx(66 * 1.5e-6)
+
+
+def test_a_token_with_several_targets_counts_once_as_in_a_plan():
+    targets = [[(4, -0.1), (5, -3.0)], [(5, -0.1), (6, -3.0)]]
+    datum = distillation_datum([1, 2, 3], [4, 5], targets)
+    plan = Plan(0, (MicroBatch((datum,)),), tinker.AdamParams())
+    assert estimate_datums([datum], 1).trained == (plan.trained_tokens,) == (2,)
 
 
 def test_a_limit_on_steps_lowers_the_bill():
@@ -78,7 +88,7 @@ def test_prices_that_are_given_twice_or_negative_are_refused(file, capsys):
     with pytest.raises(SystemExit):
         main(["estimate", str(file), "--price", "-1"])
     assert "argument --price: expected a number of at least 0, got '-1'" in capsys.readouterr().err
-    with pytest.raises(PlanError, match="the price of train tokens must be a number of at least 0, got -1"):
+    with pytest.raises(PlanError, match="the price of train tokens must be a finite number of at least 0, got -1"):
         Prices(-1.0)
 
 
@@ -98,6 +108,15 @@ def test_evaluations_without_a_price_of_their_tokens_are_not_free():
 def test_prices_are_read_from_toml_and_json(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert read_prices(tmp_path / name, "a/b") == Prices(1, 2)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"tiny": 0.4, "tiny": 8.0}', '{"tiny": {"train": 0.4, "train": 8}}', '{"tiny": 1e999}']
+)
+def test_a_price_that_json_repeats_or_cannot_write_is_refused(tmp_path, text):
+    (tmp_path / "prices.json").write_text(text)
+    with pytest.raises(PlanError, match=r"cannot read the prices in .*(occurs more than once|must be finite)"):
+        read_prices(tmp_path / "prices.json", "tiny")
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,21 @@ def test_a_finished_mixture_is_extended_by_more_epochs(until, size):
     assert list(again) == []
 
 
+def test_a_cursor_of_parts_in_another_order_is_refused():
+    def make(*names):
+        return mix({name: batches([name] * 8, 1) for name in names}, {"a": 1, "b": 1}, 3)
+
+    first = make("a", "b")
+    whole = list(make("a", "b"))
+    next(first)
+    cursor = json.loads(json.dumps(first.cursor))
+    with pytest.raises(DataError, match=r"in the order \['a', 'b'\], and their order is \['b', 'a'\] now; resume with"):
+        make("b", "a").seek(cursor)
+    resumed = make("a", "b")
+    resumed.seek(cursor)
+    assert list(resumed) == whole[1:]
+
+
 def test_mixing_refuses_what_it_cannot_weigh():
     part = batches([1], 1)
     for parts, weights in (({}, {}), ({"a": part}, {"b": 1}), ({"a": part}, {"a": 0}), ({"a": part}, {"a": -1})):

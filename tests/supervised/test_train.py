@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import importlib
 import io
 import json
@@ -9,12 +10,13 @@ import chz
 import pytest
 
 import tinkerloop
-from tinkerloop import Callback, Log
+from tinkerloop import Callback, Log, make_datum
 from tinkerloop.cli import chat
 from tinkerloop.cli.main import main as cli
 from tinkerloop.data import batches, conversation_datums, load_conversations
-from tinkerloop.errors import CheckpointError, DataError, PlanError
+from tinkerloop.errors import CheckpointError, DataError, DatumError, PlanError
 from tinkerloop.local import ServiceClient
+from tinkerloop.loop import background
 from tinkerloop.loop.schedules import constant
 from tinkerloop.renderers import get_renderer
 from tinkerloop.supervised import train
@@ -102,8 +104,6 @@ def test_the_learning_rate_follows_the_schedule_and_its_warmup(make):
     assert rates(3, lr_schedule="constant") == [1, 1, 1]
     assert rates(4, lr_schedule="cosine")[2] == 0.5
     assert rates(2, lr_schedule=constant(0.25)) == [0.25, 0.25]
-    with pytest.raises(PlanError, match="lr_schedule must be"):
-        rates(lr_schedule="lineal")
     with pytest.raises(PlanError, match="set max_steps"):
         train.learning_rates(make(), None)
 
@@ -199,6 +199,26 @@ def test_a_resumed_run_prints_what_differs_from_its_last_start(make, capsys):
     ]
 
 
+def test_an_unchanged_program_with_functions_is_resumed_without_other_options(make, tmp_path, capsys):
+    def start():
+        def build():
+            datums = [make_datum([number, 1, 2], [0, 1, 1]) for number in range(8)]
+            return datums, None
+
+        def evaluator():
+            return lambda client: background(lambda: {"x": 1.0})
+
+        service = ServiceClient(root=tmp_path / "root")
+        options = {"dataset_builder": build, "evaluator_builders": [evaluator], "service": service}
+        run(make(batch_size=2, max_steps=2, lr_schedule="constant", **options))
+        return json.loads(Path("run/config.json").read_text())
+
+    first = start()
+    assert start() == first
+    assert "other options" not in capsys.readouterr().err
+    assert first["service"] == "tinkerloop.local.client.service_client.ServiceClient"
+
+
 def test_a_start_that_failed_is_not_what_a_resumed_run_is_compared_with(make, capsys):
     class Broken(Callback):
         def on_step(self, result):
@@ -246,18 +266,68 @@ def test_bad_data_ends_a_run_before_it_starts(make):
     assert not Path("run").exists()
 
 
+def no_weights(datum):
+    inputs = {"target_tokens": datum.loss_fn_inputs["target_tokens"]}
+    return dataclasses.replace(datum, loss_fn_inputs=inputs)
+
+
+@pytest.mark.parametrize("place", ["training", "test"])
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [(lambda datum: None, "expected tinker.Datum, got a NoneType"), (no_weights, "wrong loss inputs")],
+)
+def test_a_datum_that_cannot_be_trained_on_ends_a_run_before_it_starts(make, place, spoil, problem):
+    good = [make_datum([number, 1, 2], [0, 1, 1]) for number in range(8)]
+    bad = [*good[:5], spoil(good[5]), *good[6:]]
+    data = (bad, good) if place == "training" else (good, bad)
+    with pytest.raises((DatumError, PlanError), match=problem) as caught:
+        run(make(dataset_builder=lambda: data, batch_size=2))
+    assert "in datum 5 of the dataset class list" in caught.value.__notes__[0]
+    assert not Path("run/metrics.jsonl").exists()
+
+
+def test_test_data_needs_no_batch_size(make):
+    datums = [make_datum([number, 1, 2], [0, 1, 1]) for number in range(8)]
+    run(make(dataset_builder=lambda: (datums, datums), batch_size=2, max_steps=1))
+    assert "test/nll" in rows()[0]
+
+
+@pytest.mark.parametrize("value", [0, 2.5, math.nan, True, "4"])
 @pytest.mark.parametrize(
     "option", ["num_epochs", "max_steps", "batch_size", "gradient_accumulation_steps", "ttl_seconds"]
 )
-def test_a_count_that_must_be_positive_is_refused_with_its_name(make, option):
-    with pytest.raises(PlanError, match=f"{option} must be at least 1, got 0"):
-        make(**{option: 0})
+def test_a_count_that_must_be_positive_is_refused_with_its_name(make, option, value):
+    with pytest.raises(PlanError, match=f"{option} must be a whole number of at least 1, got {value!r}"):
+        make(**{option: value})
 
 
-def test_a_cadence_may_be_0_and_nothing_less(make):
-    make(eval_every=0, save_every=0)
-    with pytest.raises(PlanError, match="eval_every must be at least 0, got -1"):
-        make(eval_every=-1)
+@pytest.mark.parametrize("value", [-1, 2.5, math.nan])
+@pytest.mark.parametrize("option", ["eval_every", "save_every", "rolling_save_every", "submit_ahead", "warmup_steps"])
+def test_a_cadence_may_be_0_and_nothing_less(make, option, value):
+    make(**{option: 0})
+    with pytest.raises(PlanError, match=f"{option} must be a whole number of at least 0, got {value}"):
+        make(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"prices": "prices.toml"}, "prices='prices.toml' has no effect without dry_run: set dry_run=True"),
+        (
+            {"service": "local", "base_url": "http://me:pw@host"},
+            r"base_url='http://\*\*\*@host' has no effect beside service",
+        ),
+        ({"lr_schedule": "linaer", "dry_run": True}, "lr_schedule must be .* got 'linaer'"),
+        ({"lr_schedule": None}, "lr_schedule must be .* got None"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused_when_it_is_set(make, options, problem):
+    with pytest.raises(PlanError, match=problem):
+        make(**options)
+
+
+def test_a_name_in_weights_and_biases_without_a_project_is_accepted_as_by_the_cookbook(make):
+    assert make(wandb_name="run").wandb_project is None
 
 
 def test_a_renderer_that_is_not_the_builders_is_refused(make):
@@ -360,8 +430,8 @@ def test_a_dry_run_prints_an_estimate_and_writes_nothing(make, capsys):
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("option", [{"learning_rate": "1e-3"}, {"weight_decay": None}, {"batch_size": "4"}])
-def test_a_configuration_refuses_what_is_no_number(make, option):
-    ((name, value),) = option.items()
-    with pytest.raises(PlanError, match=f"{name} must be a number, got {value!r}"):
-        make(**option)
+@pytest.mark.parametrize("value", ["1e-3", -1e-3, math.nan, math.inf])
+@pytest.mark.parametrize("option", ["learning_rate", "weight_decay", "adam_beta1", "save_every_seconds"])
+def test_a_rate_is_a_finite_number_of_at_least_0(make, option, value):
+    with pytest.raises(PlanError, match=f"{option} must be a finite number of at least 0, got {value!r}"):
+        make(**{option: value})

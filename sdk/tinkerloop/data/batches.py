@@ -23,10 +23,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tinkerloop.data.permutation import shuffled_positions
 from tinkerloop.errors import DataError
+from tinkerloop.number_checks import check_whole
 
 if TYPE_CHECKING:
     import tinker
@@ -154,8 +156,8 @@ class RowBatches:
     ):
         check_batching(batch_size, epochs, shuffle, map_fn, flatmap_fn)
         refuse_path(examples)
-        self.examples, self.rows, self.batch_size = examples, len(examples), batch_size
-        self.epochs, self.shuffle, self.drop_last = epochs, shuffle, drop_last
+        self.examples, self.rows, self.batch_size = examples, len(examples), int(batch_size)  # a number of numpy, too
+        self.epochs, self.shuffle, self.drop_last = epochs, None if shuffle is None else int(shuffle), drop_last
         self._map = RowMap(map_fn, flatmap_fn)
         self._epoch = self._row = 0
         self._order: tuple[int, int, list[int]] | None = None  # (epoch, first position, row numbers from it on)
@@ -296,11 +298,10 @@ def check_batching(
     batch_size: int, epochs: int | None, shuffle: int | None, map_fn: object, flatmap_fn: object
 ) -> None:
     """Check the arguments that `batches` and `stream` share; raise DataError if one is invalid."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise DataError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-    if epochs is not None and (isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1):
-        raise DataError(f"epochs must be a whole number of at least 1 or None, got {epochs!r}")
-    if isinstance(shuffle, bool) or not isinstance(shuffle, int | None):
+    check_whole("batch_size", batch_size, 1, error=DataError)
+    if epochs is not None:
+        check_whole("epochs", epochs, 1, error=DataError)
+    if isinstance(shuffle, bool) or not isinstance(shuffle, Integral | None):
         raise DataError(
             f"shuffle must be a random seed (a whole number) or None, got {shuffle!r}",
             remedy="pass shuffle=0 to shuffle with seed 0, or shuffle=None to keep the order of the rows",

@@ -1,14 +1,17 @@
-"""The content of a row as text, to recognise equal rows in every process."""
+"""The content of a row or a datum as text, to recognise equal ones in every process."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinkerloop.errors import DataError
+
+if TYPE_CHECKING:
+    import tinker
 
 
 def content_text(row: Any) -> str:
@@ -21,6 +24,12 @@ def content_text(row: Any) -> str:
         DataError: the row contains an object that shows only its address, which differs in each process.
     """
     return json.dumps(row, sort_keys=True, default=_stand_in)
+
+
+def input_text(datum: tinker.Datum) -> str:
+    """Return a text that is equal for datums with the same model input and differs for others."""
+    has_images = any(chunk.type != "encoded_text" for chunk in datum.model_input.chunks)
+    return datum.model_input.model_dump_json() if has_images else str(datum.model_input.to_ints())
 
 
 def _stand_in(value: Any) -> Any:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from tinkerloop.datum_values import trained_positions
 from tinkerloop.errors import PlanError
+from tinkerloop.number_checks import check_finite_number, check_whole
+from tinkerloop.strict_json import STRICT_JSON
 
 if TYPE_CHECKING:
     import tinker
@@ -49,8 +51,8 @@ class Prices:
     def __post_init__(self) -> None:
         for name in ("train", "prefill", "sample"):
             price = getattr(self, name)
-            if price is not None and not 0 <= price < math.inf:
-                raise PlanError(f"the price of {name} tokens must be a number of at least 0, got {price!r}")
+            if price is not None:
+                check_finite_number(f"the price of {name} tokens", price, 0)
 
     def __str__(self) -> str:
         known = {"train": self.train, "prefill": self.prefill, "sample": self.sample}
@@ -71,6 +73,10 @@ class Evaluations:
     prefill_tokens: int = 0
     sampled_tokens: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("count", "prefill_tokens", "sampled_tokens"):
+            check_whole(name, getattr(self, name), 0)
+
     def __str__(self) -> str:
         sampled = f", at most {self.sampled_tokens:,} sampled tokens" if self.sampled_tokens else ""
         return f"{self.count:,}, each of {self.prefill_tokens:,} tokens{sampled}"
@@ -89,7 +95,7 @@ class Estimate:
 
     Attributes:
         lengths: the number of input tokens of each datum.
-        trained: the number of tokens with a weight of each datum.
+        trained: the number of tokens with a weight of each datum; a token with several targets counts once.
         batches: the number of batches of one epoch.
         epochs: the number of passes over the datums.
         accumulate: batches per optimizer step.
@@ -110,6 +116,9 @@ class Estimate:
     rows: str = ""
     evaluations: Evaluations = Evaluations()
     prices: Prices | None = None
+
+    def __post_init__(self) -> None:
+        _check_counts(batches=self.batches, epochs=self.epochs, accumulate=self.accumulate, max_steps=self.max_steps)
 
     @property
     def steps(self) -> int:
@@ -177,8 +186,7 @@ def estimate_datums(datums: Iterable[tinker.Datum], batches: int, **options: Any
     lengths, trained = [], []
     for datum in datums:
         lengths.append(datum.model_input.length)
-        weights = datum.loss_fn_inputs.get("weights")
-        trained.append(lengths[-1] if weights is None else int(np.count_nonzero(weights.to_numpy())))
+        trained.append(trained_positions(datum))
     if not lengths or batches < 1:
         raise PlanError(f"an estimate needs at least one datum and one batch, got {len(lengths)} and {batches}")
     return Estimate(tuple(lengths), tuple(trained), batches, **options)
@@ -190,6 +198,7 @@ def evaluation_count(steps: int, every: int | None) -> int:
     >>> evaluation_count(100, 50), evaluation_count(101, 50), evaluation_count(100, None)
     (3, 4, 2)
     """
+    _check_counts(every=every)
     return 1 + (1 if every is None else -(-steps // every))
 
 
@@ -199,8 +208,15 @@ def step_count(batches: int, epochs: int = 1, accumulate: int = 1, max_steps: in
     >>> step_count(5, epochs=3, accumulate=2), step_count(5, max_steps=2)
     (8, 2)
     """
+    _check_counts(epochs=epochs, accumulate=accumulate, max_steps=max_steps)
     steps = -(-batches * epochs // accumulate)
     return steps if max_steps is None else min(steps, max_steps)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None:
+            check_whole(name, count, 1)
 
 
 def input_tokens(datums: Iterable[tinker.Datum]) -> int:
@@ -226,8 +242,8 @@ def read_prices(file: str | Path, model: str) -> Prices:
     expected = f'expected a table for {model!r} with prices per million tokens, such as ["{model}"] and train = 0.4'
     try:
         text = path.read_text(encoding="utf-8")
-        known = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
+        known = STRICT_JSON.decode(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"cannot read the prices in {path}: {error}; {expected}") from error
     given = known.get(model) if isinstance(known, Mapping) else None
     prices = given if isinstance(given, Mapping) else {"train": given}

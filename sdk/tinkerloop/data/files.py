@@ -138,8 +138,8 @@ class OpenFiles:
             except StopIteration:
                 self._file, self._row, self._offset, self._reading = self._file + 1, 0, 0, None
                 continue
-            except DataError:
-                self._reading = None  # so that the next call raises the same error
+            except BaseException:
+                self._reading = None  # so that the next call reads on here, or raises the same error
                 raise
             value = self._parse(RawRow(path, self._row, raw))
             if value is not None:

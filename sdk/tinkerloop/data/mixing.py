@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tinkerloop.data.batches import Batches, Cursor, check_cursor, refuse_sampled
+from tinkerloop.data.streams import checked_length
 from tinkerloop.errors import DataError
+from tinkerloop.number_checks import check_finite_number, check_whole
 
 
 def mix(
@@ -25,7 +27,8 @@ def mix(
 
     Args:
         parts: the batches of each part, by name. Create each part with `batch_size=1` and a seed as `shuffle`; a mixed
-            batch then has `batch_size` rows. A part with `epochs=None` never ends.
+            batch then has `batch_size` rows. A part with `epochs=None` never ends. The order of the parts belongs to
+            the cursor.
         weights: a positive number for each part. The share of a part is its weight divided by the sum of all weights.
         batch_size: the number of draws in a batch.
         until: "first" ends when the first part has ended; "all" continues with the other parts until all have ended.
@@ -46,8 +49,9 @@ def check_weights(parts: Iterable[str], weights: Mapping[str, float]) -> None:
     if not weights or set(parts) != set(weights):
         raise DataError(f"every part needs a weight: got parts {sorted(parts)}, but weights for {sorted(weights)}")
     for name, weight in weights.items():
-        if not 0 < weight < float("inf"):
-            raise DataError(f"the weight of {name!r} must be positive and finite, got {weight}")
+        check_finite_number(f"the weight of {name!r}", weight, error=DataError)
+        if weight <= 0:
+            raise DataError(f"the weight of {name!r} must be positive, got {weight!r}", remedy="or leave out this part")
 
 
 class MixedBatches:
@@ -65,11 +69,11 @@ class MixedBatches:
         check_weights(parts, weights)
         for part in parts.values():
             refuse_sampled(part, "mix")
-        if batch_size < 1 or (length is not None and length < 1):
-            raise DataError(f"batch_size and length must be at least 1, got {batch_size=} and {length=}")
+        check_whole("batch_size", batch_size, 1, error=DataError)
         if until not in ("first", "all"):
             raise DataError(f'until must be "first" or "all", got {until!r}')
-        self.parts, self.batch_size, self.until, self.length = dict(parts), batch_size, until, length
+        self.parts, self.batch_size, self.until = dict(parts), int(batch_size), until
+        self.length = checked_length(length)
         self.weights = {name: float(weights[name]) for name in self.parts}
         self._restart(0, dict.fromkeys(self.parts, 0), set())
 
@@ -80,7 +84,7 @@ class MixedBatches:
         before = self.cursor
         try:
             batch = self._draw()
-        except Exception:
+        except BaseException:  # also KeyboardInterrupt, after which a notebook goes on with this object
             self._restore(before)  # the batch that failed was not returned, so the position must not change
             raise
         if not batch:
@@ -119,6 +123,13 @@ class MixedBatches:
 
     def seek(self, cursor: Any) -> None:
         check_cursor(cursor, self._identity(), ("drawn",))
+        before, now = list(cursor["weights"]), list(self.weights)
+        if before != now:  # equal dictionaries may differ in their order
+            raise DataError(
+                f"the cursor was taken from parts in the order {before}, and their order is {now} now",
+                remedy="resume with the order of the run that saved the cursor, because the first of several parts "
+                "that are equally far below their shares is drawn; or start a new run folder",
+            )
         self._restore(cursor)
         # A part that had ended may have more rows now, because the run is extended by more epochs.
         extended = {name for name in self._ended if self._has_more(name)}

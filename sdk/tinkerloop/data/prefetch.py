@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinkerloop.data.batches import Batches, refuse_sampled
 from tinkerloop.errors import DataError
+from tinkerloop.number_checks import check_whole
 
 if TYPE_CHECKING:
     import tinker
@@ -31,7 +32,7 @@ def prefetch(batches: Batches, n: int = 2) -> Prefetched:
         requested.
 
     Raises:
-        DataError: `n` is less than 1, or the batches are sampled from the weights in training.
+        DataError: `n` is no whole number of at least 1, or the batches are sampled from the weights in training.
     """
     return Prefetched(batches, n)
 
@@ -43,13 +44,12 @@ class Prefetched:
     """
 
     def __init__(self, batches: Batches, n: int):
-        if n < 1:
-            raise DataError(f"n, the number of batches to prepare ahead, must be at least 1, got {n}")
+        check_whole("n, the number of batches to prepare ahead,", n, 1, error=DataError)
         refuse_sampled(batches, "prefetch")
         self._inner, self._ahead = batches, n
         self._cursor = batches.cursor
         self._work: _Worker | None = None
-        self._stale = False  # True if the inner batches are ahead of `_cursor` and must be moved back to it
+        self._stale = False  # True if the thread must end and the inner batches must be moved back to `_cursor`
 
     def __len__(self) -> int:
         return len(self._inner)  # type: ignore[arg-type]  # TypeError if the inner batches have no length
@@ -58,18 +58,25 @@ class Prefetched:
         return self
 
     def __next__(self) -> Sequence[tinker.Datum]:
+        if self._stale:
+            self.close()
+            self._inner.seek(self._cursor)
+            self._stale = False
         if self._work is None:
-            if self._stale:
-                self._inner.seek(self._cursor)
-                self._stale = False
             self._work = _Worker(self._inner, self._ahead)
             weakref.finalize(self, self._work.tell_to_stop)  # so that a run that ends early leaves no thread
-        batch, cursor, error = self._work.get()
-        if error is None:
-            self._cursor = cursor
-            return batch
-        self._work.stop()  # the thread has ended, and the inner batches are still at the batch that failed
-        self._work = None
+        before = self._cursor
+        try:
+            batch, cursor, error = self._work.get()
+            if error is None:
+                self._cursor = cursor
+                return batch
+        except BaseException:  # such as KeyboardInterrupt: a batch may have left the queue, and is prepared again
+            self._cursor, self._stale = before, True
+            self._work.tell_to_stop()  # the thread is not joined here, because its batch may take long
+            raise
+        ended, self._work = self._work, None
+        ended.stop()  # the thread has ended, and the inner batches are still at the batch that failed
         raise error
 
     @property

@@ -37,6 +37,7 @@ from tinkerloop.data.datums import OnLong, Split, TooLong, check_choices, check_
 from tinkerloop.data.file_search import PathLike, find_files
 from tinkerloop.data.files import FileSource, RawRow
 from tinkerloop.errors import DataError, RenderError
+from tinkerloop.number_checks import check_whole
 
 if TYPE_CHECKING:
     from tinkerloop.renderers import Rendered, Renderer
@@ -127,6 +128,7 @@ def render_files(
     check_choices(on_bad=(on_bad, ("error", "skip")), on_long=(on_long, ("error", "skip", "truncate")))
     check_choices(split=(split, ("auto", "never")))
     check_rendering(renderer, max_length)
+    check_whole("workers", workers, 0, error=DataError)
     get_adapter(adapter)
     if is_hub_name(path):
         raise DataError(

@@ -59,7 +59,7 @@ def train_test_split(
         DataError: there would be no training rows or no test rows, or `test` is invalid.
     """
     total = len(rows)
-    if isinstance(test, bool) or not isinstance(test, int | float) or test <= 0:
+    if isinstance(test, bool) or not isinstance(test, int | float) or not test > 0:
         raise DataError(f"test must be a number of rows or a fraction between 0 and 1, got {test!r}")
     if isinstance(test, float) and test >= 1:
         raise DataError(f"test as a fraction must be below 1, got {test}", remedy="for a number of rows, pass an int")

@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 from tinkerloop.data.batches import Cursor, RowMap, check_batching, check_cursor, refuse_path
 from tinkerloop.data.permutation import shuffled_positions
 from tinkerloop.errors import DataError
+from tinkerloop.number_checks import check_whole
 
 
 class OpenRows(Protocol):
@@ -107,13 +108,10 @@ class StreamBatches:
         drop_last: bool = False,
     ):
         check_batching(batch_size, epochs, shuffle, map_fn, flatmap_fn)
-        if buffer_size < 1 or (length is not None and length < 1):
-            raise DataError(
-                f"buffer_size and length must be at least 1, got {buffer_size=} and {length=}",
-                remedy="to use all rows, pass length=None",
-            )
-        self.source, self.batch_size, self.epochs, self.shuffle = source, batch_size, epochs, shuffle
-        self.buffer_size, self.length, self.drop_last = buffer_size, length, drop_last
+        check_whole("buffer_size", buffer_size, 1, error=DataError)
+        self.source, self.batch_size, self.epochs = source, int(batch_size), epochs
+        self.shuffle = None if shuffle is None else int(shuffle)
+        self.buffer_size, self.length, self.drop_last = int(buffer_size), checked_length(length), drop_last
         self._map = RowMap(map_fn, flatmap_fn)
         self._rows: OpenRows | None = None
         self._start_epoch(0)
@@ -127,7 +125,7 @@ class StreamBatches:
             return self._next_batch()
         except StopIteration:
             raise
-        except Exception:
+        except BaseException:  # also KeyboardInterrupt, after which a notebook goes on with this object
             self._go_to(**{name: before[name] for name in ("epoch", "position", "first", "offset")})
             raise
 
@@ -250,6 +248,14 @@ class StreamBatches:
         self._epoch, self._position, self._first, self._offset = epoch, position, first, offset
         self._block: list[Any] | None = None
         self._rows = None
+
+
+def checked_length(length: int | None) -> int | None:
+    """Return the number of rows to use, or None for all; raise DataError if it is anything else."""
+    if length is None:
+        return None
+    check_whole("length (None: all rows)", length, 1, error=DataError)
+    return int(length)
 
 
 def as_source(source: Any) -> Source:

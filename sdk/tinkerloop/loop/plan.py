@@ -15,12 +15,11 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss
 from tinkerloop.datum_checks import LOSS_INPUTS, POLICY_LOSSES, fold_weights, scale_weights
-from tinkerloop.datum_values import read_tensor
+from tinkerloop.datum_values import read_tensor, trained_positions
 from tinkerloop.errors import PlanError
 
 Normalize = Literal["token", "example", "none"]
@@ -101,13 +100,7 @@ class Plan:
     @cached_property
     def trained_tokens(self) -> int:
         """The number of positions whose weight is not 0, in all datums. A datum without weights counts as a whole."""
-        weights = [datum.loss_fn_inputs.get("weights") for datum in self.datums]
-        return sum(
-            datum.model_input.length
-            if weight is None
-            else int(np.count_nonzero(_by_position(read_tensor("weights", weight))))
-            for datum, weight in zip(self.datums, weights, strict=True)
-        )
+        return sum(map(trained_positions, self.datums))
 
     def with_optim(self, **fields: float) -> Plan:
         """Return a copy with some optimizer parameters changed, for example `plan.with_optim(learning_rate=1e-4)`.
@@ -223,11 +216,6 @@ def check_loss_name(loss_fn: str | CustomLoss) -> None:
         close = get_close_matches(loss_fn, LOSS_INPUTS, n=1)
         if close:
             raise PlanError(f"unknown loss {loss_fn!r}; did you mean {close[0]!r}? Known are {', '.join(LOSS_INPUTS)}")
-
-
-def _by_position(weights: NDArray[np.float32]) -> NDArray[Any]:
-    """Return (N,) values that are not 0 where a weight of the position is not 0; weights are (N,) or (N, K)."""
-    return weights if weights.ndim == 1 else np.any(weights != 0, axis=1)
 
 
 def _refuse_unless_positive(plan: Plan, total: float, what: str) -> None:

@@ -27,8 +27,9 @@ class _Listed:
     def __next__(self) -> Sequence[tinker.Datum]:
         if self._next >= len(self._batches):
             raise StopIteration
-        self._next += 1
-        return self._batches[self._next - 1]
+        batch = self._batches[self._next]
+        self._next += 1  # last, so that the position does not change if the batch could not be read
+        return batch
 
     @property
     def cursor(self) -> dict[str, Any]:

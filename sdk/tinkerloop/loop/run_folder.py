@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from tinkerloop._version import __version__
 from tinkerloop.errors import CheckpointError, RunLockedError, ServerLostError, TinkerloopError
 from tinkerloop.loop.checkpoints import Checkpoints, Record
+from tinkerloop.loop.config_json import json_form
 from tinkerloop.loop.events import Summary
 from tinkerloop.loop.jsonl import append_line, cut, read_lines, without_non_finite, write_atomic
 from tinkerloop.loop.sinks import Jsonl
@@ -59,8 +60,9 @@ class Run:
 
     Args:
         folder: the path of the folder. It is created if it does not exist.
-        config: the configuration to write. Values that are not JSON-serializable, such as paths, are written as `str`.
-            Passwords, keys and tokens, known by their name or their place in a URL, are written as `***`.
+        config: the configuration to write. Values that are not JSON-serializable, such as paths, are written as `str`,
+            without memory addresses; functions and classes as their names, and sets as sorted lists. Passwords, keys
+            and tokens, known by their name or their place in a URL, are written as `***`.
         delete: function that deletes the checkpoint at a `tinker://` path, as for `Checkpoints`.
 
     Raises:
@@ -76,7 +78,7 @@ class Run:
         delete: Callable[[str], object] | None = None,
     ):
         self.folder = Path(folder)
-        self.config = redacted(without_non_finite(json.loads(json.dumps(dict(config or {}), default=str))))
+        self.config = redacted(without_non_finite(json_form(dict(config or {}))))
         self.checkpoints = Checkpoints(self.folder, delete)
         self.metrics = Jsonl(self.folder / "metrics.jsonl")
         self._held = FileLock(self.folder / "lock", timeout=0, mode=0o644, thread_local=False)
@@ -225,7 +227,7 @@ class Run:
             ) from None
 
     def _write(self, name: str, value: Any) -> None:
-        write_atomic(self.folder / name, json.dumps(without_non_finite(value), indent=2, default=str).encode() + b"\n")
+        write_atomic(self.folder / name, json.dumps(without_non_finite(json_form(value)), indent=2).encode() + b"\n")
 
 
 def _content(file: Path) -> bytes | None:

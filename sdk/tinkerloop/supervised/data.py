@@ -1,16 +1,15 @@
-"""Supervised datasets over Hugging Face datasets, streams and conversation files, and mixtures of datasets."""
+"""Supervised datasets over Hugging Face datasets, streams and conversation files."""
 
 from __future__ import annotations
 
-import math
+import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import chz
 
 from tinkerloop.data import (
-    MixedBatches,
     RowBatches,
     StreamBatches,
     Subset,
@@ -18,14 +17,16 @@ from tinkerloop.data import (
     conversation_to_datum,
     conversation_to_datums,
     load_conversations,
-    mix,
     render_files,
     stream,
     train_test_split,
 )
-from tinkerloop.data.mixing import check_weights
+from tinkerloop.data.content import input_text
+from tinkerloop.data.streams import checked_length
 from tinkerloop.errors import DataError
-from tinkerloop.supervised.types import ChatDatasetBuilder, SupervisedDataset, SupervisedDatasetBuilder
+from tinkerloop.number_checks import check_whole
+from tinkerloop.supervised.mixtures import InterleavedDataset, InterleavedDatasetBuilder
+from tinkerloop.supervised.types import ChatDatasetBuilder, SupervisedDataset
 from tinkerloop.terminal import printable
 
 if TYPE_CHECKING:
@@ -94,6 +95,19 @@ class SupervisedDatasetFromHFDataset(SupervisedDataset):
     def __len__(self) -> int:
         return len(self.batches())
 
+    def all_datums(self) -> list[tinker.Datum]:
+        return _whole(self)
+
+    def without(self, held_out: Set[str]) -> tuple[SupervisedDatasetFromHFDataset, int]:
+        rows = enumerate(self.batches(batch_size=1, seed=None))
+        kept = [number for number, datums in rows if held_out.isdisjoint(map(input_text, datums))]
+        left_out = len(self.rows) - len(kept)
+        if not left_out:
+            return self, 0
+        remaining = copy.copy(self)
+        remaining.rows = Subset(self.rows, kept)
+        return remaining, left_out
+
     def set_epoch(self, seed: int = 0) -> None:
         """Select the epoch whose batches `get_batch` returns, and shuffle the rows for it.
 
@@ -129,7 +143,7 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
         drop_last: True drops the last batch of an epoch if it has fewer than `batch_size` rows.
 
     Raises:
-        DataError: neither or both of `map_fn` and `flatmap_fn` are given.
+        DataError: neither or both of `map_fn` and `flatmap_fn` are given, or a number is invalid.
     """
 
     def __init__(
@@ -148,7 +162,8 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
                 "a dataset needs either map_fn or flatmap_fn, got neither or both of them",
                 remedy="pass exactly one of them",
             )
-        self.source, self.length, self.buffer_size = hf_dataset, length, buffer_size
+        check_whole("buffer_size", buffer_size, 0, error=DataError)
+        self.source, self.length, self.buffer_size = hf_dataset, checked_length(length), buffer_size
         self.batch_size: int = batch_size
         self._map_fn, self._flatmap_fn, self.drop_last = map_fn, flatmap_fn, drop_last
 
@@ -165,6 +180,9 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
             drop_last=self.drop_last,
         )
 
+    def all_datums(self) -> list[tinker.Datum]:
+        return _whole(self)
+
     def __iter__(self) -> Iterator[tinker.Datum]:
         for batch in self.batches(seed=None):
             yield from batch
@@ -173,68 +191,10 @@ class StreamingSupervisedDatasetFromHFDataset(SupervisedDataset):
         return len(self.batches())
 
 
-class InterleavedDataset(SupervisedDataset):
-    """A mixture of several datasets, with fixed proportions in every batch.
-
-    When all rows of a dataset were used, its rows are used again in a different order.
-
-    Args:
-        parts: the datasets by name.
-        weights: a positive number for each dataset. The share of a dataset is its weight divided by the sum of all
-            weights.
-        batch_size: the number of rows in a batch, of all datasets together.
-        length: the number of rows in an epoch, of all datasets together. By default it is large enough to use every
-            row of every dataset.
-
-    Raises:
-        DataError: `parts` and `weights` have different names, or `length` is not given and a dataset has no length.
-    """
-
-    def __init__(
-        self,
-        parts: Mapping[str, SupervisedDataset],
-        weights: Mapping[str, float],
-        batch_size: int,
-        *,
-        length: int | None = None,
-    ):
-        check_weights(parts, weights)
-        self.parts, self.weights = dict(parts), dict(weights)
-        self.batch_size: int = batch_size
-        self.length = length or self._all_rows()
-
-    def batches(self, *, epochs: int | None = 1, batch_size: int | None = None, seed: int | None = 0) -> MixedBatches:
-        parts = {
-            name: part.batches(epochs=None, batch_size=1, seed=None if seed is None else seed + number)
-            for number, (name, part) in enumerate(self.parts.items())
-        }
-        length = None if epochs is None else epochs * self.length
-        size = self.batch_size if batch_size is None else batch_size
-        return mix(parts, self.weights, size, length=length)
-
-    def __len__(self) -> int:
-        return len(self.batches())
-
-    def _all_rows(self) -> int:
-        total = sum(self.weights.values())
-        try:
-            rows = {name: len(part.batches(batch_size=1)) for name, part in self.parts.items()}  # type: ignore[arg-type]
-        except TypeError as error:
-            raise DataError(
-                "a dataset of the mixture has no length", remedy="pass length=N, the number of rows in an epoch"
-            ) from error
-        return max(math.ceil(count * total / self.weights[name]) for name, count in rows.items())
-
-
-class _Joined(SupervisedDataset):
-    """Several datasets, one after another; used for the test data of a mixture."""
-
-    def __init__(self, parts: Sequence[SupervisedDataset], batch_size: int):
-        self.parts, self.batch_size = parts, batch_size
-
-    def __iter__(self) -> Iterator[tinker.Datum]:
-        for part in self.parts:
-            yield from (datum for batch in part.batches(seed=None) for datum in batch)  # type: ignore[attr-defined]
+def _whole(dataset: SupervisedDatasetFromHFDataset | StreamingSupervisedDatasetFromHFDataset) -> list[tinker.Datum]:
+    kept = copy.copy(dataset)
+    kept.drop_last = False
+    return [datum for batch in kept.batches(seed=None) for datum in batch]
 
 
 @chz.chz
@@ -266,7 +226,7 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
     image_root: str | None = chz.field(
         default=None, doc='Folder of the images; None means that of the data file, "anywhere" accepts every path.'
     )
-    drop_last: bool = chz.field(default=False, doc="Leave out the last batch of an epoch if it is not full.")
+    drop_last: bool = chz.field(default=False, doc="Leave out the last training batch of an epoch if it is not full.")
 
     cache: str | None = chz.field(
         default=None, doc="Folder in which rendered conversations are cached for later runs; None disables the cache."
@@ -288,15 +248,9 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
         cut = f"; {datums.truncated:,} cut to {self.common_config.max_length} tokens" if datums.truncated else ""
         print(f"{printable(self.file_path)}: {printable(datums.report)}{cut}", file=sys.stderr)
         if not self.test_size:
-            return self._dataset(datums), None
-        # The datums of one conversation stay together, so that no test datum begins like one that is trained on.
-        contents: dict[int, str] = {}
-        for number, datum in zip(datums.conversation_numbers, datums, strict=True):
-            contents[number] = contents.get(number, "") + _content(datum)
-        groups = [contents[number] for number in datums.conversation_numbers]
-        parts = train_test_split(range(len(datums)), self.test_size, seed=self.shuffle_seed, key=groups.__getitem__)
-        train, test = (Subset(datums, list(part)) for part in parts)
-        return self._dataset(train), self._dataset(test)
+            return self._dataset(datums, self.drop_last), None
+        train, test = _split_conversations(datums, self.test_size, self.shuffle_seed)
+        return self._dataset(train, self.drop_last), self._dataset(test, False)
 
     def _datums(self) -> Any:
         common, options = self.common_config, {"on_bad": self.on_bad, "on_long": self.on_long, "split": self.split}
@@ -337,43 +291,27 @@ class FromConversationFileBuilder(ChatDatasetBuilder):
             **options,  # type: ignore[arg-type]
         )
 
-    def _dataset(self, datums: Sequence[Any]) -> SupervisedDataset:
+    def _dataset(self, datums: Sequence[Any], drop_last: bool) -> SupervisedDataset:
         return SupervisedDatasetFromHFDataset(
-            datums, self.common_config.batch_size, map_fn=_itself, drop_last=self.drop_last
+            datums, self.common_config.batch_size, map_fn=_itself, drop_last=drop_last
         )
+
+
+def _split_conversations(datums: Any, test_size: int | float, seed: int) -> tuple[Subset, Subset]:
+    """Return the datums of training conversations, and those of `test_size` test conversations.
+
+    The datums of one conversation stay together, so that no test datum begins like one that is trained on.
+    """
+    contents: dict[int, str] = {}
+    for number, datum in zip(datums.conversation_numbers, datums, strict=True):
+        contents[number] = contents.get(number, "") + input_text(datum)
+    _, test = train_test_split(list(contents), test_size, seed=seed, key=contents.__getitem__)
+    chosen = set(test)
+    sides: tuple[list[int], list[int]] = ([], [])
+    for index, number in enumerate(datums.conversation_numbers):
+        sides[number in chosen].append(index)
+    return Subset(datums, sides[0]), Subset(datums, sides[1])
 
 
 def _itself(datum: tinker.Datum) -> tinker.Datum:
     return datum
-
-
-def _content(datum: tinker.Datum) -> str:
-    return str(datum.model_input.to_ints()) if not _has_images(datum) else datum.model_input.model_dump_json()
-
-
-def _has_images(datum: tinker.Datum) -> bool:
-    return any(chunk.type != "encoded_text" for chunk in datum.model_input.chunks)
-
-
-@chz.chz
-class InterleavedDatasetBuilder(SupervisedDatasetBuilder):
-    """Builder of a mixture of the training data of several builders. Their test data is joined, one after another."""
-
-    builders: dict[str, SupervisedDatasetBuilder] = chz.field(doc="Dataset builders by name.")
-    weights: dict[str, float] = chz.field(
-        doc="Weight of each dataset by name; its share of every batch is its weight divided by the sum."
-    )
-    batch_size: int = chz.field(default=32, doc="Rows in a batch, of all datasets together.")
-
-    length: int | None = chz.field(
-        default=None, doc="Number of rows in an epoch; None uses every row of every dataset at least once."
-    )
-
-    def __call__(self) -> tuple[SupervisedDataset, SupervisedDataset | None]:
-        built = {name: builder() for name, builder in self.builders.items()}
-        train = {name: datasets[0] for name, datasets in built.items()}
-        test = [datasets[1] for datasets in built.values() if datasets[1] is not None]
-        return (
-            InterleavedDataset(train, self.weights, self.batch_size, length=self.length),
-            _Joined(test, self.batch_size) if test else None,
-        )

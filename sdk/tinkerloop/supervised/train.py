@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -43,9 +42,12 @@ from tinkerloop.errors import CheckpointError, DataError, PlanError
 from tinkerloop.hyperparams import adapter_size, recommended_learning_rate
 from tinkerloop.loop import Callback, Checkpoints, Loop, Record, Run, Summary, WandB, open_training_client
 from tinkerloop.loop.checkpoints import saved_paths
+from tinkerloop.loop.config_json import json_form
 from tinkerloop.loop.futures import resolve
 from tinkerloop.loop.run_folder import last_config
 from tinkerloop.loop.schedules import Schedule, constant, cosine, linear, warmup
+from tinkerloop.number_checks import check_finite_number, check_whole
+from tinkerloop.redaction import redacted
 from tinkerloop.report import write_report
 from tinkerloop.supervised.evaluators import EvaluatorBuilder, NLLEvaluator, as_evaluator
 from tinkerloop.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
@@ -166,19 +168,36 @@ class Config:
         default=None,
         doc="TOML or JSON file with the prices of tokens per model, which dry_run multiplies; see `read_prices`.",
     )
-    wandb_name: str | None = chz.field(default=None, doc="Name of the run in Weights & Biases.")
+    wandb_name: str | None = chz.field(
+        default=None,
+        doc="Name of the run in Weights & Biases; has no effect without wandb_project, as in scripts of the Cookbook.",
+    )
 
     @chz.validate
     def _numbers(self) -> None:
         for name in _RATES.split():
-            _refuse_other_than_number(name, getattr(self, name))
+            check_finite_number(name, getattr(self, name), 0)
         for least, names in _LEAST.items():
             for name in names.split():
                 value = getattr(self, name)
                 if value is not None:
-                    _refuse_other_than_number(name, value)
-                if value is not None and value < least:
-                    raise PlanError(f"{name} must be at least {least}, got {value}")
+                    check_whole(name, value, least)
+
+    @chz.validate
+    def _known_schedule(self) -> None:
+        if not callable(self.lr_schedule) and self.lr_schedule not in ("constant", *_DECAYS):
+            raise PlanError(
+                f'lr_schedule must be "linear", "cosine", "constant" or a function, got {self.lr_schedule!r}'
+            )
+
+    @chz.validate
+    def _no_option_without_effect(self) -> None:
+        if self.prices is not None and not self.dry_run:
+            raise PlanError(
+                f"prices={self.prices!r} has no effect without dry_run: set dry_run=True, or leave out prices"
+            )
+        if self.base_url and self.service is not None:
+            raise PlanError(f"base_url={redacted(self.base_url)!r} has no effect beside service: pass only one of them")
 
     @chz.validate
     def _one_renderer(self) -> None:
@@ -190,16 +209,10 @@ class Config:
             )
 
 
-def _refuse_other_than_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise PlanError(
-            f"{name} must be a number, got {value!r}" + ": write it without quotes" * isinstance(value, str)
-        )
-
-
-_RATES = "learning_rate adam_beta1 adam_beta2 adam_eps weight_decay grad_clip_norm"
+_DECAYS: dict[str, Callable[[float, float, int], Schedule]] = {"linear": linear, "cosine": cosine}
+_RATES = "learning_rate adam_beta1 adam_beta2 adam_eps weight_decay grad_clip_norm save_every_seconds"
 _LEAST = {
-    0: "warmup_steps lora_rank eval_every infrequent_eval_every save_every save_every_tokens save_every_seconds "
+    0: "warmup_steps lora_rank eval_every infrequent_eval_every save_every save_every_tokens "
     "rolling_save_every submit_ahead",
     1: "num_epochs max_steps batch_size gradient_accumulation_steps ttl_seconds rolling_ttl_seconds",
 }
@@ -212,8 +225,10 @@ async def main(config: Config) -> Summary:
         The summary of the run: its last step and the reason why it ended.
 
     Raises:
-        DataError: the data cannot be trained on. All three errors are raised before training starts.
-        PlanError: values of the configuration contradict each other.
+        DataError: the data cannot be trained on. All these errors are raised before training starts.
+        DatumError: a datum that a dataset yields cannot be trained on. Datums that `map_fn` or `get_batch` creates are
+            checked when their batch is requested.
+        PlanError: values of the configuration contradict each other, or a dataset yields something other than datums.
         CheckpointError: the run in `config.log_path` cannot be resumed, or it or `load_checkpoint_path` has another
             model, rank or seed.
     """
@@ -234,7 +249,7 @@ async def main(config: Config) -> Summary:
 
 
 async def _train(config: Config, service: Any, batches: Batches, steps: int | None, test_data: Any) -> Summary:
-    with Run(config.log_path, config=_described(config) | _origin(config, service)) as run:
+    with Run(config.log_path, config=json_form(config) | _origin(config, service)) as run:
         record = run.checkpoints.latest()
         client = _open_client(config, service, record)
         run.describe(training_data=one_line(batches), adapter=adapter_size(config.model_name, config.lora_rank))
@@ -268,22 +283,19 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
     """Return the learning-rate schedule of a configuration, for a run of `steps` optimizer steps.
 
     Raises:
-        PlanError: the schedule is unknown, or it depends on the number of steps and `steps` is None.
+        PlanError: the schedule depends on the number of steps, and `steps` is None.
     """
     if callable(config.lr_schedule):
         return warmup(config.warmup_steps, config.lr_schedule)
     if config.lr_schedule == "constant":
         return warmup(config.warmup_steps, constant(_learning_rate(config)))
-    shapes: dict[str, Callable[[float, float, int], Schedule]] = {"linear": linear, "cosine": cosine}
-    if config.lr_schedule not in shapes:
-        raise PlanError(f'lr_schedule must be "linear", "cosine", "constant" or a function, got {config.lr_schedule!r}')
     if steps is None:
         raise PlanError(
             f"lr_schedule={config.lr_schedule!r} needs the number of steps, but the length of the data is unknown; "
             'set max_steps, or lr_schedule="constant"'
         )
     decay = max(steps - config.warmup_steps, 1)
-    return warmup(config.warmup_steps, shapes[config.lr_schedule](_learning_rate(config), 0.0, decay))
+    return warmup(config.warmup_steps, _DECAYS[config.lr_schedule](_learning_rate(config), 0.0, decay))
 
 
 def _learning_rate(config: Config) -> float:
@@ -299,7 +311,7 @@ def _estimate(config: Config, train_data: Any, test_data: Any) -> str:
     evaluations = Evaluations()
     if test_data is not None:
         count = evaluation_count(step_count(len(batches), *repeats), config.eval_every or None)
-        evaluations = Evaluations(count, input_tokens(_datums(test_data)))
+        evaluations = Evaluations(count, input_tokens(as_dataset(test_data).all_datums()))
     estimate = estimate_datums(
         [datum for batch in batches for datum in batch],
         len(batches),
@@ -317,10 +329,6 @@ def _estimate(config: Config, train_data: Any, test_data: Any) -> str:
     return "\n".join(lines)
 
 
-def _datums(data: Any) -> list[tinker.Datum]:
-    return [datum for batch in as_dataset(data).batches(seed=None) for datum in batch]  # type: ignore[attr-defined]
-
-
 def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:
     built = dataset_builder()
     if not isinstance(built, tuple) or len(built) != 2:
@@ -329,13 +337,6 @@ def _build(dataset_builder: Callable[[], Any]) -> tuple[Any, Any]:
             remedy="return (data, None) if there is no test data",
         )
     return built
-
-
-def _described(value: Any) -> Any:
-    """Convert a configuration to a JSON-serializable value. Objects without a JSON form are replaced by their repr."""
-    if chz.is_chz(value):
-        return {name: _described(getattr(value, name)) for name in chz.chz_fields(value)}
-    return value if isinstance(value, str | int | float | None) else repr(value)
 
 
 def _origin(config: Config, service: Any) -> dict[str, Any]:
@@ -452,7 +453,7 @@ def _callbacks(config: Config, steps: int | None, test_data: Any) -> list[Callba
         rolling.name = "rolling-checkpoint"
         callbacks.append(rolling)
     if test_data is not None:
-        datums = _datums(test_data)
+        datums = as_dataset(test_data).all_datums()
         tokenizer = getattr(config.dataset_builder, "tokenizer", None)
         callbacks.append(Evaluate("test", NLLEvaluator(datums, tokenizer=tokenizer), every=config.eval_every or None))
     for name, builders, every in (

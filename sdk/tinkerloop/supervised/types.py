@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ import chz
 
 from tinkerloop._lazy import tinker
 from tinkerloop.data import Batches, RowBatches
+from tinkerloop.data.content import input_text
 from tinkerloop.datum_checks import check_datum
-from tinkerloop.errors import DataError, DatumError
+from tinkerloop.errors import DataError, DatumError, PlanError
+from tinkerloop.loop.argument_checks import datums_of
 from tinkerloop.renderers import Renderer, TrainOnWhat, get_renderer
 from tinkerloop.tokenizers import get_tokenizer
 
@@ -39,6 +41,35 @@ class SupervisedDataset:
         for index in range(len(self)):  # type: ignore[arg-type]
             yield from self.get_batch(index)
 
+    def all_datums(self) -> list[tinker.Datum]:
+        """Return all datums once and in order, as an evaluation reads test data: `drop_last` drops none of them."""
+        if self._yields_datums():
+            return self._checked_datums()  # which needs no batch size
+        batches: Any = self.batches(seed=None)
+        return [datum for batch in batches for datum in batch]
+
+    def without(self, held_out: Set[str]) -> tuple[SupervisedDataset, int]:
+        """Return the dataset without its held-out rows, and the number of these. It is unchanged if there are none.
+
+        Args:
+            held_out: the model inputs of test data, as `input_text` returns them. A row is held out if one of its
+                datums is.
+
+        Raises:
+            DataError: the rows of the dataset are not all read before training.
+        """
+        if not self._yields_datums():
+            raise DataError(
+                f"the rows of a {type(self).__name__} cannot be compared with the test data of the mixture before "
+                "training, so test data could be trained on",
+                remedy="build the mixture without test data, and pass the test data to NLLEvaluator in "
+                "evaluator_builders of train.Config; or use SupervisedDatasetFromHFDataset, which has all rows",
+            )
+        datums = self._checked_datums()
+        kept = [datum for datum in datums if input_text(datum) not in held_out]
+        left_out = len(datums) - len(kept)
+        return (_Datums(kept, self.batch_size), left_out) if left_out else (self, 0)
+
     def batches(self, *, epochs: int | None = 1, batch_size: int | None = None, seed: int | None = 0) -> Batches:
         """Return an iterator of batches with a cursor, for the loop to train on.
 
@@ -48,7 +79,8 @@ class SupervisedDataset:
             seed: the random seed for the order of the data, in datasets that shuffle; None keeps the order.
 
         Raises:
-            DatumError: a datum that `__iter__` yields has inputs of different lengths, or breaks another rule.
+            DatumError: `__iter__` yields a datum that cannot be trained on with the loss cross_entropy.
+            PlanError: `__iter__` yields something other than datums.
             DataError: there is no batch size; or `batch_size` is given, but `get_batch` sets the size of a batch; or
                 the subclass defines neither `get_batch` nor `__iter__`.
         """
@@ -59,27 +91,51 @@ class SupervisedDataset:
                     remedy="set batch_size in the dataset builder",
                 )
             return _IndexedBatches(self, epochs)
-        if type(self).__iter__ is SupervisedDataset.__iter__:
-            raise DataError(
-                f"the dataset class {type(self).__name__} has neither get_batch nor __iter__",
-                remedy="define one of them",
-            )
-        own_size = self.batch_size or getattr(getattr(self, "config", None), "batch_size", None)
+        datums = self._checked_datums()
+        own_size = self.batch_size
+        if own_size is None:
+            own_size = getattr(getattr(self, "config", None), "batch_size", None)
         size = own_size if batch_size is None else batch_size
         if size is None:
             raise DataError(
                 f"the dataset class {type(self).__name__} yields single datums, and there is no batch size",
                 remedy="add an attribute batch_size to the class, or set batch_size in train.Config",
             )
+        return RowBatches(datums, size, epochs=epochs, shuffle=seed)
+
+    def _yields_datums(self) -> bool:
+        cls = type(self)
+        return cls.batches is SupervisedDataset.batches and cls.get_batch is SupervisedDataset.get_batch
+
+    def _checked_datums(self) -> list[tinker.Datum]:
+        """Return the datums that `__iter__` yields, after a check that training cannot fail on one of them later."""
+        if type(self).__iter__ is SupervisedDataset.__iter__:
+            raise DataError(
+                f"the dataset class {type(self).__name__} has neither get_batch nor __iter__",
+                remedy="define one of them",
+            )
         datums = list(self)
         for number, datum in enumerate(datums):
-            if isinstance(datum, tinker.Datum) and datum.loss_fn_inputs.keys() == {"target_tokens", "weights"}:
-                try:
-                    check_datum(datum, allow_zero_weight=True)
-                except DatumError as error:
-                    error.add_note(f"in datum {number} of the dataset class {type(self).__name__}")
-                    raise
-        return RowBatches(datums, size, epochs=epochs, shuffle=seed)
+            try:
+                datums_of([datum])
+                check_datum(datum, allow_zero_weight=True)
+            except (DatumError, PlanError) as error:
+                error.add_note(
+                    f"in datum {number} of the dataset class {type(self).__name__}, whose datums are for the loss "
+                    "cross_entropy; for another loss, use tinkerloop.data.batches(datums, size) and a Loop"
+                )
+                raise
+        return datums
+
+
+class _Datums(SupervisedDataset):
+    """A dataset of datums in memory."""
+
+    def __init__(self, datums: Sequence[tinker.Datum], batch_size: int | None):
+        self._datums, self.batch_size = datums, batch_size
+
+    def __iter__(self) -> Iterator[tinker.Datum]:
+        return iter(self._datums)
 
 
 class _IndexedBatches(RowBatches):
