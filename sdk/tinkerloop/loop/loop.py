@@ -330,8 +330,13 @@ class Loop:
         yield from self._settle()
         if self._stop and not told:
             saves += self._ask_boundary(final=True)
-            if _combined([save for _, save in saves]).sampler and not save.sampler:
-                saving = self._pipeline.submit_sampler_save(saving, save.ttl_seconds)  # the weights are still the same
+            final = _combined([save for _, save in saves])  # the weights are still the same
+            if final.ttl_seconds != save.ttl_seconds:
+                saving = self._pipeline.submit_save(
+                    self._step, ttl_seconds=final.ttl_seconds, sampler=final.sampler, again=True
+                )
+            elif final.sampler and not save.sampler:
+                saving = self._pipeline.submit_sampler_save(saving, final.ttl_seconds)
             yield from self._deliver(self._step)
             yield from self._settle()
         if self._stop and not self._stop.save:
