@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +26,11 @@ T = TypeVar("T")
 Metrics = Mapping[str, float]
 Evaluator = Callable[[TrainingClientLike], Future[Metrics]]
 """Function from a training client to a future of metrics. It submits the work and returns without waiting for it."""
+
+
+@dataclass
+class _Evaluated:
+    boundary: int | None = None  # the newest boundary that was evaluated: it is once, also if asked for twice
 
 
 class Evaluate(Callback):
@@ -64,7 +70,7 @@ class Evaluate(Callback):
         self._evaluator, self._every, self._detached = evaluator, every, detached
         self._at_start, self._at_end = at_start, at_end
         self._samples = None if samples is None else Path(samples)
-        self._evaluated: int | None = None  # the newest boundary that was evaluated: it is once, also if asked twice
+        self.state = _Evaluated()
 
     @property
     def evaluations(self) -> Mapping[str, bool]:  # type: ignore[override]
@@ -77,11 +83,11 @@ class Evaluate(Callback):
             write_lines(self._samples, kept)
 
     def on_boundary(self, boundary: Boundary) -> Requests:
-        if boundary.step == self._evaluated:
+        if boundary.step == self.state.boundary:
             return None
         periodic = self._every is not None and boundary.step > 0 and boundary.step % self._every == 0
         if periodic or (self._at_start and boundary.step == 0) or (self._at_end and boundary.final):
-            self._evaluated = boundary.step
+            self.state.boundary = boundary.step
             return Eval(self.name, self._evaluator(boundary.client), self._detached)
         return None
 

@@ -26,7 +26,7 @@ class Boundary:
         step: the number of the boundary, which is the number of the next step.
         steps: the boundary at which the run ends; None: at the end of the data.
         final: true at the last boundary: no step is queued after it. If a `Stop` comes when `on_boundary` was already
-            called for this boundary, it is called once more, with `final`.
+            called for this boundary, or the run is resumed there only to end, it is called once more, with `final`.
         client: the training client, on which a callback can queue more work, such as an evaluation.
         tokens: the number of input positions in steps 0 to step - 1.
         metrics: the newest delivered value of every metric, which may be up to `ahead` steps old. Without those of
