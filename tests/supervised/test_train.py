@@ -75,6 +75,14 @@ def test_an_interrupted_run_ends_as_one_that_was_not(make):
     assert rows("broken") == rows("whole")
 
 
+def test_a_run_is_not_resumed_with_another_accumulation(make):
+    run(make(max_steps=2, lr_schedule="constant"))
+    before = rows()
+    with pytest.raises(CheckpointError, match="trained with batches=1 in each step, got batches=2"):
+        run(make(gradient_accumulation_steps=2, lr_schedule="constant"))
+    assert rows() == before
+
+
 def test_more_epochs_extend_a_run(make):
     run(make(num_epochs=1, lr_schedule="constant"))
     run(make(num_epochs=2, lr_schedule="constant"))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from tinkerloop.errors import PlanError
+from dataclasses import dataclass
+
+from tinkerloop.errors import CheckpointError, PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Accumulate, Requests
 from tinkerloop.loop.plan import Plan
+
+
+@dataclass
+class _Accumulated:
+    batches: int
 
 
 class GradientAccumulation(Callback):
@@ -15,7 +22,8 @@ class GradientAccumulation(Callback):
     step, so the split never changes the update.
 
     Args:
-        batches: the number of batches in each step. The last step of the data may have fewer.
+        batches: the number of batches in each step. The last step of the data may have fewer. A resumed run must have
+            the same number, because its steps up to the record are counted with it.
         micro_batch: the maximum number of datums in one micro-batch; None: no limit.
         micro_tokens: the maximum number of input positions in one micro-batch; None: no limit. A datum that alone
             exceeds the limit becomes a separate micro-batch.
@@ -28,6 +36,20 @@ class GradientAccumulation(Callback):
             if value is not None and value < 1:
                 raise PlanError(f"{name} must be >= 1, got {value}")
         self._batches, self._micro_batch, self._micro_tokens = batches, micro_batch, micro_tokens
+
+    @property
+    def state(self) -> _Accumulated:  # type: ignore[override]
+        return _Accumulated(self._batches)
+
+    @state.setter
+    def state(self, recorded: _Accumulated) -> None:
+        if recorded.batches != self._batches:
+            raise CheckpointError(
+                f"the run was trained with batches={recorded.batches} in each step, got batches={self._batches}: its "
+                "steps would be counted in two ways, and it could end before its data does. Resume it with the same "
+                "number (of GradientAccumulation, or gradient_accumulation_steps of train.Config), or start a new run "
+                "in a new folder"
+            )
 
     def on_start(self, step: int, steps: int | None) -> Requests:
         return Accumulate(self._batches)
