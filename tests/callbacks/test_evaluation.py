@@ -76,6 +76,26 @@ def test_nll_refuses_nothing_to_evaluate_on():
         nll([])
 
 
+@pytest.mark.parametrize("option", ["batch_size", "utf8_bytes"])
+@pytest.mark.parametrize("value", [-1, 0, 2.5])
+def test_nll_refuses_numbers_with_which_its_loss_would_be_wrong(datums, option, value):
+    with pytest.raises(PlanError, match=f"{option} of nll must be a whole number of at least 1, got {value}"):
+        nll(datums, **{option: value})
+
+
+def test_nll_refuses_what_is_no_list_of_datums(datums):
+    for data in (["a"], datums[0], [datums]):
+        with pytest.raises(PlanError, match="the data of nll must be a list of datums"):
+            nll(data)
+
+
+def test_nll_refuses_a_datum_without_weights(datums):
+    targets = {"target_tokens": datums[1].loss_fn_inputs["target_tokens"]}
+    without = tinker.Datum(model_input=datums[1].model_input, loss_fn_inputs=targets)
+    with pytest.raises(PlanError, match=r"datum 1 of nll has only .*needs 'weights'"):
+        nll([datums[0], without])
+
+
 def test_a_sampled_evaluation_scores_the_boundarys_weights_while_training_goes_on(service, batches):
     def most_likely(sampler):
         params = tinker.SamplingParams(max_tokens=1, temperature=0)

@@ -17,10 +17,12 @@ from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
 from tinkerloop.datum_values import read_tensor
 from tinkerloop.errors import PlanError
+from tinkerloop.loop.argument_checks import datums_of
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
 from tinkerloop.loop.futures import Mapped, awaitable, background, is_done, resolve
 from tinkerloop.loop.jsonl import append_line, read_lines, write_lines
+from tinkerloop.number_checks import check_whole
 
 T = TypeVar("T")
 Metrics = Mapping[str, float]
@@ -118,10 +120,21 @@ def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_b
         utf8_bytes: the number of UTF-8 bytes of the text of the weighted tokens.
 
     Raises:
-        PlanError: there are no datums, or the sum of their weights is not positive.
+        PlanError: there are no datums, one has no weights, the sum of their weights is not positive, or a number is
+            not a whole number of at least 1.
     """
+    datums = datums_of(datums, "the data of nll")
     if not datums:
         raise PlanError("nll needs at least one datum to evaluate, got none")
+    for name, value in (("batch_size", batch_size), ("utf8_bytes", utf8_bytes)):
+        if value is not None:
+            check_whole(f"{name} of nll", value, 1)
+    for index, datum in enumerate(datums):
+        if "weights" not in datum.loss_fn_inputs:
+            raise PlanError(
+                f"datum {index} of nll has only {sorted(datum.loss_fn_inputs)}, but its loss needs 'weights': build "
+                "datums with tinkerloop.make_datum"
+            )
     size = batch_size or len(datums)
     batches = [list(datums[start : start + size]) for start in range(0, len(datums), size)]
     weights = [read_tensor("weights", datum.loss_fn_inputs["weights"]) for datum in datums]
