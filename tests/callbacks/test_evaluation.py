@@ -9,7 +9,8 @@ from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from tinkerloop.callbacks import Checkpoint, Evaluate, nll, sampled, together
 from tinkerloop.errors import PlanError
-from tinkerloop.loop import Callback, Checkpoints, Eval, Log, Loop, Stop
+from tinkerloop.loop import Callback, Checkpoints, Eval, Log, Loop, Stop, background, open_training_client
+from tinkerloop.loop.jsonl import read_lines
 
 
 def asked(callback, boundary, steps, final=None):
@@ -202,3 +203,37 @@ def test_a_stopped_run_is_saved_at_the_end_as_its_checkpoint_callback_asks(servi
     callbacks = [StopAt("boundary"), Checkpoint(sampler=True)]
     Loop(service.create_lora_training_client(), batches, callbacks=callbacks, checkpoints=checkpoints).run()
     assert checkpoints.latest().sampler_path is not None
+
+
+def train_with_samples(service, batches, folder, *callbacks, sample=None):
+    """Run one process of a run, and return the boundaries of the samples in its file."""
+    checkpoints, file = Checkpoints(folder), folder / "samples.jsonl"
+    record = checkpoints.latest()
+    client = open_training_client(service, record, base_model="unigram")
+    replies = [sample or {"messages": [], "reply": "x"}]
+    evaluate = Evaluate("test", lambda client: background(lambda: {"n": 1, "samples": replies}), every=2, samples=file)
+    options = {"steps": 3, "checkpoints": checkpoints, "record": record}
+    Loop(client, batches, callbacks=[evaluate, *callbacks], **options).run()
+    return [row["step"] for row in read_lines(file)]
+
+
+class StopAtOnce(Callback):
+    def on_boundary(self, boundary):
+        return Stop("now")
+
+
+def test_samples_of_the_first_boundary_stay_if_the_run_is_resumed_there(service, batches, tmp_path):
+    assert train_with_samples(service, batches, tmp_path, StopAtOnce()) == [0]
+    assert train_with_samples(service, batches, tmp_path) == [0, 2, 3]
+
+
+def test_samples_of_an_earlier_run_are_removed_by_a_new_one(service, batches, tmp_path):
+    train_with_samples(service, batches, tmp_path)
+    Checkpoints(tmp_path).file.unlink()
+    assert train_with_samples(service, batches, tmp_path) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("key", ["name", "step"])
+def test_a_sample_cannot_have_a_key_of_its_own_row(service, batches, tmp_path, key):
+    with pytest.raises(PlanError, match=f"has the keys \\['{key}'\\]"):
+        train_with_samples(service, batches, tmp_path, sample={key: 7, "reply": "x"})

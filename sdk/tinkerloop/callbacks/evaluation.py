@@ -32,7 +32,11 @@ Evaluator = Callable[[TrainingClientLike], Future[Metrics]]
 
 @dataclass
 class _Evaluated:
-    boundary: int | None = None  # the newest boundary that was evaluated: it is once, also if asked for twice
+    boundary: int | None = None
+    """The newest boundary that was evaluated, which is evaluated once, also if it is asked for twice; -1: none.
+
+    None before the start of a new run, and after a record without this state.
+    """
 
 
 class Evaluate(Callback):
@@ -47,7 +51,8 @@ class Evaluate(Callback):
         detached: if true, training does not wait for the result, which is delivered when it is ready. See `Eval`.
         samples: a file to which sample replies are appended as JSON lines. The evaluator returns them beside its
             metrics, as `"samples"`: a list of dicts with `messages` (the prompt), `reply`, and what is known of
-            `reference`, `score` and `termination`. The page of a run reads `samples.jsonl` in its folder.
+            `reference`, `score` and `termination`. `step` and `name` are added. The page of a run reads `samples.jsonl`
+            in its folder.
     """
 
     def __init__(
@@ -79,10 +84,12 @@ class Evaluate(Callback):
         return {self.name: self._detached}
 
     def on_start(self, step: int, steps: int | None) -> Requests:
+        newest = self.state.boundary
+        if newest is None:
+            newest, self.state.boundary = step if step > 0 else -1, -1
         if self._samples is not None and self._samples.exists():
-            rows = read_lines(self._samples)  # those of an earlier run, or of boundaries that come again, are removed
-            kept = [row for row in rows if row["name"] != self.name or (step > 0 and row["step"] <= step)]
-            write_lines(self._samples, kept)
+            rows = read_lines(self._samples)  # those of an earlier run, or of evaluations that come again, are removed
+            write_lines(self._samples, [row for row in rows if row["name"] != self.name or row["step"] <= newest])
 
     def on_boundary(self, boundary: Boundary) -> Requests:
         if boundary.step == self.state.boundary:
@@ -103,6 +110,11 @@ class Evaluate(Callback):
                     'samples=run.folder / "samples.jsonl"'
                 )
             for sample in samples:
+                if own := sorted({"name", "step"} & set(sample)):
+                    raise PlanError(
+                        f"a sample of {self.name!r} at step {result.step} has the keys {own}, but Evaluate writes its "
+                        "own values under these: rename them"
+                    )
                 append_line(Path(self._samples or ""), {"step": result.step, "name": self.name, **sample})
             return Log({f"{self.name}/{metric}": float(value) for metric, value in metrics.items()})
         return None
