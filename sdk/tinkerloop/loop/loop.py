@@ -16,6 +16,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -131,7 +132,7 @@ class Loop:
         self._delivered_tokens = (record.tokens, record.trained_tokens) if record else (0, 0)
         self._metrics = dict(record.metrics) if record else {}
         if record:
-            self._batches.seek(record.cursor)
+            self._batches.seek(deepcopy(record.cursor))
             self._callbacks.restore(record)
         self._accumulate: int | None = None
         self._stop: Stop | None = None
