@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import math
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import tinker
+import torch
 
 from tinkerloop.callbacks import Checkpoint, Evaluate, GradientAccumulation, nll
 from tinkerloop.data import batches as row_batches
@@ -358,6 +360,42 @@ def test_no_metric_can_take_the_place_of_the_step(service, batches):
 
     with pytest.raises(PlanError, match="named 'step'"):
         Loop(service.create_lora_training_client(), batches, steps=1, callbacks=[Clash()]).run()
+
+
+def logs(event, metrics):
+    return type("Logging", (Callback,), {event: lambda self, *args: Log(metrics)})()
+
+
+@pytest.mark.parametrize("value", [None, "hello", "NaN", [1, 2], {"a": 1}, np.ones(2), 1j], ids=repr)
+@pytest.mark.parametrize("event", ["on_step", "on_boundary", "on_start"])
+def test_only_numbers_can_be_logged(service, batches, event, value):
+    loop = Loop(service.create_lora_training_client(), batches, steps=1, callbacks=[logs(event, {"a": value})])
+    with pytest.raises(PlanError, match="the metric 'a' of step 0 must be a number, got"):
+        loop.run()
+
+
+@pytest.mark.parametrize(
+    "value", [True, np.bool_(True), math.nan, -math.inf, 3, np.float16(1), torch.ones(())], ids=repr
+)
+def test_a_sink_gets_each_kind_of_number_as_it_was_logged(service, batches, value):
+    rows = []
+    callbacks = [logs("on_start", {"a": value})]
+    sinks = [lambda step, row: rows.append(row)]
+    Loop(service.create_lora_training_client(), batches, steps=0, callbacks=callbacks, sinks=sinks).run()
+    assert rows[0]["a"] is value
+
+
+def test_the_name_of_a_metric_is_a_text(service, batches):
+    callbacks = [logs("on_step", {1: 2.0, "1": 3.0})]
+    with pytest.raises(PlanError, match="a metric of step 0 is named 1, but a name must be a text"):
+        Loop(service.create_lora_training_client(), batches, steps=1, callbacks=callbacks).run()
+
+
+@pytest.mark.parametrize("name", ["step", "loss", "learning_rate", "tokens", *TOKEN_TOTALS])
+def test_no_other_row_can_have_a_metric_of_the_loop(service, batches, name):
+    loop = Loop(service.create_lora_training_client(), batches, callbacks=[logs("on_boundary", {name: 1.0})])
+    with pytest.raises(PlanError, match=f"named '{name}', but this name is reserved"):
+        loop.run()
 
 
 def test_a_plan_is_made_by_all_callbacks_in_order(service, batches):

@@ -141,7 +141,9 @@ class Log:
     become a new row.
 
     Attributes:
-        metrics: mapping from metric name to value.
+        metrics: mapping from metric name to value. A value is a number, also of numpy or torch, or a bool. `step`, and
+            in a row of its own or of an evaluation also `loss`, `learning_rate`, `tokens`, `tokens/total` and
+            `tokens/trained`, are reserved for the loop.
     """
 
     metrics: Mapping[str, float]

@@ -42,7 +42,8 @@ from tinkerloop.loop.events import (
     Summary,
 )
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate, resolve
-from tinkerloop.loop.pipeline import TOKEN_TOTALS, Pipeline, Queued, Result, SaveResult, submitted_eval
+from tinkerloop.loop.metric_names import check_row
+from tinkerloop.loop.pipeline import RESERVED, TOKEN_TOTALS, Pipeline, Queued, Result, SaveResult, submitted_eval
 from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan, check_loss_name
 from tinkerloop.loop.positioned_batches import as_batches, with_sources
 from tinkerloop.loop.resume import begin, model_of, refuse_another_client
@@ -443,7 +444,7 @@ class Loop:
                 )
             else:
                 self._take(result.step, name, request)
-        self._emit(result.step, row, detached=detached)
+        self._emit(result.step, row, of_step=isinstance(result, StepResult), detached=detached)
         if row and not detached:  # a decision from a detached evaluation would depend on timing
             for name, request in self._callbacks.ask("on_row", result.step, result.step, row):
                 self._take(result.step, name, request)
@@ -462,12 +463,9 @@ class Loop:
                 )
             self._accumulate = request.batches
 
-    def _emit(self, step: int, row: Row, *, detached: bool = False) -> None:
+    def _emit(self, step: int, row: Row, *, of_step: bool = False, detached: bool = False) -> None:
         if row:
-            if "step" in row:
-                raise PlanError(
-                    f"a metric of step {step} is named 'step', but this name is reserved for the step number: rename it"
-                )
+            check_row(step, row, ("step",) if of_step else ("step", *RESERVED))
             if not detached:  # callbacks decide from these metrics, and no decision may depend on timing
                 self._metrics.update(row)
             self._sinks.emit(step, row)
