@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from tinkerloop.callbacks import GradientAccumulation
@@ -29,10 +31,17 @@ def test_splitting_keeps_every_datum_in_order(plan):
     assert GradientAccumulation(micro_batch=4, micro_tokens=9).on_plan(plan).datums == plan.datums
 
 
-@pytest.mark.parametrize("options", [{"batches": 0}, {"micro_batch": 0}, {"micro_tokens": -1}])
-def test_sizes_below_one_are_refused(options):
-    with pytest.raises(PlanError, match="must be >= 1"):
-        GradientAccumulation(**options)
+@pytest.mark.parametrize("name", ["batches", "micro_batch", "micro_tokens"])
+@pytest.mark.parametrize("value", [0, -1, math.nan])
+def test_sizes_below_one_are_refused(name, value):
+    with pytest.raises(PlanError, match=f"{name} must be a"):
+        GradientAccumulation(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["batches", "micro_batch"])
+def test_a_fraction_of_a_batch_is_refused(name):
+    with pytest.raises(PlanError, match=f"{name} must be a whole number of at least 1, got 1.5"):
+        GradientAccumulation(**{name: 1.5})
 
 
 def resumed(service, batches, checkpoints, *callbacks, steps):

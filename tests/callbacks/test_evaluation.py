@@ -27,6 +27,17 @@ def test_start_and_end_can_be_left_out(boundary):
     assert asked(evaluate, boundary, 9, final=8) == [3, 6]
 
 
+@pytest.mark.parametrize("every", [0, 2.5, math.nan])
+def test_it_evaluates_after_whole_numbers_of_steps(every):
+    with pytest.raises(PlanError, match="every must be a whole number of at least 1, got"):
+        Evaluate("test", lambda client: None, every=every)
+
+
+def test_an_evaluation_that_would_never_run_is_refused():
+    with pytest.raises(PlanError, match="the evaluation 'test' would never run"):
+        Evaluate("test", lambda client: None, at_start=False, at_end=False)
+
+
 def test_the_request_names_the_evaluation_and_carries_its_future(boundary):
     assert Evaluate("test", lambda client: "future").on_boundary(boundary(0)) == Eval("test", "future")
 

@@ -647,8 +647,8 @@ def test_a_wrong_answer_is_refused(service, batches, event, answer, says):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"steps": -1}, "steps must be >= 0"),
-        ({"ahead": -1}, "ahead must be >= 0"),
+        *[({"steps": value}, "steps must be a whole number of at least 0") for value in (-1, 2.5, math.nan)],
+        *[({"ahead": value}, "ahead must be a whole number of at least 0") for value in (-1, 0.5, math.inf)],
         ({"normalize": "mean"}, "normalize must be one of"),
         ({"callbacks": [Recorder(), Recorder()]}, "two callbacks have the name 'recorder'"),
         ({"callbacks": [Recorder]}, "must be a tinkerloop.Callback object"),
@@ -657,6 +657,13 @@ def test_a_wrong_answer_is_refused(service, batches, event, answer, says):
 def test_contradictory_arguments_are_refused(service, batches, options, says):
     with pytest.raises(PlanError, match=says):
         Loop(service.create_lora_training_client(), batches, **options)
+
+
+@pytest.mark.parametrize("make", [Accumulate, Save])
+@pytest.mark.parametrize("value", [0, 1.5, math.nan])
+def test_a_request_refuses_what_is_no_whole_number(make, value):
+    with pytest.raises(PlanError, match=f"of {make.__name__} must be a whole number of at least 1, got"):
+        make(value)
 
 
 def test_a_cursor_of_other_batches_is_refused(service, batches, tmp_path):
@@ -687,7 +694,7 @@ def test_two_callbacks_cannot_accumulate_differently(service, batches):
         def on_start(self, step, steps):
             return Accumulate(3)
 
-    with pytest.raises(PlanError, match=r"requested 3 batches per step; .* so far 2"):
+    with pytest.raises(PlanError, match=r"requested 3 batches per step, but another callback 2"):
         Loop(service.create_lora_training_client(), batches, callbacks=[GradientAccumulation(2), Other()]).run()
 
 
@@ -701,7 +708,7 @@ def test_forgetting_to_resume_is_refused(service, batches, tmp_path):
 def test_a_non_finite_loss_is_never_recorded(service, batches, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     client = service.create_lora_training_client()
-    optim = tinker.AdamParams(learning_rate=float("inf"))
+    optim = tinker.AdamParams(learning_rate=1e308)
     with pytest.raises(NonFiniteError), np.errstate(all="ignore"):
         Loop(client, batches, callbacks=[Checkpoint(every=1)], checkpoints=checkpoints, optim=optim).run()
     assert all(np.isfinite(record.metrics["loss"]) for record in checkpoints.records())

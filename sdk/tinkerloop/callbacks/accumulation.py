@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tinkerloop.errors import CheckpointError, PlanError
+from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Accumulate, Requests
 from tinkerloop.loop.plan import Plan
+from tinkerloop.number_checks import check_positive_number, check_whole
 
 
 @dataclass
@@ -32,9 +33,11 @@ class GradientAccumulation(Callback):
     reusable = True
 
     def __init__(self, batches: int = 1, *, micro_batch: int | None = None, micro_tokens: int | None = None):
-        for name, value in (("batches", batches), ("micro_batch", micro_batch), ("micro_tokens", micro_tokens)):
-            if value is not None and value < 1:
-                raise PlanError(f"{name} must be >= 1, got {value}")
+        check_whole("batches", batches, 1)
+        if micro_batch is not None:
+            check_whole("micro_batch", micro_batch, 1)
+        if micro_tokens is not None:
+            check_positive_number("micro_tokens", micro_tokens)
         self._batches, self._micro_batch, self._micro_tokens = batches, micro_batch, micro_tokens
 
     @property

@@ -66,8 +66,12 @@ class Evaluate(Callback):
         detached: bool = False,
         samples: str | Path | None = None,
     ):
-        if every is not None and every < 1:
-            raise PlanError(f"every must be >= 1, got {every}")
+        if every is not None:
+            check_whole("every", every, 1)
+        if every is None and not at_start and not at_end:
+            raise PlanError(
+                f"the evaluation {name!r} would never run: pass every=, or leave at_start or at_end at True"
+            )
         if not callable(evaluator):
             raise PlanError(
                 f"an evaluator must be a function from a training client to a future of metrics, got a "

@@ -14,6 +14,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, TrainingClientLike
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.plan import Plan
+from tinkerloop.number_checks import check_whole
 
 # --- events -------------------------------------------------------------------------------------------------------
 
@@ -178,10 +179,17 @@ class Save:
     Attributes:
         ttl_seconds: how long the service keeps the checkpoint; None: until it is deleted.
         sampler: if true, weights for sampling are also saved, from which a sampling client can be opened.
+
+    Raises:
+        PlanError: `ttl_seconds` is not a whole number of at least 1.
     """
 
     ttl_seconds: int | None = None
     sampler: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ttl_seconds is not None:
+            check_whole("the ttl_seconds of Save", self.ttl_seconds, 1)
 
 
 @dataclass(frozen=True)
@@ -216,9 +224,15 @@ class Accumulate:
 
     Attributes:
         batches: the number of batches in a step. Each batch becomes one micro-batch.
+
+    Raises:
+        PlanError: `batches` is not a whole number of at least 1.
     """
 
     batches: int
+
+    def __post_init__(self) -> None:
+        check_whole("the batches of Accumulate", self.batches, 1)
 
 
 Request: TypeAlias = Log | Eval | Save | Retain | Stop | Accumulate

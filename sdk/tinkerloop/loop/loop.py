@@ -51,6 +51,7 @@ from tinkerloop.loop.retention import Keep, kept_steps, noted
 from tinkerloop.loop.save_requests import combined, saves_of
 from tinkerloop.loop.sinks import Row, Sink, Sinks
 from tinkerloop.loop.weak_identity_map import WeakIdentityMap
+from tinkerloop.number_checks import check_whole
 
 _loops: WeakIdentityMap[int] = WeakIdentityMap()  # batches -> how many loops have begun on them
 
@@ -103,8 +104,8 @@ class Loop:
     ):
         client = resolve(client)  # newer versions of tinker warn at each use of a future of a client in its place
         refuse_other_client(client)
-        if steps is not None and steps < 0:
-            raise PlanError(f"steps must be >= 0, got {steps}")
+        if steps is not None:
+            check_whole("steps", steps, 0)
         check_loss_name(loss_fn)
         if normalize not in NORMALIZE:
             raise PlanError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}")
@@ -456,10 +457,10 @@ class Loop:
         elif isinstance(request, Log):
             self._emit(step, request.metrics)
         elif isinstance(request, Accumulate):
-            if request.batches < 1 or self._accumulate not in (None, request.batches):
+            if self._accumulate not in (None, request.batches):
                 raise PlanError(
-                    f"callback {name!r} requested {request.batches} batches per step; the number must be >= 1 and the "
-                    f"same for all callbacks, so far {self._accumulate or 1}"
+                    f"callback {name!r} requested {request.batches} batches per step, but another callback "
+                    f"{self._accumulate}: the number must be the same for all"
                 )
             self._accumulate = request.batches
 

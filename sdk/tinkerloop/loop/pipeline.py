@@ -28,6 +28,7 @@ from tinkerloop.loop.checkpoints import new_run_id
 from tinkerloop.loop.events import EvalResult, StepResult
 from tinkerloop.loop.futures import Flow, Wait, iterate
 from tinkerloop.loop.plan import MicroBatch, Plan, check_loss_name, folded, mean_loss, normalized
+from tinkerloop.number_checks import check_whole
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ class Pipeline:
     """
 
     def __init__(self, client: TrainingClientLike, ahead: int = 1, *, run: str | None = None):
-        if ahead < 0:
-            raise PlanError(f"ahead must be >= 0, got {ahead}")
+        check_whole("ahead", ahead, 0)
         self.client = client
         self.run = new_run_id() if run is None else run
         self.ahead = ahead

@@ -122,8 +122,8 @@ def _refuse_unknown_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in LoraOptions.__annotations__:
             raise PlanError(
-                f"open_training_client has no option {name!r}{did_you_mean(name, LoraOptions.__annotations__)}; its "
-                f"options are {', '.join(LoraOptions.__annotations__)}"
+                f"open_training_client has no option {name!r}{did_you_mean(name, LoraOptions.__annotations__)} (its "
+                f"options are {', '.join(LoraOptions.__annotations__)})"
             )
 
 
