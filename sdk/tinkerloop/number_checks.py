@@ -26,5 +26,5 @@ def check_finite_number(
 
 def check_positive_number(name: str, value: Any, *, error: type[TinkerloopError] = PlanError) -> None:
     """Raise `error` unless `value` is a finite number above 0. True is none."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise error(f"{name} must be a finite number above 0, got {value!r}")
