@@ -200,3 +200,16 @@ def test_a_record_that_replaces_another_has_at_least_the_same_lifetime_and_weigh
     resume(service, batches, checkpoints, saving(), steps=3)
     record = checkpoints.latest()
     assert (record.final, lifetimes[record.path], lifetimes[record.sampler_path]) == (True, 3600, 3600)
+
+
+def test_a_stop_without_save_at_the_start_leaves_the_record(service, batches, tmp_path):
+    class StopUnsaved(Callback):
+        def on_start(self, step, steps):
+            return Stop("enough", save=False)
+
+    checkpoints = Checkpoints(tmp_path)
+    killed_after_a_record_of_step_3(service, batches, checkpoints, *usual(batches))
+    records = checkpoints.records()
+    assert evaluated(resume(service, batches, checkpoints, *usual(batches), StopUnsaved(), steps=6)) == [3]
+    assert checkpoints.records() == records
+    assert [name for name, *_ in service.operations].count("save_state") == 1
