@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tinkerloop.errors import DataError, PlanError
-from tinkerloop.number_checks import check_finite_number, check_whole
+from tinkerloop.number_checks import check_finite_number, check_positive_number, check_whole
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 2.0, 2.5, float("nan"), "3", None])
@@ -31,3 +31,14 @@ def test_what_is_no_finite_number_of_at_least_zero_is_refused(value: Any) -> Non
 @pytest.mark.parametrize("value", [-1e300, 0, 2, np.float32(0.5)])
 def test_a_finite_number_is_accepted(value: Any) -> None:
     check_finite_number("above", value)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "1", None])
+def test_what_is_no_finite_number_above_zero_is_refused(value: Any) -> None:
+    with pytest.raises(PlanError, match=r"^seconds must be a finite number above 0, got "):
+        check_positive_number("seconds", value)
+
+
+@pytest.mark.parametrize("value", [1e-300, 3, np.float32(0.5)])
+def test_a_number_above_zero_is_accepted(value: Any) -> None:
+    check_positive_number("seconds", value)

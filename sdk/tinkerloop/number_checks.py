@@ -22,3 +22,9 @@ def check_finite_number(
     is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or (least is not None and value < least):
         raise error(f"{name} must be a finite number{'' if least is None else f' of at least {least}'}, got {value!r}")
+
+
+def check_positive_number(name: str, value: Any, *, error: type[TinkerloopError] = PlanError) -> None:
+    """Raise `error` unless `value` is a finite number above 0. True is none."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        raise error(f"{name} must be a finite number above 0, got {value!r}")

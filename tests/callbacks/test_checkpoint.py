@@ -87,8 +87,17 @@ def test_what_has_expired_need_not_be_deleted(service, batches, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"every": 0}, "every must be > 0"),
-        ({"ttl_seconds": -1}, "ttl_seconds must be > 0"),
+        *[
+            ({name: value}, f"{name} must be a whole number of at least 1, got")
+            for name in ("every", "keep_last", "keep_every", "ttl_seconds")
+            for value in (0, -1, 10 / 3, math.nan, True)
+        ],
+        *[
+            ({name: value}, f"{name} must be a finite number above 0, got")
+            for name in ("every_tokens", "every_seconds")
+            for value in (0, -1, math.nan, math.inf)
+        ],
+        ({"keep_last": 1, "keep_best": Best("x", keep=1.5)}, "keep of keep_best must be a whole number"),
         ({"keep_every": 5}, "set keep_last too"),
         ({"keep_last": 1, "keep_best": Best("x", mode="least")}, 'mode "min" or "max"'),
     ],

@@ -9,7 +9,8 @@ from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from tinkerloop.callbacks import Checkpoint, Evaluate, nll, sampled, together
 from tinkerloop.errors import PlanError
-from tinkerloop.loop import Callback, Checkpoints, Eval, Log, Loop, Stop
+from tinkerloop.loop import Callback, Checkpoints, Eval, Log, Loop, Stop, background, open_training_client
+from tinkerloop.loop.jsonl import read_lines
 
 
 def asked(callback, boundary, steps, final=None):
@@ -24,6 +25,17 @@ def test_it_evaluates_at_the_start_every_so_often_and_at_the_end(boundary):
 def test_start_and_end_can_be_left_out(boundary):
     evaluate = Evaluate("test", lambda client: None, every=3, at_start=False, at_end=False)
     assert asked(evaluate, boundary, 9, final=8) == [3, 6]
+
+
+@pytest.mark.parametrize("every", [0, 2.5, math.nan])
+def test_it_evaluates_after_whole_numbers_of_steps(every):
+    with pytest.raises(PlanError, match="every must be a whole number of at least 1, got"):
+        Evaluate("test", lambda client: None, every=every)
+
+
+def test_an_evaluation_that_would_never_run_is_refused():
+    with pytest.raises(PlanError, match="the evaluation 'test' would never run"):
+        Evaluate("test", lambda client: None, at_start=False, at_end=False)
 
 
 def test_the_request_names_the_evaluation_and_carries_its_future(boundary):
@@ -74,6 +86,26 @@ def test_nll_can_be_awaited(service, datums):
 def test_nll_refuses_nothing_to_evaluate_on():
     with pytest.raises(PlanError, match="at least one datum"):
         nll([])
+
+
+@pytest.mark.parametrize("option", ["batch_size", "utf8_bytes"])
+@pytest.mark.parametrize("value", [-1, 0, 2.5])
+def test_nll_refuses_numbers_with_which_its_loss_would_be_wrong(datums, option, value):
+    with pytest.raises(PlanError, match=f"{option} of nll must be a whole number of at least 1, got {value}"):
+        nll(datums, **{option: value})
+
+
+def test_nll_refuses_what_is_no_list_of_datums(datums):
+    for data in (["a"], datums[0], [datums]):
+        with pytest.raises(PlanError, match="the data of nll must be a list of datums"):
+            nll(data)
+
+
+def test_nll_refuses_a_datum_without_weights(datums):
+    targets = {"target_tokens": datums[1].loss_fn_inputs["target_tokens"]}
+    without = tinker.Datum(model_input=datums[1].model_input, loss_fn_inputs=targets)
+    with pytest.raises(PlanError, match=r"datum 1 of nll has only .*needs 'weights'"):
+        nll([datums[0], without])
 
 
 def test_a_sampled_evaluation_scores_the_boundarys_weights_while_training_goes_on(service, batches):
@@ -182,3 +214,37 @@ def test_a_stopped_run_is_saved_at_the_end_as_its_checkpoint_callback_asks(servi
     callbacks = [StopAt("boundary"), Checkpoint(sampler=True)]
     Loop(service.create_lora_training_client(), batches, callbacks=callbacks, checkpoints=checkpoints).run()
     assert checkpoints.latest().sampler_path is not None
+
+
+def train_with_samples(service, batches, folder, *callbacks, sample=None):
+    """Run one process of a run, and return the boundaries of the samples in its file."""
+    checkpoints, file = Checkpoints(folder), folder / "samples.jsonl"
+    record = checkpoints.latest()
+    client = open_training_client(service, record, base_model="unigram")
+    replies = [sample or {"messages": [], "reply": "x"}]
+    evaluate = Evaluate("test", lambda client: background(lambda: {"n": 1, "samples": replies}), every=2, samples=file)
+    options = {"steps": 3, "checkpoints": checkpoints, "record": record}
+    Loop(client, batches, callbacks=[evaluate, *callbacks], **options).run()
+    return [row["step"] for row in read_lines(file)]
+
+
+class StopAtOnce(Callback):
+    def on_boundary(self, boundary):
+        return Stop("now")
+
+
+def test_samples_of_the_first_boundary_stay_if_the_run_is_resumed_there(service, batches, tmp_path):
+    assert train_with_samples(service, batches, tmp_path, StopAtOnce()) == [0]
+    assert train_with_samples(service, batches, tmp_path) == [0, 2, 3]
+
+
+def test_samples_of_an_earlier_run_are_removed_by_a_new_one(service, batches, tmp_path):
+    train_with_samples(service, batches, tmp_path)
+    Checkpoints(tmp_path).file.unlink()
+    assert train_with_samples(service, batches, tmp_path) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("key", ["name", "step"])
+def test_a_sample_cannot_have_a_key_of_its_own_row(service, batches, tmp_path, key):
+    with pytest.raises(PlanError, match=f"has the keys \\['{key}'\\]"):
+        train_with_samples(service, batches, tmp_path, sample={key: 7, "reply": "x"})

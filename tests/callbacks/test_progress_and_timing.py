@@ -4,6 +4,7 @@ import time
 import pytest
 
 from tinkerloop.callbacks import Evaluate, Progress, Timing, nll
+from tinkerloop.errors import PlanError
 from tinkerloop.loop import Callback, Log, Loop, Summary
 
 
@@ -96,3 +97,9 @@ def test_timing_says_where_a_steps_time_went(service, batches):
     assert sum(row["time/data"] for row in rows) >= 0.08
     assert last["time/total"] >= last["time/data"] + last["time/callbacks"]
     assert "data" in timing.report()
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5])
+def test_progress_prints_after_whole_numbers_of_steps(every):
+    with pytest.raises(PlanError, match="every must be a whole number of at least 1, got"):
+        Progress(every=every)

@@ -185,10 +185,32 @@ def test_nan_is_beyond_every_threshold():
     assert isinstance(rows(StopWhen("x", above=1.0), math.nan)[0], Stop)
 
 
-@pytest.mark.parametrize("arguments, problem", [({}, "got none"), ({"above": 1, "patience": 0}, "patience must be")])
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        ({}, "got none"),
+        ({"above": 1, "patience": 0}, "patience must be a whole number"),
+        ({"above": 1, "patience": 1.5}, "patience must be a whole number"),
+        ({"above": math.nan}, "above must be a finite number, got nan"),
+        ({"below": -math.inf}, "below must be a finite number, got -inf"),
+    ],
+)
 def test_stop_when_refuses_arguments_that_never_or_always_stop(arguments, problem):
     with pytest.raises(PlanError, match=problem):
         StopWhen("x", **arguments)
+
+
+@pytest.mark.parametrize("option", [{"patience": 0}, {"patience": 1.5}, {"min_delta": -0.1}, {"min_delta": math.nan}])
+def test_early_stop_refuses_numbers_with_which_it_stops_at_once_or_never(option):
+    with pytest.raises(PlanError, match=f"{next(iter(option))} must be a"):
+        EarlyStop("test/nll", **option)
+
+
+@pytest.mark.parametrize("limit", ["tokens", "seconds"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_budget_that_is_never_spent_is_refused(limit, value):
+    with pytest.raises(PlanError, match=f"{limit} must be a finite number, got"):
+        Budget(**{limit: value})
 
 
 def test_a_metric_that_nothing_logs_is_noticed_at_the_end(service, batches):

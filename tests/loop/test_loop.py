@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import math
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 import tinker
+import torch
 
 from tinkerloop.callbacks import Checkpoint, Evaluate, GradientAccumulation, nll
 from tinkerloop.data import batches as row_batches
@@ -360,6 +362,42 @@ def test_no_metric_can_take_the_place_of_the_step(service, batches):
         Loop(service.create_lora_training_client(), batches, steps=1, callbacks=[Clash()]).run()
 
 
+def logs(event, metrics):
+    return type("Logging", (Callback,), {event: lambda self, *args: Log(metrics)})()
+
+
+@pytest.mark.parametrize("value", [None, "hello", "NaN", [1, 2], {"a": 1}, np.ones(2), 1j], ids=repr)
+@pytest.mark.parametrize("event", ["on_step", "on_boundary", "on_start"])
+def test_only_numbers_can_be_logged(service, batches, event, value):
+    loop = Loop(service.create_lora_training_client(), batches, steps=1, callbacks=[logs(event, {"a": value})])
+    with pytest.raises(PlanError, match="the metric 'a' of step 0 must be a number, got"):
+        loop.run()
+
+
+@pytest.mark.parametrize(
+    "value", [True, np.bool_(True), math.nan, -math.inf, 3, np.float16(1), torch.ones(())], ids=repr
+)
+def test_a_sink_gets_each_kind_of_number_as_it_was_logged(service, batches, value):
+    rows = []
+    callbacks = [logs("on_start", {"a": value})]
+    sinks = [lambda step, row: rows.append(row)]
+    Loop(service.create_lora_training_client(), batches, steps=0, callbacks=callbacks, sinks=sinks).run()
+    assert rows[0]["a"] is value
+
+
+def test_the_name_of_a_metric_is_a_text(service, batches):
+    callbacks = [logs("on_step", {1: 2.0, "1": 3.0})]
+    with pytest.raises(PlanError, match="a metric of step 0 is named 1, but a name must be a text"):
+        Loop(service.create_lora_training_client(), batches, steps=1, callbacks=callbacks).run()
+
+
+@pytest.mark.parametrize("name", ["step", "loss", "learning_rate", "tokens", *TOKEN_TOTALS])
+def test_no_other_row_can_have_a_metric_of_the_loop(service, batches, name):
+    loop = Loop(service.create_lora_training_client(), batches, callbacks=[logs("on_boundary", {name: 1.0})])
+    with pytest.raises(PlanError, match=f"named '{name}', but this name is reserved"):
+        loop.run()
+
+
 def test_a_plan_is_made_by_all_callbacks_in_order(service, batches):
     class Times(Callback):
         def __init__(self, name, factor, offset):
@@ -609,8 +647,8 @@ def test_a_wrong_answer_is_refused(service, batches, event, answer, says):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"steps": -1}, "steps must be >= 0"),
-        ({"ahead": -1}, "ahead must be >= 0"),
+        *[({"steps": value}, "steps must be a whole number of at least 0") for value in (-1, 2.5, math.nan)],
+        *[({"ahead": value}, "ahead must be a whole number of at least 0") for value in (-1, 0.5, math.inf)],
         ({"normalize": "mean"}, "normalize must be one of"),
         ({"callbacks": [Recorder(), Recorder()]}, "two callbacks have the name 'recorder'"),
         ({"callbacks": [Recorder]}, "must be a tinkerloop.Callback object"),
@@ -619,6 +657,13 @@ def test_a_wrong_answer_is_refused(service, batches, event, answer, says):
 def test_contradictory_arguments_are_refused(service, batches, options, says):
     with pytest.raises(PlanError, match=says):
         Loop(service.create_lora_training_client(), batches, **options)
+
+
+@pytest.mark.parametrize("make", [Accumulate, Save])
+@pytest.mark.parametrize("value", [0, 1.5, math.nan])
+def test_a_request_refuses_what_is_no_whole_number(make, value):
+    with pytest.raises(PlanError, match=f"of {make.__name__} must be a whole number of at least 1, got"):
+        make(value)
 
 
 def test_a_cursor_of_other_batches_is_refused(service, batches, tmp_path):
@@ -649,7 +694,7 @@ def test_two_callbacks_cannot_accumulate_differently(service, batches):
         def on_start(self, step, steps):
             return Accumulate(3)
 
-    with pytest.raises(PlanError, match=r"requested 3 batches per step; .* so far 2"):
+    with pytest.raises(PlanError, match=r"requested 3 batches per step, but another callback 2"):
         Loop(service.create_lora_training_client(), batches, callbacks=[GradientAccumulation(2), Other()]).run()
 
 
@@ -663,7 +708,7 @@ def test_forgetting_to_resume_is_refused(service, batches, tmp_path):
 def test_a_non_finite_loss_is_never_recorded(service, batches, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     client = service.create_lora_training_client()
-    optim = tinker.AdamParams(learning_rate=float("inf"))
+    optim = tinker.AdamParams(learning_rate=1e308)
     with pytest.raises(NonFiniteError), np.errstate(all="ignore"):
         Loop(client, batches, callbacks=[Checkpoint(every=1)], checkpoints=checkpoints, optim=optim).run()
     assert all(np.isfinite(record.metrics["loss"]) for record in checkpoints.records())

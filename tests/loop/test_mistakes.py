@@ -7,7 +7,7 @@ import pytest
 from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule, Progress
 from tinkerloop.data import Conversation
 from tinkerloop.errors import PlanError, TinkerloopError
-from tinkerloop.loop import Callback, Checkpoints, Console, Jsonl, Loop, Save, Sink
+from tinkerloop.loop import Callback, Checkpoints, Console, Jsonl, Loop, Save, Sink, background
 
 
 def callback(**methods):
@@ -175,3 +175,12 @@ def test_a_single_callback_or_sink_is_refused(service, batches, options, remedy)
 def test_a_dict_from_a_callback_is_refused_with_the_request_that_logs_it(loop):
     with pytest.raises(PlanError, match=r"wrap it: Log\(\{\.\.\.\}\)"):
         loop(callback(on_step=lambda self, result: {"mine": 1.0})).run()
+
+
+def test_arguments_beside_a_coroutine_are_refused(recwarn):
+    async def work():
+        return 1
+
+    with pytest.raises(PlanError, match=r"background got the coroutine .*work\(\.\.\.\) and the arguments \(1, 2\)"):
+        background(work(), 1, 2)
+    assert not recwarn.list  # a coroutine that is dropped would be warned of

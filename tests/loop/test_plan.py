@@ -228,3 +228,10 @@ def test_metrics_with_the_loops_own_names_are_refused(service, batches):
 
     with pytest.raises(PlanError, match=r"metrics named \['tokens'\]"):
         run(service, batches, Custom())
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan")])
+def test_a_plan_is_split_by_a_limit_above_zero(batches, limit):
+    plan = Plan(0, (MicroBatch(tuple(batches[0])),), tinker.AdamParams())
+    with pytest.raises(PlanError, match="the limit of a split must be a finite number above 0, got"):
+        plan.split(lambda datum: 1, limit)

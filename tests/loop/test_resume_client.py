@@ -5,8 +5,15 @@ import json
 import pytest
 import tinker
 
-from tinkerloop.errors import CheckpointError
+from tinkerloop.errors import CheckpointError, PlanError
 from tinkerloop.loop import Checkpoints, Loop, mark_opened, open_training_client
+
+
+class AdamConfig:
+    """As the `AdamOptimizerConfig` of newer versions of tinker."""
+
+    def model_dump(self):
+        return {"type": "adamw"}
 
 
 @pytest.fixture
@@ -67,11 +74,40 @@ def test_a_record_has_the_model_of_a_client_that_was_created_by_hand(service, ba
     [
         ({"base_model": "large"}, "base_model was 'small', asked is 'large'"),
         ({"rank": 16}, "rank was 8, asked is 16"),
+        ({"train_mlp": False}, "train_mlp was True, asked is False"),
+        ({"optimizer": AdamConfig()}, "optimizer was None, asked is {'type': 'adamw'}"),
     ],
 )
 def test_another_model_than_the_records_is_refused(service, checkpoints, changed, says):
     with pytest.raises(CheckpointError, match=says):
         open_training_client(service, checkpoints.latest(), **{"base_model": "small", "rank": 8, **changed})
+
+
+def test_the_options_of_the_record_are_accepted(service, batches, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    options = {"base_model": "small", "train_attn": False, "optimizer": AdamConfig()}
+    Loop(open_training_client(service, None, **options), batches, steps=1, checkpoints=checkpoints).run()
+    open_training_client(service, checkpoints.latest(), **options)
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_misspelt_option_is_refused(service, checkpoints, resumes):
+    record = checkpoints.latest() if resumes else None
+    with pytest.raises(PlanError, match="no option 'rnk'; did you mean 'rank'"):
+        open_training_client(service, record, base_model="small", rnk=4)
+
+
+def test_the_metadata_of_a_resumed_run_are_passed_to_the_service(service, checkpoints, monkeypatch):
+    seen = []
+    opened = type(service).create_training_client_from_state_with_optimizer
+    monkeypatch.setattr(
+        type(service),
+        "create_training_client_from_state_with_optimizer",
+        lambda self, path, **options: seen.append(options) or opened(self, path),
+    )
+    for metadata in ({"owner": "me"}, None):
+        open_training_client(service, checkpoints.latest(), user_metadata=metadata)
+    assert seen == [{"user_metadata": {"owner": "me"}}, {}]
 
 
 def test_another_seed_than_the_records_is_warned_of(service, checkpoints, caplog):

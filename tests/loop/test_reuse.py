@@ -1,5 +1,7 @@
 """What one loop has used is refused by the next one, unless its position is set again."""
 
+from dataclasses import dataclass, field
+
 import pytest
 
 from tinkerloop import Callback
@@ -108,6 +110,47 @@ def test_used_batches_can_be_resumed_because_the_record_sets_their_position(serv
     client = open_training_client(service, record)
     assert Loop(client, data, steps=5, checkpoints=checkpoints, record=record).run().step == 5
     assert data.cursor["row"] == 20
+
+
+@dataclass
+class Seen:
+    steps: list = field(default_factory=list)
+
+
+class Remembering(Callback):
+    def __init__(self):
+        self.state = Seen()
+
+    def on_step(self, result):
+        self.state.steps.append(result.step)
+
+
+class Counted:
+    """Batches of a user, whose cursor is changed in place."""
+
+    def __init__(self, batches):
+        self._batches, self.cursor = batches, {"next": 0}
+
+    def __next__(self):
+        if self.cursor["next"] == len(self._batches):
+            raise StopIteration
+        self.cursor["next"] += 1
+        return self._batches[self.cursor["next"] - 1]
+
+    def seek(self, cursor):
+        self.cursor = cursor
+
+
+def test_a_record_can_be_resumed_from_twice(service, batches, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    client = open_training_client(service, None, base_model="unigram")
+    Loop(client, Counted(batches), steps=2, callbacks=[Remembering()], checkpoints=checkpoints).run()
+    record = checkpoints.latest()
+    for _ in range(2):
+        again, client = Remembering(), open_training_client(service, record)
+        Loop(client, Counted(batches), steps=4, callbacks=[again], record=record).run()
+        assert again.state.steps == [0, 1, 2, 3]
+    assert (record.callbacks["remembering"], record.cursor) == ({"steps": [0, 1]}, {"next": 2})
 
 
 def test_a_list_of_batches_starts_anew_in_each_loop(loop, batches):

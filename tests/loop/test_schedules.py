@@ -4,7 +4,19 @@ import math
 import pytest
 
 import tinkerloop.loop.schedules as schedules
-from tinkerloop.loop.schedules import cosine, exponential, inverse_sqrt, join, linear, polynomial, warmup, wsd
+from tinkerloop.loop.schedules import (
+    constant,
+    cosine,
+    exponential,
+    inverse_sqrt,
+    join,
+    linear,
+    piecewise,
+    polynomial,
+    scaled,
+    warmup,
+    wsd,
+)
 
 
 def test_the_numbers_in_the_docstrings_are_right():
@@ -47,6 +59,14 @@ def test_wsd_stays_at_its_peak():
     "make",
     [
         lambda: linear(1.0, 0.0, 0),
+        lambda: linear(1.0, math.nan, 3),
+        lambda: cosine(math.inf, 0.0, 3),
+        lambda: constant(math.nan),
+        lambda: scaled(constant(1.0), math.nan),
+        lambda: cosine(1.0, 0.0, math.nan),
+        lambda: warmup(2.5, constant(1.0)),
+        lambda: piecewise([(1.5, 1.0)], 0.0),
+        lambda: wsd(1.0, 0.0, warmup_steps=1, stable_steps=0.5, decay_steps=2),
         lambda: cosine(1.0, 0.0, -1),
         lambda: polynomial(1.0, 0.0, 5, power=0),
         lambda: exponential(1.0, 0.0, 5),

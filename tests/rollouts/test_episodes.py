@@ -162,6 +162,13 @@ def test_an_episode_ends_by(name: str) -> None:
     assert trajectory.reward == sum(range(1, turns + 1))
 
 
+@pytest.mark.parametrize("limit", ["max_turns", "max_tokens"])
+@pytest.mark.parametrize("value", [0, 2.5, float("nan")])
+def test_a_limit_is_a_whole_number(limit: str, value: Any) -> None:
+    with pytest.raises(RolloutError, match=f"the limit {limit} must be a whole number of at least 1, got"):
+        Limits(**{limit: value})
+
+
 def test_a_reply_that_the_template_cannot_write_ends_the_episode_not_the_run() -> None:
     one_call = (
         "{% for m in messages if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one call') }}"

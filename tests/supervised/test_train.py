@@ -77,6 +77,26 @@ def test_an_interrupted_run_ends_as_one_that_was_not(make):
     assert rows("broken") == rows("whole")
 
 
+def test_a_run_is_not_resumed_with_another_accumulation(make):
+    run(make(max_steps=2, lr_schedule="constant"))
+    before = rows()
+    with pytest.raises(CheckpointError, match="trained with batches=1 in each step, got batches=2"):
+        run(make(gradient_accumulation_steps=2, lr_schedule="constant"))
+    assert rows() == before
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_warmup_longer_than_the_run_is_warned_of(make, caplog, dry_run):
+    run(make(max_steps=2, warmup_steps=8, learning_rate=0.4, dry_run=dry_run))
+    (message,) = [record.getMessage() for record in caplog.records if "warmup_steps" in record.getMessage()]
+    assert "warmup_steps=8 is more than the 2 steps of the run: the learning rate rises only to 0.1" in message
+
+
+def test_a_warmup_as_long_as_the_run_is_not_warned_of(make, caplog):
+    run(make(max_steps=2, warmup_steps=2))
+    assert "warmup_steps" not in caplog.text
+
+
 def test_more_epochs_extend_a_run(make):
     run(make(num_epochs=1, lr_schedule="constant"))
     run(make(num_epochs=2, lr_schedule="constant"))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from tinkerloop.errors import PlanError
+from dataclasses import dataclass
+
+from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Accumulate, Requests
 from tinkerloop.loop.plan import Plan
+from tinkerloop.number_checks import check_positive_number, check_whole
+
+
+@dataclass
+class _Accumulated:
+    batches: int
 
 
 class GradientAccumulation(Callback):
@@ -15,7 +23,8 @@ class GradientAccumulation(Callback):
     step, so the split never changes the update.
 
     Args:
-        batches: the number of batches in each step. The last step of the data may have fewer.
+        batches: the number of batches in each step. The last step of the data may have fewer. A resumed run must have
+            the same number, because its steps up to the record are counted with it.
         micro_batch: the maximum number of datums in one micro-batch; None: no limit.
         micro_tokens: the maximum number of input positions in one micro-batch; None: no limit. A datum that alone
             exceeds the limit becomes a separate micro-batch.
@@ -24,10 +33,26 @@ class GradientAccumulation(Callback):
     reusable = True
 
     def __init__(self, batches: int = 1, *, micro_batch: int | None = None, micro_tokens: int | None = None):
-        for name, value in (("batches", batches), ("micro_batch", micro_batch), ("micro_tokens", micro_tokens)):
-            if value is not None and value < 1:
-                raise PlanError(f"{name} must be >= 1, got {value}")
+        check_whole("batches", batches, 1)
+        if micro_batch is not None:
+            check_whole("micro_batch", micro_batch, 1)
+        if micro_tokens is not None:
+            check_positive_number("micro_tokens", micro_tokens)
         self._batches, self._micro_batch, self._micro_tokens = batches, micro_batch, micro_tokens
+
+    @property
+    def state(self) -> _Accumulated:  # type: ignore[override]
+        return _Accumulated(self._batches)
+
+    @state.setter
+    def state(self, recorded: _Accumulated) -> None:
+        if recorded.batches != self._batches:
+            raise CheckpointError(
+                f"the run was trained with batches={recorded.batches} in each step, got batches={self._batches}: its "
+                "steps would be counted in two ways, and it could end before its data does. Resume it with the same "
+                "number (of GradientAccumulation, or gradient_accumulation_steps of train.Config), or start a new run "
+                "in a new folder"
+            )
 
     def on_start(self, step: int, steps: int | None) -> Requests:
         return Accumulate(self._batches)

@@ -18,6 +18,7 @@ from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.events import Boundary, Requests, Retain, Save
 from tinkerloop.loop.metric_names import did_you_mean
+from tinkerloop.number_checks import check_positive_number, check_whole
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +80,17 @@ class Checkpoint(Callback):
         ttl_seconds: int | None = None,
         sampler: bool | Literal["final"] = False,
     ):
-        limits = {"every": every, "every_tokens": every_tokens, "every_seconds": every_seconds}
-        limits |= {"keep_last": keep_last, "keep_every": keep_every, "ttl_seconds": ttl_seconds}
-        for name, value in limits.items():
-            if value is not None and value <= 0:
-                raise PlanError(f"{name} must be > 0, got {value}")
-        if keep_best and (keep_best.mode not in ("min", "max") or keep_best.keep < 1):
-            raise PlanError(f'keep_best must have mode "min" or "max" and keep >= 1, got {keep_best}')
+        counts = {"every": every, "keep_last": keep_last, "keep_every": keep_every, "ttl_seconds": ttl_seconds}
+        for name, value in counts.items():
+            if value is not None:
+                check_whole(name, value, 1)
+        for name, value in {"every_tokens": every_tokens, "every_seconds": every_seconds}.items():
+            if value is not None:
+                check_positive_number(name, value)
+        if keep_best:
+            check_whole("keep of keep_best", keep_best.keep, 1)
+            if keep_best.mode not in ("min", "max"):
+                raise PlanError(f'keep_best must have mode "min" or "max", got {keep_best}')
         if sampler not in (True, False, "final"):
             raise PlanError(f'sampler must be True, False or "final", got {sampler!r}')
         if keep_last is None and (keep_every or keep_best):

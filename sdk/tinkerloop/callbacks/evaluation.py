@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,15 +17,26 @@ from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
 from tinkerloop.datum_values import read_tensor
 from tinkerloop.errors import PlanError
+from tinkerloop.loop.argument_checks import datums_of
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Requests
 from tinkerloop.loop.futures import Mapped, awaitable, background, is_done, resolve
 from tinkerloop.loop.jsonl import append_line, read_lines, write_lines
+from tinkerloop.number_checks import check_whole
 
 T = TypeVar("T")
 Metrics = Mapping[str, float]
 Evaluator = Callable[[TrainingClientLike], Future[Metrics]]
 """Function from a training client to a future of metrics. It submits the work and returns without waiting for it."""
+
+
+@dataclass
+class _Evaluated:
+    boundary: int | None = None
+    """The newest boundary that was evaluated, which is evaluated once, also if it is asked for twice; -1: none.
+
+    None before the start of a new run, and after a record without this state.
+    """
 
 
 class Evaluate(Callback):
@@ -39,7 +51,8 @@ class Evaluate(Callback):
         detached: if true, training does not wait for the result, which is delivered when it is ready. See `Eval`.
         samples: a file to which sample replies are appended as JSON lines. The evaluator returns them beside its
             metrics, as `"samples"`: a list of dicts with `messages` (the prompt), `reply`, and what is known of
-            `reference`, `score` and `termination`. The page of a run reads `samples.jsonl` in its folder.
+            `reference`, `score` and `termination`. `step` and `name` are added. The page of a run reads `samples.jsonl`
+            in its folder.
     """
 
     def __init__(
@@ -53,8 +66,12 @@ class Evaluate(Callback):
         detached: bool = False,
         samples: str | Path | None = None,
     ):
-        if every is not None and every < 1:
-            raise PlanError(f"every must be >= 1, got {every}")
+        if every is not None:
+            check_whole("every", every, 1)
+        if every is None and not at_start and not at_end:
+            raise PlanError(
+                f"the evaluation {name!r} would never run: pass every=, or leave at_start or at_end at True"
+            )
         if not callable(evaluator):
             raise PlanError(
                 f"an evaluator must be a function from a training client to a future of metrics, got a "
@@ -64,24 +81,26 @@ class Evaluate(Callback):
         self._evaluator, self._every, self._detached = evaluator, every, detached
         self._at_start, self._at_end = at_start, at_end
         self._samples = None if samples is None else Path(samples)
-        self._evaluated: int | None = None  # the newest boundary that was evaluated: it is once, also if asked twice
+        self.state = _Evaluated()
 
     @property
     def evaluations(self) -> Mapping[str, bool]:  # type: ignore[override]
         return {self.name: self._detached}
 
     def on_start(self, step: int, steps: int | None) -> Requests:
+        newest = self.state.boundary
+        if newest is None:
+            newest, self.state.boundary = step if step > 0 else -1, -1
         if self._samples is not None and self._samples.exists():
-            rows = read_lines(self._samples)  # those of an earlier run, or of boundaries that come again, are removed
-            kept = [row for row in rows if row["name"] != self.name or (step > 0 and row["step"] <= step)]
-            write_lines(self._samples, kept)
+            rows = read_lines(self._samples)  # those of an earlier run, or of evaluations that come again, are removed
+            write_lines(self._samples, [row for row in rows if row["name"] != self.name or row["step"] <= newest])
 
     def on_boundary(self, boundary: Boundary) -> Requests:
-        if boundary.step == self._evaluated:
+        if boundary.step == self.state.boundary:
             return None
         periodic = self._every is not None and boundary.step > 0 and boundary.step % self._every == 0
         if periodic or (self._at_start and boundary.step == 0) or (self._at_end and boundary.final):
-            self._evaluated = boundary.step
+            self.state.boundary = boundary.step
             return Eval(self.name, self._evaluator(boundary.client), self._detached)
         return None
 
@@ -95,6 +114,11 @@ class Evaluate(Callback):
                     'samples=run.folder / "samples.jsonl"'
                 )
             for sample in samples:
+                if own := sorted({"name", "step"} & set(sample)):
+                    raise PlanError(
+                        f"a sample of {self.name!r} at step {result.step} has the keys {own}, but Evaluate writes its "
+                        "own values under these: rename them"
+                    )
                 append_line(Path(self._samples or ""), {"step": result.step, "name": self.name, **sample})
             return Log({f"{self.name}/{metric}": float(value) for metric, value in metrics.items()})
         return None
@@ -112,10 +136,21 @@ def nll(datums: Sequence[tinker.Datum], *, batch_size: int | None = None, utf8_b
         utf8_bytes: the number of UTF-8 bytes of the text of the weighted tokens.
 
     Raises:
-        PlanError: there are no datums, or the sum of their weights is not positive.
+        PlanError: there are no datums, one has no weights, the sum of their weights is not positive, or a number is
+            not a whole number of at least 1.
     """
+    datums = datums_of(datums, "the data of nll")
     if not datums:
         raise PlanError("nll needs at least one datum to evaluate, got none")
+    for name, value in (("batch_size", batch_size), ("utf8_bytes", utf8_bytes)):
+        if value is not None:
+            check_whole(f"{name} of nll", value, 1)
+    for index, datum in enumerate(datums):
+        if "weights" not in datum.loss_fn_inputs:
+            raise PlanError(
+                f"datum {index} of nll has only {sorted(datum.loss_fn_inputs)}, but its loss needs 'weights': build "
+                "datums with tinkerloop.make_datum"
+            )
     size = batch_size or len(datums)
     batches = [list(datums[start : start + size]) for start in range(0, len(datums), size)]
     weights = [read_tensor("weights", datum.loss_fn_inputs["weights"]) for datum in datums]

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import EvalResult, Requests, StepResult, Summary
+from tinkerloop.number_checks import check_whole
 from tinkerloop.terminal import one_line
 
 _REWARDS = ("rollouts/reward_mean", "reward")
@@ -30,6 +31,7 @@ class Progress(Callback):
     """
 
     def __init__(self, *, every: int = 10, file: TextIO | None = None):
+        check_whole("every", every, 1)
         self._every, self._file = every, file
         self._bar: Any = None
         self._notebook_output: Any = None

@@ -14,6 +14,7 @@ from tinkerloop.errors import NonFiniteError, PlanError, TinkerloopError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import EvalResult, Requests, StepResult, Stop, Summary
 from tinkerloop.loop.metric_names import did_you_mean, metric_of
+from tinkerloop.number_checks import check_finite_number, check_whole
 
 
 @dataclass
@@ -40,8 +41,8 @@ class EarlyStop(Callback):
     def __init__(self, metric: str, *, patience: int = 3, mode: str = "min", min_delta: float = 0.0):
         if mode not in ("min", "max"):
             raise PlanError(f'mode must be "min" or "max", got {mode!r}')
-        if patience < 1 or min_delta < 0:
-            raise PlanError(f"patience must be >= 1 and min_delta >= 0, got {patience} and {min_delta}")
+        check_whole("patience", patience, 1)
+        check_finite_number("min_delta", min_delta, 0)
         self.name = f"early-stop:{metric}"
         self._metric, self._patience, self._min_delta = metric, patience, min_delta
         self._sign = 1.0 if mode == "min" else -1.0
@@ -113,9 +114,11 @@ class StopWhen(Callback):
     def __init__(self, metric: str, *, above: float | None = None, below: float | None = None, patience: int = 1):
         if above is None and below is None:
             raise PlanError(f"StopWhen needs a threshold for {metric!r}, got none: pass above= or below=")
-        if patience < 1:
-            raise PlanError(f"patience must be >= 1, got {patience}")
+        check_whole("patience", patience, 1)
         thresholds = {"above": above, "below": below}
+        for side, value in thresholds.items():
+            if value is not None:
+                check_finite_number(side, value)
         self._bounds = " or ".join(f"{side} {value:g}" for side, value in thresholds.items() if value is not None)
         self.name = f"stop-when:{metric}"
         self._metric, self._patience = metric, patience
@@ -202,6 +205,9 @@ class Budget(Callback):
     ):
         if tokens is None and seconds is None:
             raise PlanError("Budget needs a limit, got none: pass tokens= or seconds=")
+        for name, value in {"tokens": tokens, "seconds": seconds}.items():
+            if value is not None:
+                check_finite_number(name, value)
         self._tokens, self._seconds, self._clock = tokens, seconds, clock
         self.state = _Spent()
 

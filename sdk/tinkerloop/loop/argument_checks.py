@@ -9,18 +9,18 @@ from tinkerloop._lazy import tinker
 from tinkerloop.errors import PlanError
 
 
-def datums_of(batch: Any) -> tuple[tinker.Datum, ...]:
-    """Return the datums of a batch. Raise PlanError if it is not a list of datums."""
+def datums_of(batch: Any, what: str = "a batch") -> tuple[tinker.Datum, ...]:
+    """Return the datums of a batch. Raise PlanError, which names it as `what`, if it is not a list of datums."""
     if isinstance(batch, tinker.Datum):
         raise PlanError(
-            "a batch must be a list of datums, got a single datum: create batches with tinkerloop.data.batches(...)"
+            f"{what} must be a list of datums, got a single datum: create batches with tinkerloop.data.batches(...)"
         )
     is_row = isinstance(batch, str | Mapping) or not isinstance(batch, Iterable)
     rows: tuple[Any, ...] = (batch,) if is_row else tuple(batch)
     for row in rows:
         if not isinstance(row, tinker.Datum):
             raise PlanError(
-                f"a batch must be a list of datums: expected tinker.Datum, got {_a(row)}; make datums with "
+                f"{what} must be a list of datums: expected tinker.Datum, got {_a(row)}; make datums with "
                 "conversation_datums(conversations, renderer, max_length), and batches with batches(datums, size)"
             )
     return rows

@@ -84,7 +84,8 @@ class Callback:
     def on_boundary(self, boundary: Boundary) -> Requests:
         """Handle a boundary, before the next step is queued. May queue work on `boundary.client`; must not block.
 
-        Called once more for the same boundary, with `boundary.final`, if the run is stopped there after the first call.
+        Called once more for the same boundary, with `boundary.final`, if the run is stopped there after the first call,
+        or if it is resumed there only to end.
         """
 
     def on_step(self, result: StepResult) -> Requests:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ class Dispatcher:
         return self._unclaimed | own
 
     def restore(self, record: Record) -> None:
-        """Set each callback's state to the one that the record has under the callback's name.
+        """Set each callback's state to a copy of the one that the record has under the callback's name.
 
         Raises:
             CheckpointError: the fields of a saved state differ from the fields of the callback's state class.
@@ -112,7 +113,7 @@ class Dispatcher:
                     f"{record.step} has {sorted(saved)}, the class has {sorted(expected)}; they differ in "
                     f"{sorted(set(saved) ^ expected)}. Restore the old fields, or give the callback another name"
                 )
-            callback.state = type(callback.state)(**saved)
+            callback.state = type(callback.state)(**deepcopy(saved))
         self._unclaimed = {name: state for name, state in record.callbacks.items() if name not in stateful}
         for name in self._unclaimed:
             logger.warning(

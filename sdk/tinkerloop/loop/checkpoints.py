@@ -39,6 +39,9 @@ class Record:
         model: the model, as far as it is known: `base_model`, `rank`, and other options that it was created with.
         saved_by: the names of the callbacks that asked for the record; empty if the loop saved it at its end.
         trained_tokens: the number of positions with a weight in steps 0 to step - 1.
+        ttl_seconds: how long the service keeps the checkpoint after the save; None: until it is deleted.
+        final: whether the callbacks have done what they do at the end of a run, because it ended at this boundary; None
+            if it is not known.
     """
 
     step: int
@@ -54,6 +57,8 @@ class Record:
     model: Mapping[str, Any] | None = None
     saved_by: Sequence[str] = ()
     trained_tokens: int = 0
+    ttl_seconds: int | None = None
+    final: bool | None = None
 
     def __repr__(self) -> str:
         return (
@@ -139,8 +144,13 @@ class Checkpoints:
                 return record
         raise CheckpointError(f"{self.file} has no record of step {step}, only of {[r.step for r in self.records()]}")
 
-    def append(self, record: Record) -> Record:
+    def append(self, record: Record, *, again: bool = False) -> Record:
         """Append a record to the file and flush it to disk.
+
+        Args:
+            record: the record.
+            again: replace a record of the same step, from which the run was resumed only to end there. The checkpoint
+                of the replaced record is deleted as by `retain`.
 
         Returns:
             The record as written, with the path of this folder.
@@ -148,15 +158,21 @@ class Checkpoints:
         Raises:
             CheckpointError: the file already has a record of this step or a later one.
         """
-        latest = self.latest()
-        if latest and latest.step >= record.step:
+        records = self.records()
+        replaced = [old for old in records[-1:] if again and old.step == record.step]
+        kept = records[: len(records) - len(replaced)]
+        if kept and kept[-1].step >= record.step:
             raise CheckpointError(
-                f"cannot append step {record.step}: {self.file} already has step {latest.step}; use a new folder"
+                f"cannot append step {record.step}: {self.file} already has step {kept[-1].step}; use a new folder"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        cut(self.file)
         record = replace(record, folder=str(self.folder.resolve()))
-        append_line(self.file, _line(record))
+        if replaced:
+            write_lines(self.file, map(_line, [*kept, record]))
+            self._delete_checkpoints(replaced, spared=(record.path, record.sampler_path))
+        else:
+            cut(self.file)
+            append_line(self.file, _line(record))
         return record
 
     def rewind(self, step: int) -> None:
@@ -177,17 +193,21 @@ class Checkpoints:
         Args:
             keep: function that gets all records and returns the steps of the records to keep.
         """
-        from tinker import NotFoundError
-
         records = self.records()
         steps = set(keep(records)) | {record.step for record in records[-1:]}
         dropped = [record for record in records if record.step not in steps]
         if not dropped:
             return
         write_lines(self.file, [_line(record) for record in records if record.step in steps])
-        for record in filter(self._is_own, dropped):
+        self._delete_checkpoints(dropped)
+
+    def _delete_checkpoints(self, records: Sequence[Record], spared: Collection[str | None] = ()) -> None:
+        """Delete the checkpoints of records that were written in this folder, except for the paths `spared`."""
+        from tinker import NotFoundError
+
+        for record in filter(self._is_own, records):
             for path in filter(None, (record.path, record.sampler_path)):
-                if self._delete is not None:
+                if self._delete is not None and path not in spared:
                     with suppress(NotFoundError, FileNotFoundError):
                         resolve(self._delete(path))
 

@@ -14,6 +14,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future, TrainingClientLike
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.plan import Plan
+from tinkerloop.number_checks import check_whole
 
 # --- events -------------------------------------------------------------------------------------------------------
 
@@ -26,7 +27,7 @@ class Boundary:
         step: the number of the boundary, which is the number of the next step.
         steps: the boundary at which the run ends; None: at the end of the data.
         final: true at the last boundary: no step is queued after it. If a `Stop` comes when `on_boundary` was already
-            called for this boundary, it is called once more, with `final`.
+            called for this boundary, or the run is resumed there only to end, it is called once more, with `final`.
         client: the training client, on which a callback can queue more work, such as an evaluation.
         tokens: the number of input positions in steps 0 to step - 1.
         metrics: the newest delivered value of every metric, which may be up to `ahead` steps old. Without those of
@@ -141,7 +142,9 @@ class Log:
     become a new row.
 
     Attributes:
-        metrics: mapping from metric name to value.
+        metrics: mapping from metric name to value. A value is a number, also of numpy or torch, or a bool. `step`, and
+            in a row of its own or of an evaluation also `loss`, `learning_rate`, `tokens`, `tokens/total` and
+            `tokens/trained`, are reserved for the loop.
     """
 
     metrics: Mapping[str, float]
@@ -176,10 +179,17 @@ class Save:
     Attributes:
         ttl_seconds: how long the service keeps the checkpoint; None: until it is deleted.
         sampler: if true, weights for sampling are also saved, from which a sampling client can be opened.
+
+    Raises:
+        PlanError: `ttl_seconds` is not a whole number of at least 1.
     """
 
     ttl_seconds: int | None = None
     sampler: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ttl_seconds is not None:
+            check_whole("the ttl_seconds of Save", self.ttl_seconds, 1)
 
 
 @dataclass(frozen=True)
@@ -214,9 +224,15 @@ class Accumulate:
 
     Attributes:
         batches: the number of batches in a step. Each batch becomes one micro-batch.
+
+    Raises:
+        PlanError: `batches` is not a whole number of at least 1.
     """
 
     batches: int
+
+    def __post_init__(self) -> None:
+        check_whole("the batches of Accumulate", self.batches, 1)
 
 
 Request: TypeAlias = Log | Eval | Save | Retain | Stop | Accumulate

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import Future
+from tinkerloop.errors import PlanError
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -111,7 +112,16 @@ def background(
     Args:
         work: a function, a coroutine function, or a coroutine. With a coroutine, `args` must be empty.
         args: the arguments of `work`.
+
+    Raises:
+        PlanError: `work` is a coroutine, which has its arguments already, and `args` are given.
     """
+    if args and inspect.iscoroutine(work):
+        work.close()  # Python would warn that it was never awaited
+        raise PlanError(
+            f"background got the coroutine {work.__qualname__}(...) and the arguments {args}, which it cannot take any "
+            f"more: pass the function and its arguments, as background({work.__name__}, ...), or the coroutine alone"
+        )
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     def run() -> None:

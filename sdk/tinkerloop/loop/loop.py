@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -41,13 +42,16 @@ from tinkerloop.loop.events import (
     Summary,
 )
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate, resolve
-from tinkerloop.loop.pipeline import TOKEN_TOTALS, Pipeline, Queued, Result, SaveResult, submitted_eval
+from tinkerloop.loop.metric_names import check_row
+from tinkerloop.loop.pipeline import RESERVED, TOKEN_TOTALS, Pipeline, Queued, Result, SaveResult, submitted_eval
 from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan, check_loss_name
 from tinkerloop.loop.positioned_batches import as_batches, with_sources
 from tinkerloop.loop.resume import begin, model_of, refuse_another_client
-from tinkerloop.loop.retention import Keep, kept_steps
+from tinkerloop.loop.retention import Keep, kept_steps, noted
+from tinkerloop.loop.save_requests import combined, saves_of
 from tinkerloop.loop.sinks import Row, Sink, Sinks
 from tinkerloop.loop.weak_identity_map import WeakIdentityMap
+from tinkerloop.number_checks import check_whole
 
 _loops: WeakIdentityMap[int] = WeakIdentityMap()  # batches -> how many loops have begun on them
 
@@ -100,8 +104,8 @@ class Loop:
     ):
         client = resolve(client)  # newer versions of tinker warn at each use of a future of a client in its place
         refuse_other_client(client)
-        if steps is not None and steps < 0:
-            raise PlanError(f"steps must be >= 0, got {steps}")
+        if steps is not None:
+            check_whole("steps", steps, 0)
         check_loss_name(loss_fn)
         if normalize not in NORMALIZE:
             raise PlanError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}")
@@ -130,7 +134,7 @@ class Loop:
         self._delivered_tokens = (record.tokens, record.trained_tokens) if record else (0, 0)
         self._metrics = dict(record.metrics) if record else {}
         if record:
-            self._batches.seek(record.cursor)
+            self._batches.seek(deepcopy(record.cursor))
             self._callbacks.restore(record)
         self._accumulate: int | None = None
         self._stop: Stop | None = None
@@ -223,6 +227,8 @@ class Loop:
     def _train(self) -> Flow[None]:
         # The callbacks handled the record's boundary before the record was written, so on_boundary is not called again.
         handled = self._record is not None
+        # What is done at the end of a run, too, if it ended there; a record of an older version does not tell.
+        ended = self._record is not None and self._record.final is not False
         while True:
             step, settled = self._step, self._step - 1 - self._pipeline.ahead
             # Before step s is queued, exactly the results of the steps up to s - 1 - ahead have been delivered.
@@ -236,13 +242,16 @@ class Loop:
             saves = [] if handled else self._ask_boundary(final=not batches)
             # With ahead=0, the results of this boundary's evaluations are delivered here, so they can stop the run.
             yield from self._deliver(settled)
-            ending, told = not batches or self._stop is not None, handled or not batches
+            ending, told = not batches or self._stop is not None, ended if handled else not batches
+            asked = not handled
             if ending and not told:
+                if self._record and handled and self._checkpoints:
+                    saves = saves_of(self._record)  # its record is replaced by one that has at least the same
                 saves += self._ask_boundary(final=True)
                 yield from self._deliver(settled)
-                told = True
-            if ending and not handled and self._checkpoints and (self._stop is None or self._stop.save):
-                saves = saves or [("", Save())]
+                asked = told = True
+            if ending and asked and self._checkpoints:
+                saves = (saves or [("", Save())]) if self._stop is None or self._stop.save else []
             if saves:
                 yield from self._save(saves, cursor, told=told)
             elif handled and self._checkpoints:
@@ -288,8 +297,8 @@ class Loop:
     def _ask_boundary(self, *, final: bool) -> list[tuple[str, Save]]:
         """Call `on_boundary` of the callbacks, queue the evaluations, and return (callback name, save) pairs.
 
-        If the run is stopped at a boundary of which the callbacks do not know yet that it is the last, they are asked
-        once more, with `final`: what they do at the end of a run must be done at every end.
+        If the run ends at a boundary of which the callbacks do not know yet that it is the last, they are asked once
+        more, with `final`: what they do at the end of a run must be done at every end.
         """
         step = self._step
         boundary = Boundary(step, self._steps, final, self._client, self._tokens, dict(self._metrics))
@@ -324,16 +333,22 @@ class Loop:
         results must be delivered first. Waiting costs little, because the service saves meanwhile. The record is
         written when the result of the save is delivered.
         """
-        save = _combined([save for _, save in saves])
+        save = combined(saves)
         saving = self._pipeline.submit_save(self._step, ttl_seconds=save.ttl_seconds, sampler=save.sampler)
         yield from self._deliver(self._step)
         yield from self._settle()
         if self._stop and not told:
             saves += self._ask_boundary(final=True)
-            if _combined([save for _, save in saves]).sampler and not save.sampler:
-                saving = self._pipeline.submit_sampler_save(saving, save.ttl_seconds)  # the weights are still the same
+            final = combined(saves)  # the weights are still the same
+            if final.ttl_seconds != save.ttl_seconds:
+                saving = self._pipeline.submit_save(
+                    self._step, ttl_seconds=final.ttl_seconds, sampler=final.sampler, again=True
+                )
+            elif final.sampler and not save.sampler:
+                saving = self._pipeline.submit_sampler_save(saving, final.ttl_seconds)
             yield from self._deliver(self._step)
             yield from self._settle()
+            save, told = final, True
         if self._stop and not self._stop.save:
             return
         if not math.isfinite(self._metrics.get("loss", 0.0)):
@@ -349,6 +364,7 @@ class Loop:
         tokens, trained = self._delivered_tokens  # of all steps so far, because their results were delivered
         record = Record(self._step, "", cursor, states, metrics, tokens, rows, run=run, model=self._model)
         record = replace(record, saved_by=sorted({name for name, _ in saves if name}), trained_tokens=trained)
+        record = replace(record, ttl_seconds=save.ttl_seconds, final=told)
 
         def finish(values: list[Any]) -> Result:
             saved = saving.finish(values)
@@ -361,7 +377,8 @@ class Loop:
     def _write(self, record: Record) -> None:
         assert self._checkpoints is not None
         self._sinks.sync()
-        self._notify_saved(self._checkpoints.append(record))
+        again = self._record is not None and self._record.step == record.step
+        self._notify_saved(self._checkpoints.append(record, again=again))
 
     def _resumed(self, values: list[Any]) -> Result:
         assert self._record is not None
@@ -373,7 +390,7 @@ class Loop:
         keeps: dict[str, Keep] = {}
         for name, request in self._callbacks.ask("on_save", record.step, record):
             if isinstance(request, Retain):
-                keeps[name] = _noted(request.keep, f"in the Retain returned by {name}.on_save at step {record.step}")
+                keeps[name] = noted(request.keep, f"in the Retain returned by {name}.on_save at step {record.step}")
             else:
                 self._take(record.step, name, request)
         if keeps:
@@ -428,7 +445,7 @@ class Loop:
                 )
             else:
                 self._take(result.step, name, request)
-        self._emit(result.step, row, detached=detached)
+        self._emit(result.step, row, of_step=isinstance(result, StepResult), detached=detached)
         if row and not detached:  # a decision from a detached evaluation would depend on timing
             for name, request in self._callbacks.ask("on_row", result.step, result.step, row):
                 self._take(result.step, name, request)
@@ -440,19 +457,16 @@ class Loop:
         elif isinstance(request, Log):
             self._emit(step, request.metrics)
         elif isinstance(request, Accumulate):
-            if request.batches < 1 or self._accumulate not in (None, request.batches):
+            if self._accumulate not in (None, request.batches):
                 raise PlanError(
-                    f"callback {name!r} requested {request.batches} batches per step; the number must be >= 1 and the "
-                    f"same for all callbacks, so far {self._accumulate or 1}"
+                    f"callback {name!r} requested {request.batches} batches per step, but another callback "
+                    f"{self._accumulate}: the number must be the same for all"
                 )
             self._accumulate = request.batches
 
-    def _emit(self, step: int, row: Row, *, detached: bool = False) -> None:
+    def _emit(self, step: int, row: Row, *, of_step: bool = False, detached: bool = False) -> None:
         if row:
-            if "step" in row:
-                raise PlanError(
-                    f"a metric of step {step} is named 'step', but this name is reserved for the step number: rename it"
-                )
+            check_row(step, row, ("step",) if of_step else ("step", *RESERVED))
             if not detached:  # callbacks decide from these metrics, and no decision may depend on timing
                 self._metrics.update(row)
             self._sinks.emit(step, row)
@@ -467,22 +481,3 @@ class Loop:
 def _uses(batches: Batches) -> int:
     """Return how often loops have begun on these batches, or on those that they read from."""
     return sum(_loops.get(part) or 0 for part in with_sources(batches))
-
-
-def _noted(keep: Keep, note: str) -> Keep:
-    """Return a function that does what `keep` does, and adds `note` to its errors."""
-
-    def noted(records: Sequence[Record]) -> Collection[int]:
-        try:
-            return keep(records)
-        except Exception as error:
-            error.add_note(note)
-            raise
-
-    return noted
-
-
-def _combined(saves: Sequence[Save]) -> Save:
-    """Return one save for all of `saves`: with the longest lifetime, and for sampling if one of them is."""
-    ttls = [save.ttl_seconds for save in saves if save.ttl_seconds is not None]
-    return Save(max(ttls) if len(ttls) == len(saves) else None, any(save.sampler for save in saves))

@@ -1,9 +1,10 @@
-"""The check, before a run starts, that callbacks decide only from metrics that an evaluation of the run can log."""
+"""Checks of metrics: before a run, that its evaluations can log what callbacks decide from; in it, each row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
@@ -18,6 +19,36 @@ def did_you_mean(name: str, known: object) -> str:
 def metric_of(evaluation: str, metric: str) -> str | None:
     """Return the name that `metric`, as it is logged, has in the result of an evaluation; None: it is not of it."""
     return metric.removeprefix(evaluation + "/") if metric.startswith(evaluation + "/") else None
+
+
+def check_row(step: int, row: Mapping[Any, Any], reserved: Collection[str]) -> None:
+    """Check the names and values of a row of metrics.
+
+    A number is an int, a float or a bool, also as a scalar of numpy or torch. NaN and the infinities are numbers, too.
+
+    Raises:
+        PlanError: a name is no text or one of the `reserved`, or a value is no number.
+    """
+    for name, value in row.items():
+        if not isinstance(name, str):
+            raise PlanError(f"a metric of step {step} is named {name!r}, but a name must be a text: use {str(name)!r}")
+        if name in reserved:
+            raise PlanError(
+                f"a metric of step {step} is named {name!r}, but this name is reserved for the loop: rename it"
+            )
+        if not isinstance(value, int | float) and not _is_scalar(value):
+            raise PlanError(
+                f"the metric {name!r} of step {step} must be a number, got {value!r}: leave out what is "
+                "missing, and write texts and lists to a file of your own"
+            )
+
+
+def _is_scalar(value: Any) -> bool:
+    """Return true for a number of numpy or torch, also in an array of size 1."""
+    try:
+        return isinstance(value.item(), int | float)
+    except Exception:  # it has no `item`, or several elements, for which each package has an error of its own
+        return False
 
 
 def check_metrics(callbacks: Mapping[str, Callback]) -> None:

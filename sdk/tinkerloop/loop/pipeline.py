@@ -28,6 +28,7 @@ from tinkerloop.loop.checkpoints import new_run_id
 from tinkerloop.loop.events import EvalResult, StepResult
 from tinkerloop.loop.futures import Flow, Wait, iterate
 from tinkerloop.loop.plan import MicroBatch, Plan, check_loss_name, folded, mean_loss, normalized
+from tinkerloop.number_checks import check_whole
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ class Pipeline:
     """
 
     def __init__(self, client: TrainingClientLike, ahead: int = 1, *, run: str | None = None):
-        if ahead < 0:
-            raise PlanError(f"ahead must be >= 0, got {ahead}")
+        check_whole("ahead", ahead, 0)
         self.client = client
         self.run = new_run_id() if run is None else run
         self.ahead = ahead
@@ -125,17 +125,20 @@ class Pipeline:
         """Append an evaluation of boundary `step` to the queue. It must have been submitted just before."""
         self.push(submitted_eval(step, name, future, final=final))
 
-    def submit_save(self, step: int, *, ttl_seconds: int | None = None, sampler: bool = False) -> Queued:
+    def submit_save(
+        self, step: int, *, ttl_seconds: int | None = None, sampler: bool = False, again: bool = False
+    ) -> Queued:
         """Submit a save of boundary `step` to the service, and return it as `Queued` work.
 
         The work is not in the queue yet: pass it to `push` to have its result delivered. The checkpoint is named by the
         run and the step, so two runs on one client never overwrite each other's. It may overwrite a checkpoint of the
-        same name, because a save of the same step of the same run has the same weights.
+        same name, because a save of the same step of the same run has the same weights. Weights for sampling cannot be
+        overwritten. With `again`, for a boundary that was saved with a shorter lifetime, they get another name.
         """
         name = self._checkpoint_name(step)
         futures: list[Future[Any]] = [self.client.save_state(name, ttl_seconds=ttl_seconds, overwrite=True)]
         if sampler:
-            futures.append(self._save_for_sampler(step, ttl_seconds))
+            futures.append(self._save_for_sampler(f"{name}-again" if again else name, ttl_seconds))
 
         def finish(values: list[Any]) -> SaveResult:
             return SaveResult(step, values[0].path, values[1].path if len(values) > 1 else None)
@@ -147,10 +150,11 @@ class Pipeline:
 
         No step may have been queued since, so that both have the weights of the same boundary.
         """
-        return replace(saving, futures=(*saving.futures, self._save_for_sampler(saving.after + 1, ttl_seconds)))
+        name = self._checkpoint_name(saving.after + 1)
+        return replace(saving, futures=(*saving.futures, self._save_for_sampler(name, ttl_seconds)))
 
-    def _save_for_sampler(self, step: int, ttl_seconds: int | None) -> Future[Any]:
-        return self.client.save_weights_for_sampler(self._checkpoint_name(step), ttl_seconds=ttl_seconds)
+    def _save_for_sampler(self, name: str, ttl_seconds: int | None) -> Future[Any]:
+        return self.client.save_weights_for_sampler(name, ttl_seconds=ttl_seconds)
 
     def _checkpoint_name(self, step: int) -> str:
         return f"{self.run}-{step:06d}"

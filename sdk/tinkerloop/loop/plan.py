@@ -7,11 +7,13 @@ neither splitting nor accumulating can change the update.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import islice
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ from tinkerloop.clients import CustomLoss
 from tinkerloop.datum_checks import LOSS_INPUTS, POLICY_LOSSES, fold_weights, scale_weights
 from tinkerloop.datum_values import read_tensor, trained_positions
 from tinkerloop.errors import PlanError
+from tinkerloop.number_checks import check_positive_number
 
 Normalize = Literal["token", "example", "none"]
 NORMALIZE: tuple[Normalize, ...] = ("token", "example", "none")
@@ -121,7 +124,11 @@ class Plan:
         """Return a copy whose micro-batches are split so that the sizes of the datums in each sum to at most `limit`.
 
         The order of the datums is kept. A datum larger than `limit` becomes a separate micro-batch.
+
+        Raises:
+            PlanError: `limit` is not a finite number above 0.
         """
+        check_positive_number("the limit of a split", limit)
         if all(sum(map(size, one.datums)) <= limit for one in self.micro_batches):
             return self
         return self.with_micro_batches(
@@ -148,9 +155,16 @@ def normalized(plan: Plan) -> Plan:
     """Check a plan, and return a copy with the loss weights scaled over the whole step, as `plan.normalize` specifies.
 
     Raises:
-        PlanError: a micro-batch has no datums, or its weights cannot be scaled as specified.
+        PlanError: a micro-batch has no datums, its weights cannot be scaled as specified, or an optimizer parameter is
+            not finite.
     """
     datums = plan.datums
+    for name, value in vars(plan.optim).items():
+        if isinstance(value, Real) and not math.isfinite(value):
+            raise PlanError(
+                f"{name} is {value} at step {plan.step}, but the optimizer needs a finite number: correct the schedule "
+                "or the callback that sets it"
+            )
     if not datums or not all(one.datums for one in plan.micro_batches):
         raise PlanError(
             f"step {plan.step} has no datums, or has an empty micro-batch: every micro-batch needs at least one datum"

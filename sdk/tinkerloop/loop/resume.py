@@ -11,16 +11,19 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, Unpack
 
 from tinkerloop.clients import LoraOptions, ServiceClientLike, TrainingClientLike
-from tinkerloop.errors import CheckpointError
+from tinkerloop.errors import CheckpointError, PlanError
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.futures import resolve
+from tinkerloop.loop.metric_names import did_you_mean
 from tinkerloop.loop.weak_identity_map import WeakIdentityMap
 from tinkerloop.model_info import warn_if_retired
 
 logger = logging.getLogger(__name__)
 
 ClientT = TypeVar("ClientT", bound=TrainingClientLike)
-_RECORDED = ("base_model", "rank", "seed", "train_mlp", "train_attn", "train_unembed")
+_RECORDED = ("base_model", "rank", "seed", "train_mlp", "train_attn", "train_unembed", "optimizer")
+_DEFAULTS = {"train_mlp": True, "train_attn": True, "train_unembed": True, "optimizer": None}
+"""The values of options that a record lacks, because the client was created without them."""
 _opened: WeakIdentityMap[str] = (
     WeakIdentityMap()
 )  # client -> path of the record that it was opened from, until a loop begins
@@ -36,16 +39,19 @@ def open_training_client(
         service: the service client, as returned by `tinkerloop.connect`.
         record: the record to resume from; None for a new run.
         create: arguments of `create_lora_training_client` for a new run, such as `base_model=` and `rank=`. With a
-            record they may be left out; if given, they must have the record's values. Another `seed` only gives a
-            warning, because it has no effect on an adapter that is loaded.
+            record they may be left out; if given, they must have the record's values. Only `user_metadata`, of the new
+            client, may be another. Another `seed` gives a warning, because it has no effect on an adapter that is
+            loaded.
 
     Raises:
+        PlanError: `create` has a name that is no option.
         CheckpointError: the service no longer has the checkpoint of the record, or `create` names another model.
     """
     from tinker import NotFoundError, ServiceClient
 
     options: Any = create  # the service raises if base_model is missing
-    asked = {name: value for name, value in options.items() if name in _RECORDED}
+    _refuse_unknown_options(options)
+    asked = {name: _as_json(value) for name, value in options.items() if name in _RECORDED}
     if record is None:
         if type(service) is ServiceClient:  # not by `connect`, whose client of the hosted service warns itself
             warn_if_retired(str(options.get("base_model")))
@@ -53,8 +59,9 @@ def open_training_client(
         _models.set(client, {**_described(client), **asked})
         return client
     _refuse_another_model(record, asked)
+    metadata: Any = {name: value for name, value in options.items() if name == "user_metadata" and value is not None}
     try:
-        client = resolve(service.create_training_client_from_state_with_optimizer(record.path))
+        client = resolve(service.create_training_client_from_state_with_optimizer(record.path, **metadata))
     except (NotFoundError, FileNotFoundError) as error:
         raise CheckpointError(
             f"the checkpoint of step {record.step} is not there: {record.path}. For the embedded engine, open the "
@@ -111,8 +118,22 @@ def _described(client: TrainingClientLike) -> dict[str, Any]:
     return {name: value for name, value in model.items() if value is not None}
 
 
+def _refuse_unknown_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in LoraOptions.__annotations__:
+            raise PlanError(
+                f"open_training_client has no option {name!r}{did_you_mean(name, LoraOptions.__annotations__)} (its "
+                f"options are {', '.join(LoraOptions.__annotations__)})"
+            )
+
+
+def _as_json(value: Any) -> Any:
+    """Return the value of an option as a record has it: an `OptimizerConfig` as a dict."""
+    return value.model_dump() if hasattr(value, "model_dump") else value
+
+
 def _refuse_another_model(record: Record, asked: Mapping[str, Any]) -> None:
-    then = record.model or {}
+    then = {**_DEFAULTS, **record.model} if record.model else {}
     changed = {name: value for name, value in asked.items() if name in then and then[name] != value}
     if "seed" in changed:
         logger.warning(
@@ -124,6 +145,6 @@ def _refuse_another_model(record: Record, asked: Mapping[str, Any]) -> None:
     if changed:
         differences = "; ".join(f"{name} was {then[name]!r}, asked is {value!r}" for name, value in changed.items())
         raise CheckpointError(
-            f"the record of step {record.step} is of another model: {differences}. Ask for the model of the record, or "
-            "start a new run in a new folder"
+            f"the record of step {record.step} is of another model: {differences}. Ask for the model of the record, "
+            "leave these options out, or start a new run in a new folder"
         )

@@ -34,3 +34,16 @@ def kept_steps(records: Sequence[Record], keeps: Mapping[str, Keep], callbacks: 
     for name in keeps.keys() - savers:
         kept &= decisions[name]
     return kept
+
+
+def noted(keep: Keep, note: str) -> Keep:
+    """Return a function that does what `keep` does, and adds `note` to its errors."""
+
+    def keep_noted(records: Sequence[Record]) -> Collection[int]:
+        try:
+            return keep(records)
+        except Exception as error:
+            error.add_note(note)
+            raise
+
+    return keep_noted

@@ -2,7 +2,8 @@
 
 Each function in this module returns a schedule, a `Callable[[int], float]`. Step 0 is the first optimizer step. The
 length of a schedule is an argument and does not depend on the length of the run; after its last step, a schedule keeps
-its last value. Schedules can be nested: `warmup(100, cosine(2e-4, 0.0, 900))`.
+its last value. Schedules can be nested: `warmup(100, cosine(2e-4, 0.0, 900))`. A number that is not finite, or out of
+its range, is a `PlanError`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from tinkerloop.number_checks import check_finite_number, check_positive_number, check_whole
+
 Schedule = Callable[[int], float]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def constant(value: float) -> Schedule:
@@ -24,6 +22,7 @@ def constant(value: float) -> Schedule:
     >>> [constant(0.5)(s) for s in (0, 1000)]
     [0.5, 0.5]
     """
+    check_finite_number("value", value)
     return lambda step: value
 
 
@@ -35,8 +34,9 @@ def polynomial(start: float, end: float, steps: int, power: float = 1.0) -> Sche
     >>> [polynomial(1.0, 0.0, 10, power=2)(s) for s in (0, 5, 10, 11)]
     [1.0, 0.25, 0.0, 0.0]
     """
-    _require(steps > 0, f"steps must be > 0, got {steps}")
-    _require(power > 0, f"power must be > 0, got {power}")
+    _check_ends(start, end)
+    check_positive_number("steps", steps)
+    check_positive_number("power", power)
     return lambda step: end + (start - end) * (1.0 - min(step / steps, 1.0)) ** power
 
 
@@ -60,7 +60,8 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
     >>> [round(cosine(1.0, 0.0, 10)(s), 6) for s in (0, 5, 10, 11)]
     [1.0, 0.5, 0.0, 0.0]
     """
-    _require(steps > 0, f"steps must be > 0, got {steps}")
+    _check_ends(start, end)
+    check_positive_number("steps", steps)
     return lambda step: end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
@@ -72,8 +73,9 @@ def exponential(start: float, rate: float, steps: int) -> Schedule:
     >>> [exponential(1.0, 0.5, 10)(s) for s in (0, 10, 20)]
     [1.0, 0.5, 0.25]
     """
-    _require(steps > 0, f"steps must be > 0, got {steps}")
-    _require(rate > 0, f"rate must be > 0, got {rate}")
+    check_finite_number("start", start)
+    check_positive_number("steps", steps)
+    check_positive_number("rate", rate)
     return lambda step: start * rate ** (step / steps)
 
 
@@ -86,7 +88,8 @@ def inverse_sqrt(peak: float, warmup_steps: int) -> Schedule:
     >>> [inverse_sqrt(1.0, 4)(s) for s in (0, 3, 15)]
     [0.25, 1.0, 0.5]
     """
-    _require(warmup_steps > 0, f"warmup_steps must be > 0, got {warmup_steps}")
+    check_finite_number("peak", peak)
+    check_positive_number("warmup_steps", warmup_steps)
     return lambda step: peak * min((step + 1) / warmup_steps, math.sqrt(warmup_steps / (step + 1)))
 
 
@@ -99,7 +102,7 @@ def wsd(peak: float, end: float, *, warmup_steps: int, stable_steps: int, decay_
     >>> [wsd(1.0, 0.0, warmup_steps=2, stable_steps=6, decay_steps=4)(s) for s in (0, 1, 2, 7, 10, 12, 13)]
     [0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0]
     """
-    _require(stable_steps >= 0, f"stable_steps must be >= 0, got {stable_steps}")
+    check_whole("stable_steps", stable_steps, 0)
     tail = join([(stable_steps, constant(peak))], linear(peak, end, decay_steps))
     return warmup(warmup_steps, tail)
 
@@ -126,7 +129,7 @@ def warmup(steps: int, then: Schedule) -> Schedule:
     >>> [warmup(4, constant(1.0))(s) for s in (0, 1, 3, 4)]
     [0.25, 0.5, 1.0, 1.0]
     """
-    _require(steps >= 0, f"warmup steps must be >= 0, got {steps}")
+    check_whole("the steps of warmup", steps, 0)
     if steps == 0:
         return then
     peak = then(0)
@@ -144,7 +147,7 @@ def join(parts: Sequence[tuple[int, Schedule]], last: Schedule) -> Schedule:
     [1.0, 1.0, 0.5, 0.25]
     """
     for steps, _ in parts:
-        _require(steps >= 0, f"the number of steps of each part must be >= 0, got {steps}")
+        check_whole("the number of steps of each part", steps, 0)
 
     def schedule(step: int) -> float:
         for steps, part in parts:
@@ -162,4 +165,10 @@ def scaled(schedule: Schedule, factor: float) -> Schedule:
     >>> scaled(constant(2.0), 0.5)(0)
     1.0
     """
+    check_finite_number("factor", factor)
     return lambda step: factor * schedule(step)
+
+
+def _check_ends(start: float, end: float) -> None:
+    check_finite_number("start", start)
+    check_finite_number("end", end)

@@ -18,6 +18,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.clients import SamplingClientLike
 from tinkerloop.errors import BrokenReplyError, PlanError, RenderError, RolloutError
 from tinkerloop.loop.futures import awaitable, resolve_async
+from tinkerloop.number_checks import check_whole
 from tinkerloop.renderers import Episode, Parsed, Renderer
 from tinkerloop.renderers.episode import where_broken
 from tinkerloop.rollouts.environments import Environment, Outcome, Start, invoke
@@ -47,8 +48,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and value < 1:
-                raise RolloutError(f"the limit {name} must be None or at least 1, got {value!r}")
+            if value is not None:
+                check_whole(f"the limit {name}", value, 1, error=RolloutError)
 
 
 @dataclass(frozen=True)

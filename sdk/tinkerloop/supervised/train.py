@@ -7,6 +7,7 @@ which takes few lines.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -53,6 +54,8 @@ from tinkerloop.supervised.evaluators import EvaluatorBuilder, NLLEvaluator, as_
 from tinkerloop.supervised.types import SupervisedDataset, SupervisedDatasetBuilder
 from tinkerloop.terminal import one_line
 
+logger = logging.getLogger(__name__)
+
 
 @chz.chz
 class Config:
@@ -81,7 +84,9 @@ class Config:
         default="linear", doc='"linear" or "cosine" decay to 0, "constant", or a function from step to learning rate.'
     )
     warmup_steps: int = chz.field(
-        default=0, doc="Number of steps in which the learning rate rises from 0 to its highest value."
+        default=0,
+        doc="Number of steps in which the learning rate rises from 0 to its highest value; a shorter run, which never "
+        "reaches this value, is warned of.",
     )
     num_epochs: int = chz.field(default=1, doc="Number of times the training data is used.")
     max_steps: int | None = chz.field(
@@ -236,6 +241,7 @@ async def main(config: Config) -> Summary:
     batches = as_dataset(train_data).batches(epochs=config.num_epochs, batch_size=config.batch_size, seed=config.seed)
     steps = _steps(config, batches)
     print(f"training data: {one_line(batches)}; {'unknown' if steps is None else steps} steps", file=sys.stderr)
+    _warn_of_warmup(config, steps)
 
     if config.dry_run:
         print(_estimate(config, train_data, test_data))
@@ -296,6 +302,19 @@ def learning_rates(config: Config, steps: int | None) -> Schedule:
         )
     decay = max(steps - config.warmup_steps, 1)
     return warmup(config.warmup_steps, _DECAYS[config.lr_schedule](_learning_rate(config), 0.0, decay))
+
+
+def _warn_of_warmup(config: Config, steps: int | None) -> None:
+    """Warn of a warm-up that is longer than the run. It is no error, because a short trial has it on purpose."""
+    if steps is not None and config.warmup_steps > steps:
+        highest = learning_rates(config, steps)(max(steps - 1, 0))
+        logger.warning(
+            "warmup_steps=%d is more than the %d steps of the run: the learning rate rises only to %.3g. Set fewer "
+            "warmup_steps, unless this is a short trial",
+            config.warmup_steps,
+            steps,
+            highest,
+        )
 
 
 def _learning_rate(config: Config) -> float:
