@@ -24,6 +24,7 @@ from tinkerloop.message_checks import read_conversation
 from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers.assembly import Assembler, Encode
 from tinkerloop.renderers.format import Format, Options
+from tinkerloop.renderers.next_turn import before_text, with_next_turn
 from tinkerloop.renderers.parsing.parsed import MessageDelta, Parsed
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.parsing.token_texts import TokenTexts
@@ -247,22 +248,27 @@ class RendererCore(Format):
 
         Args:
             messages: the conversation so far, in the shape of OpenAI's API or the Tinker Cookbook.
-            role: the role of the next turn.
+            role: the role of the next turn. For any other role than the assistant's, the prompt ends where the text of
+                the next message begins.
             prefill: text with which the prompt already begins the next turn. Pass it to `parse_response` too.
             tools: declarations of the tools that the assistant may call.
 
         Raises:
-            RenderError: the format cannot express the messages, or does not have the role.
+            RenderError: the format cannot express the messages, or a message of the role after them.
         """
         return self.assemble_prompt(self.read(messages, tools, prompting=True), role, prefill).model_input
 
     def _prompt(self, conversation: CheckedConversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
-        pieces, index = self.pieces(conversation), len(conversation)
-        self.check_written(conversation, pieces)
+        index = len(conversation)
         if role == "assistant":
+            pieces = self.pieces(conversation)
+            self.check_written(conversation, pieces)
             pieces += zip(repeat(index), self.opening(conversation, index))
         elif role in self.roles:
-            pieces.append((index, scaffold(self.header(role))))
+            longer = with_next_turn(conversation, role)
+            pieces = self.pieces(longer)
+            self.check_written(longer, pieces)
+            pieces = before_text(pieces, index, self.name)
         else:
             raise RenderError(
                 f"the chat format {self.name} has no role {role!r}; expected one of {', '.join(sorted(self.roles))}"

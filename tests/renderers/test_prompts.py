@@ -1,0 +1,109 @@
+"""Prompts for a turn of any role continue the conversation exactly as it is written with a message of this role."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.renderers.chats import NAMES, everyones_tokenizer, renderer
+from tinkerloop.errors import RenderError
+from tinkerloop.renderers import get_renderer
+from tinkerloop.renderers.template import TemplateOptions
+
+USER = {"role": "user", "content": "q"}
+REPLY = {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
+CALL = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "content": "r", "tool_call_id": "functions.f:0"}
+BEFORE: dict[str, list[dict[str, Any]]] = {
+    "nothing": [],
+    "system": [SYSTEM],
+    "user": [USER],
+    "system and user": [SYSTEM, USER],
+    "reply": [USER, REPLY],
+    "call": [USER, CALLING],
+    "result": [USER, CALLING, RESULT],
+    "later system": [USER, REPLY, SYSTEM],
+}
+
+
+def ids_of(name: str, messages: list[dict[str, Any]]) -> list[int]:
+    return renderer(name).build_supervised_example(messages, allow_zero_weight=True).tokens
+
+
+def prompt_ids(name: str, messages: list[dict[str, Any]], role: str = "assistant") -> list[int]:
+    return renderer(name).build_generation_prompt(messages, role=role).to_ints()
+
+
+def prompt_of(name: str, messages: list[dict[str, Any]], role: str = "assistant") -> str:
+    return renderer(name).decode(prompt_ids(name, messages, role))
+
+
+def unless_refused(render: Callable[..., list[int]], *arguments: Any) -> list[int] | None:
+    try:
+        return render(*arguments)
+    except RenderError:
+        return None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("before", BEFORE)
+def test_the_conversation_begins_with_the_prompt_for_its_next_message(name: str, before: str) -> None:
+    for role in sorted(renderer(name).roles - ({"tool"} if before != "call" else set())):
+        message = {"role": role, "content": "a thing"}
+        longer = [*BEFORE[before], message | ({"tool_call_id": CALL["id"]} if role == "tool" else {})]
+        ids, prompt = unless_refused(ids_of, name, longer), unless_refused(prompt_ids, name, BEFORE[before], role)
+        if prompt is None:
+            assert ids is None or role == "system"  # which may be moved to the start
+        elif ids is None:
+            assert role == "assistant"  # for example, a reply that needs reasoning
+        else:
+            assert ids[: len(prompt)] == prompt, (role, prompt_of(name, BEFORE[before], role))
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "end"),
+    [
+        ("glm4_7", "user", "</think>a<|user|>"),
+        ("glm4_7", "assistant", "</think>a<|assistant|><think>"),
+        ("glm4_5_disable_thinking", "user", "\na<|user|>\n"),
+        ("glm5_3_max_reasoning", "system", "</think>a<|system|>"),
+        ("role_colon", "user", "Assistant: a\n\nUser:"),
+        ("role_colon", "assistant", "Assistant: a\n\nAssistant:"),
+        ("qwen3_5", "user", "<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\n"),
+        ("mistral_v3", "user", "[INST] q[/INST] a</s>[INST]"),
+    ],
+)
+def test_a_prompt_after_a_reply_has_the_header_of_the_next_role_once(name: str, role: str, end: str) -> None:
+    assert prompt_of(name, [USER, REPLY], role).endswith(end)
+
+
+@pytest.mark.parametrize("name", ["glm4_5", "glm4_7", "glm5_3_max_reasoning", "role_colon"])
+def test_each_of_two_replies_in_a_row_is_trained_after_its_own_prompt(name: str) -> None:
+    messages = [USER, REPLY, {"role": "assistant", "content": "b"}]
+    last = renderer(name).build_supervised_examples(messages, "all_assistant_messages")[-1]
+    prompt = prompt_ids(name, messages[:2])
+    assert last.tokens[: len(prompt)] == prompt
+    assert last.weights[len(prompt) - 1 : len(prompt) + 1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["deepseekv3", "deepseekv3_thinking"])
+def test_a_system_message_that_would_be_moved_to_the_start_cannot_be_prompted(name: str) -> None:
+    with pytest.raises(RenderError, match=r"messages\[1\], whose turn is prompted, before earlier messages"):
+        renderer(name).build_generation_prompt([USER], role="system")
+
+
+def test_a_template_that_refuses_the_next_message_refuses_its_prompt() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' and loop.index0 % 2 %}{{ raise_exception('alternate') }}"
+        "{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    )
+    ours = get_renderer("template", everyones_tokenizer(), options=TemplateOptions(source))
+    with pytest.raises(RenderError, match="alternate"):
+        ours.build_generation_prompt([USER], role="user")
+    prompt = ours.build_generation_prompt([USER, REPLY], role="user").to_ints()
+    assert ours.decode(prompt).endswith("a<|im_end|><|im_start|>user\n")
