@@ -107,3 +107,64 @@ def test_a_template_that_refuses_the_next_message_refuses_its_prompt() -> None:
         ours.build_generation_prompt([USER], role="user")
     prompt = ours.build_generation_prompt([USER, REPLY], role="user").to_ints()
     assert ours.decode(prompt).endswith("a<|im_end|><|im_start|>user\n")
+
+
+# ---- prefills
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("gpt_oss_no_sysprompt", "<|start|>assistant<|channel|>final<|message|>Sure"),
+        ("role_colon", "\n\nAssistant: Sure"),
+        ("mistral_v3", "[/INST] Sure"),
+        ("glm4_5", "<|assistant|>\n<think></think>\nSure"),
+        ("glm4_5_disable_thinking", "<|assistant|>\n<think></think>\nSure"),
+        ("qwen3", "assistant\n<think>\n\n</think>\n\nSure"),
+        ("kimi_k2", "<|im_middle|><think></think>Sure"),
+        ("tml_v0", "<|message_model|><|content_text|>Sure"),
+        ("qwen3_5", "<|im_start|>assistant\n<think>\nSure"),
+    ],
+)
+def test_a_prefill_follows_what_the_format_writes_before_such_a_text(name: str, end: str) -> None:
+    prompt = renderer(name).build_generation_prompt([USER], prefill="Sure").to_ints()
+    assert renderer(name).decode(prompt).endswith(end)
+
+
+@pytest.mark.parametrize("name", ["role_colon", "mistral_v3"])
+def test_a_prefill_is_encoded_together_with_the_space_before_it(name: str) -> None:
+    prompt = renderer(name).build_generation_prompt([USER], prefill="a").to_ints()
+    assert prompt == ids_of(name, [USER, REPLY])[: len(prompt)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prefill_and_what_is_sampled_after_it_are_one_part(name: str) -> None:
+    ours = renderer(name)
+    parser = ours.parser(prefill="Sure")
+    parser.feed(everyones_tokenizer().encode(" thing"))
+    content: Any = parser.finish()[1].message["content"]
+    assert content in ("Sure thing", [{"type": "thinking", "thinking": "Sure thing"}])
+
+
+def test_an_answer_after_a_prefilled_answer_is_malformed() -> None:
+    second = "<|end|><|start|>assistant<|channel|>final<|message|>again<|return|>"
+    ids = everyones_tokenizer().encode(second, add_special_tokens=False)
+    assert renderer("gpt_oss_no_sysprompt").parse_response(ids, prefill="Sure").termination == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("name", "prefill"),
+    [
+        ("qwen3", "<think>\nLet me"),
+        ("qwen3_5", "</think>Sure"),
+        ("qwen3_instruct", "Sure<|im_end|>"),
+        ("gpt_oss_no_sysprompt", "<|channel|>final<|message|>Sure"),
+        ("template", "<tool_call>"),
+    ],
+)
+def test_a_prefill_that_spells_a_tag_is_refused(name: str, prefill: str) -> None:
+    ours = get_renderer(name, everyones_tokenizer())
+    with pytest.raises(RenderError, match=r"the prefill spells .*tags_in_replies='text'"):
+        ours.build_generation_prompt([USER], prefill=prefill)
+    prompt = renderer(name).build_generation_prompt([USER], prefill=prefill).to_ints()  # as ordinary text
+    assert renderer(name).decode(prompt).endswith(prefill)

@@ -3,7 +3,8 @@
 A format may write what comes before the next message in another way for each role: a reply of GLM ends with the token
 of the next role, and DeepSeek-V4.1 writes two newlines, not a header, between two user messages. `with_next_turn` adds
 a message with a mark as its text, and `before_text` returns the pieces of this conversation up to the mark. They are
-therefore a prefix of the conversation with any other text in the place of the mark.
+therefore a prefix of the conversation with any other text in the place of the mark. A prefill is the beginning of this
+text: what a format writes before it, such as the channel of a final answer, is then in the prompt, too.
 """
 
 from __future__ import annotations
@@ -33,12 +34,17 @@ def _awaited_call(messages: Sequence[ChatMessage]) -> str | None:
     return calls[results].id if results < len(calls) else None
 
 
-def before_text(pieces: Sequence[tuple[int, Piece]], index: int, format_name: str) -> list[tuple[int, Piece]]:
-    """Return the pieces before the mark, which is the text of message `index`, without spaces at their end.
+def before_text(
+    pieces: Sequence[tuple[int, Piece]], index: int, format_name: str, prefill: str | None
+) -> list[tuple[int, Piece]]:
+    """Return the pieces before the mark, which is the text of message `index`, and `prefill` in the place of the mark.
+
+    Without a prefill, spaces at the end of the pieces are removed.
 
     Args:
         pieces: (message index, piece) pairs of the conversation that `with_next_turn` returned.
         format_name: the name of the format, for the error message.
+        prefill: the beginning of the text.
 
     Raises:
         RenderError: the format writes the last message before the text of an earlier one, as DeepSeek-V3.1 does with
@@ -50,8 +56,9 @@ def before_text(pieces: Sequence[tuple[int, Piece]], index: int, format_name: st
             f"the chat format {format_name} would write messages[{index}], whose turn is prompted, before earlier "
             "messages, so it cannot be sampled after them; prompt for another role, or move the earlier messages"
         )
-    head = piece._replace(text=piece.text.partition(_MARK)[0], part=Part.SCAFFOLD)
-    return _without_last_spaces([*pieces[:at], (index, head)])
+    head = piece._replace(text=piece.text.partition(_MARK)[0] + (prefill or ""), part=Part.SCAFFOLD)
+    before = [*pieces[:at], (index, head)]
+    return before if prefill else _without_last_spaces(before)
 
 
 def _without_last_spaces(pieces: list[tuple[int, Piece]]) -> list[tuple[int, Piece]]:
