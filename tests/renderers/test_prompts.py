@@ -168,3 +168,10 @@ def test_a_prefill_that_spells_a_tag_is_refused(name: str, prefill: str) -> None
         ours.build_generation_prompt([USER], prefill=prefill)
     prompt = renderer(name).build_generation_prompt([USER], prefill=prefill).to_ints()  # as ordinary text
     assert renderer(name).decode(prompt).endswith(prefill)
+
+
+def test_a_reply_to_an_empty_conversation_is_not_parsed_as_a_reply_to_a_question() -> None:
+    ours = renderer("deepseekv3_thinking")
+    ids = [*everyones_tokenizer().encode("hello"), *ours.get_stop_sequences()]
+    assert ours.parse_response(ids, messages=[]).message == {"role": "assistant", "content": "hello"}
+    assert ours.parse_response(ids).termination == "malformed"  # its prompt has opened the reasoning

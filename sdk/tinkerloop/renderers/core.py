@@ -348,7 +348,8 @@ class RendererCore(Format):
             messages: the conversation to which the reply belongs. Only formats whose prompts end differently after a
                 tool result need it. By default, the reply is assumed to follow a user message.
         """
-        return self.parser_for(self.read(messages or _ANY_QUESTION, tools, prompting=True), prefill)
+        asked = _ANY_QUESTION if messages is None else messages
+        return self.parser_for(self.read(asked, tools, prompting=True), prefill)
 
     def parser_for(self, conversation: CheckedConversation, prefill: str | None = None) -> ReplyParser:
         """Like `parser`, for a reply to a checked conversation."""
