@@ -27,7 +27,7 @@ from typing import Any
 from tinkerloop.messages import ToolCall, ToolSpec, UnparsedToolCall
 from tinkerloop.renderers.tool_arguments import declared_schemas, is_object, read_keywords, read_value, write_arguments
 from tinkerloop.renderers.tool_calls import name_in_id, read_xml_call
-from tinkerloop.strict_json import STRICT_JSON, unique_dict
+from tinkerloop.strict_json import STRICT_JSON, check_depth, unique_dict
 
 Calls = Sequence[ToolCall | UnparsedToolCall]
 Reader = Callable[[str, Sequence[ToolSpec]], Calls]
@@ -239,6 +239,7 @@ def read_gemma(body: str, tools: Sequence[ToolSpec] = ()) -> Calls:
         if found is None:
             raise ValueError("expected call:NAME{")
         arguments, end = _gemma_object(body, found.end())
+        check_depth(arguments, end)
         if body[end:].strip():
             raise ValueError(f"text after the call: {body[end : end + 80]!r}")
     except (ValueError, RecursionError) as error:
