@@ -137,6 +137,17 @@ def test_a_prefill_is_encoded_together_with_the_space_before_it(name: str) -> No
     assert prompt == ids_of(name, [USER, REPLY])[: len(prompt)]
 
 
+def test_a_prefill_follows_the_prompt_of_a_template_that_writes_replies_otherwise() -> None:
+    """Gemma 4's template writes an empty reasoning block in prompts, but not in finished conversations."""
+    source = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{{ '<|im_start|>assistant\n<think></think>' if add_generation_prompt }}"
+    )
+    ours = get_renderer("template", everyones_tokenizer(), options=TemplateOptions(source))
+    prompt = ours.build_generation_prompt([USER], prefill="Sure").to_ints()
+    assert ours.decode(prompt).endswith("<|im_start|>assistant\n<think></think>Sure")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prefill_and_what_is_sampled_after_it_are_one_part(name: str) -> None:
     ours = renderer(name)

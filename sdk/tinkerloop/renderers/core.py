@@ -45,6 +45,10 @@ def check_tags_in_replies(choice: object) -> Literal["refuse", "text"]:
     return cast("Literal['refuse', 'text']", choice)
 
 
+def _text_of(pieces: Iterable[tuple[int, Piece]]) -> str:
+    return "".join([piece.text for _, piece in pieces])
+
+
 class RendererCore(Format):
     """Renders one conversation and parses one reply, in one chat format.
 
@@ -264,24 +268,39 @@ class RendererCore(Format):
         return self.assemble_prompt(self.read(messages, tools, prompting=True), role, prefill).model_input
 
     def _prompt(self, conversation: CheckedConversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
-        index = len(conversation)
-        if role == "assistant" and (not prefill or self._opens_reasoning(conversation)):
+        if role == "assistant":
             pieces = self.pieces(conversation)
             self.check_written(conversation, pieces)
-            pieces += zip(repeat(index), self.opening(conversation, index))
-            pieces += ((index, SEAM), (index, text(prefill or "")))
-        elif role in self.roles:
-            longer = with_next_turn(conversation, role)
-            pieces = self.pieces(longer)
-            self.check_written(longer, pieces)
-            pieces = before_text(pieces, index, self.name, prefill)
-        else:
-            raise RenderError(
-                f"the chat format {self.name} has no role {role!r}; expected one of {', '.join(sorted(self.roles))}"
-            )
-        if prefill and role == "assistant" and self.tags_in_replies == "refuse":
+            pieces += zip(repeat(len(conversation)), self.opening(conversation, len(conversation)))
+            return self._prefilled(conversation, pieces, prefill) if prefill else pieces
+        if role in self.roles:
+            return self._until_text(conversation, role, prefill)
+        raise RenderError(
+            f"the chat format {self.name} has no role {role!r}; expected one of {', '.join(sorted(self.roles))}"
+        )
+
+    def _until_text(self, conversation: CheckedConversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
+        """Return the pieces of the conversation with a next message of `role`, up to the text of this message."""
+        longer = with_next_turn(conversation, role)
+        pieces = self.pieces(longer)
+        self.check_written(longer, pieces)
+        return before_text(pieces, len(conversation), self.name, prefill)
+
+    def _prefilled(
+        self, conversation: CheckedConversation, prompt: list[tuple[int, Piece]], prefill: str
+    ) -> list[tuple[int, Piece]]:
+        """Return the pieces of a prompt for a reply, and of what the format writes before a text, with a prefill.
+
+        The prefill follows the prompt directly if the prompt opens reasoning, and also if the format writes a reply
+        otherwise than its prompt begins, as some chat templates do.
+        """
+        if self.tags_in_replies == "refuse":
             self._refuse_tags_in_prefill(prefill)
-        return pieces
+        if not self._opens_reasoning(conversation):
+            pieces = self._until_text(conversation, "assistant", prefill)
+            if _text_of(pieces).startswith(_text_of(prompt)):
+                return pieces
+        return [*prompt, (len(conversation), SEAM), (len(conversation), text(prefill))]
 
     def _opens_reasoning(self, conversation: CheckedConversation) -> bool:
         """Return whether the prompt for the next reply opens a reasoning block and does not close it."""
