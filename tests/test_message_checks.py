@@ -190,6 +190,10 @@ CASES: dict[str, list[Any]] = {
         function('"x"'),
     ],
     "arguments as a dictionary that is not JSON-serializable": [function({"a": float("nan")}), function({"a": {1}})],
+    "arguments with more than 100 lists and objects inside each other": [
+        function('{"a": ' * 101 + "1" + "}" * 101),
+        function({"a": json.loads("[" * 100 + "]" * 100)}),
+    ],
     "arguments under another name (`parameters`, `input`)": [call({"name": "f", "parameters": {"a": 1}})],
     "a call without a name": [
         call({"function": {}}),

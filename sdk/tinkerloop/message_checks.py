@@ -18,7 +18,7 @@ import numpy as np
 
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import ChatMessage, CheckedConversation, Image, Message, ToolCall, ToolSpec, UnparsedToolCall
-from tinkerloop.strict_json import STRICT_JSON
+from tinkerloop.strict_json import STRICT_JSON, check_depth
 
 MESSAGE_KEYS = frozenset(Message.__annotations__) | {"reasoning_content", "reasoning", "thinking"}
 """The keys that a message may have. A renderer raises for any other key whose value is not empty."""
@@ -350,7 +350,9 @@ def _write_arguments(name: str, arguments: Any, body: Mapping[str, Any], index: 
     if not isinstance(arguments, Mapping):
         raise _not_an_object(name, arguments, index)
     try:
-        return _write_json(arguments)
+        written = _write_json(arguments)
+        check_depth(arguments, len(written))
+        return written
     except (TypeError, ValueError, RecursionError) as error:
         raise _fail(index, f"the arguments of {name!r} are not JSON: {error}") from None
 
@@ -407,7 +409,8 @@ def _read_tool(tool: Any, index: int) -> ToolSpec:
             'write {"type": "object", "properties": {...}}',
         )
     try:
-        json.dumps(dict(body), ensure_ascii=False, allow_nan=False).encode()
+        written = json.dumps(dict(body), ensure_ascii=False, allow_nan=False)
+        check_depth(dict(body), len(written.encode()))
     except (TypeError, ValueError, RecursionError) as error:
         raise fail(f"the declaration of tool {name!r} is not JSON-serializable: {error}") from None
     return body  # type: ignore[return-value]

@@ -144,7 +144,12 @@ class CheckedConversation:
         return self.messages[index]
 
     def role(self, index: int) -> str | None:
-        """Return the role of message `index`, or None if the conversation has no message `index`."""
+        """Return the role of turn `index`, or None if the conversation has no turn `index`.
+
+        The turn after the last message is the assistant's if `prompting`.
+        """
+        if index == len(self.messages):
+            return "assistant" if self.prompting else None
         return self.messages[index].role if 0 <= index < len(self.messages) else None
 
     def is_final(self, index: int) -> bool:

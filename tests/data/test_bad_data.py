@@ -122,7 +122,7 @@ ROWS = {
     ),
     "arguments nested 3000 deep": (
         row(USER, call(arguments='{"a":' * 3000 + "1" + "}" * 3000)),
-        "the arguments of 'f' are not JSON: maximum recursion",
+        "the arguments of 'f' are not JSON: more than 100 lists",
     ),
     "a weight of 401 digits": (row(USER, {**REPLY, "weight": 10**400}), "must be a finite number, got 10{39}\\.\\.\\."),
     "an answer to no call": (

@@ -202,7 +202,7 @@ def test_a_prefill_follows_the_images(name):
     filled = ours.build_generation_prompt(A_CHAT[:-1], prefill="Well, ")
     n = prompt.length
     assert ids_of(filled, name)[:n] == ids_of(prompt, name)
-    assert decode(ids_of(filled, name)[n:]) == "Well, "
+    assert decode(ids_of(filled, name)[n:]) in ("Well, ", "<think>\n\n</think>\n\nWell, ")
 
 
 @pytest.mark.parametrize("name", VISION)

@@ -4,7 +4,7 @@ A format that cannot have a property declares this (`has_extension_property`, `d
 `chats.py`) or raises an error. Both what a format claims and what it does not claim are checked. Control tokens are
 tokens such as <|im_end|> that structure a conversation. The properties, and what checks them:
 
- 1 examples begin with the prompt             prompt_is_a_prefix; images: test_images
+ 1 examples begin with the prompt           prompt_is_a_prefix, a_prompt_for_any_role_...; images: test_images
  2 all sampled tokens have a weight         prompt_is_a_prefix, masks_grow_..., marks_and_weights_...
  3 a trained reply parses to the message    a_reply_parses_back
  4 any sampled ids survive                  any_sampled_ids_survive, any_order_of_turns_keeps_the_samples

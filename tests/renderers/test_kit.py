@@ -1,4 +1,4 @@
-"""The check kit accepts the chat format of the page for users, and finds each of 26 mistakes in it."""
+"""The check kit accepts the chat format of the page for users, and finds each of 27 mistakes in it."""
 
 from __future__ import annotations
 
@@ -160,6 +160,9 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "denied extension": {"has_extension_property": property(lambda self: False)},
     "a count in the prompt": {"preamble": numbered_preamble},
     "undeclared tools": {"preamble": lambda self, conversation: ()},
+    "another end in the prompt": {
+        "after_reply": lambda self, conversation, index: (scaffold("\n" if index + 1 < len(conversation) else ""),)
+    },
     "unknown role": {"roles": Turns.roles | {"root"}},
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tinkerloop.errors import DataError
-from tinkerloop.strict_json import STRICT_JSON
+from tinkerloop.strict_json import STRICT_ROWS
 
 MAX_LINE_BYTES = 1 << 28
 """The largest line that is read, 256 MB."""
@@ -99,7 +99,7 @@ def _read_array(path: str, row: int) -> RawRows:
         raise DataError(f"the file cannot be read: {error}", path=path) from error
     try:
         text = content.decode("utf-8-sig")
-        rows = STRICT_JSON.decode(text)
+        rows = STRICT_ROWS.decode(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"the file is not JSON: {error}", path=path, remedy="rename a file with one object per line to .jsonl"
@@ -161,7 +161,7 @@ def parse_line(line: bytes, path: str, number: int) -> Any:
     """Return the value of a line of JSON.
 
     Raises:
-        DataError: the line is not UTF-8, or not JSON as `STRICT_JSON` reads it.
+        DataError: the line is not UTF-8, or not JSON as `STRICT_ROWS` reads it.
     """
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -170,7 +170,7 @@ def parse_line(line: bytes, path: str, number: int) -> Any:
             f"the line is not UTF-8 at byte {error.start}", path=path, line=number, remedy="convert the file to UTF-8"
         ) from error
     try:
-        return STRICT_JSON.decode(text)
+        return STRICT_ROWS.decode(text)
     except json.JSONDecodeError as error:
         cut = text.startswith("{") and not text.endswith(("}", "\n"))
         remedy = "the file seems to be cut off here" if cut else "write one JSON object per line"

@@ -24,6 +24,7 @@ from tinkerloop.message_checks import read_conversation
 from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers.assembly import Assembler, Encode
 from tinkerloop.renderers.format import Format, Options
+from tinkerloop.renderers.next_turn import before_text, with_next_turn
 from tinkerloop.renderers.parsing.parsed import MessageDelta, Parsed
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.parsing.token_texts import TokenTexts
@@ -44,6 +45,10 @@ def check_tags_in_replies(choice: object) -> Literal["refuse", "text"]:
     return cast("Literal['refuse', 'text']", choice)
 
 
+def _text_of(pieces: Iterable[tuple[int, Piece]]) -> str:
+    return "".join([piece.text for _, piece in pieces])
+
+
 class RendererCore(Format):
     """Renders one conversation and parses one reply, in one chat format.
 
@@ -57,8 +62,9 @@ class RendererCore(Format):
         max_length: the default `max_length` of `Rendered.to_datum`.
         encoder: encodes text. By default, the fastest encoder that gives the same ids as the tokenizer.
         tags_in_replies: what to do with a trained reply whose text or reasoning spells a tag of the format, such as
-            `<tool_call>`. The tag in the text would be encoded as ordinary text. A model that means the tag samples its
-            control token instead. `"refuse"` raises an error. `"text"` trains the ordinary text.
+            `<tool_call>`, and with such a prefill. The tag in the text would be encoded as ordinary text. A model that
+            means the tag samples its control token instead. `"refuse"` raises an error. `"text"` keeps the ordinary
+            text.
 
     Raises:
         RenderError: the tokenizer lacks a control token that every reply needs, or `tags_in_replies` is unknown.
@@ -247,29 +253,70 @@ class RendererCore(Format):
 
         Args:
             messages: the conversation so far, in the shape of OpenAI's API or the Tinker Cookbook.
-            role: the role of the next turn.
-            prefill: text with which the prompt already begins the next turn. Pass it to `parse_response` too.
+            role: the role of the next turn. For any other role than the assistant's, the prompt ends where the text of
+                the next message begins.
+            prefill: text with which the prompt already begins the next turn. Pass it to `parse_response` too. If the
+                prompt opens reasoning (as with `qwen3_5`, `kimi_k25` and `glm4_7`), this is the beginning of the
+                reasoning. Otherwise it is the beginning of the text, and the prompt also contains what the format
+                writes before the text of a reply without reasoning, such as an empty reasoning block.
             tools: declarations of the tools that the assistant may call.
 
         Raises:
-            RenderError: the format cannot express the messages, or does not have the role.
+            RenderError: the format cannot express the messages, or a message of the role after them; or the prefill of
+                a reply spells a tag or a stop token of the format (see `tags_in_replies`).
         """
         return self.assemble_prompt(self.read(messages, tools, prompting=True), role, prefill).model_input
 
     def _prompt(self, conversation: CheckedConversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
-        pieces, index = self.pieces(conversation), len(conversation)
-        self.check_written(conversation, pieces)
         if role == "assistant":
-            pieces += zip(repeat(index), self.opening(conversation, index))
-        elif role in self.roles:
-            pieces.append((index, scaffold(self.header(role))))
-        else:
+            pieces = self.pieces(conversation)
+            self.check_written(conversation, pieces)
+            pieces += zip(repeat(len(conversation)), self.opening(conversation, len(conversation)))
+            return self._prefilled(conversation, pieces, prefill) if prefill else pieces
+        if role in self.roles:
+            return self._until_text(conversation, role, prefill)
+        raise RenderError(
+            f"the chat format {self.name} has no role {role!r}; expected one of {', '.join(sorted(self.roles))}"
+        )
+
+    def _until_text(self, conversation: CheckedConversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
+        """Return the pieces of the conversation with a next message of `role`, up to the text of this message."""
+        longer = with_next_turn(conversation, role)
+        pieces = self.pieces(longer)
+        self.check_written(longer, pieces)
+        return before_text(pieces, len(conversation), self.name, prefill)
+
+    def _prefilled(
+        self, conversation: CheckedConversation, prompt: list[tuple[int, Piece]], prefill: str
+    ) -> list[tuple[int, Piece]]:
+        """Return the pieces of a prompt for a reply, and of what the format writes before a text, with a prefill.
+
+        The prefill follows the prompt directly if the prompt opens reasoning, and also if the format writes a reply
+        otherwise than its prompt begins, as some chat templates do.
+        """
+        if self.tags_in_replies == "refuse":
+            self._refuse_tags_in_prefill(prefill)
+        if not self._opens_reasoning(conversation):
+            pieces = self._until_text(conversation, "assistant", prefill)
+            if _text_of(pieces).startswith(_text_of(prompt)):
+                return pieces
+        return [*prompt, (len(conversation), SEAM), (len(conversation), text(prefill))]
+
+    def _opens_reasoning(self, conversation: CheckedConversation) -> bool:
+        """Return whether the prompt for the next reply opens a reasoning block and does not close it."""
+        block, primer = self.grammar.block(Part.REASONING), self.primer(conversation, len(conversation))
+        return block is not None and primer.rfind(block.open) > primer.rfind(block.close)
+
+    def _refuse_tags_in_prefill(self, prefill: str) -> None:
+        tags = (tag for tag in (*self.reply_tags, *sorted(self.grammar.ends)) if tag in self._assembler.ids)
+        tag = next((tag for tag in tags if tag in prefill), None)
+        if tag is not None:
             raise RenderError(
-                f"the chat format {self.name} has no role {role!r}; expected one of {', '.join(sorted(self.roles))}"
+                f"the prefill spells {tag!r}, which would be ordinary text in the prompt, although a model samples it "
+                "as a control token; remove it, because the prompt contains what the format writes before a text; use "
+                "the renderer or the options with which prompts open reasoning to begin it; or keep the ordinary text "
+                "with get_renderer(..., tags_in_replies='text')"
             )
-        if prefill:
-            pieces += ((index, SEAM), (index, text(prefill)))
-        return pieces
 
     def read(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, *, prompting: bool = False
@@ -313,13 +360,15 @@ class RendererCore(Format):
         """Return a parser for one reply. Call `feed` with ids as they are sampled, then `finish`.
 
         Args:
-            prefill: text with which the prompt already begins the reply. It becomes part of the message.
+            prefill: text with which the prompt already begins the reply. It becomes part of the message: of its
+                reasoning if the prompt opens reasoning, otherwise of its text.
             tools: tool declarations, used to convert argument values to the declared types if the format writes values
                 without types.
             messages: the conversation to which the reply belongs. Only formats whose prompts end differently after a
                 tool result need it. By default, the reply is assumed to follow a user message.
         """
-        return self.parser_for(self.read(messages or _ANY_QUESTION, tools, prompting=True), prefill)
+        asked = _ANY_QUESTION if messages is None else messages
+        return self.parser_for(self.read(asked, tools, prompting=True), prefill)
 
     def parser_for(self, conversation: CheckedConversation, prefill: str | None = None) -> ReplyParser:
         """Like `parser`, for a reply to a checked conversation."""

@@ -75,8 +75,8 @@ def get_renderer(
         model_name: the name of the model, used only to find the image processor.
         max_length: the default `max_length` of `Rendered.to_datum`.
         options: used instead of the preset options of `name`. Must have the `Options` type of the renderer's class.
-        tags_in_replies: what to do with a trained reply whose text spells a tag of the format, such as `<tool_call>`:
-            `"refuse"` raises an error and is the default; `"text"` trains the tag as ordinary text.
+        tags_in_replies: what to do with a trained reply or a prefill that spells a tag of the format, such as
+            `<tool_call>`: `"refuse"` raises an error and is the default; `"text"` keeps the tag as ordinary text.
 
     Raises:
         UnknownRendererError: no renderer has this name. The message suggests similar names.

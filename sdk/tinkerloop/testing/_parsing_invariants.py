@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import dropwhile
 from typing import Any
 
 import numpy as np
@@ -191,7 +190,7 @@ def a_cut_inside_reasoning_is_reasoning(subject: Subject) -> None:
 
 
 def a_prefill_is_in_the_prompt_and_the_message(subject: Subject) -> None:
-    """A prefill follows the prompt unchanged, and begins the parsed message."""
+    """A prefill begins the reply in the prompt, as it is written in an example, and in the parsed message."""
     messages = subject.conversation(later_system=False)[:-1]
     prefill = subject.draw(TEXTS.map(str.strip).filter(bool), "prefill")
     if not messages or messages[-1]["role"] != "user":
@@ -199,14 +198,17 @@ def a_prefill_is_in_the_prompt_and_the_message(subject: Subject) -> None:
     ours, prompt = subject.renderer, subject.prompt(messages)
     primed = subject.prompt(messages, prefill=prefill)
     subject.begins_with(primed, prompt, "the prompt changes with a prefill")
-    # In some formats, control tokens that are otherwise sampled come before the text.
-    written = list(dropwhile(subject.control.__contains__, primed[len(prompt) :]))
-    require_equal(nfc(ours.decode(written)), nfc(prefill), "the text after the prompt")
     parser = ours.parser(prefill=prefill)
     parser.feed([])
     content: Any = parser.finish()[1].message["content"]
     text = content if isinstance(content, str) else "".join(p.get("text", p.get("thinking", "")) for p in content)
     require_equal(nfc(text), nfc(prefill), "the text of the parsed message")
+    if not isinstance(content, str):  # the prompt opens reasoning, which the prefill begins
+        require_equal(nfc(ours.decode(primed[len(prompt) :])), nfc(prefill), "the text after the prompt")
+        return
+    written = ours.decode(subject.example([*messages, {"role": "assistant", "content": f"{prefill} a"}]).tokens)
+    begun = ours.decode(primed)
+    require(nfc(written).startswith(nfc(begun)), f"the example {written!r} does not begin with the prompt {begun!r}")
 
 
 def a_quoted_tag_is_text(subject: Subject) -> None:

@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,28 @@ def prompt_is_a_prefix(subject: Subject) -> None:
             weighted = np.flatnonzero(example.weights).tolist()
             require_equal(weighted, list(range(len(prompt), len(example))), f"the tokens with weight in reply {i}")
             require_equal(set(example.weights[len(prompt) :].tolist()), {1.0}, "the weights after the prompt")
+
+
+def a_prompt_for_any_role_is_a_prefix(subject: Subject) -> None:
+    """The prompt for a turn of any role begins the conversation that goes on with a message of this role."""
+    messages = subject.conversation(final=None)
+    if subject.draw(st.booleans(), "a reply follows"):
+        messages.append({"role": "assistant", "content": "b"})
+    results = len(list(takewhile(lambda message: message["role"] == "tool", reversed(messages))))
+    calls = messages[-1 - results].get("tool_calls", ()) if results < len(messages) else ()
+    awaited = [call["id"] for call in calls][results:]
+    for role in sorted(subject.renderer.roles if awaited else subject.renderer.roles - {"tool"}):
+        message = {"role": role, "content": "a thing"} | ({"tool_call_id": awaited[0]} if role == "tool" else {})
+        try:
+            tokens = subject.example([*messages, message]).tokens
+        except RenderError:
+            continue  # for example, a system message that is not the first message
+        try:
+            prompt = subject.prompt(messages, role=role)
+        except RenderError:
+            require(role not in ("user", "assistant"), f"a turn of the role {role!r} can be written, but not prompted")
+            continue
+        subject.begins_with(tokens, prompt, f"the conversation does not begin with the prompt for the role {role!r}")
 
 
 def no_text_becomes_a_control_token(subject: Subject) -> None:

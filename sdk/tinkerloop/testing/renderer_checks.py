@@ -37,6 +37,7 @@ from tinkerloop.testing.format_claims import FormatClaims, probe_claims
 
 _INVARIANTS: tuple[Invariant, ...] = (
     rendering.prompt_is_a_prefix,
+    rendering.a_prompt_for_any_role_is_a_prefix,
     parsing.a_reply_parses_back,
     parsing.a_reply_keeps_its_text,
     parsing.tool_arguments_come_back,

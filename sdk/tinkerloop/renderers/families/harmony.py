@@ -51,7 +51,7 @@ class HarmonyParser(ReplyParser):
         self._header, self._in_prompt = [], _IN_PROMPT
         ids = list(ids)
         if ids:  # a prefill belongs to the text of the final answer
-            self._header = None
+            self._header, self._has_answer = None, True
         super().prime(ids)
 
     def _push(self, text: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import repeat
 from typing import ClassVar
 
 from tinkerloop.errors import RenderError
@@ -18,7 +17,7 @@ from tinkerloop.renderers import base
 from tinkerloop.renderers.families.tml_v0_parser import HEADER, STOP, TML_V0_GRAMMAR, TmlV0Parser
 from tinkerloop.renderers.parsing.grammar import Grammar
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
-from tinkerloop.renderers.pieces import SEAM, Part, Piece, Pieces, markup, scaffold, stop, text
+from tinkerloop.renderers.pieces import Part, Piece, Pieces, markup, scaffold, stop, text
 from tinkerloop.renderers.tool_arguments import checked_name
 from tinkerloop.renderers.tool_calls import write_message_call
 from tinkerloop.renderers.tool_declarations import declare_for_message_calls
@@ -117,14 +116,6 @@ class TmlV0(base.Renderer):
 
     def image(self, image: Image) -> Pieces:
         raise RenderError(f"the chat format {self.name} does not support images yet; remove the image")
-
-    def _prompt(self, conversation: CheckedConversation, role: str, prefill: str | None) -> list[tuple[int, Piece]]:
-        """Return the prompt. A prefill begins with the header of a message with text, which the prompt lacks."""
-        pieces = super()._prompt(conversation, role, None)
-        if prefill:
-            header = scaffold(self.header(role) if role == "assistant" else "")
-            pieces += zip(repeat(len(conversation)), (header, SEAM, text(prefill)))
-        return pieces
 
 
 def _content(part: Part, inside: Iterable[Piece]) -> tuple[Piece, ...]:

@@ -34,7 +34,7 @@ from tinkerloop.renderers.tool_arguments import (
     write_arguments,
 )
 from tinkerloop.renderers.tool_calls import name_in_id, read_xml_call
-from tinkerloop.strict_json import STRICT_JSON, unique_dict
+from tinkerloop.strict_json import STRICT_JSON, check_depth, unique_dict
 
 Calls = Sequence[ToolCall | UnparsedToolCall]
 Reader = Callable[[str, Sequence[ToolSpec]], Calls]
@@ -248,6 +248,7 @@ def read_gemma(body: str, tools: Sequence[ToolSpec] = ()) -> Calls:
         if found is None:
             raise ValueError("expected call:NAME{")
         arguments, end = _gemma_object(body, found.end())
+        check_depth(arguments, end)
         if body[end:].strip():
             raise ValueError(f"text after the call: {body[end : end + 80]!r}")
     except (ValueError, RecursionError) as error:
