@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from tests.renderers.chats import CONTROL, everyones_tokenizer
 from tinkerloop.tokenizers import encoders
@@ -34,6 +35,21 @@ def test_text_is_encoded_as_by_the_tokenizer_and_control_tokens_as_text(text: st
     assert REFERENCE.encode(text) == tokenizer.encode(text, add_special_tokens=False) or any(c in text for c in CONTROL)
     assert REFERENCE.id_of(token) not in REFERENCE.encode(f"{text}{token}")
     assert REFERENCE.decode_bytes(REFERENCE.encode(token)).decode() == token
+
+
+@pytest.mark.parametrize(
+    "text", ["\u0eb9\u0eba", "\u0898\u0899", "\u1ac2\u1ac3", "\U00011839\U0001183a", "e\u0301", "é日한"]
+)
+def test_tiktoken_orders_marks_as_the_reference_does(text: str) -> None:
+    """Python's `unicodedata` orders marks that the version of Unicode in the package `tokenizers` does not have."""
+    assert engine("tiktoken").encode(text) == REFERENCE.encode(text)
+
+
+def test_text_that_is_not_normalised_would_stay_the_same() -> None:
+    kept = "".join(filter(encoders.IN_NFC.fullmatch, map(chr, range(0xD800))))
+    assert len(kept) > 33_000
+    for text in (kept, kept[::-1]):
+        assert normalizers.NFC().normalize_str(text) == text
 
 
 def test_ids_that_no_token_has_become_replacement_characters() -> None:

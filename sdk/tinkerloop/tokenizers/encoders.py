@@ -13,8 +13,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import threading
-import unicodedata
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -208,6 +208,7 @@ def _tiktoken(tokenizer_json: str) -> Callable[[str], list[int]]:
         ValueError: the tokenizer is of another kind.
     """
     import tiktoken
+    from tokenizers import normalizers
 
     spec = json.loads(tokenizer_json)
     splits = (spec.get("pre_tokenizer") or {}).get("pretokenizers", [])
@@ -226,7 +227,19 @@ def _tiktoken(tokenizer_json: str) -> Callable[[str], list[int]]:
         pattern = f"(?:{pattern.removesuffix(_LAST_SPACE)}){_LAST_SPACE}"
     core = tiktoken.Encoding("ordinary", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     encode = core.encode_ordinary
-    return encode if normalizer is None else lambda text: encode(unicodedata.normalize("NFC", text))
+    if normalizer is None:
+        return encode
+    nfc = normalizers.NFC().normalize_str  # not Python's, whose version of Unicode orders more marks
+    return lambda text: encode(text if text.isascii() or IN_NFC.fullmatch(text) else nfc(text))
+
+
+IN_NFC = re.compile(
+    "[\0-\u02ff\u0400-\u0482\u2010-\u2027\u3001-\u3029\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff\uac00-\ud7a3\uff01-\uff5e]*+"
+)
+"""Text that is equal to its NFC: Latin, Cyrillic, Chinese, Japanese or Korean, without combining characters.
+
+Looking for other characters takes a tenth of the time of normalising the text.
+"""
 
 
 _LAST_SPACE = r"|\s+(?!\S)|\s+"
