@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers
 
 from tests.renderers.chats import CONTROL, everyones_tokenizer
-from tinkerloop.tokenizers import encoders
-from tinkerloop.tokenizers.encoders import ENGINES, FastEncoder, HuggingFaceEncoder, encoder_of
+from tinkerloop.tokenizers import encoders, engines
+from tinkerloop.tokenizers.encoders import FastEncoder, HuggingFaceEncoder, encoder_of
+from tinkerloop.tokenizers.engines import ENGINES
 
 REFERENCE = HuggingFaceEncoder(everyones_tokenizer())
 
@@ -46,10 +47,19 @@ def test_tiktoken_orders_marks_as_the_reference_does(text: str) -> None:
 
 
 def test_text_that_is_not_normalised_would_stay_the_same() -> None:
-    kept = "".join(filter(encoders.IN_NFC.fullmatch, map(chr, range(0xD800))))
+    kept = "".join(filter(engines.IN_NFC.fullmatch, map(chr, range(0xD800))))
     assert len(kept) > 33_000
     for text in (kept, kept[::-1]):
         assert normalizers.NFC().normalize_str(text) == text
+
+
+def test_an_added_token_of_spaces_keeps_its_id() -> None:
+    core = Tokenizer.from_str(everyones_tokenizer().backend_tokenizer.to_str())
+    core.add_tokens([AddedToken("    ", normalized=False)])
+    encoder = HuggingFaceEncoder(core)
+    ids = core.encode("a    b").ids
+    assert encoder.encode("a    b") == ids
+    assert encoder.decode_bytes(ids) == b"a    b"
 
 
 def test_ids_that_no_token_has_become_replacement_characters() -> None:
