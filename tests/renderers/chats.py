@@ -97,7 +97,7 @@ def tokenizer_with(control: Iterable[str], chat_template: Any = A_TEMPLATE, **sp
     Args:
         special: tokens by the names of transformers, such as `eos_token`.
     """
-    from tinkerloop.tokenizers.encoders import byte_of_character
+    from tinkerloop.tokenizers.notations import byte_of_character
 
     characters = {byte: character for character, byte in byte_of_character().items()}
     spelled = functools.partial("".join)
@@ -125,6 +125,41 @@ def tokenizer_with(control: Iterable[str], chat_template: Any = A_TEMPLATE, **sp
         core.add_tokens([AddedToken(token, normalized=False, special=bool(i % 2))])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, chat_template=chat_template, clean_up_tokenization_spaces=False, **special
+    )
+
+
+SPACING = ("never", "first", "always", "legacy")
+"""How SentencePiece tokenizers write a space before a text (see `tokenizers/places.py`). "legacy" is a normalizer."""
+
+
+@functools.cache
+def sentencepiece_tokenizer(spacing: str, chat_template: str = A_TEMPLATE, **flags: bool) -> PreTrainedTokenizerFast:
+    """Return a tokenizer like those of Llama 2, Mistral 7B and Gemma: BPE without splits, with bytes as `<0x0A>`.
+
+    Args:
+        flags: the flags of the control tokens, such as `rstrip`.
+    """
+    pairs = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "a"), ("▁", "▁"), ("e", "r"), ("c", "a"), ("f", "é")]
+    pairs += [("ca", "fé"), ("u", "s"), ("us", "er")]
+    characters = [*map(chr, range(0x21, 0x7F)), "▁", *"éüßĠĊâ"]
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *characters, *(a + b for a, b in pairs)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    core = Tokenizer(models.BPE(vocab=vocab, merges=pairs, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if spacing == "legacy":
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        steps.append(decoders.Strip(" ", 1, 0))
+    else:
+        core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=spacing, split=False)
+    core.decoder = decoders.Sequence(steps)
+    control = [token for token in CONTROL if "▁" not in token]  # in text, this character becomes a space
+    core.add_tokens([AddedToken(token, special=True, **{"normalized": False, **flags}) for token in control])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        chat_template=chat_template,
+        clean_up_tokenization_spaces=False,
+        bos_token="<s>",
+        eos_token="</s>",
     )
 
 

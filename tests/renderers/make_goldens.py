@@ -23,7 +23,7 @@ from tests.renderers.chats import CONTROL, MODELS, TOOLS, everyones_tokenizer, n
 from tests.renderers.test_goldens import WHEEL_GOLDENS
 from tests.renderers.test_parity import CASES, TODAY, Case, differs, fitted, render_officially
 from tinkerloop.tokenizers import get_tokenizer
-from tinkerloop.tokenizers.encoders import byte_of_character
+from tinkerloop.tokenizers.notations import byte_of_character
 
 GOLDENS = Path(__file__).parent / "goldens"
 TOKENIZERS = GOLDENS / "tokenizers"

@@ -6,6 +6,9 @@ after it. If the message or the part changes within such a text, the place of th
 that spans this place counts as scaffold if one side is scaffold, so it carries no weight; otherwise it belongs to the
 first side. A `SEAM` between two pieces forces them to be encoded separately.
 
+Two properties of some tokenizers are followed: the spaces that they write before texts (see `tokenizers.places`), and
+the white space that they strip beside control tokens (see `stripping`).
+
     "<|im_start|>user\\n" (scaffold), "Hi" (text), "<|im_end|>" (stop), with Qwen's tokenizer:
     encode("user\\nHi") == [872, 198, 13048], so the tokens are 151644 872 198 | 13048 | 151645
 """
@@ -13,15 +16,17 @@ first side. A `SEAM` between two pieces forces them to be encoded separately.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers.pieces import SEAM, Part, Piece
 from tinkerloop.renderers.rendered import Rendered, SpanLabel, SpanTable
+from tinkerloop.renderers.stripping import Stripper
 from tinkerloop.renderers.train_on_what import TokenWeights
 from tinkerloop.tokenizers.encoders import Encoder
+from tinkerloop.tokenizers.places import EncodeAt, Place
 
 if TYPE_CHECKING:
     from tinker.types import ImageChunk
@@ -103,6 +108,9 @@ class Assembler:
         self.ids: dict[str, int] = {token: token_id for token, token_id in found.items() if token_id is not None}
         self._constant_ids = EncodeCache(encoder.encode)
         self._split_texts = _SplitTexts(found, self.id_of, self._constant_ids)
+        self._encode_at = getattr(encoder, "encode_at", None)
+        stripping = getattr(encoder, "stripping", {})
+        self._strip = Stripper({token: stripping[token] for token in self.ids if token in stripping})
 
     def id_of(self, token: str) -> int:
         """Return the id of a control token.
@@ -123,6 +131,7 @@ class Assembler:
         weights: TokenWeights | None = None,
         max_length: int | None = None,
         encode: Encode | None = None,
+        place: Place = Place.AFTER_TOKEN,
     ) -> Rendered:
         """Convert the pieces of a conversation to tokens with spans, weights and images.
 
@@ -131,9 +140,12 @@ class Assembler:
             weights: the weights of messages and parts; by default every token has weight 0.
             max_length: the default `max_length` of the result's `to_datum`.
             encode: function to use instead of the encoder's `encode`, e.g. an `EncodeCache` that several calls share.
+            place: the place of the first text.
         """
         encode = encode or self.encoder.encode
-        cut = self._cut(pieces)
+        cut = self._cut(self._strip(pieces))
+        if self._encode_at is not None:
+            cut = cut._replace(fragments=list(_placed(cut.fragments, self._encode_at, place)))
         # Encode all fragments in one pass; alternating with other code would evict the encoder from the CPU's caches.
         encoded = [encode(text) if ids is None else ids for text, ids in cut.fragments]
         tokens: list[int] = []
@@ -218,13 +230,16 @@ class Assembler:
             The number of tokens that end before `character`, and the index of the first token that begins at or after
             it. The two differ if a token contains text from both sides.
 
-        Bytes are counted from the nearer end of the text. A tokenizer that normalizes text may give tokens that spell
-        other bytes. In this case each side is encoded separately and compared with `ids`.
+        Bytes are counted from the nearer end of the text. The tokenizer may have written a space before the text. A
+        tokenizer that normalizes text may give tokens that spell other bytes. In this case each side is encoded
+        separately and compared with `ids`.
         """
         before, after = text[:character], text[character:]
         decode = self.encoder.decode_bytes
         backwards = len(after) < len(before)
         side = (after if backwards else before).encode()
+        if not backwards and self._encode_at is not None:
+            side = b" " * (len(decode(ids)) - len(text.encode())) + side
         n = size = 0
         for token_id in reversed(ids) if backwards else ids:
             size += len(decode([token_id]))
@@ -237,12 +252,21 @@ class Assembler:
         if not backwards and decode(ids[:n]).startswith(side):
             return n - is_across, n
         end = _common(ids, self.encoder.encode(before))
-        return end, max(end, len(ids) - _common(ids[::-1], self.encoder.encode(after)[::-1]))
+        rest = self._encode_at(Place.INSIDE, after) if self._encode_at else self.encoder.encode(after)
+        return end, max(end, len(ids) - _common(ids[::-1], rest[::-1]))
 
 
 _END = ((-1, SEAM),)
 _BREAK: _SplitText = ("", (("", []),), "")  # an empty fragment, which ends the fragment before it
 _SCAFFOLD = Part.SCAFFOLD  # looking up an enum member is slow
+
+
+def _placed(fragments: Iterable[_Fragment], encode_at: EncodeAt, place: Place) -> Iterator[_Fragment]:
+    """Yield fragments with the ids of each text that does not follow a control token. `place` is that of the first."""
+    for text, ids in fragments:
+        yield text, encode_at(place, text) if text and place is not Place.AFTER_TOKEN else ids
+        if text or ids:  # not the empty fragment of a `SEAM`
+            place = Place.INSIDE if text else Place.AFTER_TOKEN
 
 
 def _without_empty(starts: list[int], labels: list[SpanLabel], size: int) -> tuple[list[int], list[SpanLabel]]:

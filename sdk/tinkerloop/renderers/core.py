@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
 from itertools import chain, repeat
@@ -33,6 +34,7 @@ from tinkerloop.renderers.rendered import Rendered
 from tinkerloop.renderers.train_on_what import TokenWeights, TrainOnWhat, token_weights
 from tinkerloop.renderers.written_check import check_all_is_written
 from tinkerloop.tokenizers.encoders import Encoder, encoder_of
+from tinkerloop.tokenizers.places import Place
 
 if TYPE_CHECKING:
     from tinkerloop.tokenizers.loading import Tokenizer
@@ -200,7 +202,7 @@ class RendererCore(Format):
         last = next((piece.part for _, piece in reversed(pieces) if piece.part is not Part.SCAFFOLD), None)
         while pieces and pieces[-1][1].part is Part.SCAFFOLD and (last is Part.STOP or not pieces[-1][1].text.strip()):
             pieces.pop()  # remove what comes before the next turn: examples end with the last turn's stop token
-        example = self._assembler.assemble(pieces, weights, self.max_length, encode)
+        example = self._assembler.assemble(pieces, weights, self.max_length, encode, Place.START)
         if self.disables_reasoning:  # check earlier replies too, because some formats keep their reasoning
             for (message, part), weight in zip(example.span_table.labels, example.span_table.weights, strict=True):
                 if weight and part is Part.REASONING:
@@ -228,15 +230,15 @@ class RendererCore(Format):
                     "get_renderer(..., tags_in_replies='text'), or with this option of the data set or the recipe"
                 )
 
-    def assemble(self, pieces: Iterable[tuple[int, Piece]]) -> Rendered:
-        """Convert (message index, piece) pairs to tokens with weight 0."""
-        return self._assembler.assemble(pieces, max_length=self.max_length)
+    def assemble(self, pieces: Iterable[tuple[int, Piece]], place: Place = Place.AFTER_TOKEN) -> Rendered:
+        """Convert (message index, piece) pairs to tokens with weight 0. `place` is the place of the first text."""
+        return self._assembler.assemble(pieces, max_length=self.max_length, place=place)
 
     def assemble_prompt(
         self, conversation: CheckedConversation, role: str = "assistant", prefill: str | None = None
     ) -> Rendered:
         """Like `build_generation_prompt`, for a checked conversation: return the prompt as a `Rendered`."""
-        return self.assemble(self._prompt(conversation, role, prefill))
+        return self.assemble(self._prompt(conversation, role, prefill), Place.START)
 
     def build_generation_prompt(
         self,
@@ -375,8 +377,18 @@ class RendererCore(Format):
         parser = self.make_parser(conversation)
         primer = self.primer(conversation, len(conversation))
         beginning = (scaffold(primer), SEAM, text(prefill or "")) if primer or prefill else ()
+        if beginning or self._prompt_ends_with_token(conversation):
+            parser.follow_token()
         parser.prime(self.assemble(zip(repeat(0), beginning)).tokens if beginning else ())
         return parser
+
+    def _prompt_ends_with_token(self, conversation: CheckedConversation) -> bool:
+        """Return whether a prompt ends with a token after which the tokenizer writes a space before text."""
+        spaced = self._token_texts.spaced
+        if spaced:
+            with suppress(RenderError):  # a template may not accept the conversation
+                return not spaced.isdisjoint(self.assemble_prompt(conversation).tokens[-1:])
+        return False
 
     def make_parser(self, conversation: CheckedConversation) -> ReplyParser:
         """Create a parser that has not read any ids. A format with its own parser class overrides this method."""

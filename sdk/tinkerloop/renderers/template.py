@@ -38,7 +38,7 @@ from tinkerloop.renderers.parsing.parsed import Parsed
 from tinkerloop.renderers.parsing.reply_parser import ReplyParser
 from tinkerloop.renderers.pieces import Part, Piece, Pieces, scaffold
 from tinkerloop.renderers.rendered import Rendered
-from tinkerloop.renderers.template_checks import ReasoningLostError
+from tinkerloop.renderers.template_checks import ReasoningLostError, check_same_ids
 from tinkerloop.renderers.template_compiler import named_sources
 from tinkerloop.renderers.template_grammar import learn_grammar
 from tinkerloop.renderers.template_replies import (
@@ -52,11 +52,19 @@ from tinkerloop.renderers.template_replies import (
 )
 from tinkerloop.renderers.template_writer import TemplateWriter
 from tinkerloop.renderers.train_on_what import TokenWeights
+from tinkerloop.tokenizers.places import Place
 
 _SWITCHES = ("enable_thinking", "thinking")
 """The variables with which templates turn reasoning on and off."""
 _FAMILY_OF = {"<｜Assistant｜><think>": "deepseek_r1_distill", "<|im_middle|>": "kimi_k2"}
 """The renderers of model families whose own templates cannot train all replies, by a text in these templates."""
+_CONVERSATION = (
+    {"role": "user", "content": "a question"},
+    {"role": "assistant", "content": "\n an answer "},
+    {"role": "user", "content": " the next\n"},
+    {"role": "assistant", "content": "é"},
+)
+"""A conversation to compare ids. Its white space shows which tokens strip it."""
 _CACHED = ("_headers", "_named_tags", "_primer", "_stop_pattern")
 """The cached properties of `Template`."""
 
@@ -82,6 +90,10 @@ class Template(base.Renderer):
     _is_trial = False
     """True for a renderer that is created only to try other variables of the template."""
 
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **settings)
+        self._check_ids()  # not in `_prepare`: a copy and a renderer that was pickled need no second check
+
     def _prepare(self) -> None:
         added = [str(token) for token in getattr(self.tokenizer, "added_tokens_decoder", {}).values()]
         self.control = tuple(token for token in added if token.strip())
@@ -92,6 +104,17 @@ class Template(base.Renderer):
         sources = named_sources(self.tokenizer, self.options.chat_template)
         self._writer = TemplateWriter(sources, variables, self.control, self.name)
         super()._prepare()
+
+    def _check_ids(self) -> None:
+        """Raise if the ids of conversations differ from those of `apply_chat_template`, which encodes a whole text."""
+        for messages, prompting in ((_CONVERSATION, False), (_CONVERSATION[:-1], True), (_CONVERSATION[:1], True)):
+            with contextlib.suppress(RenderError):  # the template may not accept it
+                pieces = self._writer.pieces(read_conversation(messages, prompting=prompting))
+                break
+        else:
+            return
+        whole = self.tokenizer.encode(text_of(pieces), add_special_tokens=False)
+        check_same_ids(whole, self.assemble(pieces, Place.START).tokens, self.decode)
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tinkerloop.errors import RenderError
 from tinkerloop.messages import CheckedConversation
 from tinkerloop.renderers.marked_text import MarkedRun, Slot
 from tinkerloop.renderers.pieces import Part
 from tinkerloop.renderers.written_check import check_order_of_results
+
+
+def check_same_ids(whole: Sequence[int], in_pieces: Sequence[int], spelled: Callable[[Sequence[int]], str]) -> None:
+    """Raise if a text that is encoded whole, as transformers does, has other ids than its pieces have.
+
+    Args:
+        spelled: returns the text of ids, for the error message.
+    """
+    if list(whole) == list(in_pieces):
+        return
+    pairs = enumerate(zip(whole, in_pieces, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), min(len(whole), len(in_pieces)))
+    expected, given = (spelled(ids[first : first + 8]) for ids in (whole, in_pieces))
+    raise RenderError(
+        "this tokenizer cannot be used with the renderer 'template', because it does not encode the text between two "
+        f"control tokens by itself: a whole conversation continues with {expected!r} after {first} tokens, its pieces "
+        f"with {given!r}; look at the flags 'single_word' and 'normalized' of its added tokens, which should be False, "
+        "or use the renderer for this model family"
+    )
 
 
 class ReasoningLostError(RenderError):

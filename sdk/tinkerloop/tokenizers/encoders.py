@@ -3,9 +3,8 @@
 `encode` never returns a control token (such as <|im_end|>): text that spells a control token is encoded as ordinary
 characters. Only `id_of` returns the ids of control tokens.
 
-The libraries, called engines here, are tried in this order: fastokens, tiktoken (both from the extra
-`tinkerloop-sdk[fast]`), and the Hugging Face tokenizer, which is the reference. An engine is not used if its ids differ
-from the reference on a fixed list of strings or on a sample of the vocabulary.
+The engines are tried in their order, and the Hugging Face tokenizer last, which is the reference. An engine is not used
+if its ids differ from the reference on a fixed list of strings or on a sample of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,12 +13,21 @@ import functools
 import json
 import logging
 import threading
-import unicodedata
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.tokenizers.engines import ENGINES
+from tinkerloop.tokenizers.notations import (
+    SPACE_MARK,
+    TokenBytes,
+    bytes_of_byte_level,
+    bytes_of_sentencepiece,
+    is_blank,
+    is_byte_level,
+)
+from tinkerloop.tokenizers.places import EncodeAt, Place, spec_at
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,7 +37,11 @@ logger = logging.getLogger(__name__)
 
 
 class Encoder(Protocol):
-    """Converter of ordinary text to token ids and back. Several threads may use one encoder at the same time."""
+    """Converter of ordinary text to token ids and back. Several threads may use one encoder at the same time.
+
+    An encoder may also have the attributes `encode_at`, `spaced` and `stripping` of `HuggingFaceEncoder`. Without them,
+    the ids of a text are taken to depend on nothing beside it.
+    """
 
     name: str
 
@@ -40,7 +52,8 @@ class Encoder(Protocol):
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """Return the bytes that the token ids stand for. Never raises.
 
-        A control token gives its name, such as <|im_end|>. An unknown id gives U+FFFD in UTF-8.
+        A control token gives its name, such as <|im_end|>. An unknown id gives U+FFFD in UTF-8. A space that the
+        tokenizer writes after a control token is no text and gives no byte there.
         """
         ...
 
@@ -52,10 +65,14 @@ class Encoder(Protocol):
 class HuggingFaceEncoder:
     """Reference encoder: a copy of a Hugging Face tokenizer without its added tokens.
 
+    `encode` gives the ids of a text after a control token, and `encode_at` those at another place in a sequence.
+
     `tokenizer` is the tokenizer of transformers or the `tokenizers.Tokenizer` inside it.
     """
 
     name = "huggingface"
+    stripping: dict[str, tuple[bool, bool]]
+    """For each added token that strips white space beside it, whether it does on its left and on its right side."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | Tokenizer):
         is_core = hasattr(tokenizer, "get_added_tokens_decoder")
@@ -65,8 +82,16 @@ class HuggingFaceEncoder:
                 f"{type(tokenizer).__name__} is not supported: it has no `backend_tokenizer`; "
                 "load a fast tokenizer (PreTrainedTokenizerFast)"
             )
-        self._ids: dict[str, int] = {token.content: i for i, token in core.get_added_tokens_decoder().items()}
-        self.json = ordinary_json(core.to_str())
+        added = core.get_added_tokens_decoder()
+        self._ids: dict[str, int] = {token.content: i for i, token in added.items()}
+        self.stripping = {t.content: (t.lstrip, t.rstrip) for t in added.values() if t.lstrip or t.rstrip}
+        spec = ordinary_spec(core.to_str())
+        self._is_byte_level = is_byte_level(spec)
+        at = {place: spec_at(place, spec) for place in Place}
+        self.json = json.dumps(at[Place.AFTER_TOKEN], ensure_ascii=False)
+        self._json_at = {
+            place: json.dumps(at[place], ensure_ascii=False) for place in Place if at[place] != at[Place.AFTER_TOKEN]
+        }
 
     @functools.cached_property
     def _core(self) -> Any:
@@ -75,17 +100,43 @@ class HuggingFaceEncoder:
         return Core.from_str(self.json)
 
     @functools.cached_property
+    def _core_at(self) -> dict[Place, Any]:
+        from tokenizers import Tokenizer as Core
+
+        return {place: Core.from_str(spec) for place, spec in self._json_at.items()}
+
+    @functools.cached_property
     def _bytes(self) -> TokenBytes:
-        return TokenBytes(self._core.id_to_token, {i: t for t, i in self._ids.items()})
+        bytes_of = bytes_of_byte_level if self._is_byte_level else bytes_of_sentencepiece
+        return TokenBytes(self._core.id_to_token, {i: t for t, i in self._ids.items() if not is_blank(t)}, bytes_of)
+
+    @functools.cached_property
+    def spaced(self) -> frozenset[int]:
+        """The ids of the tokens after which the tokenizer writes a space before a text: all added tokens, or none."""
+        return frozenset(self._ids.values() if Place.INSIDE in self._json_at else ())
+
+    @property
+    def encode_at(self) -> EncodeAt | None:
+        """The function that encodes a text at a place; None if the ids do not depend on the place."""
+        return self._encode_at if self._json_at else None
+
+    def _encode_at(self, place: Place, text: str) -> list[int]:
+        return self._core_at.get(place, self._core).encode(text, add_special_tokens=False).ids
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_ids": self._ids, "json": self.json}
+        return {k: v for k, v in vars(self).items() if k not in ("_core", "_core_at", "_bytes", "spaced")}
 
     def encode(self, text: str) -> list[int]:
         return self._core.encode(text, add_special_tokens=False).ids
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        return b"".join(map(self._bytes.__getitem__, ids))
+        spelled = list(map(self._bytes.__getitem__, ids))
+        spaced = self.spaced
+        if spaced:
+            for i in range(1, len(spelled)):
+                if ids[i - 1] in spaced and ids[i] not in spaced:
+                    spelled[i] = spelled[i].removeprefix(b" ")
+        return b"".join(spelled)
 
     def some_tokens(self, count: int) -> list[str]:
         """Return the texts of about `count` tokens, at regular steps through the whole vocabulary."""
@@ -97,73 +148,55 @@ class HuggingFaceEncoder:
         token_id = self._ids.get(token)
         return self._core.token_to_id(token) if token_id is None else token_id
 
+    def check_decoding(self) -> None:
+        """Raise an error if the tokens of some texts do not spell these texts, or what the tokenizer itself decodes.
 
-def ordinary_json(tokenizer_json: str) -> str:
+        The tokenizer may normalise a text, write a space before it, and lack tokens for some of its characters.
+
+        Raises:
+            TinkerloopError: the vocabulary has an unknown notation, such as WordPiece.
+        """
+        normalizer = self._core.normalizer
+        for text in ("a b", "The café is open.\n\nIt is 12 °C.", "\tx = {1: [2, 3]}  # 日本語 👩🏽"):
+            ids = self.encode(text)
+            decoded = self.decode_bytes(ids).decode("utf-8", "replace")
+            normal = normalizer.normalize_str(text) if normalizer else text
+            normal = normal.replace(SPACE_MARK, " ")
+            if decoded in (normal, f" {normal}"):
+                continue
+            official = self._core.decode(ids, skip_special_tokens=False)
+            if decoded.lstrip(" ") != official.lstrip(" "):
+                raise TinkerloopError(
+                    f"this tokenizer cannot be used, because its tokens for {text!r} would be decoded as {decoded!r} "
+                    f"(the tokenizer itself decodes {official!r}); use a tokenizer with a byte-level or a "
+                    "SentencePiece vocabulary"
+                )
+
+
+def ordinary_spec(tokenizer_json: str) -> dict[str, Any]:
     """Return the contents of a `tokenizer.json` without its added tokens, post-processor, truncation and padding.
 
     Added tokens that consist only of whitespace are kept. Some vocabularies store runs of newlines or spaces as added
     tokens, and these are ordinary text.
     """
     spec = json.loads(tokenizer_json)
-    spec["added_tokens"] = [t for t in spec.get("added_tokens", ()) if not t["content"].strip()]
+    spec["added_tokens"] = [t for t in spec.get("added_tokens", ()) if is_blank(t["content"])]
     spec["post_processor"] = spec["truncation"] = spec["padding"] = None
-    return json.dumps(spec, ensure_ascii=False)
-
-
-class TokenBytes(dict[int, bytes]):
-    """Mapping from token id to the bytes that the token stands for. An entry is computed at its first use.
-
-    Two notations of vocabularies are supported: byte-level (one printable character per byte) and SentencePiece (`▁`
-    for a space, `<0x0A>` for a byte).
-    """
-
-    def __init__(self, id_to_token: Any, control: dict[int, str]):
-        super().__init__({i: token.encode() for i, token in control.items()})
-        self._id_to_token = id_to_token
-
-    def __missing__(self, token_id: int) -> bytes:
-        try:
-            token = self._id_to_token(token_id)
-        except (OverflowError, TypeError):  # the id is negative or too large for the tokenizer's integer type
-            token = None
-        spelled = "\ufffd".encode() if token is None else _spelled_bytes(token)
-        self[token_id] = spelled
-        return spelled
-
-    def __reduce__(self) -> Any:
-        raise TypeError("cannot pickle TokenBytes: pickle the tokenizer, and call encoder_of on it after loading")
-
-
-def _spelled_bytes(token: str) -> bytes:
-    table = byte_of_character()
-    try:
-        return bytes(table[character] for character in token)
-    except KeyError:
-        pass
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes.fromhex(token[3:5])
-    return token.replace("\u2581", " ").encode()
-
-
-@functools.cache
-def byte_of_character() -> dict[str, int]:
-    """Return a mapping from each printable character that stands for a byte in byte-level vocabularies to this byte.
-
-    The characters are those of GPT-2.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}
+    vocab = spec["model"].get("vocab")
+    if isinstance(vocab, dict):  # an added token that the vocabulary lacks gets the next free id, whatever its own is
+        vocab |= {token["content"]: token["id"] for token in spec["added_tokens"]}
+    return spec
 
 
 class FastEncoder:
-    """Encoder whose `encode` uses the engine `name` of `ENGINES`. `decode_bytes` and `id_of` are the reference's."""
+    """Encoder whose `encode` uses the engine `name` of `ENGINES`. All else is the reference's."""
 
     def __init__(self, reference: HuggingFaceEncoder, name: str):
         self.name, self._reference = name, reference
         self.encode = ENGINES[name](reference.json)
         self.decode_bytes = reference.decode_bytes
         self.id_of = reference.id_of
+        self.encode_at, self.spaced, self.stripping = reference.encode_at, reference.spaced, reference.stripping
 
     def __reduce__(self) -> Any:  # an engine cannot be pickled
         return type(self), (self._reference, self.name)
@@ -192,53 +225,6 @@ class LazyTokenizer:
         return self._loaded.decode(*arguments, **options)
 
 
-def _fastokens(tokenizer_json: str) -> Callable[[str], list[int]]:
-    import fastokens
-
-    core = fastokens.Tokenizer.from_json_str(tokenizer_json)
-    return lambda text: core.encode_ordinary(text).ids
-
-
-def _tiktoken(tokenizer_json: str) -> Callable[[str], list[int]]:
-    """Return an `encode` function that uses tiktoken, for a byte-level BPE tokenizer with one split pattern.
-
-    tiktoken merges by token id, so the ids must be in the order of the merges.
-
-    Raises:
-        ValueError: the tokenizer is of another kind.
-    """
-    import tiktoken
-
-    spec = json.loads(tokenizer_json)
-    splits = (spec.get("pre_tokenizer") or {}).get("pretokenizers", [])
-    patterns = [step["pattern"]["Regex"] for step in splits if step["type"] == "Split"]
-    normalizer = (spec.get("normalizer") or {}).get("type")
-    if spec["model"]["type"] != "BPE" or len(patterns) != 1 or normalizer not in (None, "NFC"):
-        raise ValueError(
-            "tiktoken cannot encode for this tokenizer: it must be BPE with exactly one split pattern, and with no "
-            "normalizer or NFC"
-        )
-    table = byte_of_character()
-    vocabulary = spec["model"]["vocab"].items()
-    ranks = {bytes(table[c] for c in token): i for token, i in vocabulary if all(c in table for c in token)}
-    pattern = patterns[0]
-    if pattern.endswith(_LAST_SPACE):  # the same matches, but 20 % faster: the group has no lookahead
-        pattern = f"(?:{pattern.removesuffix(_LAST_SPACE)}){_LAST_SPACE}"
-    core = tiktoken.Encoding("ordinary", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-    encode = core.encode_ordinary
-    return encode if normalizer is None else lambda text: encode(unicodedata.normalize("NFC", text))
-
-
-_LAST_SPACE = r"|\s+(?!\S)|\s+"
-"""End of most split patterns. It splits several spaces so that the last one is joined with the text after it."""
-
-
-ENGINES: dict[str, Callable[[str], Callable[[str], list[int]]]] = {"fastokens": _fastokens, "tiktoken": _tiktoken}
-"""Mapping from the name of a fast engine to a function that returns `encode`, given the result of `ordinary_json`.
-
-The fastest engine is first.
-"""
-
 _ENCODERS: weakref.WeakKeyDictionary[Any, Encoder] = weakref.WeakKeyDictionary()
 _BUILDING = threading.Lock()
 
@@ -255,7 +241,12 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase | LazyTokenizer) -> Encoder:
 
 
 def fastest(reference: HuggingFaceEncoder) -> Encoder:
-    """Return the first encoder that gives the same ids as the reference."""
+    """Return the first encoder that gives the same ids as the reference.
+
+    Raises:
+        TinkerloopError: the tokens cannot be decoded.
+    """
+    reference.check_decoding()
     strings = (*probes(), *reference.some_tokens(200))
     expected = [reference.encode(string) for string in strings]
     for name in ENGINES:

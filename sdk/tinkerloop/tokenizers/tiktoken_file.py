@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinkerloop.errors import TinkerloopError
-from tinkerloop.tokenizers.encoders import byte_of_character
+from tinkerloop.tokenizers.notations import byte_of_character
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

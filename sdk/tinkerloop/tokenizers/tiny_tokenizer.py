@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from tinkerloop.tokenizers.encoders import byte_of_character
+from tinkerloop.tokenizers.notations import byte_of_character
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

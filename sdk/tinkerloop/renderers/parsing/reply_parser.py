@@ -48,6 +48,7 @@ class ReplyParser:
         self._text_by_id = token_texts.__getitem__
         self._utf8 = _Utf8("replace")
         self._cut = False  # True while the decoder holds an incomplete UTF-8 sequence
+        self._follows_token = False  # True while the tokenizer would write a space before the next text
         self._ids: list[int] = []
         self._position = 0  # index of the control token that is processed
         self._call_start = 0  # index of the first id of the open call
@@ -70,6 +71,10 @@ class ReplyParser:
         self._target: _TextTarget | None = None  # where the buffer's text goes; None before any was released
         self._settled: _TextTarget | None = None  # the same while ordinary ids can only add text to it, else None
 
+    def follow_token(self) -> None:
+        """Expect the next ids directly after a control token, where some tokenizers write a space before a text."""
+        self._follows_token = bool(self._token_texts.spaced)
+
     def prime(self, ids: Iterable[int]) -> None:
         """Process the ids of the reply that the prompt already contains.
 
@@ -82,6 +87,7 @@ class ReplyParser:
                 self._add_text_of([token_id])
             elif self._block is not None or name not in self._grammar.closing:
                 self._control(name)  # a token that closes a block is ignored if the prompt did not open the block
+            self._follows_token = token_id in self._token_texts.spaced
         if ids and self._block is None:
             self._buffer.expect_no_head()
 
@@ -110,12 +116,13 @@ class ReplyParser:
                 self._ordinary(ids[start:i], offset + start)
             self._position = offset + i
             part = self._control(control[token_id])
+            self._follows_token = token_id in self._token_texts.spaced
             self._span(part, offset + i)
             start = i + 1
         if start < len(ids):
             self._ordinary(ids[start:], offset + start)
         settled = self._starts and self._termination is None and not self._cut and not self._grammar.stop_texts
-        self._settled = self._target if settled else None
+        self._settled = self._target if settled and not self._token_texts.spaced else None
         deltas, self._deltas = self._deltas, []
         return deltas
 
@@ -157,7 +164,8 @@ class ReplyParser:
 
     def _add_text_of(self, ids: list[int]) -> None:
         """Add the text of ordinary ids. An incomplete UTF-8 sequence at the end is held until the next ids."""
-        if not self._cut:
+        follows_token, self._follows_token = self._follows_token, ids[-1] in self._token_texts.spaced
+        if not self._cut and not self._token_texts.spaced:
             try:
                 text = "".join(map(self._text_by_id, ids))
             except KeyError:
@@ -165,7 +173,8 @@ class ReplyParser:
             else:
                 self._push(text)
                 return
-        text = self._utf8.decode(self._token_texts.decode_bytes(ids))
+        texts = self._token_texts
+        text = self._utf8.decode(texts.bytes_after_token(ids) if follows_token else texts.decode_bytes(ids))
         self._cut = bool(self._utf8.getstate()[0])
         self._push(text)
 
