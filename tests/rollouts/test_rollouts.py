@@ -503,7 +503,35 @@ def test_an_object_that_is_no_environment_is_refused_and_not_repeated_or_dropped
         next(rollouts)
 
 
-def test_a_loop_that_lacks_the_loss_of_its_rollouts_is_refused_with_this_loss(create, service):
+@pytest.mark.parametrize(
+    ("of_rollouts", "of_loop", "message"),
+    [
+        ({}, {}, r'has the loss cross_entropy: pass loss_fn="importance_sampling" to the Loop$'),
+        ({"loss_fn": "cispo"}, {"loss_fn": "ppo"}, r'"cispo" to the Loop, or loss_fn="ppo" to the Rollouts$'),
+        (
+            {"weighting": "group"},
+            {"loss_fn": "importance_sampling", "normalize": "example"},
+            r'weighting="group" of the rollouts has no effect .* pass normalize="token"',
+        ),
+    ],
+)
+def test_a_loop_that_contradicts_its_rollouts_is_refused_before_anything_is_sampled(
+    of_rollouts, of_loop, message, create, service
+):
     client = service.create_lora_training_client()
-    with pytest.raises(PlanError, match=r'loss cross_entropy: pass loss_fn="importance_sampling"'):
-        Loop(client, create(client=client), steps=1).run()
+    with pytest.raises(PlanError, match=message):
+        Loop(client, create(client=client, **of_rollouts), steps=1, **of_loop)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss_fn": "importance_sampling", "normalize": "token"},
+        {"loss_fn": "importance_sampling", "normalize": "none"},
+        {"loss_fn": lambda datums, logprobs: (0, {}), "normalize": "none"},
+        {"loss_fn": "loss_of_one_service", "normalize": "none"},
+    ],
+)
+def test_a_loop_with_the_loss_of_its_rollouts_or_one_that_is_not_built_in_is_accepted(options, create, service):
+    client = service.create_lora_training_client()
+    Loop(client, create(client=client, weighting="group"), steps=1, **options)

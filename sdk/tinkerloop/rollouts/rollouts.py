@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from tinkerloop._lazy import tinker
-from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
+from tinkerloop.clients import CustomLoss, Future, SamplingClientLike, TrainingClientLike
 from tinkerloop.data.batches import Cursor, check_cursor, fingerprint_of
-from tinkerloop.datum_checks import POLICY_LOSSES
+from tinkerloop.datum_checks import LOSS_INPUTS, POLICY_LOSSES
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.futures import background, resolve
 from tinkerloop.renderers import Renderer
@@ -71,9 +71,9 @@ class Rollouts:
         log: the path of `rollouts.jsonl`, in the folder of the run.
         curriculum: which task each group is for. The default draws each task once per epoch, shuffled.
         advantages: function from a group to the advantages of its trajectories.
-        loss_fn: the policy loss that the datums are for. The loop needs the same.
+        loss_fn: the policy loss that the datums are for. A loop with another built-in loss is rejected.
         weighting: what counts equally in a step with `normalize="token"`: each "token", each "sequence" (trajectory) or
-            each "group".
+            each "group". The last two are rejected with `normalize="example"`, which would undo them.
         staleness: how many batches sampling is ahead of training. 0: each batch is sampled from the newest weights.
         substeps: in how many consecutive parts, with near-equal numbers of datums, a batch is delivered. The loop
             makes at least one step from each.
@@ -220,6 +220,27 @@ class Rollouts:
         self.close()
         self._move_to(batch, substep, cursor["state"])
         self._resumed = True
+
+    def check_loss(self, loss_fn: str | CustomLoss, normalize: str) -> None:
+        """Check that a loop trains these datums as they are meant. `Loop` calls it when it is created.
+
+        A custom loss, and one that only the service knows, are accepted.
+
+        Raises:
+            PlanError: `loss_fn` is another built-in loss, or `normalize` undoes the weighting.
+        """
+        of_datums, weighting = self._options.loss_fn, self._options.weighting
+        if isinstance(loss_fn, str) and loss_fn in LOSS_INPUTS and loss_fn != of_datums:
+            other = f', or loss_fn="{loss_fn}" to the Rollouts' if loss_fn in POLICY_LOSSES else ""
+            raise PlanError(
+                f"the rollouts are for the loss {of_datums}, but the loop has the loss {loss_fn}: pass "
+                f'loss_fn="{of_datums}" to the Loop{other}'
+            )
+        if normalize == "example" and weighting != "token":
+            raise PlanError(
+                f'weighting="{weighting}" of the rollouts has no effect with normalize="example", which makes the '
+                'weights of each datum sum to the same: pass normalize="token" to the Loop'
+            )
 
     def at_boundary(self, step: int) -> None:
         self._boundary, self._since_boundary = step, []
