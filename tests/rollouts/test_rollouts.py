@@ -1,6 +1,7 @@
 """Rollouts: staleness, order, groups that are left out, the log, and mistakes."""
 
 import asyncio
+import contextlib
 import itertools
 import threading
 
@@ -454,6 +455,17 @@ def test_a_cursor_of_other_options_is_refused(options, create):
     (name,) = options
     with pytest.raises(DataError, match=f"{name} was .* and is .* now"):
         create(**options).seek(create(groups=3, further_tasks=3).cursor | {"further_tasks": options.get("groups", 3)})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "problem"),
+    [([2, 3], [1, 30], "shares was .* and is"), ([1, 4], [3, 1], "sizes was .* and is"), ([2, 3], [6, 2], None)],
+)
+def test_a_cursor_of_parts_with_other_sizes_or_shares_is_refused(sizes, weights, problem, create):
+    cursor = create(curriculum=WeightedParts([2, 3], [3, 1])).cursor
+    resumed = create(curriculum=WeightedParts(sizes, weights))
+    with pytest.raises(DataError, match=problem) if problem else contextlib.nullcontext():
+        resumed.seek(cursor)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, Protocol
 
+from tinkerloop.data.batches import check_cursor
 from tinkerloop.data.permutation import shuffled_positions
 from tinkerloop.errors import PlanError
 from tinkerloop.rollouts.trajectory import Group
@@ -31,6 +32,10 @@ class Curriculum(Protocol):
 
     A batch of rollouts has `groups` slots. Further slots, with higher numbers, replace groups without anything to train
     on. With staleness k, the tasks of batch b are drawn from the state after the updates of batches 0 to b - k - 1.
+
+    If tasks are drawn by values that are not in the state, such as arguments of the class, a run could be resumed with
+    others. A curriculum may therefore have a method `check_state(state)`, which `Rollouts.seek` calls with the state of
+    the cursor, and which raises an error if the state is not one of this curriculum.
     """
 
     def begin(self, tasks: int, groups: int, seed: int) -> Any:
@@ -105,6 +110,10 @@ class WeightedParts:
 
     def update(self, state: Mapping[str, Any], groups: Sequence[Group]) -> Mapping[str, Any]:
         return state
+
+    def check_state(self, state: Any) -> None:
+        """Raise DataError if the state is that of other sizes or weights."""
+        check_cursor(state, {"sizes": list(self._sizes), "shares": self._shares}, ())
 
     def _at(self, position: int) -> tuple[int, int]:
         """Return the part that is drawn at `position`, and how many times it was drawn before."""

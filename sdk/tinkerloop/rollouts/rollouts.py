@@ -217,6 +217,8 @@ class Rollouts:
 
     def seek(self, cursor: Any) -> None:
         batch, substep = check_cursor(cursor, self._identity, ("batch", "substep"))
+        if check_state := getattr(self._curriculum, "check_state", None):
+            check_state(cursor["state"])
         self.close()
         self._move_to(batch, substep, cursor["state"])
         self._resumed = True
