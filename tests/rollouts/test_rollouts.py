@@ -299,6 +299,15 @@ def test_a_batch_with_nothing_to_train_on_says_why(create):
         next(rollouts)
 
 
+def test_a_batch_of_failures_alone_gets_no_advice_on_the_tasks(create):
+    rollouts = create(lambda task, seed: 1 / 0, on_failure=FailurePolicy(then="drop"))
+    with pytest.raises(
+        RolloutError, match=r"of its 6 groups, 6 were dropped .*\. Correct the environment; if it"
+    ) as raised:
+        next(rollouts)
+    assert "easier" not in str(raised.value)
+
+
 def test_groups_whose_environment_failed_are_replaced_and_counted(create):
     async def environment(task, seed):
         if task == "task 1":
@@ -501,6 +510,12 @@ def test_closed_rollouts_go_on_after_a_seek_only(create):
 def test_a_name_for_the_function_of_the_advantages_is_refused(create):
     with pytest.raises(PlanError, match=r"advantages must be a function .*got 'centered': .*without quotes"):
         create(advantages="centered")
+
+
+@pytest.mark.parametrize("given", [tinker.SamplingParams(seed=1), {"max_tokens": 3}])
+def test_wrong_sampling_params_are_refused(given, create):
+    with pytest.raises(PlanError, match="sampling_params must"):
+        create(sampling_params=given)
 
 
 def test_an_environment_in_place_of_its_function_is_refused(create):

@@ -93,7 +93,7 @@ async def sample_batch(
         in_flight: acquired during each request, to bound the number of requests.
 
     Raises:
-        RolloutError: no group of the batch can be trained on; or an environment failed.
+        RolloutError: no group of the batch can be trained on, or an episode cannot be sampled.
         CheckpointError: a group is not in the log, and the weights to sample it from do not exist any more.
     """
 
@@ -181,10 +181,15 @@ def _why_nothing_is_left(batch: int, groups: Sequence[Group], options: SamplingO
         reasons.append(f"{len(scored)} have no advantages, because their rewards are equal (mean reward: {rewards})")
     if dropped:
         reasons.append(f"{len(dropped)} were dropped because an environment failed ({dropped[0].failures[-1]})")
+    remedy = "Correct the environment; if it fails at random only, use more FailurePolicy.retries"
+    if scored:
+        remedy = (
+            "Use easier or harder tasks, a larger group_size, more further_tasks "
+            f'(now {options.further_tasks}), or constant_groups="keep"'
+        )
     return (
         f"batch {batch} of the rollouts has nothing to train on: of its {len(groups)} groups, {'; '.join(reasons)}. "
-        f"Use easier or harder tasks, a larger group_size, more further_tasks (now {options.further_tasks}), or "
-        'constant_groups="keep"'
+        + remedy
     )
 
 

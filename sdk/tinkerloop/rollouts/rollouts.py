@@ -44,7 +44,7 @@ from tinkerloop.rollouts.batch_sampling import (
 from tinkerloop.rollouts.curriculum import Curriculum, Shuffled, checked_state
 from tinkerloop.rollouts.delivered import Delivered, account_for, part_of_datums
 from tinkerloop.rollouts.environments import Environment
-from tinkerloop.rollouts.episodes import FailurePolicy, Limits
+from tinkerloop.rollouts.episodes import FailurePolicy, Limits, check_sampling_params
 from tinkerloop.rollouts.policy_datum import WEIGHTING, Weighting
 from tinkerloop.rollouts.rollout_log import RolloutLog
 from tinkerloop.rollouts.trajectory import Group
@@ -135,6 +135,7 @@ class Rollouts:
                 f"group_size=1 with advantages={name}, which compares the episodes of a group: all advantages would be "
                 "0, and nothing would be trained; use a group_size of at least 2, or advantages=no_baseline"
             )
+        check_sampling_params(sampling_params)
         if not callable(environment):
             raise PlanError(
                 f"environment must be a function from a task and a seed to an environment, got {environment!r:.80}"
