@@ -444,6 +444,53 @@ def test_groups_that_are_missing_in_the_log_are_reported(create, tmp_path):
         next(resumed)
 
 
+@pytest.mark.parametrize("left", [0, 5, 6], ids=["none", "a part of batch 1", "batches 0 and 1"])
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_log_without_all_batches_before_the_record_is_refused_and_not_changed(staleness, left, create, tmp_path):
+    options = {"staleness": staleness, "constant_groups": "keep"}
+    rollouts = create(**options)
+    take(rollouts, 3)
+    cursor = rollouts.cursor
+    rollouts.close()
+    log = tmp_path / "rollouts.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:left]))
+    resumed = create(**options)
+    resumed.seek(cursor)
+    with pytest.raises(CheckpointError, match=r"groups of batch \d are missing in .*: it has \d, expected at least 3"):
+        next(resumed)
+    assert log.read_bytes() == b"".join(lines[:left])
+
+
+def test_another_log_than_that_of_the_record_is_refused(create, tmp_path):
+    rollouts = create()
+    next(rollouts)
+    resumed = create(log=tmp_path / "another" / "rollouts.jsonl")
+    resumed.seek(rollouts.cursor)
+    with pytest.raises(CheckpointError, match=r"groups of batch 0 are missing in .*another"):
+        next(resumed)
+
+
+@pytest.mark.parametrize("line", ['{"x": 1}', '{"batch": "one"}', '{"batch": 1, "trajectories": [{"segments": [1]}]}'])
+def test_a_line_of_the_log_that_is_no_group_is_named(line, create, tmp_path):
+    rollouts, log = create(constant_groups="keep"), tmp_path / "rollouts.jsonl"
+    next(rollouts)
+    log.write_text(log.read_text() + line + "\n")
+    resumed = create(constant_groups="keep")
+    resumed.seek(rollouts.cursor)
+    with pytest.raises(CheckpointError, match=r"rollouts.jsonl:4: not a group of rollouts"):
+        next(resumed)
+    with pytest.raises(CheckpointError, match=r"rollouts.jsonl:4: not a group of rollouts"):
+        list(read_rollouts(log))
+
+
+def test_a_folder_in_place_of_the_log_is_refused_and_not_renamed(create, tmp_path):
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    with pytest.raises(PlanError, match=r"log must be the path of a file, but .*run is a folder"):
+        next(create(log=tmp_path / "run"))
+    assert (tmp_path / "run" / "state").exists()
+
+
 def test_a_run_that_does_not_begin_leaves_the_log_unchanged(create, service, tmp_path):
     log, checkpoints = tmp_path / "rollouts.jsonl", Checkpoints(tmp_path)
     client = service.create_lora_training_client()

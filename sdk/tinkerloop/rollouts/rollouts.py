@@ -287,7 +287,7 @@ class Rollouts:
         if self._resumed:
             # The first batch begun here keeps its groups in the log: their weights are those of this boundary too.
             self._settled = self._begun_before(self._batch, self._substep)
-            self._logged = self._log.rewind(self._batch, self._batch + self._staleness + 1)
+            self._logged = self._log.rewind(self._batch, self._batch + self._staleness + 1, self._options.groups)
         else:
             self._log.begin()
         self._in_flight = None if self._max_in_flight is None else asyncio.Semaphore(self._max_in_flight)
