@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from tinkerloop._lazy import tinker
 from tinkerloop.cli.number_options import at_least, non_negative
 from tinkerloop.cli.run_checkpoint import checkpoint_of, naming_root, run_config
+from tinkerloop.cli.text_options import non_empty
 from tinkerloop.clients import SamplingClientLike, ServiceClientLike
 from tinkerloop.connection import connect
 from tinkerloop.errors import TinkerloopError
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--service",
+        type=non_empty,
         help="The service that has the checkpoint: local (the embedded engine), tinker (the hosted service), or a URL. "
         "The default is that of the run, or local.",
     )
@@ -46,13 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="The folder that tinker:// paths are relative to. The default is the run's own folder, or ~/.tinkerloop.",
     )
     parser.add_argument(
-        "--renderer", help="The chat format. The default is that of the run, or the one recommended for the model."
+        "--renderer",
+        type=non_empty,
+        help="The chat format. The default is that of the run, or the one recommended for the model.",
     )
     parser.add_argument(
         "--tokenizer",
+        type=non_empty,
         help="The name or folder of the model whose tokenizer is used. The default is the checkpoint's base model.",
     )
-    parser.add_argument("--system", help="A system message at the start of the conversation.")
+    parser.add_argument("--system", type=non_empty, help="A system message at the start of the conversation.")
     parser.add_argument(
         "--temperature",
         type=non_negative,
