@@ -263,6 +263,12 @@ def test_an_error_of_the_service_is_passed_on_unchanged_and_never_repeated() -> 
         run(group_of(Counting, sampler, seeds=[1], on_failure=FailurePolicy(retries=5, then="drop")))
 
 
+@pytest.mark.parametrize("options", [{"retries": 1.5}, {"retries": -1}, {"retries": math.nan}, {"then": "skip"}])
+def test_a_failure_policy_needs_a_whole_number_and_a_known_consequence(options: Any) -> None:
+    with pytest.raises(RolloutError, match=r"^(retries|then) must be"):
+        FailurePolicy(**options)
+
+
 DROP = FailurePolicy(retries=5, then="drop")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import threading
 
 import numpy as np
@@ -12,7 +13,16 @@ import tinker
 from tinkerloop.callbacks import GradientAccumulation
 from tinkerloop.errors import CheckpointError, DataError, PlanError, RolloutError
 from tinkerloop.loop import Callback, Checkpoints, Loop, open_training_client
-from tinkerloop.rollouts import FailurePolicy, Rollouts, WeightedParts, one_turn, read_rollouts
+from tinkerloop.rollouts import (
+    FailurePolicy,
+    Rollouts,
+    WeightedParts,
+    one_turn,
+    per_turn,
+    read_rollouts,
+    reference_kl,
+    reverse_kl,
+)
 from tinkerloop.rollouts.curriculum import Shuffled
 from tinkerloop.testing import Ready
 
@@ -362,8 +372,11 @@ def test_tasks_are_drawn_from_the_state_when_their_batch_was_begun(staleness, cr
 
 
 class Wrong(Shuffled):
+    def __init__(self, number):
+        self.number = number
+
     def draw(self, state, batch, slot):
-        return 5
+        return self.number
 
 
 class Unwritable(Shuffled):
@@ -373,7 +386,11 @@ class Unwritable(Shuffled):
 
 @pytest.mark.parametrize(
     "curriculum, message",
-    [(Wrong(), r"drew task 5 for slot [0-2] of batch 0, but"), (Unwritable(), r"stored as JSON; got \(1, 2\)")],
+    [
+        (Wrong(5), r"drew task 5 for slot [0-2] of batch 0, but"),
+        (Wrong(1.0), "drew task 1.0 for slot"),
+        (Unwritable(), r"stored as JSON; got \(1, 2\)"),
+    ],
 )
 def test_mistakes_of_a_curriculum_are_named(curriculum, message, create):
     with pytest.raises(PlanError, match=message):
@@ -381,8 +398,9 @@ def test_mistakes_of_a_curriculum_are_named(curriculum, message, create):
 
 
 def test_weights_and_sizes_of_parts_are_checked():
-    for arguments in (([], []), ([1, 2], [1]), ([0, 2], [1, 1]), ([1, 2], [1, -1])):
-        with pytest.raises(PlanError, match=r"every part needs|must be positive"):
+    for arguments in (([], []), ([1, 2], [1]), ([0, 2], [1, 1]), ([1.5, 2], [1, 1]), ([1, 2], [1, -1]),
+                      ([1, 2], [1, float("nan")]), ([1, 2], [1e308, 1e308])):  # fmt: skip
+        with pytest.raises(PlanError, match=r"every part needs|must be (positive|a whole number|a finite number)"):
             WeightedParts(*arguments)
     with pytest.raises(PlanError, match="7 together, but there are 8"):
         WeightedParts([3, 4], [1, 1]).begin(8, 2, 0)
@@ -526,14 +544,37 @@ def test_a_cursor_of_parts_with_other_sizes_or_shares_is_refused(sizes, weights,
 
 @pytest.mark.parametrize(
     "options",
-    [{"groups": 0}, {"group_size": 0}, {"staleness": -1}, {"substeps": 0}, {"further_tasks": -1},
-     {"max_in_flight": 0}, {"tasks": []}, {"constant_groups": "maybe"}, {"weighting": "turn"},
-     {"loss_fn": "cross_entropy"}],
+    [{"groups": 0}, {"groups": 2.5}, {"groups": None}, {"group_size": 0}, {"group_size": 2.0}, {"staleness": -1},
+     {"staleness": 0.5}, {"staleness": None}, {"substeps": 0}, {"substeps": 1.5}, {"further_tasks": -1},
+     {"further_tasks": 0.5}, {"max_in_flight": 0}, {"max_in_flight": float("nan")}, {"seed": 1.5}, {"seed": True},
+     {"tasks": []}, {"tasks": "a task"}, {"tasks": {"a": "task"}}, {"constant_groups": "maybe"}, {"weighting": "turn"},
+     {"loss_fn": "cross_entropy"}, {"loss_fn": "stable_reinforce"}],
 )  # fmt: skip
 def test_invalid_options_are_refused(options, create):
     (name,) = options
     with pytest.raises(PlanError, match=f"{name} must be"):
         create(**options)
+
+
+def test_numbers_of_numpy_are_accepted_and_resumed_from(create):
+    numbers = {"groups": 2, "group_size": 2, "seed": 3, "further_tasks": 1, "staleness": 0, "substeps": 1}
+    rollouts = create(**{name: np.int64(value) for name, value in numbers.items()}, constant_groups="keep")
+    next(rollouts)
+    create(**numbers, constant_groups="keep").seek(json.loads(json.dumps(rollouts.cursor)))
+
+
+@pytest.mark.parametrize(
+    ("advantages", "problem"),
+    [
+        (per_turn, r"pass what it returns, as in advantages=per_turn\(\)"),
+        (reference_kl, r"pass what it returns, as in advantages=reference_kl\(beta\)"),
+        (reference_kl(0.1), "advantages=reference_kl needs .* pass reference=SAMPLING_CLIENT"),
+        (reverse_kl, "advantages=reverse_kl needs .* pass reference=SAMPLING_CLIENT"),
+    ],
+)
+def test_advantages_that_cannot_be_computed_are_refused_before_anything_is_sampled(advantages, problem, create):
+    with pytest.raises(PlanError, match=problem):
+        create(advantages=advantages)
 
 
 def test_rollouts_need_to_know_the_boundary(service, renderer, tmp_path):

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from tinkerloop.data.batches import check_cursor
 from tinkerloop.data.permutation import shuffled_positions
 from tinkerloop.errors import PlanError
+from tinkerloop.number_checks import check_finite_number, check_whole
 from tinkerloop.rollouts.trajectory import Group
 
 
@@ -85,12 +86,16 @@ class WeightedParts:
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float]):
-        if not sizes or len(sizes) != len(weights) or min(sizes) < 1:
-            raise PlanError(f"every part needs a size of at least 1 and a weight, got {sizes=} and {weights=}")
-        if not all(0 < weight < float("inf") for weight in weights):
-            raise PlanError(f"weights must be positive and finite, got {weights}")
-        self._sizes = tuple(sizes)
-        self._shares = [weight / sum(weights) for weight in weights]
+        if not len(sizes) or len(sizes) != len(weights):
+            raise PlanError(f"every part needs a size and a weight, got {sizes=} and {weights=}")
+        for size, weight in zip(sizes, weights, strict=True):
+            check_whole("the size of a part", size, 1)
+            check_finite_number("the weight of a part", weight)
+            if weight <= 0:
+                raise PlanError(f"weights must be positive, got {weights}")
+        self._sizes = tuple(map(int, sizes))
+        check_finite_number("the sum of the weights", sum(weights))
+        self._shares = [float(weight / sum(weights)) for weight in weights]
         self._taken = [0] * len(sizes)
         self._drawn: list[tuple[int, int]] = []  # (part, its draws before), for each position so far
 

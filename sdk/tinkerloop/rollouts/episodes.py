@@ -18,6 +18,7 @@ from tinkerloop._lazy import tinker
 from tinkerloop.clients import SamplingClientLike
 from tinkerloop.errors import BrokenReplyError, EnvironmentFailedError, PlanError, RenderError, RolloutError
 from tinkerloop.loop.futures import awaitable, resolve_async
+from tinkerloop.number_checks import check_whole
 from tinkerloop.renderers import Episode, Parsed, Renderer
 from tinkerloop.renderers.episode import where_broken
 from tinkerloop.rollouts.environments import Environment, Outcome, Start, invoke
@@ -67,8 +68,9 @@ class FailurePolicy:
     then: Literal["raise", "drop"] = "raise"
 
     def __post_init__(self) -> None:
-        if self.retries < 0 or self.then not in ("raise", "drop"):
-            raise RolloutError(f"expected retries >= 0, and then='raise' or 'drop', got {self}")
+        check_whole("retries", self.retries, 0, error=RolloutError)
+        if self.then not in ("raise", "drop"):
+            raise RolloutError(f"then must be 'raise' or 'drop', got {self.then!r}")
 
 
 async def run_group(

@@ -27,6 +27,8 @@ from tinkerloop.rollouts.trajectory import Group, Trajectory
 
 Weighting = Literal["token", "sequence", "group"]
 WEIGHTING: tuple[Weighting, ...] = ("token", "sequence", "group")
+TRAJECTORY_LOSSES = tuple(name for name in POLICY_LOSSES if name != "stable_reinforce")
+"""The losses whose datums can be built from a trajectory. It does not have the ids that stable_reinforce needs."""
 
 
 def policy_datum(

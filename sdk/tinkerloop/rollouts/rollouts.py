@@ -29,11 +29,10 @@ from typing import Any, Literal, cast
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import CustomLoss, Future, SamplingClientLike, TrainingClientLike
 from tinkerloop.data.batches import Cursor, check_cursor, fingerprint_of
-from tinkerloop.datum_checks import LOSS_INPUTS, POLICY_LOSSES
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.futures import background, resolve
 from tinkerloop.renderers import Renderer
-from tinkerloop.rollouts.advantages import AdvantageFunction, centered, compares_trajectories
+from tinkerloop.rollouts.advantages import AdvantageFunction, centered
 from tinkerloop.rollouts.batch_sampling import (
     BatchBeginning,
     EventLoopThread,
@@ -45,7 +44,14 @@ from tinkerloop.rollouts.curriculum import Curriculum, Shuffled, checked_state
 from tinkerloop.rollouts.delivered import Delivered, account_for, part_of_datums
 from tinkerloop.rollouts.environments import Environment
 from tinkerloop.rollouts.episodes import FailurePolicy, Limits, check_sampling_params
-from tinkerloop.rollouts.policy_datum import WEIGHTING, Weighting
+from tinkerloop.rollouts.option_checks import (
+    check_functions,
+    check_loss,
+    check_named_options,
+    check_numbers,
+    check_tasks,
+)
+from tinkerloop.rollouts.policy_datum import Weighting
 from tinkerloop.rollouts.rollout_log import RolloutLog
 from tinkerloop.rollouts.trajectory import Group
 
@@ -117,34 +123,17 @@ class Rollouts:
         reference: SamplingClientLike | Future[SamplingClientLike] | None = None,
         max_in_flight: int | None = None,
     ):
-        further_tasks = groups if further_tasks is None else further_tasks
-        least = {"tasks": (len(tasks), 1), "groups": (groups, 1), "group_size": (group_size, 1),
-                 "staleness": (staleness, 0), "substeps": (substeps, 1), "further_tasks": (further_tasks, 0),
-                 "max_in_flight": (1 if max_in_flight is None else max_in_flight, 1)}  # fmt: skip
-        for name, (value, smallest) in least.items():
-            if value < smallest:
-                raise PlanError(f"{name} must be at least {smallest}, got {value}")
-        if not callable(advantages):
-            raise PlanError(
-                f"advantages must be a function from a group to its advantages, got {advantages!r}: pass a function of "
-                "tinkerloop.rollouts, such as centered (without quotes), or your own"
-            )
-        if group_size == 1 and compares_trajectories(advantages):
-            name = getattr(getattr(advantages, "func", advantages), "__qualname__", "").partition(".")[0]
-            raise PlanError(
-                f"group_size=1 with advantages={name}, which compares the episodes of a group: all advantages would be "
-                "0, and nothing would be trained; use a group_size of at least 2, or advantages=no_baseline"
-            )
+        check_numbers(
+            seed, groups=groups, group_size=group_size, staleness=staleness, substeps=substeps,
+            further_tasks=further_tasks, max_in_flight=max_in_flight,
+        )  # fmt: skip
+        # numbers of numpy, which JSON does not have, become Python's
+        groups, group_size, staleness, substeps, seed = map(int, (groups, group_size, staleness, substeps, seed))
+        further_tasks = groups if further_tasks is None else int(further_tasks)
+        check_named_options(constant_groups=constant_groups, weighting=weighting, loss_fn=loss_fn)
+        check_tasks(tasks)
+        check_functions(environment, advantages, group_size=group_size, has_reference=reference is not None)
         check_sampling_params(sampling_params)
-        if not callable(environment):
-            raise PlanError(
-                f"environment must be a function from a task and a seed to an environment, got {environment!r:.80}"
-            )
-        choices = {"constant_groups": (constant_groups, ("drop", "keep")), "weighting": (weighting, WEIGHTING),
-                   "loss_fn": (loss_fn, POLICY_LOSSES)}  # fmt: skip
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise PlanError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         self._client, self._curriculum, self._max_in_flight = resolve(client), curriculum or Shuffled(), max_in_flight
         self._staleness, self._substeps = staleness, substeps
         self._identity: Cursor = {
@@ -232,18 +221,7 @@ class Rollouts:
         Raises:
             PlanError: `loss_fn` is another built-in loss, or `normalize` undoes the weighting.
         """
-        of_datums, weighting = self._options.loss_fn, self._options.weighting
-        if isinstance(loss_fn, str) and loss_fn in LOSS_INPUTS and loss_fn != of_datums:
-            other = f', or loss_fn="{loss_fn}" to the Rollouts' if loss_fn in POLICY_LOSSES else ""
-            raise PlanError(
-                f"the rollouts are for the loss {of_datums}, but the loop has the loss {loss_fn}: pass "
-                f'loss_fn="{of_datums}" to the Loop{other}'
-            )
-        if normalize == "example" and weighting != "token":
-            raise PlanError(
-                f'weighting="{weighting}" of the rollouts has no effect with normalize="example", which makes the '
-                'weights of each datum sum to the same: pass normalize="token" to the Loop'
-            )
+        check_loss(self._options.loss_fn, self._options.weighting, loss_fn, normalize)
 
     def at_boundary(self, step: int) -> None:
         self._boundary, self._since_boundary = step, []
