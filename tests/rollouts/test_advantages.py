@@ -108,6 +108,10 @@ def test_log_probabilities_of_a_reference_are_required_where_they_are_used():
         (lambda group: [1.0], "one entry for each of the 2 trajectories of a group, got 1"),
         (lambda group: [1.0, math.nan], "finite numbers, got nan for trajectory 1"),
         (lambda group: centered, "returned a function"),
+        (lambda group: {0: 1.0, 1: -1.0}, "must return a list with the advantage of each trajectory"),
+        (lambda group: {1.0, -1.0}, "must return a list with the advantage of each trajectory"),
+        (lambda group: None, "must return a list with the advantage of each trajectory"),
+        (lambda group: [1j, 1.0], "must return finite numbers, got 1j for trajectory 0"),
         (leave_one_out, "needs at least 2 trajectories"),
     ],
 )

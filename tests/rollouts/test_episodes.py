@@ -239,6 +239,13 @@ class Returning:
         (Returning(QUESTION), r"start\(\) of an environment must return Start\(...\), got \[{'role'"),
         (Returning(Start([{"role": "user"}])), r"that start\(\) returned are not valid: messages\[0\]: 'content' is"),
         (Returning(Start(QUESTION), 1.0), r"step\(\) of an environment must return Outcome\(...\), got 1.0"),
+        *(
+            (
+                Returning(Start(QUESTION), Outcome(messages=wrong, done=True)),
+                r"the last messages .* not valid: messages",
+            )
+            for wrong in ("done", [{"role": "user"}], [{"role": "user", "content": ["text"]}])
+        ),
         (Returning(Start(QUESTION), Outcome()), r"step\(\) returned neither messages nor done=True"),
         (
             Returning(Start(QUESTION), Outcome(messages=[{"role": "assistant", "content": "x"}])),
@@ -255,6 +262,12 @@ def test_what_an_environment_returns_is_checked(environment: Returning, problem:
 def test_an_outcome_needs_finite_numbers(values: Any) -> None:
     with pytest.raises(RolloutError, match="must be a finite number, got"):
         Outcome(**values)
+
+
+@pytest.mark.parametrize("done", ["false", None, 0.0])
+def test_an_outcome_is_done_or_not(done: Any) -> None:
+    with pytest.raises(RolloutError, match="done must be True or False, got"):
+        Outcome(done=done)
 
 
 def test_an_error_of_the_service_is_passed_on_unchanged_and_never_repeated() -> None:

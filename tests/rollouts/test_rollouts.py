@@ -502,6 +502,11 @@ def test_a_line_of_the_log_that_is_no_group_is_named(line, create, tmp_path):
         list(read_rollouts(log))
 
 
+def test_a_file_of_rollouts_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no file .*none.jsonl: pass the path"):
+        next(read_rollouts(tmp_path / "none.jsonl"))
+
+
 def test_a_folder_in_place_of_the_log_is_refused_and_not_renamed(create, tmp_path):
     (tmp_path / "run" / "state").mkdir(parents=True)
     with pytest.raises(PlanError, match=r"log must be the path of a file, but .*run is a folder"):
@@ -548,7 +553,7 @@ def test_a_cursor_of_parts_with_other_sizes_or_shares_is_refused(sizes, weights,
      {"staleness": 0.5}, {"staleness": None}, {"substeps": 0}, {"substeps": 1.5}, {"further_tasks": -1},
      {"further_tasks": 0.5}, {"max_in_flight": 0}, {"max_in_flight": float("nan")}, {"seed": 1.5}, {"seed": True},
      {"tasks": []}, {"tasks": "a task"}, {"tasks": {"a": "task"}}, {"constant_groups": "maybe"}, {"weighting": "turn"},
-     {"loss_fn": "cross_entropy"}, {"loss_fn": "stable_reinforce"}],
+     {"loss_fn": "cross_entropy"}, {"loss_fn": "stable_reinforce"}, {"limits": 5}, {"on_failure": "drop"}],
 )  # fmt: skip
 def test_invalid_options_are_refused(options, create):
     (name,) = options
@@ -636,6 +641,11 @@ def test_a_loop_that_contradicts_its_rollouts_is_refused_before_anything_is_samp
     client = service.create_lora_training_client()
     with pytest.raises(PlanError, match=message):
         Loop(client, create(client=client, **of_rollouts), steps=1, **of_loop)
+
+
+def test_a_loop_that_trains_another_client_than_its_rollouts_sample_from_is_refused(create, service):
+    with pytest.raises(PlanError, match=r"another training client .* pass the same client to both"):
+        Loop(service.create_lora_training_client(), create(), steps=1, loss_fn="importance_sampling")
 
 
 @pytest.mark.parametrize(

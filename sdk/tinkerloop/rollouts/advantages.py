@@ -11,7 +11,7 @@ In the formulas, r_i is the reward of trajectory i and n is the number of trajec
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -198,6 +198,10 @@ def compute_advantages(function: AdvantageFunction, group: Group) -> list[Advant
     advantages: Any = function(group)
     if callable(advantages):
         raise PlanError(f"{name} returned a function, not advantages: pass what it returns, as in advantages={name}()")
+    if not isinstance(advantages, Iterable) or isinstance(advantages, str | Mapping | Set):
+        raise PlanError(
+            f"{name} must return a list with the advantage of each trajectory, in order, got {advantages!r:.80}"
+        )
     advantages = list(advantages)
     if len(advantages) != len(group.trajectories):
         raise PlanError(
@@ -205,7 +209,8 @@ def compute_advantages(function: AdvantageFunction, group: Group) -> list[Advant
             f"{len(advantages)}"
         )
     for index, advantage in enumerate(advantages):
-        if not np.all(np.isfinite(advantage)):
+        values = np.asarray(advantage)
+        if values.dtype.kind not in "biuf" or not np.all(np.isfinite(values)):
             raise PlanError(f"{name} must return finite numbers, got {advantage!r} for trajectory {index}")
     return advantages
 

@@ -207,13 +207,17 @@ async def run_episode(
     finally:
         if close := getattr(environment, "close", None):
             await _ask("close", close)
+    try:
+        closing = list(map(readable_message, last))
+    except RenderError as error:
+        raise EnvironmentFailedError(f"the last messages that step() returned are not valid: {error}") from error
     segments = episode_segments(episode)
     if reference is not None:
         segments = await asyncio.gather(*(_with_reference(segment, reference, slots) for segment in segments))
     return Trajectory(
         segments=tuple(segments),
         turns=tuple(turns),
-        messages=tuple(map(readable_message, [*episode.messages, *last])),
+        messages=(*map(readable_message, episode.messages), *closing),
         end=end,
         boundary=boundary,
         seed=seed,

@@ -18,6 +18,7 @@ from tinkerloop.rollouts.advantages import (
     per_turn,
     reference_kl,
 )
+from tinkerloop.rollouts.episodes import FailurePolicy, Limits
 from tinkerloop.rollouts.policy_datum import TRAJECTORY_LOSSES, WEIGHTING
 
 _LEAST = {
@@ -54,6 +55,13 @@ def check_tasks(tasks: Any) -> None:
     is_sequence = hasattr(tasks, "__len__") and hasattr(tasks, "__getitem__")
     if isinstance(tasks, str | bytes | Mapping) or not is_sequence or not len(tasks):
         raise PlanError(f"tasks must be a list or another sequence with at least one task, got {tasks!r:.80}")
+
+
+def check_policies(limits: Any, on_failure: Any) -> None:
+    """Raise PlanError unless these are `Limits` and a `FailurePolicy`."""
+    for name, value, kind in (("limits", limits, Limits), ("on_failure", on_failure, FailurePolicy)):
+        if not isinstance(value, kind):
+            raise PlanError(f"{name} must be tinkerloop.rollouts.{kind.__name__}(...), got {value!r:.80}")
 
 
 def check_functions(environment: Any, advantages: Any, *, group_size: int, has_reference: bool) -> None:

@@ -24,8 +24,12 @@ def read_rollouts(path: str | Path) -> Iterator[Group]:
     """Yield the groups in a `rollouts.jsonl`, in order.
 
     Raises:
-        CheckpointError: a line is not a group.
+        CheckpointError: there is no such file, or a line is not a group.
     """
+    if not Path(path).is_file():
+        raise CheckpointError(
+            f"there is no file {path}: pass the path that was passed to Rollouts(log=...), after the first batch"
+        )
     for _, read_group in _numbered_groups(Path(path)):
         yield read_group()
 

@@ -49,6 +49,7 @@ from tinkerloop.rollouts.option_checks import (
     check_loss,
     check_named_options,
     check_numbers,
+    check_policies,
     check_tasks,
 )
 from tinkerloop.rollouts.policy_datum import Weighting
@@ -65,7 +66,7 @@ class Rollouts:
     episode is raised when its batch is due.
 
     Args:
-        client: the training client of the loop.
+        client: the training client of the loop; a loop with another one is rejected.
         tasks: the tasks, in any form that `environment` takes.
         environment: function, plain or `async`, from a task and a random seed to the environment of one episode. All
             episodes of a group get the same seed.
@@ -134,6 +135,7 @@ class Rollouts:
         check_tasks(tasks)
         check_functions(environment, advantages, group_size=group_size, has_reference=reference is not None)
         check_sampling_params(sampling_params)
+        check_policies(limits, on_failure)
         self._client, self._curriculum, self._max_in_flight = resolve(client), curriculum or Shuffled(), max_in_flight
         self._staleness, self._substeps = staleness, substeps
         self._identity: Cursor = {
@@ -213,14 +215,20 @@ class Rollouts:
         self._move_to(batch, substep, cursor["state"])
         self._resumed = True
 
-    def check_loss(self, loss_fn: str | CustomLoss, normalize: str) -> None:
+    def check_training(self, client: TrainingClientLike, loss_fn: str | CustomLoss, normalize: str) -> None:
         """Check that a loop trains these datums as they are meant. `Loop` calls it when it is created.
 
         A custom loss, and one that only the service knows, are accepted.
 
         Raises:
-            PlanError: `loss_fn` is another built-in loss, or `normalize` undoes the weighting.
+            PlanError: `client` is not the one whose weights are sampled, `loss_fn` is another built-in loss, or
+                `normalize` undoes the weighting.
         """
+        if client is not self._client:
+            raise PlanError(
+                "the rollouts sample from the weights of another training client than the one that the loop trains, so "
+                "they would never see a step: pass the same client to both"
+            )
         check_loss(self._options.loss_fn, self._options.weighting, loss_fn, normalize)
 
     def at_boundary(self, step: int) -> None:
