@@ -611,6 +611,23 @@ def test_wrong_sampling_params_are_refused(given, create):
         create(sampling_params=given)
 
 
+@pytest.mark.parametrize("name", ["client", "renderer", "reference"])
+@pytest.mark.parametrize("given", ["a name", 1])
+def test_an_object_that_cannot_do_what_sampling_needs_is_refused_before_it_begins(name, given, create):
+    with pytest.raises(PlanError, match=rf"^{name} must be an? |^{name} must be the training client"):
+        create(**{name: given})
+
+
+def test_a_renderer_cannot_be_left_out(create):
+    with pytest.raises(PlanError, match="renderer must be a renderer"):
+        create(renderer=None)
+
+
+def test_a_training_client_is_no_reference(create, service):
+    with pytest.raises(PlanError, match=r"reference must be a sampling client, .* has no method compute_logprobs"):
+        create(reference=service.create_lora_training_client())
+
+
 def test_an_environment_in_place_of_its_function_is_refused(create):
     with pytest.raises(PlanError, match="environment must be a function from a task and a seed"):
         create(environment=one_turn([], score))

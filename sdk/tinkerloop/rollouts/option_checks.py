@@ -30,6 +30,23 @@ _CHOICES: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 
 
+_METHODS = {
+    "client": ("save_weights_and_get_sampling_client", "the training client of the loop"),
+    "renderer": ("get_stop_sequences", "a renderer, such as tinkerloop.get_renderer(name, tokenizer)"),
+    "reference": ("compute_logprobs", "a sampling client, such as service.create_sampling_client(base_model=...)"),
+}
+"""A method that each object must have, and what to pass."""
+
+
+def check_methods(**objects: Any) -> None:
+    """Raise PlanError unless each object has the method that sampling calls. None as the reference is accepted."""
+    for name, value in objects.items():
+        method, expected = _METHODS[name]
+        is_left_out = name == "reference" and value is None
+        if not is_left_out and not callable(getattr(value, method, None)):
+            raise PlanError(f"{name} must be {expected}, got {value!r:.80}, which has no method {method}")
+
+
 def check_numbers(seed: Any, **numbers: Any) -> None:
     """Check that the seed and the numbers are whole numbers of an allowed size.
 

@@ -47,6 +47,7 @@ from tinkerloop.rollouts.episodes import FailurePolicy, Limits, check_sampling_p
 from tinkerloop.rollouts.option_checks import (
     check_functions,
     check_loss,
+    check_methods,
     check_named_options,
     check_numbers,
     check_policies,
@@ -136,7 +137,9 @@ class Rollouts:
         check_functions(environment, advantages, group_size=group_size, has_reference=reference is not None)
         check_sampling_params(sampling_params)
         check_policies(limits, on_failure)
-        self._client, self._curriculum, self._max_in_flight = resolve(client), curriculum or Shuffled(), max_in_flight
+        client, reference = resolve(client), cast("SamplingClientLike | None", resolve(reference))
+        check_methods(client=client, renderer=renderer, reference=reference)
+        self._client, self._curriculum, self._max_in_flight = client, curriculum or Shuffled(), max_in_flight
         self._staleness, self._substeps = staleness, substeps
         self._identity: Cursor = {
             "kind": "rollouts", "tasks": len(tasks), "fingerprint": fingerprint_of(tasks), "seed": seed,
@@ -155,7 +158,7 @@ class Rollouts:
             seed=seed,
             limits=limits,
             on_failure=on_failure,
-            reference=cast("SamplingClientLike | None", resolve(reference)),
+            reference=reference,
             advantages=advantages,
             loss_fn=loss_fn,
             weighting=weighting,
