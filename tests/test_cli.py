@@ -59,6 +59,36 @@ def test_a_file_in_a_folder_that_is_missing_is_refused_with_the_folder(command, 
     assert "this is a folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        (["report", "run", "--watch", "--out", "page.html"], "--watch serves the page and writes no file: omit --out"),
+        (["report", "run", "--port", "0"], "--port is for --watch"),
+        (["runs", "run", "--reverse"], "--reverse turns the order of --sort around: pass --sort COLUMN too"),
+        (["estimate", "rows", "--on-long", "skip"], "--on-long is for conversations longer than --max-length"),
+        (["serve", "--model", "tiny=."], "'tiny' is the name of a built-in model; give the folder another name"),
+        (["run", "--model", "tiny=folder", __file__], "such as my/tiny=folder, which the program then uses"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_without_effect_is_refused_with_what_to_do(command, problem, capsys) -> None:
+    assert main(command) == 2
+    assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", " "])
+@pytest.mark.parametrize(
+    "command",
+    ["chat x --system", "chat x --renderer", "chat x --tokenizer", "chat x --service", "serve --token", "serve --host",
+     "runs --sort", "export x --to y --service", "inspect x --renderer", "inspect x --model", "estimate x --renderer",
+     "estimate x --model"],
+)  # fmt: skip
+def test_an_empty_text_is_refused_and_does_not_count_as_no_option(command, text, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([*command.split(), text])
+    assert f"expected a text that is not empty, got {text!r}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_keeps_its_examples_and_wraps_its_text(command, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "70")

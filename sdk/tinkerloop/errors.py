@@ -10,7 +10,8 @@
       + BrokenReplyError                    a sampled reply that no message can follow
   x ImageError (also ValueError)            an image that cannot be opened, converted or counted in tokens
   x PlanError (also ValueError)             a training step or a callback with invalid settings
-  x RolloutError                            an episode that cannot be sampled, e.g. because its environment failed
+  x RolloutError                            an episode that cannot be sampled
+    - EnvironmentFailedError                an environment that raised an error or returned something invalid
   x NonFiniteError (also ArithmeticError)   a loss or a metric became NaN or infinite
   x CheckpointError                         a checkpoint that cannot be written, read or resumed from
   x RunLockedError                          another process is working in this run folder
@@ -102,9 +103,13 @@ class PlanError(TinkerloopError, ValueError):
 
 
 class RolloutError(TinkerloopError):
-    """Error for an episode that cannot be sampled, for example because its environment failed.
+    """Error for an episode that cannot be sampled."""
 
-    If the environment raised an error, that error is the `__cause__`.
+
+class EnvironmentFailedError(RolloutError):
+    """Error for an environment that raised an error or returned something invalid.
+
+    If it raised an error, that error is the `__cause__`. A `FailurePolicy` is for these errors alone.
     """
 
 

@@ -39,6 +39,20 @@ def test_runs_are_sorted_and_filtered(runs, capsys):
     assert f"\n2 runs in {runs}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("condition", "count"),
+    [("rate=2e-4", 1), ("rate=0.0002", 1), ("rate=.001", 1), ("rate=1e-4", 0), ("rate=fast", 0), ("flag=true", 1),
+     ("flag=1", 0), ("loss=1.23456789", 2), ("loss=1.2346", 2), ("loss=1.234", 0)],
+)  # fmt: skip
+def test_a_value_is_found_in_each_spelling_of_its_number_and_as_the_table_shows_it(tmp_path, capsys, condition, count):
+    for rate, flag in ((0.0002, True), (0.001, False)):
+        folder = tmp_path / f"with {rate}"
+        write_run(folder, {"rate": rate, "flag": flag})
+        (folder / "metrics.jsonl").write_text('{"step": 0, "loss": 1.23456789}\n')
+    assert main(["runs", str(tmp_path), "--where", condition]) == 0
+    assert f"\n{count} run{'' if count == 1 else 's'} in " in capsys.readouterr().out
+
+
 def test_a_column_that_is_not_there_gets_the_nearest_name(runs, capsys):
     assert main(["runs", str(runs), "--sort", "lss"]) == 2
     assert capsys.readouterr().err.rstrip().endswith("got 'lss'; did you mean 'loss'?")

@@ -108,6 +108,10 @@ def test_log_probabilities_of_a_reference_are_required_where_they_are_used():
         (lambda group: [1.0], "one entry for each of the 2 trajectories of a group, got 1"),
         (lambda group: [1.0, math.nan], "finite numbers, got nan for trajectory 1"),
         (lambda group: centered, "returned a function"),
+        (lambda group: {0: 1.0, 1: -1.0}, "must return a list with the advantage of each trajectory"),
+        (lambda group: {1.0, -1.0}, "must return a list with the advantage of each trajectory"),
+        (lambda group: None, "must return a list with the advantage of each trajectory"),
+        (lambda group: [1j, 1.0], "must return finite numbers, got 1j for trajectory 0"),
         (leave_one_out, "needs at least 2 trajectories"),
     ],
 )
@@ -117,7 +121,20 @@ def test_advantages_that_cannot_be_trained_on_are_refused(advantages, message):
         compute_advantages(advantages, sampled)
 
 
-def test_options_of_advantages_are_checked():
-    for create in (lambda: per_turn(discount=1.1), lambda: per_turn(baseline="mean"), lambda: reference_kl(-0.1)):
-        with pytest.raises(PlanError, match="must be"):
-            create()
+@pytest.mark.parametrize(
+    "create",
+    [
+        *(lambda value=value: per_turn(discount=value) for value in (-0.1, 1.1, math.nan, "1")),
+        *(lambda value=value: reference_kl(value) for value in (-0.1, math.nan, math.inf)),
+        *(lambda value=value: standardized(scored([1.0, 2.0]), eps=value) for value in (-1, math.nan, None)),
+        lambda: per_turn(baseline="mean"),
+        lambda: reference_kl(0.1, "centered"),
+    ],
+)
+def test_options_of_advantages_are_checked(create):
+    with pytest.raises(PlanError, match=r"(eps|discount|baseline|beta|base) must be"):
+        create()
+
+
+def test_equal_rewards_are_standardized_to_0_without_an_eps():
+    assert standardized(scored([0.3, 0.3]), eps=0) == [0, 0]

@@ -41,8 +41,9 @@ def test_a_prompt_with_an_image_is_kept() -> None:
         (CANDIDATES[:1], "one entry per token of the reply"),
         ([CANDIDATES[0], None], "at least one token"),
         ([CANDIDATES[0], [(9, float("-inf"))]], "finite"),
+        ([CANDIDATES[0], [(-0.5, 9)]], "must be pairs"),
     ],
-    ids=["one missing", "none at a position", "impossible token"],
+    ids=["one missing", "none at a position", "impossible token", "pairs turned around"],
 )
 def test_candidates_that_do_not_fit_the_reply_are_an_error(candidates: list, problem: str) -> None:
     with pytest.raises(DatumError, match=problem):

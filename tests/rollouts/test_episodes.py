@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ import tinker
 
 import tinkerloop
 from tests.renderers.chats import A_TEMPLATE
-from tests.rollouts.conftest import QUESTION, ScriptedSampler, params, run, tiny_renderer
-from tinkerloop.errors import RolloutError
+from tests.rollouts.conftest import QUESTION, ScriptedSampler, done, params, run, tiny_renderer
+from tinkerloop.errors import PlanError, RolloutError
 from tinkerloop.renderers import Parsed, ParseTermination, get_renderer
 from tinkerloop.renderers.template import TemplateOptions
 from tinkerloop.rollouts.environments import Outcome, Start, one_turn
@@ -207,7 +209,7 @@ def test_a_prompt_without_a_token_left_for_the_reply_is_an_error() -> None:
 
 
 def test_a_seed_in_the_sampling_params_is_rejected() -> None:
-    with pytest.raises(RolloutError, match="sampling_params must have no seed"):
+    with pytest.raises(PlanError, match="sampling_params must have no seed, got seed=1"):
         play(Counting(), [], sampling_params=params(seed=1))
 
 
@@ -244,6 +246,13 @@ class Returning:
         (Returning(QUESTION), r"start\(\) of an environment must return Start\(...\), got \[{'role'"),
         (Returning(Start([{"role": "user"}])), r"that start\(\) returned are not valid: messages\[0\]: 'content' is"),
         (Returning(Start(QUESTION), 1.0), r"step\(\) of an environment must return Outcome\(...\), got 1.0"),
+        *(
+            (
+                Returning(Start(QUESTION), Outcome(messages=wrong, done=True)),
+                r"the last messages .* not valid: messages",
+            )
+            for wrong in ("done", [{"role": "user"}], [{"role": "user", "content": ["text"]}])
+        ),
         (Returning(Start(QUESTION), Outcome()), r"step\(\) returned neither messages nor done=True"),
         (
             Returning(Start(QUESTION), Outcome(messages=[{"role": "assistant", "content": "x"}])),
@@ -262,10 +271,52 @@ def test_an_outcome_needs_finite_numbers(values: Any) -> None:
         Outcome(**values)
 
 
+@pytest.mark.parametrize("done", ["false", None, 0.0])
+def test_an_outcome_is_done_or_not(done: Any) -> None:
+    with pytest.raises(RolloutError, match="done must be True or False, got"):
+        Outcome(done=done)
+
+
 def test_an_error_of_the_service_is_passed_on_unchanged_and_never_repeated() -> None:
     sampler = ScriptedSampler([])  # the first sample raises an IndexError
     with pytest.raises(IndexError):
         run(group_of(Counting, sampler, seeds=[1], on_failure=FailurePolicy(retries=5, then="drop")))
+
+
+@pytest.mark.parametrize("options", [{"retries": 1.5}, {"retries": -1}, {"retries": math.nan}, {"then": "skip"}])
+def test_a_failure_policy_needs_a_whole_number_and_a_known_consequence(options: Any) -> None:
+    with pytest.raises(RolloutError, match=r"^(retries|then) must be"):
+        FailurePolicy(**options)
+
+
+DROP = FailurePolicy(retries=5, then="drop")
+
+
+@pytest.mark.parametrize("given", [params(seed=1), {"max_tokens": 4}])
+def test_wrong_sampling_params_are_rejected_before_an_environment_is_created(given: Any) -> None:
+    created: list[object] = []
+    work = group_of(lambda: created.append(0), ScriptedSampler([]), sampling_params=given, on_failure=DROP)
+    with pytest.raises(PlanError, match="sampling_params must"):
+        run(work)
+    assert not created
+
+
+@pytest.mark.parametrize(("logprob", "problem"), [(None, "no log-probabilities"), (math.nan, "finite numbers")])
+def test_a_service_without_usable_logprobs_is_no_failure_of_the_environment(logprob: Any, problem: str) -> None:
+    class Unusable(ScriptedSampler):
+        def sample(self, *args: Any) -> Any:
+            sequence = super().sample(*args).result().sequences[0]
+            logprobs = None if logprob is None else [logprob] * len(sequence.tokens)
+            return done(
+                SimpleNamespace(
+                    sequences=[SimpleNamespace(tokens=sequence.tokens, logprobs=logprobs, stop_reason="stop")]
+                )
+            )
+
+    sampler = Unusable(["one"])
+    with pytest.raises(RolloutError, match=problem):
+        run(group_of(lambda: Counting(1), sampler, seeds=[1], on_failure=DROP))
+    assert len(sampler.requests) == 1
 
 
 async def group_of(create: Callable[[], Any], sampler: Any, **options: Any) -> Group:

@@ -17,7 +17,7 @@ async def environment(task, seed):
     return one_turn([{"role": "user", "content": task}], score)
 
 
-def rollouts(service, renderer, folder, advantages, constant_groups="drop"):
+def rollouts(service, renderer, folder, advantages, constant_groups="drop", reference=None):
     return Rollouts(
         service.create_lora_training_client(),
         ["a task"],
@@ -29,6 +29,7 @@ def rollouts(service, renderer, folder, advantages, constant_groups="drop"):
         log=folder / "rollouts.jsonl",
         advantages=advantages,
         constant_groups=constant_groups,
+        reference=reference,
     )
 
 
@@ -58,4 +59,5 @@ def test_it_is_trained_on_without_a_comparison(advantages, service, renderer, tm
 
 
 def test_a_penalty_for_each_token_is_no_comparison(service, renderer, tmp_path) -> None:
-    rollouts(service, renderer, tmp_path, reference_kl(0.1))
+    reference = service.create_lora_training_client().save_weights_and_get_sampling_client()
+    rollouts(service, renderer, tmp_path, reference_kl(0.1), reference=reference)

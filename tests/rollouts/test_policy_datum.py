@@ -120,6 +120,7 @@ TOKENS, SAMPLED, LOGPROBS = [5, 6, 7], [False, True, True], [-1.0, -2.0]
         ({"sampled": [True, True, False]}, r"sampled\[0\]: the first token cannot be sampled"),
         ({"logprobs": [-1.0]}, r"logprobs: must have one value per sampled token \(expected \(2,\), got \(1,\)"),
         ({"logprobs": [-1.0, np.nan]}, r"logprobs\[1\]: must be finite"),
+        ({"logprobs": [0.1, 0.9]}, r"logprobs: .* may be probabilities, or negated \(expected <= 0, got 0.9"),
         ({"advantages": [1.0, 2.0, 3.0]}, r"advantages: must have one value per sampled token"),
         ({"advantages": np.inf}, r"advantages\[0\]: must be finite"),
         ({"loss_fn": "cross_entropy"}, r"loss_fn: not a policy loss \(expected importance_sampling \| ppo"),

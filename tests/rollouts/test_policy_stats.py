@@ -196,6 +196,11 @@ def test_a_step_of_several_batches_has_the_rewards_of_all(service, renderer, tmp
     assert row["rollouts/groups"] == 6
 
 
+def test_a_threshold_that_no_reward_can_reach_is_refused():
+    with pytest.raises(PlanError, match="solved must be a finite number, got nan"):
+        PolicyStats(None, solved=float("nan"))
+
+
 def test_rollouts_of_another_loop_are_refused(service, renderer, tmp_path):
     client = service.create_lora_training_client()
     options = {"groups": 3, "group_size": 2, "sampling_params": PARAMS}

@@ -1,7 +1,9 @@
 """Rollouts: staleness, order, groups that are left out, the log, and mistakes."""
 
 import asyncio
+import contextlib
 import itertools
+import json
 import threading
 
 import numpy as np
@@ -11,7 +13,16 @@ import tinker
 from tinkerloop.callbacks import GradientAccumulation
 from tinkerloop.errors import CheckpointError, DataError, PlanError, RolloutError
 from tinkerloop.loop import Callback, Checkpoints, Loop, open_training_client
-from tinkerloop.rollouts import FailurePolicy, Rollouts, WeightedParts, one_turn, read_rollouts
+from tinkerloop.rollouts import (
+    FailurePolicy,
+    Rollouts,
+    WeightedParts,
+    one_turn,
+    per_turn,
+    read_rollouts,
+    reference_kl,
+    reverse_kl,
+)
 from tinkerloop.rollouts.curriculum import Shuffled
 from tinkerloop.testing import Ready
 
@@ -298,6 +309,15 @@ def test_a_batch_with_nothing_to_train_on_says_why(create):
         next(rollouts)
 
 
+def test_a_batch_of_failures_alone_gets_no_advice_on_the_tasks(create):
+    rollouts = create(lambda task, seed: 1 / 0, on_failure=FailurePolicy(then="drop"))
+    with pytest.raises(
+        RolloutError, match=r"of its 6 groups, 6 were dropped .*\. Correct the environment; if it"
+    ) as raised:
+        next(rollouts)
+    assert "easier" not in str(raised.value)
+
+
 def test_groups_whose_environment_failed_are_replaced_and_counted(create):
     async def environment(task, seed):
         if task == "task 1":
@@ -352,8 +372,11 @@ def test_tasks_are_drawn_from_the_state_when_their_batch_was_begun(staleness, cr
 
 
 class Wrong(Shuffled):
+    def __init__(self, number):
+        self.number = number
+
     def draw(self, state, batch, slot):
-        return 5
+        return self.number
 
 
 class Unwritable(Shuffled):
@@ -363,7 +386,11 @@ class Unwritable(Shuffled):
 
 @pytest.mark.parametrize(
     "curriculum, message",
-    [(Wrong(), r"drew task 5 for slot [0-2] of batch 0, but"), (Unwritable(), r"stored as JSON; got \(1, 2\)")],
+    [
+        (Wrong(5), r"drew task 5 for slot [0-2] of batch 0, but"),
+        (Wrong(1.0), "drew task 1.0 for slot"),
+        (Unwritable(), r"stored as JSON; got \(1, 2\)"),
+    ],
 )
 def test_mistakes_of_a_curriculum_are_named(curriculum, message, create):
     with pytest.raises(PlanError, match=message):
@@ -371,8 +398,9 @@ def test_mistakes_of_a_curriculum_are_named(curriculum, message, create):
 
 
 def test_weights_and_sizes_of_parts_are_checked():
-    for arguments in (([], []), ([1, 2], [1]), ([0, 2], [1, 1]), ([1, 2], [1, -1])):
-        with pytest.raises(PlanError, match=r"every part needs|must be positive"):
+    for arguments in (([], []), ([1, 2], [1]), ([0, 2], [1, 1]), ([1.5, 2], [1, 1]), ([1, 2], [1, -1]),
+                      ([1, 2], [1, float("nan")]), ([1, 2], [1e308, 1e308])):  # fmt: skip
+        with pytest.raises(PlanError, match=r"every part needs|must be (positive|a whole number|a finite number)"):
             WeightedParts(*arguments)
     with pytest.raises(PlanError, match="7 together, but there are 8"):
         WeightedParts([3, 4], [1, 1]).begin(8, 2, 0)
@@ -434,6 +462,58 @@ def test_groups_that_are_missing_in_the_log_are_reported(create, tmp_path):
         next(resumed)
 
 
+@pytest.mark.parametrize("left", [0, 5, 6], ids=["none", "a part of batch 1", "batches 0 and 1"])
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_log_without_all_batches_before_the_record_is_refused_and_not_changed(staleness, left, create, tmp_path):
+    options = {"staleness": staleness, "constant_groups": "keep"}
+    rollouts = create(**options)
+    take(rollouts, 3)
+    cursor = rollouts.cursor
+    rollouts.close()
+    log = tmp_path / "rollouts.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:left]))
+    resumed = create(**options)
+    resumed.seek(cursor)
+    with pytest.raises(CheckpointError, match=r"groups of batch \d are missing in .*: it has \d, expected at least 3"):
+        next(resumed)
+    assert log.read_bytes() == b"".join(lines[:left])
+
+
+def test_another_log_than_that_of_the_record_is_refused(create, tmp_path):
+    rollouts = create()
+    next(rollouts)
+    resumed = create(log=tmp_path / "another" / "rollouts.jsonl")
+    resumed.seek(rollouts.cursor)
+    with pytest.raises(CheckpointError, match=r"groups of batch 0 are missing in .*another"):
+        next(resumed)
+
+
+@pytest.mark.parametrize("line", ['{"x": 1}', '{"batch": "one"}', '{"batch": 1, "trajectories": [{"segments": [1]}]}'])
+def test_a_line_of_the_log_that_is_no_group_is_named(line, create, tmp_path):
+    rollouts, log = create(constant_groups="keep"), tmp_path / "rollouts.jsonl"
+    next(rollouts)
+    log.write_text(log.read_text() + line + "\n")
+    resumed = create(constant_groups="keep")
+    resumed.seek(rollouts.cursor)
+    with pytest.raises(CheckpointError, match=r"rollouts.jsonl:4: not a group of rollouts"):
+        next(resumed)
+    with pytest.raises(CheckpointError, match=r"rollouts.jsonl:4: not a group of rollouts"):
+        list(read_rollouts(log))
+
+
+def test_a_file_of_rollouts_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no file .*none.jsonl: pass the path"):
+        next(read_rollouts(tmp_path / "none.jsonl"))
+
+
+def test_a_folder_in_place_of_the_log_is_refused_and_not_renamed(create, tmp_path):
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    with pytest.raises(PlanError, match=r"log must be the path of a file, but .*run is a folder"):
+        next(create(log=tmp_path / "run"))
+    assert (tmp_path / "run" / "state").exists()
+
+
 def test_a_run_that_does_not_begin_leaves_the_log_unchanged(create, service, tmp_path):
     log, checkpoints = tmp_path / "rollouts.jsonl", Checkpoints(tmp_path)
     client = service.create_lora_training_client()
@@ -457,15 +537,49 @@ def test_a_cursor_of_other_options_is_refused(options, create):
 
 
 @pytest.mark.parametrize(
+    ("sizes", "weights", "problem"),
+    [([2, 3], [1, 30], "shares was .* and is"), ([1, 4], [3, 1], "sizes was .* and is"), ([2, 3], [6, 2], None)],
+)
+def test_a_cursor_of_parts_with_other_sizes_or_shares_is_refused(sizes, weights, problem, create):
+    cursor = create(curriculum=WeightedParts([2, 3], [3, 1])).cursor
+    resumed = create(curriculum=WeightedParts(sizes, weights))
+    with pytest.raises(DataError, match=problem) if problem else contextlib.nullcontext():
+        resumed.seek(cursor)
+
+
+@pytest.mark.parametrize(
     "options",
-    [{"groups": 0}, {"group_size": 0}, {"staleness": -1}, {"substeps": 0}, {"further_tasks": -1},
-     {"max_in_flight": 0}, {"tasks": []}, {"constant_groups": "maybe"}, {"weighting": "turn"},
-     {"loss_fn": "cross_entropy"}],
+    [{"groups": 0}, {"groups": 2.5}, {"groups": None}, {"group_size": 0}, {"group_size": 2.0}, {"staleness": -1},
+     {"staleness": 0.5}, {"staleness": None}, {"substeps": 0}, {"substeps": 1.5}, {"further_tasks": -1},
+     {"further_tasks": 0.5}, {"max_in_flight": 0}, {"max_in_flight": float("nan")}, {"seed": 1.5}, {"seed": True},
+     {"tasks": []}, {"tasks": "a task"}, {"tasks": {"a": "task"}}, {"constant_groups": "maybe"}, {"weighting": "turn"},
+     {"loss_fn": "cross_entropy"}, {"loss_fn": "stable_reinforce"}, {"limits": 5}, {"on_failure": "drop"}],
 )  # fmt: skip
 def test_invalid_options_are_refused(options, create):
     (name,) = options
     with pytest.raises(PlanError, match=f"{name} must be"):
         create(**options)
+
+
+def test_numbers_of_numpy_are_accepted_and_resumed_from(create):
+    numbers = {"groups": 2, "group_size": 2, "seed": 3, "further_tasks": 1, "staleness": 0, "substeps": 1}
+    rollouts = create(**{name: np.int64(value) for name, value in numbers.items()}, constant_groups="keep")
+    next(rollouts)
+    create(**numbers, constant_groups="keep").seek(json.loads(json.dumps(rollouts.cursor)))
+
+
+@pytest.mark.parametrize(
+    ("advantages", "problem"),
+    [
+        (per_turn, r"pass what it returns, as in advantages=per_turn\(\)"),
+        (reference_kl, r"pass what it returns, as in advantages=reference_kl\(beta\)"),
+        (reference_kl(0.1), "advantages=reference_kl needs .* pass reference=SAMPLING_CLIENT"),
+        (reverse_kl, "advantages=reverse_kl needs .* pass reference=SAMPLING_CLIENT"),
+    ],
+)
+def test_advantages_that_cannot_be_computed_are_refused_before_anything_is_sampled(advantages, problem, create):
+    with pytest.raises(PlanError, match=problem):
+        create(advantages=advantages)
 
 
 def test_rollouts_need_to_know_the_boundary(service, renderer, tmp_path):
@@ -491,6 +605,29 @@ def test_a_name_for_the_function_of_the_advantages_is_refused(create):
         create(advantages="centered")
 
 
+@pytest.mark.parametrize("given", [tinker.SamplingParams(seed=1), {"max_tokens": 3}])
+def test_wrong_sampling_params_are_refused(given, create):
+    with pytest.raises(PlanError, match="sampling_params must"):
+        create(sampling_params=given)
+
+
+@pytest.mark.parametrize("name", ["client", "renderer", "reference"])
+@pytest.mark.parametrize("given", ["a name", 1])
+def test_an_object_that_cannot_do_what_sampling_needs_is_refused_before_it_begins(name, given, create):
+    with pytest.raises(PlanError, match=rf"^{name} must be an? |^{name} must be the training client"):
+        create(**{name: given})
+
+
+def test_a_renderer_cannot_be_left_out(create):
+    with pytest.raises(PlanError, match="renderer must be a renderer"):
+        create(renderer=None)
+
+
+def test_a_training_client_is_no_reference(create, service):
+    with pytest.raises(PlanError, match=r"reference must be a sampling client, .* has no method compute_logprobs"):
+        create(reference=service.create_lora_training_client())
+
+
 def test_an_environment_in_place_of_its_function_is_refused(create):
     with pytest.raises(PlanError, match="environment must be a function from a task and a seed"):
         create(environment=one_turn([], score))
@@ -503,7 +640,40 @@ def test_an_object_that_is_no_environment_is_refused_and_not_repeated_or_dropped
         next(rollouts)
 
 
-def test_a_loop_that_lacks_the_loss_of_its_rollouts_is_refused_with_this_loss(create, service):
+@pytest.mark.parametrize(
+    ("of_rollouts", "of_loop", "message"),
+    [
+        ({}, {}, r'has the loss cross_entropy: pass loss_fn="importance_sampling" to the Loop$'),
+        ({"loss_fn": "cispo"}, {"loss_fn": "ppo"}, r'"cispo" to the Loop, or loss_fn="ppo" to the Rollouts$'),
+        (
+            {"weighting": "group"},
+            {"loss_fn": "importance_sampling", "normalize": "example"},
+            r'weighting="group" of the rollouts has no effect .* pass normalize="token"',
+        ),
+    ],
+)
+def test_a_loop_that_contradicts_its_rollouts_is_refused_before_anything_is_sampled(
+    of_rollouts, of_loop, message, create, service
+):
     client = service.create_lora_training_client()
-    with pytest.raises(PlanError, match=r'loss cross_entropy: pass loss_fn="importance_sampling"'):
-        Loop(client, create(client=client), steps=1).run()
+    with pytest.raises(PlanError, match=message):
+        Loop(client, create(client=client, **of_rollouts), steps=1, **of_loop)
+
+
+def test_a_loop_that_trains_another_client_than_its_rollouts_sample_from_is_refused(create, service):
+    with pytest.raises(PlanError, match=r"another training client .* pass the same client to both"):
+        Loop(service.create_lora_training_client(), create(), steps=1, loss_fn="importance_sampling")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss_fn": "importance_sampling", "normalize": "token"},
+        {"loss_fn": "importance_sampling", "normalize": "none"},
+        {"loss_fn": lambda datums, logprobs: (0, {}), "normalize": "none"},
+        {"loss_fn": "loss_of_one_service", "normalize": "none"},
+    ],
+)
+def test_a_loop_with_the_loss_of_its_rollouts_or_one_that_is_not_built_in_is_accepted(options, create, service):
+    client = service.create_lora_training_client()
+    Loop(client, create(client=client, weighting="group"), steps=1, **options)

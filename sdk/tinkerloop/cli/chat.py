@@ -7,7 +7,7 @@ line or the end of the input ends the command. /help lists the commands of the c
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,14 +17,17 @@ from typing import Any, TextIO
 from tinkerloop._lazy import tinker
 from tinkerloop.cli.number_options import at_least, non_negative
 from tinkerloop.cli.run_checkpoint import checkpoint_of, naming_root, run_config
+from tinkerloop.cli.text_options import non_empty
 from tinkerloop.clients import SamplingClientLike, ServiceClientLike
 from tinkerloop.connection import connect
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.loop import resolve
+from tinkerloop.loop.jsonl import encode
 from tinkerloop.model_info import get_recommended_renderer_name
 from tinkerloop.redaction import redacted
 from tinkerloop.renderers import Renderer, get_renderer
 from tinkerloop.renderers.parsing.parsed import StreamingTextDelta, StreamingThinkingDelta
+from tinkerloop.rollouts.trajectory import readable_message
 from tinkerloop.terminal import printable
 from tinkerloop.tokenizers import get_tokenizer
 
@@ -35,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--service",
+        type=non_empty,
         help="The service that has the checkpoint: local (the embedded engine), tinker (the hosted service), or a URL. "
         "The default is that of the run, or local.",
     )
@@ -44,13 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="The folder that tinker:// paths are relative to. The default is the run's own folder, or ~/.tinkerloop.",
     )
     parser.add_argument(
-        "--renderer", help="The chat format. The default is that of the run, or the one recommended for the model."
+        "--renderer",
+        type=non_empty,
+        help="The chat format. The default is that of the run, or the one recommended for the model.",
     )
     parser.add_argument(
         "--tokenizer",
+        type=non_empty,
         help="The name or folder of the model whose tokenizer is used. The default is the checkpoint's base model.",
     )
-    parser.add_argument("--system", help="A system message at the start of the conversation.")
+    parser.add_argument("--system", type=non_empty, help="A system message at the start of the conversation.")
     parser.add_argument(
         "--temperature",
         type=non_negative,
@@ -75,8 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         stop=renderer.get_stop_sequences(),
     )
-    talk(Chat(sampler, renderer, params, arguments.system), sys.stdin, sys.stdout)
-    return 0
+    return 0 if talk(Chat(sampler, renderer, params, arguments.system), sys.stdin, sys.stdout) else 2
 
 
 def service_of(config: Mapping[str, Any]) -> str:
@@ -137,16 +143,17 @@ class Chat:
         return [*opening, *self.messages]
 
     def reply_to(self, question: str, out: TextIO) -> None:
-        """Append `question`, write the model's reply to it, and append the reply."""
-        self.messages.append({"role": "user", "content": question})
-        parser = self.renderer.parser(messages=self.conversation)
-        for token in self._sampled(self.renderer.build_generation_prompt(self.conversation)):
+        """Write the model's reply to `question`, and append both to the conversation: neither after an error."""
+        asked = {"role": "user", "content": question}
+        prompt = [*self.conversation, asked]
+        parser = self.renderer.parser(messages=prompt)
+        for token in self._sampled(self.renderer.build_generation_prompt(prompt)):
             for delta in parser.feed((token,)):
                 write(delta, out)
         deltas, parsed = parser.finish()
         for delta in deltas:
             write(delta, out)
-        self.messages.append(dict(parsed.message))
+        self.messages += [asked, dict(parsed.message)]
 
     def _sampled(self, prompt: tinker.ModelInput) -> Iterator[int]:
         stream = getattr(self.sampler, "stream", None)
@@ -156,8 +163,15 @@ class Chat:
             yield from self.sampler.sample(prompt, 1, self.params).result().sequences[0].tokens
 
 
-def talk(chat: Chat, lines: Iterable[str], out: TextIO) -> None:
-    """Read user messages and commands from `lines`, and write the replies and answers, until an empty line."""
+def talk(chat: Chat, lines: Iterable[str], out: TextIO) -> bool:
+    """Read user messages and commands from `lines`, and write the replies and answers, until an empty line.
+
+    An error in place of a reply is written too, and the conversation goes on without the question.
+
+    Returns:
+        True if every question got a reply.
+    """
+    is_answered = True
     print("you: ", end="", file=out, flush=True)
     for line in lines:
         question = line.strip()
@@ -167,10 +181,15 @@ def talk(chat: Chat, lines: Iterable[str], out: TextIO) -> None:
             print(printable(obey(chat, question)), file=out)
         else:
             print("assistant: ", end="", file=out, flush=True)
-            chat.reply_to(question, out)
-            print(file=out)
+            try:
+                chat.reply_to(question, out)
+                print(file=out)
+            except (TinkerloopError, OSError, tinker.TinkerError) as error:
+                is_answered = False
+                print(f"\nno reply: {printable(redacted(str(error)))}\n{_AFTER_AN_ERROR}", file=out)
         print("you: ", end="", file=out, flush=True)
     print(file=out)
+    return is_answered
 
 
 def obey(chat: Chat, command: str) -> str:
@@ -217,8 +236,12 @@ def _save(chat: Chat, argument: str) -> str:
     """Append the conversation to the JSON Lines file after the command, as a row with `messages`."""
     if not argument:
         raise TinkerloopError("expected the name of a file, such as /save chats.jsonl")
-    with open(argument, "a", encoding="utf-8") as file:
-        file.write(json.dumps({"messages": chat.conversation}, ensure_ascii=False) + "\n")
+    row = encode({"messages": [readable_message(message) for message in chat.conversation]})  # before there is a file
+    with open(argument, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            row = row if file.read() == b"\n" else b"\n" + row  # another program left the last line without an end
+        file.write(row)
     return f"{len(chat.conversation)} messages written to {argument}"
 
 
@@ -232,6 +255,7 @@ CHAT_COMMANDS: dict[str, Callable[[Chat, str], str]] = {
 
 
 _LEAVE = "An empty line ends the chat."
+_AFTER_AN_ERROR = "the question was removed; /save FILE writes the conversation so far, and /reset starts a new one"
 
 
 def write(delta: object, out: TextIO) -> None:

@@ -61,7 +61,8 @@ def read_models(options: Sequence[str]) -> dict[str, str]:
     {'tiny': 'tiny'}
 
     Raises:
-        TinkerloopError: an option has another form, a folder has no config.json, or a name is given twice.
+        TinkerloopError: an option has another form, a folder has no config.json, or a name is given twice or is that
+            of a built-in model.
     """
     models: dict[str, str] = {}
     for option in options:
@@ -72,6 +73,12 @@ def read_models(options: Sequence[str]) -> dict[str, str]:
             raise TinkerloopError(
                 f"--model {option!r} is not of the form NAME=FOLDER; without a folder only a built-in model can be "
                 f"given: {' or '.join(BUILT_IN)}"
+            )
+        elif name in BUILT_IN:
+            # The tokenizer of this name would still be the built-in one in every program.
+            raise TinkerloopError(
+                f"--model {option!r}: {name!r} is the name of a built-in model; give the folder another name, such as "
+                f"my/{name}={folder}, which the program then uses"
             )
         elif not (Path(folder).expanduser() / "config.json").is_file():
             raise TinkerloopError(f"--model {option!r}: {folder} has no config.json, so it is no folder of a model")

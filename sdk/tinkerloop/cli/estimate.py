@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tinkerloop.cli.inspect import tokenizer_line
 from tinkerloop.cli.number_options import at_least, non_negative
+from tinkerloop.cli.text_options import non_empty
 from tinkerloop.data import Datums, conversation_datums, load_conversations
 from tinkerloop.data.estimation import (
     Evaluations,
@@ -35,8 +36,12 @@ from tinkerloop.tokenizers.loading import BUILT_IN
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="A file whose rows have `messages` and optionally `tools`.")
-    parser.add_argument("--model", default="tiny", help="The name or folder of the model (default: tiny).")
-    parser.add_argument("--renderer", help="The chat format. The default is the one recommended for --model.")
+    parser.add_argument(
+        "--model", type=non_empty, default="tiny", help="The name or folder of the model (default: tiny)."
+    )
+    parser.add_argument(
+        "--renderer", type=non_empty, help="The chat format. The default is the one recommended for --model."
+    )
     parser.add_argument(
         "--train-on",
         default=TrainOnWhat.ALL_ASSISTANT_MESSAGES,
@@ -45,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-length", type=at_least(2), help="The largest number of tokens of a conversation.")
     parser.add_argument(
-        "--on-long", choices=("skip", "truncate"), default="skip", help="What happens to longer ones (default: skip)."
+        "--on-long", choices=("skip", "truncate"), help="What happens to longer ones than --max-length (default: skip)."
     )
     parser.add_argument("--batch-size", type=at_least(1), default=32, help="Datums per batch (default: 32).")
     parser.add_argument("--epochs", type=at_least(1), default=1, help="Passes over the data (default: 1).")
@@ -80,6 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     prices = _prices(arguments)
+    if arguments.on_long is not None and arguments.max_length is None:
+        raise PlanError("--on-long is for conversations longer than --max-length: pass both, or omit --on-long")
     name = arguments.renderer or get_recommended_renderer_name(arguments.model)
     renderer = get_renderer(name, get_tokenizer(arguments.model), model_name=arguments.model)
     datums = _datums(arguments, arguments.file, renderer)
@@ -111,7 +118,7 @@ def _datums(arguments: argparse.Namespace, file: Path, renderer: Renderer) -> Da
         arguments.max_length,
         train_on_what=arguments.train_on,
         on_bad="skip",
-        on_long=arguments.on_long,
+        on_long=arguments.on_long or "skip",
         report=conversations.report,
     )
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from tinkerloop.cli.run_checkpoint import checkpoint_of, naming_root, training_path
+from tinkerloop.cli.text_options import non_empty
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.terminal import printable
 
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merged", action="store_true", help="Write a whole transformers model instead of an adapter.")
     parser.add_argument(
         "--service",
+        type=non_empty,
         help='The service that has the checkpoint, from which its files are downloaded: "tinker" for the hosted '
         "service, or the URL of a server. The default is the embedded engine's folder on this machine.",
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tinkerloop.cli.number_options import at_least
 from tinkerloop.cli.output_files import check_output
+from tinkerloop.cli.text_options import non_empty
 from tinkerloop.data import FileSource
 from tinkerloop.data.conversations import parse_conversation
 from tinkerloop.errors import DataError, ImageError, RenderError, TinkerloopError
@@ -35,9 +36,14 @@ from tinkerloop.tokenizers.loading import tokenizer_to_render
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="A file whose rows have `messages` and optionally `tools`.")
-    parser.add_argument("--renderer", help="The chat format. The default is the one recommended for --model.")
     parser.add_argument(
-        "--model", default="tiny", help="The name or folder of the model whose tokenizer is used (default: tiny)."
+        "--renderer", type=non_empty, help="The chat format. The default is the one recommended for --model."
+    )
+    parser.add_argument(
+        "--model",
+        type=non_empty,
+        default="tiny",
+        help="The name or folder of the model whose tokenizer is used (default: tiny).",
     )
     parser.add_argument(
         "--train-on",

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinkerloop.cli.output_files import check_output
+from tinkerloop.cli.text_options import non_empty
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.metric_names import did_you_mean
 from tinkerloop.report.comparison import comparison_page, find_runs, run_rows, shown_cell
@@ -29,20 +30,24 @@ from tinkerloop.terminal import one_line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="Folder to search. Default: runs.")
-    parser.add_argument("--sort", metavar="COLUMN", help="Sort by this column; runs without a value come last.")
-    parser.add_argument("--reverse", action="store_true", help="Sort from the largest value to the smallest.")
+    parser.add_argument(
+        "--sort", metavar="COLUMN", type=non_empty, help="Sort by this column; runs without a value come last."
+    )
+    parser.add_argument("--reverse", action="store_true", help="With --sort: from the largest value to the smallest.")
     parser.add_argument(
         "--where",
         metavar="COLUMN=VALUE",
         action="append",
         default=[],
-        help="Show only runs with this value. Repeatable.",
+        help="Show only runs with this value, in any spelling of a number, or as the table shows it. Repeatable.",
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="Also write a page with the table and the curves.")
 
 
 def run(arguments: argparse.Namespace) -> int:
     check_output("--html", arguments.html)
+    if arguments.reverse and arguments.sort is None:
+        raise PlanError("--reverse turns the order of --sort around: pass --sort COLUMN too, or omit --reverse")
     runs = [read_run(folder) for folder in find_runs(arguments.folder)]
     rows = run_rows(runs, arguments.folder)
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -51,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not sign:
             raise PlanError(f"--where expects COLUMN=VALUE, such as state=running, got {condition!r}")
         _check_column("--where", name, columns)
-        kept = [i for i, row in enumerate(rows) if str(row.get(name)) == value]
+        kept = [i for i, row in enumerate(rows) if _is_written(row.get(name), value)]
         runs, rows = [runs[i] for i in kept], [rows[i] for i in kept]
     if arguments.sort:
         _check_column("--sort", arguments.sort, columns)
@@ -65,6 +70,18 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.html.write_text(comparison_page(runs, rows, arguments.folder), encoding="utf-8")
         print(one_line(arguments.html))
     return 0
+
+
+def _is_written(value: object, written: str) -> bool:
+    """Return true if `written` is the value in any spelling of its number, or the text of its cell."""
+    if written in (str(value), shown_cell(value)):
+        return True
+    if isinstance(value, bool):
+        return written.casefold() == str(value).casefold()  # JSON spells it true
+    try:
+        return isinstance(value, int | float) and value == float(written)
+    except ValueError:
+        return False
 
 
 def _sort_key(value: object) -> tuple[bool, float, str]:

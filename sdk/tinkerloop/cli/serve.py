@@ -13,17 +13,21 @@ import sys
 
 from tinkerloop.cli.engine_options import add_engine_arguments, read_models
 from tinkerloop.cli.number_options import at_least
+from tinkerloop.cli.text_options import non_empty
 from tinkerloop.loopback import check_token
 
 TOKEN_VARIABLE = "TINKERLOOP_SERVER_TOKEN"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="The address to listen on (default: 127.0.0.1).")
+    parser.add_argument(
+        "--host", type=non_empty, default="127.0.0.1", help="The address to listen on (default: 127.0.0.1)."
+    )
     parser.add_argument("--port", type=port, default=8787, help="The port (default: 8787); 0 takes a free one.")
     add_engine_arguments(parser)
     parser.add_argument(
         "--token",
+        type=non_empty,
         help='The key that every user must have; it begins with "tml-". It is needed on any address that other '
         f"machines can reach. The default is the environment variable {TOKEN_VARIABLE}: other users of this machine "
         "can read the arguments of a command, but not its environment.",

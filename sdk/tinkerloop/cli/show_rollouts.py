@@ -62,7 +62,7 @@ def batch_of_rollouts(place: Path, number: int | None) -> list[Group]:
     file = place / ROLLOUTS_FILE if place.is_dir() or place.suffix != ".jsonl" else place
     groups: list[Group] = []
     first = newest = None
-    for group in read_rollouts(file):
+    for group in read_rollouts(file) if file.exists() else ():
         first, newest = group.batch if first is None else first, group.batch
         if number is None and groups and groups[0].batch != newest:
             groups = []

@@ -120,6 +120,8 @@ class Loop:
         self._model = None if checkpoints is None else model_of(client)
         self._pipeline = Pipeline(client, ahead, run=None if checkpoints is None else checkpoints.run_id())
         self._batches = as_batches(batches, seekable=checkpoints is not None or record is not None)
+        if check_training := getattr(self._batches, "check_training", None):  # of batches for one client and one loss
+            check_training(client, loss_fn, normalize)
         self._loops = _uses(self._batches)
         if self._loops and record is None:
             self._refuse_used_batches()

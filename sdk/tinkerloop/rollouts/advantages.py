@@ -11,13 +11,14 @@ In the formulas, r_i is the reward of trajectory i and n is the number of trajec
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tinkerloop.errors import DatumError, PlanError
+from tinkerloop.number_checks import check_finite_number
 from tinkerloop.rollouts.trajectory import Group, Trajectory
 
 Advantage = float | NDArray[np.float64]
@@ -27,12 +28,18 @@ AdvantageFunction = Callable[[Group], Sequence[Advantage]]
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_COMPARES = "_compares_trajectories"
+_COMPARES, _NEEDS_REFERENCE = "_compares_trajectories", "_needs_reference"
 
 
 def _comparing(function: _Function) -> _Function:
     """Mark a function that compares the trajectories of a group, so that a single one always gets 0."""
     vars(function)[_COMPARES] = True
+    return function
+
+
+def _referring(function: _Function) -> _Function:
+    """Mark a function that needs the log-probabilities of a reference model."""
+    vars(function)[_NEEDS_REFERENCE] = True
     return function
 
 
@@ -51,9 +58,14 @@ def standardized(group: Group, *, eps: float = 1e-6) -> list[Advantage]:
 
     Source: GRPO (Shao et al., 2024, "DeepSeekMath"); std is that of the n rewards themselves (division by n). Equal
     rewards, whose standard deviation is 0, give exactly 0. `eps` keeps rounding errors of equal rewards small.
+
+    Raises:
+        PlanError: `eps` is not a finite number of at least 0.
     """
+    check_finite_number("eps", eps, 0)
     deviations = _centered(group.rewards)
-    return list(deviations / (np.sqrt(np.mean(deviations**2)) + eps))
+    scale = np.sqrt(np.mean(deviations**2)) + eps
+    return list(deviations / (scale if scale else 1.0))
 
 
 @_comparing
@@ -93,7 +105,8 @@ def per_turn(*, discount: float = 1.0, baseline: Literal["turn", "none"] = "turn
     Raises:
         PlanError: an argument is invalid.
     """
-    if not 0 <= discount <= 1:
+    check_finite_number("discount", discount, 0)
+    if discount > 1:
         raise PlanError(f"discount must be from 0 to 1, got {discount}")
     if baseline not in ("turn", "none"):
         raise PlanError(f'baseline must be "turn" or "none", got {baseline!r}')
@@ -124,11 +137,14 @@ def reference_kl(beta: float, base: AdvantageFunction = centered) -> AdvantageFu
         base: the advantages without the penalty.
 
     Raises:
-        PlanError: `beta` is negative; or, from the returned function, a trajectory has no reference log-probabilities.
+        PlanError: an argument is invalid; or, from the returned function, a trajectory has no reference
+            log-probabilities.
     """
-    if not beta >= 0:
-        raise PlanError(f"beta must be at least 0, got {beta}")
+    check_finite_number("beta", beta, 0)
+    if not callable(base):
+        raise PlanError(f"base must be a function from a group to its advantages, such as centered, got {base!r}")
 
+    @_referring
     def penalized(group: Group) -> list[Advantage]:
         return [
             per_token(trajectory, advantage) - beta * _log_ratios(trajectory)
@@ -138,6 +154,7 @@ def reference_kl(beta: float, base: AdvantageFunction = centered) -> AdvantageFu
     return penalized
 
 
+@_referring
 def reverse_kl(group: Group) -> list[Advantage]:
     """Return how much more likely a teacher finds each sampled token: A_it = log p_teacher(token) - log p(token).
 
@@ -157,9 +174,18 @@ def compares_trajectories(function: AdvantageFunction) -> bool:
     >>> compares_trajectories(centered), compares_trajectories(no_baseline)
     (True, False)
     """
+    return _has_mark(function, _COMPARES)
+
+
+def needs_reference(function: AdvantageFunction) -> bool:
+    """Return true if `function` is one of this module that needs the log-probabilities of a reference model."""
+    return _has_mark(function, _NEEDS_REFERENCE)
+
+
+def _has_mark(function: Callable[..., Any], mark: str) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
-    return bool(getattr(function, _COMPARES, False))
+    return bool(getattr(function, mark, False))
 
 
 def compute_advantages(function: AdvantageFunction, group: Group) -> list[Advantage]:
@@ -172,6 +198,10 @@ def compute_advantages(function: AdvantageFunction, group: Group) -> list[Advant
     advantages: Any = function(group)
     if callable(advantages):
         raise PlanError(f"{name} returned a function, not advantages: pass what it returns, as in advantages={name}()")
+    if not isinstance(advantages, Iterable) or isinstance(advantages, str | Mapping | Set):
+        raise PlanError(
+            f"{name} must return a list with the advantage of each trajectory, in order, got {advantages!r:.80}"
+        )
     advantages = list(advantages)
     if len(advantages) != len(group.trajectories):
         raise PlanError(
@@ -179,7 +209,8 @@ def compute_advantages(function: AdvantageFunction, group: Group) -> list[Advant
             f"{len(advantages)}"
         )
     for index, advantage in enumerate(advantages):
-        if not np.all(np.isfinite(advantage)):
+        values = np.asarray(advantage)
+        if values.dtype.kind not in "biuf" or not np.all(np.isfinite(values)):
             raise PlanError(f"{name} must return finite numbers, got {advantage!r} for trajectory {index}")
     return advantages
 

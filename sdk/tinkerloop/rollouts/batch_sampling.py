@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Integral
 from random import Random
 from typing import Any, TypeVar
 
@@ -93,7 +94,7 @@ async def sample_batch(
         in_flight: acquired during each request, to bound the number of requests.
 
     Raises:
-        RolloutError: no group of the batch can be trained on; or an environment failed.
+        RolloutError: no group of the batch can be trained on, or an episode cannot be sampled.
         CheckpointError: a group is not in the log, and the weights to sample it from do not exist any more.
     """
 
@@ -135,10 +136,10 @@ async def _sample_group(
             "from do not exist any more: restore the file, or copy it to the folder in which the run is resumed"
         )
     number = beginning.draw(slot)
-    if not 0 <= number < len(options.tasks):
+    if not isinstance(number, Integral) or not 0 <= number < len(options.tasks):
         raise PlanError(
-            f"the curriculum drew task {number} for slot {slot} of batch {batch}, but the tasks are numbered from 0 to "
-            f"{len(options.tasks) - 1}"
+            f"the curriculum drew task {number!r} for slot {slot} of batch {batch}, but a task is a whole number from "
+            f"0 to {len(options.tasks) - 1}"
         )
     task = options.tasks[number]
     environment_seed = Random(f"{options.seed}/environments/{batch}/{slot}").getrandbits(31)
@@ -157,7 +158,7 @@ async def _sample_group(
         reference=options.reference,
         in_flight=in_flight,
     )
-    return replace(group, task=number)
+    return replace(group, task=int(number))
 
 
 def _datums(options: SamplingOptions, group: Group) -> Sequence[tinker.Datum]:
@@ -181,10 +182,15 @@ def _why_nothing_is_left(batch: int, groups: Sequence[Group], options: SamplingO
         reasons.append(f"{len(scored)} have no advantages, because their rewards are equal (mean reward: {rewards})")
     if dropped:
         reasons.append(f"{len(dropped)} were dropped because an environment failed ({dropped[0].failures[-1]})")
+    remedy = "Correct the environment; if it fails at random only, use more FailurePolicy.retries"
+    if scored:
+        remedy = (
+            "Use easier or harder tasks, a larger group_size, more further_tasks "
+            f'(now {options.further_tasks}), or constant_groups="keep"'
+        )
     return (
         f"batch {batch} of the rollouts has nothing to train on: of its {len(groups)} groups, {'; '.join(reasons)}. "
-        f"Use easier or harder tasks, a larger group_size, more further_tasks (now {options.further_tasks}), or "
-        'constant_groups="keep"'
+        + remedy
     )
 
 

@@ -21,8 +21,10 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any, Protocol
 
+from tinkerloop.data.batches import check_cursor
 from tinkerloop.data.permutation import shuffled_positions
 from tinkerloop.errors import PlanError
+from tinkerloop.number_checks import check_finite_number, check_whole
 from tinkerloop.rollouts.trajectory import Group
 
 
@@ -31,6 +33,10 @@ class Curriculum(Protocol):
 
     A batch of rollouts has `groups` slots. Further slots, with higher numbers, replace groups without anything to train
     on. With staleness k, the tasks of batch b are drawn from the state after the updates of batches 0 to b - k - 1.
+
+    If tasks are drawn by values that are not in the state, such as arguments of the class, a run could be resumed with
+    others. A curriculum may therefore have a method `check_state(state)`, which `Rollouts.seek` calls with the state of
+    the cursor, and which raises an error if the state is not one of this curriculum.
     """
 
     def begin(self, tasks: int, groups: int, seed: int) -> Any:
@@ -80,12 +86,16 @@ class WeightedParts:
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float]):
-        if not sizes or len(sizes) != len(weights) or min(sizes) < 1:
-            raise PlanError(f"every part needs a size of at least 1 and a weight, got {sizes=} and {weights=}")
-        if not all(0 < weight < float("inf") for weight in weights):
-            raise PlanError(f"weights must be positive and finite, got {weights}")
-        self._sizes = tuple(sizes)
-        self._shares = [weight / sum(weights) for weight in weights]
+        if not len(sizes) or len(sizes) != len(weights):
+            raise PlanError(f"every part needs a size and a weight, got {sizes=} and {weights=}")
+        for size, weight in zip(sizes, weights, strict=True):
+            check_whole("the size of a part", size, 1)
+            check_finite_number("the weight of a part", weight)
+            if weight <= 0:
+                raise PlanError(f"weights must be positive, got {weights}")
+        self._sizes = tuple(map(int, sizes))
+        check_finite_number("the sum of the weights", sum(weights))
+        self._shares = [float(weight / sum(weights)) for weight in weights]
         self._taken = [0] * len(sizes)
         self._drawn: list[tuple[int, int]] = []  # (part, its draws before), for each position so far
 
@@ -105,6 +115,10 @@ class WeightedParts:
 
     def update(self, state: Mapping[str, Any], groups: Sequence[Group]) -> Mapping[str, Any]:
         return state
+
+    def check_state(self, state: Any) -> None:
+        """Raise DataError if the state is that of other sizes or weights."""
+        check_cursor(state, {"sizes": list(self._sizes), "shares": self._shares}, ())
 
     def _at(self, position: int) -> tuple[int, int]:
         """Return the part that is drawn at `position`, and how many times it was drawn before."""

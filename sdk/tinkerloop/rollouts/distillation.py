@@ -6,6 +6,7 @@ For on-policy distillation, see `tinkerloop.rollouts.advantages.reverse_kl`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def distillation_datum(
 
     Raises:
         DatumError: there is not one entry of `candidates` with at least one token for each token of the reply, a
-            log-probability is not finite, or the datum breaks a rule of `make_datum`.
+            token id is not a whole number, a log-probability is not finite, or the datum breaks a rule of `make_datum`.
 
     Example:
         response = teacher.sample(ModelInput.from_ints(prompt + reply), 1, SamplingParams(max_tokens=1),
@@ -68,6 +69,8 @@ def distillation_datum(
         if not one:
             raise DatumError("must have at least one token", field="candidates", index=index, given=one)
         ids, logprobs = zip(*one, strict=True)
+        if not all(isinstance(token, Integral) for token in ids):  # for example (log-probability, token id)
+            raise DatumError("must be pairs (token id, log-probability)", field="candidates", index=index, given=one)
         if not np.all(np.isfinite(logprobs)):
             raise DatumError("must have finite log-probabilities", field="candidates", index=index, given=logprobs)
         probabilities = np.exp(np.subtract(logprobs, max(logprobs), dtype=np.float64))

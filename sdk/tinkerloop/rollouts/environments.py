@@ -26,6 +26,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from tinkerloop.errors import RolloutError
 from tinkerloop.renderers import Parsed
 from tinkerloop.rollouts.plain_calls import call_in_thread
@@ -56,7 +58,7 @@ class Outcome:
         metrics: named numbers to log, such as whether the reply had the right form.
 
     Raises:
-        RolloutError: the reward or a metric is not a finite number.
+        RolloutError: the reward or a metric is not a finite number, or `done` is not a truth value.
     """
 
     reward: float = 0.0
@@ -66,6 +68,9 @@ class Outcome:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reward", _finite("the reward", self.reward))
+        if not isinstance(self.done, bool | int | np.bool_):  # "false" would count as true
+            raise RolloutError(f"done must be True or False, got {self.done!r:.80}")
+        object.__setattr__(self, "done", bool(self.done))
         metrics = {name: _finite(f"the metric {name!r}", value) for name, value in self.metrics.items()}
         object.__setattr__(self, "metrics", metrics)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import SamplingClientLike
-from tinkerloop.errors import BrokenReplyError, PlanError, RenderError, RolloutError
+from tinkerloop.errors import BrokenReplyError, EnvironmentFailedError, PlanError, RenderError, RolloutError
 from tinkerloop.loop.futures import awaitable, resolve_async
 from tinkerloop.number_checks import check_whole
 from tinkerloop.renderers import Episode, Parsed, Renderer
@@ -56,18 +56,21 @@ class Limits:
 class FailurePolicy:
     """The action to take if an environment raises an error or returns something invalid.
 
+    All other errors, such as those of the service, end the run.
+
     Attributes:
         retries: how many times the episode is repeated with a new environment and the same seed.
-        then: what happens if the last repetition fails too. `"raise"`: a `RolloutError`. `"drop"`: the whole group is
-            left out of training, and logged without trajectories.
+        then: what happens if the last repetition fails too. `"raise"`: an `EnvironmentFailedError`. `"drop"`: the
+            whole group is left out of training, and logged without trajectories.
     """
 
     retries: int = 0
     then: Literal["raise", "drop"] = "raise"
 
     def __post_init__(self) -> None:
-        if self.retries < 0 or self.then not in ("raise", "drop"):
-            raise RolloutError(f"expected retries >= 0, and then='raise' or 'drop', got {self}")
+        check_whole("retries", self.retries, 0, error=RolloutError)
+        if self.then not in ("raise", "drop"):
+            raise RolloutError(f"then must be 'raise' or 'drop', got {self.then!r}")
 
 
 async def run_group(
@@ -95,9 +98,11 @@ async def run_group(
         sampling_client, renderer, sampling_params, limits, boundary, reference, in_flight: see `run_episode`.
 
     Raises:
-        RolloutError: an environment failed, and `on_failure` is to raise.
-        PlanError: `create` returned an object without `start` or `step`.
+        EnvironmentFailedError: an environment failed, and `on_failure` is to raise.
+        RolloutError: the service returned no finite log-probabilities.
+        PlanError: `sampling_params` have a seed, or `create` returned an object without `start` or `step`.
     """
+    check_sampling_params(sampling_params)
 
     async def member(seed: int) -> tuple[Trajectory | None, list[str]]:
         failures: list[str] = []
@@ -116,7 +121,7 @@ async def run_group(
                     in_flight=in_flight,
                 )
                 return trajectory, failures
-            except RolloutError as error:
+            except EnvironmentFailedError as error:
                 failures.append(str(error).encode("utf-8", "backslashreplace").decode())  # JSON lines are UTF-8
                 if len(failures) <= on_failure.retries:
                     continue
@@ -175,11 +180,11 @@ async def run_episode(
         in_flight: acquired during each request to a client, to bound the number of requests.
 
     Raises:
-        RolloutError: the environment raised an error or returned something invalid. Errors of the clients are passed
-            on unchanged.
+        EnvironmentFailedError: the environment raised an error or returned something invalid.
+        RolloutError: the service returned no finite log-probabilities. Errors of the clients are passed on unchanged.
+        PlanError: `sampling_params` have a seed.
     """
-    if sampling_params.seed is not None:
-        raise RolloutError("sampling_params must have no seed; the argument `seed` decides the seed of each sample")
+    check_sampling_params(sampling_params)
     sampling_client, reference = await resolve_async(sampling_client), await resolve_async(reference)
     began = time.perf_counter()
     stop = renderer.get_stop_sequences() if sampling_params.stop is None else sampling_params.stop
@@ -202,18 +207,33 @@ async def run_episode(
     finally:
         if close := getattr(environment, "close", None):
             await _ask("close", close)
+    try:
+        closing = list(map(readable_message, last))
+    except RenderError as error:
+        raise EnvironmentFailedError(f"the last messages that step() returned are not valid: {error}") from error
     segments = episode_segments(episode)
     if reference is not None:
         segments = await asyncio.gather(*(_with_reference(segment, reference, slots) for segment in segments))
     return Trajectory(
         segments=tuple(segments),
         turns=tuple(turns),
-        messages=tuple(map(readable_message, [*episode.messages, *last])),
+        messages=(*map(readable_message, episode.messages), *closing),
         end=end,
         boundary=boundary,
         seed=seed,
         seconds=time.perf_counter() - began,
     )
+
+
+def check_sampling_params(sampling_params: Any) -> None:
+    """Raise PlanError unless these are parameters of samples without a seed."""
+    if not isinstance(sampling_params, tinker.SamplingParams):
+        raise PlanError(f"sampling_params must be tinker.SamplingParams(...), got {sampling_params!r:.80}")
+    if sampling_params.seed is not None:
+        raise PlanError(
+            f"sampling_params must have no seed, got seed={sampling_params.seed}, with which all episodes of a group "
+            "would be equal: each sample has a seed that follows from the argument `seed`"
+        )
 
 
 def episode_segments(episode: Episode) -> tuple[TrajectorySegment, ...]:
@@ -240,14 +260,16 @@ async def _turns(
     try:
         episode = renderer.episode(start.messages, start.tools or None, on_rewrite="segment")
     except RenderError as error:
-        raise RolloutError(f"the messages or the tools that start() returned are not valid: {error}") from error
+        raise EnvironmentFailedError(
+            f"the messages or the tools that start() returned are not valid: {error}"
+        ) from error
     turns: list[Turn] = []
     while True:
         room = None if limits.max_tokens is None else limits.max_tokens - len(episode.tokens)
         if room is not None and room < 1:
             if turns:
                 return episode, turns, (), End.MAX_TOKENS
-            raise RolloutError(
+            raise EnvironmentFailedError(
                 f"the prompt has {len(episode.tokens)} tokens, which leaves no token for a reply; "
                 f"raise Limits.max_tokens ({limits.max_tokens}), or leave out tasks with long prompts"
             )
@@ -261,13 +283,13 @@ async def _turns(
         if end is not None:
             return episode, turns, outcome.messages, end
         if not outcome.messages:
-            raise RolloutError("step() returned neither messages nor done=True; return one of them")
+            raise EnvironmentFailedError("step() returned neither messages nor done=True; return one of them")
         try:
             episode.add(outcome.messages)
         except BrokenReplyError:
             return episode, turns, outcome.messages, End.BROKEN_REPLY
         except RenderError as error:
-            raise RolloutError(f"the messages that step() returned are not valid: {error}") from error
+            raise EnvironmentFailedError(f"the messages that step() returned are not valid: {error}") from error
 
 
 def _end(outcome: Outcome, reply: Parsed, *, is_cut: bool, is_last: bool) -> End | None:
@@ -290,11 +312,15 @@ async def _with_reference(
 
 
 async def _ask(method: str, function: Callable[..., Any], *args: Any, returns: type | None = None) -> Any:
-    """Call a method of the environment. Any error that it raises becomes a `RolloutError`."""
+    """Call a method of the environment. Any error that it raises becomes an `EnvironmentFailedError`."""
     try:
         value = await invoke(function, *args)
     except Exception as error:
-        raise RolloutError(f"the environment failed in {method}(): {type(error).__name__}: {error}") from error
+        raise EnvironmentFailedError(
+            f"the environment failed in {method}(): {type(error).__name__}: {error}"
+        ) from error
     if returns is not None and not isinstance(value, returns):
-        raise RolloutError(f"{method}() of an environment must return {returns.__name__}(...), got {value!r:.80}")
+        raise EnvironmentFailedError(
+            f"{method}() of an environment must return {returns.__name__}(...), got {value!r:.80}"
+        )
     return value

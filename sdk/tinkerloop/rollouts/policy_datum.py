@@ -27,6 +27,10 @@ from tinkerloop.rollouts.trajectory import Group, Trajectory
 
 Weighting = Literal["token", "sequence", "group"]
 WEIGHTING: tuple[Weighting, ...] = ("token", "sequence", "group")
+TRAJECTORY_LOSSES = tuple(name for name in POLICY_LOSSES if name != "stable_reinforce")
+"""The losses whose datums can be built from a trajectory. It does not have the ids that stable_reinforce needs."""
+
+_LARGEST_LOGPROB = 0.1  # services that compute in 16 bits round a probability of almost 1 above 1
 
 
 def policy_datum(
@@ -82,6 +86,13 @@ def policy_datum(
         advantages = np.full(count, advantages)
     inputs = dict(datum.loss_fn_inputs)
     inputs["logprobs"] = at_sampled("logprobs", logprobs)
+    if not np.all(np.asarray(logprobs, np.float64) <= _LARGEST_LOGPROB):
+        raise DatumError(
+            "log-probabilities are at most 0, up to rounding; these may be probabilities, or negated",
+            field="logprobs",
+            expected="<= 0",
+            given=float(np.max(np.asarray(logprobs, np.float64))),
+        )
     inputs["advantages"] = at_sampled("advantages", advantages)
     if loss_fn == "gspo":
         inputs["sequence_ratio_mask"] = tinker.TensorData.from_numpy(shifted.astype(np.float32))

@@ -28,6 +28,7 @@ from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Log, Requests, StepResult
 from tinkerloop.loop.plan import MicroBatch, Plan
+from tinkerloop.number_checks import check_finite_number
 from tinkerloop.rollouts.delivered import Delivered
 from tinkerloop.rollouts.rollouts import Rollouts
 from tinkerloop.rollouts.trajectory import End
@@ -48,9 +49,13 @@ class PolicyStats(Callback):
         solved: a trajectory counts as solved if its reward is at least this.
         seconds: if true, also log how long before the step sampling began, and how long episodes took. Equal runs then
             log different rows.
+
+    Raises:
+        PlanError: `solved` is not a finite number.
     """
 
     def __init__(self, rollouts: Rollouts, *, solved: float = 1.0, seconds: bool = False):
+        check_finite_number("solved", solved)
         self._rollouts, self._solved, self._seconds = rollouts, solved, seconds
         self._submitted: dict[int, dict[str, float]] = {}  # what is known when a step is queued, by step
 

@@ -27,13 +27,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from tinkerloop._lazy import tinker
-from tinkerloop.clients import Future, SamplingClientLike, TrainingClientLike
+from tinkerloop.clients import CustomLoss, Future, SamplingClientLike, TrainingClientLike
 from tinkerloop.data.batches import Cursor, check_cursor, fingerprint_of
-from tinkerloop.datum_checks import POLICY_LOSSES
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.futures import background, resolve
 from tinkerloop.renderers import Renderer
-from tinkerloop.rollouts.advantages import AdvantageFunction, centered, compares_trajectories
+from tinkerloop.rollouts.advantages import AdvantageFunction, centered
 from tinkerloop.rollouts.batch_sampling import (
     BatchBeginning,
     EventLoopThread,
@@ -44,8 +43,17 @@ from tinkerloop.rollouts.batch_sampling import (
 from tinkerloop.rollouts.curriculum import Curriculum, Shuffled, checked_state
 from tinkerloop.rollouts.delivered import Delivered, account_for, part_of_datums
 from tinkerloop.rollouts.environments import Environment
-from tinkerloop.rollouts.episodes import FailurePolicy, Limits
-from tinkerloop.rollouts.policy_datum import WEIGHTING, Weighting
+from tinkerloop.rollouts.episodes import FailurePolicy, Limits, check_sampling_params
+from tinkerloop.rollouts.option_checks import (
+    check_functions,
+    check_loss,
+    check_methods,
+    check_named_options,
+    check_numbers,
+    check_policies,
+    check_tasks,
+)
+from tinkerloop.rollouts.policy_datum import Weighting
 from tinkerloop.rollouts.rollout_log import RolloutLog
 from tinkerloop.rollouts.trajectory import Group
 
@@ -59,7 +67,7 @@ class Rollouts:
     episode is raised when its batch is due.
 
     Args:
-        client: the training client of the loop.
+        client: the training client of the loop; a loop with another one is rejected.
         tasks: the tasks, in any form that `environment` takes.
         environment: function, plain or `async`, from a task and a random seed to the environment of one episode. All
             episodes of a group get the same seed.
@@ -71,9 +79,9 @@ class Rollouts:
         log: the path of `rollouts.jsonl`, in the folder of the run.
         curriculum: which task each group is for. The default draws each task once per epoch, shuffled.
         advantages: function from a group to the advantages of its trajectories.
-        loss_fn: the policy loss that the datums are for. The loop needs the same.
+        loss_fn: the policy loss that the datums are for. A loop with another built-in loss is rejected.
         weighting: what counts equally in a step with `normalize="token"`: each "token", each "sequence" (trajectory) or
-            each "group".
+            each "group". The last two are rejected with `normalize="example"`, which would undo them.
         staleness: how many batches sampling is ahead of training. 0: each batch is sampled from the newest weights.
         substeps: in how many consecutive parts, with near-equal numbers of datums, a batch is delivered. The loop
             makes at least one step from each.
@@ -117,34 +125,21 @@ class Rollouts:
         reference: SamplingClientLike | Future[SamplingClientLike] | None = None,
         max_in_flight: int | None = None,
     ):
-        further_tasks = groups if further_tasks is None else further_tasks
-        least = {"tasks": (len(tasks), 1), "groups": (groups, 1), "group_size": (group_size, 1),
-                 "staleness": (staleness, 0), "substeps": (substeps, 1), "further_tasks": (further_tasks, 0),
-                 "max_in_flight": (1 if max_in_flight is None else max_in_flight, 1)}  # fmt: skip
-        for name, (value, smallest) in least.items():
-            if value < smallest:
-                raise PlanError(f"{name} must be at least {smallest}, got {value}")
-        if not callable(advantages):
-            raise PlanError(
-                f"advantages must be a function from a group to its advantages, got {advantages!r}: pass a function of "
-                "tinkerloop.rollouts, such as centered (without quotes), or your own"
-            )
-        if group_size == 1 and compares_trajectories(advantages):
-            name = getattr(getattr(advantages, "func", advantages), "__qualname__", "").partition(".")[0]
-            raise PlanError(
-                f"group_size=1 with advantages={name}, which compares the episodes of a group: all advantages would be "
-                "0, and nothing would be trained; use a group_size of at least 2, or advantages=no_baseline"
-            )
-        if not callable(environment):
-            raise PlanError(
-                f"environment must be a function from a task and a seed to an environment, got {environment!r:.80}"
-            )
-        choices = {"constant_groups": (constant_groups, ("drop", "keep")), "weighting": (weighting, WEIGHTING),
-                   "loss_fn": (loss_fn, POLICY_LOSSES)}  # fmt: skip
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise PlanError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        self._client, self._curriculum, self._max_in_flight = resolve(client), curriculum or Shuffled(), max_in_flight
+        check_numbers(
+            seed, groups=groups, group_size=group_size, staleness=staleness, substeps=substeps,
+            further_tasks=further_tasks, max_in_flight=max_in_flight,
+        )  # fmt: skip
+        # numbers of numpy, which JSON does not have, become Python's
+        groups, group_size, staleness, substeps, seed = map(int, (groups, group_size, staleness, substeps, seed))
+        further_tasks = groups if further_tasks is None else int(further_tasks)
+        check_named_options(constant_groups=constant_groups, weighting=weighting, loss_fn=loss_fn)
+        check_tasks(tasks)
+        check_functions(environment, advantages, group_size=group_size, has_reference=reference is not None)
+        check_sampling_params(sampling_params)
+        check_policies(limits, on_failure)
+        client, reference = resolve(client), cast("SamplingClientLike | None", resolve(reference))
+        check_methods(client=client, renderer=renderer, reference=reference)
+        self._client, self._curriculum, self._max_in_flight = client, curriculum or Shuffled(), max_in_flight
         self._staleness, self._substeps = staleness, substeps
         self._identity: Cursor = {
             "kind": "rollouts", "tasks": len(tasks), "fingerprint": fingerprint_of(tasks), "seed": seed,
@@ -163,7 +158,7 @@ class Rollouts:
             seed=seed,
             limits=limits,
             on_failure=on_failure,
-            reference=cast("SamplingClientLike | None", resolve(reference)),
+            reference=reference,
             advantages=advantages,
             loss_fn=loss_fn,
             weighting=weighting,
@@ -217,9 +212,27 @@ class Rollouts:
 
     def seek(self, cursor: Any) -> None:
         batch, substep = check_cursor(cursor, self._identity, ("batch", "substep"))
+        if check_state := getattr(self._curriculum, "check_state", None):
+            check_state(cursor["state"])
         self.close()
         self._move_to(batch, substep, cursor["state"])
         self._resumed = True
+
+    def check_training(self, client: TrainingClientLike, loss_fn: str | CustomLoss, normalize: str) -> None:
+        """Check that a loop trains these datums as they are meant. `Loop` calls it when it is created.
+
+        A custom loss, and one that only the service knows, are accepted.
+
+        Raises:
+            PlanError: `client` is not the one whose weights are sampled, `loss_fn` is another built-in loss, or
+                `normalize` undoes the weighting.
+        """
+        if client is not self._client:
+            raise PlanError(
+                "the rollouts sample from the weights of another training client than the one that the loop trains, so "
+                "they would never see a step: pass the same client to both"
+            )
+        check_loss(self._options.loss_fn, self._options.weighting, loss_fn, normalize)
 
     def at_boundary(self, step: int) -> None:
         self._boundary, self._since_boundary = step, []
@@ -263,7 +276,7 @@ class Rollouts:
         if self._resumed:
             # The first batch begun here keeps its groups in the log: their weights are those of this boundary too.
             self._settled = self._begun_before(self._batch, self._substep)
-            self._logged = self._log.rewind(self._batch, self._batch + self._staleness + 1)
+            self._logged = self._log.rewind(self._batch, self._batch + self._staleness + 1, self._options.groups)
         else:
             self._log.begin()
         self._in_flight = None if self._max_in_flight is None else asyncio.Semaphore(self._max_in_flight)

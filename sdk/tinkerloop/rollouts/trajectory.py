@@ -238,11 +238,12 @@ def readable_message(message: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RenderError: the message has the wrong shape.
     """
-    content = message.get("content")
+    content = message.get("content") if isinstance(message, Mapping) else None
     if isinstance(content, Sequence) and not isinstance(content, str):
         image = {"type": "image_url", "image_url": {"url": IMAGE_PLACEHOLDER}}
-        parts = [image if part["type"] in ("image", "image_url") else part for part in content]
-        parts.sort(key=lambda part: part["type"] != "thinking")
+        kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
+        in_order = sorted(zip(kinds, content, strict=True), key=lambda one: one[0] != "thinking")
+        parts = [image if kind in ("image", "image_url") else part for kind, part in in_order]
         message = {**message, "content": parts}
     return to_openai_message(message)
 
