@@ -23,7 +23,15 @@ import tinker
 
 import tinkerloop
 from recipes.command_line import run_from_command_line
-from recipes.model_defaults import BASE, device_field, dry_run_field, dtype_field, learning_rate_field, renderer_field
+from recipes.model_defaults import (
+    BASE,
+    device_field,
+    dry_run_field,
+    dtype_field,
+    held_out_field,
+    learning_rate_field,
+    renderer_field,
+)
 from recipes.run_size import print_run_size
 from tinkerloop.callbacks import (
     Checkpoint,
@@ -63,7 +71,7 @@ class Config:
         default=None,
         doc="JSONL file to evaluate on. By default, the test file of the default file, or a part of your own file.",
     )
-    test_size: int = chz.field(default=100, doc="Number of held-out conversations to evaluate on.")
+    test_size: int = held_out_field(100, "Number of held-out conversations to evaluate on.")
     model: str = chz.field(default=BASE, doc="Base model: a folder, a hub name, or a model name of the service.")
     renderer: str = renderer_field()
     service: str = chz.field(

@@ -24,7 +24,13 @@ import tinker
 
 from recipes.command_line import run_from_command_line
 from recipes.ending import end_with_score
-from recipes.model_defaults import NOISY_LOSS_SHARE, ModelOptions, learning_rate_field, service_and_renderer
+from recipes.model_defaults import (
+    NOISY_LOSS_SHARE,
+    ModelOptions,
+    held_out_field,
+    learning_rate_field,
+    service_and_renderer,
+)
 from recipes.stored import stored
 from tinkerloop import Callback, Loop, Plan, Run
 from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule, Preempt
@@ -41,7 +47,7 @@ from tinkerloop.renderers import Renderer
 class Config(ModelOptions):
     run: str = chz.field(default="runs/dpo", doc="Folder of the run. A run that was interrupted resumes.")
     pairs: int = chz.field(default=240, doc="Number of pairs to train on.")
-    test_pairs: int = chz.field(default=60, doc="Number of pairs held out for evaluation.")
+    test_pairs: int = held_out_field(60, "Number of pairs held out for evaluation.")
     beta: float = chz.field(default=0.1, doc="DPO's beta. A larger value keeps the model closer to the base model.")
     steps: int = chz.field(default=30, doc="Total number of optimizer steps.")
     batch_size: int = chz.field(default=16, doc="Pairs per step.")

@@ -14,6 +14,7 @@ import chz
 import tinkerloop
 from tinkerloop.clients import ServiceClientLike
 from tinkerloop.hyperparams import recommended_learning_rate
+from tinkerloop.number_checks import check_whole
 from tinkerloop.renderers import Renderer
 
 BASE = "recipes/base"
@@ -35,6 +36,16 @@ def renderer_of(model: str) -> str:
 def learning_rate_of(model: str, small: float, rank: int = 32, share: float = 1.0) -> float:
     """Return `small` for the small models of the recipes, else `share` of the model's recommended learning rate."""
     return small if model in SMALL else share * recommended_learning_rate(model, rank)
+
+
+def held_out_field(default: int, doc: str) -> Any:
+    """Return the option for how much is held out: a score needs at least one."""
+
+    def munge(_: Any, number: int) -> int:
+        check_whole("the number that is held out for evaluation", number, 1)
+        return number
+
+    return chz.field(default=default, munger=munge, doc=doc)
 
 
 def renderer_field() -> Any:

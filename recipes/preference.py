@@ -34,7 +34,13 @@ import tinker
 
 from recipes.command_line import run_from_command_line
 from recipes.ending import end_with_score
-from recipes.model_defaults import NOISY_LOSS_SHARE, ModelOptions, learning_rate_field, service_and_renderer
+from recipes.model_defaults import (
+    NOISY_LOSS_SHARE,
+    ModelOptions,
+    held_out_field,
+    learning_rate_field,
+    service_and_renderer,
+)
 from recipes.rewards import evaluate_rewards, mean_reward
 from recipes.supervised_start import open_client, trained_sampler
 from tinkerloop.callbacks import Checkpoint, LRSchedule, Preempt, Timing
@@ -54,7 +60,7 @@ STYLES = (str.lower, str.capitalize, str.upper)  # from the worst to the best
 class Config(ModelOptions):
     run: str = chz.field(default="runs/preference", doc="Folder of the run. A run that was interrupted resumes.")
     pairs: int = chz.field(default=240, doc="Number of pairs to train the reward model on.")
-    test_pairs: int = chz.field(default=60, doc="Number of pairs and words held out for evaluation.")
+    test_pairs: int = held_out_field(60, "Number of pairs and words held out for evaluation.")
     start_steps: int = chz.field(default=40, doc="Number of supervised steps of the policy.")
     start_batch: int = chz.field(default=32, doc="Conversations in a supervised step.")
     reward_steps: int = chz.field(default=60, doc="Number of supervised steps of the reward model.")

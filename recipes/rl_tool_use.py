@@ -35,6 +35,7 @@ from recipes.model_defaults import (
     NOISY_LOSS_SHARE,
     SMALL,
     ModelOptions,
+    held_out_field,
     learning_rate_field,
     service_and_renderer,
 )
@@ -68,7 +69,7 @@ class Config(ModelOptions):
     staleness: int = chz.field(default=0, doc="How many steps sampling is ahead of training.")
     learning_rate: float = learning_rate_field(5e-4, "Learning rate", share=NOISY_LOSS_SHARE)
     lora_rank: int = chz.field(default=32, doc="Rank of the LoRA adapter.")
-    test_questions: int = chz.field(default=50, doc="Number of questions held out for evaluation.")
+    test_questions: int = held_out_field(50, "Number of questions held out for evaluation.")
     save_every: int = chz.field(default=10, doc="Save a checkpoint every this many steps.")
     seed: int = chz.field(default=0, doc="Random seed for the adapter, the questions and the samples.")
 

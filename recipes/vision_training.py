@@ -17,7 +17,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 import tinkerloop
 from recipes import make_images
-from recipes.model_defaults import device_field, dry_run_field, dtype_field, learning_rate_field, renderer_field
+from recipes.model_defaults import (
+    device_field,
+    dry_run_field,
+    dtype_field,
+    held_out_field,
+    learning_rate_field,
+    renderer_field,
+)
 from recipes.run_size import print_run_size
 from tinkerloop.callbacks import Checkpoint, Evaluate, LRSchedule, Progress, StopOnNonFinite, nll, sampled, together
 from tinkerloop.data import batches
@@ -50,7 +57,7 @@ class Config:
         "For a pretrained model use 32.",
     )
     eval_every: int = chz.field(default=100, doc="Evaluate every this many steps.")
-    test_size: int = chz.field(default=200, doc="Maximum number of test conversations to score.")
+    test_size: int = held_out_field(200, "Maximum number of test conversations to score.")
     seed: int = chz.field(default=0, doc="Random seed for initial weights and data order.")
     dry_run: bool = dry_run_field()
 
