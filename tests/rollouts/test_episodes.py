@@ -301,7 +301,7 @@ def test_wrong_sampling_params_are_rejected_before_an_environment_is_created(giv
     assert not created
 
 
-@pytest.mark.parametrize(("logprob", "problem"), [(None, "no log-probabilities"), (math.nan, "finite numbers")])
+@pytest.mark.parametrize(("logprob", "problem"), [(None, "no log-probabilities"), (math.nan, "logprobs finite")])
 def test_a_service_without_usable_logprobs_is_no_failure_of_the_environment(logprob: Any, problem: str) -> None:
     class Unusable(ScriptedSampler):
         def sample(self, *args: Any) -> Any:

@@ -16,7 +16,14 @@ from typing import Any, Literal
 
 from tinkerloop._lazy import tinker
 from tinkerloop.clients import SamplingClientLike
-from tinkerloop.errors import BrokenReplyError, EnvironmentFailedError, PlanError, RenderError, RolloutError
+from tinkerloop.errors import (
+    BrokenReplyError,
+    EnvironmentFailedError,
+    EpisodeError,
+    PlanError,
+    RenderError,
+    RolloutError,
+)
 from tinkerloop.loop.futures import awaitable, resolve_async
 from tinkerloop.number_checks import check_whole
 from tinkerloop.renderers import Episode, Parsed, Renderer
@@ -276,7 +283,10 @@ async def _turns(
         sampled = await sample(episode.prompt(), room)
         if sampled.logprobs is None:
             raise RolloutError("the service returned no log-probabilities of the sampled tokens, which training needs")
-        reply = episode.add_sampled(sampled.tokens, sampled.logprobs)
+        try:
+            reply = episode.add_sampled(sampled.tokens, sampled.logprobs)
+        except EpisodeError as error:
+            raise RolloutError(f"the service returned a reply that cannot be trained on: {error}") from error
         outcome: Outcome = await _ask("step", environment.step, reply, returns=Outcome)
         turns.append(Turn(outcome.reward, reply.termination, outcome.metrics))
         end = _end(outcome, reply, is_cut=sampled.stop_reason == "length", is_last=len(turns) == limits.max_turns)
