@@ -5,15 +5,19 @@ AdamW is described by Loshchilov & Hutter 2019 (arXiv:1711.05101).
 
 from __future__ import annotations
 
+import math
+
 import tinker
 import torch
 from torch.optim.adamw import adamw
 
-from tinkerloop.local.nn.parameters import TrainState
+from tinkerloop.local.nn.parameters import TrainState, norm_of
 from tinkerloop.local.request_errors import user_error
 
 BLOCK = 2**20
 """The number of weights that one call updates. It limits the size of the temporary float32 copy of the gradient."""
+LARGEST_GRADIENT = 1.8e19
+"""The largest element of a gradient whose square, the second moment, is finite in float32 (the root of 3.4e38)."""
 
 
 def check_adam(params: tinker.AdamParams) -> None:
@@ -48,11 +52,17 @@ def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
     zeros: the moments decay, and weight decay is applied.
 
     Returns: a dict with one metric, "unclipped_grad_l2:mean": the norm before clipping.
+
+    Raises:
+        tinker.RequestFailedError: a hyper-parameter is out of range, or the gradient is NaN, infinite, or so large that
+            Adam's moments would overflow (category user). Nothing has changed then.
     """
     check_adam(params)
-    norm = float(torch.linalg.vector_norm(state.gradient)) if state.norm is None else state.norm
-    if params.grad_clip_norm > 0 and norm > params.grad_clip_norm:
-        state.gradient *= params.grad_clip_norm / norm
+    norm = norm_of(state.gradient) if state.norm is None else state.norm
+    scale = params.grad_clip_norm / norm if 0 < params.grad_clip_norm < norm else 1.0
+    _check_gradient(state.gradient, norm, scale)
+    if scale < 1:
+        state.gradient *= scale
     flat = (state.weights.flat, state.gradient, state.exp_avg, state.exp_avg_sq)
     for weights, gradient, exp_avg, exp_avg_sq in zip(*(vector.split(BLOCK) for vector in flat), strict=True):
         adamw(
@@ -76,3 +86,20 @@ def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
     state.weights.touch()
     state.clear_gradient()
     return {"unclipped_grad_l2:mean": norm}
+
+
+def _check_gradient(gradient: torch.Tensor, norm: float, scale: float) -> None:
+    """Raise if the gradient, multiplied by `scale`, has an element that Adam's moments cannot hold in float32.
+
+    A weight whose second moment is infinite would never move again. `norm` is the norm of the gradient.
+    """
+    if norm * scale <= LARGEST_GRADIENT:  # no element is larger than the norm
+        return
+    largest = float(torch.linalg.vector_norm(gradient, math.inf))
+    if not math.isfinite(norm) or not largest * scale <= LARGEST_GRADIENT:
+        raise user_error(
+            f"NonFiniteInTensor: the gradient has an element of {largest:.3g} and the norm {norm:.3g}; above "
+            f"{LARGEST_GRADIENT:.3g}, Adam's moments overflow in float32. optim_step changed nothing, and the gradient "
+            "is still there: check the loss inputs of its datums (weights, advantages, logprobs), or pass a "
+            "grad_clip_norm to scale it down"
+        )
