@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import tinker
 import torch
 
+from tinkerloop.local.argument_checks import true_or_false, whole_number
 from tinkerloop.local.client.async_methods import in_thread
 from tinkerloop.local.client.rest_client import RestClient
 from tinkerloop.local.client.sampling_client import SamplingClient
@@ -68,7 +69,7 @@ class ServiceClient:
         remote = (base_url, api_key, default_headers_overrides) != (None, None, None)
         refuse_option(remote, "ServiceClient(base_url=...), (api_key=...)")
         self._user_metadata = metadata_of(user_metadata)
-        self._train_vision = train_vision
+        self._train_vision = true_or_false("train_vision", train_vision)
         self._engine = open_engine(
             root,
             device,
@@ -229,14 +230,20 @@ def new_lora_spec(
 
     Raises:
         AssertionError: nothing would be trained.
-        tinker.BadRequestError: `rank` is not valid.
+        tinker.BadRequestError: an option is not valid.
     """
-    assert train_mlp or train_attn or train_unembed, (
-        "nothing to train: at least one of train_mlp, train_attn and train_unembed must be true"
-    )
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-        raise bad_request(f"rank must be a positive integer, or 0 to train every weight; got {rank!r}")
-    return LoraSpec(rank, seed or 0, train_mlp, train_attn, train_unembed, train_vision)
+    given = {"train_mlp": train_mlp, "train_attn": train_attn, "train_unembed": train_unembed}
+    flags = {name: true_or_false(name, value) for name, value in given.items()}
+    assert any(flags.values()), "nothing to train: at least one of train_mlp, train_attn and train_unembed must be true"
+    expected = "a positive integer, or 0 to train every weight"
+    rank = whole_number("rank", rank, expected=expected)
+    if rank < 0:
+        raise bad_request(f"rank must be {expected}; got {rank}")
+    if rank == 0 and not all(flags.values()):
+        off = next(name for name, value in flags.items() if not value)
+        raise bad_request(f"rank=0 trains every weight, so {off}=False has no effect; omit it, or pass a rank above 0")
+    seed = 0 if seed is None else whole_number("seed", seed, expected="a whole number or None")
+    return LoraSpec(rank, seed, **flags, train_vision=true_or_false("train_vision", train_vision))
 
 
 def check_optimizer(config: Any) -> None:

@@ -44,7 +44,15 @@ class CheckpointInfo:
 
 
 def write_record(folder: Path, record: CheckpointInfo) -> None:
-    """Write the record of the checkpoint in a folder, and flush it to the disk."""
+    """Write the record of the checkpoint in a folder, and flush it to the disk.
+
+    Raises:
+        tinker.BadRequestError: `read_record` would not accept the record.
+    """
+    try:
+        _check_record(record)
+    except (ValueError, TypeError) as error:  # TypeError: a value that JSON cannot represent
+        raise bad_request(f"checkpoint {record.path} cannot be saved, because it could not be read: {error}") from error
     with (folder / RECORD_FILE).open("w") as file:
         file.write(json.dumps({**asdict(record), "format": _FORMAT}, indent=2) + "\n")
         file.flush()
