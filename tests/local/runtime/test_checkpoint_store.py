@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -291,8 +292,11 @@ def test_pages_begin_at_0(service, client):
         rest.list_training_runs(offset=-1).result()
 
 
+NOT_UTF_8 = {"file": os.fsdecode(b"donn\xe9es.jsonl")}
+
+
 @pytest.mark.skipif(not has_field(tinker.Checkpoint, "user_metadata"), reason="tinker < 0.26 cannot list metadata")
-@pytest.mark.parametrize("metadata", [{"epoch": 1}, {1: "a"}, {"a": None}, "text"])
+@pytest.mark.parametrize("metadata", [{"epoch": 1}, {1: "a"}, {"a": None}, "text", NOT_UTF_8, {"a\udc00": ""}])
 def test_metadata_that_could_not_be_listed_is_refused_and_nothing_is_left_behind(service, client, tmp_path, metadata):
     for save in (client.save_state, client.save_weights_for_sampler):
         with pytest.raises(tinker.BadRequestError, match="user_metadata"):
