@@ -44,6 +44,9 @@ _PURPOSES = {"weights": "training", "sampler_weights": "sampling", "external_wei
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 """Mapping from device type to the default `token_budget` of `ServiceClient`."""
 
+TensorPair = tuple[torch.Tensor, torch.Tensor]
+"""A tensor of a client, and the tensor of a checkpoint to copy into it."""
+
 
 @dataclass
 class EngineRun:
@@ -280,8 +283,10 @@ class Engine:
         weights = self._sampled.get((path, record.time))
         if weights is None:
             weights = base.new_weights(record.lora)
-            self._fill_weights(base, weights, record)
+            loaded = self._read_tensors(base, weights, record)
             self.store.confirm(record)
+            _fill(loaded)
+            weights.touch()
             self._sampled[path, record.time] = weights
         return Sampler(base, record.lora, weights, path, lane=lane)
 
@@ -374,21 +379,27 @@ class Engine:
             )
         return record
 
-    def _fill_weights(self, base: Model, weights: Weights, record: CheckpointInfo) -> None:
+    def _read_tensors(self, base: Model, weights: Weights, record: CheckpointInfo) -> list[TensorPair]:
         names = tensor_names(base, record.lora)
         expected = {names[name]: tensor for name, tensor in weights.named.items()}
-        _fill(expected, self.store.load_weights(record.path), record.path)
-        weights.touch()
+        return _paired(expected, self.store.load_weights(record.path), record.path)
 
     def _load(self, run: EngineRun, record: CheckpointInfo, optimizer: bool) -> None:
+        """Set the run's weights to those of a checkpoint, and with `optimizer` its moments and step count.
+
+        All tensors are read and checked before the first is copied, so that a failure changes nothing.
+        """
         state, layout = run.state, run.state.weights.layout
-        moments = self.store.load_moments(record.path) if optimizer else None
-        self._fill_weights(run.model, state.weights, record)
-        if moments is not None:
-            _fill(layout.views(state.exp_avg), moments["exp_avg"], record.path)
-            _fill(layout.views(state.exp_avg_sq), moments["exp_avg_sq"], record.path)
-            state.step, state.step_tokens = record.step, record.step_tokens
+        loaded = self._read_tensors(run.model, state.weights, record)
+        if optimizer:
+            moments = self.store.load_moments(record.path)
+            loaded += _paired(layout.views(state.exp_avg), moments["exp_avg"], record.path)
+            loaded += _paired(layout.views(state.exp_avg_sq), moments["exp_avg_sq"], record.path)
         self.store.confirm(record)
+        _fill(loaded)
+        state.weights.touch()
+        if optimizer:
+            state.step, state.step_tokens = record.step, record.step_tokens
 
 
 def open_engine(
@@ -428,8 +439,8 @@ def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
     return replace(spec, seed=other.seed)
 
 
-def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], path: str) -> None:
-    """Copy each tensor of `loaded` into the tensor of `named` with the same name.
+def _paired(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], path: str) -> list[TensorPair]:
+    """Return each tensor of `named` with the tensor of `loaded` of the same name. Nothing is copied yet.
 
     Raises:
         tinker.BadRequestError: the names or the shapes in `named` and `loaded` differ.
@@ -444,5 +455,9 @@ def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor],
         if tensor.shape != loaded[name].shape:
             shapes = f"{tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}"
             raise bad_request(f"checkpoint {path} does not fit this base model: tensor {name!r} has shape {shapes}")
-    for name, tensor in named.items():
-        tensor.copy_(loaded[name])
+    return [(tensor, loaded[name]) for name, tensor in named.items()]
+
+
+def _fill(pairs: Sequence[TensorPair]) -> None:
+    for tensor, loaded in pairs:
+        tensor.copy_(loaded)
