@@ -27,7 +27,14 @@ NO_HUB_NAME = (
 """The reason why a name without a slash cannot be loaded."""
 
 
-@functools.lru_cache(maxsize=32)
+def absolute_name(name: str | Path) -> str:
+    """Return the name of a model; for a folder that exists, its absolute path.
+
+    A relative path would mean another model after a change of the working directory.
+    """
+    return str(name if str(name) in BUILT_IN or not Path(name).is_dir() else Path(name).absolute())
+
+
 def get_tokenizer(name: str | Path) -> Tokenizer:
     """Return the tokenizer of a model. `name` is a hub name or a local folder. The result is cached.
 
@@ -47,7 +54,11 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
         TinkerloopError: the tokenizer cannot be loaded.
         MissingPackageError: transformers is not installed.
     """
-    name = str(name)
+    return _load(absolute_name(name))
+
+
+@functools.lru_cache(maxsize=32)
+def _load(name: str) -> Tokenizer:
     if name in BUILT_IN:
         with needs_extra("local", "a tokenizer"):
             from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer

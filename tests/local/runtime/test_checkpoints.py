@@ -6,11 +6,13 @@ import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tinker
 
+from tests.local.tiny_models import write_model
 from tinkerloop.client_versions import has_field
 from tinkerloop.local import ServiceClient
 from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
@@ -172,3 +174,42 @@ def test_a_record_that_could_not_be_read_is_not_written(service, client, tmp_pat
     with pytest.raises(tinker.BadRequestError, match="cannot be saved"):
         store.update(path, **change)
     assert store.read(path).step == 0
+
+
+def relative_models(tmp_path) -> list[Path]:
+    """Return two folders. Each has another model at the relative path `models/base`."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, size in zip(folders, (64, 32), strict=True):
+        write_model("qwen2", folder / "models" / "base", intermediate_size=size)
+    return folders
+
+
+def scores(client) -> list[float | None]:
+    return client.compute_logprobs(tinker.ModelInput.from_ints([5, 6, 7])).result()
+
+
+def test_a_relative_model_folder_means_the_same_model_after_a_change_of_the_working_directory(tmp_path, monkeypatch):
+    one, two = relative_models(tmp_path)
+    monkeypatch.chdir(one)
+    service = ServiceClient(root=tmp_path / "root")
+    client = service.create_lora_training_client("models/base", rank=4)
+    sampler_path, path = client.save_weights_for_sampler("a").result().path, client.save_state("a").result().path
+    expected = scores(client.create_sampling_client(sampler_path))
+    assert scores(service.create_sampling_client(sampler_path, base_model="models/base")) == expected
+    monkeypatch.chdir(two)
+    assert scores(service.create_sampling_client(base_model="models/base")) != expected
+    again = ServiceClient(root=tmp_path / "root")
+    assert scores(again.create_sampling_client(sampler_path)) == expected
+    with pytest.raises(tinker.BadRequestError, match="does not match"):
+        again.create_training_client_from_state(path, base_model="models/base")
+    assert again.create_training_client_from_state(path).get_info().model_name == str(one / "models" / "base")
+
+
+def test_a_record_with_a_relative_model_folder_opens_where_the_folder_is(tmp_path, monkeypatch):
+    one, _ = relative_models(tmp_path)
+    monkeypatch.chdir(one)
+    path = ServiceClient(root=tmp_path).create_lora_training_client("models/base", rank=4).save_state("a").result().path
+    CheckpointStore(tmp_path).update(path, base_model="models/base")  # as older versions wrote it
+    again = ServiceClient(root=tmp_path)
+    again.create_training_client_from_state(path, base_model="models/base")
+    again.create_lora_training_client("models/base", rank=4).load_state(path).result()

@@ -19,6 +19,7 @@ import tinker
 import torch
 
 from tinkerloop.clients import CustomLoss
+from tinkerloop.local.argument_checks import check_unicode
 from tinkerloop.local.nn.adam import adam_step
 from tinkerloop.local.nn.coverage import check_coverage
 from tinkerloop.local.nn.layers.lora import LoraSpec
@@ -38,6 +39,7 @@ from tinkerloop.local.runtime.replica_threads import replica_count
 from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.runtime.request_queue import RequestQueue
 from tinkerloop.local.runtime.request_reading import DatumArrays
+from tinkerloop.tokenizers.loading import absolute_name
 
 _PURPOSES = {"weights": "training", "sampler_weights": "sampling", "external_weights": "other programs"}
 """The use of each kind of checkpoint."""
@@ -130,8 +132,7 @@ class Engine:
 
         If `spec` has rank 0 (every weight is trained), the model is loaded in float32, otherwise in the engine's dtype.
         """
-        if not isinstance(name, str):
-            raise bad_request(f"base_model must be a str, the name of a model or of a folder; got {name!r}")
+        name = self._absolute(name)
         if self.folders is not None and name not in self.folders:
             raise bad_request(
                 f"this server has no base model {name!r}; it has {', '.join(map(repr, self.folders)) or 'none'}. Start "
@@ -154,6 +155,7 @@ class Engine:
     ) -> EngineRun:
         """Return a new run. By default its id is made from the engine's session and a counter."""
         base = self.model(base_model, spec)
+        check_unicode("base_model", base.name)  # a checkpoint records it
         check_coverage(base, spec)
         state = TrainState(base.new_weights(spec), torch.float32 if spec.rank == 0 else torch.float64)
         run = EngineRun(run_id or f"{self.session}:train:{self.run_count}", base, spec, state, user_metadata, lane=lane)
@@ -175,7 +177,7 @@ class Engine:
         If `optimizer` is true, it also starts with the checkpoint's moments and step count.
         """
         record = self._training_record(path)
-        if base_model is not None and base_model != record.base_model:
+        if base_model is not None and self._absolute(base_model) != record.base_model:
             raise bad_request(
                 f"base_model={base_model!r} does not match {path}: the checkpoint was trained on "
                 f"{record.base_model!r}; pass this name or omit base_model"
@@ -274,7 +276,7 @@ class Engine:
                 f"{path} must point to a sampler weights checkpoint: it is a checkpoint for "
                 f"{_PURPOSES[parse_path(path)[1]]}, so save one with save_weights_for_sampler"
             )
-        if base_model is not None and base_model != record.base_model:
+        if base_model is not None and self._absolute(base_model) != record.base_model:
             raise bad_request(
                 f"base_model={base_model!r} does not match {path}: the checkpoint was trained on "
                 f"{record.base_model!r}; pass this name or omit base_model"
@@ -360,15 +362,25 @@ class Engine:
         run.model.bind(run.spec, run.state.weights, gradients, run.state.step_tokens)
         return run_forward_backward(run.model, datums, work, replicas)
 
+    def _absolute(self, name: str) -> str:
+        """Return the name of a base model; for a folder that a program names, its absolute path.
+
+        A relative path would be the key and the record of another model after a change of the working directory.
+        """
+        if not isinstance(name, str):
+            raise bad_request(f"base_model must be a str, the name of a model or of a folder; got {name!r}")
+        return name if self.folders is not None else absolute_name(name)
+
     def _named(self, record: CheckpointInfo) -> CheckpointInfo:
         """Return `record`, with the name in `folders` instead of a folder that has a name there.
 
-        So a server can open a checkpoint that a program trained from the folder itself.
+        So a server can open a checkpoint that a program trained from the folder itself. Without `folders`, a relative
+        path in a record of an older version becomes absolute.
         """
         for name, folder in (self.folders or {}).items():
-            if folder == record.base_model:
+            if absolute_name(folder) == absolute_name(record.base_model):
                 return replace(record, base_model=name)
-        return record
+        return replace(record, base_model=self._absolute(record.base_model))
 
     def _training_record(self, path: str) -> CheckpointInfo:
         record = self._named(self.store.read(path))
