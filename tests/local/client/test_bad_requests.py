@@ -105,7 +105,7 @@ def test_programming_errors_are_raised_at_the_call(client):
 
 
 @pytest.mark.parametrize(
-    "params", [{"beta2": 2.0}, {"learning_rate": 1e39}, {"learning_rate": float("nan")}, {"eps": 0.0}]
+    "params", [{"beta2": 2.0}, {"learning_rate": 1e39}, {"learning_rate": float("nan")}, {"eps": 0.0}, {"eps": 1e-46}]
 )
 def test_bad_adam_parameters_fail_on_the_future_and_change_nothing(client, params):
     before = client.apply(lambda s: s.weights.flat.clone()).result()

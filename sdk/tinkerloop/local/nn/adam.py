@@ -18,6 +18,8 @@ BLOCK = 2**20
 """The number of weights that one call updates. It limits the size of the temporary float32 copy of the gradient."""
 LARGEST_GRADIENT = 1.8e19
 """The largest element of a gradient whose square, the second moment, is finite in float32 (the root of 3.4e38)."""
+SMALLEST_EPS = 2.0**-150
+"""The largest number that is 0 in float32. The step of a weight without a gradient would be 0 / 0."""
 
 
 def check_adam(params: tinker.AdamParams) -> None:
@@ -30,7 +32,7 @@ def check_adam(params: tinker.AdamParams) -> None:
         "learning_rate": params.learning_rate >= 0,
         "beta1": 0 <= params.beta1 < 1,
         "beta2": 0 <= params.beta2 < 1,
-        "eps": params.eps > 0,
+        "eps": not params.eps <= SMALLEST_EPS,
         "weight_decay": params.weight_decay >= 0,
         "grad_clip_norm": params.grad_clip_norm >= 0,
     }
@@ -39,7 +41,7 @@ def check_adam(params: tinker.AdamParams) -> None:
         if not (ok and abs(value) <= torch.finfo(torch.float32).max):
             raise user_error(
                 f"AdamParams.{name}={value} is out of range: beta1 and beta2 must be at least 0 and below 1, eps must "
-                "be above 0, and all other values at least 0 and finite in float32"
+                "be above 0 in float32 (at least 1.4e-45), and all other values at least 0 and finite in float32"
             )
 
 
@@ -54,20 +56,20 @@ def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
     Returns: a dict with one metric, "unclipped_grad_l2:mean": the norm before clipping.
 
     Raises:
-        tinker.RequestFailedError: a hyper-parameter is out of range, or the gradient is NaN, infinite, or so large that
-            Adam's moments would overflow (category user). Nothing has changed then.
+        tinker.RequestFailedError: a hyper-parameter is out of range; the gradient is NaN, infinite, or so large that
+            Adam's moments would overflow; or weights would not be finite (category user). Nothing has changed then.
     """
     check_adam(params)
     norm = norm_of(state.gradient) if state.norm is None else state.norm
     scale = params.grad_clip_norm / norm if 0 < params.grad_clip_norm < norm else 1.0
     _check_gradient(state.gradient, norm, scale)
-    if scale < 1:
-        state.gradient *= scale
+    changing = (state.weights.flat, state.exp_avg, state.exp_avg_sq)
+    kept = None if _is_ordinary(params, state.step + 1) else [vector.clone() for vector in changing]
     flat = (state.weights.flat, state.gradient, state.exp_avg, state.exp_avg_sq)
     for weights, gradient, exp_avg, exp_avg_sq in zip(*(vector.split(BLOCK) for vector in flat), strict=True):
         adamw(
             [weights],
-            [gradient.float()],
+            [(gradient * scale if scale < 1 else gradient).float()],
             [exp_avg],
             [exp_avg_sq],
             [],
@@ -80,6 +82,14 @@ def adam_step(state: TrainState, params: tinker.AdamParams) -> dict[str, float]:
             weight_decay=params.weight_decay,
             eps=params.eps,
             maximize=False,
+        )
+    if kept is not None and not state.weights.flat.isfinite().all():
+        for vector, old in zip(changing, kept, strict=True):
+            vector.copy_(old)
+        raise user_error(
+            f"NonFiniteInTensor: a step with {params} would make weights NaN or infinite in float32. optim_step "
+            "changed nothing, and the gradient is still there: pass a smaller learning_rate or weight_decay, or a "
+            "larger eps"
         )
     state.step += 1
     state.step_tokens = state.pending_tokens
@@ -103,3 +113,14 @@ def _check_gradient(gradient: torch.Tensor, norm: float, scale: float) -> None:
             "is still there: check the loss inputs of its datums (weights, advantages, logprobs), or pass a "
             "grad_clip_norm to scale it down"
         )
+
+
+def _is_ordinary(params: tinker.AdamParams, step: int) -> bool:
+    """Return True if step number `step` cannot make a weight infinite. Else the caller checks, and needs copies.
+
+    The first moment is then at most a small multiple of the root of the second, or is divided by an `eps` that is far
+    above the smallest number, and weight decay shrinks the weights.
+    """
+    rate = params.learning_rate / (1 - params.beta1**step)
+    shrinks = params.learning_rate * params.weight_decay <= 1
+    return rate <= 1e6 and shrinks and params.eps >= 1e-30 and params.beta1**2 <= params.beta2
