@@ -104,6 +104,15 @@ def test_programming_errors_are_raised_at_the_call(client):
         client.optim_step({"learning_rate": 1e-4})
 
 
+@pytest.mark.parametrize("given", ["cross_entropy", None])
+def test_what_is_no_function_is_named_at_the_call_and_the_client_survives(client, datum, given):
+    with pytest.raises(TypeError, match="loss_fn must be a function"):
+        client.forward_backward_custom([datum(0)], given)
+    with pytest.raises(TypeError, match="function must be a function"):
+        client.apply(given)
+    client.forward([datum(0)], "cross_entropy").result()
+
+
 @pytest.mark.parametrize(
     "params", [{"beta2": 2.0}, {"learning_rate": 1e39}, {"learning_rate": float("nan")}, {"eps": 0.0}, {"eps": 1e-46}]
 )

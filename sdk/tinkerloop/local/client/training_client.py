@@ -88,6 +88,7 @@ class TrainingClient(AwaitableClient):
                 "add target_tokens to the loss_fn_inputs of every datum"
             )
         function = as_function(loss_fn, data, self._engine.session)
+        _check_callable("loss_fn", function, "a function of (data, logprobs), or a LossHandle of create_custom_loss")
         try:
             datums = [
                 replace(arrays, inputs={"weights": np.zeros(arrays.targets.shape, np.float32)})
@@ -257,8 +258,15 @@ class TrainingClient(AwaitableClient):
         names to the tensors that training uses. Change them in place, and clone tensors before returning them. If the
         function raises, every later request of this client raises too.
         """
+        _check_callable("function", function, "a function of the TrainState")
         return self._submit(lambda engine, run: engine.apply(run, function))
 
     def _submit(self, operation: Callable[[Engine, EngineRun], Any]) -> RequestFuture:
         engine, run = self._engine, self._run
         return engine.queue.submit(lambda: operation(engine, run), run.lane)
+
+
+def _check_callable(name: str, value: Any, expected: str) -> None:
+    """Raise TypeError at the call. On the engine's thread the error would end the client, as one of the function."""
+    if not callable(value):
+        raise TypeError(f"{name} must be {expected}; got {value!r}")
