@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any
@@ -21,9 +22,20 @@ def true_or_false(name: str, value: Any, error: MakeError = bad_request) -> bool
     return bool(value)
 
 
-def whole_number(name: str, value: Any, error: MakeError = bad_request, expected: str = "a whole number") -> int:
-    """Return `value`, a whole number of Python or numpy, as an int. Raise `error` for anything else, such as True."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+def whole_number(
+    name: str,
+    value: Any,
+    error: MakeError = bad_request,
+    *,
+    expected: str = "a whole number",
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> int:
+    """Return `value`, a whole number of Python or numpy, as an int. Raise `error` for anything else, such as True.
+
+    `expected` describes the numbers from `least` to `most` in the error.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
         raise error(f"{name} must be {expected}, got {value!r}")
     return int(value)
 

@@ -333,7 +333,7 @@ def test_pages_begin_at_0(service, client):
     client.save_state("a").result()
     rest = service.create_rest_client()
     assert rest.list_user_checkpoints(limit=0).result().checkpoints == []
-    with pytest.raises(tinker.BadRequestError, match="must be >= 0"):
+    with pytest.raises(tinker.BadRequestError, match="offset must be an integer >= 0"):
         rest.list_training_runs(offset=-1).result()
 
 

@@ -161,7 +161,7 @@ def test_an_adapter_option_beside_rank_0_is_refused(service):
 
 
 def test_whether_to_train_vision_is_a_bool(tmp_path):
-    with pytest.raises(tinker.BadRequestError, match="train_vision"):
+    with pytest.raises(ValueError, match="train_vision"):
         ServiceClient(root=tmp_path, train_vision=1)
 
 

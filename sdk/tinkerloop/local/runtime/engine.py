@@ -19,7 +19,7 @@ import tinker
 import torch
 
 from tinkerloop.clients import CustomLoss
-from tinkerloop.local.argument_checks import check_unicode
+from tinkerloop.local.argument_checks import check_unicode, whole_number
 from tinkerloop.local.nn.adam import adam_step
 from tinkerloop.local.nn.coverage import check_coverage
 from tinkerloop.local.nn.layers.lora import LoraSpec
@@ -437,8 +437,7 @@ def open_engine(
         raise ValueError(f"dtype must be a floating-point torch dtype or its name, got {dtype!r}")
     if token_budget is None:
         token_budget = TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
-    if not isinstance(token_budget, int) or token_budget < 1:
-        raise ValueError(f"token_budget must be an integer >= 1, got {token_budget!r}")
+    token_budget = whole_number("token_budget", token_budget, ValueError, expected="an integer >= 1", least=1)
     store = CheckpointStore(default_root() if root is None else Path(root).expanduser().absolute())
     return Engine(store, device, dtype, token_budget, **options)
 
