@@ -28,7 +28,7 @@ from tinker.types import (
 )
 
 from tinkerloop.local import RestClient, SamplingClient, TrainingClient
-from tinkerloop.local.argument_checks import check_unicode
+from tinkerloop.local.argument_values import check_unicode
 from tinkerloop.local.client.service_client import check_optimizer, new_lora_spec
 from tinkerloop.local.request_errors import bad_request, not_found, server_error, user_error
 from tinkerloop.local.runtime.checkpoint_record import metadata_of

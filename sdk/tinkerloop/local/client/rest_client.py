@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import tinker
 
-from tinkerloop.local.argument_checks import whole_number
+from tinkerloop.local.argument_values import whole_number
 from tinkerloop.local.client.async_methods import awaited
 from tinkerloop.local.request_errors import bad_request, not_found
 from tinkerloop.local.runtime.checkpoint_paths import KINDS, parse_path

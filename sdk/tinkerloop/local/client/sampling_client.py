@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tinker.types import SampleResponse, SamplingParams
 from transformers import PreTrainedTokenizerBase
 
-from tinkerloop.local.argument_checks import true_or_false, whole_number
+from tinkerloop.local.argument_values import true_or_false, whole_number
 from tinkerloop.local.client.async_methods import awaited, queued
 from tinkerloop.local.client.awaitable_client import AwaitableClient
 from tinkerloop.local.nn.inputs import Input

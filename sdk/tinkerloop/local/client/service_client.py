@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import tinker
 import torch
 
-from tinkerloop.local.argument_checks import true_or_false, whole_number
+from tinkerloop.local.argument_values import true_or_false, whole_number
 from tinkerloop.local.client.async_methods import in_thread
 from tinkerloop.local.client.rest_client import RestClient
 from tinkerloop.local.client.sampling_client import SamplingClient

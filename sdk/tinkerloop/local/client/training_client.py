@@ -11,7 +11,7 @@ import tinker
 from transformers import PreTrainedTokenizerBase
 
 from tinkerloop.clients import CustomLoss
-from tinkerloop.local.argument_checks import true_or_false
+from tinkerloop.local.argument_values import true_or_false
 from tinkerloop.local.client.async_methods import in_thread, queued
 from tinkerloop.local.client.awaitable_client import AwaitableClient
 from tinkerloop.local.client.sampling_client import SamplingClient

@@ -34,7 +34,7 @@ def text_decoder(tokenizer: PreTrainedTokenizerBase) -> TextAfter:
     try:
         decode_bytes = encoder_of(tokenizer).decode_bytes
     except TinkerloopError:
-        return lambda before, tokens: tokenizer.decode(tokens)
+        return lambda before, tokens: str(tokenizer.decode(list(tokens)))
 
     def text_after(before: int, tokens: Sequence[int]) -> str:
         start = len(decode_bytes([before]))

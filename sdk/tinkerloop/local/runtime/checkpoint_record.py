@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from tinkerloop.local.argument_checks import check_unicode
+from tinkerloop.local.argument_values import check_unicode
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.request_errors import bad_request, server_error
 

@@ -19,7 +19,7 @@ import tinker
 import torch
 
 from tinkerloop.clients import CustomLoss
-from tinkerloop.local.argument_checks import check_unicode, whole_number
+from tinkerloop.local.argument_values import check_unicode, whole_number
 from tinkerloop.local.nn.adam import adam_step
 from tinkerloop.local.nn.coverage import check_coverage
 from tinkerloop.local.nn.layers.lora import LoraSpec

@@ -1,4 +1,4 @@
-"""Checks of the arguments of a call that tinker's own types do not check."""
+"""Values of arguments that tinker's own types do not check: each is converted, or raises if it is of another kind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def whole_number(
 
     `expected` describes the numbers from `least` to `most` in the error.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
         raise error(f"{name} must be {expected}, got {value!r}")
     return int(value)
 
