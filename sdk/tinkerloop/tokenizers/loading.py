@@ -32,7 +32,8 @@ def absolute_name(name: str | Path) -> str:
 
     A relative path would mean another model after a change of the working directory.
     """
-    return str(name if str(name) in BUILT_IN or not Path(name).is_dir() else Path(name).absolute())
+    is_folder = str(name) not in ("", *BUILT_IN) and Path(name).is_dir()  # Path("") is the working directory
+    return str(Path(name).absolute() if is_folder else name)
 
 
 def get_tokenizer(name: str | Path) -> Tokenizer:

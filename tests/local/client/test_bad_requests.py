@@ -230,6 +230,8 @@ def test_an_unknown_base_model_says_so(service, tmp_path):
     for no_text in (None, tmp_path):  # a Path could be loaded, but would fail at the first save
         with pytest.raises(tinker.BadRequestError, match="must be a str"):
             service.create_lora_training_client(no_text)
+    with pytest.raises(tinker.BadRequestError, match="base_model=''"):
+        service.create_lora_training_client("")
     with pytest.raises(tinker.BadRequestError, match="no such folder"):
         service.create_lora_training_client("no/such/model/here")
 
