@@ -243,6 +243,14 @@ def test_a_wrong_foreign_datum_is_refused(datum, loss_fn, says):
         check_datum(datum, loss_fn=loss_fn, vocab_size=VOCAB)
 
 
+@pytest.mark.parametrize("size", [2.5, float("nan"), True, 0])
+def test_a_vocabulary_of_a_size_that_means_nothing_is_refused(size):
+    with pytest.raises(DatumError, match="vocab_size must be a whole number of at least 1"):
+        check_datum(foreign(), vocab_size=size)
+    with pytest.raises(DatumError, match="vocab_size must be a whole number of at least 1"):
+        make_datum([1, 2], [1, 1], vocab_size=size)
+
+
 def text(*tokens):
     """A chunk that was not validated, as a script gets from `model_construct` or by changing a list in place."""
     return tinker.EncodedTextChunk.model_construct(tokens=list(tokens))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import DatumError
+from tinkerloop.number_checks import check_whole
 
 if TYPE_CHECKING:
     from tinker.types import ModelInputChunk
@@ -150,6 +151,8 @@ def check_finite(field: str, values: NDArray[np.float32]) -> None:
 
 
 def check_ids(field: str, ids: NDArray[np.int64], vocab_size: int | None) -> None:
+    if vocab_size is not None:
+        check_whole("vocab_size", vocab_size, 1, error=DatumError)
     wrong = ids < 0 if vocab_size is None else (ids < 0) | (ids >= vocab_size)
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(wrong)[0])

@@ -19,12 +19,18 @@ def check_finite_number(
     name: str, value: Any, least: float | None = None, *, error: type[TinkerloopError] = PlanError
 ) -> None:
     """Raise `error` unless `value` is a finite number, of at least `least` if that is given. True is none."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or (least is not None and value < least):
+    if not _is_finite(value) or (least is not None and value < least):
         raise error(f"{name} must be a finite number{'' if least is None else f' of at least {least}'}, got {value!r}")
 
 
 def check_positive_number(name: str, value: Any, *, error: type[TinkerloopError] = PlanError) -> None:
     """Raise `error` unless `value` is a finite number above 0. True is none."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
+    if not _is_finite(value) or not float(value) > 0:
         raise error(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that is too large for a float
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -141,3 +142,11 @@ def test_a_server_accepts_so_many_sessions(tmp_path):
                 service.create_session({})
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("named", [{"display_name": "\udce9"}, {"user_metadata": {"file": "\udce9"}}])
+def test_a_session_with_a_text_that_is_no_unicode_is_refused(raw, named):
+    body = json.dumps({"tags": [], "sdk_version": "1", **named})  # escaped, which the JSON of httpx would not be
+    reply = raw.post("create_session", content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code == 400
+    assert "unpaired surrogate" in reply.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -33,3 +34,17 @@ def test_a_name_without_a_slash_is_not_searched_on_the_hub(asked_hosts):
     with pytest.raises(TinkerloopError, match=r"tokenizer of 'tinny': .*built-in model \(these are tiny and tiny-vl\)"):
         get_tokenizer("tinny")
     assert asked_hosts == []
+
+
+def test_a_relative_folder_gives_the_tokenizer_that_is_there_now(tmp_path, monkeypatch):
+    for name, token in (("one", "<a>"), ("two", "<b>")):
+        tokenizer = copy.deepcopy(get_tokenizer("tiny"))
+        tokenizer.add_tokens([token])
+        tokenizer.save_pretrained(tmp_path / name / "model")
+    found = []
+    for name in ("one", "two", "one"):
+        monkeypatch.chdir(tmp_path / name)
+        found.append(get_tokenizer("model"))
+    assert "<a>" in found[0].get_vocab()
+    assert "<b>" in found[1].get_vocab()
+    assert found[2] is found[0]

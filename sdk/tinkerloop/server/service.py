@@ -28,6 +28,7 @@ from tinker.types import (
 )
 
 from tinkerloop.local import RestClient, SamplingClient, TrainingClient
+from tinkerloop.local.argument_values import check_unicode
 from tinkerloop.local.client.service_client import check_optimizer, new_lora_spec
 from tinkerloop.local.request_errors import bad_request, not_found, server_error, user_error
 from tinkerloop.local.runtime.checkpoint_record import metadata_of
@@ -64,6 +65,7 @@ class TinkerService:
         metadata, display_name = metadata_of(body.get("user_metadata") or None), body.get("display_name")
         if not isinstance(display_name, str | None):
             raise bad_request(f"display_name must be a string, got {type(display_name).__name__}")
+        check_unicode("display_name", display_name or "")
         return self.sessions.open(metadata, display_name).id
 
     def sweep(self, now: float) -> None:

@@ -27,7 +27,15 @@ NO_HUB_NAME = (
 """The reason why a name without a slash cannot be loaded."""
 
 
-@functools.lru_cache(maxsize=32)
+def absolute_name(name: str | Path) -> str:
+    """Return the name of a model; for a folder that exists, its absolute path.
+
+    A relative path would mean another model after a change of the working directory.
+    """
+    is_folder = str(name) not in ("", *BUILT_IN) and Path(name).is_dir()  # Path("") is the working directory
+    return str(Path(name).absolute() if is_folder else name)
+
+
 def get_tokenizer(name: str | Path) -> Tokenizer:
     """Return the tokenizer of a model. `name` is a hub name or a local folder. The result is cached.
 
@@ -47,7 +55,11 @@ def get_tokenizer(name: str | Path) -> Tokenizer:
         TinkerloopError: the tokenizer cannot be loaded.
         MissingPackageError: transformers is not installed.
     """
-    name = str(name)
+    return _load(absolute_name(name))
+
+
+@functools.lru_cache(maxsize=32)
+def _load(name: str) -> Tokenizer:
     if name in BUILT_IN:
         with needs_extra("local", "a tokenizer"):
             from tinkerloop.tokenizers.tiny_tokenizer import tiny_tokenizer

@@ -53,6 +53,16 @@ BAD = {
         "ppo",
         {"clip_low_threshold": None},
     ),
+    **{
+        f"config value {config!r:.20}": (
+            bad({"target_tokens": [1, 2, 3], "logprobs": [-1.0] * 3, "advantages": [1.0] * 3}),
+            "dro",
+            config,
+        )
+        for config in ({"beta": 10**400}, {"beta": True}, [("beta", 1.0)])
+    },
+    "no datum": ({"target_tokens": [1]}, "cross_entropy", None),
+    "loss without a name": (bad({"target_tokens": [1, 2, 3], "weights": [1.0, 1, 1]}), ["cross_entropy"], None),
     "overflowing ratio": (
         bad({"target_tokens": [1, 2, 3], "logprobs": [-1e30] * 3, "advantages": [1.0] * 3}),
         "importance_sampling",
@@ -104,8 +114,17 @@ def test_programming_errors_are_raised_at_the_call(client):
         client.optim_step({"learning_rate": 1e-4})
 
 
+@pytest.mark.parametrize("given", ["cross_entropy", None])
+def test_what_is_no_function_is_named_at_the_call_and_the_client_survives(client, datum, given):
+    with pytest.raises(TypeError, match="loss_fn must be a function"):
+        client.forward_backward_custom([datum(0)], given)
+    with pytest.raises(TypeError, match="function must be a function"):
+        client.apply(given)
+    client.forward([datum(0)], "cross_entropy").result()
+
+
 @pytest.mark.parametrize(
-    "params", [{"beta2": 2.0}, {"learning_rate": 1e39}, {"learning_rate": float("nan")}, {"eps": 0.0}]
+    "params", [{"beta2": 2.0}, {"learning_rate": 1e39}, {"learning_rate": float("nan")}, {"eps": 0.0}, {"eps": 1e-46}]
 )
 def test_bad_adam_parameters_fail_on_the_future_and_change_nothing(client, params):
     before = client.apply(lambda s: s.weights.flat.clone()).result()
@@ -173,18 +192,34 @@ SAMPLE_TOPK = pytest.param(
 )
 
 
-@pytest.mark.parametrize(("n", "options"), [(2.5, {}), ("2", {}), SAMPLE_TOPK, (1, {"topk_prompt_logprobs": 1.5})])
+@pytest.mark.parametrize(
+    ("n", "options"),
+    [
+        *((2.5, {}), ("2", {}), (True, {}), (1, {"topk_prompt_logprobs": 1.5}), (1, {"topk_prompt_logprobs": True})),
+        SAMPLE_TOPK,
+    ],
+)
 def test_a_count_that_is_no_integer_fails_on_the_future(sampler, n, options):
     prompt, params = tinker.ModelInput.from_ints([1, 2]), tinker.SamplingParams(max_tokens=1)
     with pytest.raises(tinker.RequestFailedError) as error:
         sampler.sample(prompt, n, params, **options).result()
     assert error.value.category == tinker.types.RequestErrorCategory.User
-    with pytest.raises(ValueError, match="last_n"):
-        sampler.compute_logprobs(prompt, prompt_logprobs_last_n=1.5)
+    for last in (1.5, True, 0):
+        with pytest.raises(ValueError, match="last_n"):
+            sampler.compute_logprobs(prompt, prompt_logprobs_last_n=last)
 
 
 @pytest.mark.parametrize(
-    "option", [{"token_budget": 0}, {"token_budget": 1.5}, {"dtype": "float23"}, {"dtype": "int8"}]
+    "option",
+    [
+        {"token_budget": 0},
+        {"token_budget": 1.5},
+        {"token_budget": True},
+        {"dtype": "float23"},
+        {"dtype": "int8"},
+        {"gradient_checkpointing": "no"},
+        {"skip_zero_weight": 1},
+    ],
 )
 def test_an_engine_is_not_made_with_options_that_mean_nothing(tmp_path, option):
     with pytest.raises(ValueError, match=next(iter(option))):
@@ -195,6 +230,8 @@ def test_an_unknown_base_model_says_so(service, tmp_path):
     for no_text in (None, tmp_path):  # a Path could be loaded, but would fail at the first save
         with pytest.raises(tinker.BadRequestError, match="must be a str"):
             service.create_lora_training_client(no_text)
+    with pytest.raises(tinker.BadRequestError, match="base_model=''"):
+        service.create_lora_training_client("")
     with pytest.raises(tinker.BadRequestError, match="no such folder"):
         service.create_lora_training_client("no/such/model/here")
 
@@ -203,3 +240,66 @@ def test_a_base_model_without_a_slash_is_not_searched_on_the_hub(service, asked_
     with pytest.raises(tinker.BadRequestError, match=r"'tinyy': .*built-in model \(these are tiny and tiny-vl\)"):
         service.create_lora_training_client("tinyy")
     assert asked_hosts == []
+
+
+PARAMS = tinker.SamplingParams(max_tokens=1)
+PROMPT = tinker.ModelInput.from_ints([1, 2])
+GAP = tinker.ModelInput(chunks=[tinker.EncodedTextChunk(tokens=ids) for ids in ([], [1])])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "options", "wrong"),
+    [
+        ([1, 2], PARAMS, {}, "tinker.ModelInput, got list"),
+        (PROMPT, None, {}, "tinker.SamplingParams, got NoneType"),
+        (GAP, PARAMS, {}, "text chunk has no tokens"),
+        (PROMPT, PARAMS, {"include_prompt_logprobs": "no"}, "include_prompt_logprobs must be True or False"),
+    ],
+)
+def test_a_sampling_argument_of_another_kind_fails_on_the_future(sampler, prompt, params, options, wrong):
+    with pytest.raises(tinker.RequestFailedError, match=wrong) as error:
+        sampler.sample(prompt, 1, params, **options).result()
+    assert error.value.category == tinker.types.RequestErrorCategory.User
+
+
+@pytest.mark.parametrize("k", [-1, True, 1.5])
+def test_a_count_of_alternatives_that_means_nothing_is_refused(sampler, k):
+    with pytest.raises(ValueError, match="prompt_alt_tokens_k must be an integer >= 0"):
+        sampler.sample(PROMPT, 1, PARAMS, prompt_alt_tokens_k=k)
+
+
+def test_targets_that_are_no_tensor_are_refused(sampler):
+    with pytest.raises(ValueError, match=r"tinker\.TensorData or None, got list"):
+        sampler.sample(PROMPT, 1, PARAMS, target_prompt_logprobs=[[1]])
+
+
+def test_a_stream_checks_its_arguments_at_the_call(sampler):
+    with pytest.raises(tinker.RequestFailedError, match="outside the vocabulary"):
+        sampler.stream(tinker.ModelInput.from_ints([99999]), PARAMS)
+
+
+def test_losses_of_both_infinities_are_named(client):
+    data = [bad({"target_tokens": [1, 2, 3], "weights": [w, 0.0, 0.0]}) for w in (3e38, -3e38)]
+    with pytest.raises(tinker.RequestFailedError, match="NonFiniteInTensor: the cross_entropy loss of datum 0"):
+        client.forward(data, "cross_entropy").result()
+
+
+def test_whether_to_overwrite_is_a_bool(client):
+    client.save_state("a").result()
+    with pytest.raises(tinker.BadRequestError, match="overwrite must be True or False, got 'no'"):
+        client.save_state("a", overwrite="no").result()
+
+
+def test_a_list_is_not_asked_for_in_a_scope_or_a_length_that_means_nothing(service, client):
+    client.save_state("a").result()
+    rest = service.create_rest_client()
+    for answer in (
+        lambda: rest.list_training_runs(access_scope="nonsense"),
+        lambda: rest.get_training_run(client.model_id, access_scope="nonsense"),
+        lambda: rest.get_training_run_by_tinker_path(f"tinker://{client.model_id}/weights/a", access_scope="nonsense"),
+        lambda: rest.list_training_runs(limit=True),
+        lambda: rest.list_user_checkpoints(offset=2.5),
+    ):
+        with pytest.raises(tinker.BadRequestError, match=r"access_scope must be one of|must be an integer >= 0"):
+            answer().result()
+    rest.list_training_runs(access_scope="accessible").result()

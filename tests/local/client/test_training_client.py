@@ -213,6 +213,55 @@ def test_cispo_weighs_by_the_clipped_ratio_and_ppo_of_one_bound_stops_there(clie
     assert flat(client, "gradient").abs().max() == 0
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("element", [1e20, float("inf"), float("nan")])
+def test_a_gradient_that_would_overflow_the_moments_fails_and_changes_nothing(service, datum, adam, rank, element):
+    client = warm(lora(service, rank=rank), datum, adam)
+    vectors = ("weights", "gradient", "exp_avg", "exp_avg_sq")
+    client.apply(lambda state: state.gradient[3:4].fill_(element)).result()
+    before = [flat(client, name) for name in vectors]
+    with pytest.raises(tinker.RequestFailedError, match="NonFiniteInTensor") as error:
+        client.optim_step(adam()).result()
+    assert error.value.category == tinker.types.RequestErrorCategory.User
+    for name, old in zip(vectors, before, strict=True):
+        assert torch.equal(flat(client, name).nan_to_num(), old.nan_to_num())
+    assert client.apply(lambda state: state.step).result() == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"learning_rate": 3e38}, {"learning_rate": 10.0, "weight_decay": 3e38}, {"beta1": 1 - 1e-16, "eps": 1e-45}],
+)
+def test_a_step_to_weights_that_are_not_finite_fails_and_changes_nothing(service, datum, adam, fields):
+    client = warm(lora(service), datum, adam)
+    client.apply(lambda state: (state.exp_avg.fill_(1e18), state.exp_avg_sq.zero_())).result()
+    client.forward_backward([datum(0)], "cross_entropy").result()
+    vectors = ("weights", "gradient", "exp_avg", "exp_avg_sq")
+    before = [flat(client, name) for name in vectors]
+    with pytest.raises(tinker.RequestFailedError, match="NonFiniteInTensor") as error:
+        client.optim_step(adam(**{"grad_clip_norm": 1e-3, **fields})).result()
+    assert error.value.category == tinker.types.RequestErrorCategory.User
+    for name, old in zip(vectors, before, strict=True):
+        assert torch.equal(flat(client, name), old)
+
+
+def test_a_very_large_weight_decay_that_the_weights_survive_is_applied(service, datum, adam):
+    client = warm(lora(service), datum, adam)
+    before = flat(client)
+    client.optim_step(adam(1.0, weight_decay=1e6)).result()
+    assert flat(client).abs().max() > 1e5 * before.abs().max()
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_large_gradient_is_applied_after_clipping(service, datum, adam, rank):
+    client = warm(lora(service, rank=rank), datum, adam)
+    client.apply(lambda state: state.gradient[:16].fill_(1e20)).result()  # the norm in float32 is infinite
+    before = flat(client)
+    assert client.optim_step(adam(grad_clip_norm=1.0)).result().metrics["unclipped_grad_l2:mean"] == pytest.approx(4e20)
+    assert (flat(client) - before)[:16].abs().min() > 0
+    assert flat(client, "exp_avg_sq").isfinite().all()
+
+
 def test_ppo_bounds_are_ratios_and_a_likely_mistake_warns(client, datum, tokens):
     q = np.zeros(5)
     with pytest.warns(UserWarning, match=r"0\.8 and 1\.2"):

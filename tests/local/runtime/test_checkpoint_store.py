@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -275,6 +276,51 @@ def test_a_checkpoint_without_moments_changes_nothing_when_they_are_asked_for(se
     assert torch.equal(fresh._run.state.weights.flat, before)
 
 
+def vectors(client) -> list[torch.Tensor]:
+    names = ("exp_avg", "exp_avg_sq")
+    return client.apply(lambda s: [s.weights.flat.clone(), *(getattr(s, name).clone() for name in names)]).result()
+
+
+@pytest.mark.parametrize("change", ["missing", "shape"])
+def test_a_load_of_moments_that_do_not_fit_changes_nothing(service, client, tmp_path, datum, adam, change):
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-2)).result()
+    path = client.save_state("a").result().path
+    file = folder_of(tmp_path, path) / "optimizer.safetensors"
+    tensors = load_file(file)
+    name = max(tensors)
+    assert name.startswith("exp_avg_sq.")
+    save_file({k: t if k != name else t[1:] for k, t in tensors.items() if (k, change) != (name, "missing")}, file)
+    other = service.create_lora_training_client("tiny", rank=8, seed=2)
+    before = [vector.clone() for vector in (other._run.state.weights.flat, other._run.state.exp_avg)]
+    with pytest.raises(tinker.BadRequestError, match="does not fit"):
+        other.load_state_with_optimizer(path).result()
+    for now, old in zip(vectors(other), [*before, before[1]], strict=True):
+        assert now.equal(old)
+
+
+def test_a_load_of_a_checkpoint_that_is_overwritten_meanwhile_changes_nothing(
+    service, client, tmp_path, datum, adam, monkeypatch
+):
+    client.forward_backward([datum(0)], "cross_entropy")
+    client.optim_step(adam(1e-2)).result()
+    path = client.save_state("a").result().path
+    other = service.create_lora_training_client("tiny", rank=8, seed=2)
+    before, store = other._run.state.weights.flat.clone(), other._engine.store
+    load = store.load_moments
+
+    def load_and_be_overwritten(path: str):
+        moments = load(path)
+        file = folder_of(tmp_path, path) / "checkpoint.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "time": "2030-01-01T00:00:00+00:00"}))
+        return moments
+
+    monkeypatch.setattr(store, "load_moments", load_and_be_overwritten)
+    with pytest.raises(tinker.ConflictError):
+        other.load_state_with_optimizer(path).result()
+    assert vectors(other)[0].equal(before)
+
+
 @pytest.mark.parametrize("path", ["tinker://r/weights/" + "a" * 201, "tinker://r/weights", 5, None])
 def test_what_cannot_be_a_path_is_a_bad_request_everywhere(service, path):
     with pytest.raises(tinker.BadRequestError, match="Invalid tinker path"):
@@ -287,12 +333,15 @@ def test_pages_begin_at_0(service, client):
     client.save_state("a").result()
     rest = service.create_rest_client()
     assert rest.list_user_checkpoints(limit=0).result().checkpoints == []
-    with pytest.raises(tinker.BadRequestError, match="must be >= 0"):
+    with pytest.raises(tinker.BadRequestError, match="offset must be an integer >= 0"):
         rest.list_training_runs(offset=-1).result()
 
 
+NOT_UTF_8 = {"file": os.fsdecode(b"donn\xe9es.jsonl")}
+
+
 @pytest.mark.skipif(not has_field(tinker.Checkpoint, "user_metadata"), reason="tinker < 0.26 cannot list metadata")
-@pytest.mark.parametrize("metadata", [{"epoch": 1}, {1: "a"}, {"a": None}, "text"])
+@pytest.mark.parametrize("metadata", [{"epoch": 1}, {1: "a"}, {"a": None}, "text", NOT_UTF_8, {"a\udc00": ""}])
 def test_metadata_that_could_not_be_listed_is_refused_and_nothing_is_left_behind(service, client, tmp_path, metadata):
     for save in (client.save_state, client.save_weights_for_sampler):
         with pytest.raises(tinker.BadRequestError, match="user_metadata"):

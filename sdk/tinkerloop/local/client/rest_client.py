@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import tinker
 
+from tinkerloop.local.argument_values import whole_number
 from tinkerloop.local.client.async_methods import awaited
 from tinkerloop.local.request_errors import bad_request, not_found
 from tinkerloop.local.runtime.checkpoint_paths import KINDS, parse_path
@@ -50,12 +51,12 @@ class RestClient:
         self, training_run_id: str, access_scope: AccessScope = "owned"
     ) -> RequestFuture[tinker.types.TrainingRun]:
         """Return the description of a training run that has saved at least one checkpoint."""
-        return _done(lambda: self._run(training_run_id))
+        return _done(lambda: self._run(training_run_id, access_scope))
 
     def get_training_run_by_tinker_path(
         self, tinker_path: str, access_scope: AccessScope = "owned"
     ) -> RequestFuture[tinker.types.TrainingRun]:
-        return _done(lambda: self._run(_parse(tinker_path)[0]))
+        return _done(lambda: self._run(_parse(tinker_path)[0], access_scope))
 
     def get_weights_info_by_tinker_path(self, tinker_path: str) -> RequestFuture[tinker.types.WeightsInfoResponse]:
         """Return the base model and the LoRA options of a checkpoint."""
@@ -80,6 +81,7 @@ class RestClient:
         """Return the training runs that have saved a checkpoint, the one with the latest checkpoint first."""
 
         def runs() -> tinker.types.TrainingRunsResponse:
+            _check_scope(access_scope)
             by_run: dict[str, list[CheckpointInfo]] = {}
             for record in self._store.records():
                 by_run.setdefault(_parse(record.path)[0], []).append(record)
@@ -106,8 +108,8 @@ class RestClient:
 
         def page() -> tinker.types.CheckpointsListResponse:
             records = list(reversed(list(self._store.records())))
-            cursor = tinker.types.Cursor(offset=offset, limit=limit, total_count=len(records))
             chosen = [_checkpoint(record) for record in _page(records, limit, offset)]
+            cursor = tinker.types.Cursor(offset=offset, limit=limit, total_count=len(records))
             return tinker.types.CheckpointsListResponse(checkpoints=chosen, cursor=cursor)
 
         return _done(page)
@@ -152,7 +154,8 @@ class RestClient:
     set_checkpoint_ttl_from_tinker_path_async = awaited(set_checkpoint_ttl_from_tinker_path)
     copy_weights_async = awaited(copy_weights)
 
-    def _run(self, run: str) -> tinker.types.TrainingRun:
+    def _run(self, run: str, access_scope: AccessScope) -> tinker.types.TrainingRun:
+        _check_scope(access_scope)
         records = list(self._store.records(_run_id(run)))
         if not records:
             raise not_found(f"training run {run!r} not found: no checkpoint of it exists under {self._store.root}")
@@ -191,9 +194,15 @@ def _run_id(run: str) -> str:
     return _parse(f"tinker://{run}/weights/any")[0]
 
 
+def _check_scope(access_scope: AccessScope) -> None:
+    """Raise for an unknown scope. The known ones mean the same here, because all checkpoints belong to the caller."""
+    if access_scope not in get_args(AccessScope):
+        raise bad_request(f"access_scope must be one of {', '.join(get_args(AccessScope))}; got {access_scope!r}")
+
+
 def _page(items: Sequence[T], limit: int, offset: int) -> Sequence[T]:
-    if limit < 0 or offset < 0:
-        raise bad_request(f"limit and offset must be >= 0, got limit={limit} and offset={offset}")
+    for name, value in (("limit", limit), ("offset", offset)):
+        whole_number(name, value, expected="an integer >= 0", least=0)
     return items[offset : offset + limit]
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tinker.types import SampleResponse, SamplingParams
 from transformers import PreTrainedTokenizerBase
 
+from tinkerloop.local.argument_values import true_or_false, whole_number
 from tinkerloop.local.client.async_methods import awaited, queued
 from tinkerloop.local.client.awaitable_client import AwaitableClient
 from tinkerloop.local.nn.inputs import Input
@@ -62,6 +63,7 @@ class SamplingClient(AwaitableClient):
         are those of the full distribution at temperature 1, without top-k and top-p. `prompt_logprobs_last_n` shortens
         the log-probabilities and the top k of the prompt, but not those of `target_prompt_logprobs`.
         """
+        whole_number("prompt_alt_tokens_k", prompt_alt_tokens_k, ValueError, expected="an integer >= 0", least=0)
         refuse_option(prompt_alt_tokens_k > 0, "prompt_alt_tokens_k > 0")
         option = "topk_sample_logprobs with tinker < 0.29"
         refuse_without_field(topk_sample_logprobs != 0, tinker.SampledSequence, "topk_logprobs_np", option)
@@ -72,11 +74,11 @@ class SamplingClient(AwaitableClient):
             raise ValueError("prompt_logprobs_last_n was given without include_prompt_logprobs=True; pass both")
         try:
             tokens = self._read(prompt)
+            include_prompt_logprobs = true_or_false("include_prompt_logprobs", include_prompt_logprobs, user_error)
             targets = _read_targets(target_prompt_logprobs, len(tokens), self._sampler.model.vocab_size)
             most = min(MAX_TOPK, self._sampler.model.vocab_size)
-            for name, k in (("prompt", topk_prompt_logprobs), ("sample", topk_sample_logprobs)):
-                if not isinstance(k, Integral) or not 0 <= k <= most:
-                    raise user_error(f"topk_{name}_logprobs must be an integer from 0 to {most}, got {k!r}")
+            topk_prompt_logprobs = _topk("topk_prompt_logprobs", topk_prompt_logprobs, most)
+            topk_sample_logprobs = _topk("topk_sample_logprobs", topk_sample_logprobs, most)
             request = self._request(tokens, num_samples, sampling_params, topk_sample_logprobs)
         except (tinker.TinkerError, NotImplementedError) as error:
             return failed(error)
@@ -102,7 +104,9 @@ class SamplingClient(AwaitableClient):
 
     def stream(self, prompt: tinker.ModelInput, sampling_params: SamplingParams) -> Iterator[int]:
         """Yield the tokens of one continuation as soon as each is sampled. Only the embedded engine has this method."""
-        request = self._request(self._read(prompt), 1, sampling_params, 0)
+        return self._drawn(self._request(self._read(prompt), 1, sampling_params, 0))
+
+    def _drawn(self, request: SampleRequest) -> Iterator[int]:
         drawn: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         request = replace(request, on_token=lambda _, token: drawn.put(token))
         answer = self._submit(SampleCall(request, request.prompt, PromptScores()))
@@ -161,8 +165,9 @@ class SamplingClient(AwaitableClient):
 
     def _request(self, tokens: Input, num_samples: int, params: SamplingParams, topk: int) -> SampleRequest:
         model = self._sampler.model
-        if not isinstance(num_samples, Integral) or num_samples < 1:
-            raise user_error(f"num_samples must be an integer >= 1, got {num_samples!r}")
+        num_samples = whole_number("num_samples", num_samples, user_error, expected="an integer >= 1", least=1)
+        if not isinstance(params, SamplingParams):
+            raise user_error(f"sampling_params must be a tinker.SamplingParams, got {type(params).__name__}")
         room = model.max_length - len(tokens)
         max_tokens = room if params.max_tokens is None else params.max_tokens
         if max_tokens < 1 and params.max_tokens is not None:
@@ -214,8 +219,12 @@ def _engine_for(root: str, device: str, dtype: str) -> Engine:
 
 
 def _check_last(last: int | None) -> None:
-    if last is not None and not (isinstance(last, Integral) and last >= 1):
-        raise ValueError(f"prompt_logprobs_last_n must be None or an integer >= 1, got {last!r}")
+    if last is not None:
+        whole_number("prompt_logprobs_last_n", last, ValueError, expected="None or an integer >= 1", least=1)
+
+
+def _topk(name: str, k: int, most: int) -> int:
+    return whole_number(name, k, user_error, expected=f"an integer from 0 to {most}", least=0, most=most)
 
 
 def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tuple[frozenset[int], tuple[str, ...]]:
@@ -248,6 +257,8 @@ def _stops(stop: str | Sequence[str] | Sequence[int] | None, model: Model) -> tu
 def _read_targets(data: tinker.TensorData | None, length: int, vocab_size: int) -> NDArray[np.int64] | None:
     if data is None:
         return None
+    if not isinstance(data, tinker.TensorData):
+        raise ValueError(f"target_prompt_logprobs must be a tinker.TensorData or None, got {type(data).__name__}")
     targets = data.to_numpy(pad_value=-1)
     if targets.dtype != np.int64 or targets.ndim != 2 or len(targets) != length - 1:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import tinker
 import torch
 
+from tinkerloop.local.argument_values import true_or_false, whole_number
 from tinkerloop.local.client.async_methods import in_thread
 from tinkerloop.local.client.rest_client import RestClient
 from tinkerloop.local.client.sampling_client import SamplingClient
@@ -68,7 +69,10 @@ class ServiceClient:
         remote = (base_url, api_key, default_headers_overrides) != (None, None, None)
         refuse_option(remote, "ServiceClient(base_url=...), (api_key=...)")
         self._user_metadata = metadata_of(user_metadata)
-        self._train_vision = train_vision
+        self._train_vision = true_or_false("train_vision", train_vision, ValueError)
+        skip_zero_weight = true_or_false("skip_zero_weight", skip_zero_weight, ValueError)
+        if gradient_checkpointing is not None:
+            gradient_checkpointing = true_or_false("gradient_checkpointing", gradient_checkpointing, ValueError)
         self._engine = open_engine(
             root,
             device,
@@ -152,7 +156,7 @@ class ServiceClient:
         refuse_option(record_stability_info, "record_stability_info=True")
         if model_path is None and base_model is None:
             raise ValueError("Either model_path or base_model must be provided, got neither")
-        if model_path is not None and not model_path.startswith("tinker://"):
+        if model_path is not None and not str(model_path).startswith("tinker://"):
             raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
         engine = self._engine
         sampler = engine.queue.submit(lambda: engine.create_sampler(model_path, base_model)).result()
@@ -229,14 +233,17 @@ def new_lora_spec(
 
     Raises:
         AssertionError: nothing would be trained.
-        tinker.BadRequestError: `rank` is not valid.
+        tinker.BadRequestError: an option is not valid.
     """
-    assert train_mlp or train_attn or train_unembed, (
-        "nothing to train: at least one of train_mlp, train_attn and train_unembed must be true"
-    )
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-        raise bad_request(f"rank must be a positive integer, or 0 to train every weight; got {rank!r}")
-    return LoraSpec(rank, seed or 0, train_mlp, train_attn, train_unembed, train_vision)
+    given = {"train_mlp": train_mlp, "train_attn": train_attn, "train_unembed": train_unembed}
+    flags = {name: true_or_false(name, value) for name, value in given.items()}
+    assert any(flags.values()), "nothing to train: at least one of train_mlp, train_attn and train_unembed must be true"
+    rank = whole_number("rank", rank, expected="a positive integer, or 0 to train every weight", least=0)
+    if rank == 0 and not all(flags.values()):
+        off = next(name for name, value in flags.items() if not value)
+        raise bad_request(f"rank=0 trains every weight, so {off}=False has no effect; omit it, or pass a rank above 0")
+    seed = 0 if seed is None else whole_number("seed", seed, expected="a whole number or None")
+    return LoraSpec(rank, seed, **flags, train_vision=true_or_false("train_vision", train_vision))
 
 
 def check_optimizer(config: Any) -> None:

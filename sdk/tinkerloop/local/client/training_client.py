@@ -11,6 +11,7 @@ import tinker
 from transformers import PreTrainedTokenizerBase
 
 from tinkerloop.clients import CustomLoss
+from tinkerloop.local.argument_values import true_or_false
 from tinkerloop.local.client.async_methods import in_thread, queued
 from tinkerloop.local.client.awaitable_client import AwaitableClient
 from tinkerloop.local.client.sampling_client import SamplingClient
@@ -82,12 +83,13 @@ class TrainingClient(AwaitableClient):
         data = list(data or ())  # A copy, because the caller may change the list before the request runs.
         if not data:
             raise ValueError("No data provided: data must contain at least one datum")
-        if any("target_tokens" not in datum.loss_fn_inputs for datum in data):
+        if any(isinstance(datum, tinker.Datum) and "target_tokens" not in datum.loss_fn_inputs for datum in data):
             raise ValueError(
                 "target_tokens must be provided when using cross_entropy, on which custom losses are based: "
                 "add target_tokens to the loss_fn_inputs of every datum"
             )
         function = as_function(loss_fn, data, self._engine.session)
+        _check_callable("loss_fn", function, "a function of (data, logprobs), or a LossHandle of create_custom_loss")
         try:
             datums = [
                 replace(arrays, inputs={"weights": np.zeros(arrays.targets.shape, np.float32)})
@@ -174,6 +176,7 @@ class TrainingClient(AwaitableClient):
         option = "user_metadata of a checkpoint with tinker < 0.26"
         refuse_without_field(user_metadata is not None, tinker.Checkpoint, "user_metadata", option)
         try:
+            overwrite = true_or_false("overwrite", overwrite)
             metadata = metadata_of(user_metadata)  # A copy, because the caller may change the dict later.
         except tinker.BadRequestError as error:
             return failed(error)
@@ -211,7 +214,7 @@ class TrainingClient(AwaitableClient):
         """Return a client that samples from the sampler checkpoint `model_path`."""
         engine = self._engine
         refuse_option(record_stability_info, "record_stability_info=True")
-        if not model_path.startswith("tinker://"):
+        if not str(model_path).startswith("tinker://"):
             raise ValueError(f"model_path must start with 'tinker://', got {model_path!r}")
         sampler = engine.queue.submit(lambda: engine.create_sampler(model_path, None)).result()
         return SamplingClient(engine, sampler)
@@ -257,8 +260,15 @@ class TrainingClient(AwaitableClient):
         names to the tensors that training uses. Change them in place, and clone tensors before returning them. If the
         function raises, every later request of this client raises too.
         """
+        _check_callable("function", function, "a function of the TrainState")
         return self._submit(lambda engine, run: engine.apply(run, function))
 
     def _submit(self, operation: Callable[[Engine, EngineRun], Any]) -> RequestFuture:
         engine, run = self._engine, self._run
         return engine.queue.submit(lambda: operation(engine, run), run.lane)
+
+
+def _check_callable(name: str, value: Any, expected: str) -> None:
+    """Raise TypeError at the call. On the engine's thread the error would end the client, as one of the function."""
+    if not callable(value):
+        raise TypeError(f"{name} must be {expected}; got {value!r}")

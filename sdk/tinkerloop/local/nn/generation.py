@@ -18,6 +18,7 @@ from tinkerloop.local.nn.inputs import Input, PackedBatch
 from tinkerloop.local.nn.prompt_passes import Prompt, compute_prompts
 from tinkerloop.local.nn.row_blocks import block_sizes, decode, smallest
 from tinkerloop.local.nn.sequence_cache import SequenceCache
+from tinkerloop.local.nn.stop_strings import ends_in_stop
 from tinkerloop.local.nn.token_sampling import Continuation, SampleRequest, sample_tokens
 from tinkerloop.local.nn.vision import image_tensors
 
@@ -233,20 +234,11 @@ def _advance(row: Continuation, token: int, model: Model) -> bool:
     request = row.request
     if request.on_token is not None:
         request.on_token(row.sample, token)
-    if token in request.stop_ids or (request.stop_strings and _ends_in_stop(row, model)):
+    if token in request.stop_ids or (request.stop_strings and ends_in_stop(row, model.text_after)):
         row.stop_reason = "stop"
     elif len(row.tokens) >= request.max_tokens:
         row.stop_reason = "length"
     return row.stop_reason is not None
-
-
-def _ends_in_stop(row: Continuation, model: Model) -> bool:
-    strings = row.request.stop_strings
-    # Only the end of the text can hold a new match, because the rest was searched after earlier tokens. A character
-    # takes at most 4 tokens, one for each of its UTF-8 bytes.
-    tail = 4 * max(len(string) for string in strings) + 8
-    text = model.tokenizer.decode(row.tokens[-tail:])
-    return any(string in text for string in strings)
 
 
 def score_prompt(

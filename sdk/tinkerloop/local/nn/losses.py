@@ -22,16 +22,16 @@ its losses. The defaults of beta and of gspo's bounds are not published; they ar
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 
 import torch
 
+from tinkerloop.errors import TinkerloopError
 from tinkerloop.local.request_errors import user_error
 from tinkerloop.local.unsupported import unsupported_error
+from tinkerloop.number_checks import check_finite_number
 
 LossInputs = Mapping[str, torch.Tensor]
 LossConfig = Mapping[str, float]
@@ -117,16 +117,20 @@ def resolve_loss(loss_fn: str, config: Mapping[str, float | str] | None) -> tupl
     """
     if loss_fn == "stable_reinforce":
         raise unsupported_error("loss_fn='stable_reinforce'")
-    if loss_fn not in LOSSES:
+    if not isinstance(loss_fn, str) or loss_fn not in LOSSES:
         raise user_error(f"unknown loss_fn {loss_fn!r}; expected one of {', '.join(LOSSES)}")
     loss = LOSSES[loss_fn]
     complete = dict(loss.defaults)
+    if not isinstance(config, Mapping | None):
+        raise user_error(f"loss_fn_config must be a dict from str to float, or None; got {config!r}")
     for key, value in (config or {}).items():
         if key not in loss.defaults:
             known = ", ".join(loss.defaults) or "none"
             raise user_error(f"unknown loss_fn_config key {key!r} for loss_fn {loss_fn!r}; valid keys: {known}")
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise user_error(f"loss_fn_config[{key!r}] must be a finite number, got {value!r}")
+        try:
+            check_finite_number(f"loss_fn_config[{key!r}]", value)
+        except TinkerloopError as error:
+            raise user_error(str(error)) from error
         complete[key] = float(value)
     if "clip_low_threshold" in complete:
         low, high = complete["clip_low_threshold"], complete["clip_high_threshold"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from tinkerloop.local.nn.layers.lora import Fold, LoRALinear, LoraSpec, initiali
 from tinkerloop.local.nn.parameters import ParameterLayout, Weights
 from tinkerloop.local.nn.prefix_store import PrefixStore
 from tinkerloop.local.nn.replica import AdaptableLayer, Replica
+from tinkerloop.local.nn.stop_strings import TextAfter, text_decoder
 from tinkerloop.local.nn.vision import vision_of
 
 FOLD_LIMIT = 2 * 2**30
@@ -74,6 +76,11 @@ class Model:
         self.gradient_checkpointing = GradientCheckpointing(module, self._run_trial, gradient_checkpointing)
         self.packs = True
         """True if sequences can be packed into one row, False if each must run alone. `load_model` sets it."""
+
+    @functools.cached_property
+    def text_after(self) -> TextAfter:
+        """The function that decodes sampled tokens. It is chosen at the first request with a stop string."""
+        return text_decoder(self.tokenizer)
 
     def trained_layers(self, spec: LoraSpec) -> dict[str, AdaptableLayer]:
         """Return the layers to which `spec` gives an adapter, by name."""

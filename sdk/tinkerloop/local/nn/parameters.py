@@ -18,6 +18,12 @@ import torch
 ALIGNMENT = 16  # in elements: every view starts at a cache line; the gaps between views stay zero
 
 
+def norm_of(flat: torch.Tensor) -> float:
+    """Return the L2 norm of a vector. It is finite if the elements are, although their squares may overflow float32."""
+    norm = float(torch.linalg.vector_norm(flat))
+    return float(torch.linalg.vector_norm(flat, dtype=torch.float64)) if math.isinf(norm) else norm
+
+
 class ParameterLayout:
     """The shape of each named tensor, and its offset in a flat vector."""
 
@@ -133,7 +139,7 @@ class TrainState:
 
         If they hold a value that is not finite, discard them and return False.
         """
-        norms = [float(torch.linalg.vector_norm(flat)) for flat in self._used]
+        norms = [norm_of(flat) for flat in self._used]
         if not all(map(math.isfinite, norms)):
             self.discard_scratch()
             return False

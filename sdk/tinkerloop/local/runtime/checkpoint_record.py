@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from tinkerloop.local.argument_values import check_unicode
 from tinkerloop.local.nn.layers.lora import LoraSpec
 from tinkerloop.local.request_errors import bad_request, server_error
 
@@ -44,7 +45,15 @@ class CheckpointInfo:
 
 
 def write_record(folder: Path, record: CheckpointInfo) -> None:
-    """Write the record of the checkpoint in a folder, and flush it to the disk."""
+    """Write the record of the checkpoint in a folder, and flush it to the disk.
+
+    Raises:
+        tinker.BadRequestError: `read_record` would not accept the record.
+    """
+    try:
+        _check_record(record)
+    except (ValueError, TypeError) as error:  # TypeError: a value that JSON cannot represent
+        raise bad_request(f"checkpoint {record.path} cannot be saved, because it could not be read: {error}") from error
     with (folder / RECORD_FILE).open("w") as file:
         file.write(json.dumps({**asdict(record), "format": _FORMAT}, indent=2) + "\n")
         file.flush()
@@ -108,11 +117,15 @@ def metadata_of(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
     """Return a copy of user metadata, or None for None.
 
     Raises:
-        tinker.BadRequestError: a key or a value is not a str, as tinker's types require.
+        tinker.BadRequestError: a key or a value is not a str, as tinker's types require, or has an unpaired surrogate.
     """
     if metadata is None:
         return None
     try:
-        return TypeAdapter(dict[str, str]).validate_python(metadata, strict=True)
+        copy = TypeAdapter(dict[str, str]).validate_python(metadata, strict=True)
     except ValidationError as error:
         raise bad_request(f"user_metadata must be a dict from str to str: {error}") from error
+    for key, value in copy.items():
+        check_unicode("a key of user_metadata", key)
+        check_unicode(f"user_metadata[{key!r}]", value)
+    return copy

@@ -19,6 +19,7 @@ import tinker
 import torch
 
 from tinkerloop.clients import CustomLoss
+from tinkerloop.local.argument_values import check_unicode, whole_number
 from tinkerloop.local.nn.adam import adam_step
 from tinkerloop.local.nn.coverage import check_coverage
 from tinkerloop.local.nn.layers.lora import LoraSpec
@@ -38,11 +39,15 @@ from tinkerloop.local.runtime.replica_threads import replica_count
 from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.runtime.request_queue import RequestQueue
 from tinkerloop.local.runtime.request_reading import DatumArrays
+from tinkerloop.tokenizers.loading import absolute_name
 
 _PURPOSES = {"weights": "training", "sampler_weights": "sampling", "external_weights": "other programs"}
 """The use of each kind of checkpoint."""
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 """Mapping from device type to the default `token_budget` of `ServiceClient`."""
+
+TensorPair = tuple[torch.Tensor, torch.Tensor]
+"""A tensor of a client, and the tensor of a checkpoint to copy into it."""
 
 
 @dataclass
@@ -127,8 +132,7 @@ class Engine:
 
         If `spec` has rank 0 (every weight is trained), the model is loaded in float32, otherwise in the engine's dtype.
         """
-        if not isinstance(name, str):
-            raise bad_request(f"base_model must be a str, the name of a model or of a folder; got {name!r}")
+        name = self._absolute(name)
         if self.folders is not None and name not in self.folders:
             raise bad_request(
                 f"this server has no base model {name!r}; it has {', '.join(map(repr, self.folders)) or 'none'}. Start "
@@ -151,6 +155,7 @@ class Engine:
     ) -> EngineRun:
         """Return a new run. By default its id is made from the engine's session and a counter."""
         base = self.model(base_model, spec)
+        check_unicode("base_model", base.name)  # a checkpoint records it
         check_coverage(base, spec)
         state = TrainState(base.new_weights(spec), torch.float32 if spec.rank == 0 else torch.float64)
         run = EngineRun(run_id or f"{self.session}:train:{self.run_count}", base, spec, state, user_metadata, lane=lane)
@@ -172,7 +177,7 @@ class Engine:
         If `optimizer` is true, it also starts with the checkpoint's moments and step count.
         """
         record = self._training_record(path)
-        if base_model is not None and base_model != record.base_model:
+        if base_model is not None and self._absolute(base_model) != record.base_model:
             raise bad_request(
                 f"base_model={base_model!r} does not match {path}: the checkpoint was trained on "
                 f"{record.base_model!r}; pass this name or omit base_model"
@@ -271,7 +276,7 @@ class Engine:
                 f"{path} must point to a sampler weights checkpoint: it is a checkpoint for "
                 f"{_PURPOSES[parse_path(path)[1]]}, so save one with save_weights_for_sampler"
             )
-        if base_model is not None and base_model != record.base_model:
+        if base_model is not None and self._absolute(base_model) != record.base_model:
             raise bad_request(
                 f"base_model={base_model!r} does not match {path}: the checkpoint was trained on "
                 f"{record.base_model!r}; pass this name or omit base_model"
@@ -280,8 +285,10 @@ class Engine:
         weights = self._sampled.get((path, record.time))
         if weights is None:
             weights = base.new_weights(record.lora)
-            self._fill_weights(base, weights, record)
+            loaded = self._read_tensors(base, weights, record)
             self.store.confirm(record)
+            _fill(loaded)
+            weights.touch()
             self._sampled[path, record.time] = weights
         return Sampler(base, record.lora, weights, path, lane=lane)
 
@@ -355,15 +362,25 @@ class Engine:
         run.model.bind(run.spec, run.state.weights, gradients, run.state.step_tokens)
         return run_forward_backward(run.model, datums, work, replicas)
 
+    def _absolute(self, name: str) -> str:
+        """Return the name of a base model; for a folder that a program names, its absolute path.
+
+        A relative path would be the key and the record of another model after a change of the working directory.
+        """
+        if not isinstance(name, str):
+            raise bad_request(f"base_model must be a str, the name of a model or of a folder; got {name!r}")
+        return name if self.folders is not None else absolute_name(name)
+
     def _named(self, record: CheckpointInfo) -> CheckpointInfo:
         """Return `record`, with the name in `folders` instead of a folder that has a name there.
 
-        So a server can open a checkpoint that a program trained from the folder itself.
+        So a server can open a checkpoint that a program trained from the folder itself. Without `folders`, a relative
+        path in a record of an older version becomes absolute.
         """
         for name, folder in (self.folders or {}).items():
-            if folder == record.base_model:
+            if absolute_name(folder) == absolute_name(record.base_model):
                 return replace(record, base_model=name)
-        return record
+        return replace(record, base_model=self._absolute(record.base_model))
 
     def _training_record(self, path: str) -> CheckpointInfo:
         record = self._named(self.store.read(path))
@@ -374,21 +391,27 @@ class Engine:
             )
         return record
 
-    def _fill_weights(self, base: Model, weights: Weights, record: CheckpointInfo) -> None:
+    def _read_tensors(self, base: Model, weights: Weights, record: CheckpointInfo) -> list[TensorPair]:
         names = tensor_names(base, record.lora)
         expected = {names[name]: tensor for name, tensor in weights.named.items()}
-        _fill(expected, self.store.load_weights(record.path), record.path)
-        weights.touch()
+        return _paired(expected, self.store.load_weights(record.path), record.path)
 
     def _load(self, run: EngineRun, record: CheckpointInfo, optimizer: bool) -> None:
+        """Set the run's weights to those of a checkpoint, and with `optimizer` its moments and step count.
+
+        All tensors are read and checked before the first is copied, so that a failure changes nothing.
+        """
         state, layout = run.state, run.state.weights.layout
-        moments = self.store.load_moments(record.path) if optimizer else None
-        self._fill_weights(run.model, state.weights, record)
-        if moments is not None:
-            _fill(layout.views(state.exp_avg), moments["exp_avg"], record.path)
-            _fill(layout.views(state.exp_avg_sq), moments["exp_avg_sq"], record.path)
-            state.step, state.step_tokens = record.step, record.step_tokens
+        loaded = self._read_tensors(run.model, state.weights, record)
+        if optimizer:
+            moments = self.store.load_moments(record.path)
+            loaded += _paired(layout.views(state.exp_avg), moments["exp_avg"], record.path)
+            loaded += _paired(layout.views(state.exp_avg_sq), moments["exp_avg_sq"], record.path)
         self.store.confirm(record)
+        _fill(loaded)
+        state.weights.touch()
+        if optimizer:
+            state.step, state.step_tokens = record.step, record.step_tokens
 
 
 def open_engine(
@@ -414,8 +437,7 @@ def open_engine(
         raise ValueError(f"dtype must be a floating-point torch dtype or its name, got {dtype!r}")
     if token_budget is None:
         token_budget = TOKEN_BUDGET.get(device.type, TOKEN_BUDGET["cpu"])
-    if not isinstance(token_budget, int) or token_budget < 1:
-        raise ValueError(f"token_budget must be an integer >= 1, got {token_budget!r}")
+    token_budget = whole_number("token_budget", token_budget, ValueError, expected="an integer >= 1", least=1)
     store = CheckpointStore(default_root() if root is None else Path(root).expanduser().absolute())
     return Engine(store, device, dtype, token_budget, **options)
 
@@ -428,8 +450,8 @@ def _like(spec: LoraSpec, other: LoraSpec) -> LoraSpec:
     return replace(spec, seed=other.seed)
 
 
-def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], path: str) -> None:
-    """Copy each tensor of `loaded` into the tensor of `named` with the same name.
+def _paired(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor], path: str) -> list[TensorPair]:
+    """Return each tensor of `named` with the tensor of `loaded` of the same name. Nothing is copied yet.
 
     Raises:
         tinker.BadRequestError: the names or the shapes in `named` and `loaded` differ.
@@ -444,5 +466,9 @@ def _fill(named: Mapping[str, torch.Tensor], loaded: Mapping[str, torch.Tensor],
         if tensor.shape != loaded[name].shape:
             shapes = f"{tuple(loaded[name].shape)}, expected {tuple(tensor.shape)}"
             raise bad_request(f"checkpoint {path} does not fit this base model: tensor {name!r} has shape {shapes}")
-    for name, tensor in named.items():
-        tensor.copy_(loaded[name])
+    return [(tensor, loaded[name]) for name, tensor in named.items()]
+
+
+def _fill(pairs: Sequence[TensorPair]) -> None:
+    for tensor, loaded in pairs:
+        tensor.copy_(loaded)

@@ -91,12 +91,13 @@ def run_forward_backward(
     losses = [results.losses[i] for i in range(len(datums))]
 
     # Sum each datum's losses in float64, then the datums, so that the total does not depend on the packing.
-    total = math.fsum(float(loss.sum(dtype=torch.float64)) for loss in losses)
-    if not math.isfinite(total):
-        first = next(i for i, loss in enumerate(losses) if not torch.isfinite(loss).all())
-        raise user_error(
-            f"NonFiniteInTensor: the {work.name} loss of datum {first} is NaN or infinite; check its loss inputs"
-        )
+    sums = [float(loss.sum(dtype=torch.float64)) for loss in losses]
+    for i, datum_loss in enumerate(sums):
+        if not math.isfinite(datum_loss):
+            raise user_error(
+                f"NonFiniteInTensor: the {work.name} loss of datum {i} is NaN or infinite; check its loss inputs"
+            )
+    total = math.fsum(sums)
     metrics = {"loss:sum": total, **{name: value / sum(lengths) for name, value in results.sums.items()}}
     outputs = []
     for i, (datum, loss) in enumerate(zip(given, losses, strict=True)):

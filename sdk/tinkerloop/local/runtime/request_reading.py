@@ -94,6 +94,8 @@ def read_datum(
         tinker.RequestFailedError: (category user) the datum breaks a rule or a limit. The message gives its `index`.
         NotImplementedError: the datum contains chunks that the model does not support.
     """
+    if not isinstance(datum, tinker.Datum):
+        raise user_error(f"datum {index}: expected a tinker.Datum, got {type(datum).__name__}")
     try:
         check_chunks(datum.model_input.chunks)
         read = read_input(datum.model_input, vision)
@@ -126,8 +128,15 @@ def read_prompt(prompt: tinker.ModelInput, vocab_size: int, max_length: int, vis
             vocabulary or an invalid image.
         NotImplementedError: the prompt contains chunks that the model does not support.
     """
+    if not isinstance(prompt, tinker.ModelInput):
+        raise user_error(
+            f"the prompt must be a tinker.ModelInput, got {type(prompt).__name__}; tinker.ModelInput.from_ints(ids) "
+            "creates one from token ids"
+        )
     try:
         read = read_input(prompt, vision)
+        if len(read):
+            check_chunks(prompt.chunks)
     except (DatumError, ImageError, OverflowError) as error:
         raise user_error(f"invalid prompt: {error}") from error
     tokens = read.tokens
