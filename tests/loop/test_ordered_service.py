@@ -1,6 +1,7 @@
 """What the ordered service offers beyond what the loop's tests use."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,61 @@ def test_equal_requests_get_equal_samples_only_if_the_service_is_reproducible(re
     service = OrderedService(vocab_size=20, reproducible=reproducible)
     first, second = (sample(service, max_tokens=30, seed=1).tokens for _ in range(2))
     assert (first == second) is reproducible
+
+
+def test_a_request_without_a_seed_gets_new_samples(service):
+    first, second, seeded = (sample(service, max_tokens=30, seed=seed).tokens for seed in (None, None, 0))
+    assert first != second != seeded != first
+
+
+def test_top_k_and_top_p_leave_the_most_likely_tokens(service):
+    client = service.create_lora_training_client()
+    client.state = replace(client.state, logits=np.log([0.5, 0.3, 0.15, 0.05] + [1e-9] * 16))
+    sampler, prompt = client.save_weights_and_get_sampling_client(), tinker.ModelInput.from_ints([1])
+
+    def drawn(**params):
+        params = tinker.SamplingParams(max_tokens=400, seed=1, **params)
+        return np.bincount(sampler.sample(prompt, 1, params).result().sequences[0].tokens, minlength=20) / 400
+
+    assert set(np.flatnonzero(drawn())) == {0, 1, 2, 3}
+    assert set(np.flatnonzero(drawn(top_k=2))) == {0, 1}
+    assert set(np.flatnonzero(drawn(top_p=0.81))) == {0, 1, 2}
+    assert set(np.flatnonzero(drawn(top_k=3, top_p=0.6))) == {0, 1}
+    assert set(np.flatnonzero(drawn(top_p=1e-9))) == {0}
+    assert set(np.flatnonzero(drawn(temperature=1e-9))) == {0}
+    assert drawn(top_k=2)[0] == pytest.approx(0.625, abs=0.06)
+    assert drawn(temperature=0.5)[0] == pytest.approx(0.25 / 0.365, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": 0}],
+    ids=str,
+)
+def test_sampling_parameters_out_of_range_are_refused(service, params):
+    with pytest.raises(ValueError, match=f"{next(iter(params))} must be"):
+        sample(service, **params)
+
+
+def test_options_of_sampling_that_it_does_not_have_are_refused(service):
+    sampler, prompt = service.create_sampling_client(base_model="unigram"), tinker.ModelInput.from_ints([1])
+    with pytest.raises(NotImplementedError, match="include_prompt_logprobs"):
+        sampler.sample(prompt, 1, tinker.SamplingParams(), include_prompt_logprobs=True, topk_prompt_logprobs=0)
+    with pytest.raises(NotImplementedError, match="prompt_logprobs_last_n"):
+        sampler.compute_logprobs(prompt, prompt_logprobs_last_n=2)
+
+
+def test_weights_for_sampling_cannot_be_trained_and_a_training_state_cannot_be_sampled_from(service, batches):
+    client = trained(service, batches)
+    weights, state = client.save_weights_for_sampler("a").result().path, client.save_state("a").result().path
+    opened = [service.create_training_client_from_state, service.create_training_client_from_state_with_optimizer]
+    loaded = [client.load_state, client.load_state_with_optimizer]
+    for use in (*opened, *(lambda path, load=load: load(path).result() for load in loaded)):
+        with pytest.raises(ValueError, match=r"checkpoint for sampling; pass .* save_state"):
+            use(weights)
+    for sample_from in (service.create_sampling_client, client.create_sampling_client):
+        with pytest.raises(ValueError, match=r"checkpoint for training, so save one with save_weights_for_sampler"):
+            sample_from(state)
 
 
 def test_a_fault_can_stop_sampling():
