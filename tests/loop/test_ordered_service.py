@@ -90,6 +90,81 @@ def test_it_refuses_inputs_and_options_that_the_service_does_not_know(service):
         client.forward_backward([fold_weights(sampled_datum("ppo"))], "ppo", {"beta": 1.0}).result()
 
 
+def policy_inputs(loss_fn, logprobs, advantages):
+    inputs = {"target_tokens": [2, 3], "logprobs": logprobs, "advantages": advantages}
+    mask = {"sequence_ratio_mask": [0.0, 1.0]} if loss_fn == "gspo" else {}
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints([1, 2]), loss_fn_inputs=inputs | mask)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("loss_fn", ["importance_sampling", "ppo", "cispo", "gspo"])
+@pytest.mark.parametrize("fill", [-99999.0, -800.0, 0.0])
+def test_a_position_without_an_advantage_adds_nothing(service, loss_fn, fill):
+    client, other = service.create_lora_training_client(), service.create_lora_training_client()
+    loss = client.forward_backward([policy_inputs(loss_fn, [fill, -4.0], [0.0, 1.0])], loss_fn).result()
+    expected = other.forward_backward([policy_inputs(loss_fn, [-3.0, -4.0], [0.0, 1.0])], loss_fn).result()
+    assert loss.metrics == expected.metrics
+    assert (client.state.gradient == other.state.gradient).all()
+
+
+def test_a_gradient_that_is_not_finite_is_not_accumulated(service):
+    client = service.create_lora_training_client()
+    data = [policy_inputs("importance_sampling", [-9999.0, -4.0], [1.0, 1.0])]
+    with pytest.raises(ValueError, match="importance_sampling loss of datum 0 is NaN or infinite"):
+        client.forward_backward(data, "importance_sampling").result()
+    assert client.state.gradient is None
+
+
+@pytest.mark.parametrize("scale, message", [(1.0, "every datum"), (float("nan"), "custom loss or its gradient is NaN")])
+def test_a_custom_loss_that_fails_leaves_the_gradient_as_it_was(service, batches, scale, message):
+    pytest.importorskip("torch")
+
+    def loss(datums, logprobs):
+        used = logprobs[:1] if scale == 1.0 else logprobs
+        return sum(one.sum() for one in used) * scale, {}
+
+    client = trained(service, batches)
+    with pytest.raises(ValueError, match=message):
+        client.forward_backward_custom(list(batches[0]), loss).result()
+    assert client.state.gradient is None
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"learning_rate": float("nan")},
+        {"learning_rate": -1.0},
+        {"beta1": 2.0},
+        {"beta2": 1.0},
+        {"eps": 0.0},
+        {"weight_decay": -0.1},
+        {"grad_clip_norm": float("inf")},
+    ],
+    ids=str,
+)
+def test_optimizer_parameters_out_of_range_are_refused_as_in_the_engine(service, batches, params):
+    client = trained(service, batches)
+    logits = client.state.logits
+    with pytest.raises(ValueError, match=f"AdamParams.{next(iter(params))}=.* is out of range"):
+        client.optim_step(tinker.AdamParams(**params)).result()
+    assert client.state.logits is logits
+
+
+@pytest.mark.parametrize(
+    "loss_fn, config",
+    [
+        ("dro", {"beta": float("nan")}),
+        ("dro", {"beta": "0.1"}),
+        ("ppo", {"clip_low_threshold": 2.0, "clip_high_threshold": 1.0}),
+        ("cispo", {"clip_low_threshold": 5.0}),
+    ],
+)
+def test_options_of_a_loss_out_of_range_are_refused_as_in_the_engine(service, loss_fn, config):
+    client = service.create_lora_training_client()
+    with pytest.raises(ValueError, match=r"must be a finite number|must not be above"):
+        client.forward([policy_inputs(loss_fn, [-3.0, -4.0], [1.0, 1.0])], loss_fn, config).result()
+
+
 def sample(service, **params):
     prompt, sampler = tinker.ModelInput.from_ints([1]), service.create_sampling_client(base_model="unigram")
     (one,) = sampler.sample(prompt, 1, tinker.SamplingParams(**params)).result().sequences

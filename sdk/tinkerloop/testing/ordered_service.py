@@ -37,6 +37,7 @@ from tinkerloop.testing.ready import Ready
 from tinkerloop.testing.unigram import (
     UnigramState,
     adam_update,
+    check_finite,
     gradient_of,
     log_softmax,
     loss_and_gradient,
@@ -216,7 +217,8 @@ class OrderedClient:
         """Compute a custom loss from the log-probabilities, and add its gradient to the accumulated gradient.
 
         As in tinker, torch computes the derivative of the loss with respect to the log-probabilities, and the negative
-        derivatives are the weights of a cross-entropy loss with the same gradient.
+        derivatives are the weights of a cross-entropy loss with the same gradient. A loss that fails or is not finite
+        leaves the accumulated gradient as it was.
         """
 
         def work() -> tinker.ForwardBackwardOutput:
@@ -226,14 +228,18 @@ class OrderedClient:
             logprobs = [torch.tensor(one["logprobs"].to_numpy(), requires_grad=True) for one in output.loss_fn_outputs]
             loss, metrics = loss_fn(data, logprobs)
             loss.backward()
+            gradient = np.zeros_like(self.state.logits)
             for datum, one in zip(data, logprobs, strict=True):
                 if one.grad is None:
                     raise ValueError(
                         "No gradient computed for logprob tensor: the custom loss must depend on the log-probabilities "
                         "of every datum"
                     )
-                self._add(gradient_of(self.state.logits, targets_of(datum), -one.grad.numpy()))
-            return replace(output, metrics={**metrics, "loss:sum": float(loss)})
+                gradient += gradient_of(self.state.logits, targets_of(datum), -one.grad.numpy())
+            total = float(loss.detach().sum())
+            check_finite("the custom loss or its gradient", np.append(gradient, total))
+            self._add(gradient)
+            return replace(output, metrics={**metrics, "loss:sum": total})
 
         return self._do(("forward_backward_custom", len(data), getattr(loss_fn, "__name__", "custom")), work)
 
