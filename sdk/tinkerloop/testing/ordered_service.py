@@ -37,10 +37,10 @@ from tinkerloop.testing.ready import Ready
 from tinkerloop.testing.unigram import (
     UnigramState,
     adam_update,
-    check_finite,
     gradient_of,
     log_softmax,
     loss_and_gradient,
+    refuse_non_finite,
     targets_of,
 )
 
@@ -237,7 +237,7 @@ class OrderedClient:
                     )
                 gradient += gradient_of(self.state.logits, targets_of(datum), -one.grad.numpy())
             total = float(loss.detach().sum())
-            check_finite("the custom loss or its gradient", np.append(gradient, total))
+            refuse_non_finite("the custom loss or its gradient", np.append(gradient, total))
             self._add(gradient)
             return replace(output, metrics={**metrics, "loss:sum": total})
 

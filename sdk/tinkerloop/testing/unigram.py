@@ -71,17 +71,17 @@ def loss_and_gradient(
             else:
                 loss, weights = policy_loss(loss_fn, one["logprobs"], inputs, options)
             total.append(float(loss.sum()))
-            check_finite(f"the {loss_fn} loss of datum {len(outputs)}", loss)
+            refuse_non_finite(f"the {loss_fn} loss of datum {len(outputs)}", loss)
             gradient += gradient_of(logits, targets, weights)
         outputs.append({name: tinker.TensorData.from_numpy(v.astype(np.float32)) for name, v in one.items()})
-    check_finite(f"the gradient of the {loss_fn} loss", gradient)
+    refuse_non_finite(f"the gradient of the {loss_fn} loss", gradient)
     output = tinker.ForwardBackwardOutput(
         loss_fn_output_type="ArrayRecord", loss_fn_outputs=outputs, metrics={"loss:sum": math.fsum(total)}
     )
     return output, gradient
 
 
-def check_finite(name: str, values: NDArray[np.float64]) -> None:
+def refuse_non_finite(name: str, values: NDArray[np.float64]) -> None:
     """Raise ValueError if a value is NaN or infinite."""
     if not np.isfinite(values).all():
         raise ValueError(f"NonFiniteInTensor: {name} is NaN or infinite; check its loss inputs")
@@ -104,7 +104,7 @@ def adam_update(state: UnigramState, p: tinker.AdamParams) -> tuple[UnigramState
     Raises:
         ValueError: a parameter is out of range.
     """
-    check_adam(p)
+    _check_adam(p)
     gradient = np.zeros(len(state.logits)) if state.gradient is None else state.gradient
     norm = float(np.linalg.norm(gradient))
     if p.grad_clip_norm > 0:
@@ -117,7 +117,7 @@ def adam_update(state: UnigramState, p: tinker.AdamParams) -> tuple[UnigramState
     return UnigramState(logits, first, second, updates), norm
 
 
-def check_adam(p: tinker.AdamParams) -> None:
+def _check_adam(p: tinker.AdamParams) -> None:
     """Raise ValueError if a parameter of Adam is out of range. `tinker.AdamParams` itself accepts any number."""
     in_range = {
         "learning_rate": p.learning_rate >= 0,
