@@ -107,3 +107,28 @@ def test_the_size_of_an_adapter_is_told_for_a_folder_of_a_model():
 def test_experts_are_counted_under_both_names_of_their_number():
     renamed = {("num_local_experts" if name == "num_experts" else name): value for name, value in QWEN3_30B.items()}
     assert lora_parameter_count(renamed) == lora_parameter_count(QWEN3_30B)
+
+
+@pytest.mark.parametrize("rank", [-5, "8", 2.5, float("nan"), True, None])
+def test_a_rank_that_is_no_whole_number_is_refused(rank):
+    for find, model in ((lora_parameter_count, QWEN3_8B), (recommended_learning_rate, "Qwen/Qwen3-8B")):
+        with pytest.raises(PlanError, match="rank must be a whole number of at least 0, got"):
+            find(model, rank)
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"])
+def test_a_size_that_a_configuration_lacks_is_named(name):
+    without = {key: value for key, value in QWEN3_8B.items() if key != name}
+    with pytest.raises(PlanError, match=f"has no '{name}', only head_dim, "):
+        lora_parameter_count(without)
+    with pytest.raises(PlanError, match=f"'{name}' of the model's configuration must be a whole number"):
+        lora_parameter_count(QWEN3_8B | {name: "4096"})
+
+
+def test_a_number_of_experts_that_a_configuration_lacks_is_named():
+    with pytest.raises(PlanError, match="has no 'num_local_experts'"):
+        lora_parameter_count({key: value for key, value in QWEN3_30B.items() if key != "num_experts"})
+
+
+def test_a_configuration_whose_part_for_text_is_empty_is_that_of_the_model():
+    assert lora_parameter_count(QWEN3_8B | {"text_config": None}) == lora_parameter_count(QWEN3_8B)

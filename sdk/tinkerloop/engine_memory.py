@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinkerloop.errors import MissingPackageError, PlanError
-from tinkerloop.hyperparams import EXPERT_MODELS, expert_count, language_model_config, lora_parameter_count
+from tinkerloop.hyperparams import (
+    EXPERT_MODELS,
+    config_size,
+    expert_count,
+    language_model_config,
+    lora_parameter_count,
+)
+from tinkerloop.number_checks import check_whole
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 """The tokens that run through the model at the same time, by device type. A longer datum runs alone."""
@@ -100,25 +107,33 @@ def run_memory(
 
     Raises:
         NotImplementedError: the architecture has other layers than those that are counted here.
-        PlanError: an option is out of range, or the model has no configuration.
+        PlanError: an option is out of range, or the model has no configuration, or one that lacks a size.
         MissingPackageError: the configuration must be read from the hub, and transformers is not installed.
     """
     kind = device.partition(":")[0]
-    dtype = "float32" if rank == 0 else dtype or {"cpu": "float32"}.get(kind, "bfloat16")
-    if kind not in TOKEN_BUDGET or dtype not in BYTES or not lengths:
+    if kind not in TOKEN_BUDGET or (dtype is not None and dtype not in BYTES) or not lengths:
         raise PlanError(
             f"run_memory needs the lengths of at least one datum, a device of {', '.join(TOKEN_BUDGET)} and a dtype of "
             f"{', '.join(BYTES)}; got {len(lengths)} lengths, device={device!r} and dtype={dtype!r}"
         )
+    check_whole("rank", rank, 0)
+    for length in lengths:
+        check_whole("each of the lengths", length, 1)
+    if threads is not None:
+        check_whole("threads", threads, 1)
+    if rank == 0 or (dtype is None and kind == "cpu"):
+        dtype = "float32"
+    dtype = dtype or "bfloat16"
     config = language_model_config(model)
     adapter = lora_parameter_count(config, max(rank, 1))  # raises for layers that are not counted here
-    hidden, heads, layers = config["hidden_size"], config["num_attention_heads"], config["num_hidden_layers"]
+    hidden, heads = config_size(config, "hidden_size"), config_size(config, "num_attention_heads")
+    layers = config_size(config, "num_hidden_layers")
     head = config.get("head_dim") or hidden // heads
     queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
     has_experts = config["model_type"] in EXPERT_MODELS
-    size, vocabulary = BYTES[dtype], config["vocab_size"]
+    size, vocabulary = BYTES[dtype], config_size(config, "vocab_size")
 
-    inner = config["moe_intermediate_size" if has_experts else "intermediate_size"]
+    inner = config_size(config, "moe_intermediate_size" if has_experts else "intermediate_size")
     experts = 3 * hidden * inner * layers * expert_count(config) if has_experts else 0
     dense = layers * (2 * hidden * (queries + keys) + (0 if has_experts else 3 * hidden * inner))
     tables = hidden * vocabulary  # the size of the embedding, and of the output layer

@@ -11,6 +11,7 @@ from typing import Any
 from tinkerloop.errors import PlanError, UnknownRendererError
 from tinkerloop.extras import needs_extra
 from tinkerloop.model_info import get_model_attributes
+from tinkerloop.number_checks import check_whole
 
 _FULL_RATE = 5e-5
 _LORA_FACTOR = 10.0
@@ -59,11 +60,10 @@ def recommended_learning_rate(model: str, rank: int = 32) -> float:
         rank: the rank of the LoRA adapter; 0 means that all weights are trained.
 
     Raises:
-        PlanError: `rank` is negative, or the rule covers neither the model nor its architecture.
+        PlanError: `rank` is no whole number of at least 0, or the rule covers neither the model nor its architecture.
         MissingPackageError: the configuration must be read from the hub, and transformers is not installed.
     """
-    if rank < 0:
-        raise PlanError(f"rank must be at least 0, got {rank}")
+    check_whole("rank", rank, 0)
     name, hidden_size = _family_and_hidden_size(model)
     exponent = next((value for family, value in _EXPONENTS.items() if name.startswith(family)), None)
     if exponent is None or hidden_size is None:
@@ -115,8 +115,10 @@ def lora_parameter_count(
 
     Raises:
         NotImplementedError: the architecture has other layers than those that are counted here.
+        PlanError: `rank` is no whole number of at least 0, or the configuration lacks a size.
         MissingPackageError: the configuration must be read from the hub, and transformers is not installed.
     """
+    check_whole("rank", rank, 0)
     config = language_model_config(model)
     kind = config.get("model_type")
     if kind not in (*_DENSE, *EXPERT_MODELS):
@@ -126,21 +128,36 @@ def lora_parameter_count(
         )
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         raise NotImplementedError("lora_parameter_count does not support layers with experts beside layers without")
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    hidden, heads = config_size(config, "hidden_size"), config_size(config, "num_attention_heads")
     head = config.get("head_dim") or hidden // heads
     queries, keys = heads * head, (config.get("num_key_value_heads") or heads) * head
     attention = 2 * (hidden + queries) + 2 * (hidden + keys)  # q and o; k and v
     if kind in EXPERT_MODELS:
-        mlp = 3 * (hidden + expert_count(config) * config["moe_intermediate_size"])  # gate, up and down
+        mlp = 3 * (hidden + expert_count(config) * config_size(config, "moe_intermediate_size"))  # gate, up and down
     else:
-        mlp = 3 * (hidden + config["intermediate_size"])
-    layers = config["num_hidden_layers"] * (mlp * train_mlp + attention * train_attn)
-    return rank * (layers + (hidden + config["vocab_size"]) * train_unembed)
+        mlp = 3 * (hidden + config_size(config, "intermediate_size"))
+    layers = config_size(config, "num_hidden_layers") * (mlp * train_mlp + attention * train_attn)
+    return rank * (layers + (hidden + config_size(config, "vocab_size")) * train_unembed)
 
 
 def expert_count(config: Mapping[str, Any]) -> int:
     """Return the number of experts of a layer; transformers 5 writes it under another name than transformers 4."""
-    return config["num_experts" if "num_experts" in config else "num_local_experts"]
+    return config_size(config, "num_experts" if "num_experts" in config else "num_local_experts")
+
+
+def config_size(config: Mapping[str, Any], name: str) -> int:
+    """Return a size of a model from its configuration.
+
+    Raises:
+        PlanError: the configuration lacks the size, or it is no whole number above 0.
+    """
+    if name not in config:
+        raise PlanError(
+            f"the configuration of the model has no {name!r}, only {', '.join(sorted(config))}: pass a whole "
+            "config.json"
+        )
+    check_whole(f"{name!r} of the model's configuration", config[name], 1)
+    return config[name]
 
 
 def adapter_size(model: str, rank: int) -> str:
@@ -170,7 +187,7 @@ def language_model_config(model: str | Mapping[str, Any]) -> Mapping[str, Any]:
         MissingPackageError: the configuration must be read from the hub, and transformers is not installed.
     """
     config = model if isinstance(model, Mapping) else _read_config(model)
-    return config.get("text_config", config)
+    return config.get("text_config") or config
 
 
 def _read_config(model: str) -> Mapping[str, Any]:

@@ -1,9 +1,11 @@
 """The check kit accepts the built-in callbacks, and finds mistakes that callbacks of users have."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import sleep
 
 import pytest
+import tinker
 
 from tinkerloop.callbacks import (
     Checkpoint,
@@ -17,8 +19,9 @@ from tinkerloop.callbacks import (
     nll,
 )
 from tinkerloop.errors import CheckFailedError, PlanError
-from tinkerloop.loop import Callback, Log, Save, Stop
+from tinkerloop.loop import Callback, Log, MicroBatch, Save, Stop
 from tinkerloop.loop.schedules import cosine
+from tinkerloop.rollouts import policy_datum
 from tinkerloop.testing import (
     check_callback,
     drive,
@@ -52,6 +55,36 @@ def test_built_in_callbacks_pass(name, ahead):
     assert "µs" in str(check_callback(make, others=others, ahead=ahead))
 
 
+@dataclass(frozen=True)
+class FixedRate(Callback):
+    rate: float = 1e-3
+
+    def on_plan(self, plan):
+        return plan.with_optim(learning_rate=self.rate)
+
+
+@dataclass
+class ScaledLoss(Callback):
+    """Trains with a custom loss, which is another function in each step."""
+
+    scale: float = 2.0
+
+    def on_plan(self, plan):
+        scale = self.scale
+
+        def loss(datums, logprobs):
+            return -scale * sum(one.sum() for one in logprobs), {}
+
+        batches = [replace(one, loss_fn=loss) for one in plan.micro_batches]
+        return plan.with_micro_batches(batches, normalize="none")
+
+
+@pytest.mark.parametrize("make", [FixedRate, ScaledLoss])
+def test_a_correct_callback_passes(make):
+    pytest.importorskip("torch")
+    check_callback(make)
+
+
 @dataclass
 class Worst:
     worst: float = 0.0
@@ -76,6 +109,47 @@ class Blocking(Callback):
 class Sleepy(Callback):
     def on_step(self, result):
         time.sleep(1)
+
+
+class SleepyByName(Callback):
+    def on_step(self, result):
+        sleep(0.001)
+
+
+class GlobalConfig(Callback):
+    """Sets an option of the loss from a counter of the class."""
+
+    seen = 0
+
+    def on_plan(self, plan):
+        GlobalConfig.seen += 1
+        config = {"clip_high_threshold": 1.2 + 0.01 * GlobalConfig.seen}
+        return plan.with_micro_batches(replace(one, loss_fn="ppo", config=config) for one in plan.micro_batches)
+
+
+class GlobalTokens(Callback):
+    """Sets the input tokens from a counter of the class."""
+
+    seen = 0
+
+    def on_plan(self, plan):
+        GlobalTokens.seen += 1
+        inputs = [tinker.ModelInput.from_ints([GlobalTokens.seen % 9] * one.model_input.length) for one in plan.datums]
+        datums = [
+            tinker.Datum(model_input=given, loss_fn_inputs=one.loss_fn_inputs)
+            for given, one in zip(inputs, plan.datums, strict=True)
+        ]
+        return plan.with_micro_batches([MicroBatch(tuple(datums))])
+
+
+class GlobalLoss(Callback):
+    """Closes its custom loss over a counter of the class."""
+
+    seen = 0
+
+    def on_plan(self, plan):
+        GlobalLoss.seen += 1
+        return ScaledLoss(scale=1.0 + GlobalLoss.seen).on_plan(plan)
 
 
 class Unsaved(Callback):
@@ -116,6 +190,9 @@ class FailsAtTheEnd(Callback):
         ),
         (Blocking, "on_boundary waited for the result of forward"),
         (Sleepy, "on_step slept for 1 s"),
+        (SleepyByName, "on_step slept"),
+        (GlobalTokens, r"`arun` gives other requests than `run`: on_plan at step 0"),
+        (GlobalLoss, r"`arun` gives other requests than `run`: on_plan at step 0"),
         (Unsaved, "state of callback 'unsaved' cannot be saved"),
         (Global, r"`arun` gives other requests than `run`: on_step at step 0 .* not from a clock"),
         (Unlisted, r"Unlisted.on_step returned {'a': 1}, but it may return only .*, in unlisted.on_step at step 0"),
@@ -125,6 +202,15 @@ class FailsAtTheEnd(Callback):
 def test_a_mistake_in_a_callback_is_found(make, problem):
     with pytest.raises(CheckFailedError, match=problem):
         check_callback(make)
+
+
+def test_an_option_of_the_loss_that_differs_in_each_run_is_found():
+    def batches():
+        tokens, sampled = [3, 4, 5], [False, True, True]
+        return [[policy_datum(tokens, sampled, [-1.0, -2.0], [1.0, 0.5]) for _ in range(2)] for _ in range(3)]
+
+    with pytest.raises(CheckFailedError, match="`arun` gives other requests than `run`: on_plan at step 0"):
+        check_callback(GlobalConfig, batches=batches)
 
 
 def test_one_callback_for_all_runs_is_refused():

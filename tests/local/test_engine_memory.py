@@ -98,6 +98,29 @@ def test_a_model_with_other_layers_is_not_guessed():
         run_memory(CONFIGS["gemma2"] | SIZES | {"model_type": "gemma2"}, [100])
 
 
-def test_an_unknown_dtype_is_an_error():
-    with pytest.raises(PlanError, match="dtype='int8'"):
-        run_memory(SIZES | {"model_type": "llama"}, [100], dtype="int8")
+@pytest.mark.parametrize(("dtype", "rank"), [("int8", 32), ("int8", 0), ("", 32), ("", 0)])
+def test_an_unknown_dtype_is_an_error(dtype, rank):
+    with pytest.raises(PlanError, match=f"dtype='{dtype}'"):
+        run_memory(SIZES | {"model_type": "llama"}, [100], rank, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"threads": 0}, "threads must be a whole number of at least 1, got 0"),
+        ({"threads": -2}, "threads must be"),
+        ({"rank": -3}, "rank must be a whole number of at least 0, got -3"),
+        ({"rank": 2.5}, "rank must be"),
+        ({"lengths": [-5, 0]}, "each of the lengths must be a whole number of at least 1, got -5"),
+        ({"lengths": [float("nan")]}, "each of the lengths must be"),
+    ],
+    ids=str,
+)
+def test_a_number_out_of_range_is_an_error(given, message):
+    with pytest.raises(PlanError, match=message):
+        run_memory(SIZES | {"model_type": "llama"}, **({"lengths": [100]} | given))
+
+
+def test_a_size_that_the_configuration_lacks_is_an_error():
+    with pytest.raises(PlanError, match="has no 'num_attention_heads'"):
+        run_memory(SIZES | {"model_type": "llama"}, [100])

@@ -1,8 +1,13 @@
 """`check_loop` finds runs that do not end in the same way after a kill."""
 
+import json
+from functools import partial
+
 import pytest
+import tinker
 
 from tinkerloop.callbacks import Checkpoint
+from tinkerloop.datum import make_datum
 from tinkerloop.errors import CheckFailedError
 from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, Record, open_training_client
 from tinkerloop.testing import OrderedService, check_loop
@@ -67,3 +72,24 @@ def test_a_mistake_in_a_run_is_found(mistake, difference, batches):
 def test_a_run_that_does_not_use_the_service_is_refused():
     with pytest.raises(CheckFailedError, match="has used no operation"):
         check_loop(lambda service, folder: None)
+
+
+def train_on_samples(service, folder, seed):
+    """Train for three steps on sampled tokens, saving a state after each."""
+    file = folder / "state.json"
+    step, path = json.loads(file.read_text()) if file.exists() else (0, None)
+    open_saved = service.create_training_client_from_state_with_optimizer
+    client = open_saved(path) if path else service.create_lora_training_client()
+    for i in range(step, 3):
+        params = tinker.SamplingParams(max_tokens=3, seed=seed(i))
+        sampler, prompt = client.save_weights_and_get_sampling_client(), tinker.ModelInput.from_ints([1])
+        tokens = sampler.sample(prompt, 1, params).result().sequences[0].tokens
+        client.forward_backward([make_datum([1, *tokens], [0, 1, 1, 1])], "cross_entropy").result()
+        client.optim_step(tinker.AdamParams(learning_rate=0.1)).result()
+        file.write_text(json.dumps((i + 1, client.save_state(str(i), overwrite=True).result().path)))
+
+
+def test_a_run_that_samples_without_seeds_is_found():
+    check_loop(partial(train_on_samples, seed=lambda step: step), service=small_service)
+    with pytest.raises(CheckFailedError, match="weights"):
+        check_loop(partial(train_on_samples, seed=lambda step: None), service=small_service)

@@ -1,6 +1,7 @@
 """The loop queues, delivers and decides in a fixed order."""
 
 import asyncio
+import itertools
 import logging
 import math
 from concurrent.futures import Future
@@ -34,6 +35,7 @@ from tinkerloop.loop import (
 )
 from tinkerloop.loop.pipeline import TOKEN_TOTALS
 from tinkerloop.testing import OrderedService
+from tinkerloop.testing.ready import Ready
 
 OPTIM = tinker.AdamParams(learning_rate=0.1)
 
@@ -705,13 +707,20 @@ def test_forgetting_to_resume_is_refused(service, batches, tmp_path):
         Loop(service.create_lora_training_client(), batches, steps=4, checkpoints=checkpoints)
 
 
-def test_a_non_finite_loss_is_never_recorded(service, batches, tmp_path):
+def test_a_non_finite_loss_is_never_recorded(service, batches, tmp_path, monkeypatch):
+    """The engine and `OrderedService` refuse such a loss; another service may return it."""
     checkpoints = Checkpoints(tmp_path)
     client = service.create_lora_training_client()
-    optim = tinker.AdamParams(learning_rate=1e308)
-    with pytest.raises(NonFiniteError), np.errstate(all="ignore"):
-        Loop(client, batches, callbacks=[Checkpoint(every=1)], checkpoints=checkpoints, optim=optim).run()
-    assert all(np.isfinite(record.metrics["loss"]) for record in checkpoints.records())
+    forward_backward, steps = client.forward_backward, itertools.count()
+
+    def diverging(*args):
+        output = forward_backward(*args).result()
+        return Ready(replace(output, metrics={"loss:sum": math.nan}) if next(steps) >= 2 else output)
+
+    monkeypatch.setattr(client, "forward_backward", diverging)
+    with pytest.raises(NonFiniteError):
+        Loop(client, batches, callbacks=[Checkpoint(every=1)], checkpoints=checkpoints).run()
+    assert [record.step for record in checkpoints.records()] == [1, 2]
 
 
 def test_a_loop_runs_once(service, batches):

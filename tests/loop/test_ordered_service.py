@@ -1,6 +1,7 @@
 """What the ordered service offers beyond what the loop's tests use."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,6 +90,81 @@ def test_it_refuses_inputs_and_options_that_the_service_does_not_know(service):
         client.forward_backward([fold_weights(sampled_datum("ppo"))], "ppo", {"beta": 1.0}).result()
 
 
+def policy_inputs(loss_fn, logprobs, advantages):
+    inputs = {"target_tokens": [2, 3], "logprobs": logprobs, "advantages": advantages}
+    mask = {"sequence_ratio_mask": [0.0, 1.0]} if loss_fn == "gspo" else {}
+    return tinker.Datum(model_input=tinker.ModelInput.from_ints([1, 2]), loss_fn_inputs=inputs | mask)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("loss_fn", ["importance_sampling", "ppo", "cispo", "gspo"])
+@pytest.mark.parametrize("fill", [-99999.0, -800.0, 0.0])
+def test_a_position_without_an_advantage_adds_nothing(service, loss_fn, fill):
+    client, other = service.create_lora_training_client(), service.create_lora_training_client()
+    loss = client.forward_backward([policy_inputs(loss_fn, [fill, -4.0], [0.0, 1.0])], loss_fn).result()
+    expected = other.forward_backward([policy_inputs(loss_fn, [-3.0, -4.0], [0.0, 1.0])], loss_fn).result()
+    assert loss.metrics == expected.metrics
+    assert (client.state.gradient == other.state.gradient).all()
+
+
+def test_a_gradient_that_is_not_finite_is_not_accumulated(service):
+    client = service.create_lora_training_client()
+    data = [policy_inputs("importance_sampling", [-9999.0, -4.0], [1.0, 1.0])]
+    with pytest.raises(ValueError, match="importance_sampling loss of datum 0 is NaN or infinite"):
+        client.forward_backward(data, "importance_sampling").result()
+    assert client.state.gradient is None
+
+
+@pytest.mark.parametrize("scale, message", [(1.0, "every datum"), (float("nan"), "custom loss or its gradient is NaN")])
+def test_a_custom_loss_that_fails_leaves_the_gradient_as_it_was(service, batches, scale, message):
+    pytest.importorskip("torch")
+
+    def loss(datums, logprobs):
+        used = logprobs[:1] if scale == 1.0 else logprobs
+        return sum(one.sum() for one in used) * scale, {}
+
+    client = trained(service, batches)
+    with pytest.raises(ValueError, match=message):
+        client.forward_backward_custom(list(batches[0]), loss).result()
+    assert client.state.gradient is None
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"learning_rate": float("nan")},
+        {"learning_rate": -1.0},
+        {"beta1": 2.0},
+        {"beta2": 1.0},
+        {"eps": 0.0},
+        {"weight_decay": -0.1},
+        {"grad_clip_norm": float("inf")},
+    ],
+    ids=str,
+)
+def test_optimizer_parameters_out_of_range_are_refused_as_in_the_engine(service, batches, params):
+    client = trained(service, batches)
+    logits = client.state.logits
+    with pytest.raises(ValueError, match=f"AdamParams.{next(iter(params))}=.* is out of range"):
+        client.optim_step(tinker.AdamParams(**params)).result()
+    assert client.state.logits is logits
+
+
+@pytest.mark.parametrize(
+    "loss_fn, config",
+    [
+        ("dro", {"beta": float("nan")}),
+        ("dro", {"beta": "0.1"}),
+        ("ppo", {"clip_low_threshold": 2.0, "clip_high_threshold": 1.0}),
+        ("cispo", {"clip_low_threshold": 5.0}),
+    ],
+)
+def test_options_of_a_loss_out_of_range_are_refused_as_in_the_engine(service, loss_fn, config):
+    client = service.create_lora_training_client()
+    with pytest.raises(ValueError, match=r"must be a finite number|must not be above"):
+        client.forward([policy_inputs(loss_fn, [-3.0, -4.0], [1.0, 1.0])], loss_fn, config).result()
+
+
 def sample(service, **params):
     prompt, sampler = tinker.ModelInput.from_ints([1]), service.create_sampling_client(base_model="unigram")
     (one,) = sampler.sample(prompt, 1, tinker.SamplingParams(**params)).result().sequences
@@ -110,6 +186,61 @@ def test_equal_requests_get_equal_samples_only_if_the_service_is_reproducible(re
     service = OrderedService(vocab_size=20, reproducible=reproducible)
     first, second = (sample(service, max_tokens=30, seed=1).tokens for _ in range(2))
     assert (first == second) is reproducible
+
+
+def test_a_request_without_a_seed_gets_new_samples(service):
+    first, second, seeded = (sample(service, max_tokens=30, seed=seed).tokens for seed in (None, None, 0))
+    assert first != second != seeded != first
+
+
+def test_top_k_and_top_p_leave_the_most_likely_tokens(service):
+    client = service.create_lora_training_client()
+    client.state = replace(client.state, logits=np.log([0.5, 0.3, 0.15, 0.05] + [1e-9] * 16))
+    sampler, prompt = client.save_weights_and_get_sampling_client(), tinker.ModelInput.from_ints([1])
+
+    def drawn(**params):
+        params = tinker.SamplingParams(max_tokens=400, seed=1, **params)
+        return np.bincount(sampler.sample(prompt, 1, params).result().sequences[0].tokens, minlength=20) / 400
+
+    assert set(np.flatnonzero(drawn())) == {0, 1, 2, 3}
+    assert set(np.flatnonzero(drawn(top_k=2))) == {0, 1}
+    assert set(np.flatnonzero(drawn(top_p=0.81))) == {0, 1, 2}
+    assert set(np.flatnonzero(drawn(top_k=3, top_p=0.6))) == {0, 1}
+    assert set(np.flatnonzero(drawn(top_p=1e-9))) == {0}
+    assert set(np.flatnonzero(drawn(temperature=1e-9))) == {0}
+    assert drawn(top_k=2)[0] == pytest.approx(0.625, abs=0.06)
+    assert drawn(temperature=0.5)[0] == pytest.approx(0.25 / 0.365, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": 0}],
+    ids=str,
+)
+def test_sampling_parameters_out_of_range_are_refused(service, params):
+    with pytest.raises(ValueError, match=f"{next(iter(params))} must be"):
+        sample(service, **params)
+
+
+def test_options_of_sampling_that_it_does_not_have_are_refused(service):
+    sampler, prompt = service.create_sampling_client(base_model="unigram"), tinker.ModelInput.from_ints([1])
+    with pytest.raises(NotImplementedError, match="include_prompt_logprobs"):
+        sampler.sample(prompt, 1, tinker.SamplingParams(), include_prompt_logprobs=True, topk_prompt_logprobs=0)
+    with pytest.raises(NotImplementedError, match="prompt_logprobs_last_n"):
+        sampler.compute_logprobs(prompt, prompt_logprobs_last_n=2)
+
+
+def test_weights_for_sampling_cannot_be_trained_and_a_training_state_cannot_be_sampled_from(service, batches):
+    client = trained(service, batches)
+    weights, state = client.save_weights_for_sampler("a").result().path, client.save_state("a").result().path
+    opened = [service.create_training_client_from_state, service.create_training_client_from_state_with_optimizer]
+    loaded = [client.load_state, client.load_state_with_optimizer]
+    for use in (*opened, *(lambda path, load=load: load(path).result() for load in loaded)):
+        with pytest.raises(ValueError, match=r"checkpoint for sampling; pass .* save_state"):
+            use(weights)
+    for sample_from in (service.create_sampling_client, client.create_sampling_client):
+        with pytest.raises(ValueError, match=r"checkpoint for training, so save one with save_weights_for_sampler"):
+            sample_from(state)
 
 
 def test_a_fault_can_stop_sampling():

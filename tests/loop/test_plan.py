@@ -235,3 +235,24 @@ def test_a_plan_is_split_by_a_limit_above_zero(batches, limit):
     plan = Plan(0, (MicroBatch(tuple(batches[0])),), tinker.AdamParams())
     with pytest.raises(PlanError, match="the limit of a split must be a finite number above 0, got"):
         plan.split(lambda datum: 1, limit)
+
+
+@pytest.mark.parametrize("normalize", ["tokens", "mean", "", None])
+def test_an_unknown_normalisation_of_a_callback_is_refused(service, batches, normalize):
+    class Unknown(Callback):
+        def on_plan(self, plan):
+            return replace(plan, normalize=normalize)
+
+    with pytest.raises(PlanError, match=r"normalize must be one of token, example, none, got .* at step 0"):
+        run(service, batches, Unknown())
+
+
+@pytest.mark.parametrize("value", ["0.1", None, True, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
+def test_an_optimizer_parameter_that_is_no_number_is_refused(plan, name, value):
+    with pytest.raises(PlanError, match=f"{name} is .* at step 0, but the optimizer needs a finite number"):
+        normalized(plan.with_optim(**{name: value}))
+
+
+def test_an_optimizer_parameter_may_be_a_number_of_numpy(plan):
+    assert normalized(plan.with_optim(learning_rate=np.float32(0.5))).optim.learning_rate == 0.5

@@ -4,6 +4,7 @@ import math
 import pytest
 
 import tinkerloop.loop.schedules as schedules
+from tinkerloop.errors import PlanError
 from tinkerloop.loop.schedules import (
     constant,
     cosine,
@@ -47,6 +48,34 @@ def test_no_warmup_is_the_schedule_itself():
 def test_each_joined_part_counts_from_its_own_zero():
     schedule = join([(2, linear(1.0, 0.0, 2)), (1, linear(5.0, 0.0, 9))], linear(3.0, 0.0, 3))
     assert [schedule(step) for step in range(6)] == pytest.approx([1.0, 0.5, 5.0, 3.0, 2.0, 1.0])
+
+
+def test_the_parts_of_a_joined_schedule_may_come_from_an_iterator():
+    parts = [(2, constant(1.0)), (1, constant(2.0))]
+    schedule = join(iter(parts), constant(9.0))
+    assert [schedule(step) for step in (0, 1, 2, 3, 0)] == [1.0, 1.0, 2.0, 9.0, 1.0]
+
+
+def test_a_joined_schedule_does_not_change_with_the_list_it_was_made_from():
+    parts = [(2, constant(1.0))]
+    schedule = join(parts, constant(9.0))
+    parts.clear()
+    assert schedule(0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: join([(2, 1.0)], constant(0.0)),
+        lambda: join([(2, constant(1.0))], 0.0),
+        lambda: warmup(0, 1e-3),
+        lambda: warmup(3, None),
+        lambda: scaled(1e-3, 2.0),
+    ],
+)
+def test_a_number_in_the_place_of_a_schedule_is_refused(make):
+    with pytest.raises(PlanError, match=r"must be a schedule, .* pass constant\(value\)"):
+        make()
 
 
 def test_wsd_stays_at_its_peak():

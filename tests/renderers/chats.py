@@ -23,11 +23,13 @@ from transformers import PreTrainedTokenizerFast
 from tinkerloop.renderers import Renderer, get_registered_renderer_names, get_renderer
 from tinkerloop.renderers.pieces import SEAM
 from tinkerloop.renderers.registry import presets
-from tinkerloop.testing import FormatClaims, random_conversations
+from tinkerloop.testing import RENDERER_CHECKS, FormatClaims, random_conversations
 from tinkerloop.testing.format_claims import DECLARED_TOOLS as TOOLS
 from tinkerloop.testing.message_strategies import CONTROL, TEXTS
 
 MODELS = Path(os.environ.get("TINKERLOOP_MODELS") or Path(__file__).parents[2] / "../shared/models")
+CHECKS = [check for check in RENDERER_CHECKS if check != "tokens_equal_the_template"]
+"""The checks that need no chat template. `test_parity.py` compares with those of the models."""
 NAMES = [name for name in get_registered_renderer_names() if name in presets()]
 
 VISION = [name for name in NAMES if name.startswith(("qwen3_vl", "qwen3_5", "qwen3_8", "kimi_k25", "kimi_k26"))]

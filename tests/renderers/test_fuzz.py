@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.renderers.chats import NAMES, REASONING, claims, renderer
+from tests.renderers.chats import CHECKS, NAMES, REASONING, claims, renderer
 from tests.renderers.template_table import SETTINGS, TODAY, tokenizer_for
 from tinkerloop.errors import CheckFailedError, RenderError
 from tinkerloop.renderers import get_renderer
@@ -43,7 +43,7 @@ def seed(*parts: str) -> int:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "template"])
-@pytest.mark.parametrize("check", RENDERER_CHECKS)
+@pytest.mark.parametrize("check", CHECKS)
 def test_every_format_has_the_property_on_500_conversations(name: str, check: str) -> None:
     check_renderer(renderer(name), examples=EXAMPLES, only=check, claims=claims(name), seed=seed(name, check))
 

@@ -43,10 +43,10 @@ import json
 import pytest
 import torch
 
-from tests.renderers.chats import NAMES, claims, everyones_tokenizer, renderer
+from tests.renderers.chats import CHECKS, NAMES, claims, everyones_tokenizer, renderer
 from tinkerloop.renderers import get_renderer
 from tinkerloop.renderers.template import TemplateOptions
-from tinkerloop.testing import RENDERER_CHECKS, check_renderer
+from tinkerloop.testing import check_renderer
 from tinkerloop.testing._invariant import sampled
 
 every_format = pytest.mark.parametrize("name", NAMES)
@@ -76,7 +76,7 @@ REWRITING = """\
 
 
 @every_format
-@pytest.mark.parametrize("check", RENDERER_CHECKS)
+@pytest.mark.parametrize("check", CHECKS)
 def test_every_format_has_the_property(name: str, check: str) -> None:
     ours = renderer(name)
     if (name, check) == ("template", "extension_property_holds"):

@@ -6,11 +6,13 @@ import itertools
 import json
 import re
 import sys
+import unittest
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+import hypothesis
 import pytest
 
 from tests.renderers.chats import everyones_tokenizer
@@ -30,7 +32,7 @@ from tinkerloop.renderers import (
     unregister_renderer,
 )
 from tinkerloop.renderers.template import TemplateOptions
-from tinkerloop.testing import RENDERER_CHECKS, check_renderer, probe_claims
+from tinkerloop.testing import RENDERER_CHECKS, check_renderer, probe_claims, random_conversations
 from tinkerloop.testing._invariant import Subject
 
 PAGE = Path(__file__).parents[2] / "sdk/tinkerloop/renderers/your_own_format.md"
@@ -208,6 +210,20 @@ def test_the_template_of_a_model_is_compared() -> None:
     wrong = template.replace("{{ m.content }}", "{{ m.content }} ")
     with pytest.raises(CheckFailedError, match="differ from those of the template"):
         check_renderer(Turns(tokenizer()), wrong, 5, only="tokens_equal_the_template", claims=claims)
+
+
+def test_a_comparison_with_a_template_needs_the_template() -> None:
+    for kind in (ValueError, unittest.SkipTest):  # pytest shows a test that raises the second as skipped
+        with pytest.raises(kind, match="pass its text as `template`"):
+            check_renderer(Turns(tokenizer()), examples=1, only="tokens_equal_the_template")
+    with pytest.raises(ValueError, match="without a template"):
+        check_renderer(Turns(tokenizer()), examples=1, only="rendering_is_pure", template_variables={"x": 1})
+
+
+@pytest.mark.parametrize("final", ["user", "", "tool"])
+def test_an_unknown_end_of_drawn_conversations_is_refused(final: Any) -> None:
+    with pytest.raises(ValueError, match=f"final must be 'assistant' or None, got '{final}'"):
+        hypothesis.find(random_conversations(final=final), lambda messages: True)
 
 
 def test_a_text_whose_only_token_begins_in_a_header_needs_no_token_of_its_own() -> None:

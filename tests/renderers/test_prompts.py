@@ -81,6 +81,18 @@ def test_a_prompt_after_a_reply_has_the_header_of_the_next_role_once(name: str, 
     assert prompt_of(name, [USER, REPLY], role).endswith(end)
 
 
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1), (1, 2, 0), (0, 2, 1)])
+@pytest.mark.parametrize("name", ["kimi_k2", "kimi_k25", "mistral_v3", "mistral_v11"])
+def test_a_prompt_for_a_result_names_the_first_call_without_one(name: str, order: tuple[int, ...]) -> None:
+    ids = [f"functions.f:{i}" if name.startswith("kimi") else f"call{i:05}" for i in range(3)]
+    messages = [USER, CALLING | {"tool_calls": [CALL | {"id": call_id} for call_id in ids]}]
+    for answered in order:
+        awaited = next(call_id for call_id in ids if call_id not in {one.get("tool_call_id") for one in messages})
+        prompt = prompt_ids(name, messages, "tool")
+        assert ids_of(name, [*messages, RESULT | {"tool_call_id": awaited}])[: len(prompt)] == prompt
+        messages.append(RESULT | {"tool_call_id": ids[answered]})
+
+
 @pytest.mark.parametrize("name", ["glm4_5", "glm4_7", "glm5_3_max_reasoning", "role_colon"])
 def test_each_of_two_replies_in_a_row_is_trained_after_its_own_prompt(name: str) -> None:
     messages = [USER, REPLY, {"role": "assistant", "content": "b"}]

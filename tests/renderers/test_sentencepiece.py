@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.renderers.chats import SPACING, claims, sentencepiece_tokenizer
+from tests.renderers.chats import CHECKS, SPACING, claims, sentencepiece_tokenizer
 from tests.renderers.test_invariants import REWRITING
 from tinkerloop.errors import RenderError
 from tinkerloop.renderers import Part, Renderer, get_renderer
 from tinkerloop.renderers.assembly import Assembler
 from tinkerloop.renderers.pieces import scaffold, text
-from tinkerloop.testing import RENDERER_CHECKS, check_renderer
+from tinkerloop.testing import check_renderer
 from tinkerloop.tokenizers import encoder_of
 
 FORMATS = ("mistral_v3", "gemma3", "gemma4", "template")
@@ -51,7 +51,7 @@ def prompt_and_reply(ours: Renderer) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize(("name", "spacing"), OF_MODELS)
-@pytest.mark.parametrize("check", RENDERER_CHECKS)
+@pytest.mark.parametrize("check", CHECKS)
 def test_every_format_has_the_property(name: str, spacing: str, check: str) -> None:
     ours = renderer(name, spacing, REWRITING if (name, check) == ("template", "extension_property_holds") else None)
     check_renderer(ours, examples=3, only=check, claims=claims(name))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.plan import Plan
-from tinkerloop.loop.schedules import Schedule
+from tinkerloop.loop.schedules import Schedule, check_schedule
 
 
 class LRSchedule(Callback):
@@ -22,11 +21,8 @@ class LRSchedule(Callback):
 
     def __init__(self, learning_rate: Schedule | None = None, **others: Schedule):
         for name, schedule in {"learning_rate": learning_rate, **others}.items():
-            if not callable(schedule) and not (name == "learning_rate" and schedule is None):
-                raise PlanError(
-                    f"{name} must be a schedule, a function from step to value, got {schedule!r}: for one value at all "
-                    "steps, pass constant(value), from tinkerloop.loop.schedules"
-                )
+            if not (name == "learning_rate" and schedule is None):
+                check_schedule(name, schedule)
         self._schedules = others if learning_rate is None else {"learning_rate": learning_rate, **others}
 
     def on_plan(self, plan: Plan) -> Plan:

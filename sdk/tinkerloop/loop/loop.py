@@ -44,7 +44,7 @@ from tinkerloop.loop.events import (
 from tinkerloop.loop.futures import Flow, aiterate, is_done, iterate, resolve
 from tinkerloop.loop.metric_names import check_row
 from tinkerloop.loop.pipeline import RESERVED, TOKEN_TOTALS, Pipeline, Queued, Result, SaveResult, submitted_eval
-from tinkerloop.loop.plan import NORMALIZE, MicroBatch, Normalize, Plan, check_loss_name
+from tinkerloop.loop.plan import MicroBatch, Normalize, Plan, check_loss_name, check_normalize
 from tinkerloop.loop.positioned_batches import as_batches, with_sources
 from tinkerloop.loop.resume import begin, model_of, refuse_another_client
 from tinkerloop.loop.retention import Keep, kept_steps, noted
@@ -107,8 +107,7 @@ class Loop:
         if steps is not None:
             check_whole("steps", steps, 0)
         check_loss_name(loss_fn)
-        if normalize not in NORMALIZE:
-            raise PlanError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}")
+        check_normalize(normalize)
         if record is None and checkpoints is not None and (latest := checkpoints.latest()):
             raise CheckpointError(
                 f"{checkpoints.file} holds a record of step {latest.step}: resume from it, with "

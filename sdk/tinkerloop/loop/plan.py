@@ -155,16 +155,12 @@ def normalized(plan: Plan) -> Plan:
     """Check a plan, and return a copy with the loss weights scaled over the whole step, as `plan.normalize` specifies.
 
     Raises:
-        PlanError: a micro-batch has no datums, its weights cannot be scaled as specified, or an optimizer parameter is
-            not finite.
+        PlanError: a micro-batch has no datums, its weights cannot be scaled as specified, `plan.normalize` is unknown,
+            or an optimizer parameter is no finite number.
     """
     datums = plan.datums
-    for name, value in vars(plan.optim).items():
-        if isinstance(value, Real) and not math.isfinite(value):
-            raise PlanError(
-                f"{name} is {value} at step {plan.step}, but the optimizer needs a finite number: correct the schedule "
-                "or the callback that sets it"
-            )
+    _refuse_unless_numbers(plan)
+    check_normalize(plan.normalize, f" at step {plan.step}")
     if not datums or not all(one.datums for one in plan.micro_batches):
         raise PlanError(
             f"step {plan.step} has no datums, or has an empty micro-batch: every micro-batch needs at least one datum"
@@ -230,6 +226,22 @@ def check_loss_name(loss_fn: str | CustomLoss) -> None:
         close = get_close_matches(loss_fn, LOSS_INPUTS, n=1)
         if close:
             raise PlanError(f"unknown loss {loss_fn!r}; did you mean {close[0]!r}? Known are {', '.join(LOSS_INPUTS)}")
+
+
+def check_normalize(normalize: Any, place: str = "") -> None:
+    """Raise PlanError unless `normalize` is one of `NORMALIZE`."""
+    if normalize not in NORMALIZE:
+        raise PlanError(f"normalize must be one of {', '.join(NORMALIZE)}, got {normalize!r}{place}")
+
+
+def _refuse_unless_numbers(plan: Plan) -> None:
+    """Raise if an optimizer parameter is no finite number: `with_optim` and `model_copy` accept any value."""
+    for name, value in vars(plan.optim).items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise PlanError(
+                f"{name} is {value!r} at step {plan.step}, but the optimizer needs a finite number: correct the "
+                "schedule or the callback that sets it"
+            )
 
 
 def _refuse_unless_positive(plan: Plan, total: float, what: str) -> None:

@@ -2,18 +2,29 @@
 
 Each function in this module returns a schedule, a `Callable[[int], float]`. Step 0 is the first optimizer step. The
 length of a schedule is an argument and does not depend on the length of the run; after its last step, a schedule keeps
-its last value. Schedules can be nested: `warmup(100, cosine(2e-4, 0.0, 900))`. A number that is not finite, or out of
-its range, is a `PlanError`.
+its last value. Schedules can be nested: `warmup(100, cosine(2e-4, 0.0, 900))`. A number that is not finite or out of
+its range, and a number in the place of a schedule, are a `PlanError`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+from tinkerloop.errors import PlanError
 from tinkerloop.number_checks import check_finite_number, check_positive_number, check_whole
 
 Schedule = Callable[[int], float]
+
+
+def check_schedule(name: str, schedule: Any) -> None:
+    """Raise PlanError unless `schedule` can be called."""
+    if not callable(schedule):
+        raise PlanError(
+            f"{name} must be a schedule, a function from step to value, got {schedule!r}: for one value at all steps, "
+            "pass constant(value), from tinkerloop.loop.schedules"
+        )
 
 
 def constant(value: float) -> Schedule:
@@ -130,13 +141,14 @@ def warmup(steps: int, then: Schedule) -> Schedule:
     [0.25, 0.5, 1.0, 1.0]
     """
     check_whole("the steps of warmup", steps, 0)
+    check_schedule("the schedule after a warmup", then)
     if steps == 0:
         return then
     peak = then(0)
     return join([(steps, lambda step: peak * (step + 1) / steps)], then)
 
 
-def join(parts: Sequence[tuple[int, Schedule]], last: Schedule) -> Schedule:
+def join(parts: Iterable[tuple[int, Schedule]], last: Schedule) -> Schedule:
     """Return a schedule that follows several schedules one after another. Each of them starts at its own step 0.
 
     Args:
@@ -146,8 +158,11 @@ def join(parts: Sequence[tuple[int, Schedule]], last: Schedule) -> Schedule:
     >>> [join([(2, constant(1.0))], linear(0.5, 0.0, 10))(s) for s in (0, 1, 2, 7)]
     [1.0, 1.0, 0.5, 0.25]
     """
-    for steps, _ in parts:
+    parts = tuple(parts)  # an iterator can be read once
+    for steps, part in parts:
         check_whole("the number of steps of each part", steps, 0)
+        check_schedule("each part", part)
+    check_schedule("the last part", last)
 
     def schedule(step: int) -> float:
         for steps, part in parts:
@@ -165,6 +180,7 @@ def scaled(schedule: Schedule, factor: float) -> Schedule:
     >>> scaled(constant(2.0), 0.5)(0)
     1.0
     """
+    check_schedule("the scaled schedule", schedule)
     check_finite_number("factor", factor)
     return lambda step: factor * schedule(step)
 

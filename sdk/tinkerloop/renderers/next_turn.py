@@ -27,11 +27,16 @@ def with_next_turn(conversation: CheckedConversation, role: str) -> CheckedConve
 
 
 def _awaited_call(messages: Sequence[ChatMessage]) -> str | None:
-    """Return the id of the call whose result is the next message, or None if there is no such call."""
+    """Return the id of the first call without a result, or None if there is no such call.
+
+    A result answers the call with its id, in any order. A result without such a call answers the first one.
+    """
     calling = next((i for i in range(len(messages) - 1, -1, -1) if messages[i].role != "tool"), -1)
-    calls = messages[calling].tool_calls if calling >= 0 else ()
-    results = len(messages) - 1 - calling
-    return calls[results].id if results < len(calls) else None
+    ids = [call.id for call in messages[calling].tool_calls] if calling >= 0 else []
+    for result in messages[calling + 1 :]:
+        if ids:
+            ids.remove(result.tool_call_id if result.tool_call_id in ids else ids[0])
+    return ids[0] if ids else None
 
 
 def before_text(

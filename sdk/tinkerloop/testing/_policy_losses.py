@@ -9,11 +9,15 @@ r = exp(lp - q). The loss at a position, and -dL/dlp:
     cispo                 -c lp A, where c = clamp(r)     c A, because c counts as a constant
     dro                   -(lp A - beta/2 (lp - q)^2)     A - beta (lp - q)
     gspo                  ppo with r = exp(mean of lp - q over the positions of the mask)
+
+A position with A = 0 adds exactly 0, whatever q is, except to dro: q may be a fill value there, such as -99999.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -37,12 +41,19 @@ def complete_config(loss_fn: str, config: Mapping[str, Any] | None) -> dict[str,
     """Return the options of a loss, completed with defaults.
 
     Raises:
-        ValueError: an option is unknown.
+        ValueError: an option is unknown, or its value is no finite number, or the lower bound is above the upper one.
     """
     defaults = DEFAULTS[loss_fn]
     if unknown := sorted((config or {}).keys() - defaults.keys()):
         raise ValueError(f"unknown loss_fn_config keys {unknown} for {loss_fn!r}; valid keys are {sorted(defaults)}")
-    return {**defaults, **(config or {})}
+    complete = {**defaults, **(config or {})}
+    for name, value in complete.items():
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"loss_fn_config[{name!r}] must be a finite number, got {value!r}")
+    low, high = (complete.get(name, 0.0) for name in _BOUNDS)
+    if low > high:
+        raise ValueError(f"clip_low_threshold must not be above clip_high_threshold, got {low} and {high}")
+    return complete
 
 
 def policy_loss(
@@ -53,12 +64,14 @@ def policy_loss(
     if loss_fn == "dro":
         error = lp - q
         return -(lp * advantages - config["beta"] / 2 * error**2), advantages - config["beta"] * error
-    ratio = np.exp(lp - q)
+    with np.errstate(over="ignore"):  # a ratio may overflow where it is clipped or A = 0
+        ratio = np.exp(lp - q)
+        if loss_fn == "gspo":
+            mask = inputs["sequence_ratio_mask"] != 0
+            ratio = np.full_like(lp, np.exp((lp - q)[mask].mean() if mask.any() else 0.0))
+    ratio = np.where(advantages == 0, 1.0, ratio)  # inf * 0 would be NaN
     if loss_fn == "importance_sampling":
         return -ratio * advantages, ratio * advantages
-    if loss_fn == "gspo":
-        mask = inputs["sequence_ratio_mask"] != 0
-        ratio = np.full_like(lp, np.exp((lp - q)[mask].mean() if mask.any() else 0.0))
     bound = np.clip(ratio, config["clip_low_threshold"], config["clip_high_threshold"])
     if loss_fn == "cispo":
         return -bound * lp * advantages, bound * advantages

@@ -10,11 +10,12 @@ A boundary is the point between two optimizer steps.
 from __future__ import annotations
 
 import asyncio
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ from tinkerloop.errors import CheckFailedError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.callback_dispatch import ALLOWED, requests_of
 from tinkerloop.loop.checkpoints import Checkpoints, Record
-from tinkerloop.loop.events import Boundary, Eval, EvalResult, Log, Request, Requests, Retain, Save, StepResult, Summary
+from tinkerloop.loop.events import Boundary, EvalResult, Requests, Save, StepResult, Summary
 from tinkerloop.loop.loop import Loop
 from tinkerloop.loop.plan import Plan
 from tinkerloop.loop.resume import open_training_client
+from tinkerloop.testing._compared_answers import comparable
 from tinkerloop.testing.loop_checks import first_difference, no_sync
 from tinkerloop.testing.ordered_service import Operation, OrderedService
 from tinkerloop.testing.sample_events import sample_batches
+
+_SLEEP = time.sleep
 
 EVENTS = (*ALLOWED, "on_plan")
 """The names of all events."""
@@ -129,6 +133,8 @@ class _Recorded:
 
     callback: Callback
     ignored_metrics: tuple[str, ...]
+    watched: bool
+    """Whether each call in an event is watched, which makes the event slower."""
     answers: list[tuple[str, int, Any]] = field(default_factory=list)
     report: CallbackReport = field(default_factory=CallbackReport)
     blocked: list[str] = field(default_factory=list)
@@ -178,7 +184,7 @@ class _Trial:
         fault: Callable[[Operation], None] | None = None,
     ) -> _Recorded:
         """Train in the folder `name`, from `record` if it is given, and return what the callback did."""
-        recorded = _Recorded(self.make(), self.ignored_metrics)
+        recorded = _Recorded(self.make(), self.ignored_metrics, watched=driver != "run")
         _record_answers(recorded)
 
         def watch(operation: Operation) -> None:
@@ -278,7 +284,8 @@ def _record_answers(recorded: _Recorded) -> None:
     callback = recorded.callback
     for name in EVENTS:
         if getattr(type(callback), name) is not getattr(Callback, name):
-            setattr(callback, name, _recording(recorded, name, getattr(callback, name)))
+            recording = _recording(recorded, name, getattr(callback, name))
+            object.__setattr__(callback, name, recording)  # the callback may be a frozen dataclass
 
 
 def _recording(recorded: _Recorded, name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -286,8 +293,9 @@ def _recording(recorded: _Recorded, name: str, handler: Callable[..., Any]) -> C
         began = time.perf_counter()
         recorded.inside = name, threading.get_ident()
         try:
-            answer = handler(*args)
-            answer = list(answer) if isinstance(answer, Iterator) else answer
+            with _watched_calls(recorded, name) if recorded.watched else nullcontext():
+                answer = handler(*args)
+                answer = list(answer) if isinstance(answer, Iterator) else answer
         finally:
             recorded.inside = None
             seconds = time.perf_counter() - began
@@ -295,48 +303,41 @@ def _recording(recorded: _Recorded, name: str, handler: Callable[..., Any]) -> C
             report.calls[name] = report.calls.get(name, 0) + 1
             report.seconds[name] = report.seconds.get(name, 0.0) + seconds
         step = args[0] if isinstance(args[0], int) else args[0].step
-        recorded.answers.append((name, step, _comparable(recorded, name, answer)))
+        callback = type(recorded.callback).__name__
+        recorded.answers.append((name, step, comparable(callback, name, answer, recorded.ignored_metrics)))
         return answer
 
     return handle
 
 
-def _comparable(recorded: _Recorded, name: str, answer: Any) -> Any:
-    """Return an answer as a value that can be compared: without futures, functions and the ignored metrics."""
-    if isinstance(answer, Plan):
-        batches = [(len(batch.datums), str(batch.loss_fn)) for batch in answer.micro_batches]
-        weights = [
-            [(key, data.to_numpy().tolist()) for key, data in sorted(datum.loss_fn_inputs.items())]
-            for datum in answer.datums
-        ]
-        return answer.optim.model_dump(), batches, weights, answer.normalize
-    requests = requests_of(type(recorded.callback).__name__, name, answer)
-    return [kept for request in requests if (kept := _compared(request, recorded.ignored_metrics)) is not None]
-
-
-def _compared(request: Request, ignored_metrics: tuple[str, ...]) -> Any:
-    """Return what is compared of a request; None for a `Log` that has only ignored metrics."""
-    if isinstance(request, Log) and ignored_metrics:
-        kept = {name: value for name, value in request.metrics.items() if not name.startswith(ignored_metrics)}
-        return Log(kept) if kept else None
-    if isinstance(request, Eval):
-        return "Eval", request.name, request.detached
-    return "Retain" if isinstance(request, Retain) else request
-
-
 @contextmanager
 def _no_sleep(recorded: _Recorded) -> Iterator[None]:
-    """Note each `time.sleep` in an event of the callback."""
-    sleep = time.sleep
+    """Note each `time.sleep` in an event of the callback, and do not sleep there."""
 
     def noted(seconds: float) -> None:
         if recorded.inside and recorded.inside[1] == threading.get_ident():
             recorded.blocked.append(f"{recorded.inside[0]} slept for {seconds} s")
         else:
-            sleep(seconds)
+            _SLEEP(seconds)
 
     with mock.patch("time.sleep", noted):
         yield
+
+
+@contextmanager
+def _watched_calls(recorded: _Recorded, name: str) -> Iterator[None]:
+    """Note each sleep in this thread, also of a module with `from time import sleep`, which `_no_sleep` cannot see."""
+
+    def watch(frame: Any, event: str, called: Any) -> None:
+        if event == "c_call" and called is _SLEEP:
+            recorded.blocked.append(f"{name} slept")
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
 
 
 def _drive_loop(loop: Loop, driver: str) -> None:

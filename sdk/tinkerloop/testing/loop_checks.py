@@ -44,6 +44,9 @@ def check_loop(
 ) -> dict[str, Any]:
     """Kill a run at every operation, resume it, and compare the outcome with that of a run without a kill.
 
+    A program that samples must give each request a seed, and the same one after a resume: a request without a seed
+    draws other tokens in the resumed run.
+
     Compared are the weights and the optimizer of all training clients, the rows of `metrics.jsonl`, the records of
     `checkpoints.jsonl`, the groups of `rollouts.jsonl`, and the returned value if it is a `Summary`.
 
@@ -51,7 +54,8 @@ def check_loop(
         make_run: function that does what one process of your program does: it opens clients on the service, creates
             the loop with the newest record in the folder, and runs it to its end. It must create everything anew:
             callbacks, batches and clients.
-        service: function that creates the service, e.g. `lambda: OrderedService(vocab_size=1000)`.
+        service: function that creates the service, e.g. `lambda: OrderedService(vocab_size=1000)`. With
+            `reproducible=False`, no program that trains on its samples passes.
         kills: function from the number of operations of a run to the operations at which the run is killed. By
             default, all of them.
         ignored_metrics: prefixes of metrics that are not compared, because they are measured times.

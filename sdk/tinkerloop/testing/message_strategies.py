@@ -10,7 +10,7 @@ arguments. Texts of `spellings(CONTROL)` spell the control tokens (such as <|im_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from tinkerloop.extras import needs_extra
 from tinkerloop.testing.format_claims import PNG, FormatClaims, fitted
@@ -76,7 +76,7 @@ def random_conversations(
     claims: FormatClaims | None = None,
     *,
     text: st.SearchStrategy[str] = TEXTS,
-    final: str | None = "assistant",
+    final: Literal["assistant"] | None = "assistant",
     max_turns: int = 3,
     images: bool = False,
 ) -> list[dict[str, Any]]:
@@ -90,7 +90,12 @@ def random_conversations(
         final: "assistant": the conversation ends with a reply; None: it may end anywhere.
         max_turns: the largest number of messages of users.
         images: the first message of a user has an image, and others may have one. Their contents are lists of parts.
+
+    Raises:
+        ValueError: `final` is neither "assistant" nor None. It is raised when a conversation is drawn.
     """
+    if final not in ("assistant", None):
+        raise ValueError(f"final must be 'assistant' or None, got {final!r}: to end elsewhere, cut what None draws")
     can = claims or FormatClaims()
     messages: list[dict[str, Any]] = []
     if "system" in can.roles and can.system and draw(st.booleans()):

@@ -26,6 +26,13 @@ from tinkerloop._lazy import tinker
 from tinkerloop.client_versions import has_field
 from tinkerloop.clients import CustomLoss
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.testing._unigram_sampling import (
+    NO_TOKENIZER,
+    check_sampling,
+    draw,
+    refuse_options,
+    stop_tokens,
+)
 from tinkerloop.testing.ready import Ready
 from tinkerloop.testing.unigram import (
     UnigramState,
@@ -33,15 +40,13 @@ from tinkerloop.testing.unigram import (
     gradient_of,
     log_softmax,
     loss_and_gradient,
+    refuse_non_finite,
     targets_of,
 )
 
 T = TypeVar("T")
 Operation = tuple[Any, ...]
 """A request as a tuple: its name, then arguments such as the number of datums, the loss, or the learning rate."""
-
-
-_NO_TOKENIZER = "the unigram model has no tokenizer: create datums and prompts from token ids below vocab_size"
 
 
 class MissingCheckpointError(TinkerloopError, FileNotFoundError):
@@ -58,7 +63,7 @@ class OrderedService:
             executed, and with `("result", operation)` before the result is returned. An error that it raises is raised
             by the request, or by the `result` method of its future. It is also called with `("sample", num_samples)`.
         reproducible: True: equal sampling requests with equal seeds get equal tokens. False: each request draws new
-            tokens, because a service may ignore the seed.
+            tokens, because a service may ignore the seed. A request without a seed draws new tokens in both cases.
         operations: all operations of training clients executed so far, in order. Sampling is not one of them, because
             several threads may sample at the same time.
     """
@@ -88,19 +93,31 @@ class OrderedService:
 
     def create_training_client_from_state_with_optimizer(self, path: str, **options: Any) -> OrderedClient:
         """Open a training client with saved weights and the saved optimizer state."""
-        return self._client(self.checkpoint(path), self._model_at(path))
+        return self._client(self.training_state(path), self._model_at(path))
 
     def create_training_client_from_state(self, path: str, **options: Any) -> OrderedClient:
         """Open a training client with saved weights and a new optimizer state."""
         zeros = np.zeros(self.vocab_size)
-        return self._client(UnigramState(self.checkpoint(path).logits, zeros, zeros), self._model_at(path))
+        return self._client(UnigramState(self.training_state(path).logits, zeros, zeros), self._model_at(path))
 
     def create_sampling_client(
         self, model_path: str | None = None, base_model: str | None = None, **options: Any
     ) -> OrderedSampler:
-        """Open a client that samples from the weights saved at `model_path`; None: the untrained model."""
-        logits = np.zeros(self.vocab_size) if model_path is None else self.checkpoint(model_path).logits
-        return OrderedSampler(self, logits)
+        """Open a client that samples from the weights saved at `model_path`; None: the untrained model.
+
+        Raises:
+            MissingCheckpointError: there is no checkpoint at `model_path`.
+            ValueError: the checkpoint is for training.
+        """
+        if model_path is None:
+            return OrderedSampler(self, np.zeros(self.vocab_size))
+        state = self.checkpoint(model_path)
+        if _kind(model_path) != "sampler_weights":
+            raise ValueError(
+                f"{model_path} must point to a sampler weights checkpoint: it is a checkpoint for training, so save "
+                "one with save_weights_for_sampler"
+            )
+        return OrderedSampler(self, state.logits)
 
     def create_rest_client(self) -> OrderedRestClient:
         """Open a client that lists and deletes checkpoints."""
@@ -146,6 +163,26 @@ class OrderedService:
             )
         return self.checkpoints[path]
 
+    def training_state(self, path: str) -> UnigramState:
+        """Return the training state saved at `path` by `save_state`.
+
+        Raises:
+            MissingCheckpointError: there is no checkpoint at `path`.
+            ValueError: the checkpoint is for sampling.
+        """
+        state = self.checkpoint(path)
+        if _kind(path) != "weights":
+            raise ValueError(
+                f"cannot continue training from {path}: it is a checkpoint for sampling; pass the path of a checkpoint "
+                "saved with save_state"
+            )
+        return state
+
+
+def _kind(path: str) -> str:
+    """Return the kind of the checkpoint at a path `tinker://RUN/KIND/NAME`: "weights" or "sampler_weights"."""
+    return path.split("/")[3]
+
 
 class OrderedClient:
     """A replacement for `tinker.TrainingClient` in tests. Its training state is the public attribute `state`."""
@@ -180,7 +217,8 @@ class OrderedClient:
         """Compute a custom loss from the log-probabilities, and add its gradient to the accumulated gradient.
 
         As in tinker, torch computes the derivative of the loss with respect to the log-probabilities, and the negative
-        derivatives are the weights of a cross-entropy loss with the same gradient.
+        derivatives are the weights of a cross-entropy loss with the same gradient. A loss that fails or is not finite
+        leaves the accumulated gradient as it was.
         """
 
         def work() -> tinker.ForwardBackwardOutput:
@@ -190,14 +228,18 @@ class OrderedClient:
             logprobs = [torch.tensor(one["logprobs"].to_numpy(), requires_grad=True) for one in output.loss_fn_outputs]
             loss, metrics = loss_fn(data, logprobs)
             loss.backward()
+            gradient = np.zeros_like(self.state.logits)
             for datum, one in zip(data, logprobs, strict=True):
                 if one.grad is None:
                     raise ValueError(
                         "No gradient computed for logprob tensor: the custom loss must depend on the log-probabilities "
                         "of every datum"
                     )
-                self._add(gradient_of(self.state.logits, targets_of(datum), -one.grad.numpy()))
-            return replace(output, metrics={**metrics, "loss:sum": float(loss)})
+                gradient += gradient_of(self.state.logits, targets_of(datum), -one.grad.numpy())
+            total = float(loss.detach().sum())
+            refuse_non_finite("the custom loss or its gradient", np.append(gradient, total))
+            self._add(gradient)
+            return replace(output, metrics={**metrics, "loss:sum": total})
 
         return self._do(("forward_backward_custom", len(data), getattr(loss_fn, "__name__", "custom")), work)
 
@@ -261,10 +303,10 @@ class OrderedClient:
 
     def get_tokenizer(self) -> Any:
         """Raise NotImplementedError, because the unigram model has no tokenizer."""
-        raise NotImplementedError(_NO_TOKENIZER)
+        raise NotImplementedError(NO_TOKENIZER)
 
     def _restore(self, path: str, *, optimizer: bool) -> tinker.types.LoadWeightsResponse:
-        state, zeros = self._service.checkpoint(path), np.zeros(self._service.vocab_size)
+        state, zeros = self._service.training_state(path), np.zeros(self._service.vocab_size)
         self.state = state if optimizer else UnigramState(state.logits, zeros, zeros)
         return tinker.types.LoadWeightsResponse(path=path)
 
@@ -296,29 +338,28 @@ class OrderedSampler:
     ) -> Ready[tinker.SampleResponse]:
         """Sample `num_samples` sequences of `max_tokens` tokens (16 if None), or up to a stop token.
 
-        At temperature 0 the most likely token is repeated. At any other temperature the tokens are drawn from the
-        model's probabilities, with the random seed `sampling_params.seed`, unless the service is not `reproducible`.
+        At temperature 0 the most likely token is repeated. At another temperature the tokens are drawn with the random
+        seed `sampling_params.seed`. A request without a seed draws new tokens each time, as does every request if the
+        service is not `reproducible`. The log-probabilities are those at temperature 1, without top-k and top-p.
+
+        Raises:
+            ValueError: a parameter is out of range.
+            NotImplementedError: an option such as `include_prompt_logprobs` or a stop text is not supported.
         """
         if self._service.fault is not None:
             self._service.fault(("sample", num_samples))
-        stops = _stop_tokens(sampling_params)
-        logprobs = log_softmax(self.logits)
-        number, seed = next(self._service.sampling_requests), sampling_params.seed or 0
-        rng = np.random.default_rng(seed if self._service.reproducible else (seed, number))
-        length = sampling_params.max_tokens or 16
+        check_sampling(sampling_params, num_samples, options)
+        logprobs, stops = log_softmax(self.logits), stop_tokens(sampling_params)
+        number, seed = next(self._service.sampling_requests), sampling_params.seed
+        is_seeded = seed is not None and self._service.reproducible
+        rng = np.random.default_rng(seed if is_seeded else (seed or 0, number + 1))  # (0, 0) would be the seed 0
         sequences = []
         for index in range(num_samples):
-            if sampling_params.temperature == 0:
-                tokens = np.full(length, int(np.argmax(logprobs)))
-            else:
-                tokens = rng.choice(len(logprobs), size=length, p=np.exp(logprobs))
-            stopped = np.flatnonzero(np.isin(tokens, stops))
-            if len(stopped):
-                tokens = tokens[: stopped[0] + 1]
+            tokens = draw(self.logits, sampling_params, rng)
             name: dict[str, Any] = {"sequence_id": str(index)}
             sequences.append(
                 tinker.SampledSequence(
-                    stop_reason="stop" if len(stopped) else "length",
+                    stop_reason="stop" if tokens[-1] in stops else "length",
                     **(name if has_field(tinker.SampledSequence, "sequence_id") else {}),
                     tokens_np=tokens.astype(np.int32),
                     logprobs_np=logprobs[tokens].astype(np.float32),
@@ -328,12 +369,13 @@ class OrderedSampler:
 
     def compute_logprobs(self, prompt: tinker.ModelInput, **options: Any) -> Ready[list[float | None]]:
         """Compute the log-probability of each token of `prompt`; None for the first token."""
+        refuse_options(options)
         logprobs = log_softmax(self.logits)[prompt.to_ints()].tolist()
         return Ready([None, *logprobs[1:]])
 
     def get_tokenizer(self) -> Any:
         """Raise NotImplementedError, because the unigram model has no tokenizer."""
-        raise NotImplementedError(_NO_TOKENIZER)
+        raise NotImplementedError(NO_TOKENIZER)
 
     def get_base_model(self) -> str:
         """Return the name of the base model, "unigram"."""
@@ -389,12 +431,3 @@ class OrderedRestClient:
                 )
             )
         return Ready(tinker.types.CheckpointsListResponse(checkpoints=checkpoints))
-
-
-def _stop_tokens(sampling_params: tinker.SamplingParams) -> list[int]:
-    stop = sampling_params.stop
-    stops = [stop] if isinstance(stop, str) else list(stop or ())
-    tokens = [one for one in stops if not isinstance(one, str)]
-    if len(tokens) < len(stops):
-        raise NotImplementedError(f"{_NO_TOKENIZER}; pass stop tokens instead of the stop texts {stops}")
-    return tokens

@@ -18,6 +18,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from unittest import SkipTest
 
 from tinkerloop.errors import CheckFailedError, RenderError
 from tinkerloop.extras import needs_extra
@@ -78,6 +79,13 @@ RENDERER_CHECKS: Mapping[str, Invariant] = {invariant.__name__: invariant for in
 """Mapping from the name of each invariant to the function that checks it. Its docstring is the invariant."""
 
 
+class MissingTemplateError(ValueError, SkipTest):
+    """Error for a comparison with a chat template without the template.
+
+    It is a SkipTest, so that pytest and unittest show a test for each of `RENDERER_CHECKS` as skipped, not as passed.
+    """
+
+
 def check_renderer(
     renderer: Renderer,
     template: str | None = None,
@@ -107,10 +115,15 @@ def check_renderer(
 
     Raises:
         CheckFailedError: an invariant does not hold.
-        ValueError: `only` is not the name of an invariant.
+        ValueError: `only` is not the name of an invariant, or `template_variables` is given without `template`.
+        MissingTemplateError: `only` is "tokens_equal_the_template", and there is no `template`.
     """
     if only is not None and only not in RENDERER_CHECKS:
         raise ValueError(f"unknown check {only!r}; expected one of {', '.join(RENDERER_CHECKS)}")
+    if template is None and only == rendering.tokens_equal_the_template.__name__:
+        raise MissingTemplateError(f"{only} compares with a chat template: pass its text as `template`")
+    if template is None and template_variables is not None:
+        raise ValueError("template_variables were given without a template: pass the text of the chat template, too")
     ours = copy.copy(renderer)
     ours.tags_in_replies = "text"  # texts of drawn conversations quote tags
     stated = probe_claims(renderer) if claims is None else claims

@@ -51,7 +51,7 @@ def loss_and_gradient(
     Raises:
         DatumError: a datum is not valid, or has inputs of another loss.
         NotImplementedError: the loss is not supported.
-        ValueError: there are no datums, or an option of the loss is unknown.
+        ValueError: there are no datums, an option of the loss is not valid, or the loss or its gradient is not finite.
     """
     if not data:
         raise ValueError("No data provided: pass at least one datum")
@@ -71,12 +71,20 @@ def loss_and_gradient(
             else:
                 loss, weights = policy_loss(loss_fn, one["logprobs"], inputs, options)
             total.append(float(loss.sum()))
+            refuse_non_finite(f"the {loss_fn} loss of datum {len(outputs)}", loss)
             gradient += gradient_of(logits, targets, weights)
         outputs.append({name: tinker.TensorData.from_numpy(v.astype(np.float32)) for name, v in one.items()})
+    refuse_non_finite(f"the gradient of the {loss_fn} loss", gradient)
     output = tinker.ForwardBackwardOutput(
         loss_fn_output_type="ArrayRecord", loss_fn_outputs=outputs, metrics={"loss:sum": math.fsum(total)}
     )
     return output, gradient
+
+
+def refuse_non_finite(name: str, values: NDArray[np.float64]) -> None:
+    """Raise ValueError if a value is NaN or infinite."""
+    if not np.isfinite(values).all():
+        raise ValueError(f"NonFiniteInTensor: {name} is NaN or infinite; check its loss inputs")
 
 
 def gradient_of(logits: NDArray[np.float64], targets: NDArray[np.int64], weights: NDArray[Any]) -> NDArray[np.float64]:
@@ -92,7 +100,11 @@ def adam_update(state: UnigramState, p: tinker.AdamParams) -> tuple[UnigramState
     """Return the state after one step of Adam with decoupled weight decay, and the norm of the gradient.
 
     If `grad_clip_norm` is positive, the gradient is first clipped to this L2 norm.
+
+    Raises:
+        ValueError: a parameter is out of range.
     """
+    _check_adam(p)
     gradient = np.zeros(len(state.logits)) if state.gradient is None else state.gradient
     norm = float(np.linalg.norm(gradient))
     if p.grad_clip_norm > 0:
@@ -103,6 +115,25 @@ def adam_update(state: UnigramState, p: tinker.AdamParams) -> tuple[UnigramState
     update = (first / (1 - p.beta1**updates)) / (np.sqrt(second / (1 - p.beta2**updates)) + p.eps)
     logits = state.logits * (1 - p.learning_rate * p.weight_decay) - p.learning_rate * update
     return UnigramState(logits, first, second, updates), norm
+
+
+def _check_adam(p: tinker.AdamParams) -> None:
+    """Raise ValueError if a parameter of Adam is out of range. `tinker.AdamParams` itself accepts any number."""
+    in_range = {
+        "learning_rate": p.learning_rate >= 0,
+        "beta1": 0 <= p.beta1 < 1,
+        "beta2": 0 <= p.beta2 < 1,
+        "eps": p.eps > 0,
+        "weight_decay": p.weight_decay >= 0,
+        "grad_clip_norm": p.grad_clip_norm >= 0,
+    }
+    for name, is_in_range in in_range.items():
+        value = getattr(p, name)
+        if not (is_in_range and value <= np.finfo(np.float32).max):
+            raise ValueError(
+                f"AdamParams.{name}={value} is out of range: beta1 and beta2 must be at least 0 and below 1, eps must "
+                "be above 0, and all other values at least 0 and finite in float32"
+            )
 
 
 def targets_of(datum: tinker.Datum) -> NDArray[np.int64]:

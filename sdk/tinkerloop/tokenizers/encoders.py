@@ -4,7 +4,8 @@
 characters. Only `id_of` returns the ids of control tokens.
 
 The engines are tried in their order, and the Hugging Face tokenizer last, which is the reference. An engine is not used
-if its ids differ from the reference on a fixed list of strings or on a sample of the vocabulary.
+if its ids differ from the reference on a fixed list of strings, on the added tokens of white space, or on a sample of
+the vocabulary.
 """
 
 from __future__ import annotations
@@ -75,13 +76,7 @@ class HuggingFaceEncoder:
     """For each added token that strips white space beside it, whether it does on its left and on its right side."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | Tokenizer):
-        is_core = hasattr(tokenizer, "get_added_tokens_decoder")
-        core: Any = tokenizer if is_core else getattr(tokenizer, "backend_tokenizer", None)
-        if core is None:
-            raise TinkerloopError(
-                f"{type(tokenizer).__name__} is not supported: it has no `backend_tokenizer`; "
-                "load a fast tokenizer (PreTrainedTokenizerFast)"
-            )
+        core = _core_of(tokenizer)
         added = core.get_added_tokens_decoder()
         self._ids: dict[str, int] = {token.content: i for i, token in added.items()}
         self.stripping = {t.content: (t.lstrip, t.rstrip) for t in added.values() if t.lstrip or t.rstrip}
@@ -106,9 +101,25 @@ class HuggingFaceEncoder:
         return {place: Core.from_str(spec) for place, spec in self._json_at.items()}
 
     @functools.cached_property
+    def _real_ids(self) -> dict[int, int]:
+        """The ids that `_core` gives to blank added tokens, and their real ids; empty if all are equal.
+
+        `_core` lacks the other added tokens, so a blank one outside a Unigram vocabulary gets the id of one of them.
+        """
+        given = {self._core.token_to_id(token): self._ids[token] for token in self.blank_tokens}
+        return {} if all(i == real for i, real in given.items()) else given
+
+    @functools.cached_property
     def _bytes(self) -> TokenBytes:
         bytes_of = bytes_of_byte_level if self._is_byte_level else bytes_of_sentencepiece
-        return TokenBytes(self._core.id_to_token, {i: t for t, i in self._ids.items() if not is_blank(t)}, bytes_of)
+        names = {i: token for token, i in self._ids.items()}
+        literal = {i: token for i, token in names.items() if not is_blank(token)}
+        return TokenBytes(lambda i: names.get(i) or self._core.id_to_token(i), literal, bytes_of)
+
+    @property
+    def blank_tokens(self) -> tuple[str, ...]:
+        """The added tokens that consist only of white space, which are ordinary text."""
+        return tuple(filter(is_blank, self._ids))
 
     @functools.cached_property
     def spaced(self) -> frozenset[int]:
@@ -121,13 +132,18 @@ class HuggingFaceEncoder:
         return self._encode_at if self._json_at else None
 
     def _encode_at(self, place: Place, text: str) -> list[int]:
-        return self._core_at.get(place, self._core).encode(text, add_special_tokens=False).ids
+        return self._with_real_ids(self._core_at.get(place, self._core).encode(text, add_special_tokens=False).ids)
+
+    def _with_real_ids(self, ids: list[int]) -> list[int]:
+        real_ids = self._real_ids
+        return [real_ids.get(i, i) for i in ids] if real_ids else ids
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_core", "_core_at", "_bytes", "spaced")}
+        computed = ("_core", "_core_at", "_bytes", "_real_ids", "spaced")
+        return {k: v for k, v in vars(self).items() if k not in computed}
 
     def encode(self, text: str) -> list[int]:
-        return self._core.encode(text, add_special_tokens=False).ids
+        return self._with_real_ids(self._core.encode(text, add_special_tokens=False).ids)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         spelled = list(map(self._bytes.__getitem__, ids))
@@ -173,11 +189,31 @@ class HuggingFaceEncoder:
                 )
 
 
+def _core_of(tokenizer: PreTrainedTokenizerBase | Tokenizer) -> Any:
+    """Return the `tokenizers.Tokenizer` inside a tokenizer of transformers, or the argument if it is one."""
+    is_core = hasattr(tokenizer, "get_added_tokens_decoder")
+    core: Any = tokenizer if is_core else getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        raise TinkerloopError(
+            f"{type(tokenizer).__name__} is not supported: it has no `backend_tokenizer`; "
+            "load a fast tokenizer (PreTrainedTokenizerFast)"
+        )
+    return core
+
+
+def _added_tokens(core: Any) -> frozenset[tuple[int, str]]:
+    """Return the ids of the added tokens with their names and settings, as text.
+
+    The objects themselves are equal if their names are, whatever their settings are.
+    """
+    return frozenset((i, repr(token)) for i, token in core.get_added_tokens_decoder().items())
+
+
 def ordinary_spec(tokenizer_json: str) -> dict[str, Any]:
     """Return the contents of a `tokenizer.json` without its added tokens, post-processor, truncation and padding.
 
     Added tokens that consist only of whitespace are kept. Some vocabularies store runs of newlines or spaces as added
-    tokens, and these are ordinary text.
+    tokens, and these are ordinary text. In a Unigram vocabulary, their ids may become others.
     """
     spec = json.loads(tokenizer_json)
     spec["added_tokens"] = [t for t in spec.get("added_tokens", ()) if is_blank(t["content"])]
@@ -214,7 +250,14 @@ class LazyTokenizer:
 
     @functools.cached_property
     def _loaded(self) -> Any:
-        return self._load()
+        loaded = self._load()
+        self._added = _added_tokens(_core_of(loaded))
+        return loaded
+
+    def changed(self) -> Any:
+        """Return the loaded tokenizer if tokens were added to it, so that `encoder` is not its encoder; or None."""
+        loaded = vars(self).get("_loaded")
+        return loaded if loaded is not None and _added_tokens(_core_of(loaded)) != self._added else None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # pickle looks for special methods
@@ -225,18 +268,24 @@ class LazyTokenizer:
         return self._loaded.decode(*arguments, **options)
 
 
-_ENCODERS: weakref.WeakKeyDictionary[Any, Encoder] = weakref.WeakKeyDictionary()
+_ENCODERS: weakref.WeakKeyDictionary[Any, tuple[frozenset[tuple[int, str]], Encoder]] = weakref.WeakKeyDictionary()
 _BUILDING = threading.Lock()
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerBase | LazyTokenizer) -> Encoder:
-    """Return the fastest encoder that gives the same ids as `tokenizer`. The choice is cached per tokenizer object."""
+    """Return the fastest encoder that gives the same ids as `tokenizer`.
+
+    The choice is cached per tokenizer object, until tokens are added to the tokenizer.
+    """
     if isinstance(tokenizer, LazyTokenizer):
-        return tokenizer.encoder
+        changed = tokenizer.changed()
+        return tokenizer.encoder if changed is None else encoder_of(changed)
     with _BUILDING:
-        encoder = _ENCODERS.get(tokenizer)
-        if encoder is None:
-            encoder = _ENCODERS[tokenizer] = fastest(HuggingFaceEncoder(tokenizer))
+        added = _added_tokens(_core_of(tokenizer))
+        known, encoder = _ENCODERS.get(tokenizer, (None, None))
+        if encoder is None or known != added:
+            encoder = fastest(HuggingFaceEncoder(tokenizer))
+            _ENCODERS[tokenizer] = added, encoder
     return encoder
 
 
@@ -247,7 +296,8 @@ def fastest(reference: HuggingFaceEncoder) -> Encoder:
         TinkerloopError: the tokens cannot be decoded.
     """
     reference.check_decoding()
-    strings = (*probes(), *reference.some_tokens(200))
+    blank = [text for token in reference.blank_tokens for text in (token, f"a{token}b", f" {token}\n")]
+    strings = (*probes(), *blank, *reference.some_tokens(200))
     expected = [reference.encode(string) for string in strings]
     for name in ENGINES:
         try:
