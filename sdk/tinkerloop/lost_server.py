@@ -22,6 +22,7 @@ import httpx
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import ServerLostError, TinkerloopError
+from tinkerloop.gone_texts import GONE
 from tinkerloop.redaction import redacted
 from tinkerloop.terminal import printable
 
@@ -32,10 +33,10 @@ START_PATIENCE = 30.0
 """Seconds that the first call waits for a server that does not answer: it may be starting."""
 _PING_SECONDS = 5.0
 _LOST = re.compile(
-    r"this server has no (model|sampler|session) "  # `tinkerloop serve`, after a restart or the end of the session
+    rf"\b({'|'.join(map(re.escape, GONE))})\b"  # `tinkerloop serve`
     r"|Model \S+ not loaded"  # SkyRL, after a restart of its engine
 )
-"""Parts of the errors with which a server answers that has lost a model."""
+"""Parts of the errors with which a server answers that has lost a model or is stopped."""
 
 
 class ServerWatch:

@@ -15,6 +15,7 @@ import torch
 from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 from tinkerloop.local.runtime.engine import Engine
 from tinkerloop.loop.futures import resolve
+from tinkerloop.lost_server import is_lost
 from tinkerloop.server.answers import KEEP_FETCHED, KEEP_UNFETCHED
 from tinkerloop.server.request_order import GAP_SECONDS
 from tinkerloop.server.service import TinkerService
@@ -75,6 +76,47 @@ def test_what_waits_for_an_earlier_request_fails_when_the_session_ends(tmp_path)
             assert "the session has ended" in await answer(service, early)
 
     asyncio.run(go())
+
+
+def test_requests_to_a_server_that_is_stopped_count_as_lost(tmp_path):
+    async def go() -> list[str]:
+        async with running(tmp_path) as service:
+            model = await new_model(service, service.create_session({}))
+            early = step(service, model, 2)
+            await service.stop()
+            late = step(service, model, 1)
+            return [await answer(service, early), await answer(service, late)]
+
+    early, late = asyncio.run(go())
+    assert "has stopped before" in early and "being stopped" in late
+    assert all(is_lost(RuntimeError(text)) for text in (early, late))
+
+
+def test_requests_of_an_ended_session_count_as_lost(tmp_path):
+    async def go() -> list[str]:
+        async with running(tmp_path) as service:
+            session = service.create_session({})
+            model = await new_model(service, session)
+            early = step(service, model, 2)
+            service.sessions.close(session)
+            sample = {"sampling_session_id": f"{session}:sample:0", "seq_id": 0}
+            late = [step(service, model, 1), service.sample(sample)[0]]
+            with pytest.raises(tinker.NotFoundError) as raised:
+                service.sessions.get(session)
+            return [str(raised.value), *[await answer(service, name) for name in (early, *late)]]
+
+    assert all(is_lost(RuntimeError(text)) for text in asyncio.run(go()))
+
+
+def test_a_model_or_sampler_that_a_living_session_never_had_does_not_count_as_lost(tmp_path):
+    async def go() -> list[str]:
+        async with running(tmp_path) as service:
+            session = service.create_session({})
+            sample = {"sampling_session_id": f"{session}:sample:0", "seq_id": 0}
+            names = [step(service, f"{session}:train:7", 1), service.sample(sample)[0]]
+            return [await answer(service, name) for name in names]
+
+    assert not any(is_lost(RuntimeError(text)) for text in asyncio.run(go()))
 
 
 def test_a_request_that_never_arrives_fails_those_after_it_and_the_model_goes_on(tmp_path):

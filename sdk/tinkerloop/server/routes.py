@@ -19,6 +19,7 @@ from starlette.routing import Route
 from tinker.types import RequestErrorCategory
 
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.gone_texts import SESSION_ENDED
 from tinkerloop.local.request_errors import bad_request
 from tinkerloop.loopback import is_loopback
 from tinkerloop.server.access import BodyTooLargeError, read_body
@@ -89,7 +90,7 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
 
     async def heartbeat(request: Request) -> Response:
         if service.sessions.find((await body_of(request)).get("session_id", "")) is None:
-            return JSONResponse({"detail": "the session has ended"}, 410)
+            return JSONResponse({"detail": SESSION_ENDED}, 410)
         return JSONResponse({"type": "session_heartbeat"})
 
     async def finish_session(request: Request) -> Response:

@@ -27,6 +27,7 @@ from tinker.types import (
     SaveWeightsRequest,
 )
 
+from tinkerloop.gone_texts import NO_MODEL, NO_SAMPLER, STOPPED, STOPPING
 from tinkerloop.local import RestClient, SamplingClient, TrainingClient
 from tinkerloop.local.client.service_client import check_optimizer, new_lora_spec
 from tinkerloop.local.request_errors import bad_request, not_found, server_error, user_error
@@ -132,7 +133,7 @@ class TinkerService:
     def get_info(self, model_id: str) -> tinker.types.GetInfoResponse:
         model = self.sessions.model(model_id)
         if model is None or model.run is None:
-            raise not_found(_gone(model_id))
+            raise not_found(self._gone(model_id))
         return TrainingClient(self.engine, model.run).get_info()
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ class TinkerService:
     def get_sampler(self, name: str) -> dict[str, Any]:
         sampler = self.sessions.sampler(name)
         if sampler is None:
-            raise not_found(_gone(name))
+            raise not_found(self._gone(name))
         return {"sampler_id": name, "base_model": sampler.base_model, "model_path": sampler.path}
 
     # -- answers -------------------------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ class TinkerService:
         self._stopping = True
         await asyncio.wrap_future(self.engine.queue.stop())
         await asyncio.sleep(0)  # lets the last answers be finished
-        self.answers.fail_unfinished(server_error("the server has stopped before it executed this request"))
+        self.answers.fail_unfinished(server_error(f"{STOPPED} before it executed this request"))
 
     def rest_client(self) -> RestClient:
         """Return a client for the checkpoints on disk."""
@@ -410,13 +411,35 @@ class TinkerService:
 
     def _check_running(self) -> None:
         if self._stopping:
-            raise server_error("the server is being stopped, and accepts no more requests")
+            raise server_error(f"{STOPPING}, and accepts no more requests")
 
     def _explain_missing(self, request_id: str) -> str:
         owner = request_ids.owner_of(request_id)
         if self.sessions.model(owner) is None and self.sessions.sampler(owner) is None:
-            return _gone(owner)
+            return self._gone(owner)
         return f"the answer of request {request_id} was fetched, and is no longer kept"
+
+    def _gone(self, owner: str) -> str:
+        """Return the error for a model or a sampler that the server does not have (any more)."""
+        has_session = self.sessions.find(request_ids.session_of(owner)) is not None
+        if ":sample:" in owner:
+            if has_session:  # the run can go on, so its client must not take the server for lost
+                return (
+                    f"the sampler {owner} was freed: the server keeps the {self.limits.samplers} most recently used "
+                    "samplers of a session; create a new sampling client, use fewer at a time, or start the server "
+                    "with a larger --max-samplers"
+                )
+            return (
+                f"{NO_SAMPLER} {owner}: its session has ended, or the server was started again; create a new sampling "
+                "client"
+            )
+        if has_session:
+            return f"the model {owner} was not created; create a new training client"
+        return (
+            f"{NO_MODEL} {owner}: its session has ended, or the server was started again. Its checkpoints are kept: "
+            "resume from your newest record, with create_training_client_from_state_with_optimizer of a new "
+            "ServiceClient"
+        )
 
 
 def _place(body: dict[str, Any]) -> tuple[str, int]:
@@ -425,20 +448,6 @@ def _place(body: dict[str, Any]) -> tuple[str, int]:
     if not isinstance(owner, str) or not request_ids.is_number(number):
         raise bad_request("the request needs model_id (a string) and seq_id (an integer >= 0)")
     return owner, number
-
-
-def _gone(owner: str) -> str:
-    """Return the error for a model or a sampler that the server does not have (any more)."""
-    if ":sample:" in owner:
-        return (
-            f"this server has no sampler {owner}: its session has ended, the server was started again, or newer "
-            "samplers have replaced it; create a new sampling client"
-        )
-    return (
-        f"this server has no model {owner}: its session has ended, or the server was started again. Its checkpoints "
-        "are kept: resume from your newest record, with create_training_client_from_state_with_optimizer of a new "
-        "ServiceClient"
-    )
 
 
 def _merged(session: Session, metadata: dict[str, Any] | None) -> dict[str, str] | None:

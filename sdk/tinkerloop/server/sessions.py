@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tinkerloop.gone_texts import NO_SESSION, SESSION_ENDED
 from tinkerloop.local import SamplingClient
 from tinkerloop.local.request_errors import bad_request, not_found
 from tinkerloop.local.runtime.engine import EngineRun, Sampler
@@ -108,7 +109,7 @@ class Sessions:
         session = self.find(session_id)
         if session is None:
             raise not_found(
-                f"this server has no session {session_id}: it has ended, or the server was started again; create a new "
+                f"{NO_SESSION} {session_id}: it has ended, or the server was started again; create a new "
                 "ServiceClient, and continue from your newest checkpoint"
             )
         return session
@@ -117,7 +118,7 @@ class Sessions:
         """End a session and free its models and samplers. Requests that wait for an earlier one fail."""
         session = self._sessions.pop(session_id, None)
         for model in session.models.values() if session else ():
-            model.order.fail_waiting("the session has ended")
+            model.order.fail_waiting(SESSION_ENDED)
 
     def expired(self, now: float) -> list[str]:
         """Return the sessions that have been silent for too long at the time `now` (of `time.monotonic`)."""
