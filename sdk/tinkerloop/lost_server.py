@@ -66,14 +66,19 @@ class ServerWatch:
 
         In its first call, the client would ask without end and without a word. Only older versions give up.
         """
-        self._wait_for_first_answer()
+        self.wait_for_first_answer()
         try:
             yield
         except tinker.APIConnectionError as error:
             self.lost = True
             raise self._error() from error
 
-    def _wait_for_first_answer(self) -> None:
+    def wait_for_first_answer(self) -> None:
+        """Wait until the server has answered once.
+
+        Raises:
+            ServerLostError: it did not for `START_PATIENCE` seconds.
+        """
         patience, begun = min(START_PATIENCE, self._patience), time.monotonic()
         if not self._was_there and not self._is_there():
             print(f"server: no answer yet, waiting up to {patience:.0f} s", file=sys.stderr)
