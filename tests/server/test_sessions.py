@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import pytest
 import tinker
@@ -16,6 +17,7 @@ from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 from tinkerloop.local.runtime.engine import Engine
 from tinkerloop.loop.futures import resolve
 from tinkerloop.lost_server import is_lost
+from tinkerloop.server import routes
 from tinkerloop.server.answers import KEEP_FETCHED, KEEP_UNFETCHED
 from tinkerloop.server.request_order import GAP_SECONDS
 from tinkerloop.server.service import TinkerService
@@ -64,6 +66,42 @@ def test_a_silent_session_ends_and_frees_its_models(tmp_path):
         return {"session_id": session, "model_seq_id": number, "base_model": "tiny", "lora_config": {"rank": 4}}
 
     asyncio.run(go())
+
+
+def test_a_pause_of_the_server_counts_as_nobodys_silence(tmp_path):
+    async def go() -> None:
+        async with running(tmp_path) as service:
+            session = service.create_session({})
+            model = await new_model(service, session)
+            early, before = step(service, model, 2), time.monotonic()
+            kept = service.create_model({"session_id": session, "model_seq_id": 1})  # fails at once
+            hour = 3600.0
+            service.sweep(before + hour, paused=hour - 5)
+            assert [known.id for known in service.sessions] == [session]
+            assert kept in service.answers
+            assert await service.fetch(early, 0) is None
+            service.sweep(before + hour + 1000)
+            assert not list(service.sessions)
+
+    asyncio.run(go())
+
+
+def test_the_server_notices_that_it_was_paused(monkeypatch):
+    class Recorder:
+        paused: ClassVar[list[float]] = []
+
+        def sweep(self, now: float, paused: float) -> None:
+            self.paused.append(paused)
+
+    async def sleep(seconds: float) -> None:
+        clock[0] += pauses.pop(0) + seconds  # fails when the list is empty
+
+    clock, pauses = [100.0], [0.0, 400.0, 0.0]
+    monkeypatch.setattr(routes, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(routes, "asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(IndexError):
+        routes._sweep_regularly(cast(Any, Recorder())).send(None)
+    assert Recorder.paused == [0.0, 400.0, 0.0]
 
 
 def test_what_waits_for_an_earlier_request_fails_when_the_session_ends(tmp_path):

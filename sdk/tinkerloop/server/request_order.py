@@ -57,6 +57,11 @@ class RequestOrder:
                 f"request {missing} of this model never arrived, so the requests after it were not executed"
             )
 
+    def excuse(self, paused: float, now: float) -> None:
+        """Do not count `paused` seconds, which end at the time `now`, as waiting."""
+        for number, (arrived, start, fail) in self._held.items():
+            self._held[number] = (min(arrived + paused, now), start, fail)
+
     def fail_waiting(self, reason: str) -> None:
         """Fail all waiting requests."""
         held, self._held = self._held, {}

@@ -162,12 +162,7 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async def sweep() -> None:
-            while True:
-                await asyncio.sleep(_SWEEP_SECONDS)
-                service.sweep(time.monotonic())
-
-        sweeping = asyncio.create_task(sweep())
+        sweeping = asyncio.create_task(_sweep_regularly(service))
         yield
         sweeping.cancel()
 
@@ -196,6 +191,15 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
     handlers = {BodyTooLargeError: _too_large, ClientDisconnect: _left}
     handlers |= dict.fromkeys((*_KNOWN_ERRORS, Exception), _failed)
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+
+
+async def _sweep_regularly(service: TinkerService) -> None:
+    last = time.monotonic()
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        now = time.monotonic()
+        service.sweep(now, paused=max(0.0, now - last - _SWEEP_SECONDS))
+        last = now
 
 
 async def _too_large(request: Request, error: Exception) -> Response:

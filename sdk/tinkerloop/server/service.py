@@ -67,11 +67,15 @@ class TinkerService:
             raise bad_request(f"display_name must be a string, got {type(display_name).__name__}")
         return self.sessions.open(metadata, display_name).id
 
-    def sweep(self, now: float) -> None:
+    def sweep(self, now: float, paused: float = 0.0) -> None:
         """End silent sessions, forget old answers, and give up waiting for requests that never arrived.
 
-        Call it every few seconds with `time.monotonic()`.
+        Call it every few seconds with `time.monotonic()`. `paused` are the seconds since the last call for which the
+        server did not run, for example because it was suspended: nobody could reach it, so they count for nobody.
         """
+        if paused > 0:
+            self.sessions.excuse(paused, now)
+            self.answers.excuse(paused, now)
         for session_id in self.sessions.expired(now):
             self.sessions.close(session_id)
         for session in self.sessions:

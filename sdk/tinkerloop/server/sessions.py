@@ -124,6 +124,13 @@ class Sessions:
         """Return the sessions that have been silent for too long at the time `now` (of `time.monotonic`)."""
         return [s.id for s in self if now - s.seen > self._limits.silent_seconds]
 
+    def excuse(self, paused: float, now: float) -> None:
+        """Do not count `paused` seconds, which end at the time `now`, as silence or as waiting."""
+        for session in self:
+            session.seen = min(session.seen + paused, now)
+            for model in session.models.values():
+                model.order.excuse(paused, now)
+
     def model(self, model_id: str) -> HostedModel | None:
         session = self.find(session_of(model_id))
         return session.models.get(model_id) if session else None
