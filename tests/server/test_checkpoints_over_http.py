@@ -159,3 +159,23 @@ def test_no_folder_but_those_of_the_models_can_be_opened(service, tmp_path):
             resolve(service.create_lora_training_client(name))
         with pytest.raises(tinker.BadRequestError, match="has no base model"):
             resolve(service.create_sampling_client(base_model=name))
+
+
+def test_metadata_that_is_too_large_is_refused(raw):
+    large = {"key": "é" * 2**15}
+    model = raw.model()
+    session, number = model.partition(":")[0], 1
+    for path in ("save_weights", "save_weights_for_sampler"):
+        asked = raw.ask(path, model_id=model, seq_id=number, path="large", user_metadata=large)
+        assert "user_metadata has 65539 bytes; the largest size is 65536" in raw.answer(asked["request_id"]).text
+        number += 1
+    assert raw.post("create_session", json={"user_metadata": large}).status_code == 400
+    asked = raw.ask(
+        "create_model",
+        session_id=session,
+        model_seq_id=1,
+        base_model="tiny",
+        lora_config={"rank": 4},
+        user_metadata=large,
+    )
+    assert "the largest size is 65536" in raw.answer(asked["request_id"]).text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, cast
 import pytest
 import tinker
 import torch
+from tinker.proto import tinker_public_pb2 as messages
 
 from tinkerloop.local.runtime.checkpoint_store import CheckpointStore
 from tinkerloop.local.runtime.engine import Engine
@@ -19,7 +21,8 @@ from tinkerloop.loop.futures import resolve
 from tinkerloop.lost_server import is_lost
 from tinkerloop.server import routes
 from tinkerloop.server.answers import KEEP_FETCHED, KEEP_UNFETCHED
-from tinkerloop.server.request_order import GAP_SECONDS
+from tinkerloop.server.protobuf import ForwardBackwardCall, read_forward_backward
+from tinkerloop.server.request_order import GAP_SECONDS, memory_of
 from tinkerloop.server.service import TinkerService
 from tinkerloop.server.sessions import ServerLimits
 
@@ -172,6 +175,38 @@ def test_a_request_that_never_arrives_fails_those_after_it_and_the_model_goes_on
             assert "metrics" in await answer(service, step(service, model, 4))
 
     asyncio.run(go())
+
+
+def padded(model: str, number: int) -> ForwardBackwardCall:
+    """Return a call whose message has a little more than 20,000 bytes."""
+    message = messages.ForwardBackwardRequest(model_id=model, seq_id=number, loss_fn="cross_entropy")
+    message.data.add().loss_fn_inputs["weights"].dense = bytes(20_000)
+    return read_forward_backward(message.SerializeToString())
+
+
+def test_requests_that_wait_for_an_earlier_one_may_take_only_so_much_memory(tmp_path):
+    async def go() -> None:
+        async with running(tmp_path, held_bytes=50_000) as service:
+            session = service.create_session({})
+            model, other = [await new_model(service, session, number) for number in range(2)]
+            assert service.forward_backward(padded(other, 2))
+            held = [service.forward_backward(padded(model, number)) for number in (2, 3)]
+            also = step(service, model, 4)
+            assert service.sessions.held_bytes(model) < 50_000
+            in_turn = service.forward_backward(padded(model, 1))  # waits for none, so it needs no room
+            assert "may have 50000 bytes in all" not in await answer(service, in_turn)
+            assert "may have 50000 bytes in all" not in await answer(service, held[0])
+            assert "may have 50000 bytes in all" in await answer(service, held[1])
+            assert "metrics" in await answer(service, also)
+
+    asyncio.run(go())
+
+
+def test_the_memory_of_json_is_that_of_the_decoded_values():
+    text = "[" + "[]," * 1000 + "[]]"
+    assert memory_of(json.loads(text), 10**9) > 50 * 1000
+    assert memory_of({"key": "x" * 1000}, 10**9) > 1000
+    assert memory_of([1] * 10**6, 100) < 10**8  # it does not count on
 
 
 @pytest.mark.parametrize("fetched, seconds", [(True, KEEP_FETCHED), (False, KEEP_UNFETCHED)])

@@ -39,12 +39,15 @@ from tinkerloop.server import request_ids
 from tinkerloop.server.answers import Answer, Answers, failure, json_answer
 from tinkerloop.server.downloads import Downloads
 from tinkerloop.server.protobuf import MAX_ELEMENTS, ForwardBackwardCall, encode_output, encode_samples
+from tinkerloop.server.request_order import memory_of
 from tinkerloop.server.sessions import HostedModel, HostedSampler, ServerLimits, Session, Sessions
 
 Body = TypeVar("Body", bound=BaseModel)
 StartRequest = Callable[[EngineRun], RequestFuture]
 _COPIES = uuid.UUID("8c1f7e0a-5b0e-4d0c-9a3e-2f6d1f4f7b52")
 """Namespace of the ids of runs that hold a copy."""
+MAX_METADATA_BYTES = 2**16
+"""The largest size of the metadata of a session, run or checkpoint. Lists contain them, for all users."""
 LOAD_SECONDS = 40.0
 """Seconds for which the creation of a sampler is awaited. The client waits for 60 seconds, and then asks again."""
 
@@ -62,7 +65,7 @@ class TinkerService:
     # -- sessions ------------------------------------------------------------------------------------------------
 
     def create_session(self, body: dict[str, Any]) -> str:
-        metadata, display_name = metadata_of(body.get("user_metadata") or None), body.get("display_name")
+        metadata, display_name = _small_metadata(body.get("user_metadata") or None), body.get("display_name")
         if not isinstance(display_name, str | None):
             raise bad_request(f"display_name must be a string, got {type(display_name).__name__}")
         return self.sessions.open(metadata, display_name).id
@@ -148,7 +151,7 @@ class TinkerService:
             method = client.forward if call.forward_only else client.forward_backward
             return method(*call.arguments())
 
-        return self._queue(call.model_id, call.number, start, encode_output)
+        return self._queue(call.model_id, call.number, start, encode_output, call.message.ByteSize())
 
     def reject(self, model_id: str, number: int, reason: str) -> str:
         """Fail a request of a model in its place."""
@@ -156,7 +159,7 @@ class TinkerService:
         def start(run: EngineRun) -> RequestFuture:
             raise user_error(reason)
 
-        return self._queue(model_id, number, start, json_answer)
+        return self._queue(model_id, number, start, json_answer, 0)
 
     def optim_step(self, body: dict[str, Any]) -> str:
         def step(request: OptimStepRequest, run: EngineRun) -> RequestFuture:
@@ -170,7 +173,10 @@ class TinkerService:
             if request.path is None:
                 raise bad_request("save_weights needs path, the name of the checkpoint")
             return TrainingClient(self.engine, run).save_state(
-                request.path, request.ttl_seconds, request.overwrite, getattr(request, "user_metadata", None)
+                request.path,
+                request.ttl_seconds,
+                request.overwrite,
+                _small_metadata(getattr(request, "user_metadata", None)),
             )
 
         return self._in_order(body, SaveWeightsRequest, save, json_answer)
@@ -182,7 +188,7 @@ class TinkerService:
             refuse_option(getattr(request, "kind", "snapshot") != "snapshot", "kind='inflight'")
             if request.path is not None:
                 return TrainingClient(self.engine, run).save_weights_for_sampler(
-                    request.path, request.ttl_seconds, getattr(request, "user_metadata", None)
+                    request.path, request.ttl_seconds, _small_metadata(getattr(request, "user_metadata", None))
                 )
             number = request.sampling_session_seq_id
             if not request_ids.is_number(number):
@@ -378,22 +384,29 @@ class TinkerService:
         encode: Callable[[Any], Answer],
     ) -> str:
         """Queue a request of a model. Its body is checked when its turn comes, so a bad body fails in its place."""
-        return self._queue(*_place(body), lambda run: start(kind.model_validate(body), run), encode)
+        size = memory_of(body, self.limits.held_bytes + 1)
+        return self._queue(*_place(body), lambda run: start(kind.model_validate(body), run), encode, size)
 
-    def _queue(self, owner: str, number: int, start: StartRequest, encode: Callable[[Any], Answer]) -> str:
-        """Let a request start when its turn comes. A repeated request has the answer of the first one."""
+    def _queue(self, owner: str, number: int, start: StartRequest, encode: Callable[[Any], Answer], size: int) -> str:
+        """Let a request start when its turn comes. A repeated request has the answer of the first one.
+
+        `size` is the memory of the request. If the session then has too much in requests that wait, it fails in its
+        place, without what it contains.
+        """
         name = request_ids.request_id(owner, number)
         model = self.sessions.model(owner)
         if model is None or not model.order.is_new(number):
             return name
         model.order.check(number)
         self.answers.open(name)
+        if model.order.is_early(number) and self.sessions.held_bytes(owner) + size > self.limits.held_bytes:
+            start, size = _too_much(size, self.limits.held_bytes), 0
 
         def begin() -> None:
             assert model.run is not None
             self._start(name, functools.partial(start, model.run), encode)
 
-        model.order.arrive(number, begin, lambda reason: self.answers.finish(name, failure(user_error(reason))))
+        model.order.arrive(number, begin, lambda reason: self.answers.finish(name, failure(user_error(reason))), size)
         return name
 
     def _start(
@@ -454,8 +467,29 @@ def _place(body: dict[str, Any]) -> tuple[str, int]:
     return owner, number
 
 
+def _too_much(size: int, limit: int) -> StartRequest:
+    """Return a function in the place of a request for which the session has no memory left."""
+
+    def start(run: EngineRun) -> RequestFuture:
+        raise user_error(
+            f"this request of {size} bytes arrived before an earlier one, and the requests of a session that wait for "
+            f"an earlier one may have {limit} bytes in all; send it after the earlier one, or in smaller parts"
+        )
+
+    return start
+
+
 def _merged(session: Session, metadata: dict[str, Any] | None) -> dict[str, str] | None:
-    return {**(session.user_metadata or {}), **(metadata_of(metadata) or {})} or None
+    return _small_metadata({**(session.user_metadata or {}), **(metadata_of(metadata) or {})} or None)
+
+
+def _small_metadata(given: dict[str, Any] | None) -> dict[str, str] | None:
+    """Return a copy of user metadata that is small enough for all lists of checkpoints and runs."""
+    metadata = metadata_of(given)
+    size = sum(len(text.encode(errors="surrogatepass")) for pair in (metadata or {}).items() for text in pair)
+    if size > MAX_METADATA_BYTES:
+        raise bad_request(f"user_metadata has {size} bytes; the largest size is {MAX_METADATA_BYTES}, so shorten it")
+    return metadata
 
 
 def _check_load(request: LoadWeightsRequest) -> None:

@@ -31,6 +31,8 @@ class ServerLimits:
     samplers: int = 32
     """Samplers of one session. When it opens another one, the least recently used one is freed."""
     body_bytes: int = 64 * 2**20
+    held_bytes: int = 2**30
+    """Memory of the requests of one session that wait for an earlier one."""
     samples: int = 4096
     """Samples of one call."""
     rank: int = 512
@@ -123,6 +125,11 @@ class Sessions:
     def expired(self, now: float) -> list[str]:
         """Return the sessions that have been silent for too long at the time `now` (of `time.monotonic`)."""
         return [s.id for s in self if now - s.seen > self._limits.silent_seconds]
+
+    def held_bytes(self, model_id: str) -> int:
+        """Return the memory of the requests that wait for an earlier one, of all models of the model's session."""
+        session = self._sessions[session_of(model_id)]
+        return sum(model.order.held_bytes for model in session.models.values())
 
     def excuse(self, paused: float, now: float) -> None:
         """Do not count `paused` seconds, which end at the time `now`, as silence or as waiting."""
