@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import httpx
@@ -103,7 +103,7 @@ class ServerWatch:
                     return
             if self._is_there():
                 if is_silent:
-                    print(f"the server at {self._name} answers again", file=sys.stderr)
+                    _tell(f"the server at {self._name} answers again")
                 heard, is_silent = time.monotonic(), False
             elif time.monotonic() - heard > self._patience:
                 self.lost = True
@@ -111,15 +111,13 @@ class ServerWatch:
                     settle(future, error=self._error())
             elif not is_silent:
                 is_silent = True
-                print(
-                    f"the server at {self._name} does not answer; waiting up to {self._patience:g} s", file=sys.stderr
-                )
+                _tell(f"the server at {self._name} does not answer; waiting up to {self._patience:g} s")
 
     def _is_there(self) -> bool:
         """Return true if the server answers, with whatever status."""
         try:
             httpx.get(f"{self._url.rstrip('/')}/api/v1/healthz", timeout=10)
-        except httpx.HTTPError:
+        except Exception:  # whatever the reason is, no error may end the thread that watches
             return False
         return True
 
@@ -131,6 +129,12 @@ class ServerWatch:
     @property
     def _name(self) -> str:
         return printable(redacted(self._url))
+
+
+def _tell(text: str) -> None:
+    """Print a line to standard error. If it is closed, print nothing: the watch goes on."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr)
 
 
 def _demote_lost_telemetry(entry: logging.LogRecord) -> bool:

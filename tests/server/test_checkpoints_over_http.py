@@ -179,3 +179,28 @@ def test_metadata_that_is_too_large_is_refused(raw):
         user_metadata=large,
     )
     assert "the largest size is 65536" in raw.answer(asked["request_id"]).text
+
+
+def test_a_change_of_ttl_without_ttl_seconds_changes_nothing(raw):
+    model = raw.model()
+    raw.answer(raw.ask("save_weights", model_id=model, seq_id=1, path="a", ttl_seconds=7200)["request_id"])
+    for body in ({"ttl_secs": 7200}, {}, {"ttl_seconds": None, "more": 1}):
+        refused = raw.put(f"training_runs/{model}/checkpoints/weights/a/ttl", json=body)
+        assert (refused.status_code, "needs ttl_seconds" in refused.text) == (400, True)
+    (saved,) = raw.get(f"training_runs/{model}/checkpoints").json()["checkpoints"]
+    assert saved["expires_at"]
+
+
+def test_a_repeated_copy_expires_as_the_last_request_says(raw):
+    model = raw.model()
+    raw.answer(raw.ask("save_weights", model_id=model, seq_id=1, path="a")["request_id"])
+    place = {"session_id": model.partition(":")[0], "model_seq_id": 9}
+    expiries = []
+    for ttl_seconds in (None, 7200, 72000, None):
+        asked = {"source_path": f"tinker://{model}/weights/a", "ttl_seconds": ttl_seconds, **place}
+        path = raw.ask("copy_weights", **asked)["tinker_path"]
+        (copy,) = raw.get(f"training_runs/{path.split('/')[2]}/checkpoints").json()["checkpoints"]
+        expiries.append(copy.get("expires_at"))
+    assert expiries[0] is None
+    assert expiries[1] < expiries[2]
+    assert expiries[3] is None

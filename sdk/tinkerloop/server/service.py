@@ -37,6 +37,7 @@ from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse_option
 from tinkerloop.server import request_ids
 from tinkerloop.server.answers import Answer, Answers, failure, json_answer
+from tinkerloop.server.body_checks import place_of, small_metadata, validated
 from tinkerloop.server.downloads import Downloads
 from tinkerloop.server.protobuf import MAX_ELEMENTS, ForwardBackwardCall, encode_output, encode_samples
 from tinkerloop.server.request_order import memory_of
@@ -46,8 +47,6 @@ Body = TypeVar("Body", bound=BaseModel)
 StartRequest = Callable[[EngineRun], RequestFuture]
 _COPIES = uuid.UUID("8c1f7e0a-5b0e-4d0c-9a3e-2f6d1f4f7b52")
 """Namespace of the ids of runs that hold a copy."""
-MAX_METADATA_BYTES = 2**16
-"""The largest size of the metadata of a session, run or checkpoint. Lists contain them, for all users."""
 LOAD_SECONDS = 40.0
 """Seconds for which the creation of a sampler is awaited. The client waits for 60 seconds, and then asks again."""
 
@@ -65,7 +64,7 @@ class TinkerService:
     # -- sessions ------------------------------------------------------------------------------------------------
 
     def create_session(self, body: dict[str, Any]) -> str:
-        metadata, display_name = _small_metadata(body.get("user_metadata") or None), body.get("display_name")
+        metadata, display_name = small_metadata(body.get("user_metadata") or None), body.get("display_name")
         if not isinstance(display_name, str | None):
             raise bad_request(f"display_name must be a string, got {type(display_name).__name__}")
         return self.sessions.open(metadata, display_name).id
@@ -176,7 +175,7 @@ class TinkerService:
                 request.path,
                 request.ttl_seconds,
                 request.overwrite,
-                _small_metadata(getattr(request, "user_metadata", None)),
+                small_metadata(getattr(request, "user_metadata", None)),
             )
 
         return self._in_order(body, SaveWeightsRequest, save, json_answer)
@@ -188,7 +187,7 @@ class TinkerService:
             refuse_option(getattr(request, "kind", "snapshot") != "snapshot", "kind='inflight'")
             if request.path is not None:
                 return TrainingClient(self.engine, run).save_weights_for_sampler(
-                    request.path, request.ttl_seconds, _small_metadata(getattr(request, "user_metadata", None))
+                    request.path, request.ttl_seconds, small_metadata(getattr(request, "user_metadata", None))
                 )
             number = request.sampling_session_seq_id
             if not request_ids.is_number(number):
@@ -270,7 +269,7 @@ class TinkerService:
         def start(sampler: HostedSampler) -> RequestFuture:
             if not fits:
                 raise user_error(f"num_samples must be an integer from 1 to {self.limits.samples}, got {count!r}")
-            return _sample(sampler.client, SampleRequest.model_validate(body))
+            return _sample(sampler.client, validated(SampleRequest, body))
 
         sampler = self.sessions.sampler(owner)
         if sampler is not None and name not in self.answers:
@@ -354,7 +353,7 @@ class TinkerService:
         self.answers.open(name)
 
         def start() -> RequestFuture[EngineRun]:
-            request = kind.model_validate(body)
+            request = validated(kind, body)
             self.sessions.check_room_for_model()
             session.models[owner] = HostedModel()
             try:
@@ -385,7 +384,7 @@ class TinkerService:
     ) -> str:
         """Queue a request of a model. Its body is checked when its turn comes, so a bad body fails in its place."""
         size = memory_of(body, self.limits.held_bytes + 1)
-        return self._queue(*_place(body), lambda run: start(kind.model_validate(body), run), encode, size)
+        return self._queue(*place_of(body), lambda run: start(validated(kind, body), run), encode, size)
 
     def _queue(self, owner: str, number: int, start: StartRequest, encode: Callable[[Any], Answer], size: int) -> str:
         """Let a request start when its turn comes. A repeated request has the answer of the first one.
@@ -459,14 +458,6 @@ class TinkerService:
         )
 
 
-def _place(body: dict[str, Any]) -> tuple[str, int]:
-    """Return the model of a request and the request's number."""
-    owner, number = body.get("model_id"), body.get("seq_id")
-    if not isinstance(owner, str) or not request_ids.is_number(number):
-        raise bad_request("the request needs model_id (a string) and seq_id (an integer >= 0)")
-    return owner, number
-
-
 def _too_much(size: int, limit: int) -> StartRequest:
     """Return a function in the place of a request for which the session has no memory left."""
 
@@ -480,16 +471,7 @@ def _too_much(size: int, limit: int) -> StartRequest:
 
 
 def _merged(session: Session, metadata: dict[str, Any] | None) -> dict[str, str] | None:
-    return _small_metadata({**(session.user_metadata or {}), **(metadata_of(metadata) or {})} or None)
-
-
-def _small_metadata(given: dict[str, Any] | None) -> dict[str, str] | None:
-    """Return a copy of user metadata that is small enough for all lists of checkpoints and runs."""
-    metadata = metadata_of(given)
-    size = sum(len(text.encode(errors="surrogatepass")) for pair in (metadata or {}).items() for text in pair)
-    if size > MAX_METADATA_BYTES:
-        raise bad_request(f"user_metadata has {size} bytes; the largest size is {MAX_METADATA_BYTES}, so shorten it")
-    return metadata
+    return small_metadata({**(session.user_metadata or {}), **(metadata_of(metadata) or {})} or None)
 
 
 def _check_load(request: LoadWeightsRequest) -> None:
