@@ -35,6 +35,7 @@ from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from tinkerloop.client_versions import open_rest_client
 from tinkerloop.errors import PlanError, TinkerloopError
+from tinkerloop.loop.futures import resolve_async
 from tinkerloop.loopback import LOCAL_KEY, is_loopback
 from tinkerloop.lost_server import PATIENCE, ServerWatch
 from tinkerloop.watched_clients import called, followed, watched_calls, watched_rest_client, watched_sampler
@@ -212,6 +213,10 @@ class BridgedTrainingClient(tinker.TrainingClient):
                     "divides the loss of each datum by the sum of its weights; use a server that sums losses, such as "
                     "`tinkerloop serve`"
                 )
+
+    async def save_weights_and_get_sampling_client_async(self, *args: Any, **options: Any) -> Any:
+        # That of older versions of tinker blocks its event loop, on which nothing else could then fail it.
+        return await resolve_async(self.save_weights_and_get_sampling_client(*args, **options))
 
     def _followed(self, future: Any, finish: Callable[[Any], T] = lambda value: value) -> AwaitableConcurrentFuture[T]:
         return AwaitableConcurrentFuture(followed(self.watch, future, finish))

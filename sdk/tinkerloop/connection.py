@@ -75,6 +75,7 @@ def _checked_url(url: str) -> str:
     """Return the URL of a server, with its scheme in lower case."""
     import httpx
 
+    scheme = url.partition(":")[0]
     try:
         parts = urlsplit(url)
         is_valid = bool(httpx.URL(url).host and parts.port != 0 and not parts.query and not parts.fragment)
@@ -85,7 +86,7 @@ def _checked_url(url: str) -> str:
             f"{redacted(url)!r} is not the URL of a server; expected a name or an address, a port from 1 to 65535 if "
             "it is not the usual one, and no query, as in http://127.0.0.1:8787"
         )
-    return parts.scheme + url[len(parts.scheme) :]
+    return scheme.lower() + url[len(scheme) :]
 
 
 @contextmanager
