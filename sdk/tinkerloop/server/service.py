@@ -11,10 +11,9 @@ import functools
 import math
 import uuid
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import tinker
-from pydantic import BaseModel
 from tinker.types import (
     CopyWeightsRequest,
     CreateModelRequest,
@@ -37,13 +36,12 @@ from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse_option
 from tinkerloop.server import request_ids
 from tinkerloop.server.answers import Answer, Answers, failure, json_answer
-from tinkerloop.server.body_checks import place_of, small_metadata, validated
+from tinkerloop.server.body_checks import Body, place_of, small_metadata, validated
 from tinkerloop.server.downloads import Downloads
 from tinkerloop.server.protobuf import MAX_ELEMENTS, ForwardBackwardCall, encode_output, encode_samples
 from tinkerloop.server.request_order import memory_of
 from tinkerloop.server.sessions import HostedModel, HostedSampler, ServerLimits, Session, Sessions
 
-Body = TypeVar("Body", bound=BaseModel)
 StartRequest = Callable[[EngineRun], RequestFuture]
 _COPIES = uuid.UUID("8c1f7e0a-5b0e-4d0c-9a3e-2f6d1f4f7b52")
 """Namespace of the ids of runs that hold a copy."""
