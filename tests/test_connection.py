@@ -77,3 +77,25 @@ def test_device_and_dtype_reach_the_embedded_engine(tmp_path):
 def test_device_and_dtype_are_refused_for_a_server(option):
     with pytest.raises(TinkerloopError, match="options of the embedded engine"):
         connect("http://127.0.0.1:9", **option)
+
+
+WRONG_URLS = [
+    "http://",
+    "http://[bad",
+    "http://h:abc",
+    "http://h:99999",
+    "http://h:0",
+    "http://h:1?x=1",
+    "http://h:1#x",
+]
+
+
+@pytest.mark.parametrize("url", WRONG_URLS)
+def test_a_url_that_is_wrong_is_refused_before_the_first_call(url):
+    with pytest.raises(TinkerloopError, match="is not the URL of a server"):
+        connect(url)
+
+
+def test_a_url_may_begin_with_capitals(monkeypatch):
+    monkeypatch.setattr("tinkerloop.bridges.UrlServiceClient", lambda url: url)
+    assert connect("HTTPS://Host:1/Path") == "https://Host:1/Path"

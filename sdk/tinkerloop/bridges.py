@@ -23,7 +23,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -36,14 +35,16 @@ from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture
 
 from tinkerloop.client_versions import open_rest_client
 from tinkerloop.errors import PlanError, TinkerloopError
-from tinkerloop.loop.futures import background
+from tinkerloop.loop.futures import resolve_async
 from tinkerloop.loopback import LOCAL_KEY, is_loopback
-from tinkerloop.lost_server import PATIENCE, ServerWatch, settle
+from tinkerloop.lost_server import PATIENCE, ServerWatch
+from tinkerloop.watched_clients import called, followed, watched_calls, watched_rest_client, watched_sampler
 
 T = TypeVar("T")
 _FINISH_SECONDS = 30.0
 
 
+@watched_calls
 class UrlServiceClient(tinker.ServiceClient):
     """Service client of the server at `url`. Its training clients bridge what the server lacks.
 
@@ -68,15 +69,14 @@ class UrlServiceClient(tinker.ServiceClient):
             return self._sums_losses
 
     def create_rest_client(self) -> tinker.RestClient:
-        return open_rest_client(self)
+        with self.watch.direct_call():
+            return watched_rest_client(self.watch, called(self.watch, open_rest_client, self))
 
     def create_sampling_client(self, *args: Any, **options: Any) -> Any:
-        with self.watch.direct_call():
-            return _watched_sampler(super().create_sampling_client(*args, **options), self.watch)
+        return watched_sampler(self.watch, self._direct(super().create_sampling_client, *args, **options))
 
     def create_lora_training_client(self, *args: Any, **options: Any) -> BridgedTrainingClient:  # type: ignore[override]
-        with self.watch.direct_call():
-            return self._bridged(super().create_lora_training_client(*args, **options))
+        return self._bridged(self._direct(super().create_lora_training_client, *args, **options))
 
     def create_training_client_from_state(self, path: str, *args: Any, **options: Any) -> BridgedTrainingClient:  # type: ignore[override]
         direct = super().create_training_client_from_state
@@ -99,13 +99,16 @@ class UrlServiceClient(tinker.ServiceClient):
     ) -> BridgedTrainingClient:
         return await asyncio.to_thread(self.create_training_client_from_state_with_optimizer, *args, **options)
 
+    def _direct(self, method: Callable[..., T], *args: Any, **options: Any) -> T:
+        with self.watch.direct_call():
+            return called(self.watch, method, *args, **options)
+
     def _opened(
         self, direct: Callable[[], Any], path: str, load: str, options: Mapping[str, Any]
     ) -> BridgedTrainingClient:
         """Open a checkpoint with `direct`; if the server cannot, create a model and call its method `load`."""
         try:
-            with self.watch.direct_call():
-                return self._bridged(direct())
+            return self._bridged(self._direct(direct))
         except tinker.UnprocessableEntityError:
             pass
         with warnings.catch_warnings():
@@ -135,7 +138,7 @@ class UrlServiceClient(tinker.ServiceClient):
         if not hasattr(tinker.ServiceClient, "close"):  # it exists since tinker 0.28
             return
         interrupted = kind is not None and not issubclass(kind, Exception)
-        closed = self.close("interrupted" if interrupted else "errored" if kind else "success")
+        closed = super().close("interrupted" if interrupted else "errored" if kind else "success")
         if self.watch.lost:
             return  # the heartbeats stop when the server is back, or when the client gives up ending the session
         with suppress(Exception):  # a server without a call that ends sessions is no reason for a run to fail
@@ -149,6 +152,7 @@ _NORMALISES = (
 _TRAINED = ("train_mlp", "train_attn", "train_unembed")
 
 
+@watched_calls
 class BridgedTrainingClient(tinker.TrainingClient):
     """Training client of `UrlServiceClient`. Its requests fail when the server is lost.
 
@@ -157,6 +161,10 @@ class BridgedTrainingClient(tinker.TrainingClient):
     """
 
     service: UrlServiceClient
+
+    @property
+    def watch(self) -> ServerWatch:
+        return self.service.watch
 
     def result(self, timeout: float | None = None) -> Self:
         return self
@@ -184,9 +192,6 @@ class BridgedTrainingClient(tinker.TrainingClient):
             )
         return self._followed(super().forward_backward_custom(data, loss_fn, **options))
 
-    def optim_step(self, *args: Any, **options: Any) -> Any:
-        return self._followed(super().optim_step(*args, **options))
-
     def save_state(self, name: str, *args: Any, **options: Any) -> Any:
         return self._followed(super().save_state(self._saved_name(name), *args, **options))
 
@@ -209,74 +214,12 @@ class BridgedTrainingClient(tinker.TrainingClient):
                     "`tinkerloop serve`"
                 )
 
-    def save_weights_and_get_sampling_client(self, *args: Any, **options: Any) -> Any:
-        return _watched_sampler(super().save_weights_and_get_sampling_client(*args, **options), self.service.watch)
+    async def save_weights_and_get_sampling_client_async(self, *args: Any, **options: Any) -> Any:
+        # That of older versions of tinker blocks its event loop, on which nothing else could then fail it.
+        return await resolve_async(self.save_weights_and_get_sampling_client(*args, **options))
 
     def _followed(self, future: Any, finish: Callable[[Any], T] = lambda value: value) -> AwaitableConcurrentFuture[T]:
-        return AwaitableConcurrentFuture(followed(self.service.watch, future, finish))
-
-
-class WatchedSamplingClient(tinker.SamplingClient):
-    """Sampling client of `UrlServiceClient`. Its requests fail when the server is lost."""
-
-    watch: ServerWatch
-
-    def sample(self, *args: Any, **options: Any) -> Any:
-        return self._followed(super().sample(*args, **options))
-
-    def compute_logprobs(self, *args: Any, **options: Any) -> Any:
-        return self._followed(super().compute_logprobs(*args, **options))
-
-    def _followed(self, future: Any) -> Any:
-        outer = followed(self.watch, future)
-        # Older versions of tinker return a plain future.
-        return AwaitableConcurrentFuture(outer) if isinstance(future, tinker.APIFuture) else outer
-
-
-def followed(watch: ServerWatch, future: Any, finish: Callable[[Any], T] = lambda value: value) -> Future[T]:
-    """Return the future of `finish` of the value of `future`. It fails when the server is lost."""
-    outer: Future[T] = Future()
-
-    def copy(done: Future[Any]) -> None:
-        try:
-            settle(outer, finish(done.result()))
-        except BaseException as error:
-            settle(outer, error=_explained(error))
-
-    watch.add(outer)
-    if isinstance(future, tinker.APIFuture) and hasattr(future, "future"):
-        future = future.future()
-    elif not isinstance(future, Future):  # that of a custom loss can only be waited for in some versions of tinker
-        future = background(future.result)
-    future.add_done_callback(copy)
-    return outer
-
-
-def _explained(error: BaseException) -> BaseException:
-    """Return the error to raise for an error of tinker: another one where its message does not say what to do."""
-    if not (isinstance(error, AssertionError) and "sample_sequence_ids" in str(error)):
-        return error
-    explained = TinkerloopError(
-        "this server's samples have no `sample_sequence_ids`, without which tinker >= 0.26 reads no sample; install "
-        "tinker==0.25.0, or train without evaluations that sample"
-    )
-    explained.__cause__ = error
-    return explained
-
-
-def _watched_sampler(created: Any, watch: ServerWatch) -> Any:
-    """Watch the server for a sampling client, or for the future of one, which newer versions of tinker return."""
-
-    def watched(client: tinker.SamplingClient) -> WatchedSamplingClient:
-        client.__class__ = WatchedSamplingClient  # tinker creates its client itself, and takes no subclass for it
-        assert isinstance(client, WatchedSamplingClient)
-        client.watch = watch
-        return client
-
-    if not isinstance(created, tinker.APIFuture):
-        return watched(created)
-    future: Any = AwaitableConcurrentFuture(followed(watch, created, watched))
-    return type(created)(future)  # type: ignore[call-arg]  # also usable as the client
+        return AwaitableConcurrentFuture(followed(self.watch, future, finish))
 
 
 def _probe(client: BridgedTrainingClient) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tinkerloop.clients import ServiceClientLike
 from tinkerloop.errors import TinkerloopError
@@ -58,14 +60,33 @@ def connect(
 
         print("service: Tinker", file=sys.stderr)
         return HostedServiceClient()
-    if not service.startswith(("http://", "https://")):
+    if not re.match("https?://", service, re.IGNORECASE):
         raise TinkerloopError(
             f'unknown service {redacted(service)!r}; expected "local", "tinker", or a URL that begins with http:// or https://'
         )
+    service = _checked_url(service)
     from tinkerloop.bridges import UrlServiceClient
 
     print(f"service: Tinker at {printable(redacted(service))}", file=sys.stderr)
     return UrlServiceClient(service)
+
+
+def _checked_url(url: str) -> str:
+    """Return the URL of a server, with its scheme in lower case."""
+    import httpx
+
+    scheme = url.partition(":")[0]
+    try:
+        parts = urlsplit(url)
+        is_valid = bool(httpx.URL(url).host and parts.port != 0 and not parts.query and not parts.fragment)
+    except (ValueError, httpx.InvalidURL):
+        is_valid = False
+    if not is_valid:
+        raise TinkerloopError(
+            f"{redacted(url)!r} is not the URL of a server; expected a name or an address, a port from 1 to 65535 if "
+            "it is not the usual one, and no query, as in http://127.0.0.1:8787"
+        )
+    return scheme.lower() + url[len(scheme) :]
 
 
 @contextmanager

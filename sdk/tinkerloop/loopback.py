@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 from tinkerloop.errors import TinkerloopError
 
@@ -35,4 +36,9 @@ def check_token(host: str, token: str | None) -> None:
         raise TinkerloopError(
             f"the token must begin with {KEY_PREFIX!r}, because the tinker client rejects other keys, and have at "
             "least 8 more characters"
+        )
+    if token is not None and not re.fullmatch("[!-~]+", token):  # as an HTTP header is sent
+        raise TinkerloopError(
+            "the token contains a space, a line end, or a character that is not ASCII, which no client can send in a "
+            "header; use letters, digits and signs of ASCII only"
         )

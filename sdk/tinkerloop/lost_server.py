@@ -15,13 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import httpx
 
 from tinkerloop._lazy import tinker
 from tinkerloop.errors import ServerLostError, TinkerloopError
+from tinkerloop.gone_texts import GONE
 from tinkerloop.redaction import redacted
 from tinkerloop.terminal import printable
 
@@ -32,10 +33,10 @@ START_PATIENCE = 30.0
 """Seconds that the first call waits for a server that does not answer: it may be starting."""
 _PING_SECONDS = 5.0
 _LOST = re.compile(
-    r"this server has no (model|sampler|session) "  # `tinkerloop serve`, after a restart or the end of the session
+    rf"\b({'|'.join(map(re.escape, GONE))})\b"  # `tinkerloop serve`
     r"|Model \S+ not loaded"  # SkyRL, after a restart of its engine
 )
-"""Parts of the errors with which a server answers that has lost a model."""
+"""Parts of the errors with which a server answers that has lost a model or is stopped."""
 
 
 class ServerWatch:
@@ -65,14 +66,19 @@ class ServerWatch:
 
         In its first call, the client would ask without end and without a word. Only older versions give up.
         """
-        self._wait_for_first_answer()
+        self.wait_for_first_answer()
         try:
             yield
         except tinker.APIConnectionError as error:
             self.lost = True
             raise self._error() from error
 
-    def _wait_for_first_answer(self) -> None:
+    def wait_for_first_answer(self) -> None:
+        """Wait until the server has answered once.
+
+        Raises:
+            ServerLostError: it did not for `START_PATIENCE` seconds.
+        """
         patience, begun = min(START_PATIENCE, self._patience), time.monotonic()
         if not self._was_there and not self._is_there():
             print(f"server: no answer yet, waiting up to {patience:.0f} s", file=sys.stderr)
@@ -97,7 +103,7 @@ class ServerWatch:
                     return
             if self._is_there():
                 if is_silent:
-                    print(f"the server at {self._name} answers again", file=sys.stderr)
+                    _tell(f"the server at {self._name} answers again")
                 heard, is_silent = time.monotonic(), False
             elif time.monotonic() - heard > self._patience:
                 self.lost = True
@@ -105,15 +111,13 @@ class ServerWatch:
                     settle(future, error=self._error())
             elif not is_silent:
                 is_silent = True
-                print(
-                    f"the server at {self._name} does not answer; waiting up to {self._patience:g} s", file=sys.stderr
-                )
+                _tell(f"the server at {self._name} does not answer; waiting up to {self._patience:g} s")
 
     def _is_there(self) -> bool:
         """Return true if the server answers, with whatever status."""
         try:
             httpx.get(f"{self._url.rstrip('/')}/api/v1/healthz", timeout=10)
-        except httpx.HTTPError:
+        except Exception:  # whatever the reason is, no error may end the thread that watches
             return False
         return True
 
@@ -125,6 +129,12 @@ class ServerWatch:
     @property
     def _name(self) -> str:
         return printable(redacted(self._url))
+
+
+def _tell(text: str) -> None:
+    """Print a line to standard error. If it is closed, print nothing: the watch goes on."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr)
 
 
 def _demote_lost_telemetry(entry: logging.LogRecord) -> bool:

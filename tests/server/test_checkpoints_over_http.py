@@ -159,3 +159,48 @@ def test_no_folder_but_those_of_the_models_can_be_opened(service, tmp_path):
             resolve(service.create_lora_training_client(name))
         with pytest.raises(tinker.BadRequestError, match="has no base model"):
             resolve(service.create_sampling_client(base_model=name))
+
+
+def test_metadata_that_is_too_large_is_refused(raw):
+    large = {"key": "é" * 2**15}
+    model = raw.model()
+    session, number = model.partition(":")[0], 1
+    for path in ("save_weights", "save_weights_for_sampler"):
+        asked = raw.ask(path, model_id=model, seq_id=number, path="large", user_metadata=large)
+        assert "user_metadata has 65539 bytes; the largest size is 65536" in raw.answer(asked["request_id"]).text
+        number += 1
+    assert raw.post("create_session", json={"user_metadata": large}).status_code == 400
+    asked = raw.ask(
+        "create_model",
+        session_id=session,
+        model_seq_id=1,
+        base_model="tiny",
+        lora_config={"rank": 4},
+        user_metadata=large,
+    )
+    assert "the largest size is 65536" in raw.answer(asked["request_id"]).text
+
+
+def test_a_change_of_ttl_without_ttl_seconds_changes_nothing(raw):
+    model = raw.model()
+    raw.answer(raw.ask("save_weights", model_id=model, seq_id=1, path="a", ttl_seconds=7200)["request_id"])
+    for body in ({"ttl_secs": 7200}, {}, {"ttl_seconds": None, "more": 1}):
+        refused = raw.put(f"training_runs/{model}/checkpoints/weights/a/ttl", json=body)
+        assert (refused.status_code, "needs ttl_seconds" in refused.text) == (400, True)
+    (saved,) = raw.get(f"training_runs/{model}/checkpoints").json()["checkpoints"]
+    assert saved["expires_at"]
+
+
+def test_a_repeated_copy_expires_as_the_last_request_says(raw):
+    model = raw.model()
+    raw.answer(raw.ask("save_weights", model_id=model, seq_id=1, path="a")["request_id"])
+    place = {"session_id": model.partition(":")[0], "model_seq_id": 9}
+    expiries = []
+    for ttl_seconds in (None, 7200, 72000, None):
+        asked = {"source_path": f"tinker://{model}/weights/a", "ttl_seconds": ttl_seconds, **place}
+        path = raw.ask("copy_weights", **asked)["tinker_path"]
+        (copy,) = raw.get(f"training_runs/{path.split('/')[2]}/checkpoints").json()["checkpoints"]
+        expiries.append(copy.get("expires_at"))
+    assert expiries[0] is None
+    assert expiries[1] < expiries[2]
+    assert expiries[3] is None

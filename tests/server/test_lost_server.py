@@ -18,6 +18,7 @@ import tinker
 
 from tests.processes import Process
 from tests.server.conftest import forked_server
+from tinkerloop.errors import ServerLostError
 from tinkerloop.lost_server import ServerWatch
 from tinkerloop.server.running import ServerOptions, background_server
 
@@ -95,6 +96,16 @@ def test_a_server_that_answers_again_is_told(tmp_path):
             wait_until(lambda: f"the server at {url} answers again\n" in seen.getvalue())
         waiting.set_result(None)
     assert seen.getvalue().count("waiting up to") == 1
+
+
+def test_the_watch_fails_what_waits_though_the_url_is_wrong_and_nothing_can_be_printed(monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+    waiting: Future[None] = Future()
+    ServerWatch("http://127.0.0.1:abc", patience=0.2).add(waiting)
+    with pytest.raises(ServerLostError):
+        waiting.result(60)
 
 
 def test_of_tinkers_telemetry_only_what_found_no_server_is_demoted(caplog):

@@ -11,6 +11,7 @@ from tinker.proto import tinker_public_pb2 as messages
 from tinker.types import RequestErrorCategory
 
 from tinkerloop.loop.futures import resolve
+from tinkerloop.server.protobuf import read_head
 
 ADAM = tinker.AdamParams(learning_rate=1e-3)
 
@@ -183,3 +184,47 @@ def test_a_web_page_cannot_use_a_server_without_a_token(url):
     headers = {"X-API-Key": "tml-x", "Host": "evil.example"}
     assert httpx.post(f"{url}/api/v1/client/config", json={}, headers=headers).status_code == 401
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+
+
+def test_no_request_of_a_model_has_the_number_of_its_creation(raw):
+    model = raw.model()
+    body = {"model_id": model, "seq_id": 0, "adam_params": {"learning_rate": 1e-3}, "path": "a"}
+    for path in ("optim_step", "save_weights", "save_weights_for_sampler", "save_weights_external", "load_weights"):
+        refused = raw.post(path, json=body)
+        assert (refused.status_code, "seq_id (an integer >= 1)" in refused.text) == (400, True)
+
+
+def test_a_call_that_is_too_large_to_be_read_has_no_number_of_a_creation():
+    assert read_head(messages.ForwardBackwardRequest(model_id="m", seq_id=1).SerializeToString()) == ("m", 1)
+    assert read_head(b"\x0a\x01m\x10\x00") is None
+
+
+ADAM_FIELDS = ["learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm"]
+
+
+@pytest.mark.parametrize("value", [True, "0.5"])
+def test_a_truth_value_or_a_text_is_no_number(raw, value):
+    model = raw.model()
+    session = model.partition(":")[0]
+    asked = [
+        raw.ask("optim_step", model_id=model, seq_id=number, adam_params={name: value})
+        for number, name in enumerate(ADAM_FIELDS, 1)
+    ]
+    asked.append(raw.ask("save_weights", model_id=model, seq_id=len(asked) + 1, path="a", ttl_seconds=value))
+    lora = {"rank": value}
+    asked.append(raw.ask("create_model", session_id=session, model_seq_id=1, base_model="tiny", lora_config=lora))
+    sampler = raw.ask("create_sampling_session", session_id=session, sampling_session_seq_id=0, base_model="tiny")
+    prompt = {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]}
+    for number, name in enumerate(["max_tokens", "seed", "temperature", "top_k", "top_p"]):
+        params = {"max_tokens": 1, name: value}
+        asked.append(
+            raw.ask(
+                "asample",
+                sampling_session_id=sampler["sampling_session_id"],
+                seq_id=number,
+                prompt=prompt,
+                sampling_params=params,
+            )
+        )
+    answers = [raw.answer(one["request_id"]).text for one in asked]
+    assert not [answer for answer in answers if "must be a number, got" not in answer]

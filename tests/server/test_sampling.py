@@ -23,6 +23,7 @@ from tinkerloop.local.client import sampling_client
 from tinkerloop.local.runtime.engine import Sampler
 from tinkerloop.local.runtime.sampling_requests import SampleCall, answer_calls
 from tinkerloop.loop.futures import resolve
+from tinkerloop.lost_server import is_lost
 from tinkerloop.renderers import get_renderer
 from tinkerloop.server.service import TinkerService
 from tinkerloop.tokenizers import get_tokenizer
@@ -161,5 +162,6 @@ def test_a_session_has_at_most_so_many_samplers_and_the_least_recently_used_one_
         samplers[0].compute_logprobs(PROMPT).result()
         resolve(service.create_sampling_client(base_model="tiny"))
         samplers[0].compute_logprobs(PROMPT).result()
-        with pytest.raises(tinker.RequestFailedError, match="newer samplers have replaced it"):
+        with pytest.raises(tinker.RequestFailedError, match="was freed: the server keeps the") as freed:
             samplers[1].compute_logprobs(PROMPT).result()
+    assert not is_lost(freed.value)  # a retry would begin the run again, and free samplers again

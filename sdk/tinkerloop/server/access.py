@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.redaction import redacted
 from tinkerloop.server.downloads import LINKS
-from tinkerloop.terminal import printable
+from tinkerloop.terminal import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class AccessControl:
 
     def _problem(self, path: str, headers: Headers) -> str | None:
         """Return why the request is not permitted; None if it is."""
-        host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+        host = re.sub(r":\d*$", "", headers.get("host", "").lower())
         if self._hosts is not None and host not in self._hosts:
             return f"the server must be addressed as {' or '.join(self._hosts)}"
         if path.startswith(LINKS):  # the link's signature takes the place of a key
@@ -114,4 +115,4 @@ def _line(scope: Scope, status: int, milliseconds: float) -> str:
     query = scope["query_string"].decode("latin-1")
     path = redacted(f"{scope['path']}?{query}" if query else scope["path"])
     address = client[0] if client else "-"
-    return f"{address} {scope['method']} {printable(path)} {status or '-'} {milliseconds:.0f}ms"
+    return one_line(f"{address} {scope['method']} {path} {status or '-'} {milliseconds:.0f}ms")

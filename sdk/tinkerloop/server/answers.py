@@ -100,6 +100,14 @@ class Answers:
             if entry.finished is not None and now > entry.kept_until:
                 del self._entries[request_id]
 
+    def excuse(self, paused: float, now: float) -> None:
+        """Keep the answers for `paused` seconds longer, which end at the time `now`."""
+        for entry in self._entries.values():
+            if entry.finished is not None:
+                entry.finished = min(entry.finished + paused, now)
+            if entry.fetched is not None:
+                entry.fetched = min(entry.fetched + paused, now)
+
     def fail_unfinished(self, error: BaseException) -> None:
         """Finish every unfinished answer with `error`."""
         for request_id in list(self._entries):

@@ -17,6 +17,7 @@ from tinkerloop.local.client.rest_client import copy_into
 from tinkerloop.local.request_errors import bad_request
 from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse_option
+from tinkerloop.server.body_checks import validated
 from tinkerloop.server.downloads import LINKS
 from tinkerloop.server.service import TinkerService
 
@@ -36,7 +37,7 @@ def checkpoint_routes(service: TinkerService, body_of: Callable[[Request], Await
         return Route(f"/api/v1/{path}", handle, methods=[method])
 
     async def copy(request: Request) -> Response:
-        call = CopyWeightsRequest.model_validate(await body_of(request))
+        call = validated(CopyWeightsRequest, await body_of(request))
         token = call.weights_access_token or request.headers.get("x-tinker-weights-access-token")
         refuse_option(token is not None, "weights_access_token")
         run = service.run_of_copy(call, request.headers.get("x-idempotency-key"))
@@ -70,9 +71,7 @@ def checkpoint_routes(service: TinkerService, body_of: Callable[[Request], Await
         route(
             "PUT",
             f"{checkpoint}/ttl",
-            lambda rest, request, body: rest.set_checkpoint_ttl_from_tinker_path(
-                _path(request), body.get("ttl_seconds")
-            ),
+            lambda rest, request, body: rest.set_checkpoint_ttl_from_tinker_path(_path(request), _ttl(body)),
         ),
         route("POST", f"{checkpoint}/publish", lambda rest, request, _: publish(request, True)),
         route("DELETE", f"{checkpoint}/publish", lambda rest, request, _: publish(request, False)),
@@ -94,6 +93,12 @@ def _field(body: dict[str, Any]) -> str:
     if not isinstance(body.get("tinker_path"), str):
         raise bad_request("weights_info needs tinker_path, a string")
     return body["tinker_path"]
+
+
+def _ttl(body: dict[str, Any]) -> int | None:
+    if set(body) != {"ttl_seconds"}:  # without it, a misspelt name would remove the time at which it expires
+        raise bad_request(f"a change of ttl needs ttl_seconds, a number or null, and no more; got {sorted(body)}")
+    return body["ttl_seconds"]
 
 
 def _path(request: Request) -> str:

@@ -95,7 +95,8 @@ def read_head(beginning: bytes) -> tuple[str, int] | None:
         length, start = _varint(beginning, 1)
         if beginning[start + length] != 0x10:  # field 2, an integer
             return None
-        return beginning[start : start + length].decode(), _varint(beginning, start + length + 1)[0]
+        number = _varint(beginning, start + length + 1)[0]
+        return (beginning[start : start + length].decode(), number) if number else None
     except (IndexError, UnicodeDecodeError):
         return None
 

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from tinker.types import RequestErrorCategory
 
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.gone_texts import SESSION_ENDED
 from tinkerloop.local.request_errors import bad_request
 from tinkerloop.loopback import is_loopback
 from tinkerloop.server.access import BodyTooLargeError, read_body
@@ -89,7 +90,7 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
 
     async def heartbeat(request: Request) -> Response:
         if service.sessions.find((await body_of(request)).get("session_id", "")) is None:
-            return JSONResponse({"detail": "the session has ended"}, 410)
+            return JSONResponse({"detail": SESSION_ENDED}, 410)
         return JSONResponse({"type": "session_heartbeat"})
 
     async def finish_session(request: Request) -> Response:
@@ -161,12 +162,7 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async def sweep() -> None:
-            while True:
-                await asyncio.sleep(_SWEEP_SECONDS)
-                service.sweep(time.monotonic())
-
-        sweeping = asyncio.create_task(sweep())
+        sweeping = asyncio.create_task(_sweep_regularly(service))
         yield
         sweeping.cancel()
 
@@ -195,6 +191,15 @@ def create_app(service: TinkerService, built_in_tokenizer: Path) -> Starlette:
     handlers = {BodyTooLargeError: _too_large, ClientDisconnect: _left}
     handlers |= dict.fromkeys((*_KNOWN_ERRORS, Exception), _failed)
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+
+
+async def _sweep_regularly(service: TinkerService) -> None:
+    last = time.monotonic()
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        now = time.monotonic()
+        service.sweep(now, paused=max(0.0, now - last - _SWEEP_SECONDS))
+        last = now
 
 
 async def _too_large(request: Request, error: Exception) -> Response:

@@ -128,7 +128,8 @@ def _prepared(options: ServerOptions) -> Iterator[tuple[_Server, socket.socket]]
         engine = open_engine(options.root, options.device, options.dtype, folders=dict(options.models))
         stack.callback(engine.queue.abandon)
         service = TinkerService(engine, options.limits)
-        hosts = LOOPBACK_NAMES if options.token is None and is_loopback(options.host) else None
+        names = dict.fromkeys((*LOOPBACK_NAMES, _name_in_url(options.host)))
+        hosts = list(names) if options.token is None and is_loopback(options.host) else None
         app: Any = AccessControl(create_app(service, tokenizer), options.token, hosts)
         config = uvicorn.Config(
             app,
@@ -155,4 +156,8 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _url(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"http://{_name_in_url(host)}:{port}"
+
+
+def _name_in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -11,10 +11,9 @@ import functools
 import math
 import uuid
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import tinker
-from pydantic import BaseModel
 from tinker.types import (
     CopyWeightsRequest,
     CreateModelRequest,
@@ -27,6 +26,7 @@ from tinker.types import (
     SaveWeightsRequest,
 )
 
+from tinkerloop.gone_texts import NO_MODEL, NO_SAMPLER, STOPPED, STOPPING
 from tinkerloop.local import RestClient, SamplingClient, TrainingClient
 from tinkerloop.local.argument_values import check_unicode
 from tinkerloop.local.client.service_client import check_optimizer, new_lora_spec
@@ -37,11 +37,12 @@ from tinkerloop.local.runtime.request_future import RequestFuture
 from tinkerloop.local.unsupported import refuse_option
 from tinkerloop.server import request_ids
 from tinkerloop.server.answers import Answer, Answers, failure, json_answer
+from tinkerloop.server.body_checks import Body, place_of, small_metadata, validated
 from tinkerloop.server.downloads import Downloads
 from tinkerloop.server.protobuf import MAX_ELEMENTS, ForwardBackwardCall, encode_output, encode_samples
+from tinkerloop.server.request_order import memory_of
 from tinkerloop.server.sessions import HostedModel, HostedSampler, ServerLimits, Session, Sessions
 
-Body = TypeVar("Body", bound=BaseModel)
 StartRequest = Callable[[EngineRun], RequestFuture]
 _COPIES = uuid.UUID("8c1f7e0a-5b0e-4d0c-9a3e-2f6d1f4f7b52")
 """Namespace of the ids of runs that hold a copy."""
@@ -62,17 +63,21 @@ class TinkerService:
     # -- sessions ------------------------------------------------------------------------------------------------
 
     def create_session(self, body: dict[str, Any]) -> str:
-        metadata, display_name = metadata_of(body.get("user_metadata") or None), body.get("display_name")
+        metadata, display_name = small_metadata(body.get("user_metadata") or None), body.get("display_name")
         if not isinstance(display_name, str | None):
             raise bad_request(f"display_name must be a string, got {type(display_name).__name__}")
         check_unicode("display_name", display_name or "")
         return self.sessions.open(metadata, display_name).id
 
-    def sweep(self, now: float) -> None:
+    def sweep(self, now: float, paused: float = 0.0) -> None:
         """End silent sessions, forget old answers, and give up waiting for requests that never arrived.
 
-        Call it every few seconds with `time.monotonic()`.
+        Call it every few seconds with `time.monotonic()`. `paused` are the seconds since the last call for which the
+        server did not run, for example because it was suspended: nobody could reach it, so they count for nobody.
         """
+        if paused > 0:
+            self.sessions.excuse(paused, now)
+            self.answers.excuse(paused, now)
         for session_id in self.sessions.expired(now):
             self.sessions.close(session_id)
         for session in self.sessions:
@@ -134,7 +139,7 @@ class TinkerService:
     def get_info(self, model_id: str) -> tinker.types.GetInfoResponse:
         model = self.sessions.model(model_id)
         if model is None or model.run is None:
-            raise not_found(_gone(model_id))
+            raise not_found(self._gone(model_id))
         return TrainingClient(self.engine, model.run).get_info()
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -145,7 +150,7 @@ class TinkerService:
             method = client.forward if call.forward_only else client.forward_backward
             return method(*call.arguments())
 
-        return self._queue(call.model_id, call.number, start, encode_output)
+        return self._queue(call.model_id, call.number, start, encode_output, call.message.ByteSize())
 
     def reject(self, model_id: str, number: int, reason: str) -> str:
         """Fail a request of a model in its place."""
@@ -153,7 +158,7 @@ class TinkerService:
         def start(run: EngineRun) -> RequestFuture:
             raise user_error(reason)
 
-        return self._queue(model_id, number, start, json_answer)
+        return self._queue(model_id, number, start, json_answer, 0)
 
     def optim_step(self, body: dict[str, Any]) -> str:
         def step(request: OptimStepRequest, run: EngineRun) -> RequestFuture:
@@ -167,7 +172,10 @@ class TinkerService:
             if request.path is None:
                 raise bad_request("save_weights needs path, the name of the checkpoint")
             return TrainingClient(self.engine, run).save_state(
-                request.path, request.ttl_seconds, request.overwrite, getattr(request, "user_metadata", None)
+                request.path,
+                request.ttl_seconds,
+                request.overwrite,
+                small_metadata(getattr(request, "user_metadata", None)),
             )
 
         return self._in_order(body, SaveWeightsRequest, save, json_answer)
@@ -179,7 +187,7 @@ class TinkerService:
             refuse_option(getattr(request, "kind", "snapshot") != "snapshot", "kind='inflight'")
             if request.path is not None:
                 return TrainingClient(self.engine, run).save_weights_for_sampler(
-                    request.path, request.ttl_seconds, getattr(request, "user_metadata", None)
+                    request.path, request.ttl_seconds, small_metadata(getattr(request, "user_metadata", None))
                 )
             number = request.sampling_session_seq_id
             if not request_ids.is_number(number):
@@ -261,7 +269,7 @@ class TinkerService:
         def start(sampler: HostedSampler) -> RequestFuture:
             if not fits:
                 raise user_error(f"num_samples must be an integer from 1 to {self.limits.samples}, got {count!r}")
-            return _sample(sampler.client, SampleRequest.model_validate(body))
+            return _sample(sampler.client, validated(SampleRequest, body))
 
         sampler = self.sessions.sampler(owner)
         if sampler is not None and name not in self.answers:
@@ -276,7 +284,7 @@ class TinkerService:
     def get_sampler(self, name: str) -> dict[str, Any]:
         sampler = self.sessions.sampler(name)
         if sampler is None:
-            raise not_found(_gone(name))
+            raise not_found(self._gone(name))
         return {"sampler_id": name, "base_model": sampler.base_model, "model_path": sampler.path}
 
     # -- answers -------------------------------------------------------------------------------------------------
@@ -293,7 +301,7 @@ class TinkerService:
         self._stopping = True
         await asyncio.wrap_future(self.engine.queue.stop())
         await asyncio.sleep(0)  # lets the last answers be finished
-        self.answers.fail_unfinished(server_error("the server has stopped before it executed this request"))
+        self.answers.fail_unfinished(server_error(f"{STOPPED} before it executed this request"))
 
     def rest_client(self) -> RestClient:
         """Return a client for the checkpoints on disk."""
@@ -345,7 +353,7 @@ class TinkerService:
         self.answers.open(name)
 
         def start() -> RequestFuture[EngineRun]:
-            request = kind.model_validate(body)
+            request = validated(kind, body)
             self.sessions.check_room_for_model()
             session.models[owner] = HostedModel()
             try:
@@ -375,22 +383,29 @@ class TinkerService:
         encode: Callable[[Any], Answer],
     ) -> str:
         """Queue a request of a model. Its body is checked when its turn comes, so a bad body fails in its place."""
-        return self._queue(*_place(body), lambda run: start(kind.model_validate(body), run), encode)
+        size = memory_of(body, self.limits.held_bytes + 1)
+        return self._queue(*place_of(body), lambda run: start(validated(kind, body), run), encode, size)
 
-    def _queue(self, owner: str, number: int, start: StartRequest, encode: Callable[[Any], Answer]) -> str:
-        """Let a request start when its turn comes. A repeated request has the answer of the first one."""
+    def _queue(self, owner: str, number: int, start: StartRequest, encode: Callable[[Any], Answer], size: int) -> str:
+        """Let a request start when its turn comes. A repeated request has the answer of the first one.
+
+        `size` is the memory of the request. If the session then has too much in requests that wait, it fails in its
+        place, without what it contains.
+        """
         name = request_ids.request_id(owner, number)
         model = self.sessions.model(owner)
         if model is None or not model.order.is_new(number):
             return name
         model.order.check(number)
         self.answers.open(name)
+        if model.order.is_early(number) and self.sessions.held_bytes(owner) + size > self.limits.held_bytes:
+            start, size = _too_much(size, self.limits.held_bytes), 0
 
         def begin() -> None:
             assert model.run is not None
             self._start(name, functools.partial(start, model.run), encode)
 
-        model.order.arrive(number, begin, lambda reason: self.answers.finish(name, failure(user_error(reason))))
+        model.order.arrive(number, begin, lambda reason: self.answers.finish(name, failure(user_error(reason))), size)
         return name
 
     def _start(
@@ -412,39 +427,51 @@ class TinkerService:
 
     def _check_running(self) -> None:
         if self._stopping:
-            raise server_error("the server is being stopped, and accepts no more requests")
+            raise server_error(f"{STOPPING}, and accepts no more requests")
 
     def _explain_missing(self, request_id: str) -> str:
         owner = request_ids.owner_of(request_id)
         if self.sessions.model(owner) is None and self.sessions.sampler(owner) is None:
-            return _gone(owner)
+            return self._gone(owner)
         return f"the answer of request {request_id} was fetched, and is no longer kept"
 
-
-def _place(body: dict[str, Any]) -> tuple[str, int]:
-    """Return the model of a request and the request's number."""
-    owner, number = body.get("model_id"), body.get("seq_id")
-    if not isinstance(owner, str) or not request_ids.is_number(number):
-        raise bad_request("the request needs model_id (a string) and seq_id (an integer >= 0)")
-    return owner, number
-
-
-def _gone(owner: str) -> str:
-    """Return the error for a model or a sampler that the server does not have (any more)."""
-    if ":sample:" in owner:
+    def _gone(self, owner: str) -> str:
+        """Return the error for a model or a sampler that the server does not have (any more)."""
+        has_session = self.sessions.find(request_ids.session_of(owner)) is not None
+        if ":sample:" in owner:
+            if has_session:  # the run can go on, so its client must not take the server for lost
+                return (
+                    f"the sampler {owner} was freed: the server keeps the {self.limits.samplers} most recently used "
+                    "samplers of a session; create a new sampling client, use fewer at a time, or start the server "
+                    "with a larger --max-samplers"
+                )
+            return (
+                f"{NO_SAMPLER} {owner}: its session has ended, or the server was started again; create a new sampling "
+                "client"
+            )
+        if has_session:
+            return f"the model {owner} was not created; create a new training client"
         return (
-            f"this server has no sampler {owner}: its session has ended, the server was started again, or newer "
-            "samplers have replaced it; create a new sampling client"
+            f"{NO_MODEL} {owner}: its session has ended, or the server was started again. Its checkpoints are kept: "
+            "resume from your newest record, with create_training_client_from_state_with_optimizer of a new "
+            "ServiceClient"
         )
-    return (
-        f"this server has no model {owner}: its session has ended, or the server was started again. Its checkpoints "
-        "are kept: resume from your newest record, with create_training_client_from_state_with_optimizer of a new "
-        "ServiceClient"
-    )
+
+
+def _too_much(size: int, limit: int) -> StartRequest:
+    """Return a function in the place of a request for which the session has no memory left."""
+
+    def start(run: EngineRun) -> RequestFuture:
+        raise user_error(
+            f"this request of {size} bytes arrived before an earlier one, and the requests of a session that wait for "
+            f"an earlier one may have {limit} bytes in all; send it after the earlier one, or in smaller parts"
+        )
+
+    return start
 
 
 def _merged(session: Session, metadata: dict[str, Any] | None) -> dict[str, str] | None:
-    return {**(session.user_metadata or {}), **(metadata_of(metadata) or {})} or None
+    return small_metadata({**(session.user_metadata or {}), **(metadata_of(metadata) or {})} or None)
 
 
 def _check_load(request: LoadWeightsRequest) -> None:

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tinkerloop.gone_texts import NO_SESSION, SESSION_ENDED
 from tinkerloop.local import SamplingClient
 from tinkerloop.local.request_errors import bad_request, not_found
 from tinkerloop.local.runtime.engine import EngineRun, Sampler
@@ -30,6 +31,8 @@ class ServerLimits:
     samplers: int = 32
     """Samplers of one session. When it opens another one, the least recently used one is freed."""
     body_bytes: int = 64 * 2**20
+    held_bytes: int = 2**30
+    """Memory of the requests of one session that wait for an earlier one."""
     samples: int = 4096
     """Samples of one call."""
     rank: int = 512
@@ -108,7 +111,7 @@ class Sessions:
         session = self.find(session_id)
         if session is None:
             raise not_found(
-                f"this server has no session {session_id}: it has ended, or the server was started again; create a new "
+                f"{NO_SESSION} {session_id}: it has ended, or the server was started again; create a new "
                 "ServiceClient, and continue from your newest checkpoint"
             )
         return session
@@ -117,11 +120,23 @@ class Sessions:
         """End a session and free its models and samplers. Requests that wait for an earlier one fail."""
         session = self._sessions.pop(session_id, None)
         for model in session.models.values() if session else ():
-            model.order.fail_waiting("the session has ended")
+            model.order.fail_waiting(SESSION_ENDED)
 
     def expired(self, now: float) -> list[str]:
         """Return the sessions that have been silent for too long at the time `now` (of `time.monotonic`)."""
         return [s.id for s in self if now - s.seen > self._limits.silent_seconds]
+
+    def held_bytes(self, model_id: str) -> int:
+        """Return the memory of the requests that wait for an earlier one, of all models of the model's session."""
+        session = self._sessions[session_of(model_id)]
+        return sum(model.order.held_bytes for model in session.models.values())
+
+    def excuse(self, paused: float, now: float) -> None:
+        """Do not count `paused` seconds, which end at the time `now`, as silence or as waiting."""
+        for session in self:
+            session.seen = min(session.seen + paused, now)
+            for model in session.models.values():
+                model.order.excuse(paused, now)
 
     def model(self, model_id: str) -> HostedModel | None:
         session = self.find(session_of(model_id))

@@ -202,9 +202,20 @@ def stray(folder: Path, kind: str) -> None:
             (folder / "checkpoint.json").write_bytes(b"\xff\xfe{")
         elif kind == "deep record":
             (folder / "checkpoint.json").write_text("[" * 100_000)
+        elif kind == "record with a wrong field":
+            fields = json.loads((folder.with_name("a") / "checkpoint.json").read_text())
+            (folder / "checkpoint.json").write_text(json.dumps({**fields, "step": "none"}))
 
 
-STRAYS = ["file", "link", "folder", "record that is a folder", "damaged record", "deep record"]
+STRAYS = [
+    "file",
+    "link",
+    "folder",
+    "record that is a folder",
+    "damaged record",
+    "deep record",
+    "record with a wrong field",
+]
 
 
 @pytest.mark.parametrize("kind", STRAYS)
@@ -219,6 +230,7 @@ def test_what_is_no_checkpoint_is_named_once_and_stops_no_list_and_no_save(servi
     assert rest.list_training_runs().result().cursor.total_count == 1
     (message,) = [record.message for record in caplog.records if record.message.startswith("skipped")]
     assert "weights/stray" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("kind", STRAYS)

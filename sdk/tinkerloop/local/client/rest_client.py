@@ -163,12 +163,16 @@ class RestClient:
 
 
 def copy_into(store: CheckpointStore, path: str, run: str, ttl_seconds: int | None) -> str:
-    """Copy a checkpoint into the training run `run`, unless it was copied before. Return the path of the copy."""
+    """Copy a checkpoint into the training run `run`. Return the path of the copy.
+
+    If it was copied before, only change when the copy expires.
+    """
     _, kind, name = _parse(path)
     copy = f"tinker://{run}/{kind}/{name}"
     expires_at = expiry(ttl_seconds)
     with suppress(tinker.NotFoundError):
-        return store.read(copy).path
+        known = store.read(copy)
+        return (known if known.expires_at == expires_at else store.update(copy, expires_at=expires_at)).path
     return store.copy(path, copy, expires_at=expires_at).path
 
 

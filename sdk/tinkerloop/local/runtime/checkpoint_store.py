@@ -41,6 +41,7 @@ from tinkerloop.local.request_errors import bad_request, conflict, not_found, se
 from tinkerloop.local.runtime.checkpoint_paths import KINDS, parse_path
 from tinkerloop.local.runtime.checkpoint_record import RECORD_FILE, CheckpointInfo, read_record, write_record
 from tinkerloop.local.runtime.peft_format import adapter_config
+from tinkerloop.terminal import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -247,8 +248,8 @@ class CheckpointStore:
             logger.warning(
                 "skipped %s: it is not a checkpoint, or is damaged (%s); move it elsewhere, or delete it (a RestClient "
                 "does so with delete_checkpoint_from_tinker_path)",
-                place,
-                error,
+                one_line(place),
+                one_line(error),
             )
 
     def run_folder(self, run: str) -> Path:
