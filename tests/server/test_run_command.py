@@ -103,6 +103,44 @@ def test_a_signal_is_passed_on_to_the_script():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+IN_TERMINAL = """
+import os, signal, sys
+from tinkerloop.cli.run_script import run_command
+
+terminal = os.open(sys.argv[1], os.O_RDWR)  # the terminal of this session, in whose foreground this process is
+if sys.argv[2] == "background":
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    if os.fork():
+        sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+    os.setpgid(0, 0)
+os.dup2(terminal, 0)
+if sys.argv[3] == "from elsewhere":
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+count = "import signal, sys, time; n = []; signal.signal(signal.SIGINT, lambda *_: n.append(1)); "
+count += "print('READY', os.getppid(), flush=True); time.sleep(1); sys.exit(len(n))"
+sys.exit(run_command([sys.executable, "-c", "import os; " + count], os.environ)[0])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+@pytest.mark.parametrize("place", ["foreground", "background"])
+@pytest.mark.parametrize("input_is", ["the terminal", "from elsewhere"])
+def test_an_interrupt_reaches_the_script_once(place, input_is):
+    import pty
+
+    master, slave = pty.openpty()
+    command = [sys.executable, "-c", IN_TERMINAL, os.ttyname(slave), place, input_is]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        runner = int(process.stdout.readline().split()[1])
+        if place == "foreground":
+            os.write(master, b"\x03")  # Ctrl-C
+        else:
+            os.kill(runner, signal.SIGINT)
+    os.close(master)
+    os.close(slave)
+    assert process.returncode == 1
+
+
 @pytest.mark.parametrize("retry, status", [(1, 1), (2, 0), (9, 0)])
 def test_a_script_that_failed_is_started_again_at_most_so_often(retry, status, tmp_path):
     code = f"starts = {str(tmp_path / 'starts')!r}; open(starts, 'a').write('x'); exit(len(open(starts).read()) < 3)"

@@ -136,13 +136,14 @@ def run_command(command: Sequence[str], environment: Mapping[str, str]) -> tuple
 def _passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     """Send the signals that this process gets to `process`. Ctrl-C in a terminal reaches both without our help.
 
+    So a SIGINT is passed on only while this process is not in the foreground of its terminal.
     The value is the list of the signals so far.
     """
     signals: list[int] = []
 
     def send(number: int, frame: object) -> None:
         signals.append(number)
-        if number != signal.SIGINT or not os.isatty(0):
+        if number != signal.SIGINT or not _is_in_foreground():
             process.send_signal(number)
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -152,3 +153,19 @@ def _passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_in_foreground() -> bool:
+    """Return true if Ctrl-C in the terminal reaches this process and its children, wherever their input is from."""
+    if os.name == "nt":
+        return True  # a SIGINT comes from the console, which sends it to all its processes
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False  # no terminal
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False  # the terminal is closed
+    finally:
+        os.close(terminal)
