@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -71,6 +72,17 @@ def test_the_script_has_the_url_and_a_key_that_is_no_secret(monkeypatch):
     monkeypatch.setenv("TINKER_API_KEY", "tml-secret")
     code = "import os; print(os.environ['TINKER_BASE_URL'], os.environ['TINKER_API_KEY'])"
     assert in_script(code) == "http://127.0.0.1:1 tml-local"
+
+
+@pytest.mark.parametrize("end", ["raise RuntimeError('out of luck')", "raise SystemExit(1)"])
+def test_a_run_is_resumed_by_the_command_that_started_the_script(end, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["tinkerloop", "run", "--root", "my root", "train.py", "--api-key", "s3cr3t"])
+    code = f"from tinkerloop.loop import Run\nwith Run({str(tmp_path)!r}): {end}"
+    environment = {**os.environ, **script_environment("http://127.0.0.1:1", {})}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=500)
+    assert "anew, by: tinkerloop run --root 'my root' train.py --api-key '***'\n" in done.stderr
+    started = json.loads((tmp_path / "environment.json").read_text())
+    assert started["command"] == ["tinkerloop", "run", "--root", "my root", "train.py", "--api-key", "***"]
 
 
 def test_processes_of_the_script_find_the_tokenizer_too(tmp_path):

@@ -11,6 +11,7 @@ be started again after a failure, with --retry.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -27,6 +28,7 @@ from tinkerloop.cli.engine_options import add_engine_arguments, read_models
 from tinkerloop.cli.hub_names import environment_of
 from tinkerloop.cli.number_options import at_least
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.loop.start_environment import COMMAND_VARIABLE
 from tinkerloop.loopback import LOCAL_KEY
 from tinkerloop.redaction import redacted_arguments
 from tinkerloop.terminal import printable
@@ -107,7 +109,13 @@ def script_environment(url: str, folders: Mapping[str, str]) -> dict[str, str]:
     `folders` maps the names of models to the folders with their tokenizers.
     """
     path = os.pathsep.join(filter(None, [str(_SITE), os.environ.get("PYTHONPATH", "")]))
-    return {"TINKER_BASE_URL": url, "TINKER_API_KEY": LOCAL_KEY, "PYTHONPATH": path, **environment_of(folders)}
+    return {
+        "TINKER_BASE_URL": url,
+        "TINKER_API_KEY": LOCAL_KEY,
+        "PYTHONPATH": path,
+        COMMAND_VARIABLE: json.dumps(sys.orig_argv),  # the script is resumed by this command, not by its own
+        **environment_of(folders),
+    }
 
 
 def run_with_retries(command: Sequence[str], environment: Mapping[str, str], retry: int) -> int:

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tinkerloop._version import __version__
 from tinkerloop.errors import CheckpointError, RunLockedError, ServerLostError, TinkerloopError
 from tinkerloop.loop.checkpoints import Checkpoints, Record
 from tinkerloop.loop.config_json import json_form
 from tinkerloop.loop.events import Summary
 from tinkerloop.loop.jsonl import append_line, cut, read_lines, without_non_finite, write_atomic
 from tinkerloop.loop.sinks import Jsonl
-from tinkerloop.redaction import redacted, redacted_arguments
+from tinkerloop.loop.start_environment import command, current_time, environment
+from tinkerloop.redaction import redacted
 from tinkerloop.terminal import one_line
 
 _ANEW = "nothing was saved yet, so it is started anew"
 _WRITTEN_AT_START = ("config.json", "environment.json", "facts.json", "summary.json")
-_PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
 
 class Run:
@@ -134,7 +129,7 @@ class Run:
                 "reason": summary.reason,
                 "error": None if summary.error is None else redacted(repr(summary.error)),
                 "metrics": dict(summary.metrics),
-                "ended": _now(),
+                "ended": current_time(),
                 "seconds": round(self._seconds + time.monotonic() - self._began, 3),
             },
         )
@@ -154,7 +149,7 @@ class Run:
     def _how_to_go_on(self) -> str:
         latest = self.checkpoints.latest()
         where = f"it is resumed at step {latest.step}, from {latest.path}" if latest else _ANEW
-        return f"{where}, by: {one_line(shlex.join(redacted_arguments(sys.orig_argv)))}"
+        return f"{where}, by: {one_line(shlex.join(command()))}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -294,42 +289,3 @@ def _print_changes(changes: list[tuple[str, Any, Any]]) -> None:
     print("the run is resumed with other options than at the last start that trained it:", file=sys.stderr)
     for option, then, now in rows:
         print(f"  {option:<{widths[0]}}  {then:<{widths[1]}}  {now}", file=sys.stderr)
-
-
-def environment() -> dict[str, Any]:
-    """Return the current time (UTC), command line, code revision, host, and the versions of Python and packages."""
-    versions: dict[str, str | None] = {
-        "tinkerloop": __version__
-    }  # not from the metadata, whose package name may differ
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "started": _now(),
-        "command": redacted_arguments(sys.orig_argv),
-        "revision": _revision(),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": versions,
-    }
-
-
-def _revision() -> str | None:
-    """Return the git commit of the working directory, with a "+" if files have changed since; None outside git."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
