@@ -113,7 +113,7 @@ class Run:
         For example `run.describe(data=str(conversations.report), renderer=renderer.name)`. Values that are not
         JSON-serializable are written as `str`.
         """
-        self._write("facts.json", redacted(facts))
+        self._write("facts.json", redacted(json_form(facts)))
 
     def finish(self, summary: Summary) -> None:
         """Write `summary`, which `Loop.run` returns, to summary.json, with the seconds since the start.
@@ -122,11 +122,12 @@ class Run:
         If the run was stopped before its end, for example by SIGTERM, also print to stderr how to go on. If there was
         nothing left to train, print that.
         """
+        reason = redacted(summary.reason)
         self._write(
             "summary.json",
             {
                 "step": summary.step,
-                "reason": summary.reason,
+                "reason": reason,
                 "error": None if summary.error is None else redacted(repr(summary.error)),
                 "metrics": dict(summary.metrics),
                 "ended": current_time(),
@@ -143,7 +144,7 @@ class Run:
                 file=sys.stderr,
             )
         if summary.stopped_early:
-            stopped = f"was stopped at step {summary.step} ({one_line(summary.reason)})"
+            stopped = f"was stopped at step {summary.step} ({one_line(reason)})"
             print(f"the run in {one_line(self.folder)} {stopped}; {self._how_to_go_on()}", file=sys.stderr)
 
     def _how_to_go_on(self) -> str:
