@@ -308,6 +308,28 @@ def test_a_folder_whose_lock_could_not_be_written_is_not_left_locked(tmp_path, m
         pass
 
 
+@pytest.mark.parametrize("flush", range(1, 8))  # those of lock.holder, config.json, environment.json, starts.jsonl
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_start_that_fails_while_it_writes_leaves_the_run_as_it_was(
+    flush, is_new, service, batches, tmp_path, monkeypatch
+):
+    if not is_new:
+        started(service, batches, tmp_path, {"steps": 2}, "unigram")
+    before, flushes, fsync = contents(tmp_path), [], os.fsync
+
+    def full(descriptor):
+        flushes.append(descriptor)
+        if len(flushes) == flush:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"), Run(tmp_path, {"steps": 4}):
+            pass
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("name", ["lock.holder", "config.json", "config.json.tmp", "environment.json.tmp"])
 def test_a_planted_link_is_replaced_and_what_it_points_to_is_left_alone(tmp_path, name):
     (tmp_path / "mine").write_text("mine")

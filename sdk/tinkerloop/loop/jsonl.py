@@ -120,11 +120,15 @@ def write_atomic(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)  # left by a kill, or a link that somebody planted
-    with temporary.open("xb") as file:  # "x" follows no link
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("xb") as file:  # "x" follows no link
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk it would take the room that is left
+        raise
     if os.name == "nt":  # Windows cannot open a folder to flush it
         return
     folder = os.open(path.parent, os.O_RDONLY)

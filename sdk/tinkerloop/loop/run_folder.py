@@ -76,6 +76,7 @@ class Run:
         self.config = redacted(without_non_finite(json_form(dict(config or {}))))
         self.checkpoints = Checkpoints(self.folder, delete)
         self.metrics = Jsonl(self.folder / "metrics.jsonl")
+        self._has_begun = False
         self._held = FileLock(self.folder / "lock", timeout=0, mode=0o644, thread_local=False)
 
     def __enter__(self) -> Run:
@@ -88,7 +89,11 @@ class Run:
             write_atomic(self._holder, holder.encode())
             self._start()
         except BaseException:
-            self._held.release()  # __exit__ is not called when __enter__ raises
+            try:
+                if self._has_begun:
+                    self._undo_start()
+            finally:
+                self._held.release()  # __exit__ is not called when __enter__ raises
             raise
         return self
 
@@ -100,12 +105,13 @@ class Run:
         self._latest = latest
         self._before = {name: _content(self.folder / name) for name in _WRITTEN_AT_START}
         self._began, self._seconds = time.monotonic(), _number_in(self._before["summary.json"], "seconds")
-        self._summary.unlink(missing_ok=True)
+        self._starts = cut(self.folder / "starts.jsonl")
+        self._has_begun = True
         self._write("config.json", self.config)
         self._write("environment.json", started)
-        self._starts = cut(self.folder / "starts.jsonl")
         started["step"] = latest.step if latest else 0
         append_line(self.folder / "starts.jsonl", {"config": self.config, **started})
+        self._summary.unlink(missing_ok=True)  # at last: on a full disk it could not be written again
 
     def describe(self, **facts: Any) -> None:
         """Write facts about the data and the model to facts.json, for people who read the page of the run.
@@ -188,13 +194,14 @@ class Run:
     def _undo_start(self, keep: Collection[str] = ()) -> None:
         """Undo what this start has written about itself, except for the files `keep`."""
         for name, content in self._before.items():
-            if name in keep:
+            if name in keep or _content(self.folder / name) == content:
                 continue
             if content is None:
                 (self.folder / name).unlink(missing_ok=True)
             else:
                 write_atomic(self.folder / name, content)
-        cut(self.folder / "starts.jsonl", self._starts)
+        if cut(self.folder / "starts.jsonl", self._starts) == 0:
+            (self.folder / "starts.jsonl").unlink(missing_ok=True)
 
     @property
     def _summary(self) -> Path:
