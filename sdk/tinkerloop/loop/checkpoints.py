@@ -16,7 +16,7 @@ from typing import Any
 
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.futures import resolve
-from tinkerloop.loop.jsonl import append_line, cut, read_lines, write_lines
+from tinkerloop.loop.jsonl import append_line, cut, read_lines, with_quoted_words, write_lines
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ def saved_paths(folder: str | Path) -> list[tuple[str | None, str | None]]:
     Raises:
         CheckpointError: a line is not a JSON object.
     """
-    lines = read_lines(Path(folder) / "checkpoints.jsonl")
+    lines = read_lines(Path(folder) / "checkpoints.jsonl", restore_numbers=False)
     paths = [(line.get("state_path") or line.get("path"), line.get("sampler_path")) for line in lines]
     return [pair for pair in paths if any(pair)]
 
@@ -231,7 +231,7 @@ _COOKBOOK_FIELDS = ("name", "batch", "state_path")
 def _line(record: Record) -> dict[str, Any]:
     """Return the line of a record: its fields, and those by which the Tinker Cookbook reads `checkpoints.jsonl`."""
     named = {"name": record.path.rpartition("/")[2], "batch": record.step, "state_path": record.path}
-    return {**asdict(record), **named}
+    return {**with_quoted_words(asdict(record)), **named}
 
 
 def new_run_id() -> str:

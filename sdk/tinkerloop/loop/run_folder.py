@@ -254,7 +254,7 @@ def last_config(folder: str | Path) -> dict[str, Any] | None:
 
     A start that failed before it wrote a record has not changed the run.
     """
-    starts = list(read_lines(Path(folder) / "starts.jsonl"))
+    starts = list(read_lines(Path(folder) / "starts.jsonl", restore_numbers=False))
     latest = Checkpoints(folder).latest()
     trained = which_trained([start.get("step", 0) for start in starts], latest.step if latest else 0)
     configs = [start.get("config") for start, has_trained in zip(starts, trained, strict=True) if has_trained]
