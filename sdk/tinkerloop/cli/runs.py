@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -20,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinkerloop.cli.output_files import check_output
-from tinkerloop.cli.text_options import non_empty
+from tinkerloop.cli.text_options import non_empty, non_empty_path
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.metric_names import did_you_mean
 from tinkerloop.report.comparison import comparison_page, find_runs, run_rows, shown_cell
@@ -29,7 +28,9 @@ from tinkerloop.terminal import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="Folder to search. Default: runs.")
+    parser.add_argument(
+        "folder", type=non_empty_path, nargs="?", default="runs", help="Folder to search. Default: runs."
+    )
     parser.add_argument(
         "--sort",
         metavar="COLUMN",
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="Show only runs with this value, in any spelling of a number, or as the table shows it. Repeatable.",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="Also write a page with the table and the curves.")
+    parser.add_argument("--html", type=non_empty_path, metavar="FILE", help="Also write a page with table and curves.")
 
 
 def run(arguments: argparse.Namespace) -> int:
