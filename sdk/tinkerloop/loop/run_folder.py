@@ -278,7 +278,17 @@ def changed_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tup
     """
     before, after = flat_options(then), flat_options(now)
     options = list(dict.fromkeys([*before, *after]))
-    return [(name, before.get(name), after.get(name)) for name in options if before.get(name) != after.get(name)]
+    changes = [(name, before.get(name), after.get(name)) for name in options]
+    return [(name, then, now) for name, then, now in changes if not _is_same(then, now)]
+
+
+def _is_same(then: Any, now: Any) -> bool:
+    """Return true if two values are equal as JSON has them: true is not 1, but 1.0 is."""
+    if isinstance(then, list) and isinstance(now, list):
+        return len(then) == len(now) and all(map(_is_same, then, now))
+    if isinstance(then, dict) and isinstance(now, dict):
+        return then.keys() == now.keys() and all(_is_same(value, now[key]) for key, value in then.items())
+    return then == now and isinstance(then, bool) == isinstance(now, bool)
 
 
 def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
