@@ -1,4 +1,4 @@
-"""What a start of a program is described by: its time, command line, code revision, host and versions."""
+"""The environment of a start of a program: time, command line, code revision, host, Python and packages."""
 
 from __future__ import annotations
 
