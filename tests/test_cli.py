@@ -89,6 +89,26 @@ def test_an_empty_text_is_refused_and_does_not_count_as_no_option(command, text,
     assert f"expected a text that is not empty, got {text!r}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", " "])
+@pytest.mark.parametrize(
+    "command",
+    ["serve --root", "run --root", "export x --to y --root", "export x --to", "chat x --root", "report",
+     "report x --out", "runs", "runs x --html", "rollouts", "inspect", "inspect x --html",
+     "estimate", "estimate x --test-file"],
+)  # fmt: skip
+def test_an_empty_path_is_refused_and_does_not_count_as_the_current_folder(command, text, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([*command.split(), text])
+    assert f"expected a path that is not empty, got {text!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["chat", "export --to y"])
+def test_an_empty_name_of_a_run_is_refused(command, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([*command.split(), ""])
+    assert "expected a text that is not empty, got ''" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_keeps_its_examples_and_wraps_its_text(command, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "70")

@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,10 +33,28 @@ def test_a_signal_stops_at_the_next_boundary_and_records_it(service, batches, tm
     assert checkpoints.latest().step == 3
 
 
-def test_a_second_signal_interrupts(service, batches):
+@pytest.fixture
+def clock(monkeypatch):
+    """Set the clock of Preempt: a list of the times that it reads."""
+    times = []
+    monkeypatch.setattr("tinkerloop.callbacks.preempt.time", SimpleNamespace(monotonic=lambda: times.pop(0)))
+    return times
+
+
+def test_a_second_signal_interrupts(service, batches, clock):
+    clock += [100.0, 101.5]
     callbacks = [Preempt(), Send(signal.SIGINT, step=2, times=2)]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="received SIGINT again"):
         Loop(service.create_lora_training_client(), batches, callbacks=callbacks).run()
+
+
+def test_a_signal_that_arrives_by_several_ways_is_one(service, batches, tmp_path, clock):
+    clock += [100.0, 100.0001, 100.9]
+    checkpoints = Checkpoints(tmp_path)
+    callbacks = [Preempt(), Send(signal.SIGTERM, step=2, times=3)]
+    loop = Loop(service.create_lora_training_client(), batches, callbacks=callbacks, checkpoints=checkpoints)
+    assert loop.run().reason == "received SIGTERM"
+    assert checkpoints.latest().step == 3
 
 
 @pytest.mark.parametrize("fails", [False, True])

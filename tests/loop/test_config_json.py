@@ -15,11 +15,15 @@ import pytest
 from tinkerloop import Loop
 from tinkerloop.loop import Run, config_json, open_training_client
 from tinkerloop.loop.config_json import json_form
+from tinkerloop.loop.run_folder import changed_options
 from tinkerloop.testing import OrderedService, sample_batches
 
 
 class Plain:
     pass
+
+
+PLAIN = f"{__name__}.Plain"
 
 
 class Color(Enum):
@@ -55,6 +59,10 @@ def test_the_examples_of_the_module():
         (Color.RED, "Color.RED"),
         (np.float32(0.5), "0.5"),
         ({"a": [1, None, True, "x"]}, {"a": [1, None, True, "x"]}),
+        ({1: "a", True + 1: "b", None: "c", 0.5: "d"}, {"1": "a", "2": "b", "null": "c", "0.5": "d"}),
+        ({1: "a", "1": "b"}, {"1": "a", "'1'": "b"}),
+        ({("a", 1): 1, np.int64(3): 2, Plain: 3, Color.RED: 4}, {'["a", 1]': 1, "3": 2, PLAIN: 3, "Color.RED": 4}),
+        ({frozenset({1}): {(1,): [{2: 3}]}}, {"[1]": {"[1]": [{"2": 3}]}}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -93,3 +101,9 @@ def test_an_unchanged_program_is_resumed_without_other_options(tmp_path, capsys)
     start(1)
     start(2)
     assert "other options" not in capsys.readouterr().err
+
+
+def test_truth_values_are_other_options_than_numbers():
+    then = {"a": 1, "b": [1, {"c": 0}], "d": 1, "same": [True, 2]}
+    now = {"a": True, "b": [1, {"c": False}], "d": 1.0, "same": [True, 2]}
+    assert changed_options(then, now) == [("a", 1, True), ("b", [1, {"c": 0}], [1, {"c": False}])]

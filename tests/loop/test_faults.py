@@ -14,6 +14,8 @@ import tinkerloop
 from tinkerloop.callbacks import Checkpoint, Evaluate, nll
 from tinkerloop.errors import CheckpointError, RunLockedError
 from tinkerloop.loop import Callback, Checkpoints, Jsonl, Log, Loop, Run, Sink, open_training_client
+from tinkerloop.loop.checkpoints import Record
+from tinkerloop.loop.jsonl import append_line, write_lines
 from tinkerloop.testing import OrderedService
 
 
@@ -187,6 +189,45 @@ def test_a_broken_line_in_the_middle_is_an_error_that_names_it(service, batches,
         Checkpoints(tmp_path).latest()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("step", "3", 'step is "3", expected a whole number of at least 0'),
+        ("step", 2.5, "step is 2.5, expected"),
+        ("step", True, "step is true, expected"),
+        ("path", None, "path is null, expected a text that is not empty"),
+        ("callbacks", None, "callbacks is null, expected an object"),
+        ("callbacks", {"a": 3}, "expected an object with an object for each callback"),
+        ("metrics", [1], r"metrics is \[1\], expected an object"),
+        ("tokens", -1, "tokens is -1"),
+        ("sampler_path", 3, "sampler_path is 3, expected a text or null"),
+        ("saved_by", "checkpoint", "expected a list of texts"),
+        ("ttl_seconds", "x", 'ttl_seconds is "x", expected a whole number or null'),
+        ("final", 1, "final is 1, expected true, false or null"),
+        ("model", [], "expected an object or null"),
+        ("another", 1, "its fields are .*'another'"),
+    ],
+)
+def test_a_record_with_a_field_of_another_type_is_an_error_that_names_it(tmp_path, field, value, message):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.append(Record(1, "tinker://run/weights/a", {}, {}, {}))
+    line = json.loads(checkpoints.file.read_text()) | {"step": 2, field: value}
+    append_line(checkpoints.file, line)
+    with pytest.raises(CheckpointError, match=rf"checkpoints.jsonl:2: not a valid record: .*{message}"):
+        checkpoints.latest()
+
+
+@pytest.mark.parametrize("field", ["step", "path", "cursor", "callbacks", "metrics"])
+def test_a_record_without_a_field_that_each_version_has_written_is_an_error(tmp_path, field):
+    line = {"step": 1, "path": "tinker://run/weights/a", "cursor": {}, "callbacks": {}, "metrics": {"a": None}}
+    append_line(tmp_path / "checkpoints.jsonl", line)
+    assert Checkpoints(tmp_path).latest().step == 1
+    del line[field]
+    write_lines(tmp_path / "checkpoints.jsonl", [line])
+    with pytest.raises(CheckpointError, match=r"checkpoints.jsonl:1: not a valid record: its fields are"):
+        Checkpoints(tmp_path).latest()
+
+
 def test_a_missing_checkpoint_says_what_to_do(service, batches, tmp_path):
     run(service, batches, tmp_path)
     service.checkpoints.clear()
@@ -306,6 +347,28 @@ def test_a_folder_whose_lock_could_not_be_written_is_not_left_locked(tmp_path, m
             pass
     with Run(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("flush", range(1, 8))  # those of lock.holder, config.json, environment.json, starts.jsonl
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_start_that_fails_while_it_writes_leaves_the_run_as_it_was(
+    flush, is_new, service, batches, tmp_path, monkeypatch
+):
+    if not is_new:
+        started(service, batches, tmp_path, {"steps": 2}, "unigram")
+    before, flushes, fsync = contents(tmp_path), [], os.fsync
+
+    def full(descriptor):
+        flushes.append(descriptor)
+        if len(flushes) == flush:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"), Run(tmp_path, {"steps": 4}):
+            pass
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["lock.holder", "config.json", "config.json.tmp", "environment.json.tmp"])

@@ -7,6 +7,7 @@ import pytest
 
 from tests.report.conftest import REPLIES
 from tinkerloop.errors import CheckpointError
+from tinkerloop.loop.jsonl import append_line
 from tinkerloop.report import write_report
 from tinkerloop.report.shown_rollouts import shown_samples
 
@@ -132,6 +133,22 @@ def test_a_browser_draws_every_chart_without_an_error(run_folder, tmp_path):
 def test_samples_without_a_score_are_not_called_best_or_worst():
     samples = [{"step": 3, "messages": [], "reply": f"reply {i}"} for i in range(5)]
     assert [(one["kind"], one["reward"]) for one in shown_samples(samples)] == [("sample", None)] * 3
+
+
+def test_samples_keep_texts_that_are_words_for_numbers(tmp_path):
+    sample = {"step": 0, "messages": [{"role": "user", "content": "NaN"}], "reply": "Infinity", "reference": "NaN"}
+    append_line(tmp_path / "metrics.jsonl", {"step": 0, "loss": 1.0})
+    append_line(tmp_path / "samples.jsonl", {**sample, "score": float("-inf")})
+    page = write_report(tmp_path).read_text()
+    assert re.findall(r"</b><pre>(.*?)</pre>", page) == ["NaN", "Infinity", "NaN"]
+    assert "score -inf" in page
+
+
+def test_an_option_that_is_no_number_is_not_another_option_at_each_start(tmp_path):
+    append_line(tmp_path / "metrics.jsonl", {"step": 9, "loss": 1.0})
+    for step in (0, 5):
+        append_line(tmp_path / "starts.jsonl", {"step": step, "config": {"limit": float("nan")}})
+    assert "limit: " not in write_report(tmp_path).read_text()
 
 
 def test_options_are_compared_with_those_of_the_last_start_that_trained(tmp_path):

@@ -53,6 +53,15 @@ def test_a_value_is_found_in_each_spelling_of_its_number_and_as_the_table_shows_
     assert f"\n{count} run{'' if count == 1 else 's'} in " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("options", "order"), [([], "dcaeb"), (["--reverse"], "eacdb")])
+def test_a_run_whose_value_is_nan_comes_last_in_both_directions(tmp_path, capsys, options, order):
+    for name, loss in zip("abcde", (3.0, "NaN", 1.0, "-Infinity", "Infinity"), strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps({"step": 0, "loss": loss}) + "\n")
+    assert main(["runs", str(tmp_path), "--sort", "loss", *options]) == 0
+    assert "".join(re.findall(r"^\s+([a-e])\s", capsys.readouterr().out, re.MULTILINE)) == order
+
+
 def test_a_column_that_is_not_there_gets_the_nearest_name(runs, capsys):
     assert main(["runs", str(runs), "--sort", "lss"]) == 2
     assert capsys.readouterr().err.rstrip().endswith("got 'lss'; did you mean 'loss'?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -73,6 +74,17 @@ def test_the_script_has_the_url_and_a_key_that_is_no_secret(monkeypatch):
     assert in_script(code) == "http://127.0.0.1:1 tml-local"
 
 
+@pytest.mark.parametrize("end", ["raise RuntimeError('out of luck')", "raise SystemExit(1)"])
+def test_a_run_is_resumed_by_the_command_that_started_the_script(end, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["tinkerloop", "run", "--root", "my root", "train.py", "--api-key", "s3cr3t"])
+    code = f"from tinkerloop.loop import Run\nwith Run({str(tmp_path)!r}): {end}"
+    environment = {**os.environ, **script_environment("http://127.0.0.1:1", {})}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=500)
+    assert "anew, by: tinkerloop run --root 'my root' train.py --api-key '***'\n" in done.stderr
+    started = json.loads((tmp_path / "environment.json").read_text())
+    assert started["command"] == ["tinkerloop", "run", "--root", "my root", "train.py", "--api-key", "***"]
+
+
 def test_processes_of_the_script_find_the_tokenizer_too(tmp_path):
     folder = str(write_built_in_tokenizer(tmp_path / "tokenizer"))
     load = "from transformers import AutoTokenizer; print(len(AutoTokenizer.from_pretrained('Org/Model', fast=True)))"
@@ -101,6 +113,44 @@ def test_a_signal_is_passed_on_to_the_script():
     code += f"os.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(600)"
     assert run_with_retries([sys.executable, "-c", code], os.environ, retry=9) == 5
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+IN_TERMINAL = """
+import os, signal, sys
+from tinkerloop.cli.run_script import run_command
+
+terminal = os.open(sys.argv[1], os.O_RDWR)  # the terminal of this session, in whose foreground this process is
+if sys.argv[2] == "background":
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    if os.fork():
+        sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+    os.setpgid(0, 0)
+os.dup2(terminal, 0)
+if sys.argv[3] == "from elsewhere":
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+count = "import signal, sys, time; n = []; signal.signal(signal.SIGINT, lambda *_: n.append(1)); "
+count += "print('READY', os.getppid(), flush=True); time.sleep(1); sys.exit(len(n))"
+sys.exit(run_command([sys.executable, "-c", "import os; " + count], os.environ)[0])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+@pytest.mark.parametrize("place", ["foreground", "background"])
+@pytest.mark.parametrize("input_is", ["the terminal", "from elsewhere"])
+def test_an_interrupt_reaches_the_script_once(place, input_is):
+    import pty
+
+    master, slave = pty.openpty()
+    command = [sys.executable, "-c", IN_TERMINAL, os.ttyname(slave), place, input_is]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        runner = int(process.stdout.readline().split()[1])
+        if place == "foreground":
+            os.write(master, b"\x03")  # Ctrl-C
+        else:
+            os.kill(runner, signal.SIGINT)
+    os.close(master)
+    os.close(slave)
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize("retry, status", [(1, 1), (2, 0), (9, 0)])

@@ -92,7 +92,8 @@ class Evaluate(Callback):
         if newest is None:
             newest, self.state.boundary = step if step > 0 else -1, -1
         if self._samples is not None and self._samples.exists():
-            rows = read_lines(self._samples)  # those of an earlier run, or of evaluations that come again, are removed
+            # Those of an earlier run, or of evaluations that come again, are removed.
+            rows = read_lines(self._samples, restore_numbers=False)
             write_lines(self._samples, [row for row in rows if row["name"] != self.name or row["step"] <= newest])
 
     def on_boundary(self, boundary: Boundary) -> Requests:

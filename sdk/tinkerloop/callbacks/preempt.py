@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from types import FrameType, MappingProxyType
 from typing import Any
@@ -12,11 +13,16 @@ from tinkerloop.errors import PlanError
 from tinkerloop.loop.callback import Callback
 from tinkerloop.loop.events import Boundary, Requests, Stop, Summary
 
+_SAME = 1.0
+"""Seconds within which a further signal is the first one again: many senders reach a process by two ways at once."""
+
 
 class Preempt(Callback):
     """Stop the run on SIGTERM or SIGINT: at the next boundary (the point between two steps), which is recorded.
 
-    A second signal raises KeyboardInterrupt. The signal handlers only set a flag; they are installed when the run
+    A second signal raises KeyboardInterrupt, unless it comes within a second of the first: a service manager, a job
+    scheduler or `timeout` sends one signal to a program and to its parent, which passes it on.
+    The signal handlers only set a flag; they are installed when the run
     starts, and the previous handlers are restored when it ends. `summary.reason` names the signal, so that the caller
     can choose an exit code.
 
@@ -30,6 +36,7 @@ class Preempt(Callback):
         self._signals = tuple(signals)
         self._previous: dict[signal.Signals, Any] = {}
         self._received: signal.Signals | None = None
+        self._received_at = 0.0
 
     def on_start(self, step: int, steps: int | None) -> Requests:
         if threading.current_thread() is not threading.main_thread():
@@ -48,6 +55,7 @@ class Preempt(Callback):
         self._previous = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
+        if self._received is None:
+            self._received, self._received_at = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._received_at > _SAME:
             raise KeyboardInterrupt(f"received {signal.Signals(number).name} again")
-        self._received = signal.Signals(number)

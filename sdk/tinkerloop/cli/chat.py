@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from tinkerloop._lazy import tinker
 from tinkerloop.cli.number_options import at_least, non_negative
 from tinkerloop.cli.run_checkpoint import checkpoint_of, naming_root, run_config
-from tinkerloop.cli.text_options import non_empty
+from tinkerloop.cli.text_options import non_empty, non_empty_path
 from tinkerloop.clients import SamplingClientLike, ServiceClientLike
 from tinkerloop.connection import connect
 from tinkerloop.errors import TinkerloopError
@@ -34,7 +34,9 @@ from tinkerloop.tokenizers import get_tokenizer
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run", help="A run folder (its newest checkpoint is used), a tinker:// path, or the name of a base model."
+        "run",
+        type=non_empty,
+        help="A run folder (its newest checkpoint is used), a tinker:// path, or the name of a base model.",
     )
     parser.add_argument(
         "--service",
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--root",
-        type=Path,
+        type=non_empty_path,
         help="The folder that tinker:// paths are relative to. The default is the run's own folder, or ~/.tinkerloop.",
     )
     parser.add_argument(

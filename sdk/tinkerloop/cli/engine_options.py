@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from tinkerloop.cli.text_options import non_empty_path
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.tokenizers.loading import BUILT_IN
 
@@ -27,7 +28,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         help="A base model: the name that programs use, and the folder with the model. It can be given several times; "
         'no other model can be opened. "tiny" and "tiny-vl" are built in and need no folder.',
     )
-    parser.add_argument("--root", type=Path, help="The folder of the checkpoints (default: ~/.tinkerloop).")
+    parser.add_argument("--root", type=non_empty_path, help="The folder of the checkpoints (default: ~/.tinkerloop).")
     parser.add_argument(
         "--device", type=device_name, help="The torch device (default: cuda if there is a GPU, otherwise cpu)."
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tinkerloop.cli.inspect import tokenizer_line
 from tinkerloop.cli.number_options import at_least, non_negative
-from tinkerloop.cli.text_options import non_empty
+from tinkerloop.cli.text_options import non_empty, non_empty_path
 from tinkerloop.data import Datums, conversation_datums, load_conversations
 from tinkerloop.data.estimation import (
     Evaluations,
@@ -35,7 +35,7 @@ from tinkerloop.tokenizers.loading import BUILT_IN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="A file whose rows have `messages` and optionally `tools`.")
+    parser.add_argument("file", type=non_empty_path, help="A file whose rows have `messages` and optionally `tools`.")
     parser.add_argument(
         "--model", type=non_empty, default="tiny", help="The name or folder of the model (default: tiny)."
     )
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accumulate", type=at_least(1), default=1, help="Batches per optimizer step (default: 1).")
     parser.add_argument("--steps", type=at_least(1), help="The largest number of steps.")
     parser.add_argument("--rank", type=at_least(1), default=32, help="Rank of the LoRA adapter (default: 32).")
-    parser.add_argument("--test-file", type=Path, help="A file of held-out conversations that are evaluated.")
+    parser.add_argument("--test-file", type=non_empty_path, help="A file of held-out conversations that are evaluated.")
     parser.add_argument(
         "--eval-every",
         type=at_least(1),
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--price{name}", type=non_negative, help=f"Price of a million tokens {what}.")
     parser.add_argument(
         "--prices",
-        type=Path,
+        type=non_empty_path,
         metavar="FILE",
         help="TOML or JSON file that maps each model to a table of the prices of a million tokens: train, and "
         "optionally prefill and sample.",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from tinkerloop.cli.run_checkpoint import checkpoint_of, naming_root, training_path
-from tinkerloop.cli.text_options import non_empty
+from tinkerloop.cli.text_options import non_empty, non_empty_path
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.terminal import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="A run folder (its newest checkpoint is exported), or a tinker:// path.")
-    parser.add_argument("--to", type=Path, required=True, help="The folder to which the files are written.")
+    parser.add_argument(
+        "path", type=non_empty, help="A run folder (its newest checkpoint is taken), or a tinker:// path."
+    )
+    parser.add_argument("--to", type=non_empty_path, required=True, help="The folder to which the files are written.")
     parser.add_argument("--merged", action="store_true", help="Write a whole transformers model instead of an adapter.")
     parser.add_argument(
         "--service",
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--root",
-        type=Path,
+        type=non_empty_path,
         help="The folder that tinker:// paths are relative to. The default is the run's own folder, or ~/.tinkerloop.",
     )
 

@@ -17,11 +17,10 @@ import html
 import sys
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 
 from tinkerloop.cli.number_options import at_least
 from tinkerloop.cli.output_files import check_output
-from tinkerloop.cli.text_options import non_empty
+from tinkerloop.cli.text_options import non_empty, non_empty_path
 from tinkerloop.data import FileSource
 from tinkerloop.data.conversations import parse_conversation
 from tinkerloop.errors import DataError, ImageError, RenderError, TinkerloopError
@@ -35,7 +34,7 @@ from tinkerloop.tokenizers.loading import tokenizer_to_render
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="A file whose rows have `messages` and optionally `tools`.")
+    parser.add_argument("file", type=non_empty_path, help="A file whose rows have `messages` and optionally `tools`.")
     parser.add_argument(
         "--renderer", type=non_empty, help="The chat format. The default is the one recommended for --model."
     )
@@ -60,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=at_least(0), default=5, help="The number of rows to show (default: 5); 0 shows all."
     )
     parser.add_argument(
-        "--html", type=Path, metavar="PAGE", help="Write an HTML page to this file instead of to the terminal."
+        "--html",
+        type=non_empty_path,
+        metavar="PAGE",
+        help="Write an HTML page to this file, not to the terminal.",
     )
 
 

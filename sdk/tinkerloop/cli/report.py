@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from tinkerloop.cli.output_files import check_output
 from tinkerloop.cli.serve import port
+from tinkerloop.cli.text_options import non_empty_path
 from tinkerloop.errors import TinkerloopError
 from tinkerloop.report import read_run, write_report
 from tinkerloop.report.run_page import run_page
@@ -19,9 +19,9 @@ from tinkerloop.terminal import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="Run folder.")
+    parser.add_argument("run", type=non_empty_path, help="Run folder.")
     parser.add_argument(
-        "--out", type=Path, help="File to write, without --watch. Default: report.html in the run folder."
+        "--out", type=non_empty_path, help="File to write, without --watch. Default: report.html in the run folder."
     )
     parser.add_argument("--watch", action="store_true", help="Serve the page on 127.0.0.1 until you press Ctrl-C.")
     parser.add_argument("--port", type=port, help="Port for --watch. Default: any free port.")

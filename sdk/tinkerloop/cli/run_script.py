@@ -11,6 +11,7 @@ be started again after a failure, with --retry.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import signal
@@ -27,6 +28,7 @@ from tinkerloop.cli.engine_options import add_engine_arguments, read_models
 from tinkerloop.cli.hub_names import environment_of
 from tinkerloop.cli.number_options import at_least
 from tinkerloop.errors import TinkerloopError
+from tinkerloop.loop.start_environment import COMMAND_VARIABLE
 from tinkerloop.loopback import LOCAL_KEY
 from tinkerloop.redaction import redacted_arguments
 from tinkerloop.terminal import printable
@@ -107,7 +109,13 @@ def script_environment(url: str, folders: Mapping[str, str]) -> dict[str, str]:
     `folders` maps the names of models to the folders with their tokenizers.
     """
     path = os.pathsep.join(filter(None, [str(_SITE), os.environ.get("PYTHONPATH", "")]))
-    return {"TINKER_BASE_URL": url, "TINKER_API_KEY": LOCAL_KEY, "PYTHONPATH": path, **environment_of(folders)}
+    return {
+        "TINKER_BASE_URL": url,
+        "TINKER_API_KEY": LOCAL_KEY,
+        "PYTHONPATH": path,
+        COMMAND_VARIABLE: json.dumps(sys.orig_argv),  # the script is resumed by this command, not by its own
+        **environment_of(folders),
+    }
 
 
 def run_with_retries(command: Sequence[str], environment: Mapping[str, str], retry: int) -> int:
@@ -136,13 +144,14 @@ def run_command(command: Sequence[str], environment: Mapping[str, str]) -> tuple
 def _passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     """Send the signals that this process gets to `process`. Ctrl-C in a terminal reaches both without our help.
 
+    So a SIGINT is passed on only while this process is not in the foreground of its terminal.
     The value is the list of the signals so far.
     """
     signals: list[int] = []
 
     def send(number: int, frame: object) -> None:
         signals.append(number)
-        if number != signal.SIGINT or not os.isatty(0):
+        if number != signal.SIGINT or not _is_in_foreground():
             process.send_signal(number)
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -152,3 +161,19 @@ def _passing_signals_to(process: subprocess.Popen[bytes]) -> Iterator[list[int]]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_in_foreground() -> bool:
+    """Return true if Ctrl-C in the terminal reaches this process and its children, wherever their input is from."""
+    if os.name == "nt":
+        return True  # a SIGINT comes from the console, which sends it to all its processes
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False  # no terminal
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False  # the terminal is closed
+    finally:
+        os.close(terminal)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
@@ -20,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinkerloop.cli.output_files import check_output
-from tinkerloop.cli.text_options import non_empty
+from tinkerloop.cli.text_options import non_empty, non_empty_path
 from tinkerloop.errors import PlanError
 from tinkerloop.loop.metric_names import did_you_mean
 from tinkerloop.report.comparison import comparison_page, find_runs, run_rows, shown_cell
@@ -29,9 +28,14 @@ from tinkerloop.terminal import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="Folder to search. Default: runs.")
     parser.add_argument(
-        "--sort", metavar="COLUMN", type=non_empty, help="Sort by this column; runs without a value come last."
+        "folder", type=non_empty_path, nargs="?", default="runs", help="Folder to search. Default: runs."
+    )
+    parser.add_argument(
+        "--sort",
+        metavar="COLUMN",
+        type=non_empty,
+        help="Sort by this column; runs without a value or with NaN come last.",
     )
     parser.add_argument("--reverse", action="store_true", help="With --sort: from the largest value to the smallest.")
     parser.add_argument(
@@ -41,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="Show only runs with this value, in any spelling of a number, or as the table shows it. Repeatable.",
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="Also write a page with the table and the curves.")
+    parser.add_argument("--html", type=non_empty_path, metavar="FILE", help="Also write a page with table and curves.")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         _check_column("--sort", arguments.sort, columns)
         keys = [_sort_key(row.get(arguments.sort)) for row in rows]
         order = sorted(range(len(rows)), key=keys.__getitem__, reverse=arguments.reverse)
-        order.sort(key=lambda i: rows[i].get(arguments.sort) is None)
+        order.sort(key=lambda i: _is_missing(rows[i].get(arguments.sort)))
         runs, rows = [runs[i] for i in order], [rows[i] for i in order]
     _print_table(rows, columns)
     print(f"{len(rows)} run{'' if len(rows) == 1 else 's'} in {one_line(arguments.folder)}")
@@ -84,8 +88,13 @@ def _is_written(value: object, written: str) -> bool:
         return False
 
 
+def _is_missing(value: object) -> bool:
+    """Return true if there is no value, or NaN, which is neither larger nor smaller than another."""
+    return value is None or value != value
+
+
 def _sort_key(value: object) -> tuple[bool, float, str]:
-    number = isinstance(value, int | float)
+    number = isinstance(value, int | float) and not _is_missing(value)
     return (not number, float(value) if number else 0.0, str(value))  # type: ignore[arg-type]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinkerloop.cli.number_options import at_least
+from tinkerloop.cli.text_options import non_empty_path
 from tinkerloop.errors import CheckpointError
 from tinkerloop.rollouts.rollout_log import read_rollouts
 from tinkerloop.rollouts.trajectory import Group, Trajectory
@@ -23,7 +24,9 @@ ROLLOUTS_FILE = "rollouts.jsonl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="A run folder that has a rollouts.jsonl, or the path of such a file.")
+    parser.add_argument(
+        "run", type=non_empty_path, help="A run folder with a rollouts.jsonl, or the path of such a file."
+    )
     parser.add_argument(
         "--step",
         type=at_least(0),

@@ -17,7 +17,6 @@ from tinkerloop.errors import CheckpointError, PlanError, TinkerloopError
 from tinkerloop.loop.callback import Callback, callback_name
 from tinkerloop.loop.checkpoints import Record
 from tinkerloop.loop.events import Accumulate, Eval, Log, Request, Retain, Save, Stop
-from tinkerloop.loop.jsonl import NON_FINITE
 from tinkerloop.loop.metric_names import check_metrics, did_you_mean
 from tinkerloop.loop.plan import Plan
 from tinkerloop.loop.weak_identity_map import WeakIdentityMap
@@ -259,8 +258,7 @@ def _saved(name: str, state: Any) -> dict[str, Any]:
             raise CheckpointError(
                 f"the state of callback {name!r} cannot be saved: {field.name} is {value!r}"
                 f"{'' if field.init else ', a field with init=False'}. Its fields must be init fields and have "
-                f"JSON-serializable values: numbers, strings other than {', '.join(NON_FINITE)} (which stand for "
-                "numbers), booleans, None, lists, or dicts with strings as keys"
+                "JSON-serializable values: numbers, strings, booleans, None, lists, or dicts with strings as keys"
             )
     return asdict(state)
 
@@ -271,7 +269,7 @@ def _is_json(value: Any) -> bool:
         return all(map(_is_json, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and all(map(_is_json, value.values()))
-    return value is None or (isinstance(value, bool | int | float | str) and value not in NON_FINITE)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def requests_of(name: str, event: str, answer: Any) -> list[Request]:

@@ -6,17 +6,18 @@ line also has the fields by which the Tinker Cookbook finds a checkpoint: `name`
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.futures import resolve
-from tinkerloop.loop.jsonl import append_line, cut, read_lines, write_lines
+from tinkerloop.loop.jsonl import append_line, cut, read_lines, with_quoted_words, write_lines
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,6 @@ class Checkpoints:
         Raises:
             CheckpointError: a line is not a valid record.
         """
-        known = {field.name for field in fields(Record)}
         records = []
         for number, line in enumerate(read_lines(self.file), 1):
             if "name" in line and "cursor" not in line:
@@ -121,10 +121,7 @@ class Checkpoints:
                     f"or pass load_checkpoint_path={str(self.folder)!r} to train.Config"
                 )
             line = {key: value for key, value in line.items() if key not in _COOKBOOK_FIELDS}
-            if not known >= set(line) or not {"step", "path", "cursor"} <= set(line):
-                raise CheckpointError(
-                    f"{self.file}:{number}: not a valid record: its fields are {sorted(line)}; repair or move the file"
-                )
+            _check_line(line, f"{self.file}:{number}")
             records.append(Record(**line))
         return records
 
@@ -220,7 +217,7 @@ def saved_paths(folder: str | Path) -> list[tuple[str | None, str | None]]:
     Raises:
         CheckpointError: a line is not a JSON object.
     """
-    lines = read_lines(Path(folder) / "checkpoints.jsonl")
+    lines = read_lines(Path(folder) / "checkpoints.jsonl", restore_numbers=False)
     paths = [(line.get("state_path") or line.get("path"), line.get("sampler_path")) for line in lines]
     return [pair for pair in paths if any(pair)]
 
@@ -228,10 +225,70 @@ def saved_paths(folder: str | Path) -> list[tuple[str | None, str | None]]:
 _COOKBOOK_FIELDS = ("name", "batch", "state_path")
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_states(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(state, dict) for state in value.values())
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+_COUNT = ("a whole number of at least 0", _is_count)
+_TEXT = ("a text that is not empty", _is_text)
+_TEXT_OR_NULL = ("a text or null", lambda value: value is None or isinstance(value, str))
+_FIELDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "step": _COUNT,
+    "path": _TEXT,
+    "cursor": ("any value", lambda value: True),
+    "callbacks": ("an object with an object for each callback", _is_states),
+    "metrics": ("an object", lambda value: isinstance(value, dict)),  # some versions logged values that are no numbers
+    "tokens": _COUNT,
+    "rows": _COUNT,
+    "sampler_path": _TEXT_OR_NULL,
+    "run": _TEXT_OR_NULL,
+    "folder": _TEXT_OR_NULL,
+    "model": ("an object or null", lambda value: value is None or isinstance(value, dict)),
+    "saved_by": ("a list of texts", _is_texts),
+    "trained_tokens": _COUNT,
+    "ttl_seconds": ("a whole number or null", lambda value: value is None or _is_count(value)),
+    "final": ("true, false or null", lambda value: value is None or isinstance(value, bool)),
+}
+"""The fields of a record in its line: what is expected there, and the check of it."""
+_REQUIRED = [field.name for field in fields(Record) if field.default is MISSING]
+
+
+def _check_line(line: Mapping[str, Any], where: str) -> None:
+    """Check the fields of a line and their types. Fields that earlier versions did not write may be missing.
+
+    Raises:
+        CheckpointError: a field is unknown, missing or of another type.
+    """
+    if not set(_REQUIRED) <= set(line) <= set(_FIELDS):
+        raise CheckpointError(
+            f"{where}: not a valid record: its fields are {sorted(line)}, expected are {', '.join(_REQUIRED)}, and "
+            f"perhaps {', '.join(name for name in _FIELDS if name not in _REQUIRED)}; repair or move the file"
+        )
+    for name, value in line.items():
+        expected, is_valid = _FIELDS[name]
+        if not is_valid(value):
+            raise CheckpointError(
+                f"{where}: not a valid record: {name} is {json.dumps(value)[:80]}, expected {expected}; repair or move "
+                "the file"
+            )
+
+
 def _line(record: Record) -> dict[str, Any]:
     """Return the line of a record: its fields, and those by which the Tinker Cookbook reads `checkpoints.jsonl`."""
     named = {"name": record.path.rpartition("/")[2], "batch": record.step, "state_path": record.path}
-    return {**asdict(record), **named}
+    return {**with_quoted_words(asdict(record)), **named}
 
 
 def new_run_id() -> str:

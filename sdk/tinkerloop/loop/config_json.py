@@ -17,18 +17,35 @@ _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+")  # in the repr of an object without
 def json_form(value: Any) -> Any:
     """Return a value that consists of dictionaries, lists, texts, numbers, truth values and None.
 
-    An object of chz becomes a dictionary of its fields, and a set a sorted list. A function or class is written as its
-    module and name, and a service client as its class. Any other object is written as `str`, without memory addresses.
+    The keys of dictionaries become texts. An object of chz becomes a dictionary of its fields, and a set a sorted list.
+    A function or class is written as its module and name, and a service client as its class. Any other object is
+    written as `str`, without memory addresses.
     """
-    return json.loads(json.dumps(value, default=_stand_in))
+    if isinstance(value, Mapping):
+        return _object(value)
+    if isinstance(value, list | tuple):
+        return [json_form(one) for one in value]
+    if value is None or isinstance(value, str | int | float):
+        return json.loads(json.dumps(value))  # an enumeration's text or number, too
+    return _stand_in(value)
+
+
+def _object(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a mapping whose keys are texts. Keys that would have the same text are written as Python writes them."""
+    texts = [_key(key) for key in value]
+    names = [repr(key) if texts.count(text) > 1 else text for key, text in zip(value, texts, strict=True)]
+    return {name: json_form(one) for name, one in zip(names, value.values(), strict=True)}
+
+
+def _key(key: Any) -> str:
+    form = json_form(key)
+    return form if isinstance(form, str) else json.dumps(form)
 
 
 def _stand_in(value: Any) -> Any:
-    """Return what stands for a value that JSON cannot express."""
+    """Return what stands for a value that JSON cannot express, in its JSON form."""
     if isinstance(value, Set):
         return sorted(map(json_form, value), key=json.dumps)
-    if isinstance(value, Mapping):
-        return dict(value)
     if hasattr(value, "__qualname__"):
         return _name(value)
     if hasattr(value, "create_lora_training_client"):
@@ -36,7 +53,7 @@ def _stand_in(value: Any) -> Any:
     if hasattr(value, "__chz_fields__"):
         import chz
 
-        return {name: getattr(value, name) for name in chz.chz_fields(value)}
+        return {name: json_form(getattr(value, name)) for name in chz.chz_fields(value)}
     return _ADDRESS.sub("", str(value))
 
 

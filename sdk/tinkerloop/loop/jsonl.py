@@ -4,7 +4,8 @@ A line is complete once its newline is written. Text after the last newline is a
 ignores it, and `cut`, which is called before appending, removes it.
 
 JSON has no NaN and no infinities. They are written as the strings "NaN", "Infinity" and "-Infinity" (the convention of
-Protocol Buffers), which `float` and `Number` of other languages accept, and `read_lines` returns them as numbers.
+Protocol Buffers), which `float` and `Number` of other languages accept, and `read_lines` returns them as numbers. In a
+file that may also have these words as texts, they are quoted (`with_quoted_words`), or numbers are not restored.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def read_lines(path: Path, *, restore_numbers: bool = True) -> Iterator[dict[str
 
     Args:
         path: the file.
-        restore_numbers: return the strings "NaN", "Infinity" and "-Infinity" as numbers. Pass False for a file whose
-            texts may be one of these words, such as the messages of trajectories, and whose numbers are all finite.
+        restore_numbers: return the strings "NaN", "Infinity" and "-Infinity" as numbers, and quoted words as texts.
+            Pass False for a file whose texts may be one of these words, such as the messages of trajectories.
 
     Raises:
         CheckpointError: a complete line is not a JSON object.
@@ -120,11 +121,15 @@ def write_atomic(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)  # left by a kill, or a link that somebody planted
-    with temporary.open("xb") as file:  # "x" follows no link
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("xb") as file:  # "x" follows no link
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk it would take the room that is left
+        raise
     if os.name == "nt":  # Windows cannot open a folder to flush it
         return
     folder = os.open(path.parent, os.O_RDONLY)
@@ -156,13 +161,28 @@ def without_non_finite(value: Any) -> Any:
     return value
 
 
+def with_quoted_words(value: Any) -> Any:
+    """Return `value`, with an apostrophe before each text that would be read as a number.
+
+    >>> with_quoted_words({"file": "NaN", "quoted": "'NaN", "rate": float("inf"), "text": "NaNs"})
+    {'file': "'NaN", 'quoted': "''NaN", 'rate': inf, 'text': 'NaNs'}
+    """
+    if isinstance(value, Mapping):
+        return {key: with_quoted_words(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_quoted_words(one) for one in value]
+    return f"'{value}" if isinstance(value, str) and value.lstrip("'") in NON_FINITE else value
+
+
 def _with_numbers(value: Any) -> Any:
-    """Return `value`, with the number in place of each "NaN", "Infinity" and "-Infinity"."""
+    """Return `value`, with the number in place of each "NaN", "Infinity" and "-Infinity", and quoted words as texts."""
     if isinstance(value, dict):
         return {key: _with_numbers(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_with_numbers(one) for one in value]
-    return float(value) if isinstance(value, str) and value in NON_FINITE else value
+    if not isinstance(value, str) or value.lstrip("'") not in NON_FINITE:
+        return value
+    return value[1:] if value.startswith("'") else float(value)
 
 
 def _number(value: Any) -> Any:

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tinkerloop._version import __version__
 from tinkerloop.errors import CheckpointError, RunLockedError, ServerLostError, TinkerloopError
 from tinkerloop.loop.checkpoints import Checkpoints, Record
 from tinkerloop.loop.config_json import json_form
 from tinkerloop.loop.events import Summary
 from tinkerloop.loop.jsonl import append_line, cut, read_lines, without_non_finite, write_atomic
 from tinkerloop.loop.sinks import Jsonl
-from tinkerloop.redaction import redacted, redacted_arguments
+from tinkerloop.loop.start_environment import command, current_time, environment
+from tinkerloop.redaction import redacted
 from tinkerloop.terminal import one_line
 
 _ANEW = "nothing was saved yet, so it is started anew"
 _WRITTEN_AT_START = ("config.json", "environment.json", "facts.json", "summary.json")
-_PACKAGES = ("tinker", "torch", "transformers", "peft", "numpy")
 
 
 class Run:
@@ -81,6 +76,7 @@ class Run:
         self.config = redacted(without_non_finite(json_form(dict(config or {}))))
         self.checkpoints = Checkpoints(self.folder, delete)
         self.metrics = Jsonl(self.folder / "metrics.jsonl")
+        self._has_begun = False
         self._held = FileLock(self.folder / "lock", timeout=0, mode=0o644, thread_local=False)
 
     def __enter__(self) -> Run:
@@ -93,7 +89,11 @@ class Run:
             write_atomic(self._holder, holder.encode())
             self._start()
         except BaseException:
-            self._held.release()  # __exit__ is not called when __enter__ raises
+            try:
+                if self._has_begun:
+                    self._undo_start()
+            finally:
+                self._held.release()  # __exit__ is not called when __enter__ raises
             raise
         return self
 
@@ -105,12 +105,13 @@ class Run:
         self._latest = latest
         self._before = {name: _content(self.folder / name) for name in _WRITTEN_AT_START}
         self._began, self._seconds = time.monotonic(), _number_in(self._before["summary.json"], "seconds")
-        self._summary.unlink(missing_ok=True)
+        self._starts = cut(self.folder / "starts.jsonl")
+        self._has_begun = True
         self._write("config.json", self.config)
         self._write("environment.json", started)
-        self._starts = cut(self.folder / "starts.jsonl")
         started["step"] = latest.step if latest else 0
         append_line(self.folder / "starts.jsonl", {"config": self.config, **started})
+        self._summary.unlink(missing_ok=True)  # at last: on a full disk it could not be written again
 
     def describe(self, **facts: Any) -> None:
         """Write facts about the data and the model to facts.json, for people who read the page of the run.
@@ -118,7 +119,7 @@ class Run:
         For example `run.describe(data=str(conversations.report), renderer=renderer.name)`. Values that are not
         JSON-serializable are written as `str`.
         """
-        self._write("facts.json", redacted(facts))
+        self._write("facts.json", redacted(json_form(facts)))
 
     def finish(self, summary: Summary) -> None:
         """Write `summary`, which `Loop.run` returns, to summary.json, with the seconds since the start.
@@ -127,14 +128,15 @@ class Run:
         If the run was stopped before its end, for example by SIGTERM, also print to stderr how to go on. If there was
         nothing left to train, print that.
         """
+        reason = redacted(summary.reason)
         self._write(
             "summary.json",
             {
                 "step": summary.step,
-                "reason": summary.reason,
+                "reason": reason,
                 "error": None if summary.error is None else redacted(repr(summary.error)),
                 "metrics": dict(summary.metrics),
-                "ended": _now(),
+                "ended": current_time(),
                 "seconds": round(self._seconds + time.monotonic() - self._began, 3),
             },
         )
@@ -148,13 +150,13 @@ class Run:
                 file=sys.stderr,
             )
         if summary.stopped_early:
-            stopped = f"was stopped at step {summary.step} ({one_line(summary.reason)})"
+            stopped = f"was stopped at step {summary.step} ({one_line(reason)})"
             print(f"the run in {one_line(self.folder)} {stopped}; {self._how_to_go_on()}", file=sys.stderr)
 
     def _how_to_go_on(self) -> str:
         latest = self.checkpoints.latest()
         where = f"it is resumed at step {latest.step}, from {latest.path}" if latest else _ANEW
-        return f"{where}, by: {one_line(shlex.join(redacted_arguments(sys.orig_argv)))}"
+        return f"{where}, by: {one_line(shlex.join(command()))}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -192,13 +194,14 @@ class Run:
     def _undo_start(self, keep: Collection[str] = ()) -> None:
         """Undo what this start has written about itself, except for the files `keep`."""
         for name, content in self._before.items():
-            if name in keep:
+            if name in keep or _content(self.folder / name) == content:
                 continue
             if content is None:
                 (self.folder / name).unlink(missing_ok=True)
             else:
                 write_atomic(self.folder / name, content)
-        cut(self.folder / "starts.jsonl", self._starts)
+        if cut(self.folder / "starts.jsonl", self._starts) == 0:
+            (self.folder / "starts.jsonl").unlink(missing_ok=True)
 
     @property
     def _summary(self) -> Path:
@@ -251,7 +254,7 @@ def last_config(folder: str | Path) -> dict[str, Any] | None:
 
     A start that failed before it wrote a record has not changed the run.
     """
-    starts = list(read_lines(Path(folder) / "starts.jsonl"))
+    starts = list(read_lines(Path(folder) / "starts.jsonl", restore_numbers=False))
     latest = Checkpoints(folder).latest()
     trained = which_trained([start.get("step", 0) for start in starts], latest.step if latest else 0)
     configs = [start.get("config") for start, has_trained in zip(starts, trained, strict=True) if has_trained]
@@ -275,7 +278,17 @@ def changed_options(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tup
     """
     before, after = flat_options(then), flat_options(now)
     options = list(dict.fromkeys([*before, *after]))
-    return [(name, before.get(name), after.get(name)) for name in options if before.get(name) != after.get(name)]
+    changes = [(name, before.get(name), after.get(name)) for name in options]
+    return [(name, then, now) for name, then, now in changes if not _is_same(then, now)]
+
+
+def _is_same(then: Any, now: Any) -> bool:
+    """Return true if two values are equal as JSON has them: true is not 1, but 1.0 is."""
+    if isinstance(then, list) and isinstance(now, list):
+        return len(then) == len(now) and all(map(_is_same, then, now))
+    if isinstance(then, dict) and isinstance(now, dict):
+        return then.keys() == now.keys() and all(_is_same(value, now[key]) for key, value in then.items())
+    return then == now and isinstance(then, bool) == isinstance(now, bool)
 
 
 def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -294,42 +307,3 @@ def _print_changes(changes: list[tuple[str, Any, Any]]) -> None:
     print("the run is resumed with other options than at the last start that trained it:", file=sys.stderr)
     for option, then, now in rows:
         print(f"  {option:<{widths[0]}}  {then:<{widths[1]}}  {now}", file=sys.stderr)
-
-
-def environment() -> dict[str, Any]:
-    """Return the current time (UTC), command line, code revision, host, and the versions of Python and packages."""
-    versions: dict[str, str | None] = {
-        "tinkerloop": __version__
-    }  # not from the metadata, whose package name may differ
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "started": _now(),
-        "command": redacted_arguments(sys.orig_argv),
-        "revision": _revision(),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": versions,
-    }
-
-
-def _revision() -> str | None:
-    """Return the git commit of the working directory, with a "+" if files have changed since; None outside git."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return commit + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

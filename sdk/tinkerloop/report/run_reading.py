@@ -19,7 +19,7 @@ from typing import Any
 
 from tinkerloop.errors import CheckpointError
 from tinkerloop.loop.events import COMPLETE
-from tinkerloop.loop.jsonl import read_lines
+from tinkerloop.loop.jsonl import NON_FINITE, read_lines
 
 _FILES = ("metrics.jsonl", "checkpoints.jsonl", "starts.jsonl", "config.json", "summary.json")
 
@@ -72,7 +72,8 @@ class RunData:
     @cached_property
     def samples(self) -> Sequence[Mapping[str, Any]]:
         """The lines of `samples.jsonl`: replies that an evaluation has sampled."""
-        return list(read_lines(self.folder / "samples.jsonl"))
+        rows = read_lines(self.folder / "samples.jsonl", restore_numbers=False)  # a message may be the text "NaN"
+        return [row | {"score": float(row["score"])} if row.get("score") in NON_FINITE else row for row in rows]
 
     @cached_property
     def newest(self) -> Mapping[str, tuple[int, float]]:
@@ -155,7 +156,7 @@ def read_run(folder: str | Path) -> RunData:
         folder=folder,
         config=_json(folder / "config.json") or {},
         environment=_json(folder / "environment.json") or {},
-        starts=list(read_lines(folder / "starts.jsonl")),
+        starts=list(read_lines(folder / "starts.jsonl", restore_numbers=False)),  # compared, and a NaN equals none
         summary=_json(folder / "summary.json"),
         records=list(read_lines(folder / "checkpoints.jsonl")),
         facts=_json(folder / "facts.json") or {},
