@@ -13,7 +13,8 @@ import pytest
 import tinkerloop.data
 from tinkerloop.data import Conversation, RawRow, conversation_to_datum, parse_conversation
 from tinkerloop.errors import DataError, RenderError, TinkerloopError
-from tinkerloop.message_checks import MessageError, read_conversation, read_message
+from tinkerloop.message_checks import read_conversation, read_message
+from tinkerloop.message_values import MessageError
 from tinkerloop.messages import ToolCall, UnparsedToolCall
 from tinkerloop.renderers import get_renderer
 from tinkerloop.tokenizers import get_tokenizer

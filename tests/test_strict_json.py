@@ -9,9 +9,10 @@ import pytest
 from tests.renderers.chats import everyones_tokenizer, renderer
 from tinkerloop.data.file_readers import parse_line
 from tinkerloop.errors import RenderError
-from tinkerloop.message_checks import read_message, read_tools
+from tinkerloop.message_checks import read_message
 from tinkerloop.renderers.parsing.call_syntaxes import read_gemma, read_python
 from tinkerloop.strict_json import DEEPEST, STRICT_JSON
+from tinkerloop.tool_checks import read_tools
 
 
 def nested(depth: int) -> str:

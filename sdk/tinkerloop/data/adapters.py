@@ -15,7 +15,7 @@ from typing import Any
 
 from tinkerloop.data.row_shapes import with_system
 from tinkerloop.errors import DataError
-from tinkerloop.message_checks import is_empty
+from tinkerloop.message_values import is_empty
 from tinkerloop.strict_json import STRICT_JSON
 
 Adapter = Callable[[dict[str, Any]], dict[str, Any]]

@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tinkerloop.errors import DataError
-from tinkerloop.message_checks import MessageError, read_conversation, read_tools
+from tinkerloop.message_checks import read_conversation
+from tinkerloop.message_values import MessageError
 from tinkerloop.messages import ChatMessage
+from tinkerloop.tool_checks import read_tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """The roles that a message of a row may have."""

@@ -15,8 +15,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from tinkerloop.errors import DataError
-from tinkerloop.message_checks import KEYS_OF_A_CALL, KEYS_OF_A_FUNCTION, KEYS_OF_A_PART, MESSAGE_KEYS, is_empty
+from tinkerloop.message_checks import KEYS_OF_A_PART, MESSAGE_KEYS
+from tinkerloop.message_values import is_empty
 from tinkerloop.strict_json import STRICT_JSON
+from tinkerloop.tool_checks import KEYS_OF_A_CALL, KEYS_OF_A_FUNCTION
 
 # fmt: off
 BOOKKEEPING_KEYS = frozenset({
