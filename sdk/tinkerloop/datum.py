@@ -9,7 +9,6 @@ position i of the input predicts `target_tokens[i]`, so tokens t[0..N] become in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from tinkerloop._lazy import tinker
 from tinkerloop.datum_values import check_finite, check_ids, int_array, read_chunks, real_array
 from tinkerloop.errors import DatumError, ZeroWeightError
+from tinkerloop.number_checks import is_whole
 
 if TYPE_CHECKING:
     from tinker.types import ModelInputChunk
@@ -168,9 +168,7 @@ def cut_tokens(
 
 
 def _check_max_length(max_length: int | None) -> None:
-    if max_length is not None and (
-        isinstance(max_length, bool) or not isinstance(max_length, Integral) or max_length < 1
-    ):
+    if max_length is not None and (not is_whole(max_length) or max_length < 1):
         raise DatumError("must be a whole number of at least 1, or None", field="max_length", given=max_length)
 
 

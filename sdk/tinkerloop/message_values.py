@@ -1,4 +1,4 @@
-"""What the checks of messages and of tools share: the error, and the checks of single values."""
+"""Checks of single values in messages, tool calls and declarations, and the error that they raise."""
 
 from __future__ import annotations
 

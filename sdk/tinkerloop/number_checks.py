@@ -9,9 +9,14 @@ from typing import Any
 from tinkerloop.errors import PlanError, TinkerloopError
 
 
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, of Python or numpy. True and 2.0 are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_whole(name: str, value: Any, least: int, *, error: type[TinkerloopError] = PlanError) -> None:
-    """Raise `error` unless `value` is a whole number of at least `least`. True and 2.0 are none."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    """Raise `error` unless `value` is a whole number of at least `least`."""
+    if not is_whole(value) or value < least:
         raise error(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 

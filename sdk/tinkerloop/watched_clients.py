@@ -144,15 +144,15 @@ class WatchedRestClient(RestClient):
 def watched_sampler(watch: ServerWatch, created: Any) -> Any:
     """Watch the server for a sampling client, or for the future of one, which newer versions of tinker return."""
 
-    def watched(client: tinker.SamplingClient) -> WatchedSamplingClient:
+    def watch_client(client: tinker.SamplingClient) -> WatchedSamplingClient:
         client.__class__ = WatchedSamplingClient  # tinker creates its client itself, and takes no subclass for it
         assert isinstance(client, WatchedSamplingClient)
         client.watch = watch
         return client
 
     if not isinstance(created, tinker.APIFuture):
-        return watched(created)
-    future: Any = AwaitableConcurrentFuture(followed(watch, created, watched))
+        return watch_client(created)
+    future: Any = AwaitableConcurrentFuture(followed(watch, created, watch_client))
     return type(created)(future)  # type: ignore[call-arg]  # also usable as the client
 
 

@@ -23,12 +23,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tinkerloop.data.permutation import shuffled_positions
 from tinkerloop.errors import DataError
-from tinkerloop.number_checks import check_whole
+from tinkerloop.number_checks import check_whole, is_whole
 
 if TYPE_CHECKING:
     import tinker
@@ -301,7 +300,7 @@ def check_batching(
     check_whole("batch_size", batch_size, 1, error=DataError)
     if epochs is not None:
         check_whole("epochs", epochs, 1, error=DataError)
-    if isinstance(shuffle, bool) or not isinstance(shuffle, Integral | None):
+    if shuffle is not None and not is_whole(shuffle):
         raise DataError(
             f"shuffle must be a random seed (a whole number) or None, got {shuffle!r}",
             remedy="pass shuffle=0 to shuffle with seed 0, or shuffle=None to keep the order of the rows",

@@ -21,13 +21,13 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tinkerloop.data.conversations import Conversation, OnBad, Report
 from tinkerloop.data.file_readers import without_nulls
 from tinkerloop.data.row_checks import check_conversation
 from tinkerloop.errors import DataError, DatumError, ImageError, RenderError, ZeroWeightError
+from tinkerloop.number_checks import is_whole
 
 if TYPE_CHECKING:
     import tinker
@@ -271,9 +271,7 @@ def check_rendering(renderer: Any, max_length: Any) -> None:
         raise DataError(
             f"renderer must be a renderer, got {renderer!r:.80}", remedy=f"pass get_renderer({name}, tokenizer)"
         )
-    if max_length is not None and (
-        isinstance(max_length, bool) or not isinstance(max_length, Integral) or max_length < 1
-    ):
+    if max_length is not None and (not is_whole(max_length) or max_length < 1):
         raise DataError(f"max_length must be a whole number of tokens of at least 1, or None, got {max_length!r}")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from tinkerloop.local.request_errors import bad_request
+from tinkerloop.number_checks import is_whole
 
 MakeError = Callable[[str], Exception]
 """Function that returns the exception to raise, given the message."""
@@ -35,7 +35,7 @@ def whole_number(
 
     `expected` describes the numbers from `least` to `most` in the error.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+    if not is_whole(value) or not least <= int(value) <= most:
         raise error(f"{name} must be {expected}, got {value!r}")
     return int(value)
 

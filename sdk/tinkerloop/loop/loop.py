@@ -228,8 +228,8 @@ class Loop:
     def _train(self) -> Flow[None]:
         # The callbacks handled the record's boundary before the record was written, so on_boundary is not called again.
         handled = self._record is not None
-        # What is done at the end of a run, too, if it ended there; a record of an older version does not tell.
-        ended = self._record is not None and self._record.final is not False
+        # They also did there what they do at the end of a run, unless the record says that they did not.
+        record_is_final = self._record is not None and self._record.final is not False
         while True:
             step, settled = self._step, self._step - 1 - self._pipeline.ahead
             # Before step s is queued, exactly the results of the steps up to s - 1 - ahead have been delivered.
@@ -243,7 +243,7 @@ class Loop:
             saves = [] if handled else self._ask_boundary(final=not batches)
             # With ahead=0, the results of this boundary's evaluations are delivered here, so they can stop the run.
             yield from self._deliver(settled)
-            ending, told = not batches or self._stop is not None, ended if handled else not batches
+            ending, told = not batches or self._stop is not None, record_is_final if handled else not batches
             asked = not handled
             if ending and not told:
                 if self._record and handled and self._checkpoints:

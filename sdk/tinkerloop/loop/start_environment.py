@@ -35,9 +35,8 @@ def command() -> list[str]:
 
 def environment() -> dict[str, Any]:
     """Return the current time (UTC), command line, code revision, host, and the versions of Python and packages."""
-    versions: dict[str, str | None] = {
-        "tinkerloop": __version__
-    }  # not from the metadata, whose package name may differ
+    # Not from the metadata, whose package name may differ.
+    versions: dict[str, str | None] = {"tinkerloop": __version__}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, cast
 
 from tinkerloop.clients import CustomLoss
 from tinkerloop.datum_checks import LOSS_INPUTS, POLICY_LOSSES
 from tinkerloop.errors import PlanError
-from tinkerloop.number_checks import check_whole
+from tinkerloop.number_checks import check_whole, is_whole
 from tinkerloop.rollouts.advantages import (
     AdvantageFunction,
     compares_trajectories,
@@ -28,8 +27,6 @@ _OPTIONAL = ("further_tasks", "max_in_flight")
 _CHOICES: Mapping[str, Sequence[str]] = {
     "constant_groups": ("drop", "keep"), "weighting": WEIGHTING, "loss_fn": TRAJECTORY_LOSSES
 }  # fmt: skip
-
-
 _METHODS = {
     "client": ("save_weights_and_get_sampling_client", "the training client of the loop"),
     "renderer": ("get_stop_sequences", "a renderer, such as tinkerloop.get_renderer(name, tokenizer)"),
@@ -56,7 +53,7 @@ def check_numbers(seed: Any, **numbers: Any) -> None:
     for name, value in numbers.items():
         if value is not None or name not in _OPTIONAL:
             check_whole(name, value, _LEAST[name])
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
+    if not is_whole(seed):
         raise PlanError(f"seed must be a whole number, got {seed!r}")
 
 
